@@ -1,0 +1,74 @@
+"""Rules on values, each with the key, what was found and what is allowed. Nothing is loaded to check them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bridge_ds.config.schema import Config
+from bridge_ds.errors import ConfigError
+
+__all__ = ["check", "one_of"]
+
+# The names of variants are repeated here as text so that a config is checked without importing torch;
+# tests/test_architecture.py keeps them equal to the tables FUSIONS and MAPPINGS.
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "model.dtype": ("bfloat16", "float32"),
+    "fusion.name": ("last_layer", "global_softmax", "transformer_softmax"),
+    "fusion.path": ("auto", "reference", "torch"),
+    "mapping.kind": ("linear", "mlp"),
+    "data.objective": ("task", "prefix_lm"),
+    "train.schedule": ("cosine", "linear", "constant"),
+}
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "run.seed": (lambda v: v >= 0, "0 or more"),
+    "fusion.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "data.max_source_tokens": (lambda v: v >= 2, "2 or more"),
+    "data.max_prompt_tokens": (lambda v: v >= 1, "1 or more"),
+    "data.max_target_tokens": (lambda v: v >= 2, "2 or more"),
+    "data.workers": (lambda v: v >= 0, "0 or more"),
+    "data.prefetch": (lambda v: v >= 1, "1 or more"),
+    "train.steps": (lambda v: v >= 1, "1 or more"),
+    "train.global_batch": (lambda v: v >= 1, "1 or more"),
+    "train.micro_batch": (lambda v: v >= 1, "1 or more"),
+    "train.lr": (lambda v: v >= 0, "0 or more"),
+    "train.betas": (lambda v: all(0 <= b < 1 for b in v), "two numbers from 0 to below 1"),
+    "train.eps": (lambda v: v > 0, "above 0"),
+    "train.weight_decay": (lambda v: v >= 0, "0 or more"),
+    "train.warmup": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "train.clip": (lambda v: v >= 0, "0 or more"),
+    "train.max_bad_steps": (lambda v: v >= 0, "0 or more"),
+    "checkpoint.every": (lambda v: v >= 1, "1 or more"),
+    "checkpoint.keep": (lambda v: v >= 0, "0 or more"),
+    "track.every": (lambda v: v >= 1, "1 or more"),
+    "evaluation.limit": (lambda v: v >= 0, "0 or more"),
+    "evaluation.batch": (lambda v: v >= 1, "1 or more"),
+}
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError at the first value that no run could use."""
+    for path, choices in _CHOICES.items():
+        one_of(path, _get(config, path), choices)
+    for path, (holds, wanted) in _RANGES.items():
+        value = _get(config, path)
+        if not holds(value):
+            raise ConfigError(f"{path} is {value}; expected {wanted}.")
+    if not config.run.output:
+        raise ConfigError("run.output is empty; expected the path of the run folder.")
+
+
+def one_of(path: str, value: str, choices: Iterable[str]) -> None:
+    """Raises ConfigError, offering the nearest allowed value, unless `value` is among `choices`."""
+    choices = list(choices)
+    if value in choices:
+        return
+    near = difflib.get_close_matches(value, choices, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "choose one of them."
+    raise ConfigError(f"{path} is {value!r}; expected one of {', '.join(choices)}; {hint}")
+
+
+def _get(config: Config, path: str) -> Any:
+    part, key = path.split(".")
+    return getattr(getattr(config, part), key)

@@ -1,0 +1,179 @@
+"""From a recipe, overrides and the command line to one frozen :class:`Config`; unknown keys are refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.config.check import check
+from bridge_ds.config.schema import Config
+from bridge_ds.errors import ConfigError
+
+__all__ = ["RECIPES", "flatten", "from_dict", "load_config", "load_run_config", "save_config", "to_dict"]
+
+RECIPES = Path(__file__).parent / "recipes"
+"""Folder of the shipped recipes; `--recipe testbed` reads testbed.yaml here."""
+
+
+def load_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Config:
+    """The recipe (a name or a path) with `key.path=value` overrides put over it, checked.
+
+    Raises:
+        ConfigError: no such recipe, not YAML, an unknown key, a value of the wrong type or out of range.
+    """
+    values = _read_yaml(_find_recipe(recipe))
+    for text in overrides:
+        _override(values, text)
+    config = from_dict(values)
+    check(config)
+    return config
+
+
+def load_run_config(run: Path) -> Config:
+    """The resolved config.yaml of a run folder."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run} holds no config.yaml; expected a run folder; give the run.output of a training run.")
+    return from_dict(_read_yaml(path))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write the resolved config as YAML that :func:`load_config` reads back."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain lists, numbers and strings, ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    return plain(config)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """`{"train.lr": 3e-5, ...}`: every key as a user types it."""
+    return {f"{part}.{key}": value for part, keys in to_dict(config).items() for key, value in keys.items()}
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Build the typed config; keys that are absent keep their defaults.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is offered) or a value of the wrong type.
+    """
+    return _build(Config, values, "")
+
+
+def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    built = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if key not in known:
+            raise ConfigError(f"unknown key {path!r}; {_nearest(path, prefix, known)}.")
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{path} is {value!r}; expected keys under it, such as {path}.{_first(hint)}.")
+            built[key] = _build(typing.cast(type, hint), value, f"{path}.")
+        else:
+            built[key] = _convert(path, value, hint)
+    return kind(**built)
+
+
+def _first(kind: Any) -> str:
+    return dataclasses.fields(kind)[0].name
+
+
+def _nearest(path: str, prefix: str, known: list[str]) -> str:
+    # The key may be right and the part wrong (optim.lr), so names are compared over the whole schema.
+    parts = {f.name: f.default_factory for f in dataclasses.fields(Config)}
+    everything = [f"{part}.{f.name}" for part, made in parts.items() for f in dataclasses.fields(made)]  # type: ignore[arg-type]
+    near = difflib.get_close_matches(path, everything + list(parts), n=1, cutoff=0.5)
+    last = path.rsplit(".", 1)[-1]
+    same_key = [name for name in everything if name.endswith("." + last)]
+    if same_key or near:
+        return f"did you mean {(same_key or near)[0]!r}?"
+    return f"expected one of {', '.join(prefix + name for name in known)}"
+
+
+def _convert(path: str, value: Any, hint: Any) -> Any:
+    """`value` as the schema's type; YAML's own types decide, plus 1e-3 (a string to YAML 1.1) and lists for tuples."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(path, value, next(o for o in options if o is not type(None)))
+    if origin is tuple:
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path} is {value!r}; expected a list such as [a, b].")
+        if options[-1] is not ... and len(value) != len(options):
+            raise ConfigError(f"{path} has {len(value)} values; expected {len(options)}.")
+        return tuple(_convert(path, item, options[0]) for item in value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is not None and (hint is float or number.is_integer()):
+            return hint(number)
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    raise ConfigError(f"{path} is {value!r}; expected {names[hint]}.")
+
+
+def _find_recipe(recipe: str) -> Path:
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    shipped = RECIPES / f"{recipe.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+    raise ConfigError(f"no recipe {recipe!r}; expected a YAML file or one of {names}.")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not readable as YAML ({where}); expected keys and values.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}; expected keys such as `train:`.")
+    return values
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    import yaml
+
+    name, sign, raw = text.partition("=")
+    part, dot, key = name.strip().partition(".")
+    if not (sign and dot and part and key):
+        raise ConfigError(f"--set {text!r} is not of the form part.key=value, such as train.lr=1e-3.")
+    try:
+        value = yaml.safe_load(raw) if raw else ""
+    except yaml.YAMLError:
+        value = raw
+    section = values.setdefault(part, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"{part} is {section!r}; expected keys under it.")
+    section[key] = value

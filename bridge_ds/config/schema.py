@@ -1,0 +1,188 @@
+"""Every setting of a run, typed, with its unit. Recipes are YAML of this shape; unknown keys are refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "FusionConfig",
+    "MappingConfig",
+    "ModelConfig",
+    "RunConfig",
+    "TrackConfig",
+    "TrainConfig",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run lives and what makes it repeatable."""
+
+    output: str = "runs/default"
+    """Run folder (path); made if absent. Holds config.yaml, metrics.jsonl, checkpoints/, plots/, evaluation.json."""
+    seed: int = 0
+    """Seed of the data order, the initial bridge and dropout (whole number, >= 0)."""
+    resume: str = "auto"
+    """`auto` continues from the newest valid checkpoint if there is one, `never` starts anew in an empty folder,
+    `must` demands a checkpoint; or the path of one step folder."""
+    ds_config: str = "zero3.json"
+    """DeepSpeed file (a path, or a name in ds_configs/)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The two frozen models."""
+
+    encoder: str = "testbed/encoder"
+    """Multilingual encoder (hub id, local folder, or `testbed/encoder`); only its encoder half is loaded."""
+    llm: str = "testbed/llm"
+    """Causal language model (hub id, local folder, or `testbed/llm`)."""
+    encoder_revision: str | None = None
+    """Hub revision of the encoder (commit, tag or branch); none = the default branch."""
+    llm_revision: str | None = None
+    """Hub revision of the LLM; none = the default branch."""
+    dtype: str = "bfloat16"
+    """Number format of both frozen models: bfloat16 | float32 (float16 overflows in T5, transformers#9295)."""
+    activation_checkpointing: bool = False
+    """Recompute the LLM's layers in the backward pass instead of keeping their activations (yes/no)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model (yes/no)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """How the encoder's L layers become one."""
+
+    name: str = "transformer_softmax"
+    """last_layer (LangBridge) | global_softmax | transformer_softmax (arXiv 2508.09091)."""
+    path: str = "auto"
+    """Code path: auto | reference (the full layer, slow, the oracle) | torch (the same function, collapsed)."""
+    dropout: float = 0.1
+    """Dropout probability inside transformer_softmax (0 to below 1); the other fusions have none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappingConfig:
+    """From the encoder's width D to the LLM's width H."""
+
+    kind: str = "linear"
+    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger)."""
+    calibrate: bool = True
+    """Scale the initial mapping so that soft tokens start at the RMS of the LLM's token embeddings (yes/no)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The English shards and how samples become batches."""
+
+    shards: str = "testbed/english"
+    """Folder of webdataset tars with index.json (made by tools/pack_shards.py), or `testbed/english`."""
+    objective: str = "task"
+    """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge)."""
+    augment_prompt: bool = False
+    """Also show the LLM the source text with its own embeddings, after the soft prompt (MindMerger; yes/no)."""
+    max_source_tokens: int = 512
+    """Encoder tokens per sample, end token included; longer sources are cut and counted."""
+    max_prompt_tokens: int = 512
+    """LLM prompt tokens per sample; longer prompts are cut and counted."""
+    max_target_tokens: int = 128
+    """Target tokens per sample, end token included; longer targets are cut and counted."""
+    workers: int = 2
+    """DataLoader worker processes per rank (0 = in the main process)."""
+    prefetch: int = 4
+    """Steps that each worker prepares ahead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Optimisation."""
+
+    steps: int = 1000
+    """Optimizer steps in the whole run."""
+    global_batch: int = 128
+    """Samples per optimizer step over all ranks; micro_batch x ranks must divide it."""
+    micro_batch: int = 8
+    """Samples per rank per forward pass."""
+    lr: float = 3e-5
+    """Peak learning rate of AdamW."""
+    betas: tuple[float, float] = (0.8, 0.999)
+    """AdamW's beta1 and beta2."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: float = 3e-7
+    """AdamW's decoupled weight decay (on matrices; vectors and scalars have none)."""
+    warmup: float = 0.05
+    """Share of `steps` with linear warm-up (0 to 1)."""
+    schedule: str = "cosine"
+    """Learning rate after warm-up: cosine (to 0) | linear (to 0) | constant."""
+    clip: float = 1.0
+    """Largest global gradient norm; 0 = no clipping."""
+    max_bad_steps: int = 0
+    """Steps in a row whose loss or gradient is not finite before the run stops; each one is skipped and shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept on disk."""
+
+    every: int = 500
+    """Optimizer steps between checkpoints (one is always written at the end)."""
+    keep: int = 2
+    """Newest checkpoints kept; older ones are removed after a new one is valid. 0 keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """What is recorded and shown."""
+
+    uri: str = ""
+    """MLflow tracking URI; empty = MLFLOW_TRACKING_URI, else sqlite:///<parent of run.output>/mlflow.db;
+    `none` = metrics.jsonl only."""
+    experiment: str = "bridge_ds"
+    """MLflow experiment name."""
+    name: str = ""
+    """MLflow run name; empty = the name of the run folder."""
+    every: int = 10
+    """Optimizer steps between two lines on a console that is no terminal, and between two MLflow points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The tasks scored after training, in every language they have."""
+
+    tasks: tuple[str, ...] = ()
+    """Names in bridge_ds.tasks.TASKS; empty = no evaluation at the end."""
+    languages: tuple[str, ...] = ()
+    """Language codes; empty = every language of each task."""
+    limit: int = 0
+    """Samples per task and language; 0 = all."""
+    batch: int = 32
+    """Samples per rank per forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. `bridge_ds/config/recipes/*.yaml` are named instances."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Folder, seed, resume."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Frozen encoder and LLM."""
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    """Layers -> one."""
+    mapping: MappingConfig = field(default_factory=MappingConfig)
+    """D -> H."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Shards and batches."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving."""
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """Recording."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Scoring."""

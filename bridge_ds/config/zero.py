@@ -1,0 +1,128 @@
+"""A DeepSpeed file made whole: batch sizes from the recipe, precision of this project, nothing left to chance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.config.schema import Config
+from bridge_ds.errors import ConfigError, LaunchError
+
+__all__ = ["accumulation", "engine_config", "read_ds_config", "shard_config", "stage"]
+
+SHIPPED = Path(__file__).parents[2] / "ds_configs"
+"""Folder of the shipped DeepSpeed files, in the checkout."""
+
+# Removed from DeepSpeed 0.19 (deepspeedai/DeepSpeed#8489): a leftover key is refused there too, but late.
+_REMOVED = (
+    "amp", "compression_training", "curriculum_learning", "eigenvalue", "elasticity", "graph_harvesting", "nebula",
+    "progressive_layer_drop", "quantize_training", "sparse_attention", "sparse_gradients",
+)  # fmt: skip
+_REMOVED_ZERO = ("mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param")
+# Keys whose value comes from the recipe: two sources for one number is one too many.
+_OURS = {
+    "train_batch_size": "train.global_batch",
+    "train_micro_batch_size_per_gpu": "train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_clipping": "train.clip",
+    "optimizer": "train.lr, train.betas, train.eps and train.weight_decay",
+    "scheduler": "train.schedule and train.warmup",
+    "fp16": "model.dtype",
+    "bf16": "model.dtype",
+}
+
+
+def read_ds_config(name: str) -> dict[str, Any]:
+    """Read a DeepSpeed JSON file by path, or by name in `ds_configs/`.
+
+    Raises:
+        ConfigError: no such file, not JSON, a stage other than 2 or 3, an "auto" value (only the HF Trainer resolves
+            those; elsewhere DeepSpeed drops them in silence), a key that DeepSpeed removed, or one the recipe owns.
+    """
+    path = _find(name)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is not JSON (line {error.lineno}: {error.msg}); expected a DeepSpeed config.") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; expected an object with zero_optimization.")
+    for where, value in _walk(values, ""):
+        if value == "auto":
+            raise ConfigError(f'{path} has {where} = "auto", which only the Hugging Face Trainer resolves; write a number.')
+    zero = values.get("zero_optimization", {})
+    removed = [key for key in _REMOVED if key in values]
+    removed += [f"zero_optimization.{key}" for key in _REMOVED_ZERO if key in zero]
+    if removed:
+        raise ConfigError(f"{path} has {removed[0]}, which DeepSpeed has removed (issue #8489); take it out.")
+    owned = [key for key in _OURS if key in values]
+    if owned:
+        raise ConfigError(f"{path} sets {owned[0]}, which the recipe owns; take it out and set {_OURS[owned[0]]}.")
+    if zero.get("stage") not in (2, 3):
+        raise ConfigError(f"{path} has zero_optimization.stage = {zero.get('stage')!r}; expected 2 or 3.")
+    return values
+
+
+def stage(values: dict[str, Any]) -> int:
+    """ZeRO stage, 2 or 3."""
+    return int(values["zero_optimization"]["stage"])
+
+
+def accumulation(config: Config, world_size: int) -> int:
+    """Micro-batches per rank per optimizer step.
+
+    Raises:
+        LaunchError: micro_batch x ranks does not divide the global batch; the message names world sizes that would.
+    """
+    total, micro = config.train.global_batch, config.train.micro_batch
+    if total % (micro * world_size) == 0:
+        return total // (micro * world_size)
+    if total % micro:
+        raise LaunchError(f"train.global_batch {total} is no multiple of train.micro_batch {micro}; change one of them.")
+    fits = [str(n) for n in range(1, total // micro + 1) if (total // micro) % n == 0]
+    raise LaunchError(
+        f"train.global_batch {total} does not divide over {world_size} ranks of train.micro_batch {micro}; "
+        f"start {', '.join(fits)} ranks or change a batch size."
+    )
+
+
+def engine_config(config: Config, values: dict[str, Any], world_size: int) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets.
+
+    Neither bf16 nor fp16 is enabled here on purpose: the frozen models are already in `model.dtype`, and the bridge's
+    float32 parameters are themselves the masters, the same under stage 2 and stage 3. (With bf16 enabled stage 2
+    would round the bridge to bfloat16 and stage 3 would not: `_cast_module_mixed_precision` in DeepSpeed 0.19.)
+    """
+    return values | {
+        "train_micro_batch_size_per_gpu": config.train.micro_batch,
+        "gradient_accumulation_steps": accumulation(config, world_size),
+        "gradient_clipping": config.train.clip,
+        "communication_data_type": values.get("communication_data_type", "fp32"),
+    }
+
+
+def shard_config(config: Config, values: dict[str, Any]) -> dict[str, Any]:
+    """What `zero.Init` gets while the frozen models load: its dtype is the one the shards are kept in."""
+    return values | {
+        "train_micro_batch_size_per_gpu": config.train.micro_batch,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+    }
+
+
+def _find(name: str) -> Path:
+    for path in (Path(name), SHIPPED / name, SHIPPED / f"{name}.json"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(p.name for p in SHIPPED.glob("*.json"))) or "none found"
+    raise ConfigError(f"no DeepSpeed config {name!r}; expected a JSON file or one of ds_configs/ ({names}).")
+
+
+def _walk(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _walk(inner, f"{where}.{key}" if where else key)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _walk(inner, f"{where}[{place}]")
+    else:
+        yield where, value

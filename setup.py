@@ -1,0 +1,40 @@
+"""Package metadata; settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "bridge_ds" / "__init__.py").read_text()).group(1)
+
+setup(
+    name="bridge_ds",
+    version=VERSION,
+    description="Train the bridge between a frozen multilingual encoder and a frozen English LLM, on DeepSpeed ZeRO-3",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["bridge_ds", "bridge_ds.*"]),
+    package_data={"bridge_ds": ["config/recipes/*.yaml", "testbed/weights/*", "testbed/weights/*/*"]},
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "transformers>=5.17,<6",
+        "deepspeed>=0.19.8",
+        "accelerate",  # transformers' ZeRO-3 loading needs it
+        "datasets",
+        "webdataset",
+        "sentencepiece",
+        "protobuf",  # reading spiece.model through transformers
+        "safetensors",
+        "pyyaml",
+        "mlflow",
+        "matplotlib",
+        "tqdm",
+    ],
+    extras_require={
+        "test": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm"],
+        "kernels": ["triton>=3.6"],
+    },
+)
