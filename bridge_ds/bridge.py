@@ -1,0 +1,88 @@
+"""The whole model, the one module that sees every stage: encoder -> fusion -> mapping -> splice -> LLM -> loss.
+
+Letters: B batch, S encoder tokens, P prompt tokens, T target tokens, X spliced length, H LLM width, C labels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bridge_ds.config.schema import Config
+from bridge_ds.data.batch import Batch
+from bridge_ds.encoder.frozen import FrozenEncoder
+from bridge_ds.fusion import FUSIONS
+from bridge_ds.llm.frozen import FrozenLLM
+from bridge_ds.llm.loss import nll_sum, predicting
+from bridge_ds.llm.splice import Segment, Spliced, splice
+from bridge_ds.mapping import Projector
+
+__all__ = ["TRAINABLE", "BridgeModel", "build_bridge"]
+
+TRAINABLE = ("fusion.", "mapping.")
+"""Prefixes of the parameters that are trained; everything else is frozen."""
+
+
+class BridgeModel(nn.Module):
+    """Two frozen models and the bridge between them."""
+
+    def __init__(self, encoder: FrozenEncoder, fusion: nn.Module, mapping: nn.Module, llm: FrozenLLM, bos: int | None) -> None:
+        """Args:
+        bos: token id that opens the LLM's input, or none where the LLM has none.
+        """
+        super().__init__()
+        self.encoder = encoder
+        self.fusion = fusion
+        self.mapping = mapping
+        self.llm = llm
+        self.bos = bos
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Sum of -log p over the batch's target tokens, in nats, a float32 scalar."""
+        spliced = self.spliced(batch)
+        where_BX, labels_N = predicting(spliced.labels_BX)
+        # Right padding and a causal model: no real place ever sees padding, so no mask is needed.
+        logits_NV, _ = self.llm.logits_at(spliced.embeds_BXH, where_BX, use_cache=False)
+        return nll_sum(logits_NV, labels_N)
+
+    def spliced(self, batch: Batch) -> Spliced:
+        """[BOS | soft | end | prompt | target], right-padded, with labels on the targets."""
+        open_BK, prompt, target = self._text(batch, with_targets=True)
+        return splice([open_BK, self.soft(batch), prompt, target])
+
+    def prefix(self, batch: Batch, use_bridge: bool = True) -> Spliced:
+        """All that comes before the answer, left-padded; without the bridge the soft prompt is left out."""
+        open_BK, prompt, _ = self._text(batch, with_targets=False)
+        soft = [self.soft(batch)] if use_bridge else []
+        return splice([open_BK, *soft, prompt], side="left")
+
+    def soft(self, batch: Batch) -> Segment:
+        """The soft prompt: one vector for each encoder token and the end vector."""
+        states = self.encoder(batch.source_ids, batch.source_mask)
+        fused_BSD = self.fusion(states, batch.source_mask)
+        soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
+        return Segment(soft_BSH, mask_BS)
+
+    def _text(self, batch: Batch, with_targets: bool) -> tuple[Segment, Segment, Segment]:
+        """BOS, prompt and target segments from ONE call of the embedding (under ZeRO-3 each call gathers it)."""
+        rows = batch.source_ids.shape[0]
+        opening = batch.prompt_ids.new_full((rows, 0 if self.bos is None else 1), self.bos or 0)
+        masks = [torch.ones_like(opening), batch.prompt_mask, batch.target_mask]
+        ids = [opening, batch.prompt_ids, batch.target_ids]
+        if not with_targets:
+            ids[2], masks[2] = ids[2][:, :0], masks[2][:, :0]
+        parts = self.llm.embed(torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
+        labels = [None, None, ids[2]]
+        first, prompt, target = (Segment(e, m, y) for e, m, y in zip(parts, masks, labels, strict=True))
+        return first, prompt, target
+
+
+def build_bridge(config: Config, encoder: FrozenEncoder, llm: FrozenLLM, bos: int | None) -> BridgeModel:
+    """Make fusion and mapping in float32 (they are their own master weights) from `run.seed`, the same on every rank."""
+    kind = FUSIONS[config.fusion.name]
+    options = {option: getattr(config.fusion, option) for option in kind.OPTIONS}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        fusion = kind(num_layers=encoder.num_layers, width=encoder.width, **options)
+        mapping = Projector(config.mapping.kind, encoder.width, llm.width)
+    return BridgeModel(encoder, fusion, mapping, llm, bos)

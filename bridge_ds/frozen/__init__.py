@@ -1,0 +1,1 @@
+"""What the frozen encoder and the frozen LLM share: loading, freezing, checking against the files, identity."""

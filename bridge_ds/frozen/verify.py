@@ -1,0 +1,97 @@
+"""After loading: do the weights in memory equal the file's? Gathered one at a time, so that no rank holds the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bridge_ds.errors import ConfigError
+
+__all__ = ["verify_weights", "weight_files"]
+
+
+def weight_files(name: str, revision: str | None = None) -> list[Path]:
+    """The safetensors files of a local folder or of a hub model in the cache; empty if it has none."""
+    if Path(name).is_dir():
+        return sorted(Path(name).glob("*.safetensors"))
+    from transformers.utils.hub import cached_file
+
+    def cached(filename: str) -> Path | None:
+        found = cached_file(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False)
+        return Path(found) if found else None
+
+    single = cached("model.safetensors")
+    if single:
+        return [single]
+    index = cached("model.safetensors.index.json")
+    if not index:
+        return []
+    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return [path for shard in shards if (path := cached(shard))]
+
+
+def verify_weights(what: str, model: Any, files: list[Path], is_main: bool, samples: int = 12) -> int:
+    """Compare `samples` tensors, spread over the files, bit for bit (after the cast to the model's dtype).
+
+    Loading under zero.Init has regressed more than once (transformers#45313, #42201): everything then looks right
+    and the model is random. Every rank must call this; only rank 0 reads the files.
+
+    Returns:
+        how many tensors were compared (0 if the model has no safetensors files, or none under known names).
+
+    Raises:
+        ConfigError: a tensor in memory differs from its file (on rank 0).
+    """
+    import deepspeed
+    from safetensors import safe_open
+
+    where = {key: path for path in files for key in _keys(path)}
+    names = _match(model, sorted(where))
+    chosen = sorted(names)[:: max(1, len(names) // samples)]
+    parameters = dict(model.named_parameters())
+    wrong = ""
+    for key in chosen:
+        parameter = parameters[names[key]]
+        sharded = hasattr(parameter, "ds_id")
+        with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+            if is_main and not wrong:
+                with safe_open(where[key], framework="pt") as file:
+                    expected = file.get_tensor(key).to(parameter.dtype)
+                if not torch.equal(parameter.detach().cpu(), expected):
+                    wrong = key
+    if wrong:
+        raise ConfigError(
+            f"{what} weight {wrong} differs in memory from its file {where[wrong].name}; expected equality; "
+            "this transformers or deepspeed version does not load sharded models rightly: use another version or zero2.json."
+        )
+    return len(chosen)
+
+
+def _keys(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return list(file.keys())
+
+
+def _match(model: nn.Module, keys: list[str]) -> dict[str, str]:
+    """File key -> parameter name: equal, or equal after a leading `model.`, `bert.`, ... on one of the two sides."""
+    names = {name for name, _ in model.named_parameters()}
+    by_tail: dict[str, str] = {}
+    for name in names:
+        by_tail.setdefault(name.partition(".")[2], name)
+    found: dict[str, str] = {}
+    for key in keys:
+        tail = key.partition(".")[2]
+        for candidate in (key, tail, tail.partition(".")[2]):
+            if candidate in names:
+                found[key] = candidate
+                break
+        else:
+            if key in by_tail:
+                found[key] = by_tail[key]
+    return found

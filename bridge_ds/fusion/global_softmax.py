@@ -1,0 +1,31 @@
+"""Global Softmax (arXiv 2508.09091): one weight a layer, the same for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from bridge_ds.fusion.base import Fusion, mix, zero_padding
+
+__all__ = ["GlobalSoftmax"]
+
+
+class GlobalSoftmax(Fusion):
+    """w = softmax(tau a), tau = 100 + 1e5 t; f = sum_l w_l h_l.
+
+    The constants are those of the paper's public code: `a` starts at 3e-5 and the learnt scalar `t` at 1e-5, so
+    that at the usual small learning rates the weights still move.
+    """
+
+    def __init__(self, num_layers: int, width: int) -> None:
+        super().__init__(num_layers, width)
+        self.scores = nn.Parameter(torch.full((num_layers,), 3e-5))
+        self.temperature = nn.Parameter(torch.full((1,), 1e-5))
+
+    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        self._check(states)
+        weights_L = torch.softmax((100 + 1e5 * self.temperature) * self.scores, dim=0)
+        self._seen_L = weights_L.detach().float()
+        return zero_padding(mix(states, weights_L), mask)

@@ -1,0 +1,24 @@
+"""LangBridge's choice and our baseline: the encoder's last layer alone (arXiv 2401.10695)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from bridge_ds.fusion.base import Fusion, zero_padding
+
+__all__ = ["LastLayer"]
+
+
+class LastLayer(Fusion):
+    """f = h_L. No parameters."""
+
+    def __init__(self, num_layers: int, width: int) -> None:
+        super().__init__(num_layers, width)
+        self._seen_L = torch.zeros(num_layers)
+        self._seen_L[-1] = 1.0
+
+    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        self._check(states)
+        return zero_padding(states[-1], mask)

@@ -1,0 +1,114 @@
+"""The frozen English LLM: embeds text, predicts at chosen places, keeps its prefix cache while labels are scored.
+
+Letters: B batch, X spliced length, H LLM width, V vocabulary, N places predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import ModelConfig
+from bridge_ds.frozen.load import DTYPES, load_complete
+
+__all__ = ["FrozenLLM", "load_llm"]
+
+
+class FrozenLLM(nn.Module):
+    """Always in evaluation mode, never with a gradient of its own; gradients pass through it to the soft prompt."""
+
+    def __init__(self, model: Any, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.activation_checkpointing = activation_checkpointing
+        if activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.train(False)
+
+    def train(self, mode: bool = True) -> FrozenLLM:
+        """Stays in evaluation mode, except for one flag.
+
+        transformers recomputes a layer only where `layer.training` is true (GradientCheckpointingLayer), so a frozen
+        model in eval silently loses checkpointing. The flag is set on those layers alone: their dropouts are
+        children and stay off.
+        """
+        super().train(False)
+        if self.activation_checkpointing:
+            from transformers.modeling_layers import GradientCheckpointingLayer
+
+            for module in self.model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = mode
+        return self
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return int(self.model.get_input_embeddings().embedding_dim)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """[B, K] ids -> [B, K, H], with whatever scale the model's own embedding module applies (Gemma)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def logits_at(self, embeds_BXH: torch.Tensor, where_BX: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
+        """Run the model and its vocabulary projection at the chosen places only.
+
+        Args:
+            embeds_BXH: input embeddings.
+            where_BX: bool, the places whose next token is wanted.
+            options: passed to the model (attention_mask, position_ids, past_key_values, use_cache).
+
+        Returns:
+            logits [N, V] in row order, and the model's whole output.
+        """
+        with _projecting_only(self.model.get_output_embeddings(), where_BX):
+            output = self.model(inputs_embeds=embeds_BXH, return_dict=True, **options)
+        return output.logits[0], output
+
+
+@contextmanager
+def _projecting_only(head: nn.Module, where_BX: torch.Tensor) -> Iterator[None]:
+    """While open, `head` sees [1, N, H] instead of [B, X, H].
+
+    Full logits (B x X x V) are the memory peak of training. A hook on the module itself, and not `lm_head.weight`
+    read by name, is right for every architecture (soft caps and scales act on what comes out) and under ZeRO-3,
+    where the weight has no elements outside the module's own forward (huggingface/trl#3368).
+    """
+
+    def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0][where_BX][None], *args[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def load_llm(config: ModelConfig) -> FrozenLLM:
+    """Load `model.llm` in `model.dtype`, frozen.
+
+    Raises:
+        ConfigError: not found, incomplete, or not a causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = load_complete(
+        "LLM",
+        resolve(config.llm),
+        AutoModelForCausalLM.from_pretrained,
+        dtype=DTYPES[config.dtype],
+        revision=config.llm_revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return FrozenLLM(model, config.activation_checkpointing)

@@ -1,0 +1,37 @@
+"""The training loss: a plain sum over target tokens, so that the division can be by the global count.
+
+Letters: N target tokens of the micro-batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from bridge_ds.llm.splice import IGNORE
+
+__all__ = ["nll_sum", "predicting"]
+
+
+def predicting(labels_BX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places whose output predicts a target, and those targets.
+
+    Args:
+        labels_BX: [B, X], see :class:`bridge_ds.llm.splice.Spliced`.
+
+    Returns:
+        mask [B, X] (bool; the place before each labelled one) and the labels [N] in row order.
+    """
+    wanted_BX = labels_BX != IGNORE
+    before_BX = torch.zeros_like(wanted_BX)
+    before_BX[:, :-1] = wanted_BX[:, 1:]
+    return before_BX, labels_BX[:, 1:][wanted_BX[:, 1:]]
+
+
+def nll_sum(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """Sum of -log p(label) in nats, float32, a scalar.
+
+    DeepSpeed averages micro-batches and ranks as equals, which over-weights short targets; the sum divided by the
+    target tokens of the whole global batch does not (see :mod:`bridge_ds.engine.step`).
+    """
+    return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
