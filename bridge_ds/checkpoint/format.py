@@ -1,0 +1,94 @@
+"""A checkpoint folder: what is in it, how it is written whole, how it is known to be whole.
+
+    step-00001000/
+      bridge.safetensors      float32 masters of the bridge by parameter name, full tensors, and its buffers
+      optimizer.safetensors   AdamW's `exp_avg/<name>` and `exp_avg_sq/<name>`, full tensors
+      state.json              step, consumed samples, optimizer step, seed, global batch, hash of the shard index
+      manifest.json           written last: size and sha256 of each file, resolved config, base models, versions
+
+Nothing in it depends on the world size, nothing is pickled, nothing frozen is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.errors import CheckpointError
+
+__all__ = ["BRIDGE", "FORMAT", "MANIFEST", "OPTIMIZER", "STATE", "check", "folders", "seal", "step_folder"]
+
+FORMAT = 1
+"""Version of this layout, in the manifest."""
+BRIDGE, OPTIMIZER, STATE, MANIFEST = "bridge.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def step_folder(root: Path, step: int) -> Path:
+    """`root/step-00001000`."""
+    return root / f"step-{step:08d}"
+
+
+def folders(root: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of everything that is named like a checkpoint, newest first; whether it is whole is unknown."""
+    if not root.is_dir():
+        return []
+    found = [(int(m[1]), path) for path in root.iterdir() if path.is_dir() and (m := _NAME.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
+def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Hash every file, write the manifest last, flush all to disk, and rename: the folder is whole or not there."""
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(temporary.iterdir())}
+    text = json.dumps({"format": FORMAT, "files": files} | manifest, indent=1, sort_keys=True)
+    (temporary / MANIFEST).write_text(text, encoding="utf-8")
+    for path in temporary.iterdir():
+        _fsync(path)
+    _fsync(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    _fsync(final.parent)
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder that is whole.
+
+    Raises:
+        CheckpointError: a file is missing, of another size or with another hash, or the manifest is unreadable.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} has no readable {MANIFEST} ({type(error).__name__}); expected a whole checkpoint.") from None
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder} has format {manifest.get('format')}; expected {FORMAT}; use the version that wrote it.")
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder} lacks {name}; expected {expected['bytes']} bytes.")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise CheckpointError(f"{path} has {size} bytes; expected {expected['bytes']}.")
+        if _sha256(path) != expected["sha256"]:
+            raise CheckpointError(f"{path} has another sha256 than its manifest says; the file was changed or damaged.")
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,102 @@
+"""Read and write the full, unsharded training state of the bridge through a DeepSpeed engine, stage 2 or 3.
+
+All functions here are collectives: every rank calls them, and names are visited in the same order everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bridge_ds.errors import CheckpointError
+
+__all__ = ["MOMENTS", "optimizer_step", "read_bridge", "read_moments", "restore_moments", "trained"]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of each parameter."""
+
+
+def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """Trained parameters by name, sorted."""
+    return sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def read_bridge(engine: Any) -> dict[str, torch.Tensor]:
+    """float32 masters, full tensors on CPU, by parameter name; and the bridge's buffers."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    tensors = {name: _full(name, p, safe_get_full_fp32_param(p)) for name, p in trained(engine.module)}
+    for name, buffer in engine.module.named_buffers():
+        if name.startswith(("fusion.", "mapping.")):
+            tensors[name] = buffer.detach().cpu().clone()
+    return tensors
+
+
+def read_moments(engine: Any) -> dict[str, torch.Tensor]:
+    """`exp_avg/<name>` and `exp_avg_sq/<name>`, full tensors on CPU."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    _link_moments(engine.optimizer)
+    return {
+        f"{moment}/{name}": _full(name, p, safe_get_full_optimizer_state(p, moment))
+        for name, p in trained(engine.module)
+        for moment in MOMENTS
+    }
+
+
+def optimizer_step(engine: Any) -> int:
+    """AdamW's own step count (skipped steps do not advance it)."""
+    return max((int(state["step"]) for state in engine.optimizer.optimizer.state.values() if "step" in state), default=0)
+
+
+def restore_moments(engine: Any, moments: dict[str, torch.Tensor], step: int) -> None:
+    """Put AdamW where it was.
+
+    torch creates the state at the first `step()`, DeepSpeed at the same moment: before it there is nothing to set, so
+    it is created here for the flat partitions that the optimizer holds.
+    """
+    wrapper = engine.optimizer
+    stage3 = hasattr(wrapper, "fp32_partitioned_groups_flat")
+    flats = wrapper.fp32_partitioned_groups_flat if stage3 else wrapper.single_partition_of_fp32_groups
+    for flat in flats:
+        wrapper.optimizer.state[flat] = {"step": torch.tensor(float(step))} | {m: torch.zeros_like(flat) for m in MOMENTS}
+    _link_moments(wrapper)
+    for name, parameter in trained(engine.module):
+        for moment in MOMENTS:
+            _write(parameter, moment, moments[f"{moment}/{name}"], stage3)
+
+
+def _link_moments(wrapper: Any) -> None:
+    """Let stage 2 find the moments of every parameter group.
+
+    DeepSpeed 0.19.8 links them once, after the step of the FIRST group, when the others have none yet; with more than
+    one group `safe_get_full_optimizer_state` then fails for the rest. Linking again is harmless.
+    """
+    if hasattr(wrapper, "_hp_optimizer_states_linked"):
+        wrapper._hp_optimizer_states_linked = False
+        wrapper._lazy_init_hp_params_optimizer_state()
+
+
+def _write(parameter: torch.nn.Parameter, moment: str, full: torch.Tensor, stage3: bool) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    if not stage3:
+        safe_set_full_optimizer_state(parameter, full, moment)
+        return
+    # The full-tensor setter of stage 3 slices past the end where the world does not divide the tensor; the local one
+    # takes this rank's piece with its padding.
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    piece = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+    padded = torch.zeros(piece * world, dtype=torch.float32)
+    padded[: full.numel()] = full.flatten()
+    local = padded[rank * piece : (rank + 1) * piece]
+    safe_set_local_optimizer_state(parameter, local.to(parameter.ds_tensor.device), moment)  # type: ignore[attr-defined]
+
+
+def _full(name: str, parameter: torch.nn.Parameter, tensor: torch.Tensor | None) -> torch.Tensor:
+    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+    if tensor is None or tuple(tensor.shape) != shape or tensor.numel() == 0:
+        got = None if tensor is None else tuple(tensor.shape)
+        raise CheckpointError(f"{name} reads as shape {got}; expected {shape}; nothing was written.")
+    return tensor.detach().float().cpu().clone()

@@ -1,0 +1,99 @@
+"""Command lines of the entry points, and what happens to a user's error. Light: `--help` imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bridge_ds.errors import EXIT_USER_ERROR, BridgeError
+from bridge_ds.world import World
+
+__all__ = ["parse_train", "show_plan", "user_errors"]
+
+_TRAIN_HELP = """\
+Train the bridge between a frozen multilingual encoder and a frozen English LLM, on English data only.
+
+examples:
+  deepspeed bridge_ds/train.py --ds_config zero3.json
+      the embedded default: two small models, constructed languages, no download, a few minutes on a laptop
+  deepspeed --num_accelerators 2 bridge_ds/train.py --ds_config zero3.json --set fusion.name=global_softmax
+      the same on two processes, with one weight a layer
+  deepspeed bridge_ds/train.py --recipe xnli_mt5xl_llama1b --ds_config zero2.json --set run.output=runs/xnli
+      the paper's XNLI run (downloads mT5-XL and the LLM; pack the shards first, see the recipe's head)
+  torchrun --nproc_per_node 8 bridge_ds/train.py --recipe my.yaml
+  python bridge_ds/train.py --dry-run --set train.lr=1e-3
+      resolve and check everything, print it, train nothing
+
+The same command again continues a run that was stopped (run.resume, default auto).
+Every key that --set takes, with its unit, stands in bridge_ds/config/schema.py."""
+
+
+def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of train.py: `recipe`, `overrides` (a list of key=value), `dry_run`."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="testbed", help="name in bridge_ds/config/recipes/, or a YAML file (default: testbed)")
+    parser.add_argument("--ds_config", default="", help="DeepSpeed JSON: a path, or a name in ds_configs/ (sets run.ds_config)")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="resolve and check the config, print it, and stop")
+    # The deepspeed launcher adds it; the rank comes from the environment.
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.ds_config:
+        options.overrides.append(f"run.ds_config={options.ds_config}")
+    return options
+
+
+@contextmanager
+def user_errors() -> Iterator[World]:
+    """Run a main body: a user's error becomes one sentence on stderr and exit status 2.
+
+    Rank 0 speaks at once; another rank waits a moment first, because the launcher ends it when rank 0 has failed of the
+    same cause, and one sentence is better than sixty-four. Every failing rank then leaves by `os._exit`: a rank that
+    hangs in the teardown of its process group would keep the whole job alive (pytorch#76287).
+    """
+    world = World()
+    try:
+        world = World.detect()
+        yield world
+    except BridgeError as error:
+        _leave(world, f"error: {error}", EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        _leave(world, "stopped by the user; the same command continues from the last checkpoint.", 130)
+    except Exception:
+        _leave(world, traceback.format_exc(), 1)
+
+
+def _leave(world: World, text: str, status: int) -> None:
+    if not world.is_main:
+        time.sleep(3)
+        text = f"[rank {world.rank}] {text}"
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if world.size > 1:
+        os._exit(status)
+    # Alone there is nobody to wait for; threads that still write (tracking) are daemons.
+    sys.exit(status)
+
+
+def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
+    """Print the resolved config and what DeepSpeed will get."""
+    import yaml
+
+    from bridge_ds.config.load import to_dict
+    from bridge_ds.config.zero import engine_config
+
+    if world.is_main:
+        print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+        print(f"# DeepSpeed, on {world.size} ranks:")
+        print(json.dumps(engine_config(config, ds_values, world.size), indent=2))

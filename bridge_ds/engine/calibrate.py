@@ -1,0 +1,38 @@
+"""Start soft tokens at the scale of the LLM's own token embeddings, measured and not assumed.
+
+A soft prompt many times larger or smaller than text is a common cause of gibberish (LangBridge#18 with Gemma 2). The
+encoder's states have any scale (T5's middle layers reach 1e5, transformers#10956), so it is measured on real rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bridge_ds.data.batch import Batch
+
+__all__ = ["calibrate"]
+
+
+@torch.no_grad()
+def calibrate(engine: Any, batch: Batch) -> tuple[float, float]:
+    """Set `mapping.scale` so that the soft tokens of `batch` have the RMS of typical token embeddings.
+
+    Every rank must pass the same rows (then every rank finds the same number, with no communication).
+
+    Returns:
+        RMS of the soft tokens before, and the RMS they have now.
+    """
+    model = engine.module
+    engine.eval()
+    soft = model.soft(batch)
+    real_N = soft.embeds_BKH[soft.mask_BK.bool()].float()
+    rows = model.llm.vocab_size
+    ids = torch.linspace(0, rows - 1, min(rows, 1024), device=real_N.device).long()
+    # The median over the vocabulary: tokens that training never met have tiny embeddings.
+    target = model.llm.embed(ids[None])[0].float().pow(2).mean(-1).sqrt().median()
+    before = real_N.pow(2).mean().sqrt()
+    model.mapping.scale.copy_(target / before)
+    engine.train()
+    return float(before), float(target)

@@ -1,0 +1,93 @@
+"""Process group and device: the only place that starts torch.distributed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import warnings
+from datetime import timedelta
+from types import ModuleType
+
+import torch
+
+from bridge_ds.world import World
+
+__all__ = ["agree", "device_of", "import_deepspeed", "init_distributed", "peak_memory_gib", "shutdown"]
+
+INIT_TIMEOUT = timedelta(minutes=60)
+"""Other ranks wait in broadcasts while rank 0 reads a large model from disk; DeepSpeed's 10 minutes are too short."""
+
+
+def import_deepspeed() -> ModuleType:
+    """DeepSpeed without the side effects that cost start-up time.
+
+    Its autotuner imports mlflow (1.2 s), which training does not need; and on CPU its first collective would compile a
+    shared-memory extension (a minute, with a compiler), where plain gloo serves.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+    finally:
+        if hidden:
+            sys.modules.pop("mlflow", None)
+    if not torch.cuda.is_available():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("WARNING")
+    # DeepSpeed 0.19 calls collectives under names that torch 2.13 is about to retire.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    return deepspeed
+
+
+def init_distributed(world: World) -> None:
+    """Join the job's process group (NCCL on GPUs, gloo on CPU); a lone process makes a group of one."""
+    world.export()
+    if world.size == 1:
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    deepspeed = import_deepspeed()
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(world.local_rank)
+        backend = "nccl"
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    deepspeed.init_distributed(dist_backend=backend, timeout=INIT_TIMEOUT, verbose=False)
+
+
+def device_of(world: World) -> torch.device:
+    """This rank's device."""
+    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def agree(value: object, world: World) -> object:
+    """Rank 0's value, on every rank (a collective)."""
+    if world.size == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def shutdown() -> None:
+    """Leave the process group; only after success (after an error a rank may hang in it: pytorch#76287)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def peak_memory_gib() -> float:
+    """Peak device memory of this process so far, in GiB (on CPU: its peak resident memory)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

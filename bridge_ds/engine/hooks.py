@@ -1,0 +1,62 @@
+"""The moments of a run at which other parts may act. The engine owns this protocol; checkpoint and track fill it.
+
+Hooks run on every rank unless they are added on rank 0 only, in the order in which they were added; a hook that
+talks to other ranks must be added on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Hook", "HookList", "StepRecord"]
+
+StepRecord = dict[str, Any]
+"""One line of metrics.jsonl. Keys and units are in README.md and in :mod:`bridge_ds.engine.loop`."""
+
+
+class Hook:
+    """Every moment does nothing by default; override those you need."""
+
+    def on_start(self, *, step: int, total_steps: int) -> None:
+        """Training is about to begin at `step` (0 = anew, k = k steps are already done)."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """One optimizer step is done and its numbers are known (already reduced over the ranks)."""
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        """A checkpoint has been written and is valid."""
+
+    def on_evaluation(self, results: dict[str, Any]) -> None:
+        """The final scores are there: the content of evaluation.json."""
+
+    def on_end(self, status: str) -> None:
+        """The run is over: `finished`, `failed` or `killed`. Called once, also after an error."""
+
+
+class HookList(Hook):
+    """Calls each of its hooks in order."""
+
+    def __init__(self, hooks: Sequence[Hook] = ()) -> None:
+        self.hooks = list(hooks)
+
+    def on_start(self, *, step: int, total_steps: int) -> None:
+        for hook in self.hooks:
+            hook.on_start(step=step, total_steps=total_steps)
+
+    def on_step(self, record: StepRecord) -> None:
+        for hook in self.hooks:
+            hook.on_step(record)
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        for hook in self.hooks:
+            hook.on_checkpoint(step, folder)
+
+    def on_evaluation(self, results: dict[str, Any]) -> None:
+        for hook in self.hooks:
+            hook.on_evaluation(results)
+
+    def on_end(self, status: str) -> None:
+        for hook in self.hooks:
+            hook.on_end(status)

@@ -1,0 +1,58 @@
+"""The training loop: data, step, guard, hooks. Everything else is a hook."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from bridge_ds.config.schema import Config
+from bridge_ds.data.batch import StepBatches
+from bridge_ds.engine.hooks import Hook, StepRecord
+from bridge_ds.engine.schedule import learning_rate
+from bridge_ds.engine.step import train_step
+from bridge_ds.errors import TrainingError
+from bridge_ds.world import World
+
+__all__ = ["fit"]
+
+
+def fit(
+    engine: Any, loader: Iterable[StepBatches], config: Config, world: World, device: torch.device, hooks: Hook, done: int
+) -> None:
+    """Run the steps that `loader` yields, from `done` + 1 on.
+
+    Raises:
+        TrainingError: more than `train.max_bad_steps` steps in a row had a loss or gradient that is not finite.
+    """
+    hooks.on_start(step=done, total_steps=config.train.steps)
+    bad_in_a_row = 0
+    asked = time.perf_counter()
+    for batches in loader:
+        waited = time.perf_counter() - asked
+        record = train_step(
+            engine,
+            batches,
+            lr=learning_rate(config.train, batches.step),
+            seed=config.run.seed,
+            world=world,
+            device=device,
+            waited=waited,
+        )
+        bad_in_a_row = bad_in_a_row + 1 if _is_bad(record) else 0
+        if bad_in_a_row > config.train.max_bad_steps:
+            raise TrainingError(
+                f"step {record['step']} has loss {record['loss']} and gradient norm {record['grad_norm']} "
+                f"(global batch {record['ids_hash']}); expected finite numbers; lower train.lr, look at that batch, "
+                "or allow some with train.max_bad_steps."
+            )
+        hooks.on_step(record)
+        asked = time.perf_counter()
+
+
+def _is_bad(record: StepRecord) -> bool:
+    # DeepSpeed itself leaves out the update when the gradient norm is not finite (`skipped`), on every rank alike.
+    return bool(record["skipped"]) or not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]))

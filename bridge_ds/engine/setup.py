@@ -1,0 +1,123 @@
+"""From config to a DeepSpeed engine: the frozen pair sharded as it loads, the bridge in float32, one optimizer."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import torch
+
+from bridge_ds.bridge import TRAINABLE, BridgeModel, build_bridge
+from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import Config
+from bridge_ds.config.zero import engine_config, shard_config, stage
+from bridge_ds.encoder.frozen import load_encoder
+from bridge_ds.engine.distributed import agree, import_deepspeed
+from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.verify import verify_weights, weight_files
+from bridge_ds.llm.frozen import load_llm
+from bridge_ds.world import World
+
+__all__ = ["build_model", "initialize", "make_optimizer", "trainable_table"]
+
+
+def build_model(config: Config, bos: int | None, ds_values: dict[str, Any] | None = None, world: World | None = None) -> BridgeModel:
+    """Load both frozen models and make the bridge between them.
+
+    Args:
+        config: the run.
+        bos: id of the LLM's opening token, or none.
+        ds_values: the DeepSpeed file; under stage 3 each rank then keeps only its shard while the models load.
+            None = whole models in this process (inference).
+        world: needed with `ds_values`.
+
+    Raises:
+        ConfigError: a model is missing, incomplete or of the wrong kind, or its weights differ from its file.
+    """
+    world = world or World()
+    _quiet_transformers(world)
+    keep_alive = None
+    if ds_values is not None and stage(ds_values) == 3:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        # transformers holds it by a weak reference; dropped, every rank would silently load whole models.
+        keep_alive = HfDeepSpeedConfig(shard_config(config, ds_values))
+    # One after the other: rank 0 holds one whole model in host memory while it is dealt out.
+    encoder = load_encoder(config.model)
+    llm = load_llm(config.model)
+    model = build_bridge(config, encoder, llm, bos)
+    model.keep_alive = keep_alive  # type: ignore[assignment]
+    if ds_values is not None:
+        for what, part, name, revision in (
+            ("encoder", encoder.model, config.model.encoder, config.model.encoder_revision),
+            ("LLM", llm.model, config.model.llm, config.model.llm_revision),
+        ):
+            files = weight_files(resolve(name), revision) if world.is_main else []
+            _verify_on_all(what, part, files, world)
+    return model
+
+
+def _verify_on_all(what: str, part: torch.nn.Module, files: list[Any], world: World) -> None:
+    """Compare weights with their files; every rank fails if rank 0 finds a difference."""
+    files = agree(files, world)  # type: ignore[assignment]
+    message = ""
+    try:
+        verify_weights(what, part, files, world.is_main)
+    except ConfigError as error:
+        message = str(error)
+    message = str(agree(message, world))
+    if message:
+        raise ConfigError(message)
+
+
+def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], world: World) -> Any:
+    """The DeepSpeed engine around `model`; fails unless exactly fusion and mapping are trained."""
+    deepspeed = import_deepspeed()
+    wrong = [name for name, p in model.named_parameters() if p.requires_grad != name.startswith(TRAINABLE)]
+    assert not wrong, f"trained and frozen are mixed up: {wrong[:5]}"
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=make_optimizer(model, config),
+        config=engine_config(config, ds_values, world.size),
+        dist_init_required=False,
+    )
+    engine.train()
+    return engine
+
+
+def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
+    """AdamW over the bridge: weight decay on matrices only. Groups that would be empty are left out (OpenRLHF#1225)."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": config.train.weight_decay},
+        {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.train.lr, betas=config.train.betas, eps=config.train.eps
+    )
+
+
+def trainable_table(model: BridgeModel) -> str:
+    """Names, shapes, dtypes and counts of what is trained, and the counts of what is frozen. Call before initialize."""
+    lines = [f"{'trained parameter':<46} {'shape':<16} {'dtype':<9} {'count':>12}"]
+    total = 0
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            total += parameter.numel()
+            shape = "x".join(map(str, parameter.shape)) or "-"
+            lines.append(f"{name:<46} {shape:<16} {str(parameter.dtype).removeprefix('torch.'):<9} {parameter.numel():>12,}")
+    lines.append(f"{'all trained':<73} {total:>12,}")
+    for part in ("encoder", "llm"):
+        count = sum(getattr(p, "ds_numel", p.numel()) for p in getattr(model, part).parameters())
+        lines.append(f"{part + ', frozen':<73} {count:>12,}")
+    return "\n".join(lines)
+
+
+def _quiet_transformers(world: World) -> None:
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    if not (world.is_main and sys.stderr.isatty()):
+        hf_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -1,0 +1,99 @@
+"""One optimizer step: forward and backward over this rank's micro-batches, weighted by the GLOBAL target count."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from bridge_ds.data.batch import Batch, StepBatches
+from bridge_ds.engine.distributed import peak_memory_gib
+from bridge_ds.engine.hooks import StepRecord
+from bridge_ds.world import World
+
+__all__ = ["train_step"]
+
+
+def train_step(
+    engine: Any, batches: StepBatches, *, lr: float, seed: int, world: World, device: torch.device, waited: float
+) -> StepRecord:
+    """Run one step and return its record, the same on every rank.
+
+    The loss of every micro-batch is a sum; it is divided by the target tokens of the whole global batch, so that
+    neither micro-batch size, accumulation nor world size changes the gradient. DeepSpeed averages over ranks (hence
+    `x world.size`) and is told not to divide by the accumulation steps.
+
+    Args:
+        lr: learning rate of this step.
+        seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
+        waited: seconds spent waiting for this step's data.
+    """
+    began = time.perf_counter()
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+    torch.manual_seed((seed * 1_000_003 + batches.step) * 65_537 + world.rank)
+    counts = _all_sum([_count(batches.micro, name) for name in ("target_mask", "source_mask", "prompt_mask")]
+                      + [sum(_places(batch) for batch in batches.micro)], device)  # fmt: skip
+    target_tokens, source_tokens, prompt_tokens, places = (int(n) for n in counts)
+
+    skipped_before = engine.skipped_steps
+    nll = torch.zeros((), dtype=torch.float64, device=device)
+    for batch in batches.micro:
+        loss = engine(batch.to(device))
+        engine.backward(loss * (world.size / max(1, target_tokens)), scale_wrt_gas=False)
+        engine.step()
+        nll += loss.detach().double()
+
+    bridge = engine.module
+    weights = bridge.fusion.weights().double().to(device)
+    sums = _all_sum([nll, *weights], device)
+    seconds = time.perf_counter() - began + waited
+    # [ranks, 2]: what differs between ranks and must be seen.
+    by_rank = _all_gather([peak_memory_gib(), waited / max(seconds, 1e-9)], world, device)
+    weights = sums[1:] / world.size
+    norm = engine.get_global_grad_norm()
+    return {
+        "step": batches.step,
+        "loss": float(sums[0]) / max(1, target_tokens),
+        "lr": lr,
+        "grad_norm": float(norm) if norm is not None else math.nan,
+        "target_tokens": target_tokens,
+        "source_tokens": source_tokens,
+        "ids_hash": batches.ids_hash,
+        "consumed": batches.consumed,
+        "seconds": seconds,
+        "target_tokens_per_s": target_tokens / seconds,
+        "source_tokens_per_s": source_tokens / seconds,
+        "padding_share": 1 - (target_tokens + source_tokens + prompt_tokens) / max(1, places),
+        "data_wait_share": max(row[1] for row in by_rank),
+        "peak_memory_gib": max(row[0] for row in by_rank),
+        "peak_memory_gib_by_rank": [round(row[0], 4) for row in by_rank],
+        "layer_weights": [round(w, 6) for w in weights.tolist()],
+        "layer_weights_entropy": float(-(weights * weights.clamp(min=1e-30).log()).sum()),
+        "skipped_steps": engine.skipped_steps,
+        "skipped": engine.skipped_steps > skipped_before,
+        "cut": batches.cut,
+    }
+
+
+def _count(micro: list[Batch], name: str) -> int:
+    return sum(int(getattr(batch, name).sum()) for batch in micro)
+
+
+def _places(batch: Batch) -> int:
+    return batch.source_mask.numel() + batch.prompt_mask.numel() + batch.target_mask.numel()
+
+
+def _all_sum(values: list[Any], device: torch.device) -> torch.Tensor:
+    sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+    torch.distributed.all_reduce(sums)
+    return sums
+
+
+def _all_gather(values: list[float], world: World, device: torch.device) -> list[list[float]]:
+    mine = torch.tensor(values, dtype=torch.float64, device=device)
+    rows = [torch.empty_like(mine) for _ in range(world.size)]
+    torch.distributed.all_gather(rows, mine)
+    return [row.tolist() for row in rows]

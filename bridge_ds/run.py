@@ -1,0 +1,223 @@
+"""One run from start to end: the wiring of all stages, in the order in which they start."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bridge_ds import __version__
+from bridge_ds.checkpoint.hook import CheckpointHook
+from bridge_ds.checkpoint.load import Checkpoint, find, load_bridge, load_optimizer, refuse_other_run
+from bridge_ds.config.load import save_config, to_dict
+from bridge_ds.config.schema import Config
+from bridge_ds.config.zero import stage
+from bridge_ds.data.embedded import is_embedded, write_embedded
+from bridge_ds.data.index import file_sha256, load_index
+from bridge_ds.data.loader import make_loader
+from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.engine.calibrate import calibrate
+from bridge_ds.engine.distributed import agree, device_of, init_distributed, shutdown
+from bridge_ds.engine.hooks import HookList
+from bridge_ds.engine.loop import fit
+from bridge_ds.engine.setup import build_model, initialize, trainable_table
+from bridge_ds.errors import BridgeError, LaunchError
+from bridge_ds.frozen.identity import model_identity, tokenizer_identity
+from bridge_ds.world import World
+
+__all__ = ["Run"]
+
+CALIBRATION_ROWS = 16
+"""Samples on which the mapping's initial scale is measured."""
+
+
+class Run:
+    """Holds what the stages share. Every method is called on every rank."""
+
+    def __init__(self, config: Config, ds_values: dict[str, Any], world: World) -> None:
+        self.config, self.ds_values, self.world = config, ds_values, world
+        self.folder = Path(config.run.output).absolute()
+        self.hooks = HookList()
+        self.began = time.perf_counter()
+        self.done = 0
+
+    def prepare(self) -> None:
+        """Folder, data, models, checkpoint, engine, hooks."""
+        init_distributed(self.world)
+        self.device = device_of(self.world)
+        self._on_main(self._make_folder)
+        self.tokenizers: Tokenizers = load_tokenizers(self.config.model)
+        config = self._with_shards()
+        index = load_index(config.data.shards)
+        checkpoint = self._find_checkpoint()
+        self.done = checkpoint.step if checkpoint else 0
+        loader = make_loader(
+            config, self.world, self.tokenizers, self.done, index=index, pin_memory=self.device.type == "cuda"
+        )
+        # Workers start here, before the slow loading of models, and have the first steps ready when it is done.
+        self.batches = iter(loader)
+        model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
+        check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
+        check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
+        self.base = self._identities(model)
+        self.state = {
+            "seed": self.config.run.seed,
+            "global_batch": self.config.train.global_batch,
+            "shards_sha256": file_sha256(Path(config.data.shards) / "index.json"),
+        }
+        if checkpoint:
+            refuse_other_run(checkpoint, self.state, self.base)
+            load_bridge(checkpoint, model)
+        table = trainable_table(model)
+        self.engine = initialize(model, self.config, self.ds_values, self.world)
+        scales = None
+        if checkpoint:
+            load_optimizer(checkpoint, self.engine)
+        elif self.config.mapping.calibrate:
+            rows = loader.first_rows(CALIBRATION_ROWS).to(self.device)
+            scales = calibrate(self.engine, rows)
+        self._add_hooks()
+        self._introduce(table, checkpoint, scales)
+
+    def fit(self) -> None:
+        """Train the remaining steps."""
+        first = next(self.batches, None)
+        if first is None:
+            self.say(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
+            self.hooks.on_start(step=self.done, total_steps=self.config.train.steps)
+            return
+        if first.example:
+            self.say("one sample as the models see it:\n  " + first.example.replace("\n", "\n  "))
+        self.say(f"start-up took {time.perf_counter() - self.began:.1f} s")
+        fit(
+            self.engine,
+            itertools.chain([first], self.batches),
+            self.config,
+            self.world,
+            self.device,
+            self.hooks,
+            self.done,
+        )
+
+    def evaluate(self) -> None:
+        """Score the recipe's tasks in all their languages, the LLM alone and the bridge."""
+        if not self.config.evaluation.tasks:
+            return
+        from bridge_ds.evaluation.scorer import score_run
+
+        self.engine.eval()
+        results = score_run(self.engine.module, self.tokenizers, self.config, self.world, self.device)
+        if self.world.is_main:
+            from bridge_ds.evaluation.report import table
+            from bridge_ds.evaluation.score import write_evaluation
+
+            write_evaluation(self.folder / "evaluation.json", results)
+            self.say(table(results))
+        self.hooks.on_evaluation(results)
+
+    def close(self, status: str) -> None:
+        """Tell the hooks how it ended; leave the process group after success only."""
+        self.hooks.on_end(status)
+        if status == "finished":
+            self.say(f"done in {time.perf_counter() - self.began:.0f} s; the run is in {self.config.run.output}")
+            shutdown()
+
+    def say(self, text: str) -> None:
+        """Print on rank 0."""
+        if self.world.is_main:
+            print(text, flush=True)
+
+    def _on_main(self, action: Callable[[], Any]) -> Any:
+        """Do something on rank 0; its user error is raised on every rank, so that none waits for ever."""
+        outcome: Any = None
+        if self.world.is_main:
+            try:
+                outcome = action()
+            except BridgeError as error:
+                outcome = error
+        outcome = agree(outcome, self.world)
+        if isinstance(outcome, BridgeError):
+            raise outcome
+        return outcome
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_config(self.config, self.folder / "config.yaml")
+        except OSError as error:
+            raise LaunchError(
+                f"run.output {self.config.run.output} cannot be written ({error.strerror}); expected a folder of yours; "
+                "choose another with --set run.output=PATH."
+            ) from None
+
+    def _with_shards(self) -> Config:
+        """The config with the embedded shards' name replaced by the folder they are written to."""
+        import dataclasses
+
+        if not is_embedded(self.config.data.shards):
+            return self.config
+        folder = self.folder / "shards"
+        self._on_main(lambda: write_embedded(folder))
+        return dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, shards=str(folder)))
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        root = self.folder / "checkpoints"
+        return self._on_main(lambda: find(self.config.run.resume, root, self.say))
+
+    def _identities(self, model: Any) -> dict[str, str]:
+        from bridge_ds.config.names import resolve
+
+        of = self.config.model
+        return self._on_main(
+            lambda: {
+                "encoder": model_identity(model.encoder.model.config.to_json_string(), resolve(of.encoder), of.encoder_revision),
+                "llm": model_identity(model.llm.model.config.to_json_string(), resolve(of.llm), of.llm_revision),
+                "encoder_tokenizer": tokenizer_identity(self.tokenizers.encoder),
+                "llm_tokenizer": tokenizer_identity(self.tokenizers.llm),
+            }
+        )
+
+    def _add_hooks(self) -> None:
+        """Order matters: the record on disk first, then what may fail, the checkpoint after its own step's line."""
+        hooks = self.hooks.hooks
+        if self.world.is_main:
+            from bridge_ds.track.console import Console
+            from bridge_ds.track.metrics import MetricsLog
+            from bridge_ds.track.mlflow import MlflowTracker
+            from bridge_ds.track.plots import PlotHook
+
+            facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
+            hooks += [
+                MetricsLog(self.folder / "metrics.jsonl"),
+                Console(self.config.run.output, facts, self.config.track.every),
+                PlotHook(self.folder, self.say),
+                MlflowTracker(self.folder, self.config, facts, self.say),
+            ]
+        hooks.append(
+            CheckpointHook(
+                self.engine,
+                self.folder / "checkpoints",
+                self.config.checkpoint,
+                state=self.state,
+                manifest={"base": self.base, "config": to_dict(self.config), "versions": _versions()},
+                world=self.world,
+                saved=self.hooks.on_checkpoint,
+            )
+        )
+
+    def _introduce(self, table: str, checkpoint: Checkpoint | None, scales: tuple[float, float] | None) -> None:
+        self.say(table)
+        if checkpoint:
+            self.say(f"continuing from {checkpoint.folder} (step {checkpoint.step}, {checkpoint.state['consumed']} samples)")
+        if scales:
+            self.say(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "deepspeed", "safetensors", "webdataset")
+    return {"bridge_ds": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names}

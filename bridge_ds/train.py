@@ -1,0 +1,46 @@
+"""Train a bridge: the entry point. Start it with deepspeed, torchrun, srun or plain python; see --help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A script's own folder comes first on sys.path; its neighbours must not hide installed packages.
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(_HERE.parent)] + [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
+
+from bridge_ds.cli import parse_train, user_errors  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, resolve, build the stages, attach the hooks, fit, score, close."""
+    options = parse_train(argv)
+    with user_errors() as world:
+        from bridge_ds.config.load import load_config
+        from bridge_ds.config.zero import accumulation, read_ds_config
+
+        config = load_config(options.recipe, options.overrides)
+        ds_values = read_ds_config(config.run.ds_config)
+        accumulation(config, world.size)
+        if options.dry_run:
+            from bridge_ds.cli import show_plan
+
+            show_plan(config, ds_values, world)
+            return 0
+
+        from bridge_ds.run import Run
+
+        run = Run(config, ds_values, world)
+        try:
+            run.prepare()
+            run.fit()
+            run.evaluate()
+        except BaseException as error:
+            run.close("killed" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        run.close("finished")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

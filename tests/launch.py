@@ -1,0 +1,106 @@
+"""Start real training processes, one per rank, as a launcher would, and never let them outlive the test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Outcome:
+    """What the ranks left behind."""
+
+    codes: list[int]
+    outputs: list[str]
+
+    @property
+    def text(self) -> str:
+        """Everything that all ranks printed."""
+        return "\n".join(f"--- rank {rank}\n{text}" for rank, text in enumerate(self.outputs))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Job:
+    """Ranks in their own process group each."""
+
+    def __init__(self, command: list[str], ranks: int, folder: Path, env: dict[str, str] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.logs = [folder / f"rank{rank}.log" for rank in range(ranks)]
+        common = os.environ | {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "LOCAL_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "DS_ACCELERATOR": "cpu",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.processes = []
+        for rank, log in enumerate(self.logs):
+            with log.open("w") as out:
+                self.processes.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | (env or {}),
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+
+    def wait(self, timeout: float = 240) -> Outcome:
+        """Wait for all ranks; past `timeout` seconds they are killed and the test fails with what they printed."""
+        deadline = time.monotonic() + timeout
+        try:
+            codes = [process.wait(max(0.1, deadline - time.monotonic())) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"ranks still ran after {timeout} s\n{self._outcome([]).text[-6000:]}") from None
+        return self._outcome(codes)
+
+    def kill(self) -> None:
+        """SIGKILL for every rank and its workers."""
+        for process in self.processes:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+
+    def _outcome(self, codes: list[int]) -> Outcome:
+        return Outcome(codes, [log.read_text(errors="replace") for log in self.logs])
+
+
+def train(
+    arguments: list[str], ranks: int, folder: Path, env: dict[str, str] | None = None, timeout: float = 240
+) -> Outcome:
+    """Run bridge_ds/train.py on `ranks` processes to its end."""
+    return Job(train_command(arguments), ranks, folder, env).wait(timeout)
+
+
+def train_command(arguments: list[str]) -> list[str]:
+    """The command of one rank."""
+    return [sys.executable, "bridge_ds/train.py", *arguments]
+
+
+def succeed(outcome: Outcome) -> Outcome:
+    """Fail with the ranks' last words unless all ended well."""
+    assert set(outcome.codes) == {0}, outcome.text[-6000:]
+    return outcome
