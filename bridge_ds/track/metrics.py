@@ -1,0 +1,110 @@
+"""metrics.jsonl, the record of truth of a run: one JSON object a line, one line an optimizer step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from bridge_ds.engine.hooks import Hook, StepRecord
+from bridge_ds.errors import DataError
+
+__all__ = ["MetricsLog", "iter_metrics", "plain", "read_metrics"]
+
+
+class MetricsLog(Hook):
+    """Appends every step to a file and flushes it. Put it before all other hooks: its line is there first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._file: TextIO | None = None
+
+    def on_start(self, *, step: int, total_steps: int) -> None:
+        """Open the file. Steps after `step` will be done again: their lines go, as does a torn last one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            _keep_up_to(self.path, step)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def on_step(self, record: StepRecord) -> None:
+        """Write the step, with `time` (Unix seconds) added; numbers that are not finite become null."""
+        assert self._file is not None, "on_start comes first"
+        line = plain({**record, "time": round(time.time(), 3)})
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        """Force the lines to disk, so that a checkpoint never outlives the record of the steps before it."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def on_end(self, status: str) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_metrics(path: Path) -> list[StepRecord]:
+    """All whole lines, in order; null where a number was not finite.
+
+    Raises:
+        DataError: the file is absent, or a line that is not the last is not a JSON object with `step`.
+    """
+    return list(iter_metrics(path))
+
+
+def iter_metrics(path: Path) -> Iterator[StepRecord]:
+    """As :func:`read_metrics`, one line at a time."""
+    if not Path(path).is_file():
+        raise DataError(f"{path} is absent; expected the metrics of a run; give the run.output of one.")
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            record = parse_line(line)
+            if record is not None:
+                yield record
+            elif line.endswith("\n"):
+                raise DataError(
+                    f"{path} line {number} is {line[:40].strip()!r}; expected a JSON object with `step`; "
+                    "remove the line, or restore the file."
+                )
+
+
+def parse_line(line: str) -> StepRecord | None:
+    """The record of one line; None if it is no record, or torn (a kill while writing: no line end)."""
+    if not line.endswith("\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON holds it: numbers that are not finite become None, tensors lists or numbers."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _keep_up_to(path: Path, step: int) -> None:
+    # Temp + rename: a kill in the middle leaves the old file, which the next start mends the same way.
+    temp = path.with_name(path.name + ".tmp")
+    with temp.open("w", encoding="utf-8") as file:
+        for record in iter_metrics(path):
+            if record["step"] <= step:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temp.replace(path)

@@ -1,0 +1,202 @@
+"""MLflow gets the whole run once, over kills and resumes; a dead server costs a line."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge_ds.config.load import flatten, save_config
+from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
+from bridge_ds.track import mlflow as tracker_module
+from bridge_ds.track.__main__ import main
+from bridge_ds.track.metrics import MetricsLog
+from bridge_ds.track.mlflow import MlflowTracker, tracking_uri
+from bridge_ds.track.mlflow_points import numbers
+
+from .records import record, results
+
+
+def _config(uri: str = "", every: int = 5, steps: int = 12) -> Config:
+    return Config(track=TrackConfig(uri=uri, every=every), train=TrainConfig(steps=steps))
+
+
+def _attempt(
+    folder: Path, config: Config, start: int, last: int, status: str, said: list[str], **facts: Any
+) -> None:
+    log = MetricsLog(folder / "metrics.jsonl")
+    tracker = MlflowTracker(folder, config, facts, said.append, close_seconds=60)
+    for hook in (log, tracker):
+        hook.on_start(step=start, total_steps=config.train.steps)
+    for step in range(start + 1, last + 1):
+        log.on_step(record(step, config.train.steps))
+        tracker.on_step(record(step, config.train.steps))
+    if status == "finished":
+        tracker.on_evaluation(results())
+    log.on_end(status)
+    tracker.on_end(status)
+
+
+@pytest.fixture
+def no_server_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the machine has set must not reach a test."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def no_fsync() -> Iterator[None]:
+    """MLflow's first migrations of a sqlite file are 7 s of fsync; 2 s without."""
+    import sqlalchemy
+
+    def relax(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    sqlalchemy.event.listen(sqlalchemy.engine.Engine, "connect", relax)
+    yield
+    sqlalchemy.event.remove(sqlalchemy.engine.Engine, "connect", relax)
+
+
+def test_one_run_over_a_kill_and_a_resume(
+    tmp_path: Path, no_server_in_environment: None, no_fsync: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs" / "first"
+    (folder / "plots").mkdir(parents=True)
+    (folder / "plots" / "loss.png").write_bytes(b"\x89PNG")
+    (folder / "evaluation.json").write_text(json.dumps(results()))
+    config = _config()
+    save_config(config, folder / "config.yaml")
+    said: list[str] = []
+    monkeypatch.setattr(tracker_module, "_KILLED_SECONDS", 60.0)  # the first migrations of this database
+    _attempt(folder, config, 0, 7, "killed", said, world_size=2)
+    killed = json.loads((folder / "mlflow.json").read_text())
+    assert (killed["logged_step"], killed["attempts"], killed["status"]) == (5, 1, "killed")
+
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    assert killed["uri"] == uri
+    client = MlflowClient(uri)
+    assert client.get_run(killed["run_id"]).info.status == "KILLED"
+
+    # As if the kill had come between MLflow's commit and our note: the store must be believed, not the file.
+    (folder / "mlflow.json").write_text(json.dumps({**killed, "logged_step": 1}))
+    # The checkpoint was at step 3: steps 4 to 7 are done again, with another world and another learning rate.
+    again = replace(config, train=replace(config.train, lr=1e-3))
+    _attempt(folder, again, 3, 12, "finished", said, world_size=4)
+
+    run = client.get_run(killed["run_id"])
+    assert run.info.status == "FINISHED"
+    assert len(client.search_runs([run.info.experiment_id])) == 1
+    for name in ("loss", "layer_weight/04", "target_tokens_per_s"):
+        assert [p.step for p in client.get_metric_history(run.info.run_id, name)] == [1, 5, 10, 12], name
+    assert run.data.metrics["loss"] == pytest.approx(2.0 / 12)
+    assert run.data.metrics["accuracy_percent/news/qaa/bridge_likelihood"] == 75.0
+    assert run.data.params == {key: str(value) for key, value in flatten(config).items()}
+    tags = {key: value for key, value in run.data.tags.items() if key.startswith("attempt.")}
+    assert tags == {
+        "attempt.1.world_size": "2",
+        "attempt.1.start_step": "0",
+        "attempt.2.world_size": "4",
+        "attempt.2.start_step": "3",
+        "attempt.2.param.train.lr": "0.001",
+    }
+    assert "tokens/s" in run.data.tags["mlflow.note.content"]
+    assert sorted(f.path for f in client.list_artifacts(run.info.run_id)) == [
+        "config.yaml",
+        "evaluation.json",
+        "plots",
+    ]
+    assert (
+        tmp_path / "runs" / "mlartifacts" / run.info.run_id / "artifacts" / "plots" / "loss.png"
+    ).is_file()
+    assert len(said) == 2 and "is killed at" in said[0] and "is finished at" in said[1]
+
+
+def _refused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_dead_server_costs_a_line_and_a_later_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{_refused_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    config, said = _config(), []
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    tracker = MlflowTracker(tmp_path, config, {"world_size": 1}, said.append, close_seconds=5)
+    for hook in (log, tracker):
+        hook.on_start(step=0, total_steps=12)
+    slowest = 0.0
+    for step in range(1, 13):
+        log.on_step(record(step))
+        began = time.monotonic()
+        tracker.on_step(record(step))
+        slowest = max(slowest, time.monotonic() - began)
+        if step == 6:
+            _wait_for(lambda: said)
+    assert slowest < 0.5
+    began = time.monotonic()
+    tracker.on_end("finished")
+    assert time.monotonic() - began < 6
+    assert [line.split(":")[0] for line in said] == ["warning", "MLflow"]
+    assert "not sent: steps 1 to 12, the files and the status" in said[1]
+    assert "secret" not in "".join(said) + (tmp_path / "mlflow.json").read_text()
+
+    # Still dead: the later sync says so in one sentence.
+    save_config(config, tmp_path / "config.yaml")
+    assert main([str(tmp_path)]) == 2
+    assert "expected a store that answers" in capsys.readouterr().err
+
+
+def _wait_for(condition: Any) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "nothing within 20 s"
+        time.sleep(0.02)
+
+
+def test_a_silent_server_is_left_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = threading.Event()
+    monkeypatch.setattr("bridge_ds.track.mlflow_run.MlflowRun.open", lambda self, facts: stuck.wait(30))
+    said: list[str] = []
+    tracker = MlflowTracker(tmp_path, _config("http://127.0.0.1:9"), {}, said.append, close_seconds=0.2)
+    tracker.on_start(step=0, total_steps=12)
+    tracker.on_step(record(1))
+    began = time.monotonic()
+    tracker.on_end("failed")
+    assert time.monotonic() - began < 2
+    stuck.set()
+    assert len(said) == 1 and "no answer in time" in said[0]
+    assert json.loads((tmp_path / "mlflow.json").read_text())["status"] == "failed"
+
+
+def test_where_a_run_is_sent(tmp_path: Path) -> None:
+    server = {"MLFLOW_TRACKING_URI": "http://server:5000"}
+    assert tracking_uri(TrackConfig(uri="http://mine"), tmp_path / "run", server) == "http://mine"
+    assert tracking_uri(TrackConfig(), tmp_path / "run", server) == "http://server:5000"
+    assert tracking_uri(TrackConfig(), tmp_path / "run", {}) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri(TrackConfig(uri="none"), tmp_path / "run", server) is None
+
+
+def test_none_does_nothing(tmp_path: Path) -> None:
+    tracker = MlflowTracker(tmp_path, _config("none"), say=pytest.fail)
+    tracker.on_start(step=0, total_steps=1)
+    tracker.on_step(record(1))
+    tracker.on_evaluation(results())
+    tracker.on_end("finished")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_points_are_single_finite_numbers() -> None:
+    found = numbers({**record(1), "grad_norm": None})
+    assert found["layer_weight/01"] == record(1)["layer_weights"][0] and found["cut/source"] == 1
+    assert not {"step", "ids_hash", "grad_norm", "skipped", "peak_memory_gib_by_rank"} & set(found)
