@@ -1,0 +1,1 @@
+"""How well the bridge and the LLM alone choose the right label, by task and language."""

@@ -1,0 +1,58 @@
+"""The table fits a terminal and says each number once, in its place."""
+
+from __future__ import annotations
+
+from bridge_ds.evaluation.report import table
+
+
+def _results(languages: tuple[str, ...], **systems: float) -> dict:
+    def system(accuracy: float) -> dict:
+        scores = {
+            code: {"likelihood": accuracy - k / 100, "exact": accuracy / 2, "n": 300}
+            for k, code in enumerate(languages)
+        }
+        return {"news": scores}
+
+    return {**{name: system(accuracy) for name, accuracy in systems.items()}, "chance": {"news": 0.2}}
+
+
+def test_six_languages_fit_on_one_line() -> None:
+    text = table(_results(("en", "qaa", "qab", "qac", "qad", "qae"), bridge=1.0, llm=0.30))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 110
+    head = next(line for line in lines if "qaa" in line)
+    assert head.split() == ["en", "qaa", "qab", "qac", "qad", "qae", "others", "chance"]
+    rows = [line for line in lines if line.startswith("  ") and line != head]
+    assert [row.split("  ")[1].strip() for row in rows] == ["LLM alone", "bridge", "LLM alone", "bridge"]
+    assert rows[1].split() == [
+        "bridge",
+        "most",
+        "likely",
+        "100.0",
+        "99.0",
+        "98.0",
+        "97.0",
+        "96.0",
+        "95.0",
+        "97.0",
+        "20.0",
+    ]
+    assert rows[2].split()[-2:] == ["15.0", "-"]
+    # Columns stand under each other.
+    assert all(len(row) == len(head) for row in rows)
+    assert "300 samples a language; 95 % interval at most +/- 5.7" in text
+
+
+def test_many_languages_are_broken_into_lines() -> None:
+    codes = ("en", *(f"l{k:02}" for k in range(24)))
+    text = table(_results(codes, bridge=0.8, llm=0.3, transformer_softmax=0.9))
+    assert max(map(len, text.splitlines())) <= 110
+    assert all(text.count(f" {code}") == 1 for code in codes[1:])
+    assert text.count("others ") == 1 and "transformer_softmax" in text
+
+
+def test_english_alone_has_no_mean_of_the_others() -> None:
+    row = next(
+        line for line in table(_results(("en",), bridge=0.5)).splitlines() if line.startswith("  bridge")
+    )
+    assert row.split() == ["bridge", "most", "likely", "50.0", "-", "20.0"]
