@@ -54,7 +54,8 @@ def make_llm(kind: str, folder: Path, **more: Any) -> Path:
     bos = None if kind in ("gpt2", "qwen2") else "<s>"
     tokenizer = _save_tokenizer(folder, pad=None if kind == "llama" else "<pad>", eos="</s>", bos=bos, post_eos=False)
     torch.manual_seed(2)
-    common = {"vocab_size": len(tokenizer), "hidden_size": H, "num_hidden_layers": 2, "num_attention_heads": 2,
+    # As in real checkpoints the embedding has a few rows more than the tokenizer (AutoTokenizer may add special tokens).
+    common = {"vocab_size": len(tokenizer) + 8, "hidden_size": H, "num_hidden_layers": 2, "num_attention_heads": 2,
               "num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 128,
               "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
               "pad_token_id": tokenizer.pad_token_id} | more  # fmt: skip
@@ -65,7 +66,7 @@ def make_llm(kind: str, folder: Path, **more: Any) -> Path:
         "gemma2": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**common, head_dim=16)),
         "gpt2": lambda: tf.GPT2LMHeadModel(
             tf.GPT2Config(
-                vocab_size=len(tokenizer), n_embd=H, n_layer=2, n_head=2, n_positions=128,
+                vocab_size=len(tokenizer) + 8, n_embd=H, n_layer=2, n_head=2, n_positions=128,
                 bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
         ),

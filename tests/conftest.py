@@ -1,0 +1,62 @@
+"""Fixtures that several folders share: small models and shards, made once a session."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from tests import tiny
+
+WORDS = "the cat sat on a mat river bridge dog rain fell wet one two three".split()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a small mT5 (`encoder`) and a small Llama (`llm`)."""
+    root = tmp_path_factory.mktemp("models")
+    return {"encoder": tiny.make_encoder("mt5", root / "encoder"), "llm": tiny.make_llm("llama", root / "llm")}
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of real tars: 150 samples of very unequal lengths in three shards."""
+    from bridge_ds.data.pack import pack_rows
+
+    draw = random.Random(0)
+    rows = [
+        {
+            "source": " ".join(draw.choices(WORDS, k=draw.randint(1, 20))),
+            "target": " ".join(draw.choices(["Entailment", "Neutral", "good day"], k=draw.randint(1, 4))),
+        }
+        for _ in range(150)
+    ]
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    pack_rows(rows, folder, samples_per_shard=50)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(models: dict[str, Path], shards: Path) -> list[str]:
+    """Arguments of train.py for a short run on the small models; add run.output and what the test is about."""
+    settings = {
+        "model.encoder": models["encoder"],
+        "model.llm": models["llm"],
+        "model.dtype": "float32",
+        "data.shards": shards,
+        "data.workers": 1,
+        "evaluation.tasks": "[]",
+        "train.steps": 20,
+        "train.global_batch": 8,
+        "train.micro_batch": 2,
+        "train.lr": 5e-3,
+        "checkpoint.every": 5,
+        "track.uri": "none",
+    }
+    return [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]

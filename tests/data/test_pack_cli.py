@@ -1,0 +1,134 @@
+"""`tools/pack_shards.py` as a user starts it: what it packs, and how it refuses."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bridge_ds.data.index import load_index
+from bridge_ds.data.reader import SampleReader
+from bridge_ds.data.sources import file_rows, map_fields, parse_map
+from bridge_ds.errors import DataError
+
+TOOL = Path(__file__).parents[2] / "tools" / "pack_shards.py"
+
+
+def _tool(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, timeout=60, cwd=cwd
+    )
+
+
+def _jsonl(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_help_teaches_and_is_quick(tmp_path: Path) -> None:
+    start = time.monotonic()
+    result = _tool("pack", "--help", cwd=tmp_path)
+    assert time.monotonic() - start < 1.5
+    assert result.returncode == 0
+    assert "examples:" in result.stdout
+    assert "--map source=question" in result.stdout
+
+
+def test_pack_and_verify(tmp_path: Path) -> None:
+    one = _jsonl(tmp_path / "a.jsonl", [{"q": "2 + 2", "a": "4", "id": 1}, {"q": "3 + 3", "a": "6", "id": 2}])
+    two = tmp_path / "b.jsonl.gz"
+    with gzip.open(two, "wt") as file:
+        file.write('{"q": "capital of France", "a": "Paris"}\n\n{"q": "x", "a": "y"}\n')
+    out = tmp_path / "out"
+    packed = _tool(
+        "pack", "--input", one, two, "--output", out, "--map", "source=q", "--map", "target=a",
+        "--samples-per-shard", 2, "--limit", 3,
+    )  # fmt: skip
+    assert (packed.returncode, packed.stderr) == (0, "")
+    assert packed.stdout == f"packed 3 samples into 2 shards (0.0 MiB) in {out}\n"
+    reader = SampleReader(load_index(out), "task")
+    assert reader.read(2) == {"source": "capital of France", "target": "Paris"}
+    assert _tool("verify", out).returncode == 0
+    with (out / "shard-000000.tar").open("r+b") as file:
+        file.write(b"#")
+    damaged = _tool("verify", out)
+    assert damaged.returncode == 2
+    assert damaged.stderr.startswith("error: shard shard-000000.tar")
+
+
+def test_faults_end_with_one_sentence_exit_2_and_no_output(tmp_path: Path) -> None:
+    source = _jsonl(tmp_path / "bad.jsonl", [{"source": "a", "target": "b"}, {"source": "a"}])
+    failed = _tool("pack", "--input", source, "--output", tmp_path / "out")
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert failed.stderr.count("\n") == 1
+    assert failed.stderr.startswith(f"error: {source}:2 has no `target`")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl"]
+
+
+def test_the_tools_own_rules(tmp_path: Path) -> None:
+    neither = _tool("pack", "--output", tmp_path / "out")
+    assert neither.returncode == 2
+    assert "either --input FILE... or --dataset ID" in neither.stderr
+    assert "Traceback" not in neither.stderr
+    wrong = _tool("pack", "--input", "x", "--output", tmp_path / "out", "--limit", "0")
+    assert wrong.returncode == 2
+    assert "is not above 0" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_datasets_from_a_local_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    _jsonl(tmp_path / "data" / "train.jsonl", [{"q": "a", "a": "b"}] * 3)
+    out = tmp_path / "out"
+    packed = _tool(
+        "pack", "--dataset", tmp_path / "data", "--output", out, "--map", "source=q", "target=a", "--limit", 2
+    )
+    assert (packed.returncode, packed.stderr) == (0, "")
+    assert SampleReader(load_index(out), "task").read(1) == {"source": "a", "target": "b"}
+
+
+def _content(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_paragraphs_become_texts_and_headings_join_the_next(tmp_path: Path) -> None:
+    path = _content(tmp_path / "book.txt", "\ufeffTitle\n\nOne two\nthree.\n\n\n  \nFour five.\n\nEnd\n")
+    assert list(file_rows([path])) == [
+        (f"{path}:1", {"text": "Title One two three."}),
+        (f"{path}:8", {"text": "Four five."}),
+        (f"{path}:10", {"text": "End"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"source": "x"}\n{"source": \n', r"a.jsonl:2 is malformed JSON"),
+        ("a.jsonl", b'{"source": "x"}\n{"source": "\xff"}\n', r"a.jsonl:2 is not UTF-8"),
+        ("a.jsonl.gz", b"no gzip", r"a.jsonl.gz cannot be read after line 0"),
+        ("a.jsonl.gz", gzip.compress(b'{"source": "x"}\n' * 5000)[:60], r"a.jsonl.gz cannot be read"),
+        ("a.csv", "x,y", r"a.csv ends in .csv; expected .jsonl"),
+    ],
+)
+def test_files_that_cannot_be_read_name_file_and_line(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        list(file_rows([_content(tmp_path / name, content)]))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_missing_field_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere.jsonl cannot be read after line 0 .No such file"):
+        list(file_rows([tmp_path / "nowhere.jsonl"]))
+    with pytest.raises(DataError, match=r"f:1 has no field `a`; it has `q`, `id`; name one of these in --map"):
+        list(map_fields([("f:1", {"q": 1, "id": 2})], {"source": "q", "target": "a"}))
+    with pytest.raises(DataError, match=r"--map 'answer=a' cannot be used; expected NAME=FIELD"):
+        parse_map(["answer=a"])

@@ -1,0 +1,206 @@
+"""Token ids: what a target looks like to each kind of tokenizer, what is cut, where a text is split."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge_ds.config.schema import DataConfig, ModelConfig
+from bridge_ds.data.batch import StepBatches
+from bridge_ds.data.collate import collate, pad, unwrap, wrap
+from bridge_ds.data.tokenize import (
+    TokenizedSample,
+    check_vocabulary,
+    load_tokenizers,
+    split_text,
+    tokenize_sample,
+)
+from bridge_ds.errors import ConfigError, DataError
+from tests.data.conftest import save_byte_level, save_metaspace
+
+SAMPLE = {"source": "the cat sat on a mat", "target": "two birds"}
+
+
+def _load(encoder: Path, llm: Path):
+    return load_tokenizers(ModelConfig(encoder=str(encoder), llm=str(llm)))
+
+
+def test_byte_level_targets_begin_with_a_space(tokenizers) -> None:
+    assert tokenizers.leading_space
+    # As it stands in the middle of a text, which is what the LLM has learnt to expect.
+    inside = tokenizers.llm("cat two birds", add_special_tokens=False)["input_ids"]
+    first = tokenizers.llm("cat", add_special_tokens=False)["input_ids"]
+    assert tokenizers.label_ids("two birds") == [*inside[len(first) :], tokenizers.eos_id]
+    assert tokenizers.label_ids("  two birds \n") == tokenizers.label_ids("two birds")
+    assert tokenizers.prompt_ids("Label: ") == tokenizers.llm("Label:", add_special_tokens=False)["input_ids"]
+
+
+def test_metaspace_targets_do_not(encoder_folder: Path, tmp_path: Path) -> None:
+    tokenizers = _load(encoder_folder, save_metaspace(tmp_path))
+    assert not tokenizers.leading_space
+    inside = tokenizers.llm("cat two birds", add_special_tokens=False)["input_ids"]
+    first = tokenizers.llm("cat", add_special_tokens=False)["input_ids"]
+    assert tokenizers.label_ids("two birds") == [*inside[len(first) :], tokenizers.eos_id]
+
+
+def test_word_level_targets_do_not(encoder_folder: Path) -> None:
+    tokenizers = _load(encoder_folder, encoder_folder)
+    assert not tokenizers.leading_space
+    # The LLM's own template (which appends </s> here) is left out; one end token, ours, remains.
+    assert tokenizers.label_ids("cat").count(tokenizers.eos_id) == 1
+
+
+def test_special_tokens_are_decided_by_the_tokenizer(tokenizers, encoder_folder: Path, tmp_path: Path) -> None:
+    assert tokenizers.bos_id is None
+    assert tokenizers.pad_id == tokenizers.eos_id, "no pad token: the end token stands in"
+    assert tokenizers.encoder_pad_id == tokenizers.encoder.pad_token_id == 0
+    with_start = _load(encoder_folder, save_byte_level(tmp_path / "bos", bos=True))
+    assert with_start.bos_id == with_start.llm.convert_tokens_to_ids("<start>")
+    assert with_start.bos_id not in with_start.label_ids("cat")
+
+
+def test_a_begin_token_that_the_tokenizer_forgets_to_add_still_opens(encoder_folder: Path, tmp_path: Path) -> None:
+    save_byte_level(tmp_path, bos=True)
+    core = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**core, "post_processor": None}))
+    forgetful = _load(encoder_folder, tmp_path)
+    assert forgetful.llm("cat")["input_ids"][0] != forgetful.llm.bos_token_id == forgetful.bos_id
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": False}))
+    assert _load(encoder_folder, tmp_path).bos_id is None
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<start>"}))
+    assert _load(encoder_folder, tmp_path).bos_id is None
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "eos_token": "<start>", "add_bos_token": True})
+    )
+    assert _load(encoder_folder, tmp_path).bos_id == forgetful.bos_id
+
+
+def test_a_language_model_needs_an_end_token(encoder_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no end token"):
+        _load(encoder_folder, save_byte_level(tmp_path / "endless", eos=None))
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_named(encoder_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"model.llm .*empty' could not be loaded") as caught:
+        _load(encoder_folder, tmp_path / "empty")
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_out_of_the_vocabulary_are_refused(tokenizers) -> None:
+    rows = len(tokenizers.llm)
+    check_vocabulary(tokenizers.llm, rows, "model.llm")
+    with pytest.raises(ConfigError, match=rf"model.llm gives ids up to {rows - 1} .* has {rows - 1} embedding rows"):
+        check_vocabulary(tokenizers.llm, rows - 1, "model.llm")
+
+
+def test_lengths_are_cut_and_counted_and_ends_stay(tokenizers) -> None:
+    whole = tokenize_sample(SAMPLE, tokenizers, DataConfig(augment_prompt=True))
+    assert whole.cut == ()
+    assert whole.source == tokenizers.source_ids(SAMPLE["source"])
+    cut = tokenize_sample(
+        SAMPLE,
+        tokenizers,
+        DataConfig(augment_prompt=True, max_source_tokens=3, max_prompt_tokens=2, max_target_tokens=2),
+    )
+    assert cut.cut == ("source", "prompt", "target")
+    assert cut.source == [*whole.source[:2], tokenizers.encoder.eos_token_id]
+    assert cut.prompt == whole.prompt[:2]
+    assert cut.target == [whole.target[0], tokenizers.eos_id]
+
+
+def test_prompt_is_the_samples_own_or_the_source_or_nothing(tokenizers) -> None:
+    with_prompt = {**SAMPLE, "prompt": "red house"}
+    augment = DataConfig(augment_prompt=True)
+    assert tokenize_sample(with_prompt, tokenizers, DataConfig()).prompt == []
+    assert tokenize_sample(with_prompt, tokenizers, augment).prompt == tokenizers.prompt_ids("red house")
+    assert tokenize_sample(SAMPLE, tokenizers, augment).prompt == tokenizers.prompt_ids(SAMPLE["source"])
+
+
+def test_prefix_lm_goes_on_where_the_source_ends(tokenizers) -> None:
+    text = " ".join(f"n{i}" for i in range(40))
+    data = DataConfig(objective="prefix_lm", max_source_tokens=4)
+    sample = tokenize_sample({"text": text}, tokenizers, data, seed=1, epoch=0, number=3)
+    before, after = split_text(text, 1, 0, 3)
+    assert sample.cut == ("source",)
+    assert tokenizers.encoder.decode(sample.source[:-1]).split() == before.split()[-3:]
+    assert sample.source[-1] == tokenizers.encoder.eos_token_id
+    assert tokenizers.llm.decode(sample.target[:-1]).strip() == after
+
+
+@settings(max_examples=100, deadline=None)
+@given(words=st.lists(st.text("abcé猫", min_size=1, max_size=4), min_size=2, max_size=60), number=st.integers(0, 10**9))
+def test_split_is_pure_and_keeps_every_word(words: list[str], number: int) -> None:
+    text = " \n".join(words)
+    before, after = split_text(text, 7, 2, number)
+    assert (before, after) == split_text(text, 7, 2, number)
+    assert before.split() + after.split() == words
+    share = len(before.split()) / len(words)
+    assert 0.1 <= share <= 0.9
+
+
+def test_split_moves_with_epoch_seed_and_sample() -> None:
+    text = " ".join(map(str, range(1000)))
+    splits = {split_text(text, seed, epoch, number)[0] for seed in (0, 1) for epoch in (0, 1) for number in (0, 1)}
+    assert len(splits) == 8
+    with pytest.raises(DataError, match=r"has 1 words in `text`"):
+        split_text(" word ", 0, 0, 0)
+
+
+def test_lost_byte_fallback_is_reported(tmp_path: Path, llm_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import sentencepiece
+    from transformers import T5Tokenizer
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(["the cat is ok naive and the cat sat"] * 50))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=290, byte_fallback=True,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    T5Tokenizer.from_pretrained(str(tmp_path), extra_ids=0).save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="bridge_ds"):
+        _load(tmp_path, llm_folder)
+    assert "gives other ids than its spiece.model" in caplog.text
+    assert "byte fallback" in caplog.text
+    caplog.clear()
+    (tmp_path / "spiece.model").unlink()
+    with caplog.at_level(logging.WARNING, logger="bridge_ds"):
+        _load(tmp_path, llm_folder)
+    assert not caplog.text
+
+
+def test_tokenizers_can_be_sent_to_a_spawned_worker(tokenizers) -> None:
+    assert pickle.loads(pickle.dumps(tokenizers)).label_ids("cat") == tokenizers.label_ids("cat")
+
+
+def test_padding_is_on_the_right_and_masked_by_length() -> None:
+    ids, mask = pad([[5, 6, 9], [7]], 9)
+    assert ids.tolist() == [[5, 6, 9], [7, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == torch.int64
+    ids, mask = pad([[], []], 0)
+    assert ids.shape == mask.shape == (2, 0)
+    assert ids.dtype == mask.dtype == torch.int64
+
+
+def test_wrapping_a_step_keeps_it(tokenizers) -> None:
+    rows = [TokenizedSample([1, 2, 3], [], [4, 5], ()), TokenizedSample([6], [], [7, 8, 9], ())]
+    micro = [collate(rows, 0, 1), collate(rows[:1], 0, 1)]
+    step = StepBatches(step=1, micro=micro, ids_hash="x", consumed=3, cut={"source": 0})
+    parcel = wrap(step)
+    assert [value for value in vars(parcel).values() if isinstance(value, torch.Tensor)] == [parcel.block]
+    back = unwrap(parcel)
+    assert (back.step, back.ids_hash, back.consumed, back.cut) == (1, "x", 3, {"source": 0})
+    for one, two in zip(back.micro, micro, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(two).values(), strict=True))
+    assert back.micro[0].prompt_ids.shape == (2, 0)
+    assert back.micro[0].target_tokens == 5
+    assert back.micro[0].source_tokens == 4

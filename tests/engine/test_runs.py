@@ -1,0 +1,127 @@
+"""Whole runs of train.py on real processes: the same losses at every world size and stage, and after a kill."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import launch
+
+pytestmark = pytest.mark.slow
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def arguments(small_run: list[str], run: Path, *more: str, ds: str = "zero3.json") -> list[str]:
+    settings = [part for setting in (f"run.output={run}", *more) for part in ("--set", setting)]
+    return ["--ds_config", ds, *small_run, *settings]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run on two ranks, stage 3, dropout on."""
+    run = tmp_path_factory.mktemp("runs") / "two"
+    launch.succeed(launch.train(arguments(small_run, run), 2, run.parent / "logs"))
+    return run
+
+
+def test_losses_do_not_depend_on_ranks_stage_or_micro_batch(small_run: list[str], tmp_path: Path) -> None:
+    off = "fusion.dropout=0"
+    variants = {
+        "two": (2, "zero3.json", ()),
+        "one": (1, "zero3.json", ()),
+        "stage2": (2, "zero2.json", ()),
+        "micro": (1, "zero3.json", ("train.micro_batch=8",)),
+    }
+    found = {}
+    for name, (ranks, ds, more) in variants.items():
+        run = tmp_path / name
+        launch.succeed(launch.train(arguments(small_run, run, off, *more, ds=ds), ranks, tmp_path / f"{name}-logs"))
+        found[name] = lines(run)
+        assert [line["step"] for line in found[name]] == list(range(1, 21))
+    for name in ("one", "stage2", "micro"):
+        for expected, line in zip(found["two"], found[name], strict=True):
+            assert line["ids_hash"] == expected["ids_hash"]
+            assert line["target_tokens"] == expected["target_tokens"]
+            assert line["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+            assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3, abs=1e-6)
+    assert found["two"][-1]["loss"] < found["two"][0]["loss"]
+
+
+@pytest.mark.parametrize(("before", "after", "ds"), [(2, 2, "zero3.json"), (2, 1, "zero3.json"), (1, 2, "zero2.json")])
+def test_killed_and_resumed(
+    small_run: list[str], two_ranks: Path, tmp_path: Path, before: int, after: int, ds: str
+) -> None:
+    run = tmp_path / "killed"
+    command = arguments(small_run, run, ds=ds)
+    stop_at = random.randint(6, 18)
+    job = launch.Job(launch.train_command(command), before, tmp_path / "first")
+    record = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (record.is_file() and record.read_text().count("\n") >= stop_at):
+        assert time.monotonic() < deadline, job.wait(1).text
+        assert all(process.poll() is None for process in job.processes), job.wait(1).text[-4000:]
+        time.sleep(0.01)
+    job.kill()
+
+    outcome = launch.succeed(launch.train(command, after, tmp_path / "second"))
+    assert "continuing from" in outcome.text
+    resumed, whole = lines(run), lines(two_ranks)
+    assert [line["step"] for line in resumed] == list(range(1, 21))
+    assert [line["ids_hash"] for line in resumed] == [line["ids_hash"] for line in whole]
+    if (before, after) == (2, 2):
+        for key in ("loss", "grad_norm", "layer_weights"):
+            assert [line[key] for line in resumed] == [line[key] for line in whole], key
+        last = "checkpoints/step-00000020/bridge.safetensors"
+        assert (run / last).read_bytes() == (two_ranks / last).read_bytes()
+
+
+def test_run_folder(two_ranks: Path) -> None:
+    assert (two_ranks / "config.yaml").is_file()
+    assert sorted(path.name for path in (two_ranks / "checkpoints").iterdir()) == ["step-00000015", "step-00000020"]
+    assert (two_ranks / "plots" / "loss.png").is_file()
+    assert (two_ranks / "plots" / "layer_weights.png").is_file()
+    manifest = json.loads((two_ranks / "checkpoints" / "step-00000020" / "manifest.json").read_text())
+    assert set(manifest["files"]) == {"bridge.safetensors", "optimizer.safetensors", "state.json"}
+    assert manifest["base"].keys() == {"encoder", "llm", "encoder_tokenizer", "llm_tokenizer"}
+
+
+def test_bfloat16_checkpointing_and_prompt(small_run: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "bf16"
+    more = ("model.dtype=bfloat16", "model.activation_checkpointing=true", "data.augment_prompt=true")
+    launch.succeed(launch.train(arguments(small_run, run, *more), 2, tmp_path / "logs"))
+    losses = [line["loss"] for line in lines(run)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_no_rank_holds_more_than_its_share_of_the_frozen_weights(small_run: list[str], tmp_path: Path) -> None:
+    ds = tmp_path / "strict.json"
+    # Nothing is kept gathered for later use, so that what is held at any moment is the share and the layer at work.
+    keys = ("param_persistence_threshold", "prefetch_bucket_size", "max_live_parameters", "max_reuse_distance")
+    ds.write_text(json.dumps({"zero_optimization": {"stage": 3} | {f"stage3_{key}": 0 for key in keys}}))
+    command = [sys.executable, "tests/programs/watch_shards.py", str(tmp_path / "watch.json")]
+    command += arguments(small_run, tmp_path / "run", "train.steps=2", ds=str(ds))
+    launch.succeed(launch.Job(command, 2, tmp_path / "logs").wait())
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"watch.json.{rank}").read_text())
+        assert seen["moments"] > 100
+        # A shard is padded to a whole number of elements per rank.
+        assert seen["share"] <= seen["total"] / 2 + seen["parameters"]
+        assert seen["most"] <= seen["share"] + seen["largest_layer"]
+        assert seen["most"] < seen["total"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_on_all_ranks(small_run: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "nan"
+    outcome = launch.train(arguments(small_run, run, "train.lr=1e30", "train.clip=0"), 2, tmp_path / "logs")
+    assert outcome.codes == [2, 2], outcome.text[-4000:]
+    assert "expected finite numbers" in outcome.outputs[0]
+    assert "Traceback" not in outcome.text
