@@ -11,8 +11,11 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+import torch
 
 from tests import tiny
+
+torch.set_num_threads(1)  # the models are tiny and the machines small
 
 WORDS = "the cat sat on a mat river bridge dog rain fell wet one two three".split()
 

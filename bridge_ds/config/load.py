@@ -81,6 +81,8 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
     for key, value in values.items():
         path = f"{prefix}{key}"
         if key not in known:
+            # A wrong part (optim.lr) is named by its first key, which says more about what was meant.
+            path = f"{path}.{next(iter(value))}" if isinstance(value, Mapping) and value else path
             raise ConfigError(f"unknown key {path!r}; {_nearest(path, prefix, known)}.")
         hint = hints[key]
         if dataclasses.is_dataclass(hint):

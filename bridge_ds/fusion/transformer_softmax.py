@@ -1,4 +1,4 @@
-"""Transformer Softmax (arXiv 2508.09091): for each token its own layer weights, from one transformer layer over them."""
+"""Transformer Softmax (arXiv 2508.09091): layer weights for each token, from one transformer layer over its states."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ class TransformerSoftmax(Fusion):
 
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         self._check(states)
-        scores_BSL = LAYER_SCORES[self.path](states, dict(self.named_parameters()), self.dropout if self.training else 0.0)
-        weights_BSL = torch.softmax(scores_BSL.float(), dim=-1)
+        dropout = self.dropout if self.training else 0.0
+        scores_BSL = LAYER_SCORES[self.path](states, dict(self.named_parameters()), dropout)
+        weights_BSL = torch.softmax(scores_BSL.to(torch.promote_types(scores_BSL.dtype, torch.float32)), dim=-1)
         with torch.no_grad():
             real_BS1 = mask[..., None].to(weights_BSL.dtype)
             self._seen_L = (weights_BSL * real_BS1).sum((0, 1)) / real_BS1.sum().clamp(min=1)

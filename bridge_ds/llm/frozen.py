@@ -27,7 +27,8 @@ class FrozenLLM(nn.Module):
         self.model = model
         self.activation_checkpointing = activation_checkpointing
         if activation_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # The first name is the one of later transformers 5.x; both take non-reentrant checkpointing as the default.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenLLM:

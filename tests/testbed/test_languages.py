@@ -14,7 +14,7 @@ from bridge_ds.testbed.meaning import Clause, NounPhrase
 from bridge_ds.testbed.render import render
 
 CONSTRUCTED = [language for language in LANGUAGES if language != ENGLISH]
-CLAUSE = Clause(NounPhrase("dog", adjective="big"), "find", NounPhrase("apple", plural=True), past=True, negated=True,
+CLAUSE = Clause(NounPhrase("dog", adjective="red"), "see", NounPhrase("apple", plural=True), past=True, negated=True,
                 place=NounPhrase("city"), time="today")
 
 
@@ -67,7 +67,7 @@ def test_word_orders_differ():
 
 def test_english_sentence():
     text = " ".join(word.text for word in render(CLAUSE, ENGLISH))
-    assert text == "big dog did not find apples in city today"
+    assert text == "red dog did not see apples in city today"
 
 
 @pytest.mark.parametrize(("noun", "many"), [("dog", "dogs"), ("city", "cities"), ("toy", "toys"), ("match", "matches"),
@@ -79,4 +79,5 @@ def test_plural(noun: str, many: str):
 def test_conjugation():
     assert conjugate("push") == ("pushes", "pushed")
     assert conjugate("ratify") == ("ratifies", "ratified")
-    assert conjugate("sell") == ("sells", "sold")
+    assert conjugate("carry") == ("carries", "carried")
+    assert conjugate("see") == ("sees", "saw")

@@ -1,0 +1,148 @@
+"""Recipes, overrides and DeepSpeed files: what is accepted, and the one sentence for what is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridge_ds.config.load import RECIPES, flatten, from_dict, load_config, load_run_config, save_config, to_dict
+from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import Config, TrainConfig
+from bridge_ds.config.zero import accumulation, engine_config, read_ds_config, shard_config, stage
+from bridge_ds.errors import ConfigError, LaunchError
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_resolves(recipe: str) -> None:
+    config = load_config(recipe)
+    assert from_dict(to_dict(config)) == config
+    assert stage(read_ds_config(config.run.ds_config)) in (2, 3)
+    assert accumulation(config, 1) >= 1
+
+
+def test_the_papers_recipe_has_the_papers_numbers() -> None:
+    config = load_config("xnli_mt5xl_llama1b")
+    assert (config.train.lr, config.train.betas, config.train.weight_decay) == (3e-5, (0.8, 0.999), 3e-7)
+    assert (config.train.global_batch, config.train.clip, config.train.warmup) == (8, 1.0, 0.05)
+    assert config.train.steps * config.train.global_batch == 300_000
+
+
+def test_overrides_have_the_types_of_the_schema() -> None:
+    texts = ["train.lr=1e-3", "train.steps=7", "train.betas=[0.5, 0.6]", "model.activation_checkpointing=true",
+             "run.output=runs/x=y", "evaluation.tasks=xnli,testbed_news", "model.llm_revision=null"]  # fmt: skip
+    config = load_config("testbed", texts)
+    assert (config.train.lr, config.train.steps, config.train.betas) == (1e-3, 7, (0.5, 0.6))
+    assert config.model.activation_checkpointing is True
+    assert config.run.output == "runs/x=y"
+    assert config.evaluation.tasks == ("xnli", "testbed_news")
+    assert config.model.llm_revision is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("train.learning_rate=1", "unknown key 'train.learning_rate'"),
+        ("train.stpes=1", "did you mean 'train.steps'"),
+        ("optim.lr=1", "did you mean 'train.lr'"),
+        ("train.steps=many", "train.steps is 'many'; expected a whole number"),
+        ("train.steps=1.5", "expected a whole number"),
+        ("train.steps=0", "train.steps is 0; expected 1 or more"),
+        ("model.dtype=float16", "expected one of bfloat16, float32"),
+        ("fusion.name=transformer_softmx", "did you mean 'transformer_softmax'"),
+        ("fusion.dropout=1", "from 0 to below 1"),
+        ("train.betas=[1]", "expected 2"),
+        ("model.activation_checkpointing=perhaps", "expected true or false"),
+        ("lr=1", "not of the form part.key=value"),
+        ("train=3", "not of the form"),
+    ],
+)
+def test_wrong_overrides(text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("testbed", [text])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("a: [", "not readable as YAML"), ("- 1", "holds list"), ("train: 3", "expected keys under it")]
+)
+def test_wrong_recipes(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        load_config(str(path))
+
+
+def test_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="testbed"):
+        load_config("tetsbed")
+
+
+def test_run_config_round_trip(tmp_path: Path) -> None:
+    config = load_config("testbed", ["run.seed=3"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_run_config(tmp_path) == config
+    assert flatten(config)["run.seed"] == 3
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+        load_run_config(tmp_path / "elsewhere")
+
+
+ZERO = {"stage": 3}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"zero_optimization": ZERO | {"reduce_bucket_size": "auto"}}, "zero_optimization.reduce_bucket_size"),
+        ({"zero_optimization": ZERO, "elasticity": {}}, "elasticity, which DeepSpeed has removed"),
+        ({"zero_optimization": ZERO | {"mics_shard_size": 2}}, "mics_shard_size"),
+        ({"zero_optimization": ZERO, "train_batch_size": 8}, "train_batch_size, which the recipe owns"),
+        ({"zero_optimization": ZERO, "bf16": {"enabled": True}}, "set model.dtype"),
+        ({"zero_optimization": {"stage": 1}}, "expected 2 or 3"),
+        ({}, "expected 2 or 3"),
+        ([], "holds a list"),
+    ],
+)
+def test_wrong_ds_configs(tmp_path: Path, values: object, words: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError) as caught:
+        read_ds_config(str(path))
+    assert words in str(caught.value)
+
+
+def test_ds_config_that_is_not_json_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text("{")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        read_ds_config(str(path))
+    with pytest.raises(ConfigError, match=r"zero3\.json"):
+        read_ds_config("zero9.json")
+
+
+def test_batches_that_do_not_divide_name_worlds_that_do() -> None:
+    config = Config(train=TrainConfig(global_batch=24, micro_batch=4))
+    assert [accumulation(config, world) for world in (1, 2, 3, 6)] == [6, 3, 2, 1]
+    with pytest.raises(LaunchError, match="start 1, 2, 3, 6 ranks"):
+        accumulation(config, 4)
+    with pytest.raises(LaunchError, match="no multiple"):
+        accumulation(Config(train=TrainConfig(global_batch=10, micro_batch=4)), 1)
+
+
+def test_merged_ds_config() -> None:
+    config = load_config("mt5xl_13b")
+    values = read_ds_config("zero3.json")
+    merged = engine_config(config, values, 16)
+    assert merged["train_micro_batch_size_per_gpu"] * merged["gradient_accumulation_steps"] * 16 == 128
+    assert "bf16" not in merged
+    assert shard_config(config, values)["bf16"] == {"enabled": True}
+
+
+def test_embedded_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve("google/mt5-xl") == "google/mt5-xl"
+    assert Path(resolve("testbed/llm")).parts[-2:] == ("weights", "llm")
+    (tmp_path / "testbed" / "llm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert resolve("testbed/llm") == "testbed/llm"

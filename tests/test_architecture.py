@@ -1,0 +1,141 @@
+"""The house: which folder may import which, how long files are, that names agree where they are written twice."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bridge_ds"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Lower rank = nearer the ground. A file may import its own folder and lower ranks.
+RANKS = {
+    "__init__": 0, "errors": 0, "world": 1, "testbed": 1, "config": 1, "data": 2, "frozen": 2, "encoder": 3, "fusion": 3,
+    "mapping": 4, "llm": 4, "bridge": 5, "engine": 6, "tasks": 6, "checkpoint": 7, "track": 7, "evaluation": 7, "cli": 8,
+    "run": 8, "train": 9,
+}  # fmt: skip
+# Folders that must work without these packages (kernels are tested on machines that have torch alone).
+FREE_OF = {
+    "fusion": {"transformers", "deepspeed", "datasets", "webdataset", "mlflow"},
+    "mapping": {"transformers", "deepspeed"},
+    "llm/splice": {"transformers", "deepspeed"},
+    "llm/loss": {"transformers", "deepspeed"},
+    "data/order": {"transformers", "deepspeed", "torch"},
+}
+# The command lines of folders stand above everything they start.
+ENTRY_POINTS = {"evaluation/__main__.py", "track/__main__.py"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module)
+    return found
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    here = part(path)
+    if str(path.relative_to(PACKAGE)) in ENTRY_POINTS:
+        return
+    for name in imports(path):
+        if name.startswith("bridge_ds."):
+            there = name.split(".")[1]
+            if there != here:
+                assert RANKS[there] < RANKS[here], f"{path.name} imports {name}"
+    for place, forbidden in FREE_OF.items():
+        if str(path.relative_to(PACKAGE)).startswith(place):
+            assert not {name.split(".")[0] for name in imports(path)} & forbidden
+
+
+def test_checkpoint_and_track_do_not_know_each_other() -> None:
+    for one, other in (("checkpoint", "track"), ("track", "checkpoint"), ("engine", "track")):
+        for path in (PACKAGE / one).rglob("*.py"):
+            assert not any(name.startswith(f"bridge_ds.{other}") for name in imports(path)), path
+
+
+def test_fusion_runs_with_torch_alone() -> None:
+    code = "import sys, bridge_ds.fusion, bridge_ds.mapping; print([m for m in ('transformers', 'deepspeed') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tools").glob("*.py"))], ids=lambda p: p.name)
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 320
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 75, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_public_things_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path.name != "__init__.py" or tree.body:
+        assert ast.get_docstring(tree), path
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_no_module_hides_a_package_that_something_imports() -> None:
+    names = {path.stem for path in PACKAGE.glob("*.py")} | {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    assert not names & {"evaluate", "datasets", "tokenizers", "mlflow", "torch", "transformers", "types", "queue"}
+
+
+def test_names_written_twice_agree() -> None:
+    from bridge_ds.config.check import _CHOICES
+    from bridge_ds.fusion import FUSIONS
+    from bridge_ds.fusion.kernels import LAYER_SCORES
+    from bridge_ds.frozen.load import DTYPES
+    from bridge_ds.mapping import MAPPINGS
+
+    assert set(_CHOICES["fusion.name"]) == set(FUSIONS)
+    assert set(_CHOICES["mapping.kind"]) == set(MAPPINGS)
+    assert set(_CHOICES["fusion.path"]) == {"auto", *LAYER_SCORES}
+    assert set(_CHOICES["model.dtype"]) == set(DTYPES)
+
+
+def test_every_field_of_the_schema_has_its_sentence() -> None:
+    tree = ast.parse((PACKAGE / "config" / "schema.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    assert isinstance(after, ast.Expr), f"{node.name}.{field.target.id} has no docstring"  # type: ignore[union-attr]
+
+
+def test_no_machine_stands_in_the_project() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    for name in filter(None, listed):
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".yaml", ".json", ".toml", ".sh"} and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            for word in ("/wo" + "rk/", "/ro" + "ot/", "/o" + "pt/"):
+                assert word not in text, f"{name} names {word}"
+
+
+def test_shipped_ds_configs_are_read_by_deepspeed() -> None:
+    """Every shipped file parses in this version of DeepSpeed (removed keys are refused there)."""
+    from bridge_ds.config.schema import Config
+    from bridge_ds.config.zero import engine_config, read_ds_config
+    from bridge_ds.engine.distributed import import_deepspeed
+
+    deepspeed = import_deepspeed()
+    for path in sorted((ROOT / "ds_configs").glob("*.json")):
+        values = read_ds_config(path.name)
+        deepspeed.DeepSpeedConfig(json.loads(json.dumps(engine_config(Config(), values, 1))))
