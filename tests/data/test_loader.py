@@ -214,5 +214,6 @@ try:
 except ValueError as error:
     sys.exit(3)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root)
     assert (result.returncode, result.stdout.strip(), result.stderr.strip()) == (3, "1", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,5 +125,8 @@ def test_order_and_index_import_no_framework() -> None:
         "import sys, bridge_ds.data.order, bridge_ds.data.index, bridge_ds.data.pack, bridge_ds.data.reader; "
         "print([m for m in ('torch', 'transformers', 'deepspeed', 'webdataset', 'datasets') if m in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    root = Path(__file__).parents[2]
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60, cwd=root
+    )
     assert result.stdout.strip() == "[]"

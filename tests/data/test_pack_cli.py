@@ -110,10 +110,15 @@ def test_paragraphs_become_texts_and_headings_join_the_next(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"source": "x"}\n{"source": \n', r"a.jsonl:2 is malformed JSON"),
+        (
+            "a.jsonl",
+            '{"source": "x"}\n{"source": \n',
+            r"a.jsonl:2 is malformed JSON \(Expecting value at character 13\)",
+        ),
         ("a.jsonl", b'{"source": "x"}\n{"source": "\xff"}\n', r"a.jsonl:2 is not UTF-8"),
         ("a.jsonl.gz", b"no gzip", r"a.jsonl.gz cannot be read after line 0"),
         ("a.jsonl.gz", gzip.compress(b'{"source": "x"}\n' * 5000)[:60], r"a.jsonl.gz cannot be read"),
+        ("a.jsonl", "[" * 100_000, r"a.jsonl:1 is JSON nested too deep"),
         ("a.csv", "x,y", r"a.csv ends in .csv; expected .jsonl"),
     ],
 )

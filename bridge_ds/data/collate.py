@@ -1,0 +1,79 @@
+"""From token lists to padded tensors, and a step's tensors as one block. Pure.
+
+Letters: B batch, S encoder tokens, P prompt tokens, T target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from bridge_ds.data.batch import Batch, StepBatches
+from bridge_ds.data.tokenize import TokenizedSample
+
+__all__ = ["Parcel", "collate", "pad", "unwrap", "wrap"]
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-pad rows of ids to the longest of them.
+
+    Returns:
+        ids and mask, both [B, longest] int64; the mask comes from the lengths, so `pad_id` may be a real id.
+    """
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    width = max(map(len, rows), default=0)
+    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], dtype=torch.int64)
+    mask = (torch.arange(width) < lengths[:, None]).to(torch.int64)
+    return ids.reshape(len(rows), width), mask
+
+
+def collate(rows: Sequence[TokenizedSample], encoder_pad_id: int, llm_pad_id: int) -> Batch:
+    """One micro-batch of B samples: sources [B, S], prompts [B, P] (P may be 0), targets [B, T]."""
+    source_ids, source_mask = pad([row.source for row in rows], encoder_pad_id)
+    prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
+    target_ids, target_mask = pad([row.target for row in rows], llm_pad_id)
+    return Batch(
+        source_ids=source_ids,
+        source_mask=source_mask,
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        target_ids=target_ids,
+        target_mask=target_mask,
+    )
+
+
+@dataclass
+class Parcel:
+    """A step on its way from a worker to the main process, its tensors laid end to end in one.
+
+    A worker hands over each tensor as an open file descriptor; six for every micro-batch of every prefetched step pass
+    the usual limit of 1024. One block a step needs one, and one copy into page-locked memory.
+    """
+
+    step: StepBatches
+    """The step without its micro-batches."""
+    shapes: list[dict[str, torch.Size]]
+    """For each micro-batch, the shape of each field, in the order of the block."""
+    block: torch.Tensor
+    """int64, all values."""
+
+    def pin_memory(self) -> Parcel:
+        """The same parcel in page-locked memory (called by torch's DataLoader)."""
+        return replace(self, block=self.block.pin_memory())
+
+
+def wrap(step: StepBatches) -> Parcel:
+    """Lay the tensors of a step end to end."""
+    shapes = [{name: tensor.shape for name, tensor in vars(batch).items()} for batch in step.micro]
+    block = torch.cat([tensor.reshape(-1) for batch in step.micro for tensor in vars(batch).values()])
+    return Parcel(replace(step, micro=[]), shapes, block)
+
+
+def unwrap(parcel: Parcel) -> StepBatches:
+    """The step again; its tensors are views of the block, nothing is copied."""
+    sizes = [shape.numel() for batch in parcel.shapes for shape in batch.values()]
+    pieces = iter(parcel.block.split(sizes))
+    micro = [Batch(**{name: next(pieces).view(shape) for name, shape in batch.items()}) for batch in parcel.shapes]
+    return replace(parcel.step, micro=micro)
