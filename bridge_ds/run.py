@@ -23,9 +23,8 @@ from bridge_ds.engine.calibrate import calibrate
 from bridge_ds.engine.distributed import agree, device_of, init_distributed, shutdown
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
-from bridge_ds.engine.setup import build_model, initialize, trainable_table
+from bridge_ds.engine.setup import base_identities, build_model, initialize, trainable_table
 from bridge_ds.errors import BridgeError, LaunchError
-from bridge_ds.frozen.identity import model_identity, tokenizer_identity
 from bridge_ds.world import World
 
 __all__ = ["Run"]
@@ -62,7 +61,7 @@ class Run:
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
-        self.base = self._identities(model)
+        self.base = self._on_main(lambda: base_identities(self.config, model, self.tokenizers))
         self.state = {
             "seed": self.config.run.seed,
             "global_batch": self.config.train.global_batch,
@@ -166,19 +165,6 @@ class Run:
     def _find_checkpoint(self) -> Checkpoint | None:
         root = self.folder / "checkpoints"
         return self._on_main(lambda: find(self.config.run.resume, root, self.say))
-
-    def _identities(self, model: Any) -> dict[str, str]:
-        from bridge_ds.config.names import resolve
-
-        of = self.config.model
-        return self._on_main(
-            lambda: {
-                "encoder": model_identity(model.encoder.model.config.to_json_string(), resolve(of.encoder), of.encoder_revision),
-                "llm": model_identity(model.llm.model.config.to_json_string(), resolve(of.llm), of.llm_revision),
-                "encoder_tokenizer": tokenizer_identity(self.tokenizers.encoder),
-                "llm_tokenizer": tokenizer_identity(self.tokenizers.llm),
-            }
-        )
 
     def _add_hooks(self) -> None:
         """Order matters: the record on disk first, then what may fail, the checkpoint after its own step's line."""

@@ -12,14 +12,16 @@ from bridge_ds.bridge import TRAINABLE, BridgeModel, build_bridge
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, shard_config, stage
+from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.distributed import agree, import_deepspeed
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.identity import model_identity, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.world import World
 
-__all__ = ["build_model", "initialize", "make_optimizer", "trainable_table"]
+__all__ = ["base_identities", "build_model", "initialize", "make_optimizer", "trainable_table"]
 
 
 def build_model(config: Config, bos: int | None, ds_values: dict[str, Any] | None = None, world: World | None = None) -> BridgeModel:
@@ -84,6 +86,18 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
     )
     engine.train()
     return engine
+
+
+def base_identities(config: Config, model: BridgeModel, tokenizers: Tokenizers) -> dict[str, str]:
+    """Hashes of both base models and tokenizers: what a bridge belongs to."""
+    of = config.model
+    encoder, llm = model.encoder.model.config.to_json_string(), model.llm.model.config.to_json_string()
+    return {
+        "encoder": model_identity(encoder, resolve(of.encoder), of.encoder_revision),
+        "llm": model_identity(llm, resolve(of.llm), of.llm_revision),
+        "encoder_tokenizer": tokenizer_identity(tokenizers.encoder),
+        "llm_tokenizer": tokenizer_identity(tokenizers.llm),
+    }
 
 
 def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:

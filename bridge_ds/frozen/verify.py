@@ -78,20 +78,19 @@ def _keys(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def _match(model: nn.Module, keys: list[str]) -> dict[str, str]:
-    """File key -> parameter name: equal, or equal after a leading `model.`, `bert.`, ... on one of the two sides."""
+def _match(model: Any, keys: list[str]) -> dict[str, str]:
+    """File key -> parameter name.
+
+    A file of the base model loads into one with a head and the other way round (`bert.` added or taken off), and an
+    encoder alone loads from `model.encoder.` of a whole model. Nothing else is tried: in a file of encoder and decoder a
+    looser rule would compare the one with the other.
+    """
     names = {name for name, _ in model.named_parameters()}
-    by_tail: dict[str, str] = {}
-    for name in names:
-        by_tail.setdefault(name.partition(".")[2], name)
+    base = f"{getattr(model, 'base_model_prefix', '')}."
     found: dict[str, str] = {}
     for key in keys:
-        tail = key.partition(".")[2]
-        for candidate in (key, tail, tail.partition(".")[2]):
-            if candidate in names:
-                found[key] = candidate
-                break
-        else:
-            if key in by_tail:
-                found[key] = by_tail[key]
+        shorter = [key.removeprefix(prefix) for prefix in ("model.encoder.", base, "model.") if key.startswith(prefix)]
+        name = next((name for name in (key, *shorter, base + key) if name in names), None)
+        if name:
+            found[key] = name
     return found
