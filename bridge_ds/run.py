@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from bridge_ds.checkpoint.load import Checkpoint, find, load_bridge, load_optimi
 from bridge_ds.config.load import save_config, to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import stage
+from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.embedded import is_embedded, write_embedded
 from bridge_ds.data.index import file_sha256, load_index
 from bridge_ds.data.loader import make_loader
@@ -83,23 +83,16 @@ class Run:
 
     def fit(self) -> None:
         """Train the remaining steps."""
-        first = next(self.batches, None)
-        if first is None:
+        if self.done >= self.config.train.steps:
             self.say(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
-            self.hooks.on_start(step=self.done, total_steps=self.config.train.steps)
-            return
-        if first.example:
-            self.say("one sample as the models see it:\n  " + first.example.replace("\n", "\n  "))
         self.say(f"start-up took {time.perf_counter() - self.began:.1f} s")
-        fit(
-            self.engine,
-            itertools.chain([first], self.batches),
-            self.config,
-            self.world,
-            self.device,
-            self.hooks,
-            self.done,
-        )
+        fit(self.engine, self._shown(self.batches), self.config, self.world, self.device, self.hooks, self.done)
+
+    def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:
+        for batch in batches:
+            if batch.example:
+                self.say("one sample as the models see it:\n  " + batch.example.replace("\n", "\n  "))
+            yield batch
 
     def evaluate(self) -> None:
         """Score the recipe's tasks in all their languages, the LLM alone and the bridge."""

@@ -16,42 +16,21 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from bridge_ds.config.schema import Config
+from bridge_ds.config.zero import accumulation
 from bridge_ds.data.batch import Batch, StepBatches
 from bridge_ds.data.collate import Parcel, collate, unwrap, wrap
 from bridge_ds.data.index import ShardIndex, load_index
 from bridge_ds.data.order import batch_positions, deal, ids_hash, permute
 from bridge_ds.data.reader import SampleReader
 from bridge_ds.data.tokenize import TokenizedSample, Tokenizers, tokenize_sample
-from bridge_ds.errors import BridgeError, DataError, LaunchError
+from bridge_ds.errors import BridgeError, DataError
 from bridge_ds.world import World
 
-__all__ = ["StepDataset", "StepLoader", "check_batches", "make_loader"]
+__all__ = ["StepDataset", "StepLoader", "make_loader"]
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 # Slurm signals every process of a job step. Workers must outlive these, for the main process still finishes its step
 # and saves; they end when it says so, or when it is gone.
-
-
-def check_batches(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Micro-batches that each rank runs per optimizer step.
-
-    Raises:
-        LaunchError: micro_batch x world_size does not divide global_batch; names the world sizes that would do.
-    """
-    if global_batch % micro_batch:
-        divisors = [size for size in range(1, global_batch + 1) if global_batch % size == 0]
-        raise LaunchError(
-            f"train.micro_batch {micro_batch} does not divide train.global_batch {global_batch}; "
-            f"set train.micro_batch to one of {_join(divisors)}."
-        )
-    micros = global_batch // micro_batch
-    if micros % world_size:
-        sizes = [size for size in range(1, micros + 1) if micros % size == 0]
-        raise LaunchError(
-            f"{world_size} ranks with train.micro_batch {micro_batch} cannot share train.global_batch {global_batch} "
-            f"evenly; start {_join(sizes)} ranks, or change train.micro_batch."
-        )
-    return micros // world_size
 
 
 class StepDataset(Dataset[Parcel | BridgeError]):
@@ -228,7 +207,7 @@ def make_loader(
         LaunchError: the batch sizes do not fit the world.
         DataError: the shards are missing or damaged; while iterating, also a sample that cannot be used.
     """
-    check_batches(config.train.global_batch, config.train.micro_batch, world.size)
+    accumulation(config, world.size)
     dataset = StepDataset(config, world, tokenizers, index or load_index(config.data.shards), start_step + 1)
     steps = range(start_step + 1, config.train.steps + 1)
     return StepLoader(dataset, steps, workers=config.data.workers, prefetch=config.data.prefetch, pin_memory=pin_memory)
@@ -261,7 +240,3 @@ def _exit_when_parent_asks(parent: int) -> None:
             os._exit(0)
     signal.sigwait({signal.SIGTERM})
     os._exit(0)
-
-
-def _join(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers[:-1])) + f" or {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])

@@ -92,7 +92,7 @@ def deal(lengths: np.ndarray, micro_batch: int, world_size: int) -> np.ndarray:
         int64 [W, A, B]: row indices into `lengths`, each row once.
 
     Raises:
-        ValueError: G is not a positive multiple of W * B (callers check with `loader.check_batches`).
+        ValueError: G is not a positive multiple of W * B (callers check with `config.zero.accumulation`).
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     rounds, rest = divmod(lengths.size, micro_batch * world_size)

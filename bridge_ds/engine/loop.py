@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,29 +13,41 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.engine.schedule import learning_rate
-from bridge_ds.engine.step import train_step
-from bridge_ds.errors import TrainingError
+from bridge_ds.engine.step import agree_on_data, train_step
+from bridge_ds.errors import BridgeError, TrainingError
 from bridge_ds.world import World
 
 __all__ = ["fit"]
 
 
 def fit(
-    engine: Any, loader: Iterable[StepBatches], config: Config, world: World, device: torch.device, hooks: Hook, done: int
+    engine: Any,
+    loader: Iterable[StepBatches],
+    config: Config,
+    world: World,
+    device: torch.device,
+    hooks: Hook,
+    done: int,
 ) -> None:
     """Run the steps that `loader` yields, from `done` + 1 on.
 
     Raises:
+        DataError: a rank cannot read its part of a batch (on every rank).
         TrainingError: more than `train.max_bad_steps` steps in a row had a loss or gradient that is not finite.
     """
     hooks.on_start(step=done, total_steps=config.train.steps)
     bad_in_a_row = 0
-    asked = time.perf_counter()
-    for batches in loader:
+    steps = iter(loader)
+    for _ in range(done, config.train.steps):
+        asked = time.perf_counter()
+        batches, fault = _next(steps)
         waited = time.perf_counter() - asked
+        totals = agree_on_data(batches, fault, world, device)
+        assert batches is not None
         record = train_step(
             engine,
             batches,
+            totals,
             lr=learning_rate(config.train, batches.step),
             seed=config.run.seed,
             world=world,
@@ -50,7 +62,13 @@ def fit(
                 "or allow some with train.max_bad_steps."
             )
         hooks.on_step(record)
-        asked = time.perf_counter()
+
+
+def _next(steps: Iterator[StepBatches]) -> tuple[StepBatches | None, BridgeError | None]:
+    try:
+        return next(steps), None
+    except BridgeError as error:
+        return None, error
 
 
 def _is_bad(record: StepRecord) -> bool:

@@ -4,20 +4,69 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from bridge_ds.data.batch import Batch, StepBatches
+from bridge_ds.data.batch import StepBatches
 from bridge_ds.engine.distributed import peak_memory_gib
 from bridge_ds.engine.hooks import StepRecord
+from bridge_ds.errors import BridgeError, DataError
 from bridge_ds.world import World
 
-__all__ = ["train_step"]
+__all__ = ["Totals", "agree_on_data", "train_step"]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts over the global batch: all micro-batches of all ranks."""
+
+    target_tokens: int
+    """Tokens whose loss counts."""
+    source_tokens: int
+    """Real encoder tokens."""
+    prompt_tokens: int
+    """Real LLM prompt tokens."""
+    places: int
+    """Places of all three tensors, padding included."""
+
+    @property
+    def padding_share(self) -> float:
+        """Share of places that hold padding, 0 to 1."""
+        return 1 - (self.target_tokens + self.source_tokens + self.prompt_tokens) / max(1, self.places)
+
+
+def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world: World, device: torch.device) -> Totals:
+    """Count the global batch; if any rank could not read its part, every rank fails with that rank's reason.
+
+    Without it the others would wait in the next collective for a rank that is gone (a collective itself).
+
+    Raises:
+        BridgeError: `fault` of this rank, or the first one of another.
+    """
+    micro = batches.micro if batches else []
+    counts = [int(fault is not None)]
+    counts += [sum(int(getattr(b, name).sum()) for b in micro) for name in ("target_mask", "source_mask", "prompt_mask")]
+    counts += [sum(b.source_mask.numel() + b.prompt_mask.numel() + b.target_mask.numel() for b in micro)]
+    faults, *totals = (int(n) for n in _all_sum(counts, device))
+    if not faults:
+        return Totals(*totals)
+    messages: list[str | None] = [None] * world.size
+    torch.distributed.all_gather_object(messages, str(fault) if fault else None)
+    raise fault or DataError(next(message for message in messages if message))
 
 
 def train_step(
-    engine: Any, batches: StepBatches, *, lr: float, seed: int, world: World, device: torch.device, waited: float
+    engine: Any,
+    batches: StepBatches,
+    totals: Totals,
+    *,
+    lr: float,
+    seed: int,
+    world: World,
+    device: torch.device,
+    waited: float,
 ) -> StepRecord:
     """Run one step and return its record, the same on every rank.
 
@@ -26,6 +75,7 @@ def train_step(
     `x world.size`) and is told not to divide by the accumulation steps.
 
     Args:
+        totals: counts of the global batch.
         lr: learning rate of this step.
         seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
         waited: seconds spent waiting for this step's data.
@@ -34,20 +84,16 @@ def train_step(
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
     torch.manual_seed((seed * 1_000_003 + batches.step) * 65_537 + world.rank)
-    counts = _all_sum([_count(batches.micro, name) for name in ("target_mask", "source_mask", "prompt_mask")]
-                      + [sum(_places(batch) for batch in batches.micro)], device)  # fmt: skip
-    target_tokens, source_tokens, prompt_tokens, places = (int(n) for n in counts)
-
+    targets = max(1, totals.target_tokens)
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches.micro:
         loss = engine(batch.to(device))
-        engine.backward(loss * (world.size / max(1, target_tokens)), scale_wrt_gas=False)
+        engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
         engine.step()
         nll += loss.detach().double()
 
-    bridge = engine.module
-    weights = bridge.fusion.weights().double().to(device)
+    weights = engine.module.fusion.weights().double().to(device)
     sums = _all_sum([nll, *weights], device)
     seconds = time.perf_counter() - began + waited
     # [ranks, 2]: what differs between ranks and must be seen.
@@ -56,17 +102,17 @@ def train_step(
     norm = engine.get_global_grad_norm()
     return {
         "step": batches.step,
-        "loss": float(sums[0]) / max(1, target_tokens),
+        "loss": float(sums[0]) / targets,
         "lr": lr,
         "grad_norm": float(norm) if norm is not None else math.nan,
-        "target_tokens": target_tokens,
-        "source_tokens": source_tokens,
+        "target_tokens": totals.target_tokens,
+        "source_tokens": totals.source_tokens,
         "ids_hash": batches.ids_hash,
         "consumed": batches.consumed,
         "seconds": seconds,
-        "target_tokens_per_s": target_tokens / seconds,
-        "source_tokens_per_s": source_tokens / seconds,
-        "padding_share": 1 - (target_tokens + source_tokens + prompt_tokens) / max(1, places),
+        "target_tokens_per_s": totals.target_tokens / seconds,
+        "source_tokens_per_s": totals.source_tokens / seconds,
+        "padding_share": totals.padding_share,
         "data_wait_share": max(row[1] for row in by_rank),
         "peak_memory_gib": max(row[0] for row in by_rank),
         "peak_memory_gib_by_rank": [round(row[0], 4) for row in by_rank],
@@ -76,14 +122,6 @@ def train_step(
         "skipped": engine.skipped_steps > skipped_before,
         "cut": batches.cut,
     }
-
-
-def _count(micro: list[Batch], name: str) -> int:
-    return sum(int(getattr(batch, name).sum()) for batch in micro)
-
-
-def _places(batch: Batch) -> int:
-    return batch.source_mask.numel() + batch.prompt_mask.numel() + batch.target_mask.numel()
 
 
 def _all_sum(values: list[Any], device: torch.device) -> torch.Tensor:

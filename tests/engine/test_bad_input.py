@@ -47,6 +47,13 @@ def overwrite(folder: Path, old: bytes, new: bytes) -> None:
         tar.write_bytes(content.replace(old, new))
 
 
+def spoil_one(folder: Path) -> None:
+    """One sample of 150: a single rank meets it, in the middle of the run."""
+    tar = sorted(folder.glob("*.tar"))[0]
+    content = tar.read_bytes()
+    tar.write_bytes(content.replace(b'"target":', b'"target";', 1))
+
+
 def fails(outcome: launch.Outcome, *words: str) -> None:
     assert set(outcome.codes) == {2}, outcome.text[-5000:]
     assert "Traceback" not in outcome.text
@@ -92,6 +99,7 @@ def test_two_ranks_stop_together(small_run: list[str], shards: Path, tmp_path: P
     broken = torn(shards, tmp_path / "json", lambda folder: overwrite(folder, b'"target":"Ent', b'"target";"Ent'))
     cases = {
         "missing": (settings(data__shards=torn(shards, tmp_path / "missing", remove_tar)), "shard-000001"),
+        "one rank": (settings(data__shards=torn(shards, tmp_path / "one", spoil_one), train__steps=40), "JSON"),
         "cut": (settings(data__shards=torn(shards, tmp_path / "cut", cut_tar)), "bytes"),
         "json": (settings(data__shards=broken), "JSON"),
         "world": (settings(train__global_batch=2), "start 1 ranks"),
