@@ -26,7 +26,9 @@ TRAINABLE = ("fusion.", "mapping.")
 class BridgeModel(nn.Module):
     """Two frozen models and the bridge between them."""
 
-    def __init__(self, encoder: FrozenEncoder, fusion: nn.Module, mapping: nn.Module, llm: FrozenLLM, bos: int | None) -> None:
+    def __init__(
+        self, encoder: FrozenEncoder, fusion: nn.Module, mapping: nn.Module, llm: FrozenLLM, bos: int | None
+    ) -> None:
         """Args:
         bos: token id that opens the LLM's input, or none where the LLM has none.
         """
@@ -78,7 +80,7 @@ class BridgeModel(nn.Module):
 
 
 def build_bridge(config: Config, encoder: FrozenEncoder, llm: FrozenLLM, bos: int | None) -> BridgeModel:
-    """Make fusion and mapping in float32 (they are their own master weights) from `run.seed`, the same on every rank."""
+    """Make fusion and mapping in float32 (they are their own masters) from `run.seed`, the same on every rank."""
     kind = FUSIONS[config.fusion.name]
     options = {option: getattr(config.fusion, option) for option in kind.OPTIONS}
     with torch.random.fork_rng(devices=[]):

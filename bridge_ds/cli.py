@@ -40,8 +40,12 @@ def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train.py", description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", default="testbed", help="name in bridge_ds/config/recipes/, or a YAML file (default: testbed)")
-    parser.add_argument("--ds_config", default="", help="DeepSpeed JSON: a path, or a name in ds_configs/ (sets run.ds_config)")
+    parser.add_argument(
+        "--recipe", default="testbed", help="name in bridge_ds/config/recipes/, or a YAML file (default: testbed)"
+    )
+    parser.add_argument(
+        "--ds_config", default="", help="DeepSpeed JSON: a path, or a name in ds_configs/ (sets run.ds_config)"
+    )
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable"
     )

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["EXIT_USER_ERROR", "BridgeError", "CheckpointError", "ConfigError", "DataError", "LaunchError", "TrainingError"]
+__all__ = [
+    "EXIT_USER_ERROR",
+    "BridgeError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LaunchError",
+    "TrainingError",
+]
 
 EXIT_USER_ERROR = 2
 """Exit status of every command that ends with a :class:`BridgeError`."""

@@ -141,7 +141,8 @@ class Run:
             save_config(self.config, self.folder / "config.yaml")
         except OSError as error:
             raise LaunchError(
-                f"run.output {self.config.run.output} cannot be written ({error.strerror}); expected a folder of yours; "
+                f"run.output {self.config.run.output} cannot be written ({error.strerror}); "
+                "expected a folder that you may write; "
                 "choose another with --set run.output=PATH."
             ) from None
 
@@ -190,7 +191,9 @@ class Run:
     def _introduce(self, table: str, checkpoint: Checkpoint | None, scales: tuple[float, float] | None) -> None:
         self.say(table)
         if checkpoint:
-            self.say(f"continuing from {checkpoint.folder} (step {checkpoint.step}, {checkpoint.state['consumed']} samples)")
+            self.say(
+                f"continuing from {checkpoint.folder} (step {checkpoint.step}, {checkpoint.state['consumed']} samples)"
+            )
         if scales:
             self.say(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")
 

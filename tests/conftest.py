@@ -17,7 +17,7 @@ from tests import tiny
 
 torch.set_num_threads(1)  # the models are tiny and the machines small
 
-WORDS = "the cat sat on a mat river bridge dog rain fell wet one two three".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "river", "bridge", "dog", "rain", "fell", "wet", "one", "two", "three"]
 
 
 @pytest.fixture(scope="session")

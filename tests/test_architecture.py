@@ -14,12 +14,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bridge_ds"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Lower rank = nearer the ground. A file may import its own folder and lower ranks.
-RANKS = {
-    "__init__": 0, "errors": 0, "world": 1, "testbed": 1, "config": 1, "data": 2, "frozen": 2, "encoder": 3, "fusion": 3,
-    "mapping": 4, "llm": 4, "bridge": 5, "engine": 6, "tasks": 6, "checkpoint": 7, "track": 7, "evaluation": 7, "cli": 8,
-    "run": 8, "train": 9,
-}  # fmt: skip
+# From the ground up. A file may import its own folder and lower layers.
+LAYERS = [
+    {"__init__", "errors"},
+    {"world", "testbed", "config"},
+    {"data", "frozen"},
+    {"encoder", "fusion", "mapping"},
+    {"llm"},
+    {"bridge"},
+    {"engine", "tasks"},
+    {"checkpoint", "track", "evaluation"},
+    {"cli", "run"},
+    {"train"},
+]
+RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Folders that must work without these packages (kernels are tested on machines that have torch alone).
 FREE_OF = {
     "fusion": {"transformers", "deepspeed", "datasets", "webdataset", "mlflow"},
@@ -68,7 +76,10 @@ def test_checkpoint_and_track_do_not_know_each_other() -> None:
 
 
 def test_fusion_runs_with_torch_alone() -> None:
-    code = "import sys, bridge_ds.fusion, bridge_ds.mapping; print([m for m in ('transformers', 'deepspeed') if m in sys.modules])"
+    code = (
+        "import sys, bridge_ds.fusion, bridge_ds.mapping\n"
+        "print([m for m in ('transformers', 'deepspeed') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
@@ -99,9 +110,9 @@ def test_no_module_hides_a_package_that_something_imports() -> None:
 
 def test_names_written_twice_agree() -> None:
     from bridge_ds.config.check import _CHOICES
+    from bridge_ds.frozen.load import DTYPES
     from bridge_ds.fusion import FUSIONS
     from bridge_ds.fusion.kernels import LAYER_SCORES
-    from bridge_ds.frozen.load import DTYPES
     from bridge_ds.mapping import MAPPINGS
 
     assert set(_CHOICES["fusion.name"]) == set(FUSIONS)
@@ -120,7 +131,9 @@ def test_every_field_of_the_schema_has_its_sentence() -> None:
 
 
 def test_no_machine_stands_in_the_project() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     for name in filter(None, listed):
         path = ROOT / name
         if path.suffix in {".py", ".md", ".yaml", ".json", ".toml", ".sh"} and path.is_file():

@@ -1,4 +1,4 @@
-"""The whole model on every family of encoder and LLM: frozen means frozen, batch equals single, scores equal the loss."""
+"""The whole model on every family: frozen means frozen, a batch equals its rows, scores equal the loss."""
 
 from __future__ import annotations
 
@@ -158,5 +158,5 @@ def test_a_checkpoint_with_missing_weights_is_refused(folders: dict[str, Path], 
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, tmp_path / "torn" / "model.safetensors", metadata={"format": "pt"})
     config = Config(model=ModelConfig(encoder=str(folders["mt5"]), llm=str(tmp_path / "torn"), dtype="float32"))
-    with pytest.raises(ConfigError, match="lacks 1 weights, such as model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(ConfigError, match=r"lacks 1 weights, such as model\.layers\.1\.mlp\.up_proj\.weight"):
         build_model(config, None)

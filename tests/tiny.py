@@ -37,9 +37,19 @@ def make_encoder(kind: str, folder: Path, vocab: int = 0) -> Path:
         "bert": lambda: tf.BertForMaskedLM(tf.BertConfig(**bert, pad_token_id=0)),
         "m2m_100": lambda: tf.M2M100ForConditionalGeneration(
             tf.M2M100Config(
-                vocab_size=size, d_model=D, encoder_layers=LAYERS, decoder_layers=1, encoder_attention_heads=2,
-                decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=80,
-                pad_token_id=0, eos_token_id=1, bos_token_id=1, decoder_start_token_id=1,
+                vocab_size=size,
+                d_model=D,
+                encoder_layers=LAYERS,
+                decoder_layers=1,
+                encoder_attention_heads=2,
+                decoder_attention_heads=2,
+                encoder_ffn_dim=32,
+                decoder_ffn_dim=32,
+                max_position_embeddings=80,
+                pad_token_id=0,
+                eos_token_id=1,
+                bos_token_id=1,
+                decoder_start_token_id=1,
             )  # fmt: skip
         ),
     }
@@ -54,7 +64,7 @@ def make_llm(kind: str, folder: Path, **more: Any) -> Path:
     bos = None if kind in ("gpt2", "qwen2") else "<s>"
     tokenizer = _save_tokenizer(folder, pad=None if kind == "llama" else "<pad>", eos="</s>", bos=bos, post_eos=False)
     torch.manual_seed(2)
-    # As in real checkpoints the embedding has a few rows more than the tokenizer (AutoTokenizer may add special tokens).
+    # As in real checkpoints the embedding has rows to spare (AutoTokenizer may add special tokens of its own).
     common = {"vocab_size": len(tokenizer) + 8, "hidden_size": H, "num_hidden_layers": 2, "num_attention_heads": 2,
               "num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 128,
               "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
@@ -66,8 +76,13 @@ def make_llm(kind: str, folder: Path, **more: Any) -> Path:
         "gemma2": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**common, head_dim=16)),
         "gpt2": lambda: tf.GPT2LMHeadModel(
             tf.GPT2Config(
-                vocab_size=len(tokenizer) + 8, n_embd=H, n_layer=2, n_head=2, n_positions=128,
-                bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+                vocab_size=len(tokenizer) + 8,
+                n_embd=H,
+                n_layer=2,
+                n_head=2,
+                n_positions=128,
+                bos_token_id=tokenizer.eos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
         ),
     }
@@ -84,11 +99,17 @@ def _save_tokenizer(folder: Path, *, pad: str | None, eos: str, bos: str | None,
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=340, special_tokens=specials, initial_alphabet=alphabet))
+    raw.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=340, special_tokens=specials, initial_alphabet=alphabet)
+    )
     if post_eos:
-        raw.post_processor = processors.TemplateProcessing(single=f"$A {eos}", special_tokens=[(eos, raw.token_to_id(eos))])
+        raw.post_processor = processors.TemplateProcessing(
+            single=f"$A {eos}", special_tokens=[(eos, raw.token_to_id(eos))]
+        )
     elif bos:
-        raw.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, raw.token_to_id(bos))])
+        raw.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, raw.token_to_id(bos))]
+        )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=eos, pad_token=pad, bos_token=bos)
     tokenizer.save_pretrained(folder)
     return tokenizer

@@ -66,9 +66,13 @@ def check(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} has no readable {MANIFEST} ({type(error).__name__}); expected a whole checkpoint.") from None
+        raise CheckpointError(
+            f"{folder} has no readable {MANIFEST} ({type(error).__name__}); expected a whole checkpoint."
+        ) from None
     if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} has format {manifest.get('format')}; expected {FORMAT}; use the version that wrote it.")
+        raise CheckpointError(
+            f"{folder} has format {manifest.get('format')}; expected {FORMAT}; use the version that wrote it."
+        )
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():

@@ -53,7 +53,9 @@ def find(resume: str, root: Path, say: Callable[[str], None]) -> Checkpoint | No
     """
     if resume == "never":
         if layout.folders(root):
-            raise CheckpointError(f"{root} holds checkpoints; run.resume=never expects none; choose another run.output.")
+            raise CheckpointError(
+                f"{root} holds checkpoints; run.resume=never expects none; choose another run.output."
+            )
         return None
     if resume not in ("auto", "must"):
         return Checkpoint.read(Path(resume))

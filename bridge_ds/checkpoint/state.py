@@ -47,7 +47,9 @@ def read_moments(engine: Any) -> dict[str, torch.Tensor]:
 
 def optimizer_step(engine: Any) -> int:
     """AdamW's own step count (skipped steps do not advance it)."""
-    return max((int(state["step"]) for state in engine.optimizer.optimizer.state.values() if "step" in state), default=0)
+    return max(
+        (int(state["step"]) for state in engine.optimizer.optimizer.state.values() if "step" in state), default=0
+    )
 
 
 def restore_moments(engine: Any, moments: dict[str, torch.Tensor], step: int) -> None:
@@ -60,7 +62,9 @@ def restore_moments(engine: Any, moments: dict[str, torch.Tensor], step: int) ->
     stage3 = hasattr(wrapper, "fp32_partitioned_groups_flat")
     flats = wrapper.fp32_partitioned_groups_flat if stage3 else wrapper.single_partition_of_fp32_groups
     for flat in flats:
-        wrapper.optimizer.state[flat] = {"step": torch.tensor(float(step))} | {m: torch.zeros_like(flat) for m in MOMENTS}
+        wrapper.optimizer.state[flat] = {"step": torch.tensor(float(step))} | {
+            m: torch.zeros_like(flat) for m in MOMENTS
+        }
     _link_moments(wrapper)
     for name, parameter in trained(engine.module):
         for moment in MOMENTS:

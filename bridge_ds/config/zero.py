@@ -44,12 +44,16 @@ def read_ds_config(name: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is not JSON (line {error.lineno}: {error.msg}); expected a DeepSpeed config.") from None
+        raise ConfigError(
+            f"{path} is not JSON (line {error.lineno}: {error.msg}); expected a DeepSpeed config."
+        ) from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; expected an object with zero_optimization.")
     for where, value in _walk(values, ""):
         if value == "auto":
-            raise ConfigError(f'{path} has {where} = "auto", which only the Hugging Face Trainer resolves; write a number.')
+            raise ConfigError(
+                f'{path} has {where} = "auto", which only the Hugging Face Trainer resolves; write a number.'
+            )
     zero = values.get("zero_optimization", {})
     removed = [key for key in _REMOVED if key in values]
     removed += [f"zero_optimization.{key}" for key in _REMOVED_ZERO if key in zero]
@@ -78,7 +82,9 @@ def accumulation(config: Config, world_size: int) -> int:
     if total % (micro * world_size) == 0:
         return total // (micro * world_size)
     if total % micro:
-        raise LaunchError(f"train.global_batch {total} is no multiple of train.micro_batch {micro}; change one of them.")
+        raise LaunchError(
+            f"train.global_batch {total} is no multiple of train.micro_batch {micro}; change one of them."
+        )
     fits = [str(n) for n in range(1, total // micro + 1) if (total // micro) % n == 0]
     raise LaunchError(
         f"train.global_batch {total} does not divide over {world_size} ranks of train.micro_batch {micro}; "

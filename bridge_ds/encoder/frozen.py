@@ -47,8 +47,8 @@ class FrozenEncoder(nn.Module):
             source_mask: [B, S].
 
         Returns:
-            L tensors [B, S, D] where the encoder left them, never stacked: the outputs of the blocks, the last one after
-            the final norm (in T5-like encoders). A plain tuple, because ZeRO-3's hooks look for tensors in no other type.
+            L tensors [B, S, D] where the encoder left them, never stacked: the outputs of the blocks, the last one
+            after the final norm (in T5-like encoders). A plain tuple: ZeRO-3's hooks find tensors in no other type.
 
         Raises:
             ConfigError: the model does not give the states of all its layers.
@@ -80,13 +80,13 @@ def load_encoder(config: ModelConfig) -> FrozenEncoder:
         model_config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"model.encoder {config.encoder!r} cannot be found ({reason}); give a hub id or a folder.") from error
+        raise ConfigError(
+            f"model.encoder {config.encoder!r} cannot be found ({reason}); give a hub id or a folder."
+        ) from error
     family = family_of(config.encoder, model_config)
     if family.class_name == "M2M100Encoder":
         options.pop("trust_remote_code")
-    model = load_complete(
-        "encoder", name, family.loader(), dtype=DTYPES[config.dtype], **options, **family.options
-    )
+    model = load_complete("encoder", name, family.loader(), dtype=DTYPES[config.dtype], **options, **family.options)
     return FrozenEncoder(model)
 
 

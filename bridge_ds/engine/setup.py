@@ -24,7 +24,9 @@ from bridge_ds.world import World
 __all__ = ["base_identities", "build_model", "initialize", "make_optimizer", "trainable_table"]
 
 
-def build_model(config: Config, bos: int | None, ds_values: dict[str, Any] | None = None, world: World | None = None) -> BridgeModel:
+def build_model(
+    config: Config, bos: int | None, ds_values: dict[str, Any] | None = None, world: World | None = None
+) -> BridgeModel:
     """Load both frozen models and make the bridge between them.
 
     Args:
@@ -108,7 +110,10 @@ def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
         {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.train.lr, betas=config.train.betas, eps=config.train.eps
+        [group for group in groups if group["params"]],
+        lr=config.train.lr,
+        betas=config.train.betas,
+        eps=config.train.eps,
     )
 
 
@@ -120,7 +125,9 @@ def trainable_table(model: BridgeModel) -> str:
         if parameter.requires_grad:
             total += parameter.numel()
             shape = "x".join(map(str, parameter.shape)) or "-"
-            lines.append(f"{name:<46} {shape:<16} {str(parameter.dtype).removeprefix('torch.'):<9} {parameter.numel():>12,}")
+            lines.append(
+                f"{name:<46} {shape:<16} {str(parameter.dtype).removeprefix('torch.'):<9} {parameter.numel():>12,}"
+            )
     lines.append(f"{'all trained':<73} {total:>12,}")
     for part in ("encoder", "llm"):
         count = sum(getattr(p, "ds_numel", p.numel()) for p in getattr(model, part).parameters())

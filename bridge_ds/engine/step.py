@@ -47,7 +47,9 @@ def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world:
     """
     micro = batches.micro if batches else []
     counts = [int(fault is not None)]
-    counts += [sum(int(getattr(b, name).sum()) for b in micro) for name in ("target_mask", "source_mask", "prompt_mask")]
+    counts += [
+        sum(int(getattr(b, name).sum()) for b in micro) for name in ("target_mask", "source_mask", "prompt_mask")
+    ]
     counts += [sum(b.source_mask.numel() + b.prompt_mask.numel() + b.target_mask.numel() for b in micro)]
     faults, *totals = (int(n) for n in _all_sum(counts, device))
     if not faults:

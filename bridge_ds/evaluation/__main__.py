@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from bridge_ds.cli import user_errors
 
@@ -42,7 +43,7 @@ def _score(options: argparse.Namespace) -> None:
     from bridge_ds.errors import ConfigError
 
     config = load_run_config(options.run)
-    changed = {
+    changed: dict[str, Any] = {
         key: tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
         for key in ("tasks", "languages", "limit", "batch")
         if (value := getattr(options, key)) is not None

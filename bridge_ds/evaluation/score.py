@@ -162,8 +162,7 @@ def _load(tasks: Sequence[Task], languages: Sequence[str], limit: int, world: Wo
     if unknown:
         known = ", ".join(dict.fromkeys(code for task in tasks for code in task.languages))
         raise ConfigError(
-            f"evaluation.languages has {unknown[0]!r}, which no task has; expected some of {known}; "
-            "remove it."
+            f"evaluation.languages has {unknown[0]!r}, which no task has; expected some of {known}; remove it."
         )
     wanted = [(task, language) for task in tasks for language in _languages(task, languages)]
     # The main rank goes first and fills the download cache, the others then read it; an error there becomes
@@ -193,9 +192,7 @@ def _languages(task: Task, languages: Sequence[str]) -> list[str]:
 def _job(task: Task, language: str, limit: int) -> _Job:
     examples = task.examples(language, limit)
     if not examples:
-        raise DataError(
-            f"{task.name} has no test samples in {language}; expected at least one; check its data."
-        )
+        raise DataError(f"{task.name} has no test samples in {language}; expected at least one; check its data.")
     # Like lengths in one batch: less padding. The key makes the order the same on every rank.
     return _Job(task, language, sorted(examples, key=lambda example: (len(example.source), example.key)))
 

@@ -29,5 +29,7 @@ def model_identity(model_config_json: str, name: str, revision: str | None = Non
 def tokenizer_identity(tokenizer: object) -> str:
     """Hex digest over the vocabulary with its ids."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
-    text = "\n".join(f"{token}\t{number}" for token, number in sorted(vocabulary.items(), key=lambda item: (item[1], item[0])))
+    text = "\n".join(
+        f"{token}\t{number}" for token, number in sorted(vocabulary.items(), key=lambda item: (item[1], item[0]))
+    )
     return hashlib.sha256(text.encode()).hexdigest()

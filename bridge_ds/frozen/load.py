@@ -34,7 +34,8 @@ def load_complete(what: str, name: str, from_pretrained: Callable[..., Any], **o
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"the {what} {name!r} cannot be loaded ({reason}); expected a hub id or a folder with config.json and weights."
+            f"the {what} {name!r} cannot be loaded ({reason}); "
+            "expected a hub id or a folder with config.json and weights."
         ) from error
     missing = sorted(set(info["missing_keys"]) - _tied(model))
     if missing:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from bridge_ds.errors import ConfigError
 
@@ -66,7 +65,7 @@ def verify_weights(what: str, model: Any, files: list[Path], is_main: bool, samp
     if wrong:
         raise ConfigError(
             f"{what} weight {wrong} differs in memory from its file {where[wrong].name}; expected equality; "
-            "this transformers or deepspeed version does not load sharded models rightly: use another version or zero2.json."
+            "these versions of transformers and deepspeed do not load sharded models rightly: use zero2.json."
         )
     return len(chosen)
 
@@ -82,8 +81,8 @@ def _match(model: Any, keys: list[str]) -> dict[str, str]:
     """File key -> parameter name.
 
     A file of the base model loads into one with a head and the other way round (`bert.` added or taken off), and an
-    encoder alone loads from `model.encoder.` of a whole model. Nothing else is tried: in a file of encoder and decoder a
-    looser rule would compare the one with the other.
+    encoder alone loads from `model.encoder.` of a whole model. Nothing else is tried: in a file of encoder and decoder
+    a looser rule would compare the one with the other.
     """
     names = {name for name, _ in model.named_parameters()}
     base = f"{getattr(model, 'base_model_prefix', '')}."

@@ -57,9 +57,7 @@ def _read_prefix(llm: FrozenLLM, prefix: Spliced) -> tuple[torch.Tensor, object]
     return logits_BV, output.past_key_values
 
 
-def _read_labels(
-    llm: FrozenLLM, prefix: Spliced, ids_CT: torch.Tensor, cache: object
-) -> torch.Tensor:
+def _read_labels(llm: FrozenLLM, prefix: Spliced, ids_CT: torch.Tensor, cache: object) -> torch.Tensor:
     """Logits [B, C, T, V] after each label token; the prefix is repeated C times in the cache, not recomputed."""
     rows, (count, length) = prefix.mask_BX.shape[0], ids_CT.shape
     cache.batch_repeat_interleave(count)  # type: ignore[attr-defined]

@@ -49,9 +49,7 @@ class Xnli:
                 "mend evaluation.languages."
             )
         rows = self._load(language)
-        return [
-            self._example(row, number, language) for number, row in enumerate(islice(rows, limit or None))
-        ]
+        return [self._example(row, number, language) for number, row in enumerate(islice(rows, limit or None))]
 
     def _load(self, language: str) -> Iterable[dict[str, Any]]:
         from datasets import load_dataset

@@ -187,9 +187,7 @@ def sync(folder: Path, config: Config) -> str:
             f"MLflow at {run.public_uri} failed ({_one_line(error)}); expected a store that answers; "
             "start the server, or set track.uri in config.yaml."
         ) from error
-    return (
-        f"MLflow: run {run.state.run_id} at {run.public_uri}: steps {before} to {run.state.logged_step} sent"
-    )
+    return f"MLflow: run {run.state.run_id} at {run.public_uri}: steps {before} to {run.state.logged_step} sent"
 
 
 def set_defaults() -> None:

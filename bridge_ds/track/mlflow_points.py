@@ -48,9 +48,7 @@ def numbers(record: StepRecord) -> dict[str, float]:
             named = {f"{key}/{name}": item for name, item in value.items()}
         else:
             named = {key: value}
-        found.update(
-            {k: float(v) for k, v in named.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        )
+        found.update({k: float(v) for k, v in named.items() if isinstance(v, int | float) and not isinstance(v, bool)})
     return found
 
 

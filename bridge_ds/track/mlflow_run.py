@@ -191,9 +191,7 @@ class MlflowRun:
         return run
 
     def _create(self, client: Any) -> Any:
-        note = "| metric | unit |\n|---|---|\n" + "".join(
-            f"| {name} | {unit} |\n" for name, unit in UNITS.items()
-        )
+        note = "| metric | unit |\n|---|---|\n" + "".join(f"| {name} | {unit} |\n" for name, unit in UNITS.items())
         run = client.create_run(
             self._experiment_id(client),
             run_name=self._track.name or self.folder.absolute().name,
@@ -256,9 +254,7 @@ class MlflowRun:
 
         known = self._client.get_run(self.state.run_id).data.metrics
         now = int(1000 * time.time())
-        scores = {
-            name: value for name, value in score_points(self._results()).items() if known.get(name) != value
-        }
+        scores = {name: value for name, value in score_points(self._results()).items() if known.get(name) != value}
         points = [Metric(name, value, now, self._total) for name, value in scores.items()]
         for part in _parts(points, _BATCH):
             self._client.log_batch(self.state.run_id, metrics=part)

@@ -128,9 +128,7 @@ def plot_layer_weights(records: Sequence[StepRecord], path: Path) -> None:
     mesh = axis.pcolormesh(edges, np.arange(layers + 1) + 0.5, weights_LX, cmap="viridis", vmin=0, vmax=top)
     every = max(1, math.ceil(layers / 24))
     axis.set_yticks(range(1, layers + 1, every))
-    axis.set(
-        title="Weight of each encoder layer", xlabel="optimizer step", ylabel="encoder layer (last on top)"
-    )
+    axis.set(title="Weight of each encoder layer", xlabel="optimizer step", ylabel="encoder layer (last on top)")
     _whole_steps(axis)
     axis.grid(False)
     bar = figure.colorbar(mesh, ax=axis, pad=0.02)
@@ -179,9 +177,7 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def _figure(
-    height: float, rows: int, height_ratios: Sequence[float] | None = None, **options: Any
-) -> tuple[Any, Any]:
+def _figure(height: float, rows: int, height_ratios: Sequence[float] | None = None, **options: Any) -> tuple[Any, Any]:
     # Figure objects instead of pyplot: no global state, no display, nothing to close.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -66,7 +66,8 @@ def test_wrong_overrides(text: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("a: [", "not readable as YAML"), ("- 1", "holds list"), ("train: 3", "expected keys under it")]
+    ("content", "words"),
+    [("a: [", "not readable as YAML"), ("- 1", "holds list"), ("train: 3", "expected keys under it")],
 )
 def test_wrong_recipes(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "bad.yaml"

@@ -141,10 +141,15 @@ def test_help_is_quick_and_teaches() -> None:
     import time
 
     began = time.perf_counter()
-    run = subprocess.run([sys.executable, "bridge_ds/train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "bridge_ds/train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     seconds = time.perf_counter() - began
     assert "deepspeed bridge_ds/train.py --ds_config zero3.json" in run.stdout
-    code = "import sys; sys.argv = ['x', '--help']\ntry:\n import bridge_ds.train as t; t.main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules, file=sys.stderr)"
+    code = (
+        "import sys\ntry:\n import bridge_ds.train\n bridge_ds.train.main(['--help'])\n"
+        "except SystemExit: pass\nprint('torch' in sys.modules, file=sys.stderr)"
+    )
     light = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert light.stderr.strip() == "False"
     print(f"--help took {seconds:.2f} s")

@@ -22,7 +22,15 @@ def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The standard library's own documentation, packed by the command that users type."""
     folder = tmp_path_factory.mktemp("prose")
     (folder / "topics.txt").write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
-    command = [sys.executable, "tools/pack_shards.py", "pack", "--input", str(folder / "topics.txt"), "--format", "text"]
+    command = [
+        sys.executable,
+        "tools/pack_shards.py",
+        "pack",
+        "--input",
+        str(folder / "topics.txt"),
+        "--format",
+        "text",
+    ]
     subprocess.run([*command, "--output", str(folder / "shards")], cwd=ROOT, check=True, capture_output=True)
     return folder / "shards"
 
@@ -30,7 +38,8 @@ def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(folder: Path, encoder: Path, llm: Path, shards: Path, **more: object) -> list[str]:
     settings = {
         "run.output": folder / "run", "model.encoder": encoder, "model.llm": llm, "model.dtype": "float32",
-        "data.shards": shards, "data.objective": "prefix_lm", "data.max_source_tokens": 64, "data.max_target_tokens": 32,
+        "data.shards": shards, "data.objective": "prefix_lm", "data.max_source_tokens": 64,
+        "data.max_target_tokens": 32,
         "data.workers": 1, "evaluation.tasks": "[]", "track.uri": "none", "train.global_batch": 16,
         "train.micro_batch": 8,
     } | more  # fmt: skip

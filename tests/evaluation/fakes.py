@@ -33,8 +33,7 @@ class FakeTask:
     def examples(self, language: str, limit: int) -> list[Example]:
         count = min(limit or self.sizes[language], self.sizes[language])
         return [
-            Example("x" * (1 + 7 * k % 5), self.labels[k % 3], k % 3, language, f"{language}-{k}")
-            for k in range(count)
+            Example("x" * (1 + 7 * k % 5), self.labels[k % 3], k % 3, language, f"{language}-{k}") for k in range(count)
         ]
 
 

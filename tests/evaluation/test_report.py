@@ -52,7 +52,5 @@ def test_many_languages_are_broken_into_lines() -> None:
 
 
 def test_english_alone_has_no_mean_of_the_others() -> None:
-    row = next(
-        line for line in table(_results(("en",), bridge=0.5)).splitlines() if line.startswith("  bridge")
-    )
+    row = next(line for line in table(_results(("en",), bridge=0.5)).splitlines() if line.startswith("  bridge"))
     assert row.split() == ["bridge", "most", "likely", "50.0", "-", "20.0"]

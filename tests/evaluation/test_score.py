@@ -41,9 +41,7 @@ def test_one_process_counts_every_sample_once(batch: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 8])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_ranks_have_equal_calls_and_share_the_samples(
-    size: int, batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_have_equal_calls_and_share_the_samples(size: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without a process group each rank returns its own counts; their sum must be those of one process.
     task, counted, shapes = FakeTask(), [], []
     monkeypatch.setattr(
@@ -56,10 +54,7 @@ def test_ranks_have_equal_calls_and_share_the_samples(
         shapes.append([len(call) for call in system.calls])
     assert all(shape == shapes[0] for shape in shapes) and all(min(shape) >= 1 for shape in shapes)
     total = sum(counted)
-    expected = [
-        [round(s["likelihood"] * s["n"]), round(s["exact"] * s["n"]), s["n"]]
-        for s in _expected(task).values()
-    ]
+    expected = [[round(s["likelihood"] * s["n"]), round(s["exact"] * s["n"]), s["n"]] for s in _expected(task).values()]
     assert total.tolist() == expected
 
 

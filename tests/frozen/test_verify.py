@@ -30,7 +30,9 @@ def test_encoders_equal_their_files(kind: str, tmp_path: Path) -> None:
 def test_llms_equal_their_files_and_a_change_is_found(kind: str, tmp_path: Path) -> None:
     folder = tiny.make_llm(kind, tmp_path)
     model = load_llm(ModelConfig(llm=str(folder), dtype="float32")).model
-    assert verify_weights("LLM", model, weight_files(str(folder)), True, samples=ALL) >= len(list(model.parameters())) - 1
+    assert (
+        verify_weights("LLM", model, weight_files(str(folder)), True, samples=ALL) >= len(list(model.parameters())) - 1
+    )
     with torch.no_grad():
         next(p for name, p in model.named_parameters() if "norm" in name or "ln_1" in name).add_(1e-3)
     with pytest.raises(ConfigError, match="differs in memory"):

@@ -27,7 +27,9 @@ def test_rows_are_what_a_loop_over_them_gives(
         wanted = [IGNORE] * int(masks_BK[0][row].sum()) + labels[row][masks_BK[1][row].bool()].tolist()
         pad = out.mask_BX.shape[1] - len(kept)
         place = slice(pad, None) if side == "left" else slice(0, len(kept))
-        assert out.mask_BX[row].tolist() == ([0] * pad + [1] * len(kept) if side == "left" else [1] * len(kept) + [0] * pad)
+        assert out.mask_BX[row].tolist() == (
+            [0] * pad + [1] * len(kept) if side == "left" else [1] * len(kept) + [0] * pad
+        )
         assert torch.equal(out.embeds_BXH[row, place], kept)
         assert out.labels_BX[row, place].tolist() == wanted
         assert out.embeds_BXH[row][out.mask_BX[row] == 0].abs().sum() == 0
@@ -49,6 +51,9 @@ def test_loss_is_the_sum_over_targets() -> None:
     assert wanted.tolist() == [4, 2, 1]
     logits = torch.randn(2, 4, 6)
     expected = -sum(
-        torch.log_softmax(logits[b, x - 1], -1)[labels[b, x]] for b in range(2) for x in range(1, 4) if labels[b, x] >= 0
+        torch.log_softmax(logits[b, x - 1], -1)[labels[b, x]]
+        for b in range(2)
+        for x in range(1, 4)
+        if labels[b, x] >= 0
     )
     assert torch.allclose(nll_sum(logits[where], wanted), expected)

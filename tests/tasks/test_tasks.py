@@ -79,7 +79,7 @@ def test_xnli_refuses_other_languages_and_rows(tmp_path: Path, own_cache: None) 
     with pytest.raises(ConfigError, match="language 'si' is not in XNLI"):
         Xnli().examples("si", 1)
     rows = {"premise": ["A"], "hypothesis": ["B"], "label": [-1]}
-    with pytest.raises(DataError, match="row 0 has the columns .* label -1"):
+    with pytest.raises(DataError, match=r"row 0 has the columns .* label -1"):
         Xnli(source=str(_clone(tmp_path / "clone", rows))).examples("de", 0)
 
 

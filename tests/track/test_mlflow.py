@@ -28,9 +28,7 @@ def _config(uri: str = "", every: int = 5, steps: int = 12) -> Config:
     return Config(track=TrackConfig(uri=uri, every=every), train=TrainConfig(steps=steps))
 
 
-def _attempt(
-    folder: Path, config: Config, start: int, last: int, status: str, said: list[str], **facts: Any
-) -> None:
+def _attempt(folder: Path, config: Config, start: int, last: int, status: str, said: list[str], **facts: Any) -> None:
     log = MetricsLog(folder / "metrics.jsonl")
     tracker = MlflowTracker(folder, config, facts, said.append, close_seconds=60)
     for hook in (log, tracker):
@@ -113,9 +111,7 @@ def test_one_run_over_a_kill_and_a_resume(
         "evaluation.json",
         "plots",
     ]
-    assert (
-        tmp_path / "runs" / "mlartifacts" / run.info.run_id / "artifacts" / "plots" / "loss.png"
-    ).is_file()
+    assert (tmp_path / "runs" / "mlartifacts" / run.info.run_id / "artifacts" / "plots" / "loss.png").is_file()
     assert len(said) == 2 and "is killed at" in said[0] and "is finished at" in said[1]
 
 

@@ -27,7 +27,9 @@ def layer_scores(states: Sequence[torch.Tensor], p: Mapping[str, torch.Tensor], 
     positions_LD, cls_D = p["layer_positions"], p["cls"]
 
     u_D = w_k.T @ F.linear(cls_D, w_q, b_q) / math.sqrt(width)
-    scores = [(state @ u_D.to(dtype)).to(wide) + position @ u_D for state, position in zip(states, positions_LD, strict=True)]
+    scores = [
+        (state @ u_D.to(dtype)).to(wide) + position @ u_D for state, position in zip(states, positions_LD, strict=True)
+    ]
     first = (cls_D @ u_D).expand_as(scores[0])
     attention = F.dropout(torch.softmax(torch.stack([first, *scores], dim=-1), dim=-1), dropout)  # [B, S, L+1]
 
