@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fusions", default=FUSIONS, help=f"comma-separated names (default: {FUSIONS})")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated seeds (default: 0,1,2)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the run folders")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as in train.py")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="to train.py")
     parser.add_argument("--table-only", action="store_true", help="train nothing; read the runs that are there")
     options = parser.parse_args(argv)
     rows = []

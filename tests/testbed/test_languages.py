@@ -14,8 +14,15 @@ from bridge_ds.testbed.meaning import Clause, NounPhrase
 from bridge_ds.testbed.render import render
 
 CONSTRUCTED = [language for language in LANGUAGES if language != ENGLISH]
-CLAUSE = Clause(NounPhrase("dog", adjective="red"), "see", NounPhrase("apple", plural=True), past=True, negated=True,
-                place=NounPhrase("city"), time="today")
+CLAUSE = Clause(
+    NounPhrase("dog", adjective="red"),
+    "see",
+    NounPhrase("apple", plural=True),
+    past=True,
+    negated=True,
+    place=NounPhrase("city"),
+    time="today",
+)
 
 
 def test_every_language_has_a_name():
@@ -39,8 +46,10 @@ def test_words_are_stable_under_nfkc(language: str):
     assert all(unicodedata.normalize("NFKC", word) == word for word in word_list(language))
 
 
-@pytest.mark.parametrize(("language", "script"), [("qaa", "SINHALA"), ("qab", "TAMIL"), ("qac", "BENGALI"),
-                                                  ("qad", "MALAYALAM"), ("qae", "LATIN")])
+@pytest.mark.parametrize(
+    ("language", "script"),
+    [("qaa", "SINHALA"), ("qab", "TAMIL"), ("qac", "BENGALI"), ("qad", "MALAYALAM"), ("qae", "LATIN")],
+)
 def test_words_are_written_in_the_letters_promised(language: str, script: str):
     assert {unicodedata.name(letter).split()[0] for word in word_list(language) for letter in word} == {script}
 
@@ -55,7 +64,8 @@ def test_languages_share_slots_and_concepts_but_no_words(language: str):
     english = {word.slot: word for word in render(CLAUSE, ENGLISH) if word.slot}
     constructed = {word.slot: word for word in render(CLAUSE, language) if word.slot}
     assert {slot: word.concept for slot, word in english.items()} == {
-        slot: word.concept for slot, word in constructed.items()}
+        slot: word.concept for slot, word in constructed.items()
+    }
     assert not {word.text for word in english.values()} & {word.text for word in constructed.values()}
 
 
@@ -70,8 +80,10 @@ def test_english_sentence():
     assert text == "red dog did not see apples in city today"
 
 
-@pytest.mark.parametrize(("noun", "many"), [("dog", "dogs"), ("city", "cities"), ("toy", "toys"), ("match", "matches"),
-                                            ("child", "children")])
+@pytest.mark.parametrize(
+    ("noun", "many"),
+    [("dog", "dogs"), ("city", "cities"), ("toy", "toys"), ("match", "matches"), ("child", "children")],
+)
 def test_plural(noun: str, many: str):
     assert plural(noun) == many
 

@@ -1,0 +1,35 @@
+"""The frozen encoder: which states it gives, and that it says so when a model gives others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridge_ds.config.schema import ModelConfig
+from bridge_ds.encoder.frozen import load_encoder
+from bridge_ds.errors import ConfigError
+from tests import tiny
+
+IDS = torch.randint(3, 200, (2, 6))
+MASK = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("kind", tiny.ENCODERS)
+def test_states_are_the_outputs_of_the_blocks(kind: str, tmp_path: Path) -> None:
+    encoder = load_encoder(ModelConfig(encoder=str(tiny.make_encoder(kind, tmp_path)), dtype="float32"))
+    states = encoder(IDS, MASK)
+    assert len(states) == encoder.num_layers == tiny.LAYERS
+    assert all(state.shape == (2, 6, encoder.width) and not state.requires_grad for state in states)
+    assert torch.equal(states[-1], encoder.model(input_ids=IDS, attention_mask=MASK).last_hidden_state)
+    alone = encoder(IDS[1:, :3], MASK[1:, :3])
+    for padded, short in zip(states, alone, strict=True):
+        assert torch.allclose(padded[1:, :3], short, atol=1e-5)
+
+
+def test_an_encoder_that_gives_other_states_is_refused(tmp_path: Path) -> None:
+    encoder = load_encoder(ModelConfig(encoder=str(tiny.make_encoder("bert", tmp_path)), dtype="float32"))
+    encoder.num_layers += 1
+    with pytest.raises(ConfigError, match="gives 4 states; expected 5"):
+        encoder(IDS, MASK)
