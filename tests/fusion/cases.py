@@ -8,7 +8,7 @@ import torch
 
 from bridge_ds.fusion import FUSIONS, Fusion
 
-TOLERANCES = {torch.float32: (1e-5, 2e-4), torch.bfloat16: (3e-2, 1e-1)}
+TOLERANCES = {torch.float32: (1e-5, 2e-4), torch.bfloat16: (3e-2, 2e-1)}
 """Largest difference of the output and of a gradient, as shares of the largest element. bfloat16's are those of its
 matrix products (8 bits); sums over layers and tokens are float32."""
 

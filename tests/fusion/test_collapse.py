@@ -68,7 +68,7 @@ def test_heads_are_those_of_torchs_layer(heads: int) -> None:
 
 @pytest.mark.parametrize("name", ["transformer_softmax", "global_softmax"])
 def test_memory_and_size_of_every_tensor(name: str) -> None:
-    """Less than 3 N D beside small tensors; nothing as large as two states is ever made."""
+    """Less than 3 N D beside the result and small tensors; nothing larger than one state is ever made."""
     layers, rows, width = 24, 8192, 64
     fusion = make_fusion(Case(1, layers, rows, width, fusion=name), "torch").float()
     states = [torch.randn(1, rows, width) for _ in range(layers)]
@@ -78,7 +78,8 @@ def test_memory_and_size_of_every_tensor(name: str) -> None:
     small = 8 * rows * (layers + 1)  # attention, scores, weights and their gradients
     small += 16 * 512 * width  # temporaries of one chunk
     small += 2 * sum(p.numel() for p in fusion.parameters())
-    assert seen.peak / 4 < 3 * rows * width + small
+    result = rows * width
+    assert seen.peak / 4 - result < 3 * rows * width + small
     assert seen.largest <= rows * width
 
 

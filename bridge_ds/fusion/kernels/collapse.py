@@ -5,9 +5,9 @@ u = W_k^T q / sqrt(E) (for each head, E = D / H) the scores are s_l = u . (h_l +
 projected (q . b_k is the same for every place and drops out of the softmax). The value projection moves behind the
 weighted sum. Dropout falls on the quantities on which torch's layer has it.
 
-The autograd functions keep the states where the encoder left them, the attention, the weights and two vectors a token.
-They keep parameters as the leaves themselves, never a view: under ZeRO-3 a parameter's storage is released after its
-module's forward, and the leaf (not the view) holds the gathered one again when backward comes.
+The autograd functions keep the states where the encoder left them, the attention, the weights and three vectors a
+token. They keep parameters as the leaves themselves, never a view: under ZeRO-3 a parameter's storage is released
+after its module's forward, and the leaf (not the view) holds the gathered one again when backward comes.
 
 Letters: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 places, D width,
 H heads, E = D / H.
@@ -57,7 +57,7 @@ class _LayerScores(torch.autograd.Function):
         query = _query(p, plan.heads)
         count, width = plan.rows.count, hs[0].shape[1]
         attention_MHP = query.u_HD.new_empty(count, plan.heads, len(hs) + 1)
-        first_MD, second_MD = (query.u_HD.new_empty(count, width) for _ in range(2))
+        value_MD, first_MD, second_MD = (query.u_HD.new_empty(count, width) for _ in range(3))
         scores_ML = query.u_HD.new_empty(count, len(hs))
         for lo, hi in plan.chunks(hs[0].device):
             masks = _masks(plan, p, first_MD[lo:hi], lo)
@@ -67,20 +67,21 @@ class _LayerScores(torch.autograd.Function):
             )
             kept_mHP = _kept(attention_MHP[lo:hi], masks)
             _add_places(pooled_HmD, kept_mHP, query)
-            first_MD[lo:hi], second_MD[lo:hi], scores_ML[lo:hi] = tail.forward(
+            value_MD[lo:hi], first_MD[lo:hi], second_MD[lo:hi], scores_ML[lo:hi] = tail.forward(
                 p, pooled_HmD, kept_mHP.sum(-1), masks, plan.dtype
             )
         ctx.plan = plan
-        ctx.save_for_backward(scale_ML, attention_MHP, first_MD, second_MD, *tensors)
+        small = (scale_ML, attention_MHP, query.q_HE, query.u_HD)
+        ctx.save_for_backward(*small, value_MD, first_MD, second_MD, *tensors)
         return scores_ML
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_scores_ML: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scale_ML, attention_MHP, first_MD, second_MD, *tensors = ctx.saved_tensors
+        scale_ML, attention_MHP, q_HE, u_HD, value_MD, first_MD, second_MD, *tensors = ctx.saved_tensors
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         plan, hs, p = ctx.plan, flat(states), _prepare(leaves, ctx.plan)
-        query = _query(p, plan.heads)
+        query = _with_places(p, q_HE, u_HD)
         d_in_weight, slots = _slots(leaves, plan.heads)
         totals = tail.Totals()
         d_scale_ML = torch.empty_like(scale_ML) if ctx.needs_input_grad[1] else None
@@ -94,7 +95,8 @@ class _LayerScores(torch.autograd.Function):
             pooled_HmD = plan.path.mix(hs, plan.rows, lo, hi, kept_mHL)
             _add_places(pooled_HmD, kept_mHP, query)
             d_pooled_HmD, d_sums_mH = tail.backward(
-                p, pooled_HmD, kept_mHP.sum(-1), masks, plan.dtype, first_MD[lo:hi], second_MD[lo:hi],
+                p, pooled_HmD, kept_mHP.sum(-1), masks, plan.dtype, value_MD[lo:hi], first_MD[lo:hi],
+                second_MD[lo:hi],
                 d_scores_ML[lo:hi].to(plan.wide), totals, slots,
             )  # fmt: skip
             del pooled_HmD
@@ -136,6 +138,10 @@ def _query(p: Mapping[str, torch.Tensor], heads: int) -> _Query:
     q_HE = torch.addmv(p["query_bias"], p["query_weight"], p["cls"]).view(heads, -1)
     key_HED = p["key_weight"].view(heads, q_HE.shape[1], -1)
     u_HD = torch.bmm(q_HE[:, None], key_HED)[:, 0] / math.sqrt(q_HE.shape[1])
+    return _with_places(p, q_HE, u_HD)
+
+
+def _with_places(p: Mapping[str, torch.Tensor], q_HE: torch.Tensor, u_HD: torch.Tensor) -> _Query:
     places_PD = torch.cat([p["cls"][None], p["layer_positions"]])
     return _Query(q_HE, u_HD, places_PD, u_HD @ places_PD.T)
 
@@ -169,8 +175,9 @@ def _finish(
     heads, inner = query.q_HE.shape
     d_u_HD = sums["u"] / math.sqrt(inner)
     d_q_D = torch.bmm(p["key_weight"].view(heads, inner, -1), d_u_HD[..., None]).flatten()
-    d_key.view(heads, inner, -1).copy_(query.q_HE[..., None] * d_u_HD[:, None])
-    d_query.copy_(torch.outer(d_q_D, p["cls"]))
+    # Written where they stay: a temporary of D x D would cost as much as reading the states.
+    torch.mul(query.q_HE[..., None].to(d_key.dtype), d_u_HD[:, None].to(d_key.dtype), out=d_key.view(heads, inner, -1))
+    torch.mul(d_q_D[:, None].to(d_query.dtype), p["cls"].to(d_query.dtype), out=d_query)
     sums["self_attn_in_proj_weight"] = d_in_weight
     sums["self_attn_in_proj_bias"] = torch.cat([d_q_D, torch.zeros_like(d_q_D), sums["value_bias"]])
     sums["cls"] = sums["cls"] + sums["places"][0] + p["query_weight"].T @ d_q_D
