@@ -11,8 +11,9 @@ Rows are appended to tools/bench_fusion.csv, the plot is tools/bench_fusion.png.
 commit; shapes (layers, tokens, width, dtype); median milliseconds of forward and of forward + backward (in training
 mode, dropout 0.1; the states are frozen); the ratio reference / this (above 1 = faster than the reference); the states'
 bytes that the path must read, per second, as a share of the copy speed measured in the same run (2 passes forward and
-3 backward for transformer_softmax, 1 and 1 for global_softmax); and the peak extra memory, less the
-parameters' gradients, in units of tokens x width elements. The quantities of one shape are measured in one run, in turns, so that a slow moment hits all of them.
+3 backward for transformer_softmax, 1 and 1 for global_softmax); and the peak extra memory, less the parameters'
+gradients, in units of tokens x width elements. All of one shape is measured in one run, in turns, so that a slow moment
+hits all of it.
 """
 
 from __future__ import annotations
