@@ -11,6 +11,7 @@ from torch import nn
 from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import Batch
 from bridge_ds.encoder.frozen import FrozenEncoder
+from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.loss import nll_sum, predicting
@@ -80,8 +81,17 @@ class BridgeModel(nn.Module):
 
 
 def build_bridge(config: Config, encoder: FrozenEncoder, llm: FrozenLLM, bos: int | None) -> BridgeModel:
-    """Make fusion and mapping in float32 (they are their own masters) from `run.seed`, the same on every rank."""
+    """Make fusion and mapping in float32 (they are their own masters) from `run.seed`, the same on every rank.
+
+    Raises:
+        ConfigError: fusion.heads does not divide the encoder's width.
+    """
+    if encoder.width % config.fusion.heads:
+        raise ConfigError(
+            f"fusion.heads is {config.fusion.heads}, which does not divide the encoder's width {encoder.width}."
+        )
     kind = FUSIONS[config.fusion.name]
+    encoder.include_embeddings = config.fusion.include_embeddings
     options = {option: getattr(config.fusion, option) for option in kind.OPTIONS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)

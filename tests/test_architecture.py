@@ -78,7 +78,7 @@ def test_checkpoint_and_track_do_not_know_each_other() -> None:
 def test_fusion_runs_with_torch_alone() -> None:
     code = (
         "import sys, bridge_ds.fusion, bridge_ds.mapping\n"
-        "print([m for m in ('transformers', 'deepspeed') if m in sys.modules])"
+        "print([m for m in ('transformers', 'deepspeed', 'triton', 'torch._dynamo') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
@@ -112,12 +112,12 @@ def test_names_written_twice_agree() -> None:
     from bridge_ds.config.check import _CHOICES
     from bridge_ds.frozen.load import DTYPES
     from bridge_ds.fusion import FUSIONS
-    from bridge_ds.fusion.kernels import LAYER_SCORES
+    from bridge_ds.fusion.kernels import PATHS
     from bridge_ds.mapping import MAPPINGS
 
     assert set(_CHOICES["fusion.name"]) == set(FUSIONS)
     assert set(_CHOICES["mapping.kind"]) == set(MAPPINGS)
-    assert set(_CHOICES["fusion.path"]) == {"auto", *LAYER_SCORES}
+    assert set(_CHOICES["fusion.path"]) == {"auto", *PATHS}
     assert set(_CHOICES["model.dtype"]) == set(DTYPES)
 
 

@@ -16,7 +16,8 @@ __all__ = ["check", "one_of"]
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bfloat16", "float32"),
     "fusion.name": ("last_layer", "global_softmax", "transformer_softmax"),
-    "fusion.path": ("auto", "reference", "torch"),
+    "fusion.path": ("auto", "reference", "torch", "triton"),
+    "fusion.normalize": ("none", "rms"),
     "mapping.kind": ("linear", "mlp"),
     "data.objective": ("task", "prefix_lm"),
     "train.schedule": ("cosine", "linear", "constant"),
@@ -24,6 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run.seed": (lambda v: v >= 0, "0 or more"),
     "fusion.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "fusion.heads": (lambda v: v >= 1, "1 or more"),
     "data.max_source_tokens": (lambda v: v >= 2, "2 or more"),
     "data.max_prompt_tokens": (lambda v: v >= 1, "1 or more"),
     "data.max_target_tokens": (lambda v: v >= 2, "2 or more"),

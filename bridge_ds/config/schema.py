@@ -60,9 +60,16 @@ class FusionConfig:
     name: str = "transformer_softmax"
     """last_layer (LangBridge) | global_softmax | transformer_softmax (arXiv 2508.09091)."""
     path: str = "auto"
-    """Code path: auto | reference (the full layer, slow, the oracle) | torch (the same function, collapsed)."""
+    """Code path: auto (triton on CUDA where it is installed, else torch) | reference (the full layer, slow, the
+    oracle) | torch (the same function, collapsed, states read in place) | triton (the same in GPU kernels)."""
     dropout: float = 0.1
     """Dropout probability inside transformer_softmax (0 to below 1); the other fusions have none."""
+    heads: int = 1
+    """Attention heads of transformer_softmax's layer (the paper has 1); must divide the encoder's width."""
+    normalize: str = "none"
+    """none | rms: divide each layer's state of each token by its root mean square before both softmax fusions."""
+    include_embeddings: bool = False
+    """Fuse the encoder's embedding output too, as layer 0 before its L layers (yes/no)."""
 
 
 @dataclass(frozen=True, kw_only=True)

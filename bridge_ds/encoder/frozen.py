@@ -26,12 +26,19 @@ class FrozenEncoder(nn.Module):
         super().__init__()
         self.model = model
         config = model.config
-        self.num_layers = int(_first(config, "num_layers", "encoder_layers", "num_hidden_layers", "n_layers"))
+        self.include_embeddings = False
+        """Hand out the embedding output too, first (`fusion.include_embeddings`)."""
+        self._blocks = int(_first(config, "num_layers", "encoder_layers", "num_hidden_layers", "n_layers"))
         self.width = int(_first(config, "d_model", "hidden_size", "dim"))
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: `engine.train()` is recursive and would turn on the encoder's dropout."""
         return super().train(False)
+
+    @property
+    def num_layers(self) -> int:
+        """States that `forward` hands out: L, one more with the embeddings."""
+        return self._blocks + int(self.include_embeddings)
 
     @property
     def vocab_size(self) -> int:
@@ -48,7 +55,8 @@ class FrozenEncoder(nn.Module):
 
         Returns:
             L tensors [B, S, D] where the encoder left them, never stacked: the outputs of the blocks, the last one
-            after the final norm (in T5-like encoders). A plain tuple: ZeRO-3's hooks find tensors in no other type.
+            after the final norm (in T5-like encoders); with `include_embeddings` L + 1, the embeddings first.
+            A plain tuple: ZeRO-3's hooks find tensors in no other type.
 
         Raises:
             ConfigError: the model does not give the states of all its layers.
@@ -57,13 +65,13 @@ class FrozenEncoder(nn.Module):
             input_ids=source_ids, attention_mask=source_mask, output_hidden_states=True, return_dict=True
         )
         states = getattr(output, "hidden_states", None) or ()
-        if len(states) != self.num_layers + 1:
+        if len(states) != self._blocks + 1:
             raise ConfigError(
-                f"the encoder gives {len(states)} states; expected {self.num_layers + 1} "
+                f"the encoder gives {len(states)} states; expected {self._blocks + 1} "
                 "(the embeddings and each layer); choose an encoder that supports output_hidden_states."
             )
         # states[0] is the embedding output; the last is after the final norm (transformers output_capturing).
-        return tuple(states[1:])
+        return tuple(states if self.include_embeddings else states[1:])
 
 
 def load_encoder(config: ModelConfig) -> FrozenEncoder:

@@ -5,12 +5,12 @@ Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-__all__ = ["Fusion", "mix", "zero_padding"]
+__all__ = ["Fusion", "load_renamed", "zero_padding"]
 
 
 class Fusion(nn.Module):
@@ -19,8 +19,10 @@ class Fusion(nn.Module):
     OPTIONS: tuple[str, ...] = ()
     """Keys of the recipe's `fusion:` part that the constructor takes."""
 
-    def __init__(self, num_layers: int, width: int) -> None:
+    def __init__(self, num_layers: int, width: int, *, path: str = "auto", normalize: str = "none") -> None:
         super().__init__()
+        self.path = path
+        self.normalize = normalize == "rms"
         self.num_layers = num_layers
         self.width = width
         self._seen_L = torch.full((num_layers,), float("nan"))
@@ -60,23 +62,30 @@ class Fusion(nn.Module):
             )
 
 
-def mix(states: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """f = sum_l w_l h_l, accumulated in float32 (or float64).
-
-    Args:
-        states: L tensors [B, S, D].
-        weights: [L], or [B, S, L] for weights of each token.
-
-    Returns:
-        [B, S, D] in the dtype of the states.
-    """
-    wide = torch.promote_types(states[0].dtype, torch.float32)
-    fused = torch.zeros_like(states[0], dtype=wide)
-    for state, weight in zip(states, weights.to(wide).unbind(-1), strict=True):
-        fused = torch.addcmul(fused, state.to(wide), weight[..., None])
-    return fused.to(states[0].dtype)
-
-
 def zero_padding(fused_BSD: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
     """Rows of padding become exact zeros (also where they held inf or nan)."""
     return fused_BSD.masked_fill(mask_BS[..., None] == 0, 0)
+
+
+def load_renamed(module: nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
+    """Copy parameters that another module names otherwise; shapes may differ by axes of length one.
+
+    Args:
+        module: receives the values.
+        state: tensors under their foreign names.
+        names: our name -> foreign name, for every parameter.
+
+    Raises:
+        ValueError: a key is missing or unknown, or a tensor has another number of elements.
+    """
+    parameters = dict(module.named_parameters())
+    missing, unknown = set(names.values()) - set(state), set(state) - set(names.values())
+    if missing or unknown:
+        raise ValueError(f"state dict lacks {sorted(missing)} and has unknown {sorted(unknown)}; expected the paper's")
+    for ours, theirs in names.items():
+        target, value = parameters[ours], state[theirs]
+        if [n for n in value.shape if n > 1] != [n for n in target.shape if n > 1]:
+            raise ValueError(f"{theirs} has shape {tuple(value.shape)}; this fusion's {ours} is {tuple(target.shape)}")
+    with torch.no_grad():
+        for ours, theirs in names.items():
+            parameters[ours].copy_(state[theirs].reshape(parameters[ours].shape))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from bridge_ds.fusion.base import Fusion, mix, zero_padding
+from bridge_ds.fusion.base import Fusion, load_renamed
+from bridge_ds.fusion.kernels import choose, fuse_by_layer
 
 __all__ = ["GlobalSoftmax"]
 
@@ -19,8 +20,16 @@ class GlobalSoftmax(Fusion):
     that at the usual small learning rates the weights still move.
     """
 
-    def __init__(self, num_layers: int, width: int) -> None:
-        super().__init__(num_layers, width)
+    OPTIONS = ("path", "normalize")
+
+    def __init__(self, num_layers: int, width: int, *, path: str = "auto", normalize: str = "none") -> None:
+        """Args:
+        num_layers: L.
+        width: D.
+        path: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
+        normalize: `rms` divides each state of each token by its root mean square first; `none` does not.
+        """
+        super().__init__(num_layers, width, path=path, normalize=normalize)
         self.scores = nn.Parameter(torch.full((num_layers,), 3e-5))
         self.temperature = nn.Parameter(torch.full((1,), 1e-5))
 
@@ -28,4 +37,16 @@ class GlobalSoftmax(Fusion):
         self._check(states)
         weights_L = torch.softmax((100 + 1e5 * self.temperature) * self.scores, dim=0)
         self._seen_L = weights_L.detach().float()
-        return zero_padding(mix(states, weights_L), mask)
+        path = choose(self.path, states[0].device)
+        return fuse_by_layer(path, states, mask, weights_L, normalize=self.normalize)
+
+    def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load the paper's global gate (arXiv 2508.09091, its public code).
+
+        Args:
+            state: `layer_weights_lb`, L numbers, and `temp`, one.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a tensor has another number of elements.
+        """
+        load_renamed(self, state, {"scores": "layer_weights_lb", "temperature": "temp"})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from bridge_ds.fusion.base import Fusion, mix, zero_padding
-from bridge_ds.fusion.kernels import LAYER_SCORES
+from bridge_ds.fusion.base import Fusion, load_renamed
+from bridge_ds.fusion.kernels import choose, fuse_by_token
 
 __all__ = ["TransformerSoftmax"]
 
@@ -21,21 +21,36 @@ class TransformerSoftmax(Fusion):
     when its forward begins, and torch's own layer reads its grandchildren's.
     """
 
-    OPTIONS = ("dropout", "path")
+    OPTIONS = ("dropout", "path", "heads", "normalize")
 
     def __init__(
-        self, num_layers: int, width: int, *, dropout: float = 0.1, path: str = "auto", feedforward: int = 2048
+        self,
+        num_layers: int,
+        width: int,
+        *,
+        dropout: float = 0.1,
+        path: str = "auto",
+        heads: int = 1,
+        normalize: str = "none",
+        feedforward: int = 2048,
     ) -> None:
         """Args:
-        num_layers: L.
-        width: D.
-        dropout: probability, on attention, its output and the feed-forward part, as in torch's layer.
-        path: a name in :data:`bridge_ds.fusion.kernels.LAYER_SCORES`, or `auto`.
-        feedforward: hidden width of the layer's MLP (2048 in the paper).
+            num_layers: L.
+            width: D.
+            dropout: probability, on attention, its output and the feed-forward part, as in torch's layer.
+            path: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
+            heads: attention heads of the layer (1 in the paper).
+            normalize: `rms` divides each state of each token by its root mean square first; `none` does not.
+            feedforward: hidden width of the layer's MLP (2048 in the paper).
+
+        Raises:
+            ValueError: `heads` does not divide D.
         """
-        super().__init__(num_layers, width)
+        super().__init__(num_layers, width, path=path, normalize=normalize)
+        if width % heads:
+            raise ValueError(f"fusion.heads is {heads}, which does not divide the encoder's width {width}")
         self.dropout = dropout
-        self.path = "torch" if path == "auto" else path
+        self.heads = heads
         self.cls = nn.Parameter(torch.zeros(width))
         self.layer_positions = nn.Parameter(torch.randn(num_layers, width))
         template = nn.TransformerEncoderLayer(width, nhead=1, dim_feedforward=feedforward, dropout=dropout)
@@ -47,10 +62,37 @@ class TransformerSoftmax(Fusion):
 
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         self._check(states)
-        dropout = self.dropout if self.training else 0.0
-        scores_BSL = LAYER_SCORES[self.path](states, dict(self.named_parameters()), dropout)
-        weights_BSL = torch.softmax(scores_BSL.to(torch.promote_types(scores_BSL.dtype, torch.float32)), dim=-1)
-        with torch.no_grad():
-            real_BS1 = mask[..., None].to(weights_BSL.dtype)
-            self._seen_L = (weights_BSL * real_BS1).sum((0, 1)) / real_BS1.sum().clamp(min=1)
-        return zero_padding(mix(states, weights_BSL), mask)
+        fused_BSD, seen_L = fuse_by_token(
+            choose(self.path, states[0].device),
+            states,
+            mask,
+            dict(self.named_parameters()),
+            heads=self.heads,
+            dropout=self.dropout if self.training else 0.0,
+            normalize=self.normalize,
+        )
+        self._seen_L = seen_L.float()
+        return fused_BSD
+
+    def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load the paper's `LayerWeights` module (arXiv 2508.09091, its public code).
+
+        Args:
+            state: `cls`, `layer_pos_emb` (of any shape that holds D and L x D numbers), `layer_weights.weight|bias`
+                and `transformerEncoder.layers.0.*` as torch names them.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a tensor has another number of elements.
+        """
+        names = {name: f"transformerEncoder.layers.0.{_torch_name(name)}" for name, _ in self.named_parameters()}
+        names |= {"cls": "cls", "layer_positions": "layer_pos_emb"}
+        names |= {"score_weight": "layer_weights.weight", "score_bias": "layer_weights.bias"}
+        load_renamed(self, state, names)
+
+
+def _torch_name(name: str) -> str:
+    """`self_attn_out_proj_weight` -> `self_attn.out_proj.weight`, the name in torch's layer."""
+    module, _, kind = name.rpartition("_")  # kind: weight or bias
+    if module == "self_attn_in_proj":  # a parameter of the attention itself, not of a linear layer inside it
+        return f"self_attn.in_proj_{kind}"
+    return f"{module.replace('self_attn_', 'self_attn.')}.{kind}"

@@ -1,23 +1,9 @@
-"""Code paths for the costly half of Transformer Softmax: states -> scores of each layer for each token.
+"""Code paths of the fusions' arithmetic: one contract, three ways.
 
-One contract: `path(states, parameters, dropout) -> scores [B, S, L]`, where `parameters` are those of
-:class:`bridge_ds.fusion.transformer_softmax.TransformerSoftmax` by name.
+`reference` is the specification (the full layer, plain sums); `torch` and `triton` give what it gives in output and
+every gradient, but read the L states where the encoder left them, form no L x N x D block and skip padding.
 """
 
-from __future__ import annotations
+from bridge_ds.fusion.kernels.paths import PATHS, choose, fuse_by_layer, fuse_by_token
 
-from collections.abc import Callable, Mapping, Sequence
-
-import torch
-
-from bridge_ds.fusion.kernels import collapsed, reference
-
-__all__ = ["LAYER_SCORES"]
-
-LayerScores = Callable[[Sequence[torch.Tensor], Mapping[str, torch.Tensor], float], torch.Tensor]
-
-LAYER_SCORES: dict[str, LayerScores] = {
-    "reference": reference.layer_scores,
-    "torch": collapsed.layer_scores,
-}
-"""Path name -> function. The reference is the specification; every other path must give what it gives."""
+__all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_token"]

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-__all__ = ["layer_scores"]
+__all__ = ["layer_scores", "mix", "normed"]
 
 
-def layer_scores(states: Sequence[torch.Tensor], p: Mapping[str, torch.Tensor], dropout: float) -> torch.Tensor:
+def layer_scores(
+    states: Sequence[torch.Tensor], p: Mapping[str, torch.Tensor], dropout: float, heads: int = 1
+) -> torch.Tensor:
     """Scores of the layers, [B, S, L], from L states [B, S, D] (arXiv 2508.09091, Transformer Softmax).
 
-    The steps are torch's `nn.TransformerEncoderLayer` (post-norm, ReLU, one head) with dropout where it has it.
+    The steps are torch's `nn.TransformerEncoderLayer` (post-norm, ReLU) with dropout where it has it.
     """
     width = states[0].shape[-1]
     dtype = states[0].dtype
@@ -22,11 +24,27 @@ def layer_scores(states: Sequence[torch.Tensor], p: Mapping[str, torch.Tensor], 
     layers_BSLD = torch.stack(tuple(states), dim=2) + p["layer_positions"]
     x = torch.cat([p["cls"].expand_as(layers_BSLD[:, :, :1]), layers_BSLD], dim=2)  # [B, S, L+1, D]
 
-    q, k, v = F.linear(x, p["self_attn_in_proj_weight"], p["self_attn_in_proj_bias"]).chunk(3, dim=-1)
-    attention = F.dropout(torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(width), dim=-1), dropout)
-    o = F.linear(attention @ v, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"])
+    qkv = F.linear(x, p["self_attn_in_proj_weight"], p["self_attn_in_proj_bias"])
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(2, 3) for part in qkv.chunk(3, dim=-1))  # [B, S, H, L+1, E]
+    attention = F.dropout(torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(width / heads), dim=-1), dropout)
+    value = (attention @ v).transpose(2, 3).flatten(-2)
+    o = F.linear(value, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"])
     x = F.layer_norm(x + F.dropout(o, dropout), (width,), p["norm1_weight"], p["norm1_bias"])
     hidden = F.dropout(F.relu(F.linear(x, p["linear1_weight"], p["linear1_bias"])), dropout)
     ffn = F.dropout(F.linear(hidden, p["linear2_weight"], p["linear2_bias"]), dropout)
     y = F.layer_norm(x + ffn, (width,), p["norm2_weight"], p["norm2_bias"])
     return F.linear(y[:, :, 0], p["score_weight"], p["score_bias"])
+
+
+def mix(states: Sequence[torch.Tensor], weights: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+    """f = sum_l w_l h_l in float32 (or float64) with weights [L] or [B, S, L]; zero on padding."""
+    wide = torch.promote_types(states[0].dtype, torch.float32)
+    weights = weights.to(wide)
+    fused = sum(weights[..., place, None] * state.to(wide) for place, state in enumerate(states))
+    assert isinstance(fused, torch.Tensor)
+    return fused.to(states[0].dtype).masked_fill(mask_BS[..., None] == 0, 0)
+
+
+def normed(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Each state of each token divided by its RMS (T5's norm without a gain)."""
+    return [F.rms_norm(state, state.shape[-1:], eps=1e-6) for state in states]

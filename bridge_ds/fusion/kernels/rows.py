@@ -1,0 +1,53 @@
+"""Which rows of the states hold tokens. Padding is never read: neither computed on nor masked afterwards.
+
+Letters: B batch, S encoder tokens, N = B x S rows, M rows that hold a token, L layers, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Rows", "flat", "real_rows"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The M rows of tokens among N, in order."""
+
+    total: int
+    """N."""
+    count: int
+    """M."""
+    index: torch.Tensor | None
+    """[M] row numbers, int64, on the states' device; none when every row is real."""
+
+    def chunks(self, size: int) -> Iterator[tuple[int, int]]:
+        """Ranges [lo, hi) that cover 0..M, at most `size` long."""
+        for lo in range(0, self.count, size):
+            yield lo, min(self.count, lo + size)
+
+    def take(self, state_ND: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
+        """Tokens lo..hi of one state, [hi - lo, D]: a view where all rows are real, else a copy of this chunk."""
+        return state_ND[lo:hi] if self.index is None else state_ND.index_select(0, self.index[lo:hi])
+
+    def put(self, target_ND: torch.Tensor, lo: int, hi: int, values: torch.Tensor) -> None:
+        """Write [hi - lo, D] to where tokens lo..hi stand, in the target's dtype."""
+        if self.index is None:
+            target_ND[lo:hi] = values
+        else:
+            target_ND.index_copy_(0, self.index[lo:hi], values.to(target_ND.dtype))
+
+
+def real_rows(mask_BS: torch.Tensor) -> Rows:
+    """Rows of a mask [B, S] (0 on padding). On a GPU this waits for the device once."""
+    index = mask_BS.flatten().nonzero().squeeze(1)
+    total = mask_BS.numel()
+    return Rows(total, index.numel(), None if index.numel() == total else index)
+
+
+def flat(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """L states [B, S, D] as [N, D], views (a state whose rows do not lie evenly is copied, that one alone)."""
+    return [state.reshape(-1, state.shape[-1]) for state in states]

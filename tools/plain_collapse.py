@@ -1,0 +1,48 @@
+"""The collapsed formula of Transformer Softmax in plain PyTorch, for tools/bench_fusion.py to run under torch.compile.
+
+It is what one gets without the project's own backward: autograd keeps every intermediate. No dropout.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bridge_ds.fusion import Fusion
+
+__all__ = ["PlainCollapse"]
+
+
+class PlainCollapse(nn.Module):
+    """Wraps a TransformerSoftmax with one head and uses its parameters."""
+
+    def __init__(self, fusion: Fusion) -> None:
+        super().__init__()
+        self.fusion = fusion
+
+    def forward(self, states: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+        """L states [B, S, D] -> [B, S, D]."""
+        p = dict(self.fusion.named_parameters())
+        width = states[0].shape[-1]
+        wide = torch.promote_types(states[0].dtype, torch.float32)
+        w_q, w_k, w_v = p["self_attn_in_proj_weight"].chunk(3)
+        b_q, _, b_v = p["self_attn_in_proj_bias"].chunk(3)
+        places_PD = torch.cat([p["cls"][None], p["layer_positions"]])
+        u_D = w_k.T @ F.linear(p["cls"], w_q, b_q) / math.sqrt(width)
+        scores = torch.stack([(state.to(wide) * u_D).sum(-1) for state in states], dim=-1)
+        attention = torch.softmax(F.pad(scores, (1, 0)) + places_PD @ u_D, dim=-1)
+        pooled = attention @ places_PD
+        for place, state in enumerate(states, start=1):
+            pooled = pooled + attention[..., place, None] * state.to(wide)
+        o = F.linear(F.linear(pooled, w_v, b_v), p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"])
+        x = F.layer_norm(p["cls"] + o, (width,), p["norm1_weight"], p["norm1_bias"])
+        hidden = F.relu(F.linear(x, p["linear1_weight"], p["linear1_bias"]))
+        y = x + F.linear(hidden, p["linear2_weight"], p["linear2_bias"])
+        y = F.layer_norm(y, (width,), p["norm2_weight"], p["norm2_bias"])
+        weights = torch.softmax(F.linear(y, p["score_weight"], p["score_bias"]), dim=-1)
+        fused = sum(weights[..., n, None] * state.to(wide) for n, state in enumerate(states))
+        assert isinstance(fused, torch.Tensor)
+        return (fused * mask[..., None]).to(states[0].dtype)
