@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from bridge_ds.fusion import FUSIONS, Fusion
 
-TOLERANCES = {torch.float32: (1e-5, 2e-4), torch.bfloat16: (3e-2, 2e-1)}
-"""Largest difference of the output and of a gradient, as shares of the largest element. bfloat16's are those of its
-matrix products (8 bits); sums over layers and tokens are float32."""
+TOLERANCES = {torch.float32: (1e-5, 2e-4), torch.bfloat16: (3e-2, 1.5e-1)}
+"""Largest relative error of the output and of a gradient. In float32 it is the largest element's; in bfloat16 (8 bits in
+the matrix products) the error's norm, because single elements of a gradient through a sharp softmax are rounding alone:
+there the reference itself, run in bfloat16, is off by up to 0.58 in one element and 0.16 in norm, this path by less."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,12 @@ def check(case: Case, path: str) -> None:
     assert _difference(got.weights, expected.weights, 0.0) < output_tolerance
     assert got.gradients.keys() == expected.gradients.keys()
     # A gradient that is zero but for rounding is held against the largest of its kind.
-    floor = 1e-2 * max((_largest(g) for n, g in expected.gradients.items() if not n.startswith("state")), default=0.0)
-    for name, gradient in expected.gradients.items():
-        assert _difference(got.gradients[name], gradient, floor) < gradient_tolerance, name
+    for is_state in (False, True):
+        kind = {n: g for n, g in expected.gradients.items() if n.startswith("state") == is_state}
+        size = _largest if case.dtype == torch.float32 else _norm
+        floor = 1e-2 * max(map(size, kind.values()), default=0.0)
+        for name, gradient in kind.items():
+            assert _difference(got.gradients[name], gradient, floor, size) < gradient_tolerance, name
 
 
 def in_bfloat16(case: Case) -> Case:
@@ -93,5 +98,11 @@ def _largest(x: torch.Tensor) -> float:
     return x.abs().max().item() if x.numel() else 0.0
 
 
-def _difference(got: torch.Tensor, expected: torch.Tensor, floor: float) -> float:
-    return _largest(got - expected) / max(_largest(expected), floor, 1e-12)
+def _norm(x: torch.Tensor) -> float:
+    return x.norm().item()
+
+
+def _difference(
+    got: torch.Tensor, expected: torch.Tensor, floor: float, size: Callable[[torch.Tensor], float] = _largest
+) -> float:
+    return size(got - expected) / max(size(expected), floor, 1e-12)
