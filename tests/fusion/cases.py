@@ -8,9 +8,10 @@ import torch
 
 from bridge_ds.fusion import FUSIONS, Fusion
 
-TOLERANCES = {torch.float32: (1e-5, 2e-4), torch.bfloat16: (3e-2, 2e-1)}
-"""Largest difference of the output and of a gradient, as shares of the largest element. bfloat16's are those of its
-matrix products (8 bits); sums over layers and tokens are float32."""
+TOLERANCES = {torch.float32: (1e-5, 2e-4), torch.bfloat16: (3e-2, 1.5e-1)}
+"""Largest difference of the output, as a share of its largest element, and norm of a gradient's difference as a share
+of its norm. bfloat16's are those of its matrix products (8 bits) and of ReLUs that flip; sums over layers and tokens
+are float32."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ def check(case: Case, path: str) -> None:
     # A gradient that is zero but for rounding is held against the largest of its kind.
     for kind, share in (("parameter", 1e-2), ("state", 0.2)):
         chosen = {n: g for n, g in expected.gradients.items() if n.startswith("state ") == (kind == "state")}
-        floor = share * max(map(_largest, chosen.values()), default=0.0)
+        floor = share * max((g.norm().item() for g in chosen.values()), default=0.0)
         for name, gradient in chosen.items():
-            assert _difference(got.gradients[name], gradient, floor) < gradient_tolerance, name
+            error = (got.gradients[name] - gradient).norm().item()
+            assert error <= gradient_tolerance * max(gradient.norm().item(), floor, 1e-12), name
 
 
 def in_bfloat16(case: Case) -> Case:
