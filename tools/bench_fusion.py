@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ from bridge_ds.fusion.kernels import choose  # noqa: E402
 CSV = Path(__file__).with_suffix(".csv")
 PASSES = {"global_softmax": (1, 2), "transformer_softmax": (2, 5), "last_layer": (0, 0)}
 """Passes over the states in forward, and in forward + backward."""
-Step = Callable[[], None]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,7 +83,7 @@ def measure(
     upstream = torch.randn_like(states[0])
     mask = torch.ones(1, tokens, dtype=torch.long, device=device)
     candidates = {
-        (name, path): make_module(name, path, layers, width, device, options.compile)
+        (name, path): make_module(name, path, layers, width, device)
         for name in ("global_softmax", "transformer_softmax")
         for path in paths(device, options)
     }
@@ -115,11 +113,11 @@ def paths(device: torch.device, options: argparse.Namespace) -> list[str]:
     return found + (["compiled reference", "compiled formula"] if options.compile else [])
 
 
-def make_module(name: str, path: str, layers: int, width: int, device: torch.device, compiled: bool) -> Step | Any:
+def make_module(name: str, path: str, layers: int, width: int, device: torch.device) -> Any:
     """A module whose call is one forward."""
     real = {"compiled reference": "reference", "compiled formula": "reference"}.get(path, path)
     torch.manual_seed(0)
-    module = FUSIONS[name](num_layers=layers, width=width, path=real).to(device)
+    module: Any = FUSIONS[name](num_layers=layers, width=width, path=real).to(device)
     if path == "compiled formula" and name == "transformer_softmax":
         from plain_collapse import PlainCollapse
 

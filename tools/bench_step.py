@@ -137,7 +137,8 @@ def frozen_pair(options: argparse.Namespace, device: torch.device) -> tuple[Froz
     encoder = MT5EncoderModel(MT5Config(vocab_size=VOCABULARY, **encoder_size))  # type: ignore[arg-type]
     llm = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **llm_size))  # type: ignore[arg-type]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for model in (encoder, llm):
+    pair: tuple[Any, Any] = (encoder, llm)
+    for model in pair:
         model.requires_grad_(False).to(device=device, dtype=dtype)
     return FrozenEncoder(encoder), FrozenLLM(llm)
 

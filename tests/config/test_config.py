@@ -52,6 +52,8 @@ def test_overrides_have_the_types_of_the_schema() -> None:
         ("model.dtype=float16", "expected one of bfloat16, float32"),
         ("fusion.name=transformer_softmx", "did you mean 'transformer_softmax'"),
         ("fusion.dropout=1", "from 0 to below 1"),
+        ("fusion.heads=0", "1 or more"),
+        ("fusion.normalize=rmsnorm", "did you mean 'rms'"),
         ("train.betas=[1]", "expected 2"),
         ("model.activation_checkpointing=perhaps", "expected true or false"),
         ("lr=1", "not of the form part.key=value"),

@@ -20,14 +20,28 @@ RMS_EPSILON = 1e-6
 """Added to the mean square, as in T5's norm."""
 
 
+Tensor = torch.Tensor
+States = Sequence[torch.Tensor]
+
+
 class Primitives(Protocol):
     """What a code path supplies: everything that reads the states. Specified in :mod:`.torch_rows`."""
 
-    def attend(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]: ...
-    def attend_backward(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]: ...
-    def mix(self, *args: Any) -> torch.Tensor: ...
-    def dots(self, *args: Any) -> torch.Tensor: ...
-    def mean_squares(self, *args: Any) -> torch.Tensor: ...
+    def attend(
+        self, states: States, rows: Rows, lo: int, hi: int, u_HD: Tensor, place_scores_HP: Tensor,
+        keep_mHP: Tensor | None, scale_mL: Tensor | None,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+    def attend_backward(
+        self, states: States, rows: Rows, lo: int, hi: int, d_pooled_HmD: Tensor, d_kept_mHP: Tensor,
+        attention_mHP: Tensor, keep_mHP: Tensor | None, scale_mL: Tensor | None,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+    def mix(self, states: States, rows: Rows, lo: int, hi: int, weights_mHL: Tensor) -> Tensor: ...
+
+    def dots(self, states: States, rows: Rows, lo: int, hi: int, vectors_HmD: Tensor) -> Tensor: ...
+
+    def mean_squares(self, states: States, rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> Tensor: ...
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Letters: B batch, S encoder tokens, L layers, D width, M tokens without padding.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,11 @@ def choose(path: str, device: torch.device) -> str:
     Raises:
         ValueError: no such path, or triton is asked for where it is not installed.
     """
-    has_triton = importlib.util.find_spec("triton") is not None
     if path == "auto":
-        return "triton" if device.type == "cuda" and has_triton else "torch"
+        return "triton" if device.type == "cuda" and _has_triton() else "torch"
     if path not in PATHS:
         raise ValueError(f"fusion.path is {path!r}; expected auto or one of {', '.join(PATHS)}")
-    if path == "triton" and not has_triton:
+    if path == "triton" and not _has_triton():
         raise ValueError("fusion.path is triton, which is not installed; pip install 'bridge_ds[kernels]' or use torch")
     return path
 
@@ -86,6 +86,11 @@ def fuse_by_layer(
     if normalize:
         factors_ML = factors_ML * inverse_rms(fast, rows, states)
     return mix(fast, rows, states, factors_ML)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
