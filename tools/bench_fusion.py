@@ -109,7 +109,7 @@ def paths(device: torch.device, options: argparse.Namespace) -> list[str]:
     """Code paths of this run; `compiled ...` are torch.compile of plain formulas."""
     found = ["reference", "torch"]
     if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
-        found.append(choose("triton", device))
+        found.append(choose("triton"))
     return found + (["compiled reference", "compiled formula"] if options.compile else [])
 
 

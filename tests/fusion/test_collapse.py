@@ -179,10 +179,10 @@ def test_the_rest_can_be_compiled() -> None:
 
 
 def test_auto_and_wrong_paths() -> None:
-    assert choose("auto", torch.device("cpu")) == "torch"
-    assert [choose(path, torch.device("cpu")) for path in PATHS[:2]] == ["reference", "torch"]
+    assert choose("auto") == "torch"
+    assert [choose(path) for path in PATHS[:2]] == ["reference", "torch"]
     with pytest.raises(ValueError, match="expected auto or one of"):
-        choose("cuda", torch.device("cpu"))
+        choose("cuda")
 
 
 def test_order_of_names_is_the_modules() -> None:

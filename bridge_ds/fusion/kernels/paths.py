@@ -23,14 +23,15 @@ PATHS = ("reference", "torch", "triton")
 """Values of `fusion.path`, beside `auto`."""
 
 
-def choose(path: str, device: torch.device) -> str:
-    """The path that runs: `auto` is triton on CUDA where it can be imported, else torch.
+def choose(path: str) -> str:
+    """The path that runs: `auto` is torch on every device. The Triton kernels have run in the interpreter only; they
+    become the default on CUDA when they have been measured there.
 
     Raises:
         ValueError: no such path, or triton is asked for where it is not installed.
     """
     if path == "auto":
-        return "triton" if device.type == "cuda" and _has_triton() else "torch"
+        return "torch"
     if path not in PATHS:
         raise ValueError(f"fusion.path is {path!r}; expected auto or one of {', '.join(PATHS)}")
     if path == "triton" and not _has_triton():
