@@ -11,8 +11,9 @@ from bridge_ds.fusion import FUSIONS, Fusion
 
 TOLERANCES = {torch.float32: (1e-5, 2e-4), torch.bfloat16: (3e-2, 1.5e-1)}
 """Largest relative error of the output and of a gradient. In float32 it is the largest element's; in bfloat16 (8 bits
-in the matrix products) the error's norm, because single elements of a gradient through a sharp softmax are rounding alone:
-there the reference itself, run in bfloat16, is off by up to 0.58 in one element and 0.16 in norm, this path by less."""
+in the matrix products) the error's norm, because single elements of a gradient through a sharp softmax are rounding
+alone: there the reference itself, run in bfloat16, was off by 0.58 in one element and 0.16 in norm, this path by less.
+"""
 
 
 @dataclass(frozen=True)
