@@ -17,9 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_train(argv)
     with user_errors() as world:
         from bridge_ds.config.load import load_config
-        from bridge_ds.config.zero import accumulation, read_ds_config
+        from bridge_ds.config.zero import accumulation, read_ds_config, resolve_micro_batch
 
-        config = load_config(options.recipe, options.overrides)
+        config = resolve_micro_batch(load_config(options.recipe, options.overrides), world.size)
         ds_values = read_ds_config(config.run.ds_config)
         accumulation(config, world.size)
         if options.dry_run:

@@ -113,7 +113,7 @@ class TrainConfig:
     global_batch: int = 128
     """Samples per optimizer step over all ranks; micro_batch x ranks must divide it."""
     micro_batch: int = 8
-    """Samples per rank per forward pass."""
+    """Samples per rank per forward pass; 0 = the rank's whole share of the global batch at once."""
     lr: float = 3e-5
     """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.8, 0.999)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError, LaunchError
 
-__all__ = ["accumulation", "engine_config", "read_ds_config", "shard_config", "stage"]
+__all__ = ["accumulation", "engine_config", "read_ds_config", "resolve_micro_batch", "shard_config", "stage"]
 
 SHIPPED = Path(__file__).parents[2] / "ds_configs"
 """Folder of the shipped DeepSpeed files, in the checkout."""
@@ -90,6 +91,22 @@ def accumulation(config: Config, world_size: int) -> int:
         f"train.global_batch {total} does not divide over {world_size} ranks of train.micro_batch {micro}; "
         f"start {', '.join(fits)} ranks or change a batch size."
     )
+
+
+def resolve_micro_batch(config: Config, world_size: int) -> Config:
+    """The config with `train.micro_batch` = 0 replaced by what it stands for in this world.
+
+    Raises:
+        LaunchError: the ranks do not divide the global batch.
+    """
+    if config.train.micro_batch:
+        return config
+    total = config.train.global_batch
+    if total % world_size:
+        raise LaunchError(
+            f"train.global_batch {total} does not divide over {world_size} ranks; change one of the two numbers."
+        )
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=total // world_size))
 
 
 def engine_config(config: Config, values: dict[str, Any], world_size: int) -> dict[str, Any]:

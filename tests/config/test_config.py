@@ -10,7 +10,14 @@ import pytest
 from bridge_ds.config.load import RECIPES, flatten, from_dict, load_config, load_run_config, save_config, to_dict
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config, TrainConfig
-from bridge_ds.config.zero import accumulation, engine_config, read_ds_config, shard_config, stage
+from bridge_ds.config.zero import (
+    accumulation,
+    engine_config,
+    read_ds_config,
+    resolve_micro_batch,
+    shard_config,
+    stage,
+)
 from bridge_ds.errors import ConfigError, LaunchError
 
 
@@ -19,7 +26,7 @@ def test_every_recipe_resolves(recipe: str) -> None:
     config = load_config(recipe)
     assert from_dict(to_dict(config)) == config
     assert stage(read_ds_config(config.run.ds_config)) in (2, 3)
-    assert accumulation(config, 1) >= 1
+    assert accumulation(resolve_micro_batch(config, 1), 1) >= 1
 
 
 def test_the_papers_recipe_has_the_papers_numbers() -> None:
@@ -132,6 +139,17 @@ def test_batches_that_do_not_divide_name_worlds_that_do() -> None:
         accumulation(config, 4)
     with pytest.raises(LaunchError, match="no multiple"):
         accumulation(Config(train=TrainConfig(global_batch=10, micro_batch=4)), 1)
+
+
+def test_no_micro_batch_means_the_whole_share_of_a_rank() -> None:
+    config = Config(train=TrainConfig(global_batch=24, micro_batch=0))
+    for world in (1, 2, 3):
+        resolved = resolve_micro_batch(config, world)
+        assert resolved.train.micro_batch == 24 // world
+        assert accumulation(resolved, world) == 1
+    with pytest.raises(LaunchError, match="24 does not divide over 5 ranks"):
+        resolve_micro_batch(config, 5)
+    assert resolve_micro_batch(Config(), 4) == Config()
 
 
 def test_merged_ds_config() -> None:
