@@ -21,7 +21,7 @@ __all__ = ["pretrain_encoder"]
 WIDTH, LAYERS, HEADS, FFN = 192, 6, 6, 384
 MEANINGS, LANGUAGES_EACH = 24, 4
 """Meanings a step, and languages that each is read in. In the last of them words are hidden."""
-MIDDLE = (2, 3, 4, 5)
+MIDDLE = (1, 2, 3, 4, 5)
 """Layers (counted from 1) that are to be neutral between languages."""
 HIDDEN_SHARE, NAMED_SHARE = 0.3, 0.2
 """Shares of the words that are hidden (in one sentence of each group), and of seen words whose name is asked for."""
