@@ -21,9 +21,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,6 +34,7 @@ import torch  # noqa: E402
 
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.fusion.kernels import choose  # noqa: E402
+from tools.bench_rows import append, provenance  # noqa: E402
 
 CSV = Path(__file__).with_suffix(".csv")
 PASSES = {"global_softmax": (1, 2), "transformer_softmax": (2, 5), "last_layer": (0, 0)}
@@ -57,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     if not options.plot_only:
         for layers, tokens, width, dtype in shapes(device, options.quick):
             rows = measure(layers, tokens, width, dtype, device, options)
-            write(options.output, rows)
+            append(options.output, rows)
             print_rows(rows)
     if not options.quick:
         plot(options.output)
@@ -98,7 +97,8 @@ def measure(
             if turn:
                 found[key].append(times)
     memory = {key: extra_memory(module, states, mask, upstream, device) for key, module in candidates.items()}
-    common = provenance(device, options) | {
+    interpreter = os.environ.get("TRITON_INTERPRET", "0")
+    common = provenance(device, options.threads) | {"interpreter": interpreter} | {
         "layers": layers, "tokens": tokens, "width": width, "dtype": str(dtype).removeprefix("torch."),
         "copy_gb_per_s": round(statistics.median(copies[1:]) / 1e9, 2),
     }  # fmt: skip
@@ -207,27 +207,6 @@ def wait(device: torch.device) -> None:
     """Until the device has done what was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-
-
-def provenance(device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
-    """What the numbers rest on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
-    return {
-        "date": time.strftime("%Y-%m-%d"), "machine": name, "threads": options.threads,
-        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__, "commit": commit.stdout.strip(),
-        "interpreter": os.environ.get("TRITON_INTERPRET", "0"),
-    }  # fmt: skip
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append."""
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:

@@ -18,12 +18,9 @@ the device on CUDA, else the process's resident memory, which never falls: compa
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -41,6 +38,7 @@ from bridge_ds.encoder.frozen import FrozenEncoder  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.llm.frozen import FrozenLLM  # noqa: E402
 from bridge_ds.mapping import Projector  # noqa: E402
+from tools.bench_rows import append, provenance  # noqa: E402
 
 CSV = Path(__file__).with_suffix(".csv")
 SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
@@ -84,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = measure(options, device)
-    write(options.output, rows)
+    append(options.output, rows)
     for row in rows:
         print(f"{row['sizes']:14} {row['fusion']:20} {row['step_ms']:10.2f} ms  x{row['vs_last_layer']:<6} "
               f"{row['source_tokens_per_s']:>8} tokens/s  MFU {row['mfu']}")  # fmt: skip
@@ -118,7 +116,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str,
     rows = []
     for name in names:
         seconds = statistics.median(times[name])
-        rows.append(provenance(options, device, encoder, llm) | {
+        rows.append(facts(options, device, encoder, llm) | {
             "fusion": name, "step_ms": round(seconds * 1e3, 3), "vs_last_layer": round(seconds / base, 3),
             "source_tokens_per_s": round(batch.source_tokens / seconds),
             "mfu": round(needed_flops(models[name], batch) / seconds / peak, 4), "peak_gib": round(memory[name], 2),
@@ -198,29 +196,13 @@ def peak_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def provenance(
-    options: argparse.Namespace, device: torch.device, encoder: FrozenEncoder, llm: FrozenLLM
-) -> dict[str, Any]:
+def facts(options: argparse.Namespace, device: torch.device, encoder: FrozenEncoder, llm: FrozenLLM) -> dict[str, Any]:
     """What the numbers rest on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
-    return {
-        "date": time.strftime("%Y-%m-%d"), "machine": name, "threads": options.threads,
-        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__, "commit": commit.stdout.strip(),
+    return provenance(device, options.threads) | {
         "sizes": options.sizes, "encoder_layers": encoder.num_layers, "encoder_width": encoder.width,
         "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width, "batch": options.batch,
         "source": options.source, "target": options.target,
     }  # fmt: skip
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append."""
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

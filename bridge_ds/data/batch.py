@@ -33,10 +33,6 @@ class Batch:
         """The same batch on `device`."""
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
 
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked host memory (called by torch's DataLoader)."""
-        return Batch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
-
     @property
     def target_tokens(self) -> int:
         """Tokens whose loss counts."""
@@ -64,8 +60,3 @@ class StepBatches:
     """Samples of this rank cut to length, by field (`source`, `prompt`, `target`)."""
     example: str = ""
     """For the first step only: one sample in readable form (decoded ids)."""
-
-    def pin_memory(self) -> StepBatches:
-        """The same step with its batches in page-locked memory."""
-        self.micro = [batch.pin_memory() for batch in self.micro]
-        return self
