@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from bridge_ds.bridge import TRAINABLE, BridgeModel
-from bridge_ds.config.schema import Config, DataConfig, FusionConfig, ModelConfig
+from bridge_ds.config.schema import Config, DataConfig, FusionConfig, ModelConfig, TrainConfig
 from bridge_ds.data.batch import Batch
 from bridge_ds.data.collate import collate
 from bridge_ds.data.tokenize import check_vocabulary, load_tokenizers, tokenize_sample
-from bridge_ds.engine.setup import build_model, trainable_table
+from bridge_ds.engine.setup import build_model, make_optimizer, trainable_table
 from bridge_ds.errors import ConfigError
 from bridge_ds.llm.loss import predicting
 from bridge_ds.llm.score import score_labels
@@ -130,6 +130,22 @@ def test_trainable_table_counts(folders: dict[str, Path]) -> None:
     assert f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,}" in table
     assert "fusion.cls" in table
     assert "encoder, frozen" in table
+
+
+def test_the_optimizer_holds_the_bridge_and_nothing_else(folders: dict[str, Path]) -> None:
+    model, _, _ = load(folders, "mt5", "llama")
+    config = Config(fusion=FusionConfig(lr_scale=0.5), train=TrainConfig(weight_decay=0.3))
+    found = {
+        id(parameter): (group["weight_decay"], group["lr_scale"])
+        for group in make_optimizer(model, config).param_groups
+        for parameter in group["params"]
+    }
+    wanted = {
+        id(parameter): (0.3 if parameter.ndim >= 2 else 0.0, 0.5 if name.startswith("fusion.") else 1.0)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert found == wanted
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,11 @@ class FusionConfig:
     """none | rms: divide each layer's state of each token by its root mean square before both softmax fusions."""
     include_embeddings: bool = False
     """Fuse the encoder's embedding output too, as layer 0 before its L layers (yes/no)."""
+    feedforward: int = 2048
+    """Hidden width of the MLP in transformer_softmax's layer (2048 in the paper, whatever the encoder's width)."""
+    lr_scale: float = 1.0
+    """Learning rate of the fusion's parameters, as a multiple of train.lr; below 1 the layer weights move more slowly
+    than the mapping."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from bridge_ds.config.schema import TrainConfig
 
-__all__ = ["learning_rate"]
+__all__ = ["learning_rate", "set_learning_rate"]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -20,3 +22,9 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if config.schedule == "linear":
         return config.lr * (1 - done)
     return config.lr
+
+
+def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Give each of an optimizer's parameter groups its learning rate: `lr` times the group's `lr_scale`."""
+    for group in groups:
+        group["lr"] = lr * group["lr_scale"]

@@ -103,14 +103,18 @@ def base_identities(config: Config, model: BridgeModel, tokenizers: Tokenizers) 
 
 
 def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
-    """AdamW over the bridge: weight decay on matrices only. Groups that would be empty are left out (OpenRLHF#1225)."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": config.train.weight_decay},
-        {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """AdamW over the bridge: weight decay on matrices only, `lr_scale` in each group for the loop to multiply with.
+
+    No group is empty: DeepSpeed fails on such (OpenRLHF#1225).
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.train.weight_decay if parameter.ndim >= 2 else 0.0
+            scale = config.fusion.lr_scale if name.startswith("fusion.") else 1.0
+            groups.setdefault((decay, scale), []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [{"params": of, "weight_decay": decay, "lr_scale": scale} for (decay, scale), of in groups.items()],
         lr=config.train.lr,
         betas=config.train.betas,
         eps=config.train.eps,

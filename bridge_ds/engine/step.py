@@ -12,6 +12,7 @@ import torch
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.engine.distributed import peak_memory_gib
 from bridge_ds.engine.hooks import StepRecord
+from bridge_ds.engine.schedule import set_learning_rate
 from bridge_ds.errors import BridgeError, DataError
 from bridge_ds.world import World
 
@@ -83,8 +84,7 @@ def train_step(
         waited: seconds spent waiting for this step's data.
     """
     began = time.perf_counter()
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+    set_learning_rate(engine.optimizer.param_groups, lr)
     torch.manual_seed((seed * 1_000_003 + batches.step) * 65_537 + world.rank)
     targets = max(1, totals.target_tokens)
     skipped_before = engine.skipped_steps

@@ -21,7 +21,7 @@ class TransformerSoftmax(Fusion):
     when its forward begins, and torch's own layer reads its grandchildren's.
     """
 
-    OPTIONS = ("dropout", "path", "heads", "normalize")
+    OPTIONS = ("dropout", "path", "heads", "normalize", "feedforward")
 
     def __init__(
         self,

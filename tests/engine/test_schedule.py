@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge_ds.config.schema import TrainConfig
-from bridge_ds.engine.schedule import learning_rate
+from bridge_ds.engine.schedule import learning_rate, set_learning_rate
 
 
 @given(st.integers(1, 500), st.floats(0, 1), st.sampled_from(["cosine", "linear", "constant"]))
@@ -27,3 +27,9 @@ def test_known_values() -> None:
     cosine = TrainConfig(steps=10, warmup=0.0, lr=1.0)
     assert learning_rate(cosine, 6) == pytest.approx(0.5)
     assert learning_rate(TrainConfig(steps=10, warmup=0.0, schedule="constant", lr=1.0), 10) == 1.0
+
+
+def test_each_group_has_its_share() -> None:
+    groups = [{"lr": 0.0, "lr_scale": 1.0}, {"lr": 0.0, "lr_scale": 0.25}]
+    set_learning_rate(groups, 0.4)
+    assert [group["lr"] for group in groups] == [0.4, 0.1]
