@@ -45,7 +45,7 @@ class Run:
 
     def prepare(self) -> None:
         """Folder, data, models, checkpoint, engine, hooks."""
-        init_distributed(self.world)
+        init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
         self._on_main(self._make_folder)
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model)

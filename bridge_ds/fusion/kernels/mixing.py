@@ -37,9 +37,13 @@ class Primitives(Protocol):
         attention_mHP: Tensor, keep_mHP: Tensor | None, scale_mL: Tensor | None,
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
-    def mix(self, states: States, rows: Rows, lo: int, hi: int, weights_mHL: Tensor) -> Tensor: ...
+    def mix(
+        self, states: States, rows: Rows, lo: int, hi: int, weights_mHL: Tensor, out_HmD: Tensor | None = None
+    ) -> Tensor: ...
 
     def dots(self, states: States, rows: Rows, lo: int, hi: int, vectors_HmD: Tensor) -> Tensor: ...
+
+    def dot_totals(self, states: States, rows: Rows, lo: int, hi: int, vectors_mD: Tensor) -> Tensor: ...
 
     def mean_squares(self, states: States, rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> Tensor: ...
 
@@ -67,9 +71,16 @@ def make_plan(path: Primitives, rows: Rows, states: Sequence[torch.Tensor], **mo
     return Plan(path, rows, dtype, torch.promote_types(dtype, torch.float32), **more)
 
 
-def mix(path: Primitives, rows: Rows, states: Sequence[torch.Tensor], weights_ML: torch.Tensor) -> torch.Tensor:
-    """f = sum_l w_l h_l where tokens stand, zero elsewhere: [B, S, D] in the states' dtype."""
-    return _Mix.apply(make_plan(path, rows, states), weights_ML, *states)
+def mix(path: Primitives, rows: Rows, states: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """f = sum_l w_l h_l where tokens stand, zero elsewhere: [B, S, D] in the states' dtype.
+
+    Args:
+        path: what reads the states.
+        rows: where tokens stand.
+        states: L tensors [B, S, D].
+        weights: [M, L], or [L]: the same for every token.
+    """
+    return _Mix.apply(make_plan(path, rows, states), weights, *states)
 
 
 def inverse_rms(path: Primitives, rows: Rows, states: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -79,29 +90,39 @@ def inverse_rms(path: Primitives, rows: Rows, states: Sequence[torch.Tensor]) ->
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, weights_ML: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, plan: Plan, weights: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
         ctx.plan = plan
-        ctx.save_for_backward(weights_ML, *states)
+        ctx.save_for_backward(weights, *states)
         hs = flat(states)
+        weights_ML = weights.expand(plan.rows.count, -1)
+        in_place = plan.rows.index is None and plan.dtype == weights.dtype
         fused_ND = torch.empty_like(hs[0]) if plan.rows.index is None else torch.zeros_like(hs[0])
         for lo, hi in plan.chunks(hs[0].device):
-            plan.rows.put(fused_ND, lo, hi, plan.path.mix(hs, plan.rows, lo, hi, weights_ML[lo:hi, None])[0])
+            out_HmD = fused_ND[None, lo:hi] if in_place else None
+            mixed_HmD = plan.path.mix(hs, plan.rows, lo, hi, weights_ML[lo:hi, None], out_HmD)
+            if not in_place:
+                plan.rows.put(fused_ND, lo, hi, mixed_HmD[0])
         return fused_ND.view_as(states[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_fused_BSD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weights_ML, *states = ctx.saved_tensors
+        weights, *states = ctx.saved_tensors
         plan, hs = ctx.plan, flat(states)
         (d_fused_ND,) = flat([d_fused_BSD])
-        d_weights_ML = torch.empty_like(weights_ML, memory_format=torch.contiguous_format)
+        shared = weights.dim() == 1
+        weights_ML = weights.expand(plan.rows.count, -1)
+        d_weights = torch.zeros_like(weights)
         d_states = empty_gradients(ctx.needs_input_grad[2:], states)
         for lo, hi in plan.chunks(hs[0].device):
             vectors_mD = plan.rows.take(d_fused_ND, lo, hi).to(plan.wide)
-            d_weights_ML[lo:hi] = plan.path.dots(hs, plan.rows, lo, hi, vectors_mD[None])[:, 0]
+            if shared:
+                d_weights += plan.path.dot_totals(hs, plan.rows, lo, hi, vectors_mD)
+            else:
+                d_weights[lo:hi] = plan.path.dots(hs, plan.rows, lo, hi, vectors_mD[None])[:, 0]
             for place, d_state in d_states.items():
                 plan.rows.put(d_state, lo, hi, vectors_mD * weights_ML[lo:hi, place, None])
-        return None, d_weights_ML, *shaped(d_states, states)
+        return None, d_weights, *shaped(d_states, states)
 
 
 class _InverseRms(torch.autograd.Function):

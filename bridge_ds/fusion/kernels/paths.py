@@ -83,10 +83,8 @@ def fuse_by_layer(
     if path == "reference":
         return reference.mix(reference.normed(states) if normalize else states, weights_L, mask_BS)
     fast, rows = primitives(path), real_rows(mask_BS)
-    factors_ML = _wide(weights_L).to(torch.promote_types(states[0].dtype, torch.float32)).expand(rows.count, -1)
-    if normalize:
-        factors_ML = factors_ML * inverse_rms(fast, rows, states)
-    return mix(fast, rows, states, factors_ML)
+    factors = _wide(weights_L).to(torch.promote_types(states[0].dtype, torch.float32))
+    return mix(fast, rows, states, factors * inverse_rms(fast, rows, states) if normalize else factors)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ import torch
 
 from bridge_ds.fusion.kernels.rows import Rows
 
-__all__ = ["attend", "attend_backward", "dots", "mean_squares", "mix"]
+__all__ = ["attend", "attend_backward", "dot_totals", "dots", "mean_squares", "mix"]
 
 CACHE_BYTES = 16 << 20
 """Bytes of states read together; about half of a usual last-level cache."""
@@ -94,9 +94,14 @@ def score_gradient(
     return attention_mHP * (d_attention_mHP - (attention_mHP * d_attention_mHP).sum(-1, keepdim=True))
 
 
-def mix(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_mHL: torch.Tensor) -> torch.Tensor:
-    """sum_l w_l h_l for tokens lo..hi with weights [m, H, L]: [H, m, D] in the weights' dtype."""
-    mixed_HmD = weights_mHL.new_empty(weights_mHL.shape[1], hi - lo, states[0].shape[1])
+def mix(
+    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_mHL: torch.Tensor,
+    out_HmD: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """sum_l w_l h_l for tokens lo..hi with weights [m, H, L]: [H, m, D] in the weights' dtype, written to `out_HmD`."""
+    mixed_HmD = out_HmD
+    if mixed_HmD is None:
+        mixed_HmD = weights_mHL.new_empty(weights_mHL.shape[1], hi - lo, states[0].shape[1])
     for part, block in _blocks(states, rows, lo, hi, weights_mHL.dtype):
         _accumulate(block, weights_mHL[part], mixed_HmD[:, part])
     return mixed_HmD
@@ -108,6 +113,15 @@ def dots(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_H
     for part, block in _blocks(states, rows, lo, hi, vectors_HmD.dtype):
         found_mHL[part] = _dots(block, vectors_HmD[:, part])
     return found_mHL
+
+
+def dot_totals(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_mD: torch.Tensor) -> torch.Tensor:
+    """v . h_l summed over tokens lo..hi: [L] (the backward of :func:`mix` for weights that all tokens share)."""
+    found_L = vectors_mD.new_zeros(len(states))
+    for part, block in _blocks(states, rows, lo, hi, vectors_mD.dtype):
+        vector = vectors_mD[part].reshape(-1)
+        found_L += torch.stack([torch.dot(state.reshape(-1), vector) for state in block])
+    return found_L
 
 
 def mean_squares(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> torch.Tensor:
@@ -139,6 +153,12 @@ def _weights(
 
 
 def _accumulate(block: Sequence[torch.Tensor], weights_mHL: torch.Tensor, out_HmD: torch.Tensor) -> None:
+    if weights_mHL.stride(0) == 0 and weights_mHL.device.type == "cpu":  # one weight a layer: no column to read
+        for factors, out_mD in zip(weights_mHL[0].tolist(), out_HmD, strict=True):
+            torch.mul(block[0], factors[0], out=out_mD)
+            for factor, state in zip(factors[1:], block[1:], strict=True):
+                out_mD.add_(state, alpha=factor)
+        return
     for head, out_mD in enumerate(out_HmD):
         torch.mul(block[0], weights_mHL[:, head, :1], out=out_mD)
         for place, state in enumerate(block[1:], start=1):
@@ -146,5 +166,5 @@ def _accumulate(block: Sequence[torch.Tensor], weights_mHL: torch.Tensor, out_Hm
 
 
 def _dots(block: Sequence[torch.Tensor], vectors_HmD: torch.Tensor) -> torch.Tensor:
-    products = [[(state * vector_mD).sum(-1) for state in block] for vector_mD in vectors_HmD]
+    products = [[torch.linalg.vecdot(state, vector_mD) for state in block] for vector_mD in vectors_HmD]
     return torch.stack([torch.stack(head, dim=-1) for head in products], dim=1)

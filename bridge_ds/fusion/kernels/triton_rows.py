@@ -21,7 +21,7 @@ import triton.language as tl
 from bridge_ds.fusion.kernels.rows import Rows
 from bridge_ds.fusion.kernels.torch_rows import score_gradient
 
-__all__ = ["attend", "attend_backward", "dots", "mean_squares", "mix"]
+__all__ = ["attend", "attend_backward", "dot_totals", "dots", "mean_squares", "mix"]
 
 DTYPES = {
     torch.float64: tl.float64,
@@ -170,13 +170,17 @@ def attend_backward(
     return d_scores_mHP, partial.sum(0)
 
 
-def mix(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_mHL: torch.Tensor) -> torch.Tensor:
+def mix(
+    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_mHL: torch.Tensor,
+    out_HmD: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
     """As :func:`.torch_rows.mix`; weights that are the same for every token are read as the [L] they are."""
     tokens, heads, layers = weights_mHL.shape
     call = _Call(states, rows, lo, hi, weights_mHL.dtype)
     shared = weights_mHL.stride(0) == 0
     weights = weights_mHL[:1].contiguous() if shared else weights_mHL.contiguous()
-    out_HmD = weights_mHL.new_empty(heads, tokens, states[0].shape[1])
+    if out_HmD is None:
+        out_HmD = weights_mHL.new_empty(heads, tokens, states[0].shape[1])
     _mix[(tokens, triton.cdiv(states[0].shape[1], BLOCK), heads)](
         call.table, call.index, weights, out_HmD, tokens, call.stride, states[0].shape[1], heads,
         0 if shared else heads * layers, **call.constants,
@@ -195,6 +199,11 @@ def dots(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_H
         **call.constants, SQUARE=False,
     )  # fmt: skip
     return found_mHL
+
+
+def dot_totals(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_mD: torch.Tensor) -> torch.Tensor:
+    """As :func:`.torch_rows.dot_totals`."""
+    return dots(states, rows, lo, hi, vectors_mD[None])[:, 0].sum(0)
 
 
 def mean_squares(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> torch.Tensor:
