@@ -60,6 +60,8 @@ SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
     ),
 }
 """Named sizes: of the mT5 encoder and of the Llama."""
+FEEDFORWARD = {"tiny": 32, "testbed": 192}
+"""`fusion.feedforward` where a recipe differs from the paper's 2048."""
 VOCABULARY = 4096
 
 
@@ -72,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=16, help="samples of a step (default: 16)")
     parser.add_argument("--source", type=int, default=32, help="encoder tokens a sample at most (default: 32)")
     parser.add_argument("--target", type=int, default=4, help="target tokens a sample (default: 4)")
+    parser.add_argument("--feedforward", type=int, default=0, help="fusion.feedforward; 0 = as the recipe has it")
     parser.add_argument("--repeat", type=int, default=15, help="measured steps of each fusion (default: 15)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--quick", action="store_true", help="tiny models, two steps")
@@ -79,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.quick:
         options.sizes, options.repeat = "tiny", 2
+    options.feedforward = options.feedforward or FEEDFORWARD.get(options.sizes, 2048)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = measure(options, device)
@@ -94,7 +98,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str,
     encoder, llm = frozen_pair(options, device)
     batch = make_batch(options).to(device)
     names = options.fusions.split(",")
-    models = {name: make_model(name, encoder, llm, device) for name in names}
+    models = {name: make_model(name, options.feedforward, encoder, llm, device) for name in names}
     optimizers = {name: torch.optim.AdamW(trained(model)) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, float] = {}
@@ -141,9 +145,12 @@ def frozen_pair(options: argparse.Namespace, device: torch.device) -> tuple[Froz
     return FrozenEncoder(encoder), FrozenLLM(llm)
 
 
-def make_model(name: str, encoder: FrozenEncoder, llm: FrozenLLM, device: torch.device) -> BridgeModel:
+def make_model(
+    name: str, feedforward: int, encoder: FrozenEncoder, llm: FrozenLLM, device: torch.device
+) -> BridgeModel:
     """The frozen pair with a bridge of this fusion, in training mode."""
-    fusion = FUSIONS[name](num_layers=encoder.num_layers, width=encoder.width)
+    more = {"feedforward": feedforward} if "feedforward" in FUSIONS[name].OPTIONS else {}
+    fusion = FUSIONS[name](num_layers=encoder.num_layers, width=encoder.width, **more)
     mapping = Projector("linear", encoder.width, llm.width)
     model = BridgeModel(encoder, fusion.to(device), mapping.to(device), llm, bos=1)
     model.train()
@@ -200,7 +207,7 @@ def facts(options: argparse.Namespace, device: torch.device, encoder: FrozenEnco
     """What the numbers rest on."""
     return provenance(device, options.threads) | {
         "sizes": options.sizes, "encoder_layers": encoder.num_layers, "encoder_width": encoder.width,
-        "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width, "batch": options.batch,
+        "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width, "feedforward": options.feedforward, "batch": options.batch,
         "source": options.source, "target": options.target,
     }  # fmt: skip
 

@@ -166,5 +166,9 @@ def _accumulate(block: Sequence[torch.Tensor], weights_mHL: torch.Tensor, out_Hm
 
 
 def _dots(block: Sequence[torch.Tensor], vectors_HmD: torch.Tensor) -> torch.Tensor:
-    products = [[torch.linalg.vecdot(state, vector_mD) for state in block] for vector_mD in vectors_HmD]
-    return torch.stack([torch.stack(head, dim=-1) for head in products], dim=1)
+    found_HLm = vectors_HmD.new_empty(len(vectors_HmD), len(block), vectors_HmD.shape[1])
+    product_mD = torch.empty_like(block[0])  # one for all: fresh memory for each costs more than the product
+    for vector_mD, found_Lm in zip(vectors_HmD, found_HLm, strict=True):
+        for state, found_m in zip(block, found_Lm, strict=True):
+            torch.sum(torch.mul(state, vector_mD, out=product_mD), dim=-1, out=found_m)
+    return found_HLm.permute(2, 0, 1)
