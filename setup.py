@@ -34,7 +34,16 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm"],
+        # triton: its interpreter runs the GPU kernels on the CPU.
+        "test": [
+            "pytest",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "types-tqdm",
+            "triton>=3.6; platform_machine == 'x86_64'",
+        ],
         "kernels": ["triton>=3.6"],
     },
 )

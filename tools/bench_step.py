@@ -149,7 +149,7 @@ def make_model(
     name: str, feedforward: int, encoder: FrozenEncoder, llm: FrozenLLM, device: torch.device
 ) -> BridgeModel:
     """The frozen pair with a bridge of this fusion, in training mode."""
-    more = {"feedforward": feedforward} if "feedforward" in FUSIONS[name].OPTIONS else {}
+    more: dict[str, Any] = {"feedforward": feedforward} if "feedforward" in FUSIONS[name].OPTIONS else {}
     fusion = FUSIONS[name](num_layers=encoder.num_layers, width=encoder.width, **more)
     mapping = Projector("linear", encoder.width, llm.width)
     model = BridgeModel(encoder, fusion.to(device), mapping.to(device), llm, bos=1)
@@ -207,8 +207,8 @@ def facts(options: argparse.Namespace, device: torch.device, encoder: FrozenEnco
     """What the numbers rest on."""
     return provenance(device, options.threads) | {
         "sizes": options.sizes, "encoder_layers": encoder.num_layers, "encoder_width": encoder.width,
-        "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width, "feedforward": options.feedforward, "batch": options.batch,
-        "source": options.source, "target": options.target,
+        "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width,
+        "feedforward": options.feedforward, "batch": options.batch, "source": options.source, "target": options.target,
     }  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -24,6 +23,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from tools.bench_rows import provenance  # noqa: E402
+
 CSV = Path(__file__).with_name("testbed_results.csv")
 FUSIONS = "last_layer,global_softmax,transformer_softmax"
 
@@ -77,11 +81,8 @@ def row(folder: Path, fusion: str, seed: str) -> dict[str, Any]:
         found[f"{name} n"] = bridge["en"]["n"]
     seconds = folder / "seconds.json"
     found["seconds"] = round(json.loads(seconds.read_text())) if seconds.is_file() else ""
-    found["machine"] = f"{platform.machine()}, {_cores()} cores"
-    found["commit"] = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return found
+    where = provenance(torch.device("cpu"), torch.get_num_threads())
+    return found | {name: where[name] for name in ("date", "machine", "torch", "commit")}
 
 
 def percent(share: float) -> float:
@@ -115,12 +116,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _spread(values: list[float]) -> str:
     low, high = min(values), max(values)
     return f"{mean(values):.1f}" + (f" ({low:.1f} to {high:.1f})" if high > low else "")
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from .tasks import TASKS
 
 __all__ = ["main"]
 
-STEPS = {"encoder": 600, "llm": 1000}
+STEPS = {"encoder": 1500, "llm": 1000}
 SEEDS = {"encoder": 0, "llm": 0}
 CHECKED = 300
 """Test prompts a task and language on which the finished models are measured."""
