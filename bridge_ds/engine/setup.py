@@ -80,6 +80,9 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
     deepspeed = import_deepspeed()
     wrong = [name for name, p in model.named_parameters() if p.requires_grad != name.startswith(TRAINABLE)]
     assert not wrong, f"trained and frozen are mixed up: {wrong[:5]}"
+    if stage(ds_values) == 3:
+        for part in (model.encoder, model.llm):
+            _gather_by_layer(part)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(model, config),
@@ -88,6 +91,22 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
     )
     engine.train()
     return engine
+
+
+def _gather_by_layer(part: torch.nn.Module) -> None:
+    """Let ZeRO-3 gather and release a frozen model's layers as wholes.
+
+    Its hooks on every module inside a layer (about 12 of them) cost more than the layer itself in small models, and
+    make many small gathers in large ones. Each rank then holds one whole layer more than its share at a time.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    for child in part.children():
+        if isinstance(child, torch.nn.ModuleList):
+            for layer in child:
+                set_z3_leaf_module(layer, True)
+        else:
+            _gather_by_layer(child)
 
 
 def base_identities(config: Config, model: BridgeModel, tokenizers: Tokenizers) -> dict[str, str]:

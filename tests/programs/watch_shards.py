@@ -12,6 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from deepspeed.utils import z3_leaf_module
+
 from bridge_ds import run as run_module
 from bridge_ds.train import main
 
@@ -33,7 +35,8 @@ def watch(model: Any) -> None:
     SEEN["total"] = sum(p.ds_numel for p in frozen)
     SEEN["parameters"] = len(frozen)
     SEEN["largest_layer"] = max(
-        sum(p.ds_numel for p in module.parameters(recurse=False) if not p.requires_grad) for module in model.modules()
+        sum(p.ds_numel for p in module.parameters(recurse=z3_leaf_module(module)) if not p.requires_grad)
+        for module in model.modules()
     )
 
     def look(*_: Any) -> None:

@@ -8,6 +8,7 @@ Letters: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,19 +35,27 @@ class Masks:
     """[m, F], on the MLP's hidden units."""
     ffn: torch.Tensor | None = None
     """[m, D], on the MLP's output."""
+    kept_scale: float = 1.0
+    """The factor of what is kept, 1 / (1 - p)."""
 
 
 def draw_masks(dropout: float, seed: int, attention_shape: tuple[int, ...], like_mD: torch.Tensor, wide: int) -> Masks:
-    """Factors drawn from a generator of their own, so that backward can draw them again instead of keeping them."""
-    if dropout == 0:
+    """Factors drawn from a generator of their own, so that backward can draw them again instead of keeping them.
+
+    One draw of 64 bits decides on four elements, 16 bits each (drawing is serial on a CPU, and as slow as a pass over
+    the states); the probability is rounded to a multiple of 2**-16.
+    """
+    dropped = min(round(dropout * 65536), 65535)
+    if dropped == 0:
         return Masks()
+    shapes = (attention_shape, tuple(like_mD.shape), (len(like_mD), wide), tuple(like_mD.shape))
+    counts = [math.prod(shape) for shape in shapes]
     generator = torch.Generator(like_mD.device).manual_seed(seed)
-    shapes = (attention_shape, like_mD.shape, (len(like_mD), wide), like_mD.shape)
-    factors = []
-    for shape in shapes:
-        uniform = torch.empty(shape, dtype=like_mD.dtype, device=like_mD.device).uniform_(generator=generator)
-        factors.append(uniform.ge_(dropout).mul_(1 / (1 - dropout)))
-    return Masks(*factors)
+    draws = torch.empty(-(-sum(counts) // 4), dtype=torch.int64, device=like_mD.device)
+    bits = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[: sum(counts)]
+    kept_scale = 65536 / (65536 - dropped)
+    keep = (bits >= dropped - 32768).to(like_mD.dtype).mul_(kept_scale)
+    return Masks(*(part.view(shape) for part, shape in zip(keep.split(counts), shapes, strict=True)), kept_scale)
 
 
 @dataclass
@@ -119,7 +128,10 @@ def backward(
     x_mD, hidden_mF = _hidden(p, first_mD, masks, dtype)
     d_ffn_mD = _times(d_second_mD, masks.ffn)
     d_hidden_mF = _linear_backward(d_ffn_mD, hidden_mF, "linear2", p, dtype, totals, slots)
-    d_hidden_mF = _times(d_hidden_mF, masks.hidden).masked_fill_(hidden_mF <= 0, 0)
+    # A dropped unit is 0 after its mask, as one that ReLU closed: both let nothing through.
+    d_hidden_mF = torch.ops.aten.threshold_backward(d_hidden_mF, hidden_mF, 0)
+    if masks.hidden is not None:
+        d_hidden_mF.mul_(masks.kept_scale)
     d_x_mD = _linear_backward(d_hidden_mF, x_mD, "linear1", p, dtype, totals, slots).add_(d_second_mD)
     del x_mD, hidden_mF, d_hidden_mF, d_ffn_mD, d_second_mD
     _, mean, rstd = _norm(first_mD, p, "norm1")
