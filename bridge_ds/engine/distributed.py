@@ -67,7 +67,7 @@ def cpu_threads(cores: int, local_ranks: int, workers: int) -> int:
     """Threads of one rank that trains on the CPU: its share of the cores, less one where data workers need it.
 
     Waiting OpenMP threads spin; on a core that a worker shares they make every operator wait for it (on 2 cores the
-    testbed's step took 1.3 to 1.7 times as long with 2 threads as with 1).
+    testbed's step took 1.5 times as long with 2 threads as with 1).
     """
     return max(1, cores // local_ranks - (workers > 0))
 
