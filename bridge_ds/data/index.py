@@ -13,11 +13,12 @@ The format, version 2. `index.json` is one JSON object:
   `layout` (`json`: a sample is one .json member; `members`: one or more .json and .txt members), `language`, `source`
   (what the texts are and where they come from, may be empty), `characters` (of all its texts), `buckets` (100 counts:
   samples whose id has each remainder modulo 100; the id is the first 8 bytes, little-endian, of the sha256 of the
-  key), `table_bytes` and `table_sha256` (of its table).
+  key), `tail_crc32` (of the bytes behind the last sample), `table_bytes` and `table_sha256` (of its table).
 
 Beside `NAME.tar` lies its table `NAME.samples.npy`, one row a sample in the order of the tar: `offset` and `length`
 (bytes in the tar), `crc32` (of these bytes), `gap_crc32` (of the bytes since the sample before), `source`, `prompt`,
 `target` (characters, the length proxies for bucketing; `text` counts as `source`), `id`. Read it with `numpy.load`.
+Sample, gap and tail checksums together cover every byte of the tar.
 """
 
 from __future__ import annotations
@@ -230,7 +231,10 @@ def _entry(content: dict[str, Any]) -> ShardEntry:
         len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in (entry.sha256, entry.table_sha256)
     ):
         raise ValueError(f"shard {entry.name} has no sha256 of 64 hex digits")
-    if min(entry.samples, entry.bytes, entry.table_bytes, entry.characters) < 0 or entry.layout not in LAYOUTS:
+    if (
+        min(entry.samples, entry.bytes, entry.table_bytes, entry.tail_crc32, entry.characters) < 0
+        or entry.layout not in LAYOUTS
+    ):
         raise ValueError(f"shard {entry.name} has a number below 0 or the unknown layout {entry.layout!r}")
     if len(entry.buckets) != BUCKETS or sum(entry.buckets) != entry.samples or min(entry.buckets) < 0:
         raise ValueError(f"shard {entry.name} does not list {BUCKETS} buckets of {entry.samples} samples together")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 import zlib
@@ -15,6 +16,9 @@ from bridge_ds.data.scan import diagnose
 from bridge_ds.errors import DataError
 
 __all__ = ["SampleReader"]
+
+# Bytes; more than that between two samples are members that were left out, which no run has to read.
+_MOST_GAP = 1 << 16
 
 
 class SampleReader:
@@ -70,25 +74,36 @@ class SampleReader:
         return {**vars(self), "_files": OrderedDict()}
 
     def _bytes(self, shard: int, row: int) -> bytes:
-        place = self._index.table(shard)[row]
+        # The header before the sample is read and proven with it.
+        table = self._index.table(shard)
+        place = table[row]
         offset, length = int(place["offset"]), int(place["length"])
+        before = offset - int(table[row - 1]["offset"] + table[row - 1]["length"]) if row else offset
+        gap = before if before <= _MOST_GAP else 0
         file, path = self._file(shard)
         try:
-            raw = os.pread(file.fileno(), length, offset)
+            raw = os.pread(file.fileno(), gap + length, offset - gap)
         except OSError as error:
             raise DataError(
                 f"sample {row} of shard {path} cannot be read ({error.strerror or error}); "
                 "check that the shard still exists and that this process may read it."
             ) from None
-        if len(raw) != length:
-            raise self._changed(row, path, f"ends after {len(raw)} of {length} bytes")
-        if zlib.crc32(raw) != place["crc32"]:
-            raise self._changed(row, path, f"has another checksum (bytes {offset} to {offset + length - 1})")
-        return raw
+        if len(raw) != gap + length:
+            raise self._changed(f"sample {row}", path, f"ends after {max(0, len(raw) - gap)} of {length} bytes")
+        sample = raw[gap:]
+        if zlib.crc32(sample) != place["crc32"]:
+            raise self._changed(
+                f"sample {row}", path, f"has another checksum (bytes {offset} to {offset + length - 1})"
+            )
+        if gap and zlib.crc32(raw[:gap]) != place["gap_crc32"]:
+            raise self._changed(
+                f"sample {row}", path, f"has another checksum (bytes {offset - gap} to {offset - 1}, its header)"
+            )
+        return sample
 
-    def _changed(self, row: int, path: Path, what: str) -> DataError:
+    def _changed(self, part: str, path: Path, what: str) -> DataError:
         return DataError(
-            f"sample {row} of shard {path.name} in {self._index.location} {what} than was indexed{diagnose(path)}: the "
+            f"{part} of shard {path.name} in {self._index.location} {what} than was indexed{diagnose(path)}: the "
             "shard was damaged or changed after indexing; copy it again from where it was made, or index it anew: "
             "python tools/pack_shards.py index DIR."
         )
@@ -106,7 +121,7 @@ class SampleReader:
         for last in (False, False, True):
             path = self._index.store.fetch(entry.name, entry.bytes, entry.sha256)
             try:
-                return path.open("rb", buffering=0), path
+                file = path.open("rb", buffering=0)
             except OSError as error:
                 # Another process may have made room in the cache since; then the shard is fetched again.
                 if last or not isinstance(error, FileNotFoundError):
@@ -114,15 +129,31 @@ class SampleReader:
                         f"shard {path} cannot be opened ({error.strerror}); check its rights, and that data.cache_gib "
                         "holds the shards that are read at a time."
                     ) from None
+                continue
+            self._check_tail(shard, file, path)
+            return file, path
         raise AssertionError
 
+    def _check_tail(self, shard: int, file: BinaryIO, path: Path) -> None:
+        entry, last = self._index.shards[shard], self._index.table(shard)[-1]
+        end = int(last["offset"] + last["length"])
+        if entry.bytes - end > _MOST_GAP:
+            return
+        if zlib.crc32(os.pread(file.fileno(), entry.bytes - end, end)) != entry.tail_crc32:
+            file.close()
+            raise self._changed("the end", path, f"has another checksum (bytes {end} to {entry.bytes - 1})")
+
     def _key(self, shard: int, row: int) -> str:
-        # Only for messages; the header of a .json member is the block before its data.
-        entry = self._index.shards[shard]
+        # Only for messages. The header of a .json member is the block before its data; others begin with theirs.
+        place = self._index.table(shard)[row]
         try:
-            offset = int(self._index.table(shard)[row]["offset"]) - (512 if entry.layout == "json" else 0)
-            header = os.pread(self._file(shard)[0].fileno(), 512, offset)
-            return split_name(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name)[0]
+            file = self._file(shard)[0].fileno()
+            if self._index.shards[shard].layout == "json":
+                header = os.pread(file, 512, int(place["offset"]) - 512)
+                return split_name(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name)[0]
+            blocks = io.BytesIO(os.pread(file, int(place["length"]), int(place["offset"])) + bytes(1024))
+            with tarfile.open(fileobj=blocks, mode="r:") as tar:
+                return split_name(tar.getnames()[0])[0]
         except (DataError, OSError, tarfile.TarError):
             return ""
 

@@ -212,10 +212,18 @@ def _describe(
         layout=layout,
         language=language,
         source=source,
+        tail_crc32=_crc32_from(file, end),
         characters=int(sum(table[name].sum(dtype=np.int64) for name in ("source", "prompt", "target"))),
         buckets=tuple(np.bincount(buckets(table), minlength=BUCKETS).tolist()),
     )
     return scan
+
+
+def _crc32_from(file: BinaryIO, at: int) -> int:
+    value = 0
+    while piece := os.pread(file.fileno(), 1 << 20, at):
+        value, at = zlib.crc32(piece, value), at + len(piece)
+    return value
 
 
 def _blocks(sample: _Sample) -> tuple[int, int]:

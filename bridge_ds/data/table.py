@@ -62,6 +62,8 @@ class ShardEntry:
     """Language of the texts (any code; empty = not stated)."""
     source: str
     """Corpus the texts come from (empty = not stated)."""
+    tail_crc32: int
+    """Of the bytes behind the last sample."""
     characters: int
     """Characters of text in all samples."""
     buckets: tuple[int, ...]

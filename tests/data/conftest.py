@@ -133,7 +133,9 @@ def step_numbers(config: Config, step: int) -> np.ndarray:
     return Plan(config, open_corpus(config.data, config.run.seed, World())).rows(step).numbers
 
 
-def make_config(folder: Path, *, steps: int = 6, global_batch: int = 16, micro_batch: int = 2, **data: Any) -> Config:
+def make_config(
+    folder: Path | str, *, steps: int = 6, global_batch: int = 16, micro_batch: int = 2, **data: Any
+) -> Config:
     """A config with only what the data needs."""
     return Config(
         run=RunConfig(seed=5),

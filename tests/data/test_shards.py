@@ -261,7 +261,7 @@ def test_a_shard_that_changes_or_vanishes_during_a_run_is_named(own_shards: Path
         reader.read(2, 0)
     # And one of the same size.
     shutil.copy(own_shards / "shard-000000.tar", own_shards / "shard-000002.tar")
-    with pytest.raises(DataError, match=r"sample 0 of shard shard-000002.tar .* has another checksum"):
+    with pytest.raises(DataError, match=r"the end of shard shard-000002.tar .* has another checksum"):
         reader.read(2, 0)
     (own_shards / "shard-000001.tar").unlink()
     with pytest.raises(DataError, match=r"shard-000001.tar is missing"):
