@@ -57,10 +57,12 @@ CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tars_that_are_not_what_was_indexed(small_run: list[str], shards: Path, tmp_path: Path, name: str) -> None:
+def test_tars_that_are_not_what_was_indexed(
+    zygote: launch.Zygote, small_run: list[str], shards: Path, tmp_path: Path, name: str
+) -> None:
     change, words = CASES[name]
     more = settings(data__shards=torn(shards, tmp_path / "data", change), run__output=tmp_path / "run")
-    fails(launch.train([*small_run, *more], 2, tmp_path / "logs", timeout=120), *words)
+    fails(zygote.start([*small_run, *more], 2, tmp_path / "logs").wait(120), *words)
     # Some are found before the first step, others when the shard is first opened: no sample of it has been used.
     good = {number for number in range(150) if not 50 <= number < 100}
     assert all(
@@ -82,13 +84,15 @@ def trained_numbers(run: Path, shards: Path, steps: int) -> list[list[int]]:
     return [plan.rows(step).numbers.tolist() for step in range(1, steps + 1)]
 
 
-def test_a_shard_that_changes_under_a_running_job(small_run: list[str], shards: Path, tmp_path: Path) -> None:
+def test_a_shard_that_changes_under_a_running_job(
+    zygote: launch.Zygote, small_run: list[str], shards: Path, tmp_path: Path
+) -> None:
     data = torn(shards, tmp_path / "data", lambda folder: None)
     more = settings(data__shards=data, run__output=tmp_path / "run", train__steps=4000, data__prefetch=1)
-    job = launch.Job(launch.train_command([*small_run, *more]), 2, tmp_path / "logs")
+    job = zygote.start([*small_run, *more], 2, tmp_path / "logs")
     deadline = time.monotonic() + 120
     while len(steps_of(tmp_path / "run")) < 3:
-        assert time.monotonic() < deadline, job.wait(1).text[-4000:]
+        assert time.monotonic() < deadline, job.kill().text[-4000:]
         time.sleep(0.05)
     table = load_index(shards).table(1)
     with (data / "shard-000001.tar").open("r+b") as file:
@@ -98,7 +102,9 @@ def test_a_shard_that_changes_under_a_running_job(small_run: list[str], shards: 
     fails(job.wait(120), "shard-000001.tar", "checksum", "changed after indexing")
 
 
-def test_bad_samples_are_counted_and_stop_the_run_past_the_budget(small_run: list[str], tmp_path: Path) -> None:
+def test_bad_samples_are_counted_and_stop_the_run_past_the_budget(
+    zygote: launch.Zygote, small_run: list[str], tmp_path: Path
+) -> None:
     good = [{"__key__": f"{i:03d}", "json": {"source": "the cat sat", "target": "good day"}} for i in range(60)]
     for number, content in ((7, b"{"), (21, {"source": "a"}), (33, {"source": "a", "target": " "}),
                             (40, {"source": "a" * 500, "target": "b"})):  # fmt: skip
@@ -111,7 +117,7 @@ def test_bad_samples_are_counted_and_stop_the_run_past_the_budget(small_run: lis
     )
     more += settings(train__steps=15, checkpoint__every=5)
     strict = settings(run__output=tmp_path / "strict")
-    outcome = launch.train([*small_run, *more, *strict], 2, tmp_path / "logs", timeout=120)
+    outcome = zygote.start([*small_run, *more, *strict], 2, tmp_path / "logs").wait(120)
     fails(outcome, "(key '0", "of shard x.tar", "data.max_bad_samples")
     bad = {7, 21, 33, 40}
     assert not any(
@@ -120,7 +126,7 @@ def test_bad_samples_are_counted_and_stop_the_run_past_the_budget(small_run: lis
     )
 
     allowed = settings(run__output=tmp_path / "run", data__max_bad_samples=4)
-    outcome = launch.succeed(launch.train([*small_run, *more, *allowed], 2, tmp_path / "logs2", timeout=120))
+    outcome = launch.succeed(zygote.start([*small_run, *more, *allowed], 2, tmp_path / "logs2").wait(120))
     last = steps_of(tmp_path / "run")[-1]
     assert last["bad_samples"] == {"malformed": 1, "missing": 1, "empty": 1, "too_long": 1}
     assert outcome.outputs[0].count("left out of step") == 4
@@ -128,19 +134,19 @@ def test_bad_samples_are_counted_and_stop_the_run_past_the_budget(small_run: lis
     assert state["bad_samples"] == last["bad_samples"]
     # The count goes on after a resume: a fifth, in the second epoch, is one too many.
     longer = settings(run__output=tmp_path / "run", data__max_bad_samples=4, train__steps=40)
-    fails(launch.train([*small_run, *more, *longer], 2, tmp_path / "logs3", timeout=120), "bad samples so far: ")
+    fails(zygote.start([*small_run, *more, *longer], 2, tmp_path / "logs3").wait(120), "bad samples so far: ")
 
 
 def test_training_over_http_goes_on_or_stops_with_a_clear_error(
-    small_run: list[str], shards: Path, tmp_path: Path
+    zygote: launch.Zygote, small_run: list[str], shards: Path, tmp_path: Path
 ) -> None:
     local = settings(run__output=tmp_path / "local", train__steps=6)
-    launch.succeed(launch.train([*small_run, *local], 1, tmp_path / "logs0"))
+    launch.succeed(zygote.start([*small_run, *local], 1, tmp_path / "logs0").wait(120))
     with serve(shards) as (url, faults):
         faults.next = {f"shard-00000{n}.tar": [kind] for n, kind in enumerate(("half", "drop", "short"))}
         web = settings(data__shards=url, data__cache_dir=tmp_path / "cache", train__steps=6)
         run = settings(run__output=tmp_path / "web")
-        launch.succeed(launch.train([*small_run, *web, *run], 2, tmp_path / "logs1"))
+        launch.succeed(zygote.start([*small_run, *web, *run], 2, tmp_path / "logs1").wait(120))
         assert [s["ids_hash"] for s in steps_of(tmp_path / "web")] == [
             s["ids_hash"] for s in steps_of(tmp_path / "local")
         ]
@@ -149,6 +155,6 @@ def test_training_over_http_goes_on_or_stops_with_a_clear_error(
         shutil.rmtree(tmp_path / "cache")
         faults.always = "short"
         run = settings(run__output=tmp_path / "short")
-        outcome = launch.train([*small_run, *web, *run], 2, tmp_path / "logs2", timeout=120)
+        outcome = zygote.start([*small_run, *web, *run], 2, tmp_path / "logs2").wait(120)
         fails(outcome, "could not be fetched in 5 attempts", "bytes came, the index promises")
         assert not steps_of(tmp_path / "short")
