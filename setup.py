@@ -25,6 +25,9 @@ setup(
         "accelerate",  # transformers' ZeRO-3 loading needs it
         "datasets",
         "webdataset",
+        "fsspec[http]",
+        "pyarrow",
+        "numpy",
         "sentencepiece",
         "protobuf",  # reading spiece.model through transformers
         "safetensors",
@@ -34,6 +37,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "s3": ["s3fs"],
         "test": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm"],
         "kernels": ["triton>=3.6"],
     },
