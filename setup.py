@@ -25,6 +25,9 @@ setup(
         "accelerate",  # transformers' ZeRO-3 loading needs it
         "datasets",
         "webdataset",
+        "fsspec[http]",
+        "pyarrow",
+        "numpy",
         "sentencepiece",
         "protobuf",  # reading spiece.model through transformers
         "safetensors",
@@ -34,6 +37,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "s3": ["s3fs"],
         # triton: its interpreter runs the GPU kernels on the CPU.
         "test": [
             "pytest",

@@ -15,16 +15,18 @@ from bridge_ds.config.load import save_config, to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import stage
 from bridge_ds.data.batch import StepBatches
+from bridge_ds.data.corpus import Corpus, open_corpus
 from bridge_ds.data.embedded import is_embedded, write_embedded
-from bridge_ds.data.index import file_sha256, load_index
+from bridge_ds.data.index import INDEX_NAME
 from bridge_ds.data.loader import make_loader
+from bridge_ds.data.plan import order_of
 from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.engine.calibrate import calibrate
-from bridge_ds.engine.distributed import agree, device_of, init_distributed, shutdown
+from bridge_ds.engine.distributed import agree, device_of, first_error, init_distributed, shutdown
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.setup import base_identities, build_model, initialize, trainable_table
-from bridge_ds.errors import BridgeError, LaunchError
+from bridge_ds.errors import BridgeError, DataError, LaunchError
 from bridge_ds.world import World
 
 __all__ = ["Run"]
@@ -42,6 +44,7 @@ class Run:
         self.hooks = HookList()
         self.began = time.perf_counter()
         self.done = 0
+        self.bad_samples: dict[str, int] = {}
 
     def prepare(self) -> None:
         """Folder, data, models, checkpoint, engine, hooks."""
@@ -50,11 +53,14 @@ class Run:
         self._on_main(self._make_folder)
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model)
         config = self._with_shards()
-        index = load_index(config.data.shards)
+        corpus = self._open_corpus(config)
         checkpoint = self._find_checkpoint()
         self.done = checkpoint.step if checkpoint else 0
-        loader = make_loader(
-            config, self.world, self.tokenizers, self.done, index=index, pin_memory=self.device.type == "cuda"
+        self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
+        loader = self._on_all(
+            lambda: make_loader(
+                config, self.world, self.tokenizers, self.done, corpus=corpus, pin_memory=self.device.type == "cuda"
+            )
         )
         # Workers start here, before the slow loading of models, and have the first steps ready when it is done.
         self.batches = iter(loader)
@@ -65,7 +71,8 @@ class Run:
         self.state = {
             "seed": self.config.run.seed,
             "global_batch": self.config.train.global_batch,
-            "shards_sha256": file_sha256(Path(config.data.shards) / "index.json"),
+            "shards_sha256": corpus.identity,
+            "order": order_of(config),
         }
         if checkpoint:
             refuse_other_run(checkpoint, self.state, self.base)
@@ -86,7 +93,8 @@ class Run:
         if self.done >= self.config.train.steps:
             self.say(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
         self.say(f"start-up took {time.perf_counter() - self.began:.1f} s")
-        fit(self.engine, self._shown(self.batches), self.config, self.world, self.device, self.hooks, self.done)
+        batches = self._shown(self.batches)
+        fit(self.engine, batches, self.config, self.world, self.device, self.hooks, self.done, self.bad_samples)
 
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:
         for batch in batches:
@@ -135,6 +143,19 @@ class Run:
             raise outcome
         return outcome
 
+    def _on_all(self, action: Callable[[], Any]) -> Any:
+        """Do something on every rank; a user error of one is raised on all, so that none waits for it for ever."""
+        outcome: Any = None
+        error: BridgeError | None = None
+        try:
+            outcome = action()
+        except BridgeError as raised:
+            error = raised
+        first = first_error(error, self.world)
+        if first:
+            raise first
+        return outcome
+
     def _make_folder(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -155,6 +176,20 @@ class Run:
         folder = self.folder / "shards"
         self._on_main(lambda: write_embedded(folder))
         return dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, shards=str(folder)))
+
+    def _open_corpus(self, config: Config) -> Corpus:
+        corpus: Corpus = self._on_all(lambda: open_corpus(config.data, config.run.seed, self.world))
+        expected = agree(corpus.identity, self.world)
+
+        def compare() -> None:
+            if corpus.identity != expected:
+                raise DataError(
+                    f"rank {self.world.rank} reads another {INDEX_NAME} of {config.data.shards} than rank 0; expected "
+                    "the same shards on every node: copy them again, and change none during a start."
+                )
+
+        self._on_all(compare)
+        return corpus
 
     def _find_checkpoint(self) -> Checkpoint | None:
         root = self.folder / "checkpoints"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from tests import tiny
+from tests import launch, tiny
 
 torch.set_num_threads(1)  # the models are tiny and the machines small
 
@@ -25,6 +26,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of a small mT5 (`encoder`) and a small Llama (`llm`)."""
     root = tmp_path_factory.mktemp("models")
     return {"encoder": tiny.make_encoder("mt5", root / "encoder"), "llm": tiny.make_llm("llama", root / "llm")}
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[launch.Zygote]:
+    """Starts training jobs quickly, one after the other."""
+    started = launch.Zygote()
+    yield started
+    started.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,6 +88,72 @@ class Job:
 
     def _outcome(self, codes: list[int]) -> Outcome:
         return Outcome(codes, [log.read_text(errors="replace") for log in self.logs])
+
+
+class Zygote:
+    """Starts job after job from one process that has imported everything (see tests/programs/zygote.py)."""
+
+    def __init__(self) -> None:
+        env = os.environ | {
+            "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
+            "MASTER_ADDR": "127.0.0.1",
+        }  # fmt: skip
+        command = [sys.executable, "tests/programs/zygote.py"]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._answer(120).get("ready")
+
+    def start(self, arguments: list[str], ranks: int, folder: Path, env: dict[str, str] | None = None) -> ForkedJob:
+        """One job; wait for it before the next."""
+        folder.mkdir(parents=True, exist_ok=True)
+        job = {"ranks": ranks, "arguments": arguments, "folder": str(folder)}
+        job["env"] = {"MASTER_PORT": str(free_port()), **(env or {})}
+        assert self.process.stdin
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return ForkedJob(self, self._answer(30)["pids"], [folder / f"rank{rank}.log" for rank in range(ranks)])
+
+    def close(self) -> None:
+        """End it; jobs must have ended before."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(30)
+
+    def _answer(self, timeout: float) -> dict[str, Any]:
+        assert self.process.stdout
+        ready, _, _ = select.select([self.process.stdout], [], [], timeout)
+        if not ready:
+            raise TimeoutError
+        return json.loads(self.process.stdout.readline())
+
+
+@dataclass
+class ForkedJob:
+    """Ranks of a :class:`Zygote`."""
+
+    zygote: Zygote
+    pids: list[int]
+    logs: list[Path]
+
+    def wait(self, timeout: float = 240) -> Outcome:
+        """As :meth:`Job.wait`."""
+        try:
+            codes = self.zygote._answer(timeout)["codes"]
+        except TimeoutError:
+            self.kill()
+            raise AssertionError(f"ranks still ran after {timeout} s\n{self._outcome([]).text[-6000:]}") from None
+        return self._outcome(codes)
+
+    def kill(self) -> Outcome:
+        """SIGKILL for every rank and its workers."""
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        return self._outcome(self.zygote._answer(30)["codes"])
+
+    def _outcome(self, codes: list[int]) -> Outcome:
+        return Outcome(codes, [log.read_text(errors="replace") if log.exists() else "" for log in self.logs])
 
 
 def train(

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Pack text into webdataset shards with an index, or verify a folder of shards."""
+"""Pack text into webdataset shards with an index, index tars that are there, or verify a folder of shards."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,21 +18,25 @@ examples:
   # JSON lines that already have "source" and "target" (and perhaps "prompt"):
   tools/pack_shards.py pack --input train.jsonl --output shards/
 
-  # other field names, two files, the first 100,000 samples:
-  tools/pack_shards.py pack --input a.jsonl b.jsonl.gz --output shards/ \\
-      --map source=question --map target=answer --limit 100000
+  # other field names, two files, shuffled, on eight processes:
+  tools/pack_shards.py pack --input a.jsonl b.jsonl.zst --output shards/ \\
+      --map source=question --map target=answer --shuffle 0 --processes 8
 
   # plain text for objective prefix_lm: paragraphs separated by blank lines become {"text": ...}
-  tools/pack_shards.py pack --input book.txt --output shards/
+  tools/pack_shards.py pack --input book.txt --output shards/ --language en
 
   # a data set of the Hugging Face hub, or a local folder that `datasets` reads:
   tools/pack_shards.py pack --dataset facebook/xnli --config en --split train --output shards/ \\
       --map source=premise --map target=hypothesis
 
+  # webdataset tars that others made (KEY.json, KEY.txt, KEY.source.txt + KEY.target.txt, ...):
+  tools/pack_shards.py index shards/ --map source=question --map target=answer
+
   # read every byte again after a copy:
   tools/pack_shards.py verify shards/
 
-Train on them with --set data.shards=shards/. Bad input ends with one sentence and exit code 2, and writes nothing.
+Train on them with --set data.shards=shards/. Bad input ends with one sentence and exit code 2; the output folder
+appears only when it is complete, and the same command continues a packing that was interrupted.
 """
 
 
@@ -39,36 +44,42 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code (0, or 2 for a fault of the input)."""
     options = _parser().parse_args(arguments)
     try:
-        (_pack if options.command == "pack" else _verify)(options)
+        {"pack": _pack, "index": _index, "verify": _verify}[options.command](options)
     except BridgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; the same command continues", file=sys.stderr)
         return 130
     return 0
 
 
 def _pack(options: argparse.Namespace) -> None:
-    import itertools
-
-    from bridge_ds.data import pack, sources
+    from bridge_ds.data import pack, pack_job, sources
 
     if bool(options.input) == bool(options.dataset):
         raise DataError("pack needs one kind of input; expected either --input FILE... or --dataset ID.")
     if options.format == "dataset" and not options.dataset:
         raise DataError("--format dataset has no data set; expected --dataset ID (a hub id or a folder).")
-    mapping = sources.parse_map(options.map)
     if options.dataset:
         stream = options.limit is not None
-        rows = sources.dataset_rows(options.dataset, options.config, options.split, options.revision, stream)
+        parts = sources.dataset_parts(options.dataset, options.config, options.split, options.revision, stream)
     else:
-        rows = sources.file_rows(options.input, options.format)
-    index = pack.pack_located(
-        sources.map_fields(itertools.islice(rows, options.limit), mapping),
+        parts = sources.file_parts(options.input, options.format)
+    index = pack_job.pack_parts(
+        parts,
+        pack_job.PackOptions(
+            mapping=tuple(sources.parse_map(options.map).items()),
+            samples_per_shard=options.samples_per_shard,
+            shard_bytes=int(options.shard_size * pack.MIB),
+            limit=options.limit,
+            shuffle=options.shuffle,
+            key=options.key,
+            language=options.language,
+            source=options.source,
+        ),
         options.output,
-        samples_per_shard=options.samples_per_shard,
-        shard_bytes=int(options.shard_size * pack.MIB),
+        processes=options.processes,
         overwrite=options.overwrite,
         progress=True,
     )
@@ -76,12 +87,34 @@ def _pack(options: argparse.Namespace) -> None:
     print(f"packed {index.samples} samples into {len(index.shards)} shards ({size:.1f} MiB) in {options.output}")
 
 
+def _index(options: argparse.Namespace) -> None:
+    from bridge_ds.data.index_folder import index_folder
+    from bridge_ds.data.sources import parse_map
+
+    index, remarks = index_folder(
+        options.folder,
+        fields=parse_map(options.map),
+        skip=options.skip,
+        language=options.language,
+        source=options.source,
+        processes=options.processes,
+        progress=True,
+    )
+    print(f"indexed {index.samples} samples in {len(index.shards)} shards of {options.folder}")
+    for remark in remarks:
+        print(remark)
+
+
 def _verify(options: argparse.Namespace) -> None:
-    from bridge_ds.data.index import load_index, verify
+    from tqdm import tqdm
+
+    from bridge_ds.data.index import load_index
+    from bridge_ds.data.verify import verify
 
     index = load_index(options.folder)
-    verify(index)
-    print(f"{options.folder}: {index.samples} samples in {len(index.shards)} shards are as they were packed")
+    for _ in tqdm(verify(index), total=len(index.shards), desc="verifying", unit=" shards", disable=None):
+        pass
+    print(f"{options.folder}: {index.samples} samples in {len(index.shards)} shards are as they were indexed")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,6 +122,28 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_pack(commands)
+    index = commands.add_parser(
+        "index",
+        help="index tars that others made",
+        description="Write index.json and a table for each *.tar of a folder; the tars stay as they are.",
+    )
+    index.add_argument("folder", type=Path, metavar="DIR")
+    index.add_argument(
+        "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
+        help="read source, target, prompt or text from another field of the samples",
+    )  # fmt: skip
+    index.add_argument(
+        "--skip", action="extend", nargs="+", default=[], metavar="SUFFIX",
+        help="leave out members of this suffix, such as jpg; members that are neither .json nor .txt are an error else",
+    )  # fmt: skip
+    _add_common(index)
+    check = commands.add_parser("verify", help="read all shards again and name the first bad range of bytes")
+    check.add_argument("folder", metavar="DIR", help="folder or URL")
+    return parser
+
+
+def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     pack = commands.add_parser(
         "pack",
         help="write shards",
@@ -96,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    pack.add_argument("--input", nargs="+", type=Path, metavar="FILE", help="jsonl or plain text, also .gz")
+    pack.add_argument(
+        "--input", nargs="+", type=Path, metavar="FILE", help="jsonl, text, csv, tsv (also .gz, .zst) or parquet"
+    )
     pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     pack.add_argument(
         "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
@@ -104,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     pack.add_argument(
         "--format",
-        choices=("auto", "jsonl", "text", "dataset"),
+        choices=("auto", "jsonl", "text", "csv", "tsv", "parquet", "dataset"),
         default="auto",
         help="default: by the file's ending",
     )
@@ -114,11 +171,20 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--revision", metavar="R", help="hub revision of the data set")
     pack.add_argument("--shard-size", type=_positive(float), default=256.0, metavar="MiB", help="default: 256")
     pack.add_argument("--samples-per-shard", type=_positive(int), default=100_000, metavar="N", help="default: 100000")
-    pack.add_argument("--limit", type=_positive(int), metavar="N", help="pack the first N samples only")
-    pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards")
-    check = commands.add_parser("verify", help="compare every shard with its sha256 in index.json")
-    check.add_argument("folder", type=Path, metavar="DIR")
-    return parser
+    pack.add_argument("--limit", type=_positive(int), metavar="N", help="pack the first N samples only (one process)")
+    pack.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle all samples")
+    pack.add_argument("--key", default="", metavar="FIELD", help="field that holds each sample's key; default: numbers")
+    pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards, or unfinished work")
+    _add_common(pack)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--language", default="", metavar="CODE", help="language of the texts, for the index")
+    parser.add_argument("--source", default="", metavar="TEXT", help="what the texts come from, for the index")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--processes", type=_positive(int), default=cores, metavar="N", help=f"at work at a time (default: {cores})"
+    )
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:

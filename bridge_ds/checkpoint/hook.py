@@ -44,7 +44,7 @@ class CheckpointHook(Hook):
         step = record["step"]
         if step % self.config.every and step != self.total_steps:
             return
-        state = self.state | {"step": step, "consumed": record["consumed"]}
+        state = self.state | {"step": step, "consumed": record["consumed"], "bad_samples": record["bad_samples"]}
         folder = save(self.engine, self.root, state=state, manifest=self.manifest, world=self.world)
         if self.world.is_main:
             prune(self.root, self.config.keep)

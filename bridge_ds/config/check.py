@@ -28,6 +28,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fusion.heads": (lambda v: v >= 1, "1 or more"),
     "fusion.feedforward": (lambda v: v >= 1, "1 or more"),
     "fusion.lr_scale": (lambda v: v >= 0, "0 or more"),
+    "data.shuffle_shards": (lambda v: v >= 1, "1 or more"),
+    "data.validation_percent": (lambda v: 0 <= v < 100, "from 0 to 99"),
+    "data.cache_gib": (lambda v: v > 0, "above 0"),
+    "data.max_characters": (lambda v: v >= 0, "0 or more"),
+    "data.max_bad_samples": (lambda v: v >= 0, "0 or more"),
+    "data.tokens_per_micro_batch": (lambda v: v >= 0, "0 or more"),
+    "data.length_window": (lambda v: v >= 1, "1 or more"),
+    "data.length_chunk": (lambda v: v >= 1, "1 or more"),
     "data.max_source_tokens": (lambda v: v >= 2, "2 or more"),
     "data.max_prompt_tokens": (lambda v: v >= 1, "1 or more"),
     "data.max_target_tokens": (lambda v: v >= 2, "2 or more"),
@@ -59,6 +67,18 @@ def check(config: Config) -> None:
         value = _get(config, path)
         if not holds(value):
             raise ConfigError(f"{path} is {value}; expected {wanted}.")
+    data = config.data
+    if data.length_window > 1 and config.train.global_batch % data.length_chunk:
+        raise ConfigError(
+            f"data.length_chunk {data.length_chunk} does not divide train.global_batch {config.train.global_batch}; "
+            "expected a divisor; set it to train.micro_batch."
+        )
+    longest = data.max_source_tokens + data.max_target_tokens + data.max_prompt_tokens * data.augment_prompt
+    if 0 < data.tokens_per_micro_batch < longest:
+        raise ConfigError(
+            f"data.tokens_per_micro_batch is {data.tokens_per_micro_batch}; one sample may have {longest} tokens; "
+            "raise it, or lower the lengths in data.max_*_tokens."
+        )
     if not config.run.output:
         raise ConfigError("run.output is empty; expected the path of the run folder.")
 

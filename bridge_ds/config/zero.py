@@ -94,12 +94,14 @@ def accumulation(config: Config, world_size: int) -> int:
 
 
 def resolve_micro_batch(config: Config, world_size: int) -> Config:
-    """The config with `train.micro_batch` = 0 replaced by what it stands for in this world.
+    """The config with `train.micro_batch` = 0 replaced by what it stands for in this world: a rank's whole share.
+
+    The same holds under `data.tokens_per_micro_batch`, which cuts that share by tokens and step by step.
 
     Raises:
         LaunchError: the ranks do not divide the global batch.
     """
-    if config.train.micro_batch:
+    if config.train.micro_batch and not config.data.tokens_per_micro_batch:
         return config
     total = config.train.global_batch
     if total % world_size:

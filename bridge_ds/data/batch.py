@@ -58,5 +58,9 @@ class StepBatches:
     """Samples that the run has used once this step is done (the one integer that resumes)."""
     cut: dict[str, int] = field(default_factory=dict)
     """Samples of this rank cut to length, by field (`source`, `prompt`, `target`)."""
+    bad: dict[str, int] = field(default_factory=dict)
+    """Bad samples of this rank that were left out, by kind (see :data:`bridge_ds.data.samples.KINDS`)."""
+    bad_reason: str = ""
+    """Place, key and reason of the first of them."""
     example: str = ""
     """For the first step only: one sample in readable form (decoded ids)."""

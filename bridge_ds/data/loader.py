@@ -13,122 +13,23 @@ import threading
 from collections.abc import Generator, Iterator
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import accumulation
 from bridge_ds.data.batch import Batch, StepBatches
-from bridge_ds.data.collate import Parcel, collate, unwrap, wrap
-from bridge_ds.data.index import ShardIndex, load_index
-from bridge_ds.data.order import batch_positions, deal, ids_hash, permute
-from bridge_ds.data.reader import SampleReader
-from bridge_ds.data.tokenize import TokenizedSample, Tokenizers, tokenize_sample
-from bridge_ds.errors import BridgeError, DataError
+from bridge_ds.data.collate import Parcel, unwrap
+from bridge_ds.data.corpus import Corpus, open_corpus
+from bridge_ds.data.steps import StepDataset
+from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.errors import BridgeError, LaunchError
 from bridge_ds.world import World
 
-__all__ = ["StepDataset", "StepLoader", "make_loader"]
+__all__ = ["StepLoader", "make_loader"]
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 # Slurm signals every process of a job step. Workers must outlive these, for the main process still finishes its step
 # and saves; they end when it says so, or when it is gone.
-
-
-class StepDataset(Dataset[Parcel | BridgeError]):
-    """Maps an optimizer step (from 1) to this rank's micro-batches of it.
-
-    A user error is returned, not raised: torch would wrap it in the text of a traceback on its way out of a worker.
-    """
-
-    def __init__(
-        self, config: Config, world: World, tokenizers: Tokenizers, index: ShardIndex, first_step: int
-    ) -> None:
-        """Args:
-        config: sections `data`, `train` and `run.seed` are used.
-        world: whose rows to make.
-        tokenizers: both tokenizers.
-        index: the shards.
-        first_step: the step that carries a readable example.
-        """
-        self._config = config
-        self._world = world
-        self._tokenizers = tokenizers
-        self._index = index
-        self._first_step = first_step
-        self._reader = SampleReader(index, config.data.objective)
-
-    def __len__(self) -> int:
-        return self._config.train.steps
-
-    def __getitem__(self, step: int) -> Parcel | BridgeError:
-        try:
-            return wrap(self.make(step))
-        except BridgeError as error:
-            return error
-
-    def make(self, step: int) -> StepBatches:
-        """This rank's part of a step.
-
-        Raises:
-            DataError: a sample cannot be read or tokenised.
-        """
-        train, n, seed = self._config.train, self._index.samples, self._config.run.seed
-        positions = batch_positions(step, train.global_batch)
-        epochs = positions // n
-        numbers = permute(positions % n, n, seed, epochs)
-        rows_AB = deal(self._index.characters[numbers], train.micro_batch, self._world.size)[self._world.rank]
-        cut = {"source": 0, "prompt": 0, "target": 0}
-        micro: list[Batch] = []
-        example = ""
-        for rows_B in rows_AB:
-            samples = [self._tokenize(int(numbers[row]), int(epochs[row])) for row in rows_B]
-            for name in (name for sample in samples for name in sample.cut):
-                cut[name] += 1
-            if step == self._first_step and not example:
-                example = self._show(samples[0], int(numbers[rows_B[0]]))
-            micro.append(collate(samples, self._tokenizers.encoder_pad_id, self._tokenizers.pad_id))
-        return StepBatches(
-            step=step,
-            micro=micro,
-            ids_hash=ids_hash(numbers),
-            consumed=step * train.global_batch,
-            cut=cut,
-            example=example,
-        )
-
-    def first_rows(self, count: int) -> Batch:
-        """The first `count` samples of the run's first step, the same on every rank and at every world size.
-
-        Raises:
-            DataError: a sample cannot be read or tokenised.
-        """
-        train, n, seed = self._config.train, self._index.samples, self._config.run.seed
-        positions = batch_positions(1, train.global_batch)[:count]
-        numbers = permute(positions % n, n, seed, positions // n)
-        rows = [self._tokenize(int(number), int(place // n)) for number, place in zip(numbers, positions, strict=True)]
-        return collate(rows, self._tokenizers.encoder_pad_id, self._tokenizers.pad_id)
-
-    def _tokenize(self, number: int, epoch: int) -> TokenizedSample:
-        sample = self._reader.read(number)
-        try:
-            return tokenize_sample(
-                sample,
-                self._tokenizers,
-                self._config.data,
-                seed=self._config.run.seed,
-                epoch=epoch,
-                number=number,
-            )
-        except DataError as error:
-            raise DataError(f"{self._index.describe(number)} {error}") from None
-
-    def _show(self, sample: TokenizedSample, number: int) -> str:
-        parts = [
-            ("source", self._tokenizers.encoder, sample.source),
-            ("prompt", self._tokenizers.llm, sample.prompt),
-        ]
-        parts.append(("target", self._tokenizers.llm, sample.target))
-        lines = [f"{name} ({len(ids)} tokens): {tokenizer.decode(ids)}" for name, tokenizer, ids in parts if ids]
-        return "\n".join([self._index.describe(number), *lines])
 
 
 class StepLoader:
@@ -177,10 +78,15 @@ class StepLoader:
         )
         # Workers are born with the signals blocked; one that comes before they could block them is not lost on us.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        on_child = signal.getsignal(signal.SIGCHLD)
         try:
             # Not a generator itself: workers are to start now, not at the first next().
             return _unwrap_all(iter(items))
         finally:
+            # torch's handler raises wherever the main process is when a worker dies, also inside a collective for which
+            # the other ranks wait; without it the loss is found at the next batch, where all ranks hear of it.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, on_child if on_child is not None else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -190,7 +96,7 @@ def make_loader(
     tokenizers: Tokenizers,
     start_step: int = 0,
     *,
-    index: ShardIndex | None = None,
+    corpus: Corpus | None = None,
     pin_memory: bool = False,
 ) -> StepLoader:
     """The loader of the steps start_step + 1 .. train.steps of this rank.
@@ -200,7 +106,7 @@ def make_loader(
         world: which rank of how many.
         tokenizers: from `load_tokenizers`.
         start_step: optimizer steps already done: samples consumed // train.global_batch.
-        index: the shards; without it they are looked for at `data.shards`.
+        corpus: the data; without it they are opened as `config.data` says.
         pin_memory: whether to hand out page-locked tensors (needs an accelerator).
 
     Raises:
@@ -208,13 +114,26 @@ def make_loader(
         DataError: the shards are missing or damaged; while iterating, also a sample that cannot be used.
     """
     accumulation(config, world.size)
-    dataset = StepDataset(config, world, tokenizers, index or load_index(config.data.shards), start_step + 1)
+    corpus = corpus or open_corpus(config.data, config.run.seed, world)
+    dataset = StepDataset(config, world, tokenizers, corpus, start_step + 1)
     steps = range(start_step + 1, config.train.steps + 1)
     return StepLoader(dataset, steps, workers=config.data.workers, prefetch=config.data.prefetch, pin_memory=pin_memory)
 
 
 def _unwrap_all(items: Iterator[Parcel | BridgeError]) -> Generator[StepBatches, None, None]:
-    for item in items:
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if "DataLoader worker" not in reason:
+                raise
+            raise LaunchError(
+                f"a data worker process died ({reason.rstrip('.')}); mostly the system killed it for want of memory or "
+                "shared memory: lower data.workers or data.prefetch, or ask for more."
+            ) from None
         if isinstance(item, BridgeError):
             raise item
         yield unwrap(item)

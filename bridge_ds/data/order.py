@@ -1,34 +1,47 @@
-"""Which sample comes when, and which rank gets it: pure functions of whole numbers.
+"""Which sample comes when: pure functions of whole numbers, in constant memory.
 
 The run reads one endless sequence of positions 0, 1, 2, ...: position p is place `p % n` of epoch `p // n`, and every
 epoch is a permutation of the n samples. Global batch k (from 1) is the slice [(k-1) * size, k * size). Nothing here
-knows workers; ranks appear only in :func:`deal`, after the global batch is fixed, so the samples of a step are the same
-for every number of ranks and one integer (samples consumed) is enough to resume.
+knows ranks or workers; the samples of a step are the same for every number of them, and one integer (samples consumed)
+is enough to resume.
 
-Letters: G rows of a global batch, W ranks, A accumulation rounds (micro-batches per rank), B rows of a micro-batch.
+An epoch is a *block shuffle*: the shards are permuted, neighbours in that order form windows, and the samples of each
+window are permuted together. So a run reads from one window of shards at a time, wherever the shards lie. No list of
+samples is ever made: memory grows with the number of shards alone (a few words each).
+
+Letters: G rows of a global batch, N shards, D data sets of a mixture.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["batch_positions", "deal", "global_batch", "ids_hash", "permute", "uniform"]
+__all__ = ["MIX_BLOCK", "BlockShuffle", "Places", "batch_positions", "ids_hash", "mix", "permute", "quotas", "uniform"]
+
+MIX_BLOCK = 10_000
+"""Positions after which a mixture has met its weights exactly."""
 
 # Six rounds of a Feistel network with a good mixer leave no visible structure even on domains of a few bits.
 _ROUNDS = 6
-# Keeps the numbers of `uniform` apart from the round keys 0.._ROUNDS-1.
+# Keep the numbers of `uniform`, of windows and of mixtures apart from the round keys 0.._ROUNDS-1 and each other.
 _UNIFORM_SALT = 1 << 32
+_SEED_SALT = 1 << 33
+_MIX_SALT = 1 << 34
+# Epochs whose order of shards is kept: a batch may straddle two, and a mixture's sets are in different ones.
+_KEPT_EPOCHS = 4
 _MASK64 = (1 << 64) - 1
 
 
 def permute(positions: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -> np.ndarray:
     """Sample numbers at `positions` of an epoch: a bijection of [0, n) for each (seed, epoch), in constant memory.
 
-    A Feistel network permutes the smallest domain of 4**k places that holds n; a result outside [0, n) is sent through
+    A Feistel network permutes the smallest domain of 2**k places that holds n; a result outside [0, n) is sent through
     it again (cycle walking), which must come back inside since the network is a bijection. On average that takes fewer
-    than four passes.
+    than two passes.
 
     Args:
         positions: int64 [G], each in [0, n).
@@ -45,12 +58,12 @@ def permute(positions: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -
     values = np.atleast_1d(np.asarray(positions, dtype=np.int64))
     if n < 1 or (values.size and (values.min() < 0 or values.max() >= n)):
         raise ValueError(f"positions must lie in [0, n) with n >= 1; n is {n}.")
-    half = max(1, ((n - 1).bit_length() + 1) // 2)
-    epochs = np.broadcast_to(np.asarray(epoch, dtype=np.int64), values.shape)
-    keys = np.stack([_key(seed, epochs, number) for number in range(_ROUNDS)])
-    result = _feistel(values.astype(np.uint64), keys, half)
+    bits = max(2, (n - 1).bit_length())
+    epochs = np.atleast_1d(np.asarray(epoch, dtype=np.int64))
+    keys = _mix(_mix(_mix(_words(seed)) ^ epochs.astype(np.uint64)) ^ _words(*range(_ROUNDS))[:, None])
+    result = _feistel(values.astype(np.uint64), keys, bits)
     while (outside := np.flatnonzero(result >= n)).size:
-        result[outside] = _feistel(result[outside], keys[:, outside], half)
+        result[outside] = _feistel(result[outside], keys if epochs.size == 1 else keys[:, outside], bits)
     return result.astype(np.int64)
 
 
@@ -59,63 +72,115 @@ def batch_positions(step: int, size: int) -> np.ndarray:
     return np.arange((step - 1) * size, step * size, dtype=np.int64)
 
 
-def global_batch(step: int, size: int, n: int, seed: int) -> np.ndarray:
-    """Sample numbers of one optimizer step over all ranks, in order.
+class Places(NamedTuple):
+    """Where the samples of some positions lie; int64 [G] each."""
+
+    shards: np.ndarray
+    """Number of the shard."""
+    rows: np.ndarray
+    """Place inside the shard."""
+    epochs: np.ndarray
+    """How often the whole set has been read before."""
+
+
+class BlockShuffle:
+    """The order of one data set: position -> (shard, row), shards shuffled, and samples in windows of shards."""
+
+    def __init__(self, sizes: np.ndarray, window: int, seed: int) -> None:
+        """Args:
+        sizes: int64 [N], samples of each shard; 0 is allowed, but not for all.
+        window: shards whose samples are permuted together (1 or more; N or more = a shuffle of all samples).
+        seed: seed of the order, 0 or more.
+
+        Raises:
+            ValueError: there is no sample, or the window is below 1.
+        """
+        self._sizes = np.asarray(sizes, dtype=np.int64)
+        self._window = window
+        self._seed = seed
+        self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self.samples = int(self._sizes.sum())
+        """Samples of an epoch (n)."""
+        if self.samples < 1 or window < 1:
+            raise ValueError(f"a shuffle needs samples and a window of 1 or more; got {self.samples} and {window}.")
+
+    def places(self, positions: np.ndarray) -> Places:
+        """Where the samples at `positions` of the endless sequence lie.
+
+        Args:
+            positions: int64 [G], 0 or more, in any order.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        epochs, inside = np.divmod(positions, self.samples)
+        shards, rows = np.empty_like(inside), np.empty_like(inside)
+        for epoch in np.unique(epochs).tolist():
+            order, ends = self._epoch(epoch)
+            at = np.flatnonzero(epochs == epoch)
+            windows = np.searchsorted(ends, inside[at], side="right")
+            for number in np.unique(windows).tolist():
+                here = at[windows == number]
+                members = order[number * self._window : (number + 1) * self._window]
+                stops = np.cumsum(self._sizes[members])
+                begin = int(ends[number] - stops[-1])
+                found = permute(inside[here] - begin, int(stops[-1]), _hash(self._seed, epoch, number, _SEED_SALT), 0)
+                which = np.searchsorted(stops, found, side="right")
+                shards[here] = members[which]
+                rows[here] = found - (stops[which] - self._sizes[members[which]])
+        return Places(shards, rows, epochs)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        # Shards in the order of the epoch [N], and the position at which each window ends.
+        if epoch not in self._epochs:
+            count = len(self._sizes)
+            order = permute(np.arange(count), count, _hash(self._seed, epoch, _SEED_SALT), 0)
+            sizes = np.add.reduceat(self._sizes[order], np.arange(0, count, self._window))
+            self._epochs[epoch] = order, np.cumsum(sizes)
+            while len(self._epochs) > _KEPT_EPOCHS:
+                self._epochs.popitem(last=False)
+        self._epochs.move_to_end(epoch)
+        return self._epochs[epoch]
+
+
+def quotas(weights: np.ndarray) -> np.ndarray:
+    """Positions of each data set in a block of :data:`MIX_BLOCK`, by largest remainder.
 
     Args:
-        step: optimizer step, counted from 1.
-        size: samples per step (G). More than n is allowed: such a batch straddles epochs.
-        n: samples in the data set.
+        weights: float [D], above 0; only their ratios count.
+
+    Returns:
+        int64 [D], summing to MIX_BLOCK. One data set alone has all of it. A weight may come out as 0 (callers check).
+    """
+    shares = np.asarray(weights, dtype=np.float64) / np.sum(weights) * MIX_BLOCK
+    result = np.floor(shares).astype(np.int64)
+    order = np.argsort(result - shares, kind="stable")
+    result[order[: MIX_BLOCK - int(result.sum())]] += 1
+    return result
+
+
+def mix(positions: np.ndarray, quota: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which data set a position of a mixture is taken from, and at which position of its own endless sequence.
+
+    In each block of MIX_BLOCK positions every data set has exactly its quota, in shuffled places, and its own
+    sequence is used up without gap: no sample of it is lost or doubled by the mixing.
+
+    Args:
+        positions: int64 [G].
+        quota: int64 [D] from :func:`quotas`.
         seed: seed of the order.
 
     Returns:
-        int64 [G], each in [0, n).
+        data set int64 [G] and own position int64 [G].
     """
-    positions = batch_positions(step, size)
-    return permute(positions % n, n, seed, positions // n)
-
-
-def deal(lengths: np.ndarray, micro_batch: int, world_size: int) -> np.ndarray:
-    """Deal the rows of one global batch to ranks and micro-batches, like lengths together.
-
-    Rows are sorted by length and cut into micro-batches (least padding); W neighbours form an accumulation round (ranks
-    that wait for each other do like work); in a round the longest micro-batch goes to the rank with the least so far,
-    so that the totals of two ranks never differ by more than the spread inside one round. Long rounds come first: the
-    allocator's largest blocks then serve all later ones.
-
-    Args:
-        lengths: int64 [G], any measure of a row's cost.
-        micro_batch: B.
-        world_size: W.
-
-    Returns:
-        int64 [W, A, B]: row indices into `lengths`, each row once.
-
-    Raises:
-        ValueError: G is not a positive multiple of W * B (callers check with `config.zero.accumulation`).
-    """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    rounds, rest = divmod(lengths.size, micro_batch * world_size)
-    if rest or not rounds:
-        raise ValueError(
-            f"{lengths.size} rows cannot be dealt to {world_size} ranks in micro-batches of {micro_batch}."
-        )
-    rows_AWB = np.argsort(lengths, kind="stable").reshape(rounds, world_size, micro_batch)[::-1, ::-1]
-    tokens_AW = lengths[rows_AWB].sum(axis=-1)
-    dealt_WAB = np.empty((world_size, rounds, micro_batch), dtype=np.int64)
-    load_W = np.zeros(world_size, dtype=np.int64)
-    for number in range(rounds):
-        least_first = np.argsort(load_W, kind="stable")
-        dealt_WAB[least_first, number] = rows_AWB[number]
-        load_W[least_first] += tokens_AW[number]
-    return dealt_WAB
+    blocks, slots = np.divmod(np.asarray(positions, dtype=np.int64), MIX_BLOCK)
+    found = permute(slots, MIX_BLOCK, _hash(seed, _MIX_SALT), blocks)
+    ends = np.cumsum(quota)
+    sets = np.searchsorted(ends, found, side="right")
+    return sets, blocks * quota[sets] + found - (ends[sets] - quota[sets])
 
 
 def uniform(seed: int, epoch: int, sample: int) -> float:
     """A number in [0, 1) that depends on (seed, epoch, sample) and on nothing else."""
-    key = _key(seed, np.array([epoch], dtype=np.int64), _UNIFORM_SALT)
-    bits = _mix(key ^ np.array([sample], dtype=np.int64).astype(np.uint64))
-    return int(bits[0] >> np.uint64(11)) / 2.0**53
+    return (_hash(seed, epoch, _UNIFORM_SALT, sample) >> 11) / 2.0**53
 
 
 def ids_hash(sample_numbers: np.ndarray) -> str:
@@ -123,17 +188,27 @@ def ids_hash(sample_numbers: np.ndarray) -> str:
     return hashlib.sha256(np.asarray(sample_numbers).astype("<i8").tobytes()).hexdigest()[:16]
 
 
-def _feistel(values: np.ndarray, keys: np.ndarray, half: int) -> np.ndarray:
-    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    left, right = values >> shift, values & mask
-    for key in keys:
-        left, right = right, left ^ (_mix(right ^ key) & mask)
-    return (left << shift) | right
+def _feistel(values: np.ndarray, keys: np.ndarray, bits: int) -> np.ndarray:
+    # The two halves need not be equal: each is in turn xored with a function of the other.
+    low_bits = np.uint64(bits // 2)
+    low_mask, high_mask = np.uint64((1 << (bits // 2)) - 1), np.uint64((1 << (bits - bits // 2)) - 1)
+    high, low = values >> low_bits, values & low_mask
+    for number in range(0, _ROUNDS, 2):
+        high = high ^ (_mix(low ^ keys[number]) & high_mask)
+        low = low ^ (_mix(high ^ keys[number + 1]) & low_mask)
+    return (high << low_bits) | low
 
 
-def _key(seed: int, epochs: np.ndarray, salt: int) -> np.ndarray:
-    start = np.array([seed & _MASK64], dtype=np.uint64)
-    return _mix(_mix(_mix(start) ^ epochs.astype(np.uint64)) ^ np.array([salt], dtype=np.uint64))
+def _words(*numbers: int) -> np.ndarray:
+    return np.array([number & _MASK64 for number in numbers], dtype=np.uint64)
+
+
+def _hash(*numbers: int) -> int:
+    """64 bits that depend on all numbers and their order."""
+    state = _mix(_words(numbers[0]))
+    for number in numbers[1:]:
+        state = _mix(state ^ _words(number))
+    return int(state[0])
 
 
 def _mix(values: np.ndarray) -> np.ndarray:

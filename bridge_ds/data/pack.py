@@ -1,28 +1,33 @@
-"""Write samples as webdataset shards with an index. All or nothing: the folder appears once it is complete."""
+"""Writing samples as webdataset shards, with their tables and the index."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import dataclasses
+import hashlib
 import json
 import os
+import re
 import shutil
-import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bridge_ds.data.index import INDEX_NAME, ShardEntry, ShardIndex, file_sha256, load_index, write_index
-from bridge_ds.data.reader import REQUIRED_FIELDS, fault_in
-from bridge_ds.data.sources import FIELDS, Row
+from bridge_ds.data.formats import Row
+from bridge_ds.data.index import INDEX_NAME, ShardIndex, load_index, write_index
+from bridge_ds.data.samples import REQUIRED_FIELDS, fault_in
+from bridge_ds.data.scan import Scan, scan_shard
+from bridge_ds.data.table import ShardEntry, table_name
 from bridge_ds.errors import DataError
 
-__all__ = ["MIB", "index_shard", "pack_located", "pack_rows"]
+__all__ = ["MANIFEST_NAME", "MIB", "check_output", "encoded", "index_shard", "pack_rows", "publish", "write_shards"]
 
 MIB = 1 << 20
 """Bytes in a MiB."""
+MANIFEST_NAME = "manifest.json"
+"""File beside the index that says what went in."""
 
 _BLOCK = 512  # a tar member is a header of one block and its data in whole blocks
 
@@ -34,9 +39,12 @@ def pack_rows(
     samples_per_shard: int = 100_000,
     shard_bytes: int = 256 * MIB,
     overwrite: bool = False,
-    progress: bool = False,
+    language: str = "",
+    source: str = "",
 ) -> ShardIndex:
-    """Pack samples; the same rows give the same bytes.
+    """Pack samples from memory, in their order; the same rows give the same bytes.
+
+    The folder appears once it is complete. For files see :mod:`bridge_ds.data.pack_job`.
 
     Args:
         rows: samples: `source` and `target` (and perhaps `prompt`), or `text`; further fields are kept.
@@ -44,112 +52,74 @@ def pack_rows(
         samples_per_shard: most samples in a shard.
         shard_bytes: a shard ends before it would exceed this (bytes), unless one sample alone does.
         overwrite: whether to replace a folder of shards that is already there.
-        progress: whether to show a bar on a terminal.
+        language: of the texts, for the index.
+        source: what the texts come from, for the index.
 
     Raises:
         DataError: a row is no sample, there is none, or the folder is not empty.
     """
-    located = ((f"row {number}", row) for number, row in enumerate(rows))
-    return pack_located(
-        located,
-        output,
-        samples_per_shard=samples_per_shard,
-        shard_bytes=shard_bytes,
-        overwrite=overwrite,
-        progress=progress,
-    )
-
-
-def pack_located(
-    rows: Iterable[Row],
-    output: str | Path,
-    *,
-    samples_per_shard: int,
-    shard_bytes: int,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> ShardIndex:
-    """:func:`pack_rows` for rows that come with their place, which messages then name."""
     output = Path(output)
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     temporary = output.parent / f".{output.name}.packing-{os.getpid()}"
     # Not tempfile.mkdtemp: its folder is closed to everyone else, and the shards are for a whole group.
     temporary.mkdir(parents=True)
     try:
-        names = _write_shards(_encoded(rows, progress), temporary, samples_per_shard, shard_bytes)
+        samples = encoded((f"row {number}", row) for number, row in enumerate(rows))
+        names = write_shards(samples, temporary, "shard-", samples_per_shard, shard_bytes)
         if not names:
-            raise DataError("the input holds no sample; expected at least one; check the input and --limit.")
-        write_index(ShardIndex(temporary, tuple(index_shard(temporary / name) for name in names)))
-        _publish(temporary, output)
+            raise DataError("the input holds no sample; expected at least one.")
+        write_index(
+            temporary, [index_shard(temporary / name, language=language, source=source).entry for name in names]
+        )
+        publish(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return load_index(output)
 
 
-def index_shard(path: Path) -> ShardEntry:
-    """Describe a finished tar of `{key}.json` members.
+def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -> Iterator[tuple[str, bytes]]:
+    """Rows -> (key, JSON as UTF-8).
+
+    Args:
+        rows: with their places.
+        key_prefix: before the running number, which is the key.
+        key_field: field whose value is the key instead.
 
     Raises:
-        DataError: the file is no whole tar, or a member is not one JSON sample under its own dot-free key.
+        DataError: a row is no sample, or has no usable key.
     """
-    offsets, lengths, characters = [], [], []
-    seen: set[str] = set()
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                # webdataset cuts keys at the first dot and merges members of one key into one sample.
-                if not member.isfile() or suffix != "json" or key in seen:
-                    raise DataError(
-                        f"shard {path.name} holds {member.name!r}; expected distinct dot-free keys ending in .json."
-                    )
-                seen.add(key)
-                content = json.load(tar.extractfile(member))  # type: ignore[arg-type]
-                offsets.append(member.offset_data)
-                lengths.append(member.size)
-                characters.append(sum(len(content[name]) for name in FIELDS if isinstance(content.get(name), str)))
-    except (tarfile.TarError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"shard {path.name} cannot be indexed ({error}); pack it again with tools/pack_shards.py."
-        ) from None
-    return ShardEntry(
-        name=path.name,
-        samples=len(offsets),
-        bytes=path.stat().st_size,
-        sha256=file_sha256(path),
-        offsets=np.array(offsets, dtype=np.int64),
-        lengths=np.array(lengths, dtype=np.int64),
-        characters=np.array(characters, dtype=np.int64),
-    )
-
-
-def _encoded(rows: Iterable[Row], progress: bool) -> Iterator[bytes]:
-    from tqdm import tqdm
-
-    # disable=None: a bar on a terminal, nothing in a log file.
-    for place, row in tqdm(rows, desc="packing", unit=" samples", disable=None if progress else True):
+    for number, (place, row) in enumerate(rows):
         # Corpora of plain text often name their origin `source`, so only a target marks a task beside `text`.
         is_text = isinstance(row, dict) and "text" in row and "target" not in row
         fault = fault_in(row, "prefix_lm" if is_text else "task")
         if fault:
             needs = " or ".join(" and ".join(fields) for fields in REQUIRED_FIELDS.values())
-            raise DataError(f"{place} {fault}; a sample holds {needs}: mend the input or set --map.")
+            raise DataError(f"{place} {fault.reason}; a sample holds {needs}: mend the input or set --map.")
+        key = str(row.get(key_field, "")) if key_field else f"{key_prefix}{number:09d}"
+        if not re.fullmatch(r"[^\s./\\]{1,90}", key) or re.match("__.*__", key):
+            raise DataError(
+                f"{place} has the key {key!r} (field `{key_field}`); expected 1 to 90 characters without dots, slashes "
+                "and spaces, for webdataset ends a key at the first dot: choose another --key."
+            )
         try:
-            yield json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+            yield key, json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"{place} cannot be written as JSON ({error}); choose its text fields with --map."
             ) from None
 
 
-def _write_shards(samples: Iterator[bytes], folder: Path, samples_per_shard: int, shard_bytes: int) -> list[str]:
+def write_shards(
+    samples: Iterable[tuple[str, bytes]], folder: Path, prefix: str, samples_per_shard: int, shard_bytes: int
+) -> list[str]:
+    """Write tars `{prefix}000000.tar`, ...; returns their names."""
     from webdataset.writer import TarWriter
 
     names: list[str] = []
-    numbers = itertools.count()
-    pending = next(samples, None)
+    remaining = iter(samples)
+    pending = next(remaining, None)
     while pending is not None:
-        name = f"shard-{len(names):06d}.tar"
+        name = f"{prefix}{len(names):06d}.tar"
         names.append(name)
         count = size = 0
         # Fixed time, owner and mode: the same samples give the same bytes on any day and machine.
@@ -160,16 +130,41 @@ def _write_shards(samples: Iterator[bytes], folder: Path, samples_per_shard: int
             ) as writer,
         ):
             while pending is not None:
-                cost = _BLOCK + -(-len(pending) // _BLOCK) * _BLOCK
+                key, content = pending
+                cost = _BLOCK + -(-len(content) // _BLOCK) * _BLOCK
                 if count == samples_per_shard or (count and size + cost > shard_bytes):
                     break
-                writer.write({"__key__": f"{next(numbers):09d}", "json": pending})
+                writer.write({"__key__": key, "json": content})
                 count, size = count + 1, size + cost
-                pending = next(samples, None)
+                pending = next(remaining, None)
     return names
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def index_shard(path: Path, **options: Any) -> Scan:
+    """Scan a tar and write its table beside it.
+
+    Args:
+        options: see :func:`bridge_ds.data.scan.scan_shard`.
+
+    Raises:
+        DataError: see there; or the table cannot be written.
+    """
+    scan = scan_shard(path, **options)
+    table = path.parent / table_name(path.name)
+    temporary = table.with_name(f".{table.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, scan.table, allow_pickle=False)
+        temporary.replace(table)
+    except OSError as error:
+        raise DataError(f"{table} cannot be written ({error.strerror}); the table lies beside its shard.") from None
+    raw = table.read_bytes()
+    scan.entry = dataclasses.replace(scan.entry, table_bytes=len(raw), table_sha256=hashlib.sha256(raw).hexdigest())
+    return scan
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raises DataError unless shards may be put at `output`: absent, empty, or only shards and `overwrite`."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -179,7 +174,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise DataError(
             f"the output folder {output} is not empty; expected a new or empty one: choose another or pass --overwrite."
         )
-    foreign = [name for name in content if name != INDEX_NAME and not name.endswith(".tar")]
+    ours = (INDEX_NAME, MANIFEST_NAME)
+    foreign = [name for name in content if name not in ours and not name.endswith((".tar", ".samples.npy"))]
     if foreign:
         raise DataError(
             f"the output folder {output} holds {foreign[0]!r} beside shards; --overwrite replaces shards only: "
@@ -187,9 +183,15 @@ def _check_output(output: Path, overwrite: bool) -> None:
         )
 
 
-def _publish(temporary: Path, output: Path) -> None:
+def publish(folder: Path, output: Path) -> None:
+    """Put a complete folder in the place of `output` by renaming."""
     old = output.parent / f".{output.name}.replaced-{os.getpid()}"
     if output.exists():
         output.rename(old)
-    temporary.rename(output)
+    folder.rename(output)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_entry(content: dict[str, Any]) -> ShardEntry:
+    """A shard's entry from its JSON form."""
+    return ShardEntry(**{**content, "buckets": tuple(content["buckets"])})

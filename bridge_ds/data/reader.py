@@ -1,124 +1,161 @@
-"""Random access to samples: one positioned read and one JSON parse each. Nothing is unpickled, fetched or run."""
+"""Random access to samples: one positioned read, one checksum and one JSON parse each."""
 
 from __future__ import annotations
 
-import json
+import io
 import os
+import tarfile
+import zlib
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, BinaryIO
 
-from bridge_ds.data.index import ShardEntry, ShardIndex
+from bridge_ds.data.index import ShardIndex
+from bridge_ds.data.samples import BadSample, fault_in, parse, split_name
+from bridge_ds.data.scan import diagnose
 from bridge_ds.errors import DataError
 
-__all__ = ["REQUIRED_FIELDS", "SampleReader", "fault_in"]
+__all__ = ["SampleReader"]
 
-REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {"task": ("source", "target"), "prefix_lm": ("text",)}
-"""What a sample must hold, by `data.objective`. A task sample may also hold `prompt`."""
+# Bytes; more than that between two samples are members that were left out, which no run has to read.
+_MOST_GAP = 1 << 16
 
 
 class SampleReader:
-    """Reads samples of a :class:`ShardIndex` by number.
+    """Reads samples of a :class:`ShardIndex` by shard and row.
 
     Files open at first use and at most `open_files` stay open. It may be pickled (without its files) or inherited by a
     forked worker: reads name their position (pread), so that processes that share a file do not disturb each other.
     """
 
-    def __init__(self, index: ShardIndex, objective: str, open_files: int = 16) -> None:
+    def __init__(self, index: ShardIndex, objective: str, *, max_characters: int = 0, open_files: int = 16) -> None:
         """Args:
         index: the shards.
         objective: `task` or `prefix_lm`; decides which fields a sample must have.
+        max_characters: longest allowed text in characters; 0 = any.
         open_files: shards kept open at a time by each process.
         """
         self._index = index
         self._objective = objective
+        self._max_characters = max_characters
         self._open_files = open_files
-        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._files: OrderedDict[int, tuple[BinaryIO, Path]] = OrderedDict()
 
-    def read(self, sample: int) -> dict[str, Any]:
-        """The sample with this number, its required fields checked.
+    def read(self, shard: int, row: int) -> dict[str, Any]:
+        """One sample, its checksum compared and its required fields checked.
 
         Raises:
-            DataError: the shard cannot be read, the JSON is malformed, or a field is missing or wrong.
+            DataError: the shard cannot be read or is not what was indexed.
+            BadSample: the bytes are as they were indexed and make no sample for the objective.
         """
-        shard, row = self._index.locate(sample)
-        raw = self._bytes(shard, int(shard.offsets[row]), int(shard.lengths[row]), sample)
+        raw = self._bytes(shard, row)
+        entry = self._index.shards[shard]
         try:
-            content = json.loads(raw)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{self._index.describe(sample)} is malformed JSON ({error}); the shard or its index was changed after "
-                "packing: copy both again or pack them again with tools/pack_shards.py."
-            ) from None
-        fault = fault_in(content, self._objective)
+            content = parse(raw, entry.layout, self._index.fields)
+        except BadSample as error:
+            raise BadSample(error.kind, f"{self.describe(shard, row)} {error}{_REMEDY}") from None
+        fault = fault_in(content, self._objective, self._max_characters)
         if fault:
-            raise DataError(
-                f"{self._index.describe(sample)} {fault}; mend the input and pack it again with tools/pack_shards.py."
-            )
+            raise BadSample(fault.kind, f"{self.describe(shard, row)} {fault.reason}{_REMEDY}")
         return content
+
+    def describe(self, shard: int, row: int) -> str:
+        """A sample's place in words, its key included where the shard still tells it."""
+        key = self._key(shard, row)
+        named = f" (key {key!r})" if key else ""
+        return f"sample {row}{named} of shard {self._index.shards[shard].name} in {self._index.location}"
 
     def close(self) -> None:
         """Close all files; the next read opens what it needs."""
         while self._files:
-            self._files.popitem()[1].close()
+            self._files.popitem()[1][0].close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_files": OrderedDict()}
 
-    def _bytes(self, shard: ShardEntry, offset: int, length: int, sample: int) -> bytes:
+    def _bytes(self, shard: int, row: int) -> bytes:
+        # The header before the sample is read and proven with it.
+        table = self._index.table(shard)
+        place = table[row]
+        offset, length = int(place["offset"]), int(place["length"])
+        before = offset - int(table[row - 1]["offset"] + table[row - 1]["length"]) if row else offset
+        gap = before if before <= _MOST_GAP else 0
+        file, path = self._file(shard)
         try:
-            raw = os.pread(self._file(shard.name).fileno(), length, offset)
+            raw = os.pread(file.fileno(), gap + length, offset - gap)
         except OSError as error:
             raise DataError(
-                f"{self._index.describe(sample)} cannot be read ({error.strerror or error}); "
+                f"sample {row} of shard {path} cannot be read ({error.strerror or error}); "
                 "check that the shard still exists and that this process may read it."
             ) from None
-        if len(raw) != length:
-            raise DataError(
-                f"{self._index.describe(sample)} ends after {len(raw)} of {length} bytes; "
-                "the shard was cut while the run used it: copy it again."
+        if len(raw) != gap + length:
+            raise self._changed(f"sample {row}", path, f"ends after {max(0, len(raw) - gap)} of {length} bytes")
+        sample = raw[gap:]
+        if zlib.crc32(sample) != place["crc32"]:
+            raise self._changed(
+                f"sample {row}", path, f"has another checksum (bytes {offset} to {offset + length - 1})"
             )
-        return raw
+        if gap and zlib.crc32(raw[:gap]) != place["gap_crc32"]:
+            raise self._changed(
+                f"sample {row}", path, f"has another checksum (bytes {offset - gap} to {offset - 1}, its header)"
+            )
+        return sample
 
-    def _file(self, name: str) -> BinaryIO:
-        if name in self._files:
-            self._files.move_to_end(name)
-            return self._files[name]
-        while len(self._files) >= self._open_files:
-            self._files.popitem(last=False)[1].close()
-        file = (self._index.folder / name).open("rb", buffering=0)
-        self._files[name] = file
-        return file
+    def _changed(self, part: str, path: Path, what: str) -> DataError:
+        return DataError(
+            f"{part} of shard {path.name} in {self._index.location} {what} than was indexed{diagnose(path)}: the "
+            "shard was damaged or changed after indexing; copy it again from where it was made, or index it anew: "
+            "python tools/pack_shards.py index DIR."
+        )
+
+    def _file(self, shard: int) -> tuple[BinaryIO, Path]:
+        if shard not in self._files:
+            while len(self._files) >= self._open_files:
+                self._files.popitem(last=False)[1][0].close()
+            self._files[shard] = self._open(shard)
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def _open(self, shard: int) -> tuple[BinaryIO, Path]:
+        entry = self._index.shards[shard]
+        for last in (False, False, True):
+            path = self._index.store.fetch(entry.name, entry.bytes, entry.sha256)
+            try:
+                file = path.open("rb", buffering=0)
+            except OSError as error:
+                # Another process may have made room in the cache since; then the shard is fetched again.
+                if last or not isinstance(error, FileNotFoundError):
+                    raise DataError(
+                        f"shard {path} cannot be opened ({error.strerror}); check its rights, and that data.cache_gib "
+                        "holds the shards that are read at a time."
+                    ) from None
+                continue
+            self._check_tail(shard, file, path)
+            return file, path
+        raise AssertionError
+
+    def _check_tail(self, shard: int, file: BinaryIO, path: Path) -> None:
+        entry, last = self._index.shards[shard], self._index.table(shard)[-1]
+        end = int(last["offset"] + last["length"])
+        if entry.bytes - end > _MOST_GAP:
+            return
+        if zlib.crc32(os.pread(file.fileno(), entry.bytes - end, end)) != entry.tail_crc32:
+            file.close()
+            raise self._changed("the end", path, f"has another checksum (bytes {end} to {entry.bytes - 1})")
+
+    def _key(self, shard: int, row: int) -> str:
+        # Only for messages. The header of a .json member is the block before its data; others begin with theirs.
+        place = self._index.table(shard)[row]
+        try:
+            file = self._file(shard)[0].fileno()
+            if self._index.shards[shard].layout == "json":
+                header = os.pread(file, 512, int(place["offset"]) - 512)
+                return split_name(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name)[0]
+            blocks = io.BytesIO(os.pread(file, int(place["length"]), int(place["offset"])) + bytes(1024))
+            with tarfile.open(fileobj=blocks, mode="r:") as tar:
+                return split_name(tar.getnames()[0])[0]
+        except (DataError, OSError, tarfile.TarError):
+            return ""
 
 
-def fault_in(sample: Any, objective: str) -> str:
-    """What is wrong with a sample, as the rest of a sentence that began with its place; empty if nothing is.
-
-    >>> fault_in({"source": "2 + 2"}, "task")
-    'has no `target`; the objective task needs `source` and `target`'
-    """
-    if not isinstance(sample, dict):
-        return f"is a JSON {type(sample).__name__}; expected an object with named fields"
-    required = REQUIRED_FIELDS[objective]
-    optional = ("prompt",) if objective == "task" and sample.get("prompt") is not None else ()
-    for field in required + optional:
-        if field not in sample:
-            return f"has no `{field}`; the objective {objective} needs {' and '.join(f'`{name}`' for name in required)}"
-        value = sample[field]
-        if not isinstance(value, str):
-            return f"has a `{field}` of type {type(value).__name__}; expected text"
-        if not value.strip():
-            return f"has an empty `{field}`; expected text"
-        if not _is_unicode(value):
-            return f"has half a surrogate pair in `{field}`; expected text that can be written as UTF-8"
-    if objective == "prefix_lm" and len(sample["text"].split(maxsplit=1)) < 2:
-        return "has fewer than two words in `text`; a prefix and a rest need at least two"
-    return ""
-
-
-def _is_unicode(text: str) -> bool:
-    # JSON may hold "\ud800" alone; tokenizers then fail with a message that names neither sample nor reason.
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+_REMEDY = "; mend the input and pack it again, or allow some with data.max_bad_samples."

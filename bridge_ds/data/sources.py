@@ -1,70 +1,75 @@
-"""Where samples to pack come from: JSON lines, plain text, `datasets`. Each row comes with its place, for messages."""
+"""Where samples to pack come from, cut into parts that processes can read side by side.
+
+Each row comes with its place, for messages. How an input is cut depends on the input alone, never on the number of
+processes, so that the same input always makes the same shards.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
+from bridge_ds.data.formats import COMPRESSIONS, FORMATS, Part, Row, load_dataset, parquet_file
+from bridge_ds.data.samples import FIELDS
 from bridge_ds.errors import DataError
 
-__all__ = ["FIELDS", "Row", "dataset_rows", "file_rows", "map_fields", "parse_map"]
+__all__ = ["PART_BYTES", "dataset_parts", "file_parts", "map_fields", "parse_map"]
 
-Row = tuple[str, Any]
-"""(place such as `train.jsonl:17`, what was found there)."""
+PART_BYTES = 256 << 20
+"""Bytes of an uncompressed jsonl file, or of parquet row groups, in one part."""
+_PART_ROWS = 200_000
 
-FIELDS = ("source", "target", "prompt", "text")
-"""Sample fields that `--map` may fill."""
-
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text"}
+_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 
 
-def file_rows(paths: Iterable[Path], format: str = "auto") -> Iterator[Row]:
-    """Rows of files, one file after the other.
+def file_parts(paths: Iterable[Path], format: str = "auto") -> list[Part]:
+    """Cut files into parts.
 
     Args:
-        paths: jsonl or plain text, also with a further `.gz`.
-        format: `jsonl`, `text`, or `auto` (by the ending).
+        paths: files of :data:`FORMATS`.
+        format: one of them, or `auto` (by the ending).
 
     Raises:
-        DataError: a file is missing, unreadable, not UTF-8, of unknown format, or a line is no JSON.
+        DataError: a file is missing, or of unknown format.
     """
+    parts: list[Part] = []
     for path in paths:
-        chosen = _format_of(path) if format == "auto" else format
-        yield from (_jsonl if chosen == "jsonl" else _paragraphs)(path)
+        kind, compression = _format_of(path, format)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+        if kind == "parquet":
+            parts += _parquet_parts(path)
+        elif kind == "jsonl" and not compression:
+            starts = range(0, max(1, size), PART_BYTES)
+            parts += [Part(kind, str(path), s, min(s + PART_BYTES, size), min(PART_BYTES, size - s)) for s in starts]
+        else:
+            parts.append(Part(kind, str(path), weight=size))
+    return parts
 
 
-def dataset_rows(name: str, config: str | None, split: str, revision: str | None, stream: bool) -> Iterator[Row]:
-    """Rows of a `datasets` id or of a local folder (also one made by `save_to_disk`).
+def dataset_parts(name: str, config: str | None, split: str, revision: str | None, stream: bool) -> list[Part]:
+    """Cut a `datasets` id, or a local folder (also one made by `save_to_disk`), into parts.
 
     Args:
         name: hub id or folder.
         config: configuration of the data set, such as a language.
         split: such as `train`.
         revision: hub revision.
-        stream: fetch rows as they are read instead of all files first.
+        stream: fetch rows as they are read instead of all files first; makes one part.
 
     Raises:
         DataError: it cannot be loaded.
     """
-    import datasets
-
-    try:
-        if any((Path(name) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
-            saved = datasets.load_from_disk(name)
-            rows = saved[split] if isinstance(saved, datasets.DatasetDict) else saved
-        else:
-            rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=stream)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise DataError(
-            f"the data set {name!r} could not be loaded ({reason}); expected a hub id or a folder that `datasets` "
-            "reads: check --dataset, --config, --split and --revision."
-        ) from None
-    for number, row in enumerate(rows):
-        yield f"{name}[{split}] row {number}", dict(row)
+    options = (("config", config), ("split", split), ("revision", revision), ("stream", "yes" if stream else ""))
+    if stream:
+        return [Part("dataset", name, options=options)]
+    count = len(load_dataset(name, dict(options)))
+    return [
+        Part("dataset", name, start, min(start + _PART_ROWS, count), min(_PART_ROWS, count - start), options)
+        for start in range(0, max(1, count), _PART_ROWS)
+    ]
 
 
 def map_fields(rows: Iterable[Row], mapping: Mapping[str, str]) -> Iterator[Row]:
@@ -107,55 +112,26 @@ def parse_map(entries: Iterable[str]) -> dict[str, str]:
     return mapping
 
 
-def _format_of(path: Path) -> str:
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in _FORMATS:
-        known = ", ".join(_FORMATS)
+def _format_of(path: Path, format: str) -> tuple[str, str]:
+    compression = COMPRESSIONS.get(path.suffix, "")
+    suffix = Path(path.stem).suffix if compression else path.suffix
+    if format != "auto":
+        return format, compression
+    if suffix not in _ENDINGS:
         raise DataError(
-            f"{path} ends in {suffix or 'nothing'}; expected {known} (also with .gz): say --format jsonl or text."
+            f"{path} ends in {suffix or 'nothing'}; expected {', '.join(_ENDINGS)} (also with .gz or .zst): "
+            f"say --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
         )
-    return _FORMATS[suffix]
+    return _ENDINGS[suffix], compression
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opened(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield f"{path}:{number}", line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number} is not UTF-8 ({error.reason}); convert the file to UTF-8.") from None
-    except (OSError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read after line {number} ({reason}); check the path and the file.") from None
-
-
-def _jsonl(path: Path) -> Iterator[Row]:
-    for place, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            yield place, json.loads(line)
-        except json.JSONDecodeError as error:
-            # Its own text counts lines inside this one line, which reads like a line of the file.
-            raise DataError(
-                f"{place} is malformed JSON ({error.msg} at character {error.pos + 1}); "
-                "expected one JSON object per line: mend or remove it."
-            ) from None
-        except RecursionError:
-            raise DataError(f"{place} is JSON nested too deep to read; expected one flat object: mend it.") from None
-
-
-def _paragraphs(path: Path) -> Iterator[Row]:
-    # A paragraph of one word is mostly a heading: it goes with the next, since alone it could not be split in two.
-    words: list[str] = []
-    start = ""
-    for place, line in _lines(path):
-        start = start if words else place
-        if not line.strip() and len(words) > 1:
-            yield start, {"text": " ".join(words)}
-            words = []
-        words += line.split()
-    if words:
-        yield start, {"text": " ".join(words)}
+def _parquet_parts(path: Path) -> list[Part]:
+    file = parquet_file(path)
+    parts: list[Part] = []
+    first = weight = 0
+    for group in range(file.num_row_groups):
+        weight += file.metadata.row_group(group).total_byte_size
+        if weight >= PART_BYTES or group == file.num_row_groups - 1:
+            parts.append(Part("parquet", str(path), first, group + 1, weight))
+            first, weight = group + 1, 0
+    return parts

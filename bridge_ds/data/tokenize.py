@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.order import uniform
+from bridge_ds.data.samples import BadSample
+from bridge_ds.data.spiece import with_spiece
 from bridge_ds.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,12 +25,8 @@ __all__ = [
     "load_tokenizers",
     "split_text",
     "tokenize_sample",
+    "tokenize_samples",
 ]
-
-_log = logging.getLogger(__name__)
-
-# Scripts that mT5's vocabulary covers thinly, and signs that it lacks: where byte fallback shows.
-_PROBES = ("the cat", "the 猫 cat", "පූසා", "பூனை", "ድመት", "🐈 ok", "naïve ﬁ", "ꦏꦸꦕꦶꦁ")
 
 
 @dataclass(frozen=True)
@@ -65,18 +62,33 @@ class Tokenizers:
     leading_space: bool
     """Whether a target is tokenised with a space before it (see `_wants_leading_space`)."""
 
+    special: frozenset[int]
+    """Special ids of the encoder tokenizer."""
+
+    def sources(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encoder ids of source texts, the tokenizer's own special tokens included, uncut."""
+        return _ids(self.encoder, texts, special=True)
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """LLM ids of prompts without special tokens, uncut; the space before the target belongs to the target."""
+        return _ids(self.llm, [text.rstrip() for text in texts], special=False)
+
+    def labels(self, texts: Sequence[str]) -> list[list[int]]:
+        """LLM ids of targets as training predicts them, end token included, uncut."""
+        space = " " if self.leading_space else ""
+        return [[*ids, self.eos_id] for ids in _ids(self.llm, [space + text.strip() for text in texts], special=False)]
+
     def source_ids(self, text: str) -> list[int]:
-        """Encoder ids of a source text, the tokenizer's own special tokens included, uncut."""
-        return _ids(self.encoder, text, special=True)
+        """:meth:`sources` of one text."""
+        return self.sources([text])[0]
 
     def prompt_ids(self, text: str) -> list[int]:
-        """LLM ids of a prompt text without special tokens, uncut; the space before the target belongs to the target."""
-        return _ids(self.llm, text.rstrip(), special=False)
+        """:meth:`prompts` of one text."""
+        return self.prompts([text])[0]
 
     def label_ids(self, text: str) -> list[int]:
-        """LLM ids of a target text as training predicts them, end token included, uncut."""
-        spaced = (" " if self.leading_space else "") + text.strip()
-        return [*_ids(self.llm, spaced, special=False), self.eos_id]
+        """:meth:`labels` of one text."""
+        return self.labels([text])[0]
 
 
 def load_tokenizers(model: ModelConfig) -> Tokenizers:
@@ -86,8 +98,8 @@ def load_tokenizers(model: ModelConfig) -> Tokenizers:
         ConfigError: one cannot be loaded, or the LLM's has no end token.
     """
     encoder = _load("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code)
+    encoder = with_spiece(encoder, model.encoder, model.encoder_revision)
     llm = _load("model.llm", model.llm, model.llm_revision, model.trust_remote_code)
-    _warn_if_not_sentencepiece(encoder, model.encoder, model.encoder_revision)
     eos_id = llm.eos_token_id
     if eos_id is None:
         raise ConfigError(
@@ -102,6 +114,7 @@ def load_tokenizers(model: ModelConfig) -> Tokenizers:
         pad_id=eos_id if llm.pad_token_id is None else llm.pad_token_id,
         encoder_pad_id=encoder.pad_token_id or 0,
         leading_space=_wants_leading_space(llm),
+        special=frozenset(encoder.all_special_ids),
     )
 
 
@@ -125,54 +138,61 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, what: str) -
 
 
 def tokenize_sample(
-    sample: dict[str, Any],
+    sample: dict[str, Any], tokenizers: Tokenizers, data: DataConfig, *, seed: int = 0, epoch: int = 0, number: int = 0
+) -> TokenizedSample:
+    """:func:`tokenize_samples` of one sample.
+
+    Raises:
+        BadSample: its source gives no token.
+    """
+    (found,) = tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])
+    if isinstance(found, BadSample):
+        raise found
+    return found
+
+
+def tokenize_samples(
+    samples: Sequence[dict[str, Any]],
     tokenizers: Tokenizers,
     data: DataConfig,
     *,
     seed: int = 0,
-    epoch: int = 0,
-    number: int = 0,
-) -> TokenizedSample:
-    """Turn a checked sample into ids, cut to the lengths of the config.
+    epochs: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> list[TokenizedSample | BadSample]:
+    """Turn checked samples into ids, cut to the lengths of the config; one call of each tokenizer for all of them.
 
     A task's source and prompt keep their beginning when cut; those of prefix_lm keep their end, for the target goes on
     from there. End tokens are kept.
 
     Args:
-        sample: with the fields that the objective requires.
+        samples: with the fields that the objective requires.
         tokenizers: both tokenizers.
         data: objective, prompt augmentation and lengths (tokens).
         seed: seed of the run; with epoch and number it decides where prefix_lm splits a text.
-        epoch: how often the sample has been seen before.
-        number: the sample's number in the index.
+        epochs: how often each sample has been seen before.
+        numbers: each sample's number in the corpus.
 
-    Raises:
-        DataError: a source gives no token, or a text cannot be split.
+    Returns:
+        For each sample its ids, or (kind `empty`, a reason only) why it has none.
     """
+    if not samples:
+        return []
+    epochs, numbers = epochs or [0] * len(samples), numbers or [0] * len(samples)
     from_text = data.objective == "prefix_lm"
     if from_text:
-        source_text, target_text = split_text(sample["text"], seed, epoch, number)
-        prompt_text = source_text
+        texts = [split_text(s["text"], seed, e, n) for s, e, n in zip(samples, epochs, numbers, strict=True)]
+        prompts = [source for source, _ in texts]
     else:
-        source_text, target_text = sample["source"], sample["target"]
-        prompt_text = sample.get("prompt") or source_text
-    full = {
-        "source": tokenizers.source_ids(source_text),
-        "prompt": tokenizers.prompt_ids(prompt_text) if data.augment_prompt else [],
-        "target": tokenizers.label_ids(target_text),
-    }
-    if not full["source"]:
-        raise DataError(
-            "has a source without any token of the encoder; expected text that its tokenizer knows: remove it."
-        )
-    source_end = int(full["source"][-1] in tokenizers.encoder.all_special_ids)
-    kept = {
-        "source": _cut(full["source"], data.max_source_tokens, source_end, keep_tail=from_text),
-        "prompt": _cut(full["prompt"], data.max_prompt_tokens, 0, keep_tail=from_text),
-        "target": _cut(full["target"], data.max_target_tokens, 1, keep_tail=False),
-    }
-    cut = tuple(name for name in full if len(kept[name]) < len(full[name]))
-    return TokenizedSample(**kept, cut=cut)
+        texts = [(sample["source"], sample["target"]) for sample in samples]
+        prompts = [sample.get("prompt") or sample["source"] for sample in samples]
+    sources = tokenizers.sources([source for source, _ in texts])
+    targets = tokenizers.labels([target for _, target in texts])
+    shown = tokenizers.prompts(prompts) if data.augment_prompt else [[] for _ in samples]
+    return [
+        _cut_all(source, prompt, target, tokenizers, data)
+        for source, prompt, target in zip(sources, shown, targets, strict=True)
+    ]
 
 
 def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]:
@@ -193,6 +213,23 @@ def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]
     return text[:at].strip(), text[at:].strip()
 
 
+def _cut_all(
+    source: list[int], prompt: list[int], target: list[int], tokenizers: Tokenizers, data: DataConfig
+) -> TokenizedSample | BadSample:
+    if not source:
+        return BadSample(
+            "empty", "has a source without any token of the encoder; expected text that its tokenizer knows"
+        )
+    tail = data.objective == "prefix_lm"
+    kept = {
+        "source": _cut(source, data.max_source_tokens, int(source[-1] in tokenizers.special), keep_tail=tail),
+        "prompt": _cut(prompt, data.max_prompt_tokens, 0, keep_tail=tail),
+        "target": _cut(target, data.max_target_tokens, 1, keep_tail=False),
+    }
+    full = {"source": source, "prompt": prompt, "target": target}
+    return TokenizedSample(**kept, cut=tuple(name for name in full if len(kept[name]) < len(full[name])))
+
+
 def _cut(ids: list[int], limit: int, end: int, *, keep_tail: bool) -> list[int]:
     # `end` is how many closing ids (0 or 1) must survive; a special token in front is given up with the head.
     if len(ids) <= limit:
@@ -200,9 +237,9 @@ def _cut(ids: list[int], limit: int, end: int, *, keep_tail: bool) -> list[int]:
     return ids[-limit:] if keep_tail else ids[: limit - end] + ids[len(ids) - end :]
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
     # verbose=False: lengths are cut and counted here, so "longer than the maximum length" would only be noise.
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    return tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]  # type: ignore[return-value]
 
 
 def _bos_id(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None) -> int | None:
@@ -215,7 +252,7 @@ def _bos_id(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None)
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     bos_id = tokenizer.bos_token_id
-    if bos_id is None or _ids(tokenizer, "a", special=True)[:1] == [bos_id]:
+    if bos_id is None or _ids(tokenizer, ["a"], special=True)[0][:1] == [bos_id]:
         return bos_id
     wanted = get_tokenizer_config(resolve(name), revision=revision).get("add_bos_token")
     return bos_id if (bos_id != tokenizer.eos_token_id if wanted is None else wanted) else None
@@ -229,9 +266,7 @@ def _wants_leading_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     (Llama 2, T5) adds the space itself, and one more would be an extra token. No attribute says which holds; so compare
     the tail of "a b" with both ways of writing "b".
     """
-    inside = _ids(tokenizer, "a b", special=False)
-    alone = _ids(tokenizer, "b", special=False)
-    spaced = _ids(tokenizer, " b", special=False)
+    inside, alone, spaced = _ids(tokenizer, ["a b", "b", " b"], special=False)
     return bool(spaced) and spaced != alone and inside[-len(spaced) :] == spaced
 
 
@@ -246,35 +281,3 @@ def _load(key: str, name: str, revision: str | None, trust_remote_code: bool) ->
             f"the tokenizer of {key} {name!r} could not be loaded ({reason}); expected a hub id or a local folder with "
             "tokenizer files: check the name, the revision and, without network, that the model is in the cache."
         ) from None
-
-
-def _warn_if_not_sentencepiece(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None) -> None:
-    # transformers 5 builds mT5's tokenizer without byte fallback: characters outside its vocabulary become <unk>.
-    path = _spiece_model(name, revision)
-    if path is None:
-        return
-    import sentencepiece
-
-    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    wrong = [text for text in _PROBES if _ids(tokenizer, text, special=False) != model.encode(text)]
-    if wrong:
-        _log.warning(
-            "the tokenizer of model.encoder %r gives other ids than its spiece.model on %d of %d probes (first: %r); "
-            "characters outside its vocabulary are lost to <unk>: scripts that rely on byte fallback will score low.",
-            name, len(wrong), len(_PROBES), wrong[0],
-        )  # fmt: skip
-
-
-def _spiece_model(name: str, revision: str | None) -> Path | None:
-    from transformers.utils import cached_file
-
-    folder = Path(resolve(name))
-    if folder.is_dir():
-        return folder / "spiece.model" if (folder / "spiece.model").is_file() else None
-    # Loading has just fetched it if the hub has one, so the cache is asked and the network left alone.
-    found = cached_file(
-        name, "spiece.model", revision=revision, local_files_only=True,
-        _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
-    return Path(found) if found else None

@@ -11,9 +11,19 @@ from types import ModuleType
 
 import torch
 
+from bridge_ds.errors import BridgeError
 from bridge_ds.world import World
 
-__all__ = ["agree", "cpu_threads", "device_of", "import_deepspeed", "init_distributed", "peak_memory_gib", "shutdown"]
+__all__ = [
+    "agree",
+    "cpu_threads",
+    "device_of",
+    "first_error",
+    "import_deepspeed",
+    "init_distributed",
+    "peak_memory_gib",
+    "shutdown",
+]
 
 INIT_TIMEOUT = timedelta(minutes=60)
 """Other ranks wait in broadcasts while rank 0 reads a large model from disk; DeepSpeed's 10 minutes are too short."""
@@ -84,6 +94,15 @@ def agree(value: object, world: World) -> object:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def first_error(error: BridgeError | None, world: World) -> BridgeError | None:
+    """This rank's error, else that of the lowest rank that has one (a collective): all ranks fail, or none."""
+    if world.size == 1:
+        return error
+    errors: list[BridgeError | None] = [None] * world.size
+    torch.distributed.all_gather_object(errors, error)
+    return error or next(filter(None, errors), None)
 
 
 def shutdown() -> None:

@@ -11,9 +11,10 @@ import torch
 
 from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import StepBatches
+from bridge_ds.data.samples import KINDS
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.engine.schedule import learning_rate
-from bridge_ds.engine.step import agree_on_data, train_step
+from bridge_ds.engine.step import agree_on_data, allow_bad_samples, train_step
 from bridge_ds.errors import BridgeError, TrainingError
 from bridge_ds.world import World
 
@@ -28,15 +29,21 @@ def fit(
     device: torch.device,
     hooks: Hook,
     done: int,
+    bad_samples: dict[str, int] | None = None,
 ) -> None:
     """Run the steps that `loader` yields, from `done` + 1 on.
 
+    Args:
+        bad_samples: bad samples left out in the steps that are done, by kind.
+
     Raises:
-        DataError: a rank cannot read its part of a batch (on every rank).
+        DataError: a rank cannot read its part of a batch, or more than `data.max_bad_samples` samples were bad (on
+            every rank).
         TrainingError: more than `train.max_bad_steps` steps in a row had a loss or gradient that is not finite.
     """
     hooks.on_start(step=done, total_steps=config.train.steps)
     bad_in_a_row = 0
+    left_out = {kind: (bad_samples or {}).get(kind, 0) for kind in KINDS}
     steps = iter(loader)
     for _ in range(done, config.train.steps):
         asked = time.perf_counter()
@@ -44,6 +51,7 @@ def fit(
         waited = time.perf_counter() - asked
         totals = agree_on_data(batches, fault, world, device)
         assert batches is not None
+        left_out = allow_bad_samples(batches, totals, left_out, config.data.max_bad_samples, world)
         record = train_step(
             engine,
             batches,
@@ -54,6 +62,7 @@ def fit(
             device=device,
             waited=waited,
         )
+        record["bad_samples"] = left_out
         bad_in_a_row = bad_in_a_row + 1 if _is_bad(record) else 0
         if bad_in_a_row > config.train.max_bad_steps:
             raise TrainingError(

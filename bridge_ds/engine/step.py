@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from bridge_ds.data.batch import StepBatches
+from bridge_ds.data.samples import KINDS
 from bridge_ds.engine.distributed import peak_memory_gib
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.engine.schedule import set_learning_rate
 from bridge_ds.errors import BridgeError, DataError
 from bridge_ds.world import World
 
-__all__ = ["Totals", "agree_on_data", "train_step"]
+__all__ = ["Totals", "agree_on_data", "allow_bad_samples", "train_step"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Totals:
     """Real LLM prompt tokens."""
     places: int
     """Places of all three tensors, padding included."""
+    bad: tuple[int, ...]
+    """Bad samples left out, by kind in the order of :data:`bridge_ds.data.samples.KINDS`."""
 
     @property
     def padding_share(self) -> float:
@@ -52,12 +55,45 @@ def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world:
         sum(int(getattr(b, name).sum()) for b in micro) for name in ("target_mask", "source_mask", "prompt_mask")
     ]
     counts += [sum(b.source_mask.numel() + b.prompt_mask.numel() + b.target_mask.numel() for b in micro)]
-    faults, *totals = (int(n) for n in _all_sum(counts, device))
+    counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
+    faults, targets, sources, prompts, places, *bad = (int(n) for n in _all_sum(counts, device))
     if not faults:
-        return Totals(*totals)
+        return Totals(targets, sources, prompts, places, tuple(bad))
     messages: list[str | None] = [None] * world.size
     torch.distributed.all_gather_object(messages, str(fault) if fault else None)
     raise fault or DataError(next(message for message in messages if message))
+
+
+def allow_bad_samples(
+    batches: StepBatches, totals: Totals, before: dict[str, int], allowed: int, world: World
+) -> dict[str, int]:
+    """Add this step's bad samples to those before it; every rank fails once there are more than allowed.
+
+    Args:
+        batches: this rank's part of the step, which names the first bad sample it met.
+        totals: of the step.
+        before: bad samples of the run so far, by kind.
+        allowed: `data.max_bad_samples`.
+
+    Returns:
+        Bad samples of the run with this step, by kind.
+
+    Raises:
+        DataError: more than allowed; the message gives shard, key and reason of one of them (a collective then).
+    """
+    after = {kind: before[kind] + new for kind, new in zip(KINDS, totals.bad, strict=True)}
+    if not any(totals.bad):
+        return after
+    reasons: list[str] = [""] * world.size
+    torch.distributed.all_gather_object(reasons, batches.bad_reason)
+    reason = next(filter(None, reasons))
+    if sum(after.values()) <= allowed:
+        if world.is_main:
+            print(f"left out of step {batches.step}: {reason} ({sum(after.values())} of {allowed} allowed)", flush=True)
+        return after
+    counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in after.items() if count)
+    more = f" (bad samples so far: {counted}; data.max_bad_samples is {allowed})" if allowed else ""
+    raise DataError(f"{reason.rstrip('.')}{more}.")
 
 
 def train_step(
@@ -89,7 +125,9 @@ def train_step(
     targets = max(1, totals.target_tokens)
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in batches.micro:
+    for number, batch in enumerate(batches.micro, start=1):
+        # Said and not counted by DeepSpeed, because with a token budget the number of micro-batches differs by step.
+        engine.set_gradient_accumulation_boundary(number == len(batches.micro))
         loss = engine(batch.to(device))
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
         engine.step()

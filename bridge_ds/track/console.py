@@ -112,6 +112,8 @@ class Console(Hook):
         ]
         if last.get("skipped_steps"):
             lines.append(f"  skipped  {last['skipped_steps']} steps whose loss or gradient was not finite")
+        if bad := {kind: count for kind, count in (last.get("bad_samples") or {}).items() if count}:
+            lines.append(f"  bad      {', '.join(f'{n} {kind}' for kind, n in bad.items())} samples left out")
         if cut := +self._cut:
             texts = ", ".join(f"{count} {name} texts" for name, count in cut.items())
             lines.append(f"  cut      {texts} to their longest allowed length (counted on this rank)")

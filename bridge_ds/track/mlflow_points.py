@@ -24,6 +24,7 @@ UNITS = {
     "peak_memory_gib": "GiB, the fullest rank",
     "layer_weights_entropy": "nats",
     "layer_weight/NN": "0 to 1, of encoder layer NN",
+    "bad_samples/KIND": "samples left out since the start of the run",
     "skipped_steps": "steps since the start of the run",
     "accuracy_percent/TASK/LANGUAGE/SYSTEM_MEASURE": "%",
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
 from bridge_ds.data.pack import pack_rows
+from bridge_ds.world import World
 
 WORDS = [
     "the",
@@ -123,7 +125,17 @@ def own_shards(tmp_path: Path) -> Path:
     return folder
 
 
-def make_config(folder: Path, *, steps: int = 6, global_batch: int = 16, micro_batch: int = 2, **data: Any) -> Config:
+def step_numbers(config: Config, step: int) -> np.ndarray:
+    """Sample numbers of a step's global batch, in order."""
+    from bridge_ds.data.corpus import open_corpus
+    from bridge_ds.data.plan import Plan
+
+    return Plan(config, open_corpus(config.data, config.run.seed, World())).rows(step).numbers
+
+
+def make_config(
+    folder: Path | str, *, steps: int = 6, global_batch: int = 16, micro_batch: int = 2, **data: Any
+) -> Config:
     """A config with only what the data needs."""
     return Config(
         run=RunConfig(seed=5),

@@ -18,10 +18,10 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.index import load_index
 from bridge_ds.data.loader import make_loader
-from bridge_ds.data.order import global_batch, ids_hash
+from bridge_ds.data.order import ids_hash
 from bridge_ds.errors import DataError, LaunchError
 from bridge_ds.world import World
-from tests.data.conftest import make_config
+from tests.data.conftest import make_config, step_numbers, task_rows
 
 
 def _names(step: StepBatches, tokenizers) -> list[int]:
@@ -51,7 +51,7 @@ def test_samples_of_a_step_do_not_depend_on_ranks_or_micro_batch(
     config = make_config(shards, micro_batch=micro_batch)
     ranks = [_run(config, tokenizers, World(rank=rank, size=size)) for rank in range(size)]
     for number, parts in enumerate(zip(*ranks, strict=True), start=1):
-        expected = global_batch(number, 16, 50, config.run.seed)
+        expected = step_numbers(config, number)
         assert sorted(chain.from_iterable(_names(part, tokenizers) for part in parts)) == sorted(expected.tolist())
         assert {len(part.micro) for part in parts} == {16 // size // micro_batch}
         assert {part.ids_hash for part in parts} == {ids_hash(expected)}
@@ -100,6 +100,7 @@ def test_first_step_shows_a_sample_and_cuts_are_counted(shards: Path, tokenizers
     assert "prompt (" in steps[0].example
     assert "target (2 tokens): " in steps[0].example
     assert "of shard shard-" in steps[0].example
+    assert "(key '0000000" in steps[0].example
     for step in steps:
         full = sum(int(batch.source_mask[:, -1].sum()) for batch in step.micro if batch.source_ids.shape[1] == 8)
         assert 0 < step.cut["source"] <= full
@@ -112,7 +113,7 @@ def test_first_rows_are_the_same_on_every_rank_and_after_a_restart(shards: Path,
     config = make_config(shards)
     rows = make_loader(config, world, tokenizers, 3 * world.rank).first_rows(5)
     step = StepBatches(step=1, micro=[rows], ids_hash="", consumed=0)
-    assert _names(step, tokenizers) == global_batch(1, 16, 50, config.run.seed)[:5].tolist()
+    assert _names(step, tokenizers) == step_numbers(config, 1)[:5].tolist()
 
 
 def test_prefix_lm_splits_anew_each_epoch(tmp_path: Path, tokenizers) -> None:
@@ -129,15 +130,15 @@ def test_prefix_lm_splits_anew_each_epoch(tmp_path: Path, tokenizers) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_worker_arrives_as_one_sentence(own_shards: Path, tokenizers, workers: int) -> None:
     config = make_config(own_shards, workers=workers)
-    bad = int(global_batch(3, 16, 50, config.run.seed)[0])
     index = load_index(own_shards)
-    shard, row = index.locate(bad)
-    with (own_shards / shard.name).open("r+b") as file:
-        file.seek(int(shard.offsets[row]))
+    shard, row = index.locate(int(step_numbers(config, 3)[0]))
+    name = index.shards[shard].name
+    with (own_shards / name).open("r+b") as file:
+        file.seek(int(index.table(shard)["offset"][row]) + 3)
         file.write(b"#")
     # The third step is the first that needs the broken sample; an earlier epoch's step cannot hold it twice.
     seen: list[StepBatches] = []
-    with pytest.raises(DataError, match=rf"{row} of shard {shard.name} .number {bad} .*malformed JSON") as caught:
+    with pytest.raises(DataError, match=rf"sample {row} of shard {name} in .* has another checksum") as caught:
         seen.extend(make_loader(config, World(), tokenizers))
     assert [step.step for step in seen] == [1, 2]
     assert "Traceback" not in str(caught.value)
@@ -192,7 +193,7 @@ def test_a_process_that_stops_in_the_middle_does_not_hang(shards: Path, encoder_
     code = f"""
 import sys
 from pathlib import Path
-from tests.data.conftest import make_config
+from tests.data.conftest import make_config, step_numbers, task_rows
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.data.loader import make_loader
 from bridge_ds.data.tokenize import load_tokenizers
@@ -210,3 +211,62 @@ except ValueError as error:
     root = Path(__file__).parents[2]
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root)
     assert (result.returncode, result.stdout.strip(), result.stderr.strip()) == (3, "1", "")
+
+
+def test_a_worker_that_is_killed_is_a_clear_error_and_no_hang(shards: Path, tokenizers) -> None:
+    import multiprocessing
+    import signal
+
+    before = set(multiprocessing.active_children())
+    items = iter(make_loader(make_config(shards, steps=4000, workers=2), World(), tokenizers))
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert next(items).step == 1
+    workers = [child for child in multiprocessing.active_children() if child not in before]
+    os.kill(workers[0].pid, signal.SIGKILL)
+    # Nothing is raised here, where the main process may be inside a collective; only where it asks for a batch.
+    time.sleep(0.3)
+    assert signal.getsignal(signal.SIGCHLD) == handler == signal.SIG_DFL
+    with pytest.raises(LaunchError, match=r"a data worker process died .*lower data.workers or data.prefetch"):
+        for _ in items:
+            pass
+
+
+def test_a_token_budget_keeps_the_samples_of_a_step_on_any_number_of_ranks(shards: Path, tokenizers) -> None:
+    config = make_config(shards, tokens_per_micro_batch=60, max_source_tokens=50, max_target_tokens=10)
+    for size in (1, 2, 4):
+        ranks = [_run(config, tokenizers, World(rank=rank, size=size)) for rank in range(size)]
+        for number, parts in enumerate(zip(*ranks, strict=True), start=1):
+            expected = step_numbers(config, number)
+            assert sorted(chain.from_iterable(_names(part, tokenizers) for part in parts)) == sorted(expected.tolist())
+            assert len({len(part.micro) for part in parts}) == 1
+            assert len(parts[0].micro) > 1
+            for batch in (batch for part in parts for batch in part.micro):
+                rows, tokens = batch.source_ids.shape[0], batch.source_ids.shape[1] + batch.target_ids.shape[1]
+                # Tokens are estimated from characters.
+                assert rows == 1 or rows * tokens < 2 * 60
+
+
+def test_bad_samples_leave_empty_rows_and_are_counted(own_shards: Path, tokenizers) -> None:
+    config = make_config(own_shards, steps=4, max_characters=150)
+    bad = [number for number, row in enumerate(task_rows(50)) if len(row["source"]) > 150]
+    steps = _run(config, tokenizers)
+    expected = [sum(number in bad for number in step_numbers(config, step).tolist()) for step in range(1, 5)]
+    assert [step.bad.get("too_long", 0) for step in steps] == expected
+    assert sum(expected) > 0
+    for step in steps:
+        targets = torch.cat([batch.target_mask.sum(1) for batch in step.micro])
+        assert int((targets == 0).sum()) == step.bad.get("too_long", 0)
+        assert bool(step.bad) == bool(step.bad_reason)
+    reason = next(step.bad_reason for step in steps if step.bad_reason)
+    assert "of shard shard-" in reason
+    assert "data.max_characters is 150" in reason
+
+
+@pytest.mark.parametrize("workers", [0, 8])
+def test_a_window_of_steps_is_the_same_for_any_workers_and_resumes_in_its_middle(
+    shards: Path, tokenizers, workers: int
+) -> None:
+    config = make_config(shards, steps=9, length_window=3, length_chunk=4, workers=workers)
+    whole = [step.ids_hash for step in _run(config, tokenizers)]
+    assert whole == [ids_hash(step_numbers(config, step)) for step in range(1, 10)]
+    assert [step.ids_hash for step in _run(config, tokenizers, start=4)] == whole[4:]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from itertools import pairwise
+import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge_ds.data.order import batch_positions, deal, global_batch, ids_hash, permute, uniform
+from bridge_ds.data.order import MIX_BLOCK, BlockShuffle, batch_positions, ids_hash, mix, permute, quotas, uniform
 
 
 @settings(max_examples=150, deadline=None)
@@ -52,9 +53,11 @@ def test_no_drift_between_neighbours() -> None:
 def test_pinned_values() -> None:
     """A change here would change the samples of every run that is resumed."""
     assert permute(np.arange(10), 10, 0, 0).tolist() == [8, 4, 6, 3, 9, 1, 0, 2, 5, 7]
-    assert permute(np.arange(10), 10, 0, 1).tolist() == [3, 7, 1, 2, 8, 5, 4, 9, 0, 6]
     assert uniform(0, 0, 0) == pytest.approx(0.6436823271556098, abs=0)
     assert ids_hash(np.array([0, 1, 2])) == "ab25350e3e65efeb"
+    places = BlockShuffle(np.array([3, 2, 4, 1]), 2, 0).places(np.arange(8, 14))
+    assert np.stack(places).tolist() == [[0, 1, 0, 0, 0, 3], [2, 0, 0, 1, 2, 0], [0, 0, 1, 1, 1, 1]]
+    assert mix(np.arange(5), quotas(np.array([3.0, 1.0])), 0)[1].tolist() == [7278, 1567, 4262, 414, 2269]
 
 
 @pytest.mark.parametrize("bad", [[-1], [5]])
@@ -63,53 +66,90 @@ def test_positions_outside_are_refused(bad: list[int]) -> None:
         permute(np.array(bad), 5, 0, 0)
 
 
-@settings(max_examples=30, deadline=None)
-@given(n=st.integers(1, 100), size=st.integers(1, 150), seed=st.integers(0, 100))
-def test_batches_cut_the_endless_sequence_without_gap(n: int, size: int, seed: int) -> None:
-    got = np.concatenate([global_batch(step, size, n, seed) for step in (1, 2, 3)])
-    whole = [permute(np.arange(n), n, seed, epoch) for epoch in range(min(8, 3 * size // n + 1))]
-    expected = np.concatenate(whole)[: 3 * size]
-    assert np.array_equal(got[: len(expected)], expected)
-    assert batch_positions(2, size).tolist() == list(range(size, 2 * size))
+def _numbers(shuffle: BlockShuffle, sizes: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    places = shuffle.places(positions)
+    assert (places.rows < sizes[places.shards]).all()
+    assert (places.epochs == positions // sizes.sum()).all()
+    return (np.cumsum(sizes) - sizes)[places.shards] + places.rows
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    world=st.integers(1, 8), rounds=st.integers(1, 5), micro=st.integers(1, 5), data=st.data(),
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any),
+    window=st.integers(1, 40), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 10**6),
 )  # fmt: skip
-def test_deal_gives_every_row_once_with_like_lengths(world: int, rounds: int, micro: int, data: st.DataObject) -> None:
-    size = world * rounds * micro
-    lengths = np.array(data.draw(st.lists(st.integers(0, 500), min_size=size, max_size=size)))
-    dealt = deal(lengths, micro, world)
-    assert dealt.shape == (world, rounds, micro)
-    assert sorted(dealt.ravel().tolist()) == list(range(size))
+def test_an_epoch_of_a_block_shuffle_has_each_sample_once_and_reads_one_window_at_a_time(
+    sizes: list[int], window: int, seed: int, epoch: int
+) -> None:
+    counts = np.array(sizes)
+    n = int(counts.sum())
+    shuffle = BlockShuffle(counts, window, seed)
+    positions = epoch * n + np.arange(n)
+    found = _numbers(shuffle, counts, positions)
+    assert np.array_equal(np.sort(found), np.arange(n))
+    # In any order and by any instance, the same.
+    assert np.array_equal(_numbers(BlockShuffle(counts, window, seed), counts, positions[::-1]), found[::-1])
 
-    # Sorted cuts are the least padding there is: no micro-batch overlaps another in length.
-    spans = sorted((int(lengths[rows].min()), int(lengths[rows].max())) for rows in dealt.reshape(-1, micro))
-    assert all(high <= low for (_, high), (low, _) in pairwise(spans))
-
-    tokens = lengths[dealt].sum(axis=-1)
-    spread = (tokens.max(axis=0) - tokens.min(axis=0)).max()
-    totals = tokens.sum(axis=1)
-    assert totals.max() - totals.min() <= spread
-
-
-def test_deal_ties_go_by_row_so_that_nothing_depends_on_the_machine() -> None:
-    assert deal(np.zeros(8), 2, 2).tolist() == [[[6, 7], [2, 3]], [[4, 5], [0, 1]]]
-
-
-def test_deal_balances_long_tailed_lengths() -> None:
-    lengths = np.random.default_rng(0).lognormal(5, 1, 1024).astype(np.int64)
-    dealt = deal(lengths, 8, 8)
-    totals = lengths[dealt].sum(axis=(1, 2))
-    assert totals.max() / totals.min() < 1.25
-    padded = (lengths[dealt].max(axis=-1) * 8).sum()
-    assert padded < 1.1 * lengths.sum()
+    shards = shuffle.places(positions).shards
+    met = [shards[np.sort(np.unique(shards, return_index=True)[1])]][0]
+    first = {int(shard): int(np.flatnonzero(shards == shard)[0]) for shard in met}
+    last = {int(shard): int(np.flatnonzero(shards == shard)[-1]) for shard in met}
+    open_at_once = max(sum(first[s] <= at <= last[s] for s in first) for at in first.values())
+    assert open_at_once <= window
 
 
-def test_deal_refuses_what_does_not_divide() -> None:
-    with pytest.raises(ValueError, match=r"10 rows"):
-        deal(np.zeros(10), 2, 2)
+def test_epochs_seeds_and_windows_differ_and_shards_are_shuffled_too() -> None:
+    sizes = np.full(20, 10)
+    orders = {
+        tuple(BlockShuffle(sizes, window, seed).places(np.arange(200) + 200 * epoch).shards.tolist())
+        for window in (1, 4) for seed in (0, 1) for epoch in (0, 1)
+    }  # fmt: skip
+    assert len(orders) == 8
+    firsts = [int(BlockShuffle(sizes, 4, seed).places(np.array([0])).shards[0]) for seed in range(400)]
+    assert len(set(firsts)) == 20
+
+
+def test_no_samples_and_no_window_are_refused() -> None:
+    for sizes, window in ((np.array([0, 0]), 1), (np.array([3]), 0)):
+        with pytest.raises(ValueError, match=r"needs samples and a window"):
+            BlockShuffle(sizes, window, 0)
+
+
+def test_a_billion_samples_in_constant_memory() -> None:
+    sizes = np.full(10_000, 100_000)
+    tracemalloc.start()
+    shuffle = BlockShuffle(sizes, 16, 0)
+    began = time.perf_counter()
+    seen = [shuffle.places(start + np.arange(1024)) for start in range(0, 10**9, 10**8)]
+    seconds = time.perf_counter() - began
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"{seconds / 10240 * 1e6:.2f} microseconds a sample, {peak / 2**20:.1f} MiB")
+    assert peak < 4 * 2**20
+    numbers = np.concatenate([places.shards * 100_000 + places.rows for places in seen])
+    assert len(np.unique(numbers)) == 10_240
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=6), seed=st.integers(0, 2**32),
+    begin=st.integers(0, 10**9),
+)  # fmt: skip
+def test_a_mixture_meets_its_weights_and_uses_up_each_sequence(weights: list[float], seed: int, begin: int) -> None:
+    quota = quotas(np.array(weights))
+    assert quota.sum() == MIX_BLOCK
+    assert np.abs(quota - np.array(weights) / sum(weights) * MIX_BLOCK).max() < 1
+    first = begin // MIX_BLOCK * MIX_BLOCK
+    sets, own = mix(first + np.arange(2 * MIX_BLOCK), quota, seed)
+    for number, share in enumerate(quota.tolist()):
+        block = first // MIX_BLOCK
+        assert np.array_equal(np.sort(own[sets == number]), np.arange(block * share, (block + 2) * share))
+    one = begin - first
+    assert [int(column[0]) for column in mix(np.array([begin]), quota, seed)] == [int(sets[one]), int(own[one])]
+
+
+def test_batches_cut_the_endless_sequence_without_gap() -> None:
+    assert np.concatenate([batch_positions(step, 7) for step in (1, 2, 3)]).tolist() == list(range(21))
 
 
 def test_uniform_is_uniform_and_pure() -> None:
@@ -122,7 +162,7 @@ def test_uniform_is_uniform_and_pure() -> None:
 
 def test_order_and_index_import_no_framework() -> None:
     code = (
-        "import sys, bridge_ds.data.order, bridge_ds.data.index, bridge_ds.data.pack, bridge_ds.data.reader; "
+        "import sys, bridge_ds.data.order, bridge_ds.data.index, bridge_ds.data.pack_job, bridge_ds.data.corpus; "
         "print([m for m in ('torch', 'transformers', 'deepspeed', 'webdataset', 'datasets') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bridge_ds.data.formats import part_rows
 from bridge_ds.data.index import load_index
 from bridge_ds.data.reader import SampleReader
-from bridge_ds.data.sources import file_rows, map_fields, parse_map
+from bridge_ds.data.sources import file_parts, map_fields, parse_map
 from bridge_ds.errors import DataError
 
 TOOL = Path(__file__).parents[2] / "tools" / "pack_shards.py"
@@ -23,6 +25,10 @@ def _tool(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, str(TOOL), *map(str, arguments)], capture_output=True, text=True, timeout=60, cwd=cwd
     )
+
+
+def file_rows(paths: list[Path]) -> list[tuple[str, Any]]:
+    return [row for part in file_parts(paths) for row in part_rows(part)]
 
 
 def _jsonl(path: Path, rows: list[object]) -> Path:
@@ -52,7 +58,7 @@ def test_pack_and_verify(tmp_path: Path) -> None:
     assert (packed.returncode, packed.stderr) == (0, "")
     assert packed.stdout == f"packed 3 samples into 2 shards (0.0 MiB) in {out}\n"
     reader = SampleReader(load_index(out), "task")
-    assert reader.read(2) == {"source": "capital of France", "target": "Paris"}
+    assert reader.read(1, 0) == {"source": "capital of France", "target": "Paris"}
     assert _tool("verify", out).returncode == 0
     with (out / "shard-000000.tar").open("r+b") as file:
         file.write(b"#")
@@ -119,7 +125,11 @@ def test_paragraphs_become_texts_and_headings_join_the_next(tmp_path: Path) -> N
         ("a.jsonl.gz", b"no gzip", r"a.jsonl.gz cannot be read after line 0"),
         ("a.jsonl.gz", gzip.compress(b'{"source": "x"}\n' * 5000)[:60], r"a.jsonl.gz cannot be read"),
         ("a.jsonl", "[" * 100_000, r"a.jsonl:1 is JSON nested too deep"),
-        ("a.csv", "x,y", r"a.csv ends in .csv; expected .jsonl"),
+        ("a.xml", "x,y", r"a.xml ends in .xml; expected .jsonl"),
+        ("a.csv", "x,y\n1,2\n3\n", r"a.csv:3 has another number of columns than the header .2.; mend it"),
+        ("a.csv", 'x,y\n"1,2\n', r"a.csv:1 is malformed csv .unexpected end of data"),
+        ("a.jsonl.zst", b"no zstd at all", r"a.jsonl.zst cannot be read after line 0"),
+        ("a.parquet", b"PAR1 and nothing else", r"a.parquet cannot be read as parquet"),
     ],
 )
 def test_files_that_cannot_be_read_name_file_and_line(
@@ -131,7 +141,7 @@ def test_files_that_cannot_be_read_name_file_and_line(
 
 
 def test_missing_file_and_missing_field_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere.jsonl cannot be read after line 0 .No such file"):
+    with pytest.raises(DataError, match=r"nowhere.jsonl cannot be read .No such file"):
         list(file_rows([tmp_path / "nowhere.jsonl"]))
     with pytest.raises(DataError, match=r"f:1 has no field `a`; it has `q`, `id`; name one of these in --map"):
         list(map_fields([("f:1", {"q": 1, "id": 2})], {"source": "q", "target": "a"}))

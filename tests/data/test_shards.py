@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from bridge_ds.data.index import load_index, verify, write_index
-from bridge_ds.data.pack import index_shard, pack_rows
-from bridge_ds.data.reader import SampleReader, fault_in
+from bridge_ds.data.index import ShardIndex, load_index, write_index
+from bridge_ds.data.pack import pack_rows
+from bridge_ds.data.reader import SampleReader
+from bridge_ds.data.samples import BadSample, fault_in
+from bridge_ds.data.verify import verify
 from bridge_ds.errors import DataError
 from tests.data.conftest import task_rows
 
 
+def _all(index: ShardIndex, objective: str = "task", **options: int) -> list[dict[str, Any]]:
+    reader = SampleReader(index, objective, **options)
+    return [reader.read(*index.locate(sample)) for sample in range(index.samples)]
+
+
 def test_round_trip(shards: Path) -> None:
     index = load_index(shards)
-    verify(index)
-    assert [shard.samples for shard in index.shards] == [16, 16, 16, 2]
+    assert list(verify(index)) == [f"shard-00000{number}.tar" for number in range(4)]
+    assert index.sizes.tolist() == [16, 16, 16, 2]
     reader = SampleReader(index, "task", open_files=2)
     rows = task_rows(50)
     # Back and forth over more shards than files may be open.
-    assert [reader.read(sample) for sample in (*range(50), 0, 49, 17)] == [*rows, rows[0], rows[49], rows[17]]
+    found = [reader.read(*index.locate(sample)) for sample in (*range(50), 0, 49, 17)]
+    assert found == [*rows, rows[0], rows[49], rows[17]]
     assert len(reader._files) == 2
-    assert index.characters.tolist() == [len(row["source"]) + len(row["target"]) for row in rows]
-    assert index.describe(17).startswith("sample 1 of shard shard-000001.tar")
+    tables = [index.table(shard) for shard in range(4)]
+    for name in ("source", "target"):
+        lengths = [length for table in tables for length in table[name].tolist()]
+        assert lengths == [len(row[name]) for row in rows]
+    assert sum(shard.characters for shard in index.shards) == sum(len(r["source"]) + len(r["target"]) for r in rows)
+    assert reader.describe(1, 1).startswith("sample 1 (key '000000017') of shard shard-000001.tar in ")
     with pytest.raises(IndexError):
         index.locate(50)
+
+
+def test_few_tables_stay_in_memory(shards: Path) -> None:
+    index = load_index(shards)
+    index.kept_tables = 2
+    assert len(_all(index)) == 50
+    assert len(index._tables) == 2
+    assert not pickle.loads(pickle.dumps(index))._tables
 
 
 def test_webdataset_reads_the_shards(shards: Path) -> None:
@@ -45,7 +67,7 @@ def test_webdataset_reads_the_shards(shards: Path) -> None:
 
 def test_packing_is_deterministic_and_readable_by_the_group(shards: Path, own_shards: Path) -> None:
     names = sorted(path.name for path in shards.iterdir())
-    assert names == ["index.json", *(f"shard-00000{i}.tar" for i in range(4))]
+    assert names == ["index.json", *(f"shard-00000{i}.{end}" for i in range(4) for end in ("samples.npy", "tar"))]
     assert all((shards / name).read_bytes() == (own_shards / name).read_bytes() for name in names)
     umask = os.umask(0)
     os.umask(umask)
@@ -54,7 +76,7 @@ def test_packing_is_deterministic_and_readable_by_the_group(shards: Path, own_sh
 
 def test_index_round_trip(own_shards: Path) -> None:
     before = (own_shards / "index.json").read_bytes()
-    write_index(load_index(own_shards))
+    write_index(own_shards, list(load_index(own_shards).shards))
     assert (own_shards / "index.json").read_bytes() == before
 
 
@@ -66,17 +88,18 @@ def test_shard_size_is_kept(tmp_path: Path) -> None:
 
 
 def test_reader_survives_pickling_and_forking(shards: Path) -> None:
-    reader = SampleReader(load_index(shards), "task")
+    index = load_index(shards)
+    reader = SampleReader(index, "task")
     rows = task_rows(50)
-    assert reader.read(3) == rows[3]
-    assert pickle.loads(pickle.dumps(reader)).read(4) == rows[4]
+    assert reader.read(0, 3) == rows[3]
+    assert pickle.loads(pickle.dumps(reader)).read(0, 4) == rows[4]
     child = os.fork()
     if child == 0:
-        os._exit(0 if all(reader.read(i) == rows[i] for i in range(50)) else 1)
-    assert all(reader.read(i) == rows[i] for i in reversed(range(50)))
+        os._exit(0 if all(reader.read(*index.locate(i)) == rows[i] for i in range(50)) else 1)
+    assert all(reader.read(*index.locate(i)) == rows[i] for i in reversed(range(50)))
     assert os.waitpid(child, 0)[1] == 0
     reader.close()
-    assert reader.read(5) == rows[5]
+    assert reader.read(0, 5) == rows[5]
 
 
 def _cut(folder: Path, size: int) -> None:
@@ -84,7 +107,7 @@ def _cut(folder: Path, size: int) -> None:
 
 
 def _member_start(folder: Path) -> int:
-    return int(load_index(folder).shards[1].offsets[8]) - 512
+    return int(load_index(folder).table(1)["offset"][8]) - 512
 
 
 def _index(text: str) -> Callable[[Path], object]:
@@ -97,19 +120,22 @@ def _remove(name: str) -> Callable[[Path], object]:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda f: shutil.rmtree(f), r"is no folder.*tools/pack_shards.py"),
-    "no index": (_remove("index.json"), r"has no index.json.*tools/pack_shards.py"),
-    "malformed index": (_index('{"version": 1'), r"index.json is malformed.*pack it again"),
+    "no index": (_remove("index.json"), r"has no index.json.*tools/pack_shards.py index"),
+    "malformed index": (_index('{"version": 1'), r"index.json is malformed.*pack_shards.py index DIR"),
     "index of wrong shape": (_index("[]"), r"index.json is malformed"),
-    "other version": (_index('{"version": 9, "shards": 3}'), r"has version 9;.*version 1"),
-    "no sample": (_index('{"version": 1, "shards": []}'), r"lists no sample"),
-    "missing shard": (_remove("shard-000001.tar"), r"shard-000001.tar is missing.*promises 4 shards.*copy it"),
+    "older version": (_index('{"version": 1, "shards": 3}'), r"has version 1;.*version 2; .*pack_shards.py index DIR"),
+    "newer version": (_index('{"version": 3}'), r"has version 3;.*version 2"),
+    "no sample": (_index('{"version": 2, "fields": {}, "shards": []}'), r"lists no sample"),
+    "unknown field": (_index('{"version": 2, "fields": {"x": "y"}, "shards": []}'), r"malformed .*fields names x"),
+    "missing shard": (_remove("shard-000001.tar"), r"shard-000001.tar is missing.*index promises.*copy it"),
+    "missing table": (_remove("shard-000001.samples.npy"), r"shard-000001.samples.npy is missing"),
     "cut inside a member": (
         lambda f: _cut(f, _member_start(f) + 520),
-        r"shard-000001.tar .* has \d+ bytes; .* promises 20480 bytes with 16 samples",
+        r"shard-000001.tar .* has \d+ bytes; .* promises 20480 bytes .*no whole tar .unexpected end",
     ),
     "cut between members": (
         lambda f: _cut(f, _member_start(f)),
-        r"shard-000001.tar .* has \d+ bytes; .* promises 20480 bytes with 16 samples",
+        r"shard-000001.tar .* has \d+ bytes; .* promises 20480 bytes .*without the zeros that end a tar: it was cut",
     ),
     "grown": (lambda f: _cut(f, 30720), r"has 30720 bytes"),
 }
@@ -126,7 +152,18 @@ def test_damage_is_named_before_training(own_shards: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("name", "../x"), ("name", "pipe:ls"), ("samples", 15), ("offsets", [-1] * 16), ("lengths", [99999] * 16)],
+    [
+        ("name", "../x"),
+        ("name", "pipe:ls"),
+        ("name", ".x.tar"),
+        ("samples", 15),
+        ("samples", -1),
+        ("layout", "pickle"),
+        ("sha256", "../../x"),
+        ("table_sha256", ""),
+        ("buckets", [16]),
+        ("bytes", None),
+    ],  # fmt: skip
 )
 def test_an_index_that_reaches_outside_is_refused(own_shards: Path, key: str, value: object) -> None:
     path = own_shards / "index.json"
@@ -137,86 +174,142 @@ def test_an_index_that_reaches_outside_is_refused(own_shards: Path, key: str, va
         load_index(own_shards)
 
 
-@pytest.mark.parametrize("folder", ["pipe:cat /etc/passwd", "s3://bucket/shards", "https://x/y"])
-def test_urls_and_pipes_are_refused(folder: str) -> None:
-    with pytest.raises(DataError, match=r"expected a local folder"):
+@pytest.mark.parametrize(
+    "folder", ["pipe:cat /etc/passwd", "ftp://x/y", "file:///tmp", "simplecache::s3://bucket/x", "x::pipe:ls"]
+)
+def test_pipes_chains_and_unknown_schemes_are_refused(folder: str) -> None:
+    with pytest.raises(DataError, match=r"expected a folder, or a URL that begins with https://.*nothing is ever run"):
         load_index(folder)
 
 
-def test_changed_bytes_are_found_on_request(own_shards: Path) -> None:
+def _flip(path: Path, at: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_a_flipped_byte_is_found_when_its_sample_is_read(own_shards: Path) -> None:
     index = load_index(own_shards)
-    with (own_shards / "shard-000002.tar").open("r+b") as file:
-        file.seek(600)
-        file.write(b"#")
-    assert load_index(own_shards).samples == 50
-    with pytest.raises(DataError, match=r"shard-000002.tar .* has sha256"):
-        verify(index)
+    offset = int(index.table(1)["offset"][3])
+    # Inside a text, where JSON stays well-formed.
+    _flip(own_shards / "shard-000001.tar", offset + 12)
+    reader = SampleReader(load_index(own_shards), "task")
+    assert reader.read(1, 2) == task_rows(50)[18]
+    with pytest.raises(
+        DataError, match=rf"sample 3 of shard shard-000001.tar .* checksum .bytes {offset} to"
+    ) as caught:
+        reader.read(1, 3)
+    assert not isinstance(caught.value, BadSample), "damage must not fall under the budget of bad samples"
 
 
-def test_malformed_json_in_a_shard_names_shard_and_sample(own_shards: Path) -> None:
+@pytest.mark.parametrize("where", ["header", "sample", "tail"])
+def test_verify_names_the_first_bad_range(own_shards: Path, where: str) -> None:
     index = load_index(own_shards)
-    with (own_shards / "shard-000001.tar").open("r+b") as file:
-        file.seek(int(index.shards[1].offsets[3]))
-        file.write(b"#")
-    with pytest.raises(DataError, match=r"sample 3 of shard shard-000001.tar \(number 19 .* is malformed JSON"):
-        SampleReader(index, "task").read(19)
+    table = index.table(2)
+    end = int(table["offset"][5] + table["length"][5])
+    start = int(table["offset"][6])
+    last = int(table["offset"][15] + table["length"][15])
+    at, expected = {
+        "header": (start - 500, rf"bytes {end} to {start - 1} .the tar header before sample 6."),
+        "sample": (start + 5, rf"bytes {start} to {start + int(table['length'][6]) - 1} .sample 6."),
+        "tail": (20479, rf"bytes {last} to 20479 .behind the last sample."),
+    }[where]
+    _flip(own_shards / "shard-000002.tar", at)
+    done: list[str] = []
+    with pytest.raises(DataError, match=rf"shard-000002.tar .* is damaged at {expected}"):
+        done.extend(verify(load_index(own_shards)))
+    assert done == ["shard-000000.tar", "shard-000001.tar"]
 
 
-def test_a_shard_that_vanishes_or_shrinks_during_a_run_is_named(own_shards: Path) -> None:
+def test_a_changed_table_is_refused(own_shards: Path) -> None:
+    path = own_shards / "shard-000001.samples.npy"
+    _flip(path, path.stat().st_size - 1)
     index = load_index(own_shards)
+    with pytest.raises(DataError, match=r"table .*shard-000001.samples.npy of shard shard-000001.tar has sha256"):
+        index.table(1)
+
+
+def test_a_pickled_table_is_never_unpickled(own_shards: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(own_shards / "exploded"),)
+
+    path = own_shards / "shard-000000.samples.npy"
+    np.save(path, np.array([Bomb()] * 16, dtype=object), allow_pickle=True)
+    raw = path.read_bytes()
+    index = json.loads((own_shards / "index.json").read_text())
+    index["shards"][0] |= {"table_bytes": len(raw), "table_sha256": hashlib.sha256(raw).hexdigest()}
+    (own_shards / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"does not describe the 16 samples"):
+        load_index(own_shards).table(0)
+    assert not (own_shards / "exploded").exists()
+
+
+def test_a_shard_that_changes_or_vanishes_during_a_run_is_named(own_shards: Path) -> None:
+    index = load_index(own_shards)
+    reader = SampleReader(index, "task", open_files=1)
+    assert reader.read(1, 0) == task_rows(50)[16]
     _cut(own_shards, 700)
     with pytest.raises(DataError, match=r"sample 9 of shard shard-000001.tar .* ends after 0 of \d+ bytes"):
-        SampleReader(index, "task").read(25)
+        reader.read(1, 9)
+    # Another whole shard in its place, of another size; the open file is still the old one.
+    shutil.copy(own_shards / "shard-000003.tar", own_shards / "new")
+    (own_shards / "new").replace(own_shards / "shard-000002.tar")
+    with pytest.raises(DataError, match=r"shard-000002.tar .* has 10240 bytes; the index promises 20480"):
+        reader.read(2, 0)
+    # And one of the same size.
+    shutil.copy(own_shards / "shard-000000.tar", own_shards / "shard-000002.tar")
+    with pytest.raises(DataError, match=r"the end of shard shard-000002.tar .* has another checksum"):
+        reader.read(2, 0)
     (own_shards / "shard-000001.tar").unlink()
-    with pytest.raises(DataError, match=r"cannot be read .No such file"):
-        SampleReader(index, "task").read(25)
+    with pytest.raises(DataError, match=r"shard-000001.tar is missing"):
+        reader.read(1, 3)
 
 
 @pytest.mark.parametrize(
-    ("sample", "objective", "fault"),
+    ("sample", "objective", "kind", "fault"),
     [
-        ({"source": "a", "target": "b"}, "task", ""),
-        ({"source": "a", "target": "b", "prompt": None}, "task", ""),
-        ({"text": "a b"}, "prefix_lm", ""),
-        ({"source": "a"}, "task", "has no `target`"),
-        ({"source": "a", "target": ""}, "task", "has an empty `target`"),
-        ({"source": " \n", "target": "b"}, "task", "has an empty `source`"),
-        ({"source": "a", "target": 1}, "task", "has a `target` of type int"),
-        ({"source": "a", "target": "b", "prompt": ["x"]}, "task", "has a `prompt` of type list"),
-        ({"source": "a", "target": "\ud800"}, "task", "has half a surrogate pair in `target`"),
-        ({"source": "a", "target": "b"}, "prefix_lm", "has no `text`"),
-        ({"text": "word"}, "prefix_lm", "has fewer than two words"),
-        (["a"], "task", "is a JSON list"),
+        ({"source": "a", "target": "b"}, "task", "", ""),
+        ({"source": "a", "target": "b", "prompt": None}, "task", "", ""),
+        ({"text": "a b"}, "prefix_lm", "", ""),
+        ({"source": "a"}, "task", "missing", "has no `target`"),
+        ({"source": "a", "target": ""}, "task", "empty", "has an empty `target`"),
+        ({"source": " \n", "target": "b"}, "task", "empty", "has an empty `source`"),
+        ({"source": "a", "target": 1}, "task", "malformed", "has a `target` of type int"),
+        ({"source": "a", "target": "b", "prompt": ["x"]}, "task", "malformed", "has a `prompt` of type list"),
+        ({"source": "a", "target": "\ud800"}, "task", "malformed", "has half a surrogate pair in `target`"),
+        ({"source": "a", "target": "b"}, "prefix_lm", "missing", "has no `text`"),
+        ({"text": "word"}, "prefix_lm", "empty", "has fewer than two words"),
+        (["a"], "task", "malformed", "is a JSON list"),
     ],
 )
-def test_faults_of_samples(sample: object, objective: str, fault: str) -> None:
+def test_faults_of_samples(sample: object, objective: str, kind: str, fault: str) -> None:
     found = fault_in(sample, objective)
-    assert found.startswith(fault)
+    assert (found.reason if found else "").startswith(fault)
     assert bool(found) == bool(fault)
+    assert found is None or found.kind == kind
+
+
+def test_too_long_a_text_is_a_fault() -> None:
+    assert fault_in({"source": "abcd", "target": "b"}, "task", 4) is None
+    found = fault_in({"source": "abcde", "target": "b"}, "task", 4)
+    assert found == ("too_long", "has a `source` of 5 characters; data.max_characters is 4")
 
 
 def test_wrong_objective_for_the_shards(shards: Path) -> None:
-    with pytest.raises(DataError, match=r"sample 0 of shard .* has no `text`; the objective prefix_lm needs `text`"):
-        SampleReader(load_index(shards), "prefix_lm").read(0)
-
-
-def test_foreign_tars_are_indexed_or_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.tar"
-    (tmp_path / "en.de.json").write_text('{"text": "a b"}')
-    with tarfile.open(path, "w") as tar:
-        tar.add(tmp_path / "en.de.json", arcname="en.de.json")
-    with pytest.raises(DataError, match=r"holds 'en.de.json'; expected distinct dot-free keys"):
-        index_shard(path)
-    path.write_bytes(b"no tar at all")
-    with pytest.raises(DataError, match=r"x.tar cannot be indexed"):
-        index_shard(path)
+    with pytest.raises(
+        BadSample, match=r"sample 0 .key '000000000'. of shard .* has no `text`; the objective prefix_lm"
+    ):
+        SampleReader(load_index(shards), "prefix_lm").read(0, 0)
 
 
 def test_a_corpus_that_names_its_origin_source_is_text(tmp_path: Path) -> None:
     index = pack_rows([{"text": "two words", "source": "wiki"}], tmp_path / "out")
-    assert SampleReader(index, "prefix_lm").read(0)["source"] == "wiki"
+    assert SampleReader(index, "prefix_lm").read(0, 0)["source"] == "wiki"
     with pytest.raises(DataError, match=r"has no `target`"):
-        SampleReader(index, "task").read(0)
+        SampleReader(index, "task").read(0, 0)
 
 
 def test_failed_packing_leaves_nothing(tmp_path: Path) -> None:

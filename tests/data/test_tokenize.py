@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 from pathlib import Path
 
@@ -153,28 +152,6 @@ def test_split_moves_with_epoch_seed_and_sample() -> None:
     assert len(splits) == 8
     with pytest.raises(DataError, match=r"has 1 words in `text`"):
         split_text(" word ", 0, 0, 0)
-
-
-def test_lost_byte_fallback_is_reported(tmp_path: Path, llm_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    import sentencepiece
-    from transformers import T5Tokenizer
-
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n".join(["the cat is ok naive and the cat sat"] * 50))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=290, byte_fallback=True,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
-    )  # fmt: skip
-    T5Tokenizer.from_pretrained(str(tmp_path), extra_ids=0).save_pretrained(tmp_path)
-    with caplog.at_level(logging.WARNING, logger="bridge_ds"):
-        _load(tmp_path, llm_folder)
-    assert "gives other ids than its spiece.model" in caplog.text
-    assert "byte fallback" in caplog.text
-    caplog.clear()
-    (tmp_path / "spiece.model").unlink()
-    with caplog.at_level(logging.WARNING, logger="bridge_ds"):
-        _load(tmp_path, llm_folder)
-    assert not caplog.text
 
 
 def test_tokenizers_can_be_sent_to_a_spawned_worker(tokenizers) -> None:

@@ -55,7 +55,8 @@ def draw_masks(dropout: float, seed: int, attention_shape: tuple[int, ...], like
     bits = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[: sum(counts)]
     kept_scale = 65536 / (65536 - dropped)
     keep = (bits >= dropped - 32768).to(like_mD.dtype).mul_(kept_scale)
-    return Masks(*(part.view(shape) for part, shape in zip(keep.split(counts), shapes, strict=True)), kept_scale)
+    attention, output, hidden, ffn = (part.view(of) for part, of in zip(keep.split(counts), shapes, strict=True))
+    return Masks(attention, output, hidden, ffn, kept_scale)
 
 
 @dataclass

@@ -1,0 +1,132 @@
+"""Encoder ids exactly as SentencePiece gives them, and what a tokenizer loses in which script.
+
+transformers 5 rebuilds T5's and mT5's tokenizer without byte fallback: a character outside the vocabulary, which
+SentencePiece spells in bytes, becomes `<unk>` and is gone. Its normaliser also differs on some clusters of marks, and
+it takes `</s>` inside a text for the end token. Where the model's own `spiece.model` is at hand it is used instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bridge_ds.config.names import resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["PROBES", "SentencePieceTokenizer", "find_spiece", "unk_shares", "with_spiece"]
+
+PROBES: Mapping[str, str] = {
+    "am": "ድመቷ ምንጣፉ ላይ ተቀመጠች።", "ar": "جلست القطة على الحصيرة.", "bn": "বিড়ালটি মাদুরে বসেছিল।",
+    "bo": "ཞི་མི་གདན་ཐོག་ལ་བསྡད།", "el": "Η γάτα κάθισε στο χαλί.", "en": "The cat sat on the mat, naïve ﬁancé.",
+    "gu": "બિલાડી સાદડી પર બેઠી.", "he": "החתול ישב על השטיח.", "hi": "बिल्ली चटाई पर बैठी।", "hy": "Կատուն նստեց գորգին։",
+    "ja": "猫がマットの上に座った。", "jv": "ꦏꦸꦕꦶꦁ", "ka": "კატა ხალიჩაზე იჯდა.", "km": "ឆ្មាអង្គុយលើកន្ទេល។",
+    "kn": "ಬೆಕ್ಕು ಚಾಪೆಯ ಮೇಲೆ ಕುಳಿತಿತು.",
+    "ko": "고양이가 매트 위에 앉았다.", "lo": "ແມວນັ່ງເທິງເສື່ອ", "ml": "പൂച്ച പായയിൽ ഇരുന്നു.", "my": "ကြောင်သည် ဖျာပေါ်တွင် ထိုင်သည်။",
+    "or": "ବିଲେଇ ମସିଣା ଉପରେ ବସିଲା।", "pa": "ਬਿੱਲੀ ਚਟਾਈ ਉੱਤੇ ਬੈਠੀ।", "ru": "Кошка сидела на коврике.", "si": "පූසා පැදුර මත වාඩි වුණා.",
+    "ta": "பூனை பாயில் அமர்ந்தது.", "te": "పిల్లి చాప మీద కూర్చుంది.", "th": "แมวนั่งบนเสื่อ", "ti": "እታ ድሙ ኣብ ልዕሊ ምንጻፍ ኮፍ በለት።",
+    "ur": "بلی چٹائی پر بیٹھ گئی۔", "vi": "Con mèo ngồi trên tấm thảm.", "yo": "Ológbò náà jókòó sórí ẹní.",
+    "zh": "猫坐在垫子上。", "emoji": "🐈 on 𝕞𝕒𝕥 ½  x", "mixed": "the 猫 cat </s> ꦏ",
+}  # fmt: skip
+"""A sentence of each language, for every script in which the benchmarks are written and some more."""
+
+
+class SentencePieceTokenizer:
+    """The parts of a Hugging Face tokenizer that this project uses, its ids those of SentencePiece. May be pickled."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+        """Args:
+        tokenizer: of the same model; decides what comes before and after a text, and the special ids.
+        path: the model's spiece.model.
+        """
+        import sentencepiece
+
+        self._spiece = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self._vocabulary = tokenizer.get_vocab()
+        self._names = {number: token for token, number in self._vocabulary.items()}
+        self._before, self._after = _frame(tokenizer)
+        self.pad_token_id = tokenizer.pad_token_id
+        self.eos_token_id = tokenizer.eos_token_id
+        self.bos_token_id = tokenizer.bos_token_id
+        self.unk_token_id = tokenizer.unk_token_id
+        self.all_special_ids = list(tokenizer.all_special_ids)
+
+    def __len__(self) -> int:
+        return len(self._vocabulary)
+
+    def __call__(
+        self, texts: Sequence[str], add_special_tokens: bool = True, verbose: bool = True
+    ) -> dict[str, list[list[int]]]:
+        """{"input_ids": ids of each text}."""
+        rows: list[list[int]] = self._spiece.encode(list(texts))
+        if add_special_tokens:
+            rows = [[*self._before, *row, *self._after] for row in rows]
+        return {"input_ids": rows}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text again; special tokens are left out."""
+        size = self._spiece.get_piece_size()
+        return str(self._spiece.decode([number for number in map(int, ids) if number < size]))
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """The name of each id."""
+        return [self._names[number] for number in ids]
+
+    def get_vocab(self) -> dict[str, int]:
+        """{name: id}, as the Hugging Face tokenizer gives it."""
+        return self._vocabulary
+
+    def agrees(self) -> bool:
+        """Whether both have the same ids for all pieces (families with shifted ids, such as XLM-R, have not)."""
+        pieces = (self._spiece.id_to_piece(number) for number in range(self._spiece.get_piece_size()))
+        return all(self._vocabulary.get(piece) == number for number, piece in enumerate(pieces))
+
+
+def with_spiece(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None) -> Any:
+    """The tokenizer on top of its `spiece.model`, where the model has one that belongs to it; else as it is.
+
+    Args:
+        tokenizer: loaded.
+        name: the model it was loaded from.
+        revision: hub revision.
+    """
+    path = find_spiece(name, revision)
+    if path is None:
+        return tokenizer
+    exact = SentencePieceTokenizer(tokenizer, path)
+    return exact if exact.agrees() else tokenizer
+
+
+def unk_shares(tokenizer: Any, texts: Mapping[str, str] = PROBES) -> dict[str, float]:
+    """Share of a text's tokens that are `<unk>` (0 to 1), by language: what the encoder never sees."""
+    rows = tokenizer(list(texts.values()), add_special_tokens=False, verbose=False)["input_ids"]
+    lost = tokenizer.unk_token_id
+    return {name: sum(i == lost for i in row) / max(1, len(row)) for name, row in zip(texts, rows, strict=True)}
+
+
+def find_spiece(name: str, revision: str | None) -> Path | None:
+    """The `spiece.model` of a folder or of a hub model that is in the cache."""
+    from transformers.utils import cached_file
+
+    folder = Path(resolve(name))
+    if folder.is_dir():
+        return folder / "spiece.model" if (folder / "spiece.model").is_file() else None
+    # Loading has just fetched it if the hub has one, so the cache is asked and the network left alone.
+    found = cached_file(
+        name, "spiece.model", revision=revision, local_files_only=True,
+        _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return Path(found) if found else None
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Special ids before and after a text."""
+    bare: list[int] = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
+    framed: list[int] = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
+    for start in range(len(framed) - len(bare) + 1):
+        if framed[start : start + len(bare)] == bare:
+            return framed[:start], framed[start + len(bare) :]
+    raise AssertionError(f"{framed} does not hold {bare}")

@@ -1,0 +1,114 @@
+"""What the index says of one shard, and of each sample in it.
+
+The samples' part is a *table*: a `.npy` file beside the tar, of one row a sample (:data:`TABLE_DTYPE`), that anyone
+reads with `numpy.load`. It is a file of its own, read when its shard is, so that `index.json` stays small and a run
+over 10^9 samples starts as quickly as one over 10^3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bridge_ds.errors import DataError
+
+__all__ = ["BUCKETS", "LAYOUTS", "TABLE_DTYPE", "ShardEntry", "buckets", "read_table", "sample_id", "table_name"]
+
+BUCKETS = 100
+"""Parts into which the hash of the sample id cuts a data set: a validation split is so many of them (percent)."""
+
+LAYOUTS = ("json", "members")
+"""json: a sample is one `.json` member, and its row gives that member's data. members: a sample is one or more `.json`
+and `.txt` members, and its row gives all their tar blocks, headers included."""
+
+TABLE_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),  # byte of the tar at which the sample begins
+        ("length", "<u4"),  # bytes
+        ("crc32", "<u4"),  # of those bytes
+        ("gap_crc32", "<u4"),  # of the bytes between the sample before (or the start of the tar) and this one
+        ("source", "<u4"),  # characters of `source`, or of `text`: a measure of cost, as the next two
+        ("prompt", "<u4"),  # characters of `prompt`
+        ("target", "<u4"),  # characters of `target`
+        ("id", "<u8"),  # first 8 bytes of the sha256 of the sample's key, little-endian
+    ]
+)
+"""Columns of a table."""
+
+
+@dataclass(frozen=True, eq=False)
+class ShardEntry:
+    """One tar, as `index.json` describes it."""
+
+    name: str
+    """File name inside the folder."""
+    samples: int
+    """Samples in the tar (N)."""
+    bytes: int
+    """Size of the tar in bytes."""
+    sha256: str
+    """Hex digest of the tar."""
+    table_bytes: int
+    """Size of the table's file in bytes."""
+    table_sha256: str
+    """Hex digest of the table's file."""
+    layout: str
+    """One of :data:`LAYOUTS`."""
+    language: str
+    """Language of the texts (any code; empty = not stated)."""
+    source: str
+    """Corpus the texts come from (empty = not stated)."""
+    tail_crc32: int
+    """Of the bytes behind the last sample."""
+    characters: int
+    """Characters of text in all samples."""
+    buckets: tuple[int, ...]
+    """Samples whose id falls into each of the BUCKETS parts."""
+
+
+def table_name(shard: str) -> str:
+    """File name of a shard's table: `shard-000000.tar` -> `shard-000000.samples.npy`."""
+    return f"{shard.removesuffix('.tar')}.samples.npy"
+
+
+def sample_id(key: str) -> int:
+    """64 bits that stand for a key wherever the sample lies."""
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "little")
+
+
+def buckets(table: np.ndarray) -> np.ndarray:
+    """Part (0 to BUCKETS - 1) of each sample: int64 [N]."""
+    return (table["id"] % np.uint64(BUCKETS)).astype(np.int64)
+
+
+def read_table(path: Path, shard: ShardEntry) -> np.ndarray:
+    """The table of a shard, structured [N], proven against the index.
+
+    Raises:
+        DataError: the file is missing or is not the one that was indexed.
+    """
+    remedy = "copy it again, or make index and tables anew: python tools/pack_shards.py index DIR"
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"the table {path} of shard {shard.name} cannot be read ({error.strerror}); {remedy}."
+        ) from None
+    found = hashlib.sha256(raw).hexdigest()
+    if found != shard.table_sha256:
+        raise DataError(
+            f"the table {path} of shard {shard.name} has sha256 {found[:12]}..., the index promises "
+            f"{shard.table_sha256[:12]}...; {remedy}."
+        )
+    try:
+        table = np.load(io.BytesIO(raw), allow_pickle=False)
+    except (ValueError, EOFError):  # objects, or no .npy at all
+        table = np.empty(0)
+    ends = table["offset"] + table["length"] if table.dtype == TABLE_DTYPE else None
+    if ends is None or table.shape != (shard.samples,) or (ends.size and int(ends.max()) > shard.bytes):
+        raise DataError(f"the table {path} does not describe the {shard.samples} samples of {shard.name}; {remedy}.")
+    return table
