@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bridge_ds.errors import EXIT_USER_ERROR, BridgeError
+from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
 
 __all__ = ["parse_train", "show_plan", "user_errors"]
@@ -72,16 +72,24 @@ def user_errors() -> Iterator[World]:
         yield world
     except BridgeError as error:
         _leave(world, f"error: {error}", EXIT_USER_ERROR)
+    except Preempted as why:
+        _leave(world, f"{why}; the same command continues.", EXIT_PREEMPTED)
     except KeyboardInterrupt:
         _leave(world, "stopped by the user; the same command continues from the last checkpoint.", 130)
-    except Exception:
-        _leave(world, traceback.format_exc(), 1)
+    except Exception as error:
+        from bridge_ds.engine.distributed import lost_peer
+
+        _leave(world, traceback.format_exc(), EXIT_LOST if lost_peer(error) else 1)
 
 
 def _leave(world: World, text: str, status: int) -> None:
+    if status == EXIT_PREEMPTED and not world.is_main:
+        os._exit(status)  # agreed by all; rank 0 says it
     if not world.is_main:
         time.sleep(3)
         text = f"[rank {world.rank}] {text}"
+    elif status == EXIT_USER_ERROR:
+        last_words(text)
     print(text, file=sys.stderr, flush=True)
     sys.stdout.flush()
     if world.size > 1:

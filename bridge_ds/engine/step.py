@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class Totals:
     """Real LLM prompt tokens."""
     places: int
     """Places of all three tensors, padding included."""
+    stopping: int = 0
+    """Ranks that were asked to save and leave."""
 
     @property
     def padding_share(self) -> float:
@@ -38,8 +41,13 @@ class Totals:
         return 1 - (self.target_tokens + self.source_tokens + self.prompt_tokens) / max(1, self.places)
 
 
-def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world: World, device: torch.device) -> Totals:
+def agree_on_data(
+    batches: StepBatches | None, fault: BridgeError | None, world: World, device: torch.device, stop: bool = False
+) -> Totals:
     """Count the global batch; if any rank could not read its part, every rank fails with that rank's reason.
+
+    The one reduction also carries `stop`, this rank's wish to save and leave, so that agreeing on it before every step
+    costs nothing.
 
     Without it the others would wait in the next collective for a rank that is gone (a collective itself).
 
@@ -51,7 +59,7 @@ def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world:
     counts += [
         sum(int(getattr(b, name).sum()) for b in micro) for name in ("target_mask", "source_mask", "prompt_mask")
     ]
-    counts += [sum(b.source_mask.numel() + b.prompt_mask.numel() + b.target_mask.numel() for b in micro)]
+    counts += [sum(b.source_mask.numel() + b.prompt_mask.numel() + b.target_mask.numel() for b in micro), int(stop)]
     faults, *totals = (int(n) for n in _all_sum(counts, device))
     if not faults:
         return Totals(*totals)
@@ -70,6 +78,7 @@ def train_step(
     world: World,
     device: torch.device,
     waited: float,
+    mark: Callable[[str], None] = lambda phase: None,
 ) -> StepRecord:
     """Run one step and return its record, the same on every rank.
 
@@ -82,6 +91,7 @@ def train_step(
         lr: learning rate of this step.
         seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
         waited: seconds spent waiting for this step's data.
+        mark: told each phase (:data:`bridge_ds.engine.heartbeat.PHASES`) as it begins.
     """
     began = time.perf_counter()
     set_learning_rate(engine.optimizer.param_groups, lr)
@@ -90,11 +100,15 @@ def train_step(
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches.micro:
+        mark("forward")
         loss = engine(batch.to(device))
+        mark("backward")
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
+        mark("update")
         engine.step()
         nll += loss.detach().double()
 
+    mark("reduce")
     weights = engine.module.fusion.weights().double().to(device)
     sums = _all_sum([nll, *weights], device)
     seconds = time.perf_counter() - began + waited
