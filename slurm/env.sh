@@ -89,7 +89,8 @@ newest_step() {
     echo "$((10#0${newest##*step-}))"
 }
 
-# A line for each start of this job: the step it began at.
+# A line for each start of this job: the step it began at, and "taken" if Slurm itself ended it (which says nothing
+# about the trainer).
 starts() { echo "$OUTPUT/starts-$job.txt"; }
 
 may_start_again() {
@@ -100,7 +101,7 @@ may_start_again() {
         return 1
     fi
     # Starts, from the last one back, that began where the newest checkpoint still is.
-    stalled=$(tac "$(starts)" | awk -v now="$(newest_step)" '$1 != now {exit} {n++} END {print n + 0}')
+    stalled=$(tac "$(starts)" | awk -v now="$(newest_step)" '$2 == "taken" {next} $1 != now {exit} {n++} END {print n + 0}')
     if [ "$stalled" -gt "$MAX_STALLS" ]; then
         say "error: $stalled starts in a row ended with no checkpoint after step $(newest_step); expected each to get" \
             "further; see what the trainer said above, or save more often (--set checkpoint.every=N)."
@@ -115,11 +116,17 @@ still_ours() {
     [[ $shown == *"JobState=RUNNING"* && $shown == *"Restarts=${SLURM_RESTART_COUNT:-0} "* ]]
 }
 
-all_nodes_answer() { timeout 60 srun --version >/dev/null && run_step timeout 60 "${probe[@]}" >/dev/null 2>&1; }
+all_nodes_answer() { run_step timeout 60 "${probe[@]}" >/dev/null 2>&1; }
 probe=(srun --nodes="${SLURM_JOB_NUM_NODES:-1}" --ntasks-per-node=1 --cpus-per-task=1 --gpus-per-node=0 --overlap true)
 
+taken() {
+    sed -i '$ s/$/ taken/' "$(starts)"
+    say "$1; Slurm has the job already."
+    exit 75
+}
+
 requeue() {
-    still_ours || { say "$1; Slurm has the job already."; exit 75; }
+    still_ours || taken "$1"
     may_start_again || exit 1
     say "$1; requeued (step $(newest_step))."
     scontrol requeue "$job" || { say "error: Slurm refused to requeue job $job; submit again to go on."; exit 1; }
@@ -170,7 +177,7 @@ after() {
         75 | 140 | 143) requeue "preempted" ;;
         2) return 1 ;;
     esac
-    still_ours || exit "$1"
+    still_ours || taken "status $1"
     all_nodes_answer || requeue "a node does not answer"
     [ "$1" -eq 74 ] || [ "$1" -gt 128 ] || return 1
     say "status $1: a rank was lost, all nodes answer; starting again"
@@ -184,4 +191,32 @@ same_versions() {
     echo "$found"
     echo "error: the nodes have different versions (count and versions above); expected the same; mend the environment."
     return 2
+}
+
+# prepare ARGUMENTS: tools/pack_shards.py.
+prepare() {
+    srun --ntasks=1 --cpus-per-task="$cpus_per_task" "${python[@]}" tools/pack_shards.py "$@"
+    exit
+}
+
+# evaluate [--tasks ... --limit ...]: one language of LANGUAGES for each array task, or all of them without an array.
+evaluate() {
+    local languages=() chosen output
+    read -ra languages <<<"${LANGUAGES:-}"
+    chosen=$(IFS=,; echo "${languages[*]}")
+    output=$OUTPUT/evaluation.json
+    if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+        chosen=${languages[$SLURM_ARRAY_TASK_ID]:-}
+        output=$OUTPUT/evaluation-$chosen.json
+        if [ -z "$chosen" ]; then
+            echo "error: array task $SLURM_ARRAY_TASK_ID has no language in LANGUAGES='${LANGUAGES:-}';" \
+                "expected sbatch --array=0-$((${#languages[@]} - 1))." >&2
+            exit 2
+        fi
+    fi
+    local arguments=(--run "$OUTPUT" --output "$output" "$@")
+    [ -z "$chosen" ] || arguments+=(--languages "$chosen")
+    srun --ntasks=1 --cpus-per-task="$cpus_per_task" --cpu-bind="$CPU_BIND" --mem-bind="$MEM_BIND" \
+        "${python[@]}" -m bridge_ds.evaluation "${arguments[@]}"
+    exit
 }

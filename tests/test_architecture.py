@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__init__", "errors"},
     {"world", "testbed", "config"},
-    {"data", "frozen"},
+    {"data", "frozen", "plan"},
     {"encoder", "fusion", "mapping"},
     {"llm"},
     {"bridge"},

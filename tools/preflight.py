@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from bridge_ds.config.names import EMBEDDED_SHARDS, resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import accumulation, engine_config, read_ds_config, resolve_micro_batch
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
+from bridge_ds.plan.memory import Job, bridge_parameters, memory
+from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
 
 _EXAMPLES = """\
 examples:
@@ -165,7 +168,79 @@ def output_writable(subject: Subject) -> str:
             f"run.output {folder} cannot be written ({error.strerror}); expected a folder that you may write; "
             "choose another with --set run.output=PATH."
         ) from None
-    return f"{folder}, {shutil.disk_usage(folder).free / 2**30:.1f} GiB free"
+    free = shutil.disk_usage(folder).free
+    job = _plan(subject)
+    if job is None:
+        return f"{folder}, {free / 2**30:.1f} GiB free"
+    of = subject.config.checkpoint
+    # Parameter and two moments in float32; one more while the next is written.
+    needed = 12 * bridge_parameters(job) * ((of.keep or subject.config.train.steps // of.every) + of.keep_best + 1)
+    if free < needed:
+        raise LaunchError(
+            f"run.output {folder} has {free / 2**30:.2f} GiB free; expected {needed / 2**30:.2f} GiB for checkpoints; "
+            "make room, choose another with --set run.output=PATH, or lower checkpoint.keep."
+        )
+    return f"{folder}, {free / 2**30:.1f} GiB free, checkpoints take {needed / 2**30:.2f}"
+
+
+def memory_fits(subject: Subject) -> str:
+    """The plan's memory of a rank fits the device (`--gpu-gib`, or the one that is here)."""
+    job = _plan(subject)
+    if job is None:
+        return "not planned: a model's shape is unknown here (tools/plan_cluster.py --help lists those known)"
+    total, size = memory(job)["total"], subject.options.gpu_gib or _gpu_gib()
+    if not size:
+        return f"{total:.1f} GiB a rank planned; no GPU here to compare with (--gpu-gib)"
+    if total > size:
+        raise LaunchError(
+            f"the plan needs {total:.1f} GiB a rank; the device has {size:.1f} GiB; lower train.micro_batch, set "
+            "model.activation_checkpointing=true, or see tools/plan_cluster.py for another run.ds_config."
+        )
+    return f"{total:.1f} GiB a rank planned, {size:.1f} GiB there"
+
+
+def _plan(subject: Subject) -> Job | None:
+    """The config as a plan; None where a model's shape is not known without loading it."""
+    config = subject.config
+    zero = read_ds_config(config.run.ds_config)["zero_optimization"]
+    try:
+        encoder = find_shape(resolve(config.model.encoder), ENCODERS)
+        llm = find_shape(resolve(config.model.llm), LLMS)
+    except ConfigError:
+        return None
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    return Job(
+        encoder=encoder,
+        llm=llm,
+        nodes=nodes,
+        gpus=max(1, subject.ranks // nodes),
+        fusion=config.fusion.name,
+        feedforward=config.fusion.feedforward,
+        mapping=config.mapping.kind,
+        source=config.data.max_source_tokens,
+        prompt=config.data.max_prompt_tokens if config.data.augment_prompt else 0,
+        target=config.data.max_target_tokens,
+        micro_batch=max(1, config.train.micro_batch),
+        global_batch=config.train.global_batch,
+        bytes=4 if config.model.dtype == "float32" else 2,
+        stage=zero["stage"],
+        hpz=zero.get("zero_hpz_partition_size", 1) > 1,
+        offload="offload_param" in zero,
+        checkpointing=config.model.activation_checkpointing,
+        prefetch=zero.get("stage3_prefetch_bucket_size", 50_000_000),
+        reuse=zero.get("stage3_max_reuse_distance", 1_000_000_000),
+        bucket=zero.get("reduce_bucket_size", 500_000_000),
+        process=1.5,
+    )
+
+
+def _gpu_gib() -> float:
+    """Memory of the first GPU in GiB; 0 without one."""
+    if not shutil.which("nvidia-smi"):
+        return 0.0
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    found = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    return float(found[0]) / 1024 if found and found[0].isdigit() else 0.0
 
 
 def versions() -> str:
@@ -182,6 +257,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "tokenizers": tokenizers_match,
     "shards": shards_verify,
     "output": output_writable,
+    "memory": memory_fits,
 }
 """Name in the report -> check: returns a remark, raises BridgeError."""
 
@@ -215,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ds_config", default="", help="as train.py")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as train.py")
     parser.add_argument("--ranks", type=int, default=1, help="processes of the job (default: 1)")
+    parser.add_argument("--gpu-gib", type=float, default=0.0, help="memory of the GPUs to be used, in GiB")
     parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
     parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")
     return parser

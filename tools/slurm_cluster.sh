@@ -36,7 +36,8 @@ write_config() {
     host=$(hostname -s)
     memory=$(awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo)
     # CPUs and GPUs are only counted (config_overrides, task/none binds nothing), so that the
-    # launchers' own sizes can be asked for on a laptop. The short timeouts let a test see a node fail.
+    # launchers' own sizes can be asked for on a laptop. The short timeouts let a test see a node fail; cred_expire is how
+    # long a requeued job waits before it may start again (120 s by default).
     cat >"$SLURM_CONF" <<CONF
 ClusterName=onehost
 SlurmctldHost=$host(127.0.0.1)
@@ -44,7 +45,7 @@ SlurmctldPort=$port
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
-AuthInfo=socket=$dir/munge.socket
+AuthInfo=socket=$dir/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool-%n
