@@ -30,6 +30,7 @@ from bridge_ds.engine.distributed import (
     set_timeout,
     shutdown,
 )
+from bridge_ds.engine.heartbeat import claim
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
@@ -59,8 +60,7 @@ class Run:
         """Folder, data, models, checkpoint, engine, hooks."""
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
-        self._on_main(self._make_folder)
-        self.watchdog.start()
+        self.watchdog.start(self._on_main(self._make_folder))
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model)
         config = self._with_shards()
         index = load_index(config.data.shards)
@@ -162,10 +162,11 @@ class Run:
             raise outcome
         return outcome
 
-    def _make_folder(self) -> None:
+    def _make_folder(self) -> str:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(self.config, self.folder / "config.yaml")
+            return claim(self.folder / "heartbeat")
         except OSError as error:
             raise LaunchError(
                 f"run.output {self.config.run.output} cannot be written ({error.strerror}); "

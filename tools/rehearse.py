@@ -113,7 +113,7 @@ def _architecture(shape: Shape) -> tuple[Any, Any, str]:
     import transformers as tf
 
     if "mt5" in shape.name:
-        made = tf.MT5Config(
+        made: Any = tf.MT5Config(
             d_model=shape.width, d_ff=shape.ffn, d_kv=shape.q // shape.heads, num_layers=shape.layers,
             num_heads=shape.heads, vocab_size=shape.vocab, feed_forward_proj="gated-gelu",
         )  # fmt: skip

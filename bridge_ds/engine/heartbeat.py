@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import threading
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-__all__ = ["PHASES", "Beat", "blamed", "read_beats", "where_is_main", "write_beat"]
+__all__ = ["PHASES", "Beat", "blamed", "claim", "owner", "read_beats", "where_is_main", "write_beat"]
 
 PHASES = ("start", "data", "agree", "forward", "backward", "update", "reduce", "hooks", "end")
 """Moments of a step, in their order."""
@@ -93,6 +95,25 @@ def read_beats(folder: Path, ranks: int) -> list[Beat]:
         except (OSError, ValueError, KeyError):
             continue
     return found
+
+
+def claim(folder: Path) -> str:
+    """Take the run over: an earlier start of it that still lives (its node was lost to the scheduler, not to itself)
+    reads this and leaves. Returns the mark to compare :func:`owner` with. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = f"{socket.gethostname()}, pid {os.getpid()}, {uuid.uuid4().hex[:8]}"
+    temporary = folder / "owner.tmp"
+    temporary.write_text(mark, encoding="utf-8")
+    temporary.replace(folder / "owner.txt")
+    return mark
+
+
+def owner(folder: Path) -> str:
+    """The mark of the start that has the run; empty if that cannot be read."""
+    try:
+        return (folder / "owner.txt").read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def where_is_main() -> tuple[str, bool]:

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bridge_ds.engine.heartbeat import Beat, blamed, read_beats, where_is_main, write_beat
-from bridge_ds.errors import EXIT_HUNG
+from bridge_ds.engine.heartbeat import Beat, blamed, owner, read_beats, where_is_main, write_beat
+from bridge_ds.errors import EXIT_HUNG, EXIT_LOST
 from bridge_ds.world import World
 
 __all__ = ["Watchdog"]
@@ -37,14 +37,15 @@ class Watchdog:
         self._interval = min(10.0, limit / 10) if limit else 10.0
         self._step, self._phase, self._age = 0, "start", 0.0
         self._armed = False
+        self._mark = ""
         self._stop = threading.Event()
         self._warned = False
         self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
 
-    def start(self) -> Watchdog:
-        """Begin to write heartbeats; hangs are looked for only while armed."""
+    def start(self, mark: str) -> None:
+        """Begin to write heartbeats; hangs are looked for only while armed. `mark`: what `claim` gave this start."""
+        self._mark = mark
         self._thread.start()
-        return self
 
     def mark(self, phase: str, step: int | None = None) -> None:
         """This rank has come to `phase` of `step` (default: the same step)."""
@@ -68,6 +69,7 @@ class Watchdog:
             self._age += min(now - before, 2 * self._interval)
             before = now
             self._write()
+            self._leave_if_superseded()
             if self._armed and self._age > self._limit:
                 self._end()
 
@@ -92,6 +94,14 @@ class Watchdog:
             if not self._warned:
                 self._warned = True
                 print(f"warning: heartbeats cannot be written to {self._folder} ({error.strerror})", file=sys.stderr)
+
+    def _leave_if_superseded(self) -> None:
+        # Two trainers in one folder would mix their lines and checkpoints. Slurm starts a job again when a node's
+        # daemon is gone, whether or not the job's processes there are.
+        now = owner(self._folder)
+        if now and self._mark and now != self._mark:
+            print(f"error: this run was started again ({now}); this start of it leaves.", file=sys.stderr, flush=True)
+            os._exit(EXIT_LOST)
 
     def _end(self) -> None:
         time.sleep(2 * self._interval)  # the others write their places, too

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import random
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +123,39 @@ def points(uri: str, name: str) -> list[tuple[int, float]]:
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("bridge_ds").experiment_id])
     return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+
+
+LONG = pytest.mark.skipif(not os.environ.get("BRIDGE_DS_LONG"), reason="minutes long: set BRIDGE_DS_LONG=1")
+
+
+@LONG
+def test_ten_random_kills(cluster: Cluster, small_run: list[str], whole: Path, tmp_path: Path) -> None:
+    """SIGKILL for one rank, the other, or both, at random moments; two may fall between two checkpoints."""
+    settings = options(small_run, checkpoint__every=2)
+    job = cluster.submit(SCRIPT, settings, tmp_path / "run", {"MAX_STALLS": "10"})
+    for kill in range(10):
+        job.wait_further(kill + 1, by=random.randint(1, 4))
+        time.sleep(random.random())
+        for rank in random.choice([(0,), (1,), (0, 1)]):
+            with contextlib.suppress(KeyError, ProcessLookupError):
+                job.kill_rank(rank)
+    assert job.wait_end(400) == "COMPLETED", job.text[-5000:]
+    assert job.starts == 11
+    same(tmp_path / "run", whole)
+
+
+@LONG
+def test_a_time_limit_that_is_reached(cluster: Cluster, small_run: list[str], tmp_path: Path) -> None:
+    """Two minutes, and Slurm's warning 75 s before; the rest of the run after it."""
+    steps = 300
+    more = {"train__steps": steps, "checkpoint__every": 100, "run__output": tmp_path / "whole"}
+    arguments = ["--recipe", "mt5xl_13b", *options(small_run, **more)]
+    job = cluster.submit(SCRIPT, options(small_run, **more), tmp_path / "run", {"SBATCH_SIGNAL": "USR2@75"}, "--time=2")
+    until(lambda: "preempted; requeued" in job.text, 150, lambda: job.text[-4000:])
+    assert 0 < job.steps < steps and (tmp_path / "run" / "checkpoints" / f"step-{job.steps:08d}").is_dir()
+    cluster.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
+    assert job.wait_end(600) == "COMPLETED", job.text[-5000:]
+    assert job.show()["Restarts"] == "1"
+    launch.succeed(launch.train(arguments, 2, tmp_path / "logs", timeout=600))
+    last = f"checkpoints/step-{steps:08d}/bridge.safetensors"
+    assert (tmp_path / "run" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
