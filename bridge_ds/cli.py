@@ -85,11 +85,12 @@ def user_errors() -> Iterator[World]:
 def _leave(world: World, text: str, status: int) -> None:
     if status == EXIT_PREEMPTED and not world.is_main:
         os._exit(status)  # agreed by all; rank 0 says it
+    if status == 1 or (world.is_main and status in (EXIT_USER_ERROR, EXIT_PREEMPTED)):
+        # A fault of one rank is a verdict, too: the launcher will end the others by a signal, as if they were lost.
+        last_words(text if status != 1 else f"error: {text.strip().splitlines()[-1]} (its traceback is above)", status)
     if not world.is_main:
         time.sleep(3)
         text = f"[rank {world.rank}] {text}"
-    elif status == EXIT_USER_ERROR:
-        last_words(text)
     print(text, file=sys.stderr, flush=True)
     sys.stdout.flush()
     if world.size > 1:

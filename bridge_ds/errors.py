@@ -59,11 +59,12 @@ class Preempted(Exception):
     """All ranks have agreed to leave early (a signal asked for it), and what could be saved is saved."""
 
 
-def last_words(text: str) -> None:
-    """Leave the sentence that ends a run where its job script finds it (the file BRIDGE_DS_LAST_WORDS, if set).
+def last_words(text: str, status: int) -> None:
+    """Leave the exit status and the sentence that ends a run where its job script finds them.
 
-    The launcher's own lines about the ranks that it ended would else be the last of the job's log.
+    The file is BRIDGE_DS_LAST_WORDS, if that is set. The launcher ends the other ranks by signals, so its own exit
+    status hides ours, and its lines about them would else be the last of the job's log.
     """
     if os.environ.get("BRIDGE_DS_LAST_WORDS"):
         with contextlib.suppress(OSError):
-            Path(os.environ["BRIDGE_DS_LAST_WORDS"]).write_text(text + "\n", encoding="utf-8")
+            Path(os.environ["BRIDGE_DS_LAST_WORDS"]).write_text(f"{status}\n{text}\n", encoding="utf-8")

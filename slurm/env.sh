@@ -163,10 +163,13 @@ train() {
         say "start $(wc -l <"$(starts)") of job $job on $SLURM_JOB_NODELIST, step $(newest_step)"
         run_step on_each_gpu "${python[@]}" bridge_ds/train.py "${arguments[@]}"
         code=$?
+        # srun's status is the highest of all tasks, and it ends the others by signals once one has left. The trainer's
+        # own verdict stands in a file: its status, then the sentence.
+        [ ! -s "$last_words" ] || read -r code <"$last_words"
         after "$code" || break
     done
-    # srun's own lines about tasks that it ended come after ours: say again what to do.
-    [ ! -s "$last_words" ] || cat "$last_words"
+    # srun's lines about tasks that it ended come after the trainer's: say again what to do.
+    [ ! -s "$last_words" ] || tail -n +2 "$last_words"
     exit "$code"
 }
 
@@ -174,8 +177,8 @@ train() {
 after() {
     case $1 in
         0) return 1 ;;
+        1 | 2 | 70) [ ! -s "$last_words" ] || return 1 ;; # without a verdict the status is srun's: look at the nodes
         75 | 140 | 143) requeue "preempted" ;;
-        2) return 1 ;;
     esac
     still_ours || taken "status $1"
     all_nodes_answer || requeue "a node does not answer"

@@ -25,13 +25,13 @@ class Watchdog:
     """Started on every rank. `mark` is called by the loop; the rest is the thread's."""
 
     def __init__(
-        self, folder: Path, world: World, limit: float, last_words: Callable[[str], None] | None = None
+        self, folder: Path, world: World, limit: float, last_words: Callable[[str, int], None] | None = None
     ) -> None:
         """Args:
         folder: where the heartbeats go; made if absent.
         world: this rank among the others.
         limit: seconds without progress after which the job is ended; 0 = never.
-        last_words: gets the sentence that names the rank, on the rank that speaks.
+        last_words: gets the sentence that names the rank, and the exit status, on the rank that speaks.
         """
         self._folder, self._world, self._limit, self._last_words = folder, world, limit, last_words
         self._interval = min(10.0, limit / 10) if limit else 10.0
@@ -116,7 +116,7 @@ class Watchdog:
         if self._world.rank == min((beat.rank for beat in beats if beat.rank not in silent), default=0):
             print(text, file=sys.stderr, flush=True)
             if self._last_words:
-                self._last_words(text)
+                self._last_words(text, EXIT_HUNG)
         # The launcher ends all ranks when the first leaves: those who only wait give the stuck one time to speak.
         mine = any(clause.startswith(f"rank {self._world.rank} ") for clause in guilty)
         time.sleep(0.5 if mine or not guilty else 2.0)
