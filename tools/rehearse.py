@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,14 @@ def rehearse(options: argparse.Namespace) -> dict[str, Any]:
             write_model(shape, folders[part])
     job = Job(
         shapes["encoder"], shapes["llm"], nodes=1, gpus=options.ranks, source=_SOURCE, target=_TARGET, micro_batch=1,
-        global_batch=options.ranks, stage=3,
+        global_batch=options.ranks, stage=3, copies=1,
     )  # fmt: skip
-    record = _train(options, folders)
-    base = _probe("", folders)
+    # The testbed's models weigh 10 MB: what a rank takes with them is the process, its libraries and their buffers.
+    base = max(_train(options, {"encoder": "testbed/encoder", "llm": "testbed/llm"}, f"base-{options.ranks}"))
     return {
-        "measured_gib": record["peak_memory_gib_by_rank"],
+        "measured_gib": _train(options, folders, f"run-{options.ranks}"),
         "planned_gib": memory(job.having(process=base)),
-        "unsharded_gib": None if options.no_unsharded else _probe("load", folders),
+        "unsharded_gib": None if options.no_unsharded else _load_whole(folders),
         "weights_gib": job.frozen * job.bytes / 2**30,
     }
 
@@ -128,15 +129,15 @@ def _architecture(shape: Shape) -> tuple[Any, Any, str]:
     raise ConfigError(f"{shape.name} cannot be rehearsed; expected an mT5 encoder and a Llama.")
 
 
-def _train(options: argparse.Namespace, folders: dict[str, Path]) -> dict[str, Any]:
-    """Two steps on `ranks` processes; the last line of metrics.jsonl."""
-    run = options.folder / f"run-{options.ranks}"
+def _train(options: argparse.Namespace, models: Mapping[str, object], name: str) -> list[float]:
+    """Two steps on `ranks` processes; each rank's peak memory, GiB."""
+    run = options.folder / name
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
     settings = {
         "run.output": run,
-        "model.encoder": folders["encoder"],
-        "model.llm": folders["llm"],
+        "model.encoder": models["encoder"],
+        "model.llm": models["llm"],
         "model.dtype": "bfloat16",
         "data.workers": 0,
         "data.max_source_tokens": _SOURCE,
@@ -162,23 +163,21 @@ def _train(options: argparse.Namespace, folders: dict[str, Path]) -> dict[str, A
     if any([process.wait() for process in ranks]):
         tail = (run / "rank-0.log").read_text()[-1500:]
         raise LaunchError(f"a rank failed; expected two steps; see {run}/rank-*.log, which ends:\n{tail}")
-    record: dict[str, Any] = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return record
+    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return list(record["peak_memory_gib_by_rank"])
 
 
-def _probe(what: str, folders: dict[str, Path]) -> float:
-    """Peak memory (GiB) of a process that imports everything and, for `load`, loads both models whole."""
+def _load_whole(folders: dict[str, Path]) -> float:
+    """Peak memory (GiB) of a process that loads both models whole and reads every weight."""
     code = (
         "import sys\nfrom bridge_ds.engine.distributed import import_deepspeed, peak_memory_gib\nimport_deepspeed()\n"
-        "import bridge_ds.run, transformers\nfrom transformers import LlamaForCausalLM, MT5EncoderModel\n"
-        "import torch\nkept = [made.from_pretrained(path, dtype=torch.bfloat16) for made, path in "
+        "import bridge_ds.run, torch\nfrom transformers import LlamaForCausalLM, MT5EncoderModel\n"
+        "kept = [made.from_pretrained(path, dtype=torch.bfloat16) for made, path in "
         "zip((MT5EncoderModel, LlamaForCausalLM), sys.argv[1:])]\n"
         "total = sum(float(p.sum()) for model in kept for p in model.parameters())\nprint(peak_memory_gib())"
     )
-    paths = [str(folders["encoder"]), str(folders["llm"])] if what == "load" else []
-    done = subprocess.run(
-        [sys.executable, "-c", code, *paths], cwd=ROOT, env=os.environ | _CPU, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code, str(folders["encoder"]), str(folders["llm"])]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | _CPU, capture_output=True, text=True)
     if done.returncode:
         raise LaunchError(f"the unsharded load failed; expected room for both models; it said: {done.stderr[-500:]}")
     return float(done.stdout.split()[-1])

@@ -53,6 +53,8 @@ class Job:
     """stage3_max_reuse_distance (elements)."""
     bucket: int = 50_000_000
     """reduce_bucket_size (elements, float32)."""
+    copies: int = 0
+    """Copies that the backend makes of what it gathers: gloo goes through a flat one (1), NCCL does not (0)."""
     process: float = 0.0
     """Memory of the process before any model (GiB): CUDA's context, or the interpreter and its libraries on a CPU."""
 
@@ -131,8 +133,9 @@ def _gathered(job: Job) -> float:
     # In flight: the module at work and what is fetched ahead. Kept: what comes again within the reuse distance, which
     # at the turn from forward to backward is the last half of it.
     if job.stage == 2 or (job.ranks == 1 and not job.offload):
-        return 0.0
-    return min(job.frozen, largest_module(job) + job.prefetch + job.reuse // 2) * job.bytes
+        return 0.0  # one rank's share is the tensor itself
+    largest = largest_module(job)
+    return (min(job.frozen, largest + job.prefetch + job.reuse // 2) + job.copies * largest) * job.bytes
 
 
 def _states(job: Job) -> float:

@@ -43,7 +43,7 @@ def test_a_hung_rank_is_named_and_the_job_ends(cluster: Cluster, small_run: list
 
 
 def test_requeued_on_one_node_instead_of_two(cluster: Cluster, small_run: list[str], tmp_path: Path) -> None:
-    more = {"fusion__dropout": 0, "train__steps": 30}
+    more = {"fusion__dropout": 0, "train__steps": 16}
     whole = cluster.submit(SCRIPT, options(small_run, **more), tmp_path / "whole", {})
     job = cluster.submit(SCRIPT, options(small_run, **more), tmp_path / "run", {})
     job.wait_step(6)
