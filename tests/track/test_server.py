@@ -112,17 +112,21 @@ def value(line: dict[str, Any], name: str) -> float:
     return line["layer_weights"][0] if name == "layer_weight/01" else line[name]
 
 
-@pytest.mark.parametrize("kind", ["refused", "silent"])
-def test_a_server_that_never_answers(small_run: list[str], tmp_path: Path, kind: str) -> None:
-    with socket.socket() as hole:
-        hole.bind(("127.0.0.1", 0))
-        if kind == "silent":
-            hole.listen(64)  # connections are taken by the kernel, and nobody ever reads them
-        run = tmp_path / "run"
-        job = start(small_run, run, f"http://127.0.0.1:{hole.getsockname()[1]}")
-        outcome = launch.succeed(job.wait())
-    assert "not sent" in outcome.text
-    assert [line["step"] for line in lines(run)] == list(range(1, STEPS + 1))
-    slow = max(line["seconds"] for line in lines(run)[1:])
-    print(f"step: {1000 * step_seconds(run):.1f} ms, slowest {1000 * slow:.0f} ms ({kind})")
-    assert slow < 5, "a call to a dead server takes 10 s and more; no step waited for one"
+def test_servers_that_never_answer(small_run: list[str], tmp_path: Path) -> None:
+    """One that refuses, and one whose connections the kernel takes and nobody ever reads; both runs at once."""
+    with socket.socket() as closed, socket.socket() as silent:
+        for hole in (closed, silent):
+            hole.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        places = {"closed": closed, "silent": silent}
+        jobs = {
+            name: start(small_run, tmp_path / name, f"http://127.0.0.1:{hole.getsockname()[1]}")
+            for name, hole in places.items()
+        }
+        for name, job in jobs.items():
+            assert "not sent" in launch.succeed(job.wait()).text
+            found = lines(tmp_path / name)
+            assert [line["step"] for line in found] == list(range(1, STEPS + 1))
+            slow = max(line["seconds"] for line in found[1:])
+            print(f"{name}: step {1000 * step_seconds(tmp_path / name):.1f} ms, slowest {1000 * slow:.0f} ms")
+            assert slow < 5, "a call to a dead server takes 10 s and more; no step waited for one"
