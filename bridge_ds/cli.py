@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bridge_ds.errors import EXIT_USER_ERROR, BridgeError
+from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
 
 __all__ = ["parse_train", "show_plan", "user_errors"]
@@ -72,13 +72,22 @@ def user_errors() -> Iterator[World]:
         yield world
     except BridgeError as error:
         _leave(world, f"error: {error}", EXIT_USER_ERROR)
+    except Preempted as why:
+        _leave(world, f"{why}; the same command continues.", EXIT_PREEMPTED)
     except KeyboardInterrupt:
         _leave(world, "stopped by the user; the same command continues from the last checkpoint.", 130)
-    except Exception:
-        _leave(world, traceback.format_exc(), 1)
+    except Exception as error:
+        from bridge_ds.engine.distributed import lost_peer
+
+        _leave(world, traceback.format_exc(), EXIT_LOST if lost_peer(error) else 1)
 
 
 def _leave(world: World, text: str, status: int) -> None:
+    if status == EXIT_PREEMPTED and not world.is_main:
+        os._exit(status)  # agreed by all; rank 0 says it
+    if status == 1 or (world.is_main and status in (EXIT_USER_ERROR, EXIT_PREEMPTED)):
+        # A fault of one rank is a verdict, too: the launcher will end the others by a signal, as if they were lost.
+        last_words(text if status != 1 else f"error: {text.strip().splitlines()[-1]} (its traceback is above)", status)
     if not world.is_main:
         time.sleep(3)
         text = f"[rank {world.rank}] {text}"

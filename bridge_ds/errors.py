@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
+
 __all__ = [
+    "EXIT_HUNG",
+    "EXIT_LOST",
+    "EXIT_PREEMPTED",
     "EXIT_USER_ERROR",
     "BridgeError",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "LaunchError",
+    "Preempted",
     "TrainingError",
+    "last_words",
 ]
 
 EXIT_USER_ERROR = 2
 """Exit status of every command that ends with a :class:`BridgeError`."""
+EXIT_PREEMPTED = 75
+"""Exit status of a run that was asked to leave and has saved: start it again."""
+EXIT_LOST = 74
+"""Exit status of a rank whose collective broke because another rank is gone."""
+EXIT_HUNG = 70
+"""Exit status after the watchdog has found that training stands still."""
 
 
 class BridgeError(Exception):
@@ -38,3 +53,18 @@ class LaunchError(BridgeError):
 
 class TrainingError(BridgeError):
     """Training itself went wrong in a way that repeating would repeat (a loss that is not a number)."""
+
+
+class Preempted(Exception):
+    """All ranks have agreed to leave early (a signal asked for it), and what could be saved is saved."""
+
+
+def last_words(text: str, status: int) -> None:
+    """Leave the exit status and the sentence that ends a run where its job script finds them.
+
+    The file is BRIDGE_DS_LAST_WORDS, if that is set. The launcher ends the other ranks by signals, so its own exit
+    status hides ours, and its lines about them would else be the last of the job's log.
+    """
+    if os.environ.get("BRIDGE_DS_LAST_WORDS"):
+        with contextlib.suppress(OSError):
+            Path(os.environ["BRIDGE_DS_LAST_WORDS"]).write_text(f"{status}\n{text}\n", encoding="utf-8")

@@ -22,11 +22,24 @@ from bridge_ds.data.loader import make_loader
 from bridge_ds.data.plan import order_of
 from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.engine.calibrate import calibrate
-from bridge_ds.engine.distributed import agree, device_of, first_error, init_distributed, shutdown
+from bridge_ds.engine.distributed import (
+    INIT_TIMEOUT,
+    agree,
+    any_rank,
+    barrier,
+    device_of,
+    first_error,
+    init_distributed,
+    set_timeout,
+    shutdown,
+)
+from bridge_ds.engine.heartbeat import claim
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
+from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import base_identities, build_model, initialize, trainable_table
-from bridge_ds.errors import BridgeError, DataError, LaunchError
+from bridge_ds.engine.watchdog import Watchdog
+from bridge_ds.errors import BridgeError, DataError, LaunchError, Preempted, last_words
 from bridge_ds.world import World
 
 __all__ = ["Run"]
@@ -38,10 +51,11 @@ CALIBRATION_ROWS = 16
 class Run:
     """Holds what the stages share. Every method is called on every rank."""
 
-    def __init__(self, config: Config, ds_values: dict[str, Any], world: World) -> None:
-        self.config, self.ds_values, self.world = config, ds_values, world
+    def __init__(self, config: Config, ds_values: dict[str, Any], world: World, stop: StopRequest) -> None:
+        self.config, self.ds_values, self.world, self.stop = config, ds_values, world, stop
         self.folder = Path(config.run.output).absolute()
         self.hooks = HookList()
+        self.watchdog = Watchdog(self.folder / "heartbeat", world, config.run.hang_seconds, last_words)
         self.began = time.perf_counter()
         self.done = 0
         self.bad_samples: dict[str, int] = {}
@@ -50,7 +64,7 @@ class Run:
         """Folder, data, models, checkpoint, engine, hooks."""
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
-        self._on_main(self._make_folder)
+        self.watchdog.start(self._on_main(self._make_folder))
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model)
         config = self._with_shards()
         corpus = self._open_corpus(config)
@@ -94,7 +108,18 @@ class Run:
             self.say(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
         self.say(f"start-up took {time.perf_counter() - self.began:.1f} s")
         batches = self._shown(self.batches)
-        fit(self.engine, batches, self.config, self.world, self.device, self.hooks, self.done, self.bad_samples)
+        fit(
+            self.engine,
+            batches,
+            self.config,
+            self.world,
+            self.device,
+            self.hooks,
+            self.done,
+            bad_samples=self.bad_samples,
+            stop=self.stop,
+            watchdog=self.watchdog,
+        )
 
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:
         for batch in batches:
@@ -108,8 +133,12 @@ class Run:
             return
         from bridge_ds.evaluation.scorer import score_run
 
+        self.watchdog.arm(False)
+        set_timeout(INIT_TIMEOUT.total_seconds())
         self.engine.eval()
-        results = score_run(self.engine.module, self.tokenizers, self.config, self.world, self.device)
+        results = score_run(
+            self.engine.module, self.tokenizers, self.config, self.world, self.device, self._leave_if_asked
+        )
         if self.world.is_main:
             from bridge_ds.evaluation.report import table
             from bridge_ds.evaluation.score import write_evaluation
@@ -118,9 +147,18 @@ class Run:
             self.say(table(results))
         self.hooks.on_evaluation(results)
 
-    def close(self, status: str) -> None:
-        """Tell the hooks how it ended; leave the process group after success only."""
+    def _leave_if_asked(self) -> None:
+        if any_rank(bool(self.stop), self.device):
+            raise Preempted(f"preempted while scoring, after step {self.config.train.steps}")
+
+    def close(self, status: str, together: bool = False) -> None:
+        """Tell the hooks how it ended; leave the process group after success only. `together`: on every rank."""
+        self.watchdog.mark("end")
+        self.watchdog.arm(False)
         self.hooks.on_end(status)
+        if together:
+            # Launchers end all ranks when the first leaves with an error; rank 0 may still be telling the tracker.
+            barrier(self.world)
         if status == "finished":
             self.say(f"done in {time.perf_counter() - self.began:.0f} s; the run is in {self.config.run.output}")
             shutdown()
@@ -156,10 +194,11 @@ class Run:
             raise first
         return outcome
 
-    def _make_folder(self) -> None:
+    def _make_folder(self) -> str:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_config(self.config, self.folder / "config.yaml")
+            return claim(self.folder / "heartbeat")
         except OSError as error:
             raise LaunchError(
                 f"run.output {self.config.run.output} cannot be written ({error.strerror}); "
@@ -206,7 +245,7 @@ class Run:
 
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
             hooks += [
-                MetricsLog(self.folder / "metrics.jsonl"),
+                MetricsLog(self.folder / "metrics.jsonl", self.say),
                 Console(self.config.run.output, facts, self.config.track.every),
                 PlotHook(self.folder, self.say),
                 MlflowTracker(self.folder, self.config, facts, self.say),
@@ -219,7 +258,8 @@ class Run:
                 state=self.state,
                 manifest={"base": self.base, "config": to_dict(self.config), "versions": _versions()},
                 world=self.world,
-                saved=self.hooks.on_checkpoint,
+                hooks=self.hooks,
+                say=self.say,
             )
         )
 

@@ -10,6 +10,7 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent)] + [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 
 from bridge_ds.cli import parse_train, user_errors  # noqa: E402
+from bridge_ds.errors import Preempted  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,15 +29,24 @@ def main(argv: list[str] | None = None) -> int:
             show_plan(config, ds_values, world)
             return 0
 
+        from bridge_ds.engine.preempt import StopRequest
+
+        # Before the slow imports: from here on a signal means "save and leave".
+        stop = StopRequest().listen(config.run.stop_signals)
         from bridge_ds.run import Run
 
-        run = Run(config, ds_values, world)
+        run = Run(config, ds_values, world, stop)
         try:
             run.prepare()
             run.fit()
             run.evaluate()
+        except Preempted:
+            run.close("killed", together=True)
+            raise
         except BaseException as error:
-            run.close("killed" if isinstance(error, KeyboardInterrupt) else "failed")
+            from bridge_ds.engine.distributed import lost_peer
+
+            run.close("killed" if isinstance(error, KeyboardInterrupt) or lost_peer(error) else "failed")
             raise
         run.close("finished")
     return 0

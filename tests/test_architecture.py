@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__init__", "errors"},
     {"world", "testbed", "config"},
-    {"data", "frozen"},
+    {"data", "frozen", "plan"},
     {"encoder", "fusion", "mapping"},
     {"llm"},
     {"bridge"},
@@ -37,7 +37,7 @@ FREE_OF = {
     "data/order": {"transformers", "deepspeed", "torch"},
 }
 # The command lines of folders stand above everything they start.
-ENTRY_POINTS = {"evaluation/__main__.py", "track/__main__.py"}
+ENTRY_POINTS = {"evaluation/__main__.py"}
 
 
 def imports(path: Path) -> set[str]:

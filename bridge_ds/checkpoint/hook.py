@@ -1,21 +1,41 @@
-"""Saves every N steps and at the last one. Must be added on every rank: saving is a collective."""
+"""Saves every N steps, at the last one, and when the run is preempted. Must be added on every rank.
+
+A step waits for the copy to host memory only (a collective); rank 0 writes in a thread. A write that fails is named and
+tried again at the next save; only more than `checkpoint.max_failed_saves` failures in a row end the run.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.checkpoint.save import prune, save
+from bridge_ds.checkpoint.save import Snapshot, gather, prune, write
 from bridge_ds.config.schema import CheckpointConfig
-from bridge_ds.engine.hooks import Hook, StepRecord
+from bridge_ds.engine.distributed import agree
+from bridge_ds.engine.hooks import Hook, HookList, StepRecord
+from bridge_ds.errors import CheckpointError
 from bridge_ds.world import World
 
 __all__ = ["CheckpointHook"]
 
+_RETRY_SECONDS = 10.0
+"""Pause before the run's last checkpoint is tried again: there is no later save that could make good for it."""
+
+
+@dataclass
+class _Save:
+    """One checkpoint under way, on rank 0."""
+
+    step: int
+    future: Future[Path]
+
 
 class CheckpointHook(Hook):
-    """Writes `<run>/checkpoints/step-...` and keeps the newest few."""
+    """Writes `<run>/checkpoints/step-...`, keeps the newest few and the best."""
 
     def __init__(
         self,
@@ -26,26 +46,105 @@ class CheckpointHook(Hook):
         state: dict[str, Any],
         manifest: dict[str, Any],
         world: World,
-        saved: Callable[[int, Path], None],
+        hooks: HookList,
+        say: Callable[[str], None],
     ) -> None:
         """Args:
-        state: constant part of state.json; step and consumed samples are added.
+        state: constant part of state.json; step, consumed samples and the mean loss since the last save are added.
         manifest: constant part of manifest.json.
-        saved: called with (step, folder) after each save.
+        hooks: told on_save and on_checkpoint (on rank 0's time, so only rank 0's see on_checkpoint).
+        say: prints one line for the user.
         """
         self.engine, self.root, self.config, self.world = engine, root, config, world
-        self.state, self.manifest, self.saved = state, manifest, saved
+        self.state, self.manifest, self.hooks, self.say = state, manifest, hooks, say
         self.total_steps = 0
+        self._last: StepRecord | None = None
+        self._saved_step = 0
+        self._losses: list[float] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if world.is_main else None
+        self._under_way: _Save | None = None
+        self._failures = 0
+        self._reason = ""
 
     def on_start(self, *, step: int, total_steps: int) -> None:
-        self.total_steps = total_steps
+        self.total_steps, self._saved_step = total_steps, step
 
     def on_step(self, record: StepRecord) -> None:
-        step = record["step"]
-        if step % self.config.every and step != self.total_steps:
+        self._last = record
+        self._losses.append(record["loss"])
+        if self._under_way and self._under_way.future.done():
+            self._collect()
+        if record["step"] == self.total_steps:
+            self._save_last()
+        elif record["step"] % self.config.every == 0:
+            self._save()
+
+    def on_stop(self) -> None:
+        """Save where the ranks stand. If that fails, the newest whole checkpoint is what the next start uses."""
+        if self._last is not None and self._last["step"] != self._saved_step:
+            self._save()
+        self._collect()
+
+    def on_end(self, status: str) -> None:
+        """Let a write that is under way finish."""
+        self._collect()
+        if self._writer:
+            self._writer.shutdown()
+
+    def _save(self) -> None:
+        assert self._last is not None
+        # At most one write is under way: waiting here is better than host memory that fills up behind a slow disk.
+        self._collect()
+        failures: int
+        reason: str
+        failures, reason = agree((self._failures, self._reason), self.world)  # type: ignore[misc]
+        if failures > self.config.max_failed_saves:
+            raise CheckpointError(
+                f"{failures} saves in a row failed ({reason}); expected at most checkpoint.max_failed_saves "
+                f"{self.config.max_failed_saves}; make room or mend {self.root}, then start again."
+            )
+        step = int(self._last["step"])
+        self.hooks.on_save(step)
+        snapshot = gather(self.engine)
+        finite = [loss for loss in self._losses if loss == loss]
+        mean = sum(finite) / len(finite) if finite else None
+        state = self.state | {"step": step, "loss": mean}
+        state |= {name: self._last[name] for name in ("consumed", "bad_samples")}
+        self._losses, self._saved_step = [], step
+        if self._writer:
+            self._under_way = _Save(step, self._writer.submit(self._write, snapshot, state))
+
+    def _save_last(self) -> None:
+        """The final checkpoint: wait for it, and try again while failures are allowed."""
+        while True:
+            self._save()
+            self._collect()
+            if not agree(self._failures, self.world):
+                return
+            time.sleep(_RETRY_SECONDS)
+
+    def _write(self, snapshot: Snapshot, state: dict[str, Any]) -> Path:
+        folder = write(snapshot, self.root, state=state, manifest=self.manifest)
+        try:
+            prune(self.root, self.config.keep, self.config.keep_best)
+        except OSError as error:
+            self.say(f"warning: old checkpoints in {self.root} cannot be removed ({error}); remove them by hand.")
+        return folder
+
+    def _collect(self) -> None:
+        """Wait for the write under way, on rank 0; say how it went."""
+        if self._under_way is None:
             return
-        state = self.state | {"step": step, "consumed": record["consumed"], "bad_samples": record["bad_samples"]}
-        folder = save(self.engine, self.root, state=state, manifest=self.manifest, world=self.world)
-        if self.world.is_main:
-            prune(self.root, self.config.keep)
-        self.saved(step, folder)
+        save, self._under_way = self._under_way, None
+        try:
+            folder = save.future.result()
+        except Exception as error:  # OSError, and whatever safetensors makes of one
+            self._failures += 1
+            self._reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self.say(
+                f"warning: checkpoint of step {save.step} was not written ({self._reason}); earlier ones are intact; "
+                f"failure {self._failures} in a row, more than {self.config.max_failed_saves} end the run."
+            )
+            return
+        self._failures = 0
+        self.hooks.on_checkpoint(save.step, folder)

@@ -1,49 +1,92 @@
-"""Write a checkpoint: gather on all ranks, write on rank 0, rename when whole."""
+"""Write a checkpoint: gather to host memory on all ranks, write on rank 0, rename when whole."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.state import optimizer_step, read_bridge, read_moments
-from bridge_ds.world import World
 
-__all__ = ["prune", "save"]
+__all__ = ["Snapshot", "gather", "prune", "write"]
 
 
-def save(engine: Any, root: Path, *, state: dict[str, Any], manifest: dict[str, Any], world: World) -> Path:
-    """Save the bridge, its optimizer and `state` as `root/step-...` (a collective).
+@dataclass(frozen=True)
+class Snapshot:
+    """The bridge at one step, in host memory, full tensors."""
+
+    bridge: dict[str, torch.Tensor]
+    """float32 masters and buffers by name."""
+    moments: dict[str, torch.Tensor]
+    """AdamW's state."""
+    optimizer_step: int
+    """AdamW's own count."""
+
+
+def gather(engine: Any) -> Snapshot:
+    """Copy what is trained to host memory (a collective)."""
+    return Snapshot(read_bridge(engine), read_moments(engine), optimizer_step(engine))
+
+
+def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: dict[str, Any]) -> Path:
+    """Save `snapshot` and `state` as `root/step-...`; on rank 0, in any thread.
 
     Args:
         state: goes into state.json; must hold `step`.
         manifest: goes into manifest.json beside the hashes: resolved config, base models, versions.
 
     Returns:
-        the folder, valid on disk once rank 0 returns.
-    """
-    final = layout.step_folder(root, state["step"])
-    tensors, moments = read_bridge(engine), read_moments(engine)
-    state = state | {"optimizer_step": optimizer_step(engine)}
-    if world.is_main:
-        from safetensors.torch import save_file
+        the folder, valid on disk. After an error nothing of it is left.
 
-        temporary = root / f".{final.name}.tmp"
+    Raises:
+        OSError: the disk is full, the folder cannot be written.
+        safetensors.SafetensorError: likewise, while tensors were written.
+    """
+    from safetensors.torch import save_file
+
+    final = layout.step_folder(root, state["step"])
+    temporary = root / f".{final.name}.tmp"
+    state = state | {"optimizer_step": snapshot.optimizer_step}
+    try:
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
-        save_file(tensors, temporary / layout.BRIDGE)
-        save_file(moments, temporary / layout.OPTIMIZER)
+        save_file(snapshot.bridge, temporary / layout.BRIDGE)
+        save_file(snapshot.moments, temporary / layout.OPTIMIZER)
         (temporary / layout.STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
         layout.seal(temporary, final, manifest)
+    except BaseException:
+        # Half a checkpoint on a full disk would keep the next one from being written.
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return final
 
 
-def prune(root: Path, keep: int) -> list[Path]:
-    """Remove all but the `keep` newest checkpoints (0 keeps all); returns what was removed."""
-    old = [path for _, path in layout.folders(root)[keep:]] if keep else []
+def prune(root: Path, keep: int, best: int = 0) -> list[Path]:
+    """Remove all but the `keep` newest checkpoints and the `best` of lowest training loss; returns what was removed.
+
+    `keep` = 0 keeps all. The loss is the one in state.json; a folder without it is never among the best.
+    """
+    if not keep:
+        return []
+    every = [path for _, path in layout.folders(root)]
+    # Newest first, so that of equal losses the newest wins.
+    rated = sorted((loss, place) for place, path in enumerate(every) if (loss := _loss(path)) is not None)
+    kept = set(range(keep)) | {place for _, place in rated[:best]}
+    old = [path for place, path in enumerate(every) if place not in kept]
     for path in old:
         shutil.rmtree(path)
     return old
+
+
+def _loss(folder: Path) -> float | None:
+    try:
+        loss = json.loads((folder / layout.STATE).read_text(encoding="utf-8")).get("loss")
+    except (OSError, ValueError):
+        return None
+    return loss if isinstance(loss, int | float) and loss == loss else None

@@ -24,6 +24,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run.seed": (lambda v: v >= 0, "0 or more"),
+    "run.hang_seconds": (lambda v: v == 0 or v >= 5, "0, or 5 or more"),
     "fusion.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "fusion.heads": (lambda v: v >= 1, "1 or more"),
     "fusion.feedforward": (lambda v: v >= 1, "1 or more"),
@@ -53,6 +54,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.max_bad_steps": (lambda v: v >= 0, "0 or more"),
     "checkpoint.every": (lambda v: v >= 1, "1 or more"),
     "checkpoint.keep": (lambda v: v >= 0, "0 or more"),
+    "checkpoint.keep_best": (lambda v: v >= 0, "0 or more"),
+    "checkpoint.max_failed_saves": (lambda v: v >= 0, "0 or more"),
     "track.every": (lambda v: v >= 1, "1 or more"),
     "evaluation.limit": (lambda v: v >= 0, "0 or more"),
     "evaluation.batch": (lambda v: v >= 1, "1 or more"),
@@ -79,6 +82,8 @@ def check(config: Config) -> None:
             f"data.tokens_per_micro_batch is {data.tokens_per_micro_batch}; one sample may have {longest} tokens; "
             "raise it, or lower the lengths in data.max_*_tokens."
         )
+    for name in config.run.stop_signals:
+        one_of("run.stop_signals", name, ("USR1", "USR2", "TERM", "HUP"))
     if not config.run.output:
         raise ConfigError("run.output is empty; expected the path of the run folder.")
 

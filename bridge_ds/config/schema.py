@@ -31,6 +31,10 @@ class RunConfig:
     `must` demands a checkpoint; or the path of one step folder."""
     ds_config: str = "zero3.json"
     """DeepSpeed file (a path, or a name in ds_configs/)."""
+    stop_signals: tuple[str, ...] = ("USR2", "TERM")
+    """Signals that ask for a checkpoint and an early end with exit status 75 (USR1 | USR2 | TERM | HUP)."""
+    hang_seconds: float = 900.0
+    """Seconds without progress in training after which the stuck rank is named and the job ended; 0 = never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +176,11 @@ class CheckpointConfig:
     """Optimizer steps between checkpoints (one is always written at the end)."""
     keep: int = 2
     """Newest checkpoints kept; older ones are removed after a new one is valid. 0 keeps all."""
+    keep_best: int = 1
+    """Checkpoints kept besides these for the lowest loss (training loss, mean since the save before; 0 = none)."""
+    max_failed_saves: int = 3
+    """Saves in a row that may fail (full disk, lost folder) before the run ends; each is named, none is retried but
+    the last of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,18 @@ from bridge_ds.errors import BridgeError
 from bridge_ds.world import World
 
 __all__ = [
+    "INIT_TIMEOUT",
     "agree",
+    "any_rank",
+    "barrier",
     "cpu_threads",
     "device_of",
     "first_error",
     "import_deepspeed",
     "init_distributed",
+    "lost_peer",
     "peak_memory_gib",
+    "set_timeout",
     "shutdown",
 ]
 
@@ -103,6 +108,40 @@ def first_error(error: BridgeError | None, world: World) -> BridgeError | None:
     errors: list[BridgeError | None] = [None] * world.size
     torch.distributed.all_gather_object(errors, error)
     return error or next(filter(None, errors), None)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is true on some rank (a collective)."""
+    count = torch.tensor([int(flag)], device=device)
+    torch.distributed.all_reduce(count)
+    return bool(count)
+
+
+def set_timeout(seconds: float) -> None:
+    """From now on a collective that takes longer than `seconds` fails, in every process group of this rank."""
+    from torch.distributed import distributed_c10d as c10d
+
+    for group in list(c10d._world.pg_map):
+        # DeepSpeed's own groups too; those without this rank have no backend here.
+        if isinstance(group, torch.distributed.ProcessGroup):
+            c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error means that another rank is gone, rather than that something is wrong here."""
+    if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistBackendError):
+        return True
+    # gloo raises plain RuntimeErrors, which name its source file and the socket's fault.
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "Connection closed by peer" in text or "Connection reset by peer" in text or "/gloo/transport/" in text
+    )
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks (a collective)."""
+    if world.size > 1:
+        torch.distributed.barrier()
 
 
 def shutdown() -> None:

@@ -25,8 +25,14 @@ class Hook:
     def on_step(self, record: StepRecord) -> None:
         """One optimizer step is done and its numbers are known (already reduced over the ranks)."""
 
+    def on_save(self, step: int) -> None:
+        """A checkpoint of `step` is about to be written."""
+
     def on_checkpoint(self, step: int, folder: Path) -> None:
-        """A checkpoint has been written and is valid."""
+        """A checkpoint has been written and is valid (said at the end of a later step, for writing takes a while)."""
+
+    def on_stop(self) -> None:
+        """All ranks have agreed to leave early: save what is not saved. `on_end` follows."""
 
     def on_evaluation(self, results: dict[str, Any]) -> None:
         """The final scores are there: the content of evaluation.json."""
@@ -48,6 +54,14 @@ class HookList(Hook):
     def on_step(self, record: StepRecord) -> None:
         for hook in self.hooks:
             hook.on_step(record)
+
+    def on_save(self, step: int) -> None:
+        for hook in self.hooks:
+            hook.on_save(step)
+
+    def on_stop(self) -> None:
+        for hook in self.hooks:
+            hook.on_stop()
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         for hook in self.hooks:

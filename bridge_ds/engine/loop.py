@@ -12,10 +12,13 @@ import torch
 from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.samples import KINDS
+from bridge_ds.engine.distributed import set_timeout
 from bridge_ds.engine.hooks import Hook, StepRecord
+from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.schedule import learning_rate
 from bridge_ds.engine.step import agree_on_data, allow_bad_samples, train_step
-from bridge_ds.errors import BridgeError, TrainingError
+from bridge_ds.engine.watchdog import Watchdog
+from bridge_ds.errors import BridgeError, Preempted, TrainingError
 from bridge_ds.world import World
 
 __all__ = ["fit"]
@@ -30,13 +33,18 @@ def fit(
     hooks: Hook,
     done: int,
     bad_samples: dict[str, int] | None = None,
+    stop: StopRequest | None = None,
+    watchdog: Watchdog | None = None,
 ) -> None:
     """Run the steps that `loader` yields, from `done` + 1 on.
 
     Args:
         bad_samples: bad samples left out in the steps that are done, by kind.
+        stop: set by a signal; all ranks agree on it before each step.
+        watchdog: told where this rank is; it looks for hangs from the second step on (the first may compile and load).
 
     Raises:
+        Preempted: `stop` was set on some rank; the hooks have been told, and every rank raises it.
         DataError: a rank cannot read its part of a batch, or more than `data.max_bad_samples` samples were bad (on
             every rank).
         TrainingError: more than `train.max_bad_steps` steps in a row had a loss or gradient that is not finite.
@@ -45,11 +53,17 @@ def fit(
     bad_in_a_row = 0
     left_out = {kind: (bad_samples or {}).get(kind, 0) for kind in KINDS}
     steps = iter(loader)
-    for _ in range(done, config.train.steps):
+    mark = watchdog.mark if watchdog else _ignore
+    for step in range(done + 1, config.train.steps + 1):
+        mark("data", step)
         asked = time.perf_counter()
         batches, fault = _next(steps)
         waited = time.perf_counter() - asked
-        totals = agree_on_data(batches, fault, world, device)
+        mark("agree")
+        totals = agree_on_data(batches, fault, world, device, bool(stop))
+        if totals.stopping:
+            hooks.on_stop()
+            raise Preempted(f"preempted after step {step - 1} of {config.train.steps}")
         assert batches is not None
         left_out = allow_bad_samples(batches, totals, left_out, config.data.max_bad_samples, world)
         record = train_step(
@@ -61,6 +75,7 @@ def fit(
             world=world,
             device=device,
             waited=waited,
+            mark=mark,
         )
         record["bad_samples"] = left_out
         bad_in_a_row = bad_in_a_row + 1 if _is_bad(record) else 0
@@ -70,7 +85,16 @@ def fit(
                 f"(global batch {record['ids_hash']}); expected finite numbers; lower train.lr, look at that batch, "
                 "or allow some with train.max_bad_steps."
             )
+        mark("hooks")
         hooks.on_step(record)
+        if step == done + 1 and watchdog:
+            watchdog.arm()
+            if config.run.hang_seconds:
+                set_timeout(config.run.hang_seconds + 60)
+
+
+def _ignore(phase: str, step: int | None = None) -> None:
+    pass
 
 
 def _next(steps: Iterator[StepBatches]) -> tuple[StepBatches | None, BridgeError | None]:

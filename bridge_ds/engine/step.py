@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ class Totals:
     """Places of all three tensors, padding included."""
     bad: tuple[int, ...]
     """Bad samples left out, by kind in the order of :data:`bridge_ds.data.samples.KINDS`."""
+    stopping: int = 0
+    """Ranks that were asked to save and leave."""
 
     @property
     def padding_share(self) -> float:
@@ -41,8 +44,13 @@ class Totals:
         return 1 - (self.target_tokens + self.source_tokens + self.prompt_tokens) / max(1, self.places)
 
 
-def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world: World, device: torch.device) -> Totals:
+def agree_on_data(
+    batches: StepBatches | None, fault: BridgeError | None, world: World, device: torch.device, stop: bool = False
+) -> Totals:
     """Count the global batch; if any rank could not read its part, every rank fails with that rank's reason.
+
+    The one reduction also carries `stop`, this rank's wish to save and leave, so that agreeing on it before every step
+    costs nothing.
 
     Without it the others would wait in the next collective for a rank that is gone (a collective itself).
 
@@ -54,11 +62,11 @@ def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world:
     counts += [
         sum(int(getattr(b, name).sum()) for b in micro) for name in ("target_mask", "source_mask", "prompt_mask")
     ]
-    counts += [sum(b.source_mask.numel() + b.prompt_mask.numel() + b.target_mask.numel() for b in micro)]
+    counts += [sum(b.source_mask.numel() + b.prompt_mask.numel() + b.target_mask.numel() for b in micro), int(stop)]
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
-    faults, targets, sources, prompts, places, *bad = (int(n) for n in _all_sum(counts, device))
+    faults, targets, sources, prompts, places, stopping, *bad = (int(n) for n in _all_sum(counts, device))
     if not faults:
-        return Totals(targets, sources, prompts, places, tuple(bad))
+        return Totals(targets, sources, prompts, places, tuple(bad), stopping)
     messages: list[str | None] = [None] * world.size
     torch.distributed.all_gather_object(messages, str(fault) if fault else None)
     raise fault or DataError(next(message for message in messages if message))
@@ -106,6 +114,7 @@ def train_step(
     world: World,
     device: torch.device,
     waited: float,
+    mark: Callable[[str], None] = lambda phase: None,
 ) -> StepRecord:
     """Run one step and return its record, the same on every rank.
 
@@ -118,6 +127,7 @@ def train_step(
         lr: learning rate of this step.
         seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
         waited: seconds spent waiting for this step's data.
+        mark: told each phase (:data:`bridge_ds.engine.heartbeat.PHASES`) as it begins.
     """
     began = time.perf_counter()
     set_learning_rate(engine.optimizer.param_groups, lr)
@@ -128,11 +138,15 @@ def train_step(
     for number, batch in enumerate(batches.micro, start=1):
         # Said and not counted by DeepSpeed, because with a token budget the number of micro-batches differs by step.
         engine.set_gradient_accumulation_boundary(number == len(batches.micro))
+        mark("forward")
         loss = engine(batch.to(device))
+        mark("backward")
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
+        mark("update")
         engine.step()
         nll += loss.detach().double()
 
+    mark("reduce")
     weights = engine.module.fusion.weights().double().to(device)
     sums = _all_sum([nll, *weights], device)
     seconds = time.perf_counter() - began + waited

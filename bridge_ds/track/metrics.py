@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.errors import DataError
@@ -17,36 +19,81 @@ __all__ = ["MetricsLog", "iter_metrics", "plain", "read_metrics"]
 
 
 class MetricsLog(Hook):
-    """Appends every step to a file and flushes it. Put it before all other hooks: its line is there first."""
+    """Appends every step to a file and flushes it. Put it before all other hooks: its line is there first.
 
-    def __init__(self, path: Path) -> None:
+    While the disk is full, lines wait in memory (about 1 KiB each) and follow when there is room: a step's record is as
+    little worth a dead run as a checkpoint is, and `checkpoint.max_failed_saves` ends what cannot be mended.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
         self.path = Path(path)
-        self._file: TextIO | None = None
+        self._say = say
+        self._file: BinaryIO | None = None
+        self._waiting: list[bytes] = []
+        self._size = 0
 
     def on_start(self, *, step: int, total_steps: int) -> None:
         """Open the file. Steps after `step` will be done again: their lines go, as does a torn last one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             _keep_up_to(self.path, step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = self.path.open("ab", buffering=0)
+        self._size = self.path.stat().st_size
 
     def on_step(self, record: StepRecord) -> None:
         """Write the step, with `time` (Unix seconds) added; numbers that are not finite become null."""
-        assert self._file is not None, "on_start comes first"
         line = plain({**record, "time": round(time.time(), 3)})
-        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting.append((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        self._write()
 
-    def on_checkpoint(self, step: int, folder: Path) -> None:
+    def on_save(self, step: int) -> None:
         """Force the lines to disk, so that a checkpoint never outlives the record of the steps before it."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
+            with contextlib.suppress(OSError):  # the checkpoint's own writing will meet the same fault and name it
+                os.fsync(self._file.fileno())
 
     def on_end(self, status: str) -> None:
         """Close the file."""
         if self._file is not None:
+            self._write()
+            if self._waiting:
+                self._say(f"warning: {len(self._waiting)} lines of {self.path} could not be written and are lost")
             self._file.close()
             self._file = None
+
+    def _write(self) -> None:
+        assert self._file is not None, "on_start comes first"
+        if not self._waiting:
+            return
+        lines = b"".join(self._waiting)
+        try:
+            if not self.path.exists():
+                raise FileNotFoundError(errno.ENOENT, "the file has vanished", str(self.path))
+            written = self._file.write(lines) or 0
+            if written < len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            # Part of a line may be there; it must not stay in front of the whole one.
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._size)
+            if len(self._waiting) == 1:
+                self._say(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait in memory")
+            with contextlib.suppress(OSError):
+                self._reopen()
+            return
+        self._size += len(lines)
+        if len(self._waiting) > 1:
+            self._say(f"{self.path} is written again; {len(self._waiting)} lines had waited")
+        self._waiting = []
+
+    def _reopen(self) -> None:
+        # A folder that vanished may come back, without the file that was open.
+        assert self._file is not None
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file.close()
+            self._file = self.path.open("ab", buffering=0)
+            self._size = 0
 
 
 def read_metrics(path: Path) -> list[StepRecord]:

@@ -16,10 +16,9 @@ from typing import Any
 from bridge_ds.config.load import flatten
 from bridge_ds.config.schema import Config, TrackConfig
 from bridge_ds.engine.hooks import Hook, StepRecord
-from bridge_ds.errors import LaunchError
 from bridge_ds.track.mlflow_run import MlflowRun, without_password
 
-__all__ = ["MlflowTracker", "sync", "tracking_uri"]
+__all__ = ["MlflowTracker", "one_line", "set_defaults", "tracking_uri"]
 
 _DEFAULTS = {
     # MLflow's own defaults (7 retries, 120 s) hold a call to a dead server for 4 to 20 minutes.
@@ -99,10 +98,10 @@ class MlflowTracker(Hook):
         if self._done:
             self._say(f"MLflow: run {self._run.state.run_id} is {status} at {self._run.public_uri}")
             return
-        why = _one_line(self._error) if self._error else "no answer in time"
+        why = one_line(self._error) if self._error else "no answer in time"
         self._say(
             f"MLflow: not sent: {self._run.missing()} ({why}); all of it is still in {self._run.folder}; "
-            f"send it later with: python -m bridge_ds.track {self._run.folder}"
+            f"send it later with: python -m bridge_ds.track.sync {self._run.folder}"
         )
         with contextlib.suppress(OSError):  # a full disk must not hide how the run ended
             self._run.note_unsent(status)
@@ -149,7 +148,7 @@ class MlflowTracker(Hook):
             self._warned = True
             self._say(
                 f"warning: MLflow at {self._run.public_uri if self._run else ''} failed "
-                f"({_one_line(error)}); training goes on, and what metrics.jsonl has is sent when it answers"
+                f"({one_line(error)}); training goes on, and what metrics.jsonl has is sent when it answers"
             )
 
 
@@ -162,41 +161,14 @@ def tracking_uri(track: TrackConfig, folder: Path, environ: Mapping[str, str] | 
     return uri or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
 
 
-def sync(folder: Path, config: Config) -> str:
-    """Send all that a run folder has and MLflow has not, in this thread; for after a dead server.
-
-    Returns:
-        One line that says what was sent.
-
-    Raises:
-        LaunchError: MLflow did not take it.
-    """
-    uri = tracking_uri(config.track, folder)
-    if uri is None:
-        return "track.uri is none: nothing to send"
-    set_defaults()
-    run = MlflowRun(folder, uri, config.track, flatten(config))
-    before = run.state.logged_step
-    try:
-        run.open(None)
-        run.send_new()
-        if run.state.status:
-            run.finish(run.state.status)
-    except Exception as error:
-        raise LaunchError(
-            f"MLflow at {run.public_uri} failed ({_one_line(error)}); expected a store that answers; "
-            "start the server, or set track.uri in config.yaml."
-        ) from error
-    return f"MLflow: run {run.state.run_id} at {run.public_uri}: steps {before} to {run.state.logged_step} sent"
-
-
 def set_defaults() -> None:
     """Give MLflow's variables short defaults; values that the user has set stay."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
-def _one_line(error: Exception | None) -> str:
+def one_line(error: Exception | None) -> str:
+    """The error for a line of text, without passwords."""
     # The cause stands at the end of a transport error, the request at its start.
     text = without_password(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 170 else f"{text[:80]} ... {text[-85:]}"

@@ -90,6 +90,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert prune(tmp_path, 0) == []
 
 
+def test_the_best_is_kept_too(tmp_path: Path) -> None:
+    for step, loss in ((1, 0.9), (2, 0.1), (3, 0.5), (4, None), (5, 0.7)):
+        folder = write(tmp_path, step)
+        (folder / layout.STATE).write_text(json.dumps({"step": step, "loss": loss}))
+    assert [path.name for path in prune(tmp_path, 1, best=1)] == ["step-00000004", "step-00000003", "step-00000001"]
+    assert [step for step, _ in layout.folders(tmp_path)] == [5, 2]
+
+
 def test_another_run_is_refused(tmp_path: Path) -> None:
     checkpoint = Checkpoint.read(write(tmp_path, 5))
     refuse_other_run(checkpoint, {"seed": 0}, {"llm": "abc"})

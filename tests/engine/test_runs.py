@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -88,9 +90,52 @@ def test_killed_and_resumed(
         assert (run / last).read_bytes() == (two_ranks / last).read_bytes()
 
 
+def test_one_rank_is_signalled_and_all_save(small_run: list[str], two_ranks: Path, tmp_path: Path) -> None:
+    """Between two multiples of checkpoint.every; then the same run is started twice, and the first start leaves."""
+    run = tmp_path / "run"
+    command = launch.train_command(arguments(small_run, run))
+    job = launch.Job(command, 2, tmp_path / "first")
+    wait_for_lines(run, 7, job)
+    os.kill(job.processes[1].pid, signal.SIGUSR2)
+    outcome = job.wait()
+    assert outcome.codes == [75, 75], outcome.text[-4000:]
+    saved = len(lines(run))
+    assert (run / "checkpoints" / f"step-{saved:08d}" / "manifest.json").is_file()
+    assert f"preempted after step {saved} of 20; the same command continues." in outcome.outputs[0]
+    outcome = launch.succeed(launch.train(arguments(small_run, run), 2, tmp_path / "second"))
+    assert f"(step {saved}, " in outcome.text
+    assert [line["loss"] for line in lines(run)] == [line["loss"] for line in lines(two_ranks)]
+    last = "checkpoints/step-00000020/bridge.safetensors"
+    assert (run / last).read_bytes() == (two_ranks / last).read_bytes()
+
+
+def test_a_start_that_was_superseded_leaves(small_run: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ("train.steps=3000", "checkpoint.every=3000", "run.hang_seconds=10")
+    old = launch.Job(launch.train_command(arguments(small_run, run, *more)), 1, tmp_path / "old")
+    wait_for_lines(run, 3, old)
+    new = launch.Job(launch.train_command(arguments(small_run, run, *more)), 1, tmp_path / "new")
+    assert old.wait(60).codes == [74]
+    assert "this run was started again (" in old.logs[0].read_text()
+    assert new.processes[0].poll() is None
+    new.kill()
+
+
+def wait_for_lines(run: Path, count: int, job: launch.Job) -> None:
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.jsonl").is_file() and len(lines(run)) >= count):
+        assert time.monotonic() < deadline, job.wait(1).text
+        assert all(process.poll() is None for process in job.processes), job.wait(1).text[-4000:]
+        time.sleep(0.01)
+
+
 def test_run_folder(two_ranks: Path) -> None:
     assert (two_ranks / "config.yaml").is_file()
-    assert sorted(path.name for path in (two_ranks / "checkpoints").iterdir()) == ["step-00000015", "step-00000020"]
+    # The newest two, and the best by training loss where that is another.
+    kept = sorted(path.name for path in (two_ranks / "checkpoints").iterdir())
+    losses = [sum(line["loss"] for line in lines(two_ranks)[step - 5 : step]) for step in (5, 10, 15, 20)]
+    best = f"step-{5 * (losses.index(min(losses)) + 1):08d}"
+    assert kept == sorted({"step-00000015", "step-00000020", best})
     assert (two_ranks / "plots" / "loss.png").is_file()
     assert (two_ranks / "plots" / "layer_weights.png").is_file()
     manifest = json.loads((two_ranks / "checkpoints" / "step-00000020" / "manifest.json").read_text())

@@ -16,10 +16,10 @@ import pytest
 from bridge_ds.config.load import flatten, save_config
 from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
 from bridge_ds.track import mlflow as tracker_module
-from bridge_ds.track.__main__ import main
 from bridge_ds.track.metrics import MetricsLog
 from bridge_ds.track.mlflow import MlflowTracker, tracking_uri
 from bridge_ds.track.mlflow_points import numbers
+from bridge_ds.track.sync import main
 
 from .records import record, results
 

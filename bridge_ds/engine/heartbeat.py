@@ -1,0 +1,128 @@
+"""Where each rank is: `heartbeat/rank-00000.json` in the run folder, and what a set of them says about a hang. Pure
+but for reading and writing these files."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+__all__ = ["PHASES", "Beat", "blamed", "claim", "owner", "read_beats", "where_is_main", "write_beat"]
+
+PHASES = ("start", "data", "agree", "forward", "backward", "update", "reduce", "hooks", "end")
+"""Moments of a step, in their order."""
+_COLLECTIVES = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One rank's place."""
+
+    rank: int
+    host: str
+    pid: int
+    step: int
+    """The step that is being done."""
+    phase: str
+    """One of PHASES."""
+    age: float
+    """Seconds in this phase, not counting time for which the whole process was stopped."""
+    time: float
+    """When this was written (Unix seconds)."""
+    in_collective: bool = False
+    """Whether the main thread waits inside torch.distributed: it is held up, not holding up."""
+    where: str = ""
+    """Innermost line of the main thread: `file:line function`."""
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Comparable between ranks; less is further behind."""
+        return self.step, PHASES.index(self.phase) if self.phase in PHASES else 0
+
+    def describe(self) -> str:
+        """One clause for a person."""
+        return (
+            f"rank {self.rank} ({self.host}, pid {self.pid}) at step {self.step}, phase {self.phase}, "
+            f"for {self.age:.0f} s, in {self.where or 'unknown code'}"
+        )
+
+
+def blamed(beats: Sequence[Beat], ranks: int, now: float, silent_after: float) -> list[str]:
+    """Which ranks hold up the others, each as a clause; empty if all wait for each other inside a collective.
+
+    First those that have not written for `silent_after` seconds (stopped, dead, or their node is gone), then those
+    furthest behind that do not themselves wait in a collective.
+    """
+    seen = {beat.rank: beat for beat in beats}
+    silent = [f"rank {rank} (no heartbeat file)" for rank in range(ranks) if rank not in seen]
+    silent += [
+        f"{beat.describe()}, silent for {now - beat.time:.0f} s (stopped, dead, or its node is gone)"
+        for beat in beats
+        if now - beat.time > silent_after
+    ]
+    if silent:
+        return silent
+    behind = min(beat.progress for beat in beats)
+    last = [beat for beat in beats if beat.progress == behind]
+    if len(last) == len(beats):
+        last = [beat for beat in last if not beat.in_collective]
+        # Without a difference between them nobody is to blame: the network, or a fault that all share.
+        last = [] if len(last) == len(beats) and len(beats) > 1 else last
+    return [beat.describe() for beat in last]
+
+
+def write_beat(folder: Path, beat: Beat) -> None:
+    """Replace this rank's file (temp + rename). Raises OSError."""
+    path = folder / f"rank-{beat.rank:05d}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(asdict(beat)), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_beats(folder: Path, ranks: int) -> list[Beat]:
+    """The files of ranks 0 to `ranks` - 1 that can be read."""
+    found = []
+    for rank in range(ranks):
+        try:
+            values = json.loads((folder / f"rank-{rank:05d}.json").read_text(encoding="utf-8"))
+            found.append(Beat(**{field.name: values[field.name] for field in fields(Beat)}))
+        except (OSError, ValueError, KeyError):
+            continue
+    return found
+
+
+def claim(folder: Path) -> str:
+    """Take the run over: an earlier start of it that still lives (its node was lost to the scheduler, not to itself)
+    reads this and leaves. Returns the mark to compare :func:`owner` with. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = f"{socket.gethostname()}, pid {os.getpid()}, {uuid.uuid4().hex[:8]}"
+    temporary = folder / "owner.tmp"
+    temporary.write_text(mark, encoding="utf-8")
+    temporary.replace(folder / "owner.txt")
+    return mark
+
+
+def owner(folder: Path) -> str:
+    """The mark of the start that has the run; empty if that cannot be read."""
+    try:
+        return (folder / "owner.txt").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def where_is_main() -> tuple[str, bool]:
+    """The main thread's innermost line, and whether it is inside a collective."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    where, inside = "", False
+    while frame is not None:
+        file = frame.f_code.co_filename
+        where = where or f"{file}:{frame.f_lineno} {frame.f_code.co_name}"
+        inside = inside or any(part in file for part in _COLLECTIVES)
+        frame = frame.f_back
+    return where, inside

@@ -1,0 +1,128 @@
+"""A thread that writes this rank's heartbeat and, when training stands still, names who holds it up and ends the job.
+
+Collectives hang without a word when one rank is stuck; the scheduler then bills all of them until the time limit.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bridge_ds.engine.heartbeat import Beat, blamed, owner, read_beats, where_is_main, write_beat
+from bridge_ds.errors import EXIT_HUNG, EXIT_LOST
+from bridge_ds.world import World
+
+__all__ = ["Watchdog"]
+
+
+class Watchdog:
+    """Started on every rank. `mark` is called by the loop; the rest is the thread's."""
+
+    def __init__(
+        self, folder: Path, world: World, limit: float, last_words: Callable[[str, int], None] | None = None
+    ) -> None:
+        """Args:
+        folder: where the heartbeats go; made if absent.
+        world: this rank among the others.
+        limit: seconds without progress after which the job is ended; 0 = never.
+        last_words: gets the sentence that names the rank, and the exit status, on the rank that speaks.
+        """
+        self._folder, self._world, self._limit, self._last_words = folder, world, limit, last_words
+        self._interval = min(10.0, limit / 10) if limit else 10.0
+        self._step, self._phase, self._age = 0, "start", 0.0
+        self._armed = False
+        self._mark = ""
+        self._stop = threading.Event()
+        self._warned = False
+        self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
+
+    def start(self, mark: str) -> None:
+        """Begin to write heartbeats; hangs are looked for only while armed. `mark`: what `claim` gave this start."""
+        self._mark = mark
+        self._thread.start()
+
+    def mark(self, phase: str, step: int | None = None) -> None:
+        """This rank has come to `phase` of `step` (default: the same step)."""
+        self._step = self._step if step is None else step
+        self._phase, self._age = phase, 0.0
+
+    def arm(self, armed: bool = True) -> None:
+        """Look for hangs from now on, or no longer (loading and scoring may stand still for long)."""
+        self._age, self._armed = 0.0, armed and self._limit > 0
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._armed = False
+        self._stop.set()
+
+    def _work(self) -> None:
+        before = time.monotonic()
+        while not self._stop.wait(self._interval):
+            now = time.monotonic()
+            # A process that was stopped as a whole (SIGSTOP, a suspended node) has not hung: such time does not count.
+            self._age += min(now - before, 2 * self._interval)
+            before = now
+            self._write()
+            self._leave_if_superseded()
+            if self._armed and self._age > self._limit:
+                self._end()
+
+    def _write(self) -> None:
+        where, inside = where_is_main()
+        beat = Beat(
+            rank=self._world.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            step=self._step,
+            phase=self._phase,
+            age=round(self._age, 1),
+            time=time.time(),
+            in_collective=inside,
+            where=where,
+        )
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_beat(self._folder, beat)
+        except OSError as error:
+            # A full disk is the checkpoint's to report; a heartbeat must not end a run.
+            if not self._warned:
+                self._warned = True
+                print(f"warning: heartbeats cannot be written to {self._folder} ({error.strerror})", file=sys.stderr)
+
+    def _leave_if_superseded(self) -> None:
+        # Two trainers in one folder would mix their lines and checkpoints. Slurm starts a job again when a node's
+        # daemon is gone, whether or not the job's processes there are.
+        now = owner(self._folder)
+        if now and self._mark and now != self._mark:
+            print(f"error: this run was started again ({now}); this start of it leaves.", file=sys.stderr, flush=True)
+            os._exit(EXIT_LOST)
+
+    def _end(self) -> None:
+        time.sleep(2 * self._interval)  # the others write their places, too
+        self._write()
+        if self._age == 0 or not self._armed:
+            return
+        beats = read_beats(self._folder, self._world.size)
+        guilty = blamed(beats, self._world.size, time.time(), 4 * self._interval)
+        silent = {beat.rank for beat in beats if time.time() - beat.time > 4 * self._interval}
+        who = "; ".join(guilty) or "no single rank: all wait for each other inside a collective (network?)"
+        text = f"error: no progress for {self._limit:.0f} s (run.hang_seconds); stuck: {who}; the job is ended."
+        if self._world.rank == min((beat.rank for beat in beats if beat.rank not in silent), default=0):
+            print(text, file=sys.stderr, flush=True)
+            if self._last_words:
+                self._last_words(text, EXIT_HUNG)
+        # The launcher ends all ranks when the first leaves: those who only wait give the stuck one time to speak.
+        mine = any(clause.startswith(f"rank {self._world.rank} ") for clause in guilty)
+        time.sleep(0.5 if mine or not guilty else 2.0)
+        if mine or not guilty or self._world.is_main:
+            print(f"stack of rank {self._world.rank}:", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+            sys.stderr.flush()
+        time.sleep(0.5)
+        os._exit(EXIT_HUNG)

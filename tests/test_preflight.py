@@ -1,0 +1,74 @@
+"""Preflight: green for what would run, red with a remedy for what would not."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def preflight() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("preflight", ROOT / "tools" / "preflight.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    # A dataclass looks its module up by name.
+    import sys
+
+    sys.modules["preflight"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(small_run: list[str], run: Path, *more: str) -> list[str]:
+    return [*small_run, *(part for setting in (f"run.output={run}", *more) for part in ("--set", setting))]
+
+
+def test_green(preflight: ModuleType, small_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = arguments(small_run, tmp_path / "run")
+    assert preflight.main([*settings, "--ranks", "2", "--hashes", "--gpu-gib", "80"]) == 0
+    said = capsys.readouterr().out
+    assert said.rstrip().endswith("preflight: green") and "RED" not in said and said.count("\n") < 40
+    assert "8 = 2 rows x 2 ranks x 2 micro-batches" in said and "sha256 compared" in said
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_red(
+    preflight: ModuleType, small_run: list[str], models: dict[str, Path], shards: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    cut = tmp_path / "cut"
+    shutil.copytree(models["encoder"], cut)
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    changed = tmp_path / "changed"
+    shutil.copytree(shards, changed)
+    tar = sorted(changed.glob("*.tar"))[0]
+    tar.write_bytes(tar.read_bytes().replace(b'"target"', b'"tarGet"', 1))
+    (tmp_path / "file").write_text("")
+    cases = {
+        "typo": (["train.step=3"], [], "did you mean 'train.steps'"),
+        "batch": (["train.global_batch=6"], [], "start 1, 3 ranks"),
+        "deepspeed": (["run.ds_config=nothing.json"], [], "no DeepSpeed config"),
+        "weights": ([f"model.encoder={cut}"], [], "download it again"),
+        "shards": ([f"data.shards={changed}"], ["--hashes"], "copy it again"),
+        "few": (["train.global_batch=256"], [], "at least one global batch"),
+        "output": ([f"run.output={tmp_path}/file/run"], [], "cannot be written"),
+        "memory": ([], ["--gpu-gib", "1"], "lower train.micro_batch"),
+    }
+    for name, (settings, options, words) in cases.items():
+        assert preflight.main([*arguments(small_run, tmp_path / "run", *settings), "--ranks", "2", *options]) == 2, name
+        said = capsys.readouterr()
+        assert said.err.startswith("error: ") and words in said.err, (name, said.err)
+        assert " RED " in said.out and "green" not in said.out
+
+
+def test_versions_are_one_line(preflight: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert preflight.main(["--versions"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and '"deepspeed"' in said

@@ -1,0 +1,301 @@
+#!/usr/bin/env python3
+"""Check on the login node (and again as a job's first step) what would else fail after hours in the queue."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bridge_ds.config.load import load_config
+from bridge_ds.config.names import EMBEDDED_SHARDS, resolve
+from bridge_ds.config.schema import Config
+from bridge_ds.config.zero import accumulation, engine_config, read_ds_config, resolve_micro_batch
+from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
+from bridge_ds.plan.memory import Job, bridge_parameters, memory
+from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
+
+_EXAMPLES = """\
+examples:
+  tools/preflight.py --recipe mt5xl_13b --ranks 16
+  tools/preflight.py --recipe mt5xl_13b --ranks 16 --hashes --gpu-gib 80 --set data.shards=data/english
+  srun --ntasks-per-node=1 tools/preflight.py --versions      # the same line from every node?
+
+Takes the --recipe, --ds_config and --set of train.py. Exit status 0: green. 2: something is red; the last line says
+what to change.
+"""
+_PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "webdataset", "mlflow")
+
+
+@dataclass
+class Subject:
+    """What is checked; filled by the checks in their order."""
+
+    options: argparse.Namespace
+    config: Config = dataclasses.field(default_factory=Config)
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the job."""
+        return int(self.options.ranks)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all checks; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.versions:
+        print(versions())
+        return 0
+    if options.ds_config:
+        options.overrides.append(f"run.ds_config={options.ds_config}")
+    subject, problem = Subject(options), None
+    for name, check in CHECKS.items():
+        try:
+            _show("ok", name, check(subject))
+        except BridgeError as error:
+            _show("RED", name, str(error))
+            problem = problem or error
+            if check is config_resolves:
+                break
+    print(flush=True)
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print("preflight: green")
+    return 0
+
+
+def config_resolves(subject: Subject) -> str:
+    """Recipe and overrides make a config."""
+    subject.config = load_config(subject.options.recipe, subject.options.overrides)
+    return f"recipe {subject.options.recipe}, {subject.config.train.steps} steps"
+
+
+def batch_divides(subject: Subject) -> str:
+    """Global batch, micro-batch and ranks fit together."""
+    subject.config = resolve_micro_batch(subject.config, subject.ranks)
+    steps = accumulation(subject.config, subject.ranks)
+    of = subject.config.train
+    return f"{of.global_batch} = {of.micro_batch} rows x {subject.ranks} ranks x {steps} micro-batches"
+
+
+def deepspeed_config(subject: Subject) -> str:
+    """The DeepSpeed file is one that this version reads."""
+    values = read_ds_config(subject.config.run.ds_config)
+    engine_config(subject.config, values, subject.ranks)
+    return subject.config.run.ds_config
+
+
+def models_on_disk(subject: Subject) -> str:
+    """Config and every weight file of both models are here, of the sizes that their headers promise."""
+    from bridge_ds.frozen.verify import weight_files
+
+    said = []
+    of = subject.config.model
+    for key, name, revision in (("encoder", of.encoder, of.encoder_revision), ("llm", of.llm, of.llm_revision)):
+        try:
+            files = weight_files(resolve(name), revision)
+        except Exception as error:  # the hub client's own kinds
+            raise ConfigError(f"model.{key} {name!r} cannot be looked up ({error}); download it first.") from None
+        if not files:
+            raise ConfigError(
+                f"model.{key} {name!r} has no safetensors files here; expected them on disk; "
+                "download it on a node with network (hf download), or give a folder."
+            )
+        for path in files:
+            _check_safetensors(f"model.{key}", path)
+        said.append(f"{key} {sum(path.stat().st_size for path in files) / 2**30:.2f} GiB in {len(files)} files")
+    return "; ".join(said)
+
+
+def tokenizers_match(subject: Subject) -> str:
+    """Both tokenizers load, and no token lies outside its model's embedding table."""
+    from transformers import AutoConfig
+
+    from bridge_ds.data.tokenize import check_vocabulary, load_tokenizers
+
+    of = subject.config.model
+    tokenizers = load_tokenizers(of)
+    pairs = (
+        ("model.encoder", tokenizers.encoder, of.encoder, of.encoder_revision),
+        ("model.llm", tokenizers.llm, of.llm, of.llm_revision),
+    )
+    for key, tokenizer, name, revision in pairs:
+        found = AutoConfig.from_pretrained(resolve(name), revision=revision, trust_remote_code=of.trust_remote_code)
+        check_vocabulary(tokenizer, found.vocab_size, key)
+    return f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
+
+
+def shards_verify(subject: Subject) -> str:
+    """Every shard is there with the promised size; with --hashes also with the promised content."""
+    from bridge_ds.data.index import load_index, verify
+
+    if subject.config.data.shards == EMBEDDED_SHARDS:
+        return "embedded, written at the first start"
+    index = load_index(subject.config.data.shards)
+    if index.samples < subject.config.train.global_batch:
+        raise DataError(
+            f"{subject.config.data.shards} holds {index.samples} samples; expected at least one global batch of "
+            f"{subject.config.train.global_batch}; pack more or lower train.global_batch."
+        )
+    if subject.options.hashes:
+        verify(index)
+    how = "sha256 compared" if subject.options.hashes else "sizes compared; --hashes reads them"
+    return f"{index.samples} samples in {len(index.shards)} shards ({how})"
+
+
+def output_writable(subject: Subject) -> str:
+    """The run folder can be written."""
+    folder = Path(subject.config.run.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".preflight-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise LaunchError(
+            f"run.output {folder} cannot be written ({error.strerror}); expected a folder that you may write; "
+            "choose another with --set run.output=PATH."
+        ) from None
+    free = shutil.disk_usage(folder).free
+    job = _plan(subject)
+    if job is None:
+        return f"{folder}, {free / 2**30:.1f} GiB free"
+    of = subject.config.checkpoint
+    # Parameter and two moments in float32; one more while the next is written.
+    needed = 12 * bridge_parameters(job) * ((of.keep or subject.config.train.steps // of.every) + of.keep_best + 1)
+    if free < needed:
+        raise LaunchError(
+            f"run.output {folder} has {free / 2**30:.2f} GiB free; expected {needed / 2**30:.2f} GiB for checkpoints; "
+            "make room, choose another with --set run.output=PATH, or lower checkpoint.keep."
+        )
+    return f"{folder}, {free / 2**30:.1f} GiB free, checkpoints take {needed / 2**30:.2f}"
+
+
+def memory_fits(subject: Subject) -> str:
+    """The plan's memory of a rank fits the device (`--gpu-gib`, or the one that is here)."""
+    job = _plan(subject)
+    if job is None:
+        return "not planned: a model's shape is unknown here (tools/plan_cluster.py --help lists those known)"
+    total, size = memory(job)["total"], subject.options.gpu_gib or _gpu_gib()
+    if not size:
+        return f"{total:.1f} GiB a rank planned; no GPU here to compare with (--gpu-gib)"
+    if total > size:
+        raise LaunchError(
+            f"the plan needs {total:.1f} GiB a rank; the device has {size:.1f} GiB; lower train.micro_batch, set "
+            "model.activation_checkpointing=true, or see tools/plan_cluster.py for another run.ds_config."
+        )
+    return f"{total:.1f} GiB a rank planned, {size:.1f} GiB there"
+
+
+def _plan(subject: Subject) -> Job | None:
+    """The config as a plan; None where a model's shape is not known without loading it."""
+    config = subject.config
+    zero = read_ds_config(config.run.ds_config)["zero_optimization"]
+    try:
+        encoder = find_shape(resolve(config.model.encoder), ENCODERS)
+        llm = find_shape(resolve(config.model.llm), LLMS)
+    except ConfigError:
+        return None
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    return Job(
+        encoder=encoder,
+        llm=llm,
+        nodes=nodes,
+        gpus=max(1, subject.ranks // nodes),
+        fusion=config.fusion.name,
+        feedforward=config.fusion.feedforward,
+        mapping=config.mapping.kind,
+        source=config.data.max_source_tokens,
+        prompt=config.data.max_prompt_tokens if config.data.augment_prompt else 0,
+        target=config.data.max_target_tokens,
+        micro_batch=max(1, config.train.micro_batch),
+        global_batch=config.train.global_batch,
+        bytes=4 if config.model.dtype == "float32" else 2,
+        stage=zero["stage"],
+        hpz=zero.get("zero_hpz_partition_size", 1) > 1,
+        offload="offload_param" in zero,
+        checkpointing=config.model.activation_checkpointing,
+        prefetch=zero.get("stage3_prefetch_bucket_size", 50_000_000),
+        reuse=zero.get("stage3_max_reuse_distance", 1_000_000_000),
+        bucket=zero.get("reduce_bucket_size", 500_000_000),
+        process=1.5,
+    )
+
+
+def _gpu_gib() -> float:
+    """Memory of the first GPU in GiB; 0 without one."""
+    if not shutil.which("nvidia-smi"):
+        return 0.0
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    found = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    return float(found[0]) / 1024 if found and found[0].isdigit() else 0.0
+
+
+def versions() -> str:
+    """One line that must be the same on every node."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return json.dumps({"python": platform.python_version(), **found}, sort_keys=True)
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "config": config_resolves,
+    "batch": batch_divides,
+    "deepspeed": deepspeed_config,
+    "models": models_on_disk,
+    "tokenizers": tokenizers_match,
+    "shards": shards_verify,
+    "output": output_writable,
+    "memory": memory_fits,
+}
+"""Name in the report -> check: returns a remark, raises BridgeError."""
+
+
+def _check_safetensors(key: str, path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(8)
+        size = int.from_bytes(head, "little")
+        try:
+            header = json.loads(file.read(size)) if len(head) == 8 and size < 2**28 else None
+            end = max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__") if header else -1
+        except (ValueError, KeyError, TypeError, AttributeError):
+            end = -1
+    if path.stat().st_size != 8 + size + end:
+        raise ConfigError(
+            f"{key}: {path} has {path.stat().st_size} bytes; expected {8 + size + end if end >= 0 else 'a header'}; "
+            "the file was cut or damaged: download it again."
+        )
+
+
+def _show(state: str, name: str, text: str) -> None:
+    color = {"ok": "\033[32m", "RED": "\033[31m"}[state] if sys.stdout.isatty() else ""
+    print(f"{color}{state:>4}{color and chr(27) + '[0m'}  {name:<11} {text}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="testbed", help="as train.py")
+    parser.add_argument("--ds_config", default="", help="as train.py")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as train.py")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of the job (default: 1)")
+    parser.add_argument("--gpu-gib", type=float, default=0.0, help="memory of the GPUs to be used, in GiB")
+    parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
+    parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
