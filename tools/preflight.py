@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bridge_ds.config.load import load_config
-from bridge_ds.config.names import EMBEDDED_SHARDS, resolve
+from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import accumulation, engine_config, read_ds_config, resolve_micro_batch
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
@@ -138,21 +139,27 @@ def tokenizers_match(subject: Subject) -> str:
 
 
 def shards_verify(subject: Subject) -> str:
-    """Every shard is there with the promised size; with --hashes also with the promised content."""
-    from bridge_ds.data.index import load_index, verify
+    """Every data set has its index; local shards have the promised size; with --hashes all have the promised content."""
+    from bridge_ds.data.corpus import locations, open_index
+    from bridge_ds.data.embedded import is_embedded
+    from bridge_ds.data.verify import verify
 
-    if subject.config.data.shards == EMBEDDED_SHARDS:
-        return "embedded, written at the first start"
-    index = load_index(subject.config.data.shards)
-    if index.samples < subject.config.train.global_batch:
+    data, samples, shards = subject.config.data, 0, 0
+    for place in locations(data)[0]:
+        if is_embedded(place):
+            return "embedded, written at the first start"
+        # Not staged here: the login node has no disk of a compute node.
+        index = open_index(dataclasses.replace(data, stage_dir=""), place)
+        samples, shards = samples + index.samples, shards + len(index.shards)
+        if subject.options.hashes:
+            deque(verify(index), maxlen=0)
+    if samples < subject.config.train.global_batch:
         raise DataError(
-            f"{subject.config.data.shards} holds {index.samples} samples; expected at least one global batch of "
+            f"data.shards holds {samples} samples; expected at least one global batch of "
             f"{subject.config.train.global_batch}; pack more or lower train.global_batch."
         )
-    if subject.options.hashes:
-        verify(index)
     how = "sha256 compared" if subject.options.hashes else "sizes compared; --hashes reads them"
-    return f"{index.samples} samples in {len(index.shards)} shards ({how})"
+    return f"{samples} samples in {shards} shards ({how})"
 
 
 def output_writable(subject: Subject) -> str:

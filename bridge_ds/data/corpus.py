@@ -21,7 +21,7 @@ from bridge_ds.data.table import BUCKETS
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.world import World
 
-__all__ = ["SPLITS", "Corpus", "Rows", "locations", "open_corpus"]
+__all__ = ["SPLITS", "Corpus", "Rows", "locations", "open_corpus", "open_index"]
 
 SPLITS = ("train", "validation")
 """Parts into which the hash of the sample id cuts a corpus."""
@@ -188,6 +188,16 @@ def locations(data: DataConfig) -> tuple[list[str], list[float]]:
     return places, weights
 
 
+def open_index(data: DataConfig, place: str) -> ShardIndex:
+    """Read the index of one data set, through the cache or staging folder that the config names.
+
+    Raises:
+        DataError: it is missing, damaged or out of reach.
+    """
+    store = open_store(place, stage_dir=data.stage_dir, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
+    return load_index(place, store)
+
+
 def open_corpus(data: DataConfig, seed: int, world: World, split: str = "train") -> Corpus:
     """Read the index of each data set; copy everything to the node first where data.stage_dir says so.
 
@@ -198,8 +208,7 @@ def open_corpus(data: DataConfig, seed: int, world: World, split: str = "train")
     places, weights = locations(data)
     sets = []
     for place in places:
-        store = open_store(place, stage_dir=data.stage_dir, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
-        sets.append(load_index(place, store))
+        sets.append(open_index(data, place))
         if data.stage_dir:
             stage(sets[-1], first=2 * world.local_rank, progress=world.local_rank == 0)
     _check_cache(sets, data)

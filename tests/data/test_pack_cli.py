@@ -96,7 +96,7 @@ def test_datasets_from_a_local_folder(tmp_path: Path) -> None:
         "pack", "--dataset", tmp_path / "data", "--output", out, "--map", "source=q", "target=a", "--limit", 2
     )
     assert (packed.returncode, packed.stderr) == (0, "")
-    assert SampleReader(load_index(out), "task").read(1) == {"source": "a", "target": "b"}
+    assert SampleReader(load_index(out), "task").read(0, 1) == {"source": "a", "target": "b"}
 
 
 def _content(path: Path, text: str | bytes) -> Path:
