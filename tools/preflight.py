@@ -139,7 +139,7 @@ def tokenizers_match(subject: Subject) -> str:
 
 
 def shards_verify(subject: Subject) -> str:
-    """Every data set has its index; local shards have the promised size; with --hashes all have the promised content."""
+    """Every data set has its index, local shards the promised size and, with --hashes, all the promised content."""
     from bridge_ds.data.corpus import locations, open_index
     from bridge_ds.data.embedded import is_embedded
     from bridge_ds.data.verify import verify
