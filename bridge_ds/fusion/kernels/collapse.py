@@ -24,7 +24,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from bridge_ds.fusion.kernels import tail
-from bridge_ds.fusion.kernels.mixing import Plan, Primitives, empty_gradients, make_plan, shaped
+from bridge_ds.fusion.kernels.mixing import Plan, Primitives, empty_gradients, few_rows, make_plan, shaped
 from bridge_ds.fusion.kernels.rows import Rows, flat
 
 __all__ = ["NAMES", "layer_scores"]
@@ -59,7 +59,8 @@ class _LayerScores(torch.autograd.Function):
         attention_MHP = query.u_HD.new_empty(count, plan.heads, len(hs) + 1)
         value_MD, first_MD, second_MD = (query.u_HD.new_empty(count, width) for _ in range(3))
         scores_ML = query.u_HD.new_empty(count, len(hs))
-        for lo, hi in plan.chunks(hs[0].device):
+        kept: tuple[torch.Tensor | None, ...] = ()
+        for lo, hi in plan.chunks(hs[0]):
             masks = _masks(plan, p, first_MD[lo:hi], lo)
             scale_mL = None if scale_ML is None else scale_ML[lo:hi]
             attention_MHP[lo:hi], pooled_HmD = plan.path.attend(
@@ -67,18 +68,23 @@ class _LayerScores(torch.autograd.Function):
             )
             kept_mHP = _kept(attention_MHP[lo:hi], masks)
             _add_places(pooled_HmD, kept_mHP, query)
-            value_MD[lo:hi], first_MD[lo:hi], second_MD[lo:hi], scores_ML[lo:hi] = tail.forward(
+            value_MD[lo:hi], first_MD[lo:hi], second_MD[lo:hi], scores_ML[lo:hi], hidden_mF = tail.forward(
                 p, pooled_HmD, kept_mHP.sum(-1), masks, plan.dtype
             )
-        ctx.plan = plan
+            if lo == 0 and hi <= few_rows(width):
+                # Not computed again in backward: no more memory than the temporaries that every chunk has for a while.
+                kept = (pooled_HmD, hidden_mF, *masks.factors)
+        ctx.plan, ctx.kept_count = plan, len(kept)
         small = (scale_ML, attention_MHP, query.q_HE, query.u_HD)
-        ctx.save_for_backward(*small, value_MD, first_MD, second_MD, *tensors)
+        ctx.save_for_backward(*kept, *small, value_MD, first_MD, second_MD, *tensors)
         return scores_ML
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_scores_ML: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scale_ML, attention_MHP, q_HE, u_HD, value_MD, first_MD, second_MD, *tensors = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: activation checkpointing gives them only once
+        kept = saved[: ctx.kept_count]
+        scale_ML, attention_MHP, q_HE, u_HD, value_MD, first_MD, second_MD, *tensors = saved[len(kept) :]
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         plan, hs, p = ctx.plan, flat(states), _prepare(leaves, ctx.plan)
         query = _with_places(p, q_HE, u_HD)
@@ -86,18 +92,22 @@ class _LayerScores(torch.autograd.Function):
         totals = tail.Totals()
         d_scale_ML = torch.empty_like(scale_ML) if ctx.needs_input_grad[1] else None
         d_states = empty_gradients(ctx.needs_input_grad[2 + len(NAMES) :], states)
-        for lo, hi in plan.chunks(hs[0].device):
-            masks = _masks(plan, p, first_MD[lo:hi], lo)
+        for lo, hi in plan.chunks(hs[0]):
             scale_mL = None if scale_ML is None else scale_ML[lo:hi]
             attention_mHP = attention_MHP[lo:hi]
-            kept_mHP = _kept(attention_mHP, masks)
-            kept_mHL = kept_mHP[..., 1:] if scale_mL is None else kept_mHP[..., 1:] * scale_mL[:, None]
-            pooled_HmD = plan.path.mix(hs, plan.rows, lo, hi, kept_mHL)
-            _add_places(pooled_HmD, kept_mHP, query)
+            if kept and lo == 0:
+                pooled_HmD, hidden_mF, *factors = kept
+                masks = tail.Masks(*factors, kept_scale=tail.kept_scale(plan.dropout))
+                kept_mHP = _kept(attention_mHP, masks)
+            else:
+                hidden_mF, masks = None, _masks(plan, p, first_MD[lo:hi], lo)
+                kept_mHP = _kept(attention_mHP, masks)
+                kept_mHL = kept_mHP[..., 1:] if scale_mL is None else kept_mHP[..., 1:] * scale_mL[:, None]
+                pooled_HmD = plan.path.mix(hs, plan.rows, lo, hi, kept_mHL)
+                _add_places(pooled_HmD, kept_mHP, query)
             d_pooled_HmD, d_sums_mH = tail.backward(
                 p, pooled_HmD, kept_mHP.sum(-1), masks, plan.dtype, value_MD[lo:hi], first_MD[lo:hi],
-                second_MD[lo:hi],
-                d_scores_ML[lo:hi].to(plan.wide), totals, slots,
+                second_MD[lo:hi], hidden_mF, d_scores_ML[lo:hi].to(plan.wide), totals, slots,
             )  # fmt: skip
             del pooled_HmD
             d_kept_mHP = torch.matmul(d_pooled_HmD, query.places_PD.T).transpose(0, 1) + d_sums_mH[..., None]
