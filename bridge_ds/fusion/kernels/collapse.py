@@ -96,8 +96,8 @@ class _LayerScores(torch.autograd.Function):
             scale_mL = None if scale_ML is None else scale_ML[lo:hi]
             attention_mHP = attention_MHP[lo:hi]
             if kept and lo == 0:
-                pooled_HmD, hidden_mF, *factors = kept
-                masks = tail.Masks(*factors, kept_scale=tail.kept_scale(plan.dropout))
+                pooled_HmD, hidden_mF = kept[:2]
+                masks = tail.Masks(kept[2], kept[3], kept[4], kept[5], tail.kept_scale(plan.dropout))
                 kept_mHP = _kept(attention_mHP, masks)
             else:
                 hidden_mF, masks = None, _masks(plan, p, first_MD[lo:hi], lo)
