@@ -9,7 +9,7 @@ Letters: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,21 +44,27 @@ class Masks:
         return self.attention, self.output, self.hidden, self.ffn
 
 
-def draw_masks(dropout: float, seed: int, attention_shape: tuple[int, ...], like_mD: torch.Tensor, wide: int) -> Masks:
+def draw_masks(
+    dropout: float, seed: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> Masks:
     """Factors drawn from a generator of their own, so that backward can draw them again instead of keeping them.
 
     One draw of 64 bits decides on four elements, 16 bits each (drawing is serial on a CPU, and as slow as a pass over
     the states); the probability is rounded to a multiple of 2**-16.
+
+    Args:
+        dropout: probability.
+        seed: of the generator.
+        shapes: of the four tensors of :class:`Masks`.
     """
     dropped = _dropped(dropout)
     if dropped == 0:
         return Masks()
-    shapes = (attention_shape, tuple(like_mD.shape), (len(like_mD), wide), tuple(like_mD.shape))
     counts = [math.prod(shape) for shape in shapes]
-    generator = torch.Generator(like_mD.device).manual_seed(seed)
-    draws = torch.empty(-(-sum(counts) // 4), dtype=torch.int64, device=like_mD.device)
+    generator = torch.Generator(device).manual_seed(seed)
+    draws = torch.empty(-(-sum(counts) // 4), dtype=torch.int64, device=device)
     bits = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[: sum(counts)]
-    keep = (bits >= dropped - 32768).to(like_mD.dtype).mul_(kept_scale(dropout))
+    keep = (bits >= dropped - 32768).to(dtype).mul_(kept_scale(dropout))
     attention, output, hidden, ffn = (part.view(of) for part, of in zip(keep.split(counts), shapes, strict=True))
     return Masks(attention, output, hidden, ffn, kept_scale(dropout))
 
