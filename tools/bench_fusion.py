@@ -243,7 +243,9 @@ def plot(path: Path) -> None:
         newest = {(r["fusion"], r["path"], r["layers"], r["tokens"], r["width"]): r for r in csv.DictReader(file)}
     labels = [f"{fusion}, {way}\n{n} x {d}, {layers} layers" for fusion, way, layers, n, d in newest]
     figure, axes = pyplot.subplots(figsize=(8, 1 + 0.4 * len(labels)))
-    axes.barh(labels, [float(row["both_ms"]) for row in newest.values()])
+    bars = axes.barh(labels, [float(row["both_ms"]) for row in newest.values()])
+    axes.bar_label(bars, fmt="%.3g", padding=3)
+    axes.margins(x=0.1, y=0.01)
     axes.set_xscale("log")
     axes.set_xlabel("forward + backward, ms (logarithmic)")
     axes.invert_yaxis()
