@@ -132,14 +132,9 @@ class NodeCache(Store):
 
     def fetch(self, name: str, size: int, sha256: str) -> Path:
         target = self._root / f"{sha256[:16]}-{name}"
-        asked = time.time()
-        failure = self._root / f".{target.name}.failed"
         with self._locked(target.name):
             if self._is_there(target, size):
                 return target
-            if failure.is_file() and failure.stat().st_mtime >= asked:
-                # It has just failed for another process while this one waited; each on its own would take minutes.
-                raise DataError(failure.read_text(encoding="utf-8"))
             self._make_room(name, size, target)
             temporary = self._root / f".{target.name}.part"
 
@@ -154,12 +149,7 @@ class NodeCache(Store):
                 return target
 
             try:
-                found = self._attempt(name, temporary, prove)
-                failure.unlink(missing_ok=True)
-                return found
-            except DataError as error:
-                failure.write_text(str(error), encoding="utf-8")
-                raise
+                return self._attempt(name, temporary, prove)
             finally:
                 temporary.unlink(missing_ok=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,34 +127,6 @@ def test_processes_of_a_node_share_one_fetch_and_fork_after_a_fetch(web: tuple[s
         child.join(60)
     assert [child.exitcode for child in children] == [0] * 4
     assert [faults.served[f"shard-00000{n}.tar"] for n in range(4)] == [2, 1, 1, 1]
-
-
-def _fail_in_a_process(url: str, folder: Path) -> None:
-    try:
-        _read_all(url, _cache(url, folder))
-    except DataError as error:
-        os._exit(7 if "could not be fetched in 4 attempts" in str(error) else 1)
-    os._exit(2)
-
-
-def test_a_failed_fetch_is_not_repeated_by_those_who_waited_for_it(web: tuple[str, Faults], tmp_path: Path) -> None:
-    url, faults = web
-    faults.always = "short"
-    fork = multiprocessing.get_context("fork")
-    store = _cache(url, tmp_path / "cache")
-    entry = load_index(url, store).shards[0]
-    with store._locked(f"{entry.sha256[:16]}-{entry.name}"):
-        children = [fork.Process(target=_fail_in_a_process, args=(url, tmp_path / "cache")) for _ in range(3)]
-        for child in children:
-            child.start()
-        time.sleep(2)  # all of them wait at the lock now
-    for child in children:
-        child.join(60)
-    assert [child.exitcode for child in children] == [7] * 3
-    assert faults.served["shard-000000.tar"] == 4
-    # A later start tries anew.
-    faults.always = ""
-    assert _read_all(url, _cache(url, tmp_path / "cache")) == task_rows(50)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
