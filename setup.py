@@ -17,7 +17,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["bridge_ds", "bridge_ds.*"]),
-    package_data={"bridge_ds": ["config/recipes/*.yaml", "testbed/weights/*", "testbed/weights/*/*"]},
+    package_data={
+        "bridge_ds": ["config/recipes/*.yaml", "fusion/kernels/*.c", "testbed/weights/*", "testbed/weights/*/*"]
+    },
     install_requires=[
         "torch>=2.11,<2.14",
         "transformers>=5.17,<6",

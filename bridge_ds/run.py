@@ -39,7 +39,9 @@ from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import base_identities, build_model, initialize, trainable_table
 from bridge_ds.engine.watchdog import Watchdog
-from bridge_ds.errors import BridgeError, DataError, LaunchError, Preempted, last_words
+from bridge_ds.errors import BridgeError, ConfigError, DataError, LaunchError, Preempted, last_words
+from bridge_ds.fusion import FUSIONS
+from bridge_ds.fusion.kernels import choose
 from bridge_ds.world import World
 
 __all__ = ["Run"]
@@ -64,6 +66,7 @@ class Run:
         """Folder, data, models, checkpoint, engine, hooks."""
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
+        self.fusion_path = self._on_all(self._choose_path)
         self.watchdog.start(self._on_main(self._make_folder))
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model)
         config = self._with_shards()
@@ -194,6 +197,15 @@ class Run:
             raise first
         return outcome
 
+    def _choose_path(self) -> str:
+        """The code that will run the fusion; known before anything slow begins. Empty where there is no choice."""
+        if "path" not in FUSIONS[self.config.fusion.name].OPTIONS:
+            return ""
+        try:
+            return choose(self.config.fusion.path, self.device.type)
+        except ValueError as error:
+            raise ConfigError(f"{error}.") from None
+
     def _make_folder(self) -> str:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -244,6 +256,8 @@ class Run:
             from bridge_ds.track.plots import PlotHook
 
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
+            if self.fusion_path:
+                facts["fusion path"] = self.fusion_path
             hooks += [
                 MetricsLog(self.folder / "metrics.jsonl", self.say),
                 Console(self.config.run.output, facts, self.config.track.every),

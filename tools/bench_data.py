@@ -227,7 +227,7 @@ def _row(what: str, reader: str, workers: int, samples: int, **values: Any) -> d
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("bench_data.csv"), help="CSV to append to")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"), help="CSV to append to")
     parser.add_argument("--samples", type=int, default=40_000, help="samples in the tars (default: 40000)")
     parser.add_argument("--characters", type=int, default=400, help="characters of a sample, about (default: 400)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="DataLoader workers (default: 1 2 4)")

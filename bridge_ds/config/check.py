@@ -16,7 +16,7 @@ __all__ = ["check", "one_of"]
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bfloat16", "float32"),
     "fusion.name": ("last_layer", "global_softmax", "transformer_softmax"),
-    "fusion.path": ("auto", "reference", "torch", "triton"),
+    "fusion.path": ("auto", "reference", "torch", "native", "triton"),
     "fusion.normalize": ("none", "rms"),
     "mapping.kind": ("linear", "mlp"),
     "data.objective": ("task", "prefix_lm"),

@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from bridge_ds.data.batch import Batch, StepBatches
 from bridge_ds.data.tokenize import TokenizedSample
 
-__all__ = ["Parcel", "collate", "pad", "unwrap", "wrap"]
+__all__ = ["INLINE", "Parcel", "collate", "pad", "unwrap", "wrap"]
+
+
+INLINE = 7168
+"""Values of a step, 8 bytes each, that fit into a pipe's buffer (64 KiB) together with what describes them."""
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,31 +54,33 @@ class Parcel:
     """A step on its way from a worker to the main process, its tensors laid end to end in one.
 
     A worker hands over each tensor as an open file descriptor; six for every micro-batch of every prefetched step pass
-    the usual limit of 1024. One block a step needs one, and one copy into page-locked memory.
+    the usual limit of 1024. One block a step needs one, and one copy into page-locked memory. A small block travels
+    inside the message: for a descriptor the main process would have to wait until a thread of the worker, busy with the
+    next step, hands it out.
     """
 
     step: StepBatches
     """The step without its micro-batches."""
     shapes: list[dict[str, torch.Size]]
     """For each micro-batch, the shape of each field, in the order of the block."""
-    block: torch.Tensor
-    """int64, all values."""
+    block: torch.Tensor | np.ndarray
+    """int64, all values; an array up to :data:`INLINE` of them."""
 
     def pin_memory(self) -> Parcel:
         """The same parcel in page-locked memory (called by torch's DataLoader)."""
-        return replace(self, block=self.block.pin_memory())
+        return replace(self, block=torch.as_tensor(self.block).pin_memory())
 
 
 def wrap(step: StepBatches) -> Parcel:
     """Lay the tensors of a step end to end."""
     shapes = [{name: tensor.shape for name, tensor in vars(batch).items()} for batch in step.micro]
     block = torch.cat([tensor.reshape(-1) for batch in step.micro for tensor in vars(batch).values()])
-    return Parcel(replace(step, micro=[]), shapes, block)
+    return Parcel(replace(step, micro=[]), shapes, block.numpy() if block.numel() <= INLINE else block)
 
 
 def unwrap(parcel: Parcel) -> StepBatches:
     """The step again; its tensors are views of the block, nothing is copied."""
     sizes = [shape.numel() for batch in parcel.shapes for shape in batch.values()]
-    pieces = iter(parcel.block.split(sizes))
+    pieces = iter(torch.as_tensor(parcel.block).split(sizes))
     micro = [Batch(**{name: next(pieces).view(shape) for name, shape in batch.items()}) for batch in parcel.shapes]
     return replace(parcel.step, micro=micro)

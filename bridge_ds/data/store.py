@@ -226,8 +226,11 @@ class NodeCache(Store):
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         with (self._root / f".{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when the file closes, also by a kill
-            yield
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a kill lets go of it
+            try:
+                yield
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not, while a process forked meanwhile has a copy
 
 
 def is_remote(location: str) -> bool:

@@ -37,7 +37,7 @@ class GlobalSoftmax(Fusion):
         self._check(states)
         weights_L = torch.softmax((100 + 1e5 * self.temperature) * self.scores, dim=0)
         self._seen_L = weights_L.detach().float()
-        path = choose(self.path)
+        path = choose(self.path, states[0].device.type)
         return fuse_by_layer(path, states, mask, weights_L, normalize=self.normalize)
 
     def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:

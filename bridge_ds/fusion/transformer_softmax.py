@@ -63,7 +63,7 @@ class TransformerSoftmax(Fusion):
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
         self._check(states)
         fused_BSD, seen_L = fuse_by_token(
-            choose(self.path),
+            choose(self.path, states[0].device.type),
             states,
             mask,
             dict(self.named_parameters()),

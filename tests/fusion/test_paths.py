@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bridge_ds.fusion.kernels.native_build import why_not
 from tests.fusion.cases import Case, check, in_bfloat16
 
 ROOT = Path(__file__).parents[2]
@@ -57,14 +58,19 @@ def drawn(count: int) -> list[Case]:
     return found
 
 
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(bool(why_not()), reason=f"no native path: {why_not()}"))
+
+
+@pytest.mark.parametrize("path", ["torch", NATIVE])
 @pytest.mark.parametrize("case", CASES + [in_bfloat16(case) for case in CASES], ids=str)
-def test_torch_equals_the_reference(case: Case) -> None:
-    check(case, "torch")
+def test_cpu_paths_equal_the_reference(case: Case, path: str) -> None:
+    check(case, path)
 
 
+@pytest.mark.parametrize("path", ["torch", NATIVE])
 @pytest.mark.parametrize("case", drawn(12), ids=str)
-def test_torch_equals_the_reference_anywhere(case: Case) -> None:
-    check(case, "torch")
+def test_cpu_paths_equal_the_reference_anywhere(case: Case, path: str) -> None:
+    check(case, path)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install 'bridge_ds[kernels]')")

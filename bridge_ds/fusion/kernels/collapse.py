@@ -24,7 +24,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from bridge_ds.fusion.kernels import tail
-from bridge_ds.fusion.kernels.mixing import Plan, Primitives, empty_gradients, make_plan, shaped
+from bridge_ds.fusion.kernels.mixing import Plan, Primitives, empty_gradients, few_rows, make_plan, shaped
 from bridge_ds.fusion.kernels.rows import Rows, flat
 
 __all__ = ["NAMES", "layer_scores"]
@@ -55,30 +55,33 @@ class _LayerScores(torch.autograd.Function):
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         hs, p = flat(states), _prepare(leaves, plan)
         query = _query(p, plan.heads)
-        count, width = plan.rows.count, hs[0].shape[1]
-        attention_MHP = query.u_HD.new_empty(count, plan.heads, len(hs) + 1)
-        value_MD, first_MD, second_MD = (query.u_HD.new_empty(count, width) for _ in range(3))
-        scores_ML = query.u_HD.new_empty(count, len(hs))
-        for lo, hi in plan.chunks(hs[0].device):
-            masks = _masks(plan, p, first_MD[lo:hi], lo)
+        whole = _Whole(plan.rows.count)
+        kept: tuple[torch.Tensor | None, ...] = ()
+        for lo, hi in plan.chunks(hs[0]) or [(0, 0)]:
+            masks = _masks(plan, p, hs[0], lo, hi)
             scale_mL = None if scale_ML is None else scale_ML[lo:hi]
-            attention_MHP[lo:hi], pooled_HmD = plan.path.attend(
+            attention_mHP, pooled_HmD = plan.path.attend(
                 hs, plan.rows, lo, hi, query.u_HD, query.place_scores_HP, masks.attention, scale_mL
             )
-            kept_mHP = _kept(attention_MHP[lo:hi], masks)
+            kept_mHP = _kept(attention_mHP, masks)
             _add_places(pooled_HmD, kept_mHP, query)
-            value_MD[lo:hi], first_MD[lo:hi], second_MD[lo:hi], scores_ML[lo:hi] = tail.forward(
-                p, pooled_HmD, kept_mHP.sum(-1), masks, plan.dtype
-            )
-        ctx.plan = plan
-        small = (scale_ML, attention_MHP, query.q_HE, query.u_HD)
-        ctx.save_for_backward(*small, value_MD, first_MD, second_MD, *tensors)
+            *vectors, scores_mL, hidden_mF = tail.forward(p, pooled_HmD, kept_mHP.sum(-1), masks, plan.dtype)
+            whole.put(lo, hi, attention_mHP, *vectors, scores_mL)
+            if lo == 0 and hi <= few_rows(hs[0].shape[1]):
+                # Not computed again in backward: no more memory than the temporaries that every chunk has for a while.
+                kept = (pooled_HmD, hidden_mF, *masks.factors)
+        ctx.plan, ctx.kept_count = plan, len(kept)
+        small = (scale_ML, query.q_HE, query.u_HD)
+        *parts, scores_ML = whole.parts
+        ctx.save_for_backward(*kept, *small, *parts, *tensors)
         return scores_ML
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_scores_ML: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scale_ML, attention_MHP, q_HE, u_HD, value_MD, first_MD, second_MD, *tensors = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: activation checkpointing gives them only once
+        kept = saved[: ctx.kept_count]
+        scale_ML, q_HE, u_HD, attention_MHP, value_MD, first_MD, second_MD, *tensors = saved[len(kept) :]
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         plan, hs, p = ctx.plan, flat(states), _prepare(leaves, ctx.plan)
         query = _with_places(p, q_HE, u_HD)
@@ -86,18 +89,22 @@ class _LayerScores(torch.autograd.Function):
         totals = tail.Totals()
         d_scale_ML = torch.empty_like(scale_ML) if ctx.needs_input_grad[1] else None
         d_states = empty_gradients(ctx.needs_input_grad[2 + len(NAMES) :], states)
-        for lo, hi in plan.chunks(hs[0].device):
-            masks = _masks(plan, p, first_MD[lo:hi], lo)
+        for lo, hi in plan.chunks(hs[0]):
             scale_mL = None if scale_ML is None else scale_ML[lo:hi]
             attention_mHP = attention_MHP[lo:hi]
-            kept_mHP = _kept(attention_mHP, masks)
-            kept_mHL = kept_mHP[..., 1:] if scale_mL is None else kept_mHP[..., 1:] * scale_mL[:, None]
-            pooled_HmD = plan.path.mix(hs, plan.rows, lo, hi, kept_mHL)
-            _add_places(pooled_HmD, kept_mHP, query)
+            if kept and lo == 0:
+                pooled_HmD, hidden_mF = kept[:2]
+                masks = tail.Masks(kept[2], kept[3], kept[4], kept[5], tail.kept_scale(plan.dropout))
+                kept_mHP = _kept(attention_mHP, masks)
+            else:
+                hidden_mF, masks = None, _masks(plan, p, hs[0], lo, hi)
+                kept_mHP = _kept(attention_mHP, masks)
+                kept_mHL = kept_mHP[..., 1:] if scale_mL is None else kept_mHP[..., 1:] * scale_mL[:, None]
+                pooled_HmD = plan.path.mix(hs, plan.rows, lo, hi, kept_mHL)
+                _add_places(pooled_HmD, kept_mHP, query)
             d_pooled_HmD, d_sums_mH = tail.backward(
                 p, pooled_HmD, kept_mHP.sum(-1), masks, plan.dtype, value_MD[lo:hi], first_MD[lo:hi],
-                second_MD[lo:hi],
-                d_scores_ML[lo:hi].to(plan.wide), totals, slots,
+                second_MD[lo:hi], hidden_mF, d_scores_ML[lo:hi].to(plan.wide), totals, slots,
             )  # fmt: skip
             del pooled_HmD
             d_kept_mHP = torch.matmul(d_pooled_HmD, query.places_PD.T).transpose(0, 1) + d_sums_mH[..., None]
@@ -185,9 +192,27 @@ def _finish(
     return [sums[name].to(leaf.dtype) for name, leaf in zip(NAMES, leaves, strict=True)]
 
 
-def _masks(plan: Plan, p: Mapping[str, torch.Tensor], like_mD: torch.Tensor, lo: int) -> tail.Masks:
-    shape = (len(like_mD), plan.heads, len(p["layer_positions"]) + 1)
-    return tail.draw_masks(plan.dropout, plan.seed + lo, shape, like_mD, len(p["linear1_bias"]))
+class _Whole:
+    """Results of the chunks, by rows: a lone chunk's as they are, several written into tensors for all M tokens."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.parts: list[torch.Tensor] = []
+
+    def put(self, lo: int, hi: int, *parts: torch.Tensor) -> None:
+        """Results of tokens lo..hi, each [hi - lo, ...], always in the same order."""
+        if hi - lo == self.count:
+            self.parts = list(parts)
+            return
+        self.parts = self.parts or [part.new_empty(self.count, *part.shape[1:]) for part in parts]
+        for target, part in zip(self.parts, parts, strict=True):
+            target[lo:hi] = part
+
+
+def _masks(plan: Plan, p: Mapping[str, torch.Tensor], like_ND: torch.Tensor, lo: int, hi: int) -> tail.Masks:
+    places, width = p["layer_positions"].shape[0] + 1, like_ND.shape[1]
+    shapes = ((hi - lo, plan.heads, places), (hi - lo, width), (hi - lo, len(p["linear1_bias"])), (hi - lo, width))
+    return tail.draw_masks(plan.dropout, plan.seed + lo, shapes, plan.wide, like_ND.device)
 
 
 def _kept(attention_mHP: torch.Tensor, masks: tail.Masks) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from bridge_ds.fusion.kernels.rows import Rows, flat
 
-__all__ = ["Plan", "Primitives", "empty_gradients", "inverse_rms", "make_plan", "mix", "shaped"]
+__all__ = ["Plan", "Primitives", "empty_gradients", "few_rows", "inverse_rms", "make_plan", "mix", "shaped"]
 
 RMS_EPSILON = 1e-6
 """Added to the mean square, as in T5's norm."""
@@ -60,9 +60,19 @@ class Plan:
     dropout: float = 0.0
     seed: int = 0
 
-    def chunks(self, device: torch.device) -> list[tuple[int, int]]:
+    def chunks(self, like_ND: torch.Tensor) -> list[tuple[int, int]]:
         """Enough tokens for a good matrix product, few enough that a chunk's temporaries stay small."""
-        return list(self.rows.chunks(512 if device.type == "cpu" else 8192))
+        return list(self.rows.chunks(few_rows(like_ND.shape[1]) if like_ND.device.type == "cpu" else 8192))
+
+    def chunks_of_shared(self, like_ND: torch.Tensor) -> list[tuple[int, int]]:
+        """The same where all tokens share the weights: one, unless rows have to be gathered or widened."""
+        in_place = self.rows.index is None and self.dtype == self.wide
+        return list(self.rows.chunks(self.rows.count or 1)) if in_place else self.chunks(like_ND)
+
+
+def few_rows(width: int) -> int:
+    """Tokens whose temporaries are small: 512 of a large model; more of a narrow one, where operators would be many."""
+    return max(512, min(4096, (1 << 18) // max(1, width)))
 
 
 def make_plan(path: Primitives, rows: Rows, states: Sequence[torch.Tensor], **more: Any) -> Plan:
@@ -97,7 +107,8 @@ class _Mix(torch.autograd.Function):
         weights_ML = weights.expand(plan.rows.count, -1)
         in_place = plan.rows.index is None and plan.dtype == weights.dtype
         fused_ND = torch.empty_like(hs[0]) if plan.rows.index is None else torch.zeros_like(hs[0])
-        for lo, hi in plan.chunks(hs[0].device):
+        chunks = plan.chunks_of_shared if weights.dim() == 1 else plan.chunks
+        for lo, hi in chunks(hs[0]):
             out_HmD = fused_ND[None, lo:hi] if in_place else None
             mixed_HmD = plan.path.mix(hs, plan.rows, lo, hi, weights_ML[lo:hi, None], out_HmD)
             if not in_place:
@@ -114,7 +125,7 @@ class _Mix(torch.autograd.Function):
         weights_ML = weights.expand(plan.rows.count, -1)
         d_weights = torch.zeros_like(weights)
         d_states = empty_gradients(ctx.needs_input_grad[2:], states)
-        for lo, hi in plan.chunks(hs[0].device):
+        for lo, hi in (plan.chunks_of_shared if shared else plan.chunks)(hs[0]):
             vectors_mD = plan.rows.take(d_fused_ND, lo, hi).to(plan.wide)
             if shared:
                 d_weights += plan.path.dot_totals(hs, plan.rows, lo, hi, vectors_mD)
@@ -130,7 +141,7 @@ class _InverseRms(torch.autograd.Function):
     def forward(ctx: Any, plan: Plan, *states: torch.Tensor) -> torch.Tensor:
         hs = flat(states)
         scale_ML = hs[0].new_empty(plan.rows.count, len(hs), dtype=plan.wide)
-        for lo, hi in plan.chunks(hs[0].device):
+        for lo, hi in plan.chunks(hs[0]):
             squares_mL = plan.path.mean_squares(hs, plan.rows, lo, hi, plan.wide)
             scale_ML[lo:hi] = torch.rsqrt(squares_mL + RMS_EPSILON)
         ctx.plan = plan
@@ -144,7 +155,7 @@ class _InverseRms(torch.autograd.Function):
         plan, hs = ctx.plan, flat(states)
         factors_ML = d_scale_ML * scale_ML**3 / -hs[0].shape[1]
         d_states = empty_gradients(ctx.needs_input_grad[1:], states)
-        for lo, hi in plan.chunks(hs[0].device):
+        for lo, hi in plan.chunks(hs[0]):
             for place, d_state in d_states.items():
                 state_mD = plan.rows.take(hs[place], lo, hi).to(plan.wide)
                 plan.rows.put(d_state, lo, hi, state_mD * factors_ML[lo:hi, place, None])

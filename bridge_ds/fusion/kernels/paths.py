@@ -15,25 +15,35 @@ import torch
 from bridge_ds.fusion.kernels import reference
 from bridge_ds.fusion.kernels.collapse import layer_scores
 from bridge_ds.fusion.kernels.mixing import Primitives, inverse_rms, mix
+from bridge_ds.fusion.kernels.native_build import library, why_not
 from bridge_ds.fusion.kernels.rows import real_rows
 
 __all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_token", "primitives"]
 
-PATHS = ("reference", "torch", "triton")
+PATHS = ("reference", "torch", "native", "triton")
 """Values of `fusion.path`, beside `auto`."""
 
 
-def choose(path: str) -> str:
-    """The path that runs: `auto` is torch on every device. The Triton kernels have run in the interpreter only; they
-    become the default on CUDA when they have been measured there.
+def choose(path: str, device: str = "cpu") -> str:
+    """The path that runs: `auto` is native on a CPU with a C compiler, else torch. The Triton kernels have run in the
+    interpreter only; they become the default on CUDA when they have been measured there.
+
+    Args:
+        path: one of :data:`PATHS`, or `auto`.
+        device: type of the device that holds the states.
 
     Raises:
-        ValueError: no such path, or triton is asked for where it is not installed.
+        ValueError: no such path, or one that cannot run here: triton where it is not installed, native without a C
+            compiler or on another device than the CPU.
     """
-    if path == "auto":
-        return "torch"
+    if path == "auto":  # under torch.compile, too, torch: dynamo cannot look into a C library
+        return "torch" if device != "cpu" or torch.compiler.is_compiling() or why_not() else "native"
     if path not in PATHS:
         raise ValueError(f"fusion.path is {path!r}; expected auto or one of {', '.join(PATHS)}")
+    if path == "native" and device != "cpu":
+        raise ValueError(f"fusion.path is native, which runs on a CPU; the states are on {device}; use auto or torch")
+    if path == "native":
+        library()
     if path == "triton" and not _has_triton():
         raise ValueError("fusion.path is triton, which is not installed; pip install 'bridge_ds[kernels]' or use torch")
     return path

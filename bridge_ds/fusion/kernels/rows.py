@@ -31,7 +31,9 @@ class Rows:
 
     def take(self, state_ND: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
         """Tokens lo..hi of one state, [hi - lo, D]: a view where all rows are real, else a copy of this chunk."""
-        return state_ND[lo:hi] if self.index is None else state_ND.index_select(0, self.index[lo:hi])
+        if self.index is not None:
+            return state_ND.index_select(0, self.index[lo:hi])
+        return state_ND if hi - lo == self.total else state_ND[lo:hi]
 
     def put(self, target_ND: torch.Tensor, lo: int, hi: int, values: torch.Tensor) -> None:
         """Write [hi - lo, D] to where tokens lo..hi stand, in the target's dtype."""

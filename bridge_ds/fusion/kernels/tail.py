@@ -9,13 +9,13 @@ Letters: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden wi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Masks", "Totals", "backward", "draw_masks", "forward"]
+__all__ = ["Masks", "Totals", "backward", "draw_masks", "forward", "kept_scale"]
 
 EPSILON = 1e-5
 """Of torch's nn.TransformerEncoderLayer."""
@@ -38,25 +38,44 @@ class Masks:
     kept_scale: float = 1.0
     """The factor of what is kept, 1 / (1 - p)."""
 
+    @property
+    def factors(self) -> tuple[torch.Tensor | None, ...]:
+        """The four tensors."""
+        return self.attention, self.output, self.hidden, self.ffn
 
-def draw_masks(dropout: float, seed: int, attention_shape: tuple[int, ...], like_mD: torch.Tensor, wide: int) -> Masks:
+
+def draw_masks(
+    dropout: float, seed: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> Masks:
     """Factors drawn from a generator of their own, so that backward can draw them again instead of keeping them.
 
     One draw of 64 bits decides on four elements, 16 bits each (drawing is serial on a CPU, and as slow as a pass over
     the states); the probability is rounded to a multiple of 2**-16.
+
+    Args:
+        dropout: probability.
+        seed: of the generator.
+        shapes: of the four tensors of :class:`Masks`.
     """
-    dropped = min(round(dropout * 65536), 65535)
+    dropped = _dropped(dropout)
     if dropped == 0:
         return Masks()
-    shapes = (attention_shape, tuple(like_mD.shape), (len(like_mD), wide), tuple(like_mD.shape))
     counts = [math.prod(shape) for shape in shapes]
-    generator = torch.Generator(like_mD.device).manual_seed(seed)
-    draws = torch.empty(-(-sum(counts) // 4), dtype=torch.int64, device=like_mD.device)
+    generator = torch.Generator(device).manual_seed(seed)
+    draws = torch.empty(-(-sum(counts) // 4), dtype=torch.int64, device=device)
     bits = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[: sum(counts)]
-    kept_scale = 65536 / (65536 - dropped)
-    keep = (bits >= dropped - 32768).to(like_mD.dtype).mul_(kept_scale)
+    keep = (bits >= dropped - 32768).to(dtype).mul_(kept_scale(dropout))
     attention, output, hidden, ffn = (part.view(of) for part, of in zip(keep.split(counts), shapes, strict=True))
-    return Masks(attention, output, hidden, ffn, kept_scale)
+    return Masks(attention, output, hidden, ffn, kept_scale(dropout))
+
+
+def kept_scale(dropout: float) -> float:
+    """The factor of what :func:`draw_masks` keeps."""
+    return 65536 / (65536 - _dropped(dropout))
+
+
+def _dropped(dropout: float) -> int:
+    return min(round(dropout * 65536), 65535)
 
 
 @dataclass
@@ -87,7 +106,7 @@ class Totals:
 
 def forward(
     p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, masks: Masks, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """From pooled states to the layers' scores.
 
     Args:
@@ -97,26 +116,29 @@ def forward(
         dtype: of the matrix products.
 
     Returns:
-        the value, the inputs of the first and of the second norm, [m, D] each, and the scores [m, L].
+        the value, the inputs of the first and of the second norm, [m, D] each, the scores [m, L], and the hidden units
+        [m, F] as they went into the MLP's second matrix.
     """
     value_mD = _value(p, pooled_HmD, sums_mH, dtype)
     output_mD = _linear(value_mD, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"], dtype)
     first_mD = _times(output_mD, masks.output).add_(p["cls"])
-    x_mD, hidden_mF = _hidden(p, first_mD, masks, dtype)
+    x_mD = _norm(first_mD, p, "norm1")[0]
+    hidden_mF = _hidden(p, x_mD, masks, dtype)
     ffn_mD = _linear(hidden_mF, p["linear2_weight"], p["linear2_bias"], dtype)
     second_mD = _times(ffn_mD, masks.ffn).add_(x_mD)
     y_mD = _norm(second_mD, p, "norm2")[0]
-    return value_mD, first_mD, second_mD, F.linear(y_mD, p["score_weight"], p["score_bias"])
+    return value_mD, first_mD, second_mD, F.linear(y_mD, p["score_weight"], p["score_bias"]), hidden_mF
 
 
 def backward(
     p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, masks: Masks, dtype: torch.dtype,
-    value_mD: torch.Tensor, first_mD: torch.Tensor, second_mD: torch.Tensor, d_scores_mL: torch.Tensor,
-    totals: Totals, slots: Parameters,
+    value_mD: torch.Tensor, first_mD: torch.Tensor, second_mD: torch.Tensor, hidden_mF: torch.Tensor | None,
+    d_scores_mL: torch.Tensor, totals: Totals, slots: Parameters,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of :func:`forward` for pooled [H, m, D] and sums [m, H]; those of the parameters go to `totals`.
 
     Args:
+        hidden_mF: what :func:`forward` gave, or none where it was not kept.
         slots: tensors in which the gradients of the four large matrices are summed.
     """
     heads, _, width = pooled_HmD.shape
@@ -126,7 +148,9 @@ def backward(
     del y_mD
     d_second_mD = _norm_backward(d_scores_mL @ p["score_weight"], second_mD, mean, rstd, p, "norm2", totals)
 
-    x_mD, hidden_mF = _hidden(p, first_mD, masks, dtype)
+    x_mD, mean1, rstd1 = _norm(first_mD, p, "norm1")
+    if hidden_mF is None:
+        hidden_mF = _hidden(p, x_mD, masks, dtype)
     d_ffn_mD = _times(d_second_mD, masks.ffn)
     d_hidden_mF = _linear_backward(d_ffn_mD, hidden_mF, "linear2", p, dtype, totals, slots)
     # A dropped unit is 0 after its mask, as one that ReLU closed: both let nothing through.
@@ -135,8 +159,7 @@ def backward(
         d_hidden_mF.mul_(masks.kept_scale)
     d_x_mD = _linear_backward(d_hidden_mF, x_mD, "linear1", p, dtype, totals, slots).add_(d_second_mD)
     del x_mD, hidden_mF, d_hidden_mF, d_ffn_mD, d_second_mD
-    _, mean, rstd = _norm(first_mD, p, "norm1")
-    d_first_mD = _norm_backward(d_x_mD, first_mD, mean, rstd, p, "norm1", totals)
+    d_first_mD = _norm_backward(d_x_mD, first_mD, mean1, rstd1, p, "norm1", totals)
     totals.add("cls", d_first_mD.sum(0))
 
     d_output_mD = _times(d_first_mD, masks.output)
@@ -157,10 +180,9 @@ def _value(p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, dtype
     return value_HmE.transpose(0, 1).reshape(tokens, width)
 
 
-def _hidden(p: Parameters, first_mD: torch.Tensor, masks: Masks, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    x_mD = _norm(first_mD, p, "norm1")[0]
+def _hidden(p: Parameters, x_mD: torch.Tensor, masks: Masks, dtype: torch.dtype) -> torch.Tensor:
     hidden_mF = _linear(x_mD, p["linear1_weight"], p["linear1_bias"], dtype).relu_()
-    return x_mD, hidden_mF if masks.hidden is None else hidden_mF.mul_(masks.hidden)
+    return hidden_mF if masks.hidden is None else hidden_mF.mul_(masks.hidden)
 
 
 def _norm(x_mD: torch.Tensor, p: Parameters, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

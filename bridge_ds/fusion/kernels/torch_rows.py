@@ -18,6 +18,8 @@ __all__ = ["attend", "attend_backward", "dot_totals", "dots", "mean_squares", "m
 
 CACHE_BYTES = 16 << 20
 """Bytes of states read together; about half of a usual last-level cache."""
+SLAB_BYTES = 2 << 20
+"""Bytes of one state read together where each is read once only: the sum stays in cache, operators stay few."""
 
 
 def attend(
@@ -77,8 +79,7 @@ def attend_backward(
         )
         factors_mHL = d_scores_mHL[..., 1:] if scale is None else d_scores_mHL[..., 1:] * scale[:, None]
         for place, state in enumerate(block):
-            for head, total_D in enumerate(d_u_HD):
-                total_D.addmv_(state.T, factors_mHL[:, head, place])
+            d_u_HD.addmm_(factors_mHL[..., place].T, state)
     return d_scores_mHP, d_u_HD
 
 
@@ -102,6 +103,10 @@ def mix(
     mixed_HmD = out_HmD
     if mixed_HmD is None:
         mixed_HmD = weights_mHL.new_empty(weights_mHL.shape[1], hi - lo, states[0].shape[1])
+    if weights_mHL.stride(0) == 0 and weights_mHL.device.type == "cpu":  # one weight a layer: no column to read
+        for head, out_mD in enumerate(mixed_HmD):
+            _mix_shared(states, rows, lo, hi, weights_mHL[0, head], out_mD)
+        return mixed_HmD
     for part, block in _blocks(states, rows, lo, hi, weights_mHL.dtype):
         _accumulate(block, weights_mHL[part], mixed_HmD[:, part])
     return mixed_HmD
@@ -118,9 +123,11 @@ def dots(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_H
 def dot_totals(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_mD: torch.Tensor) -> torch.Tensor:
     """v . h_l summed over tokens lo..hi: [L] (the backward of :func:`mix` for weights that all tokens share)."""
     found_L = vectors_mD.new_zeros(len(states))
-    for part, block in _blocks(states, rows, lo, hi, vectors_mD.dtype):
-        vector = vectors_mD[part].reshape(-1)
-        found_L += torch.stack([torch.dot(state.reshape(-1), vector) for state in block])
+    for first, last in _slabs(states, lo, hi, vectors_mD.dtype):
+        vector = vectors_mD[first - lo : last - lo].reshape(-1)
+        found_L += torch.stack(
+            [torch.dot(_taken(state, rows, first, last, vector).reshape(-1), vector) for state in states]
+        )
     return found_L
 
 
@@ -143,6 +150,29 @@ def _blocks(
         yield slice(first - lo, last - lo), [rows.take(state, first, last).to(dtype) for state in states]
 
 
+def _slabs(states: Sequence[torch.Tensor], lo: int, hi: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+    size = max(8, SLAB_BYTES // (states[0].shape[1] * dtype.itemsize))
+    for first in range(lo, hi, size):
+        yield first, min(hi, first + size)
+
+
+def _taken(state: torch.Tensor, rows: Rows, lo: int, hi: int, like: torch.Tensor) -> torch.Tensor:
+    piece = rows.take(state, lo, hi)
+    return piece if piece.dtype == like.dtype else piece.to(like.dtype)
+
+
+def _mix_shared(
+    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_L: torch.Tensor, out_mD: torch.Tensor
+) -> None:
+    # Where states are small the interpreter's own steps count: as few as can be for each state.
+    factors = weights_L.tolist()
+    for first, last in _slabs(states, lo, hi, out_mD.dtype):
+        part_mD = out_mD if last - first == hi - lo else out_mD[first - lo : last - lo]
+        torch.mul(_taken(states[0], rows, first, last, out_mD), factors[0], out=part_mD)
+        for state, factor in zip(states[1:], factors[1:], strict=True):
+            part_mD.add_(_taken(state, rows, first, last, out_mD), alpha=factor)
+
+
 def _weights(
     attention_mHP: torch.Tensor, keep_mHP: torch.Tensor | None, scale_mL: torch.Tensor | None, part: slice
 ) -> torch.Tensor:
@@ -153,12 +183,6 @@ def _weights(
 
 
 def _accumulate(block: Sequence[torch.Tensor], weights_mHL: torch.Tensor, out_HmD: torch.Tensor) -> None:
-    if weights_mHL.stride(0) == 0 and weights_mHL.device.type == "cpu":  # one weight a layer: no column to read
-        for factors, out_mD in zip(weights_mHL[0].tolist(), out_HmD, strict=True):
-            torch.mul(block[0], factors[0], out=out_mD)
-            for factor, state in zip(factors[1:], block[1:], strict=True):
-                out_mD.add_(state, alpha=factor)
-        return
     for head, out_mD in enumerate(out_HmD):
         torch.mul(block[0], weights_mHL[:, head, :1], out=out_mD)
         for place, state in enumerate(block[1:], start=1):
