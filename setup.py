@@ -43,6 +43,7 @@ setup(
         # triton: its interpreter runs the GPU kernels on the CPU.
         "test": [
             "pytest",
+            "pytest-xdist",
             "hypothesis",
             "ruff",
             "mypy",

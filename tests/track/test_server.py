@@ -100,7 +100,7 @@ def test_a_server_that_dies_is_brought_up_to_date(small_run: list[str], server: 
     from mlflow import MlflowClient
 
     client = MlflowClient(server.uri)
-    (found,) = client.search_runs([client.get_experiment_by_name("bridge_ds").experiment_id])
+    (found,) = client.search_runs([client.get_experiment_by_name("testbed").experiment_id])
     assert found.info.status == "FINISHED"
     for name in ("loss", "grad_norm", "layer_weight/01"):
         points = [(point.step, point.value) for point in client.get_metric_history(found.info.run_id, name)]
