@@ -35,6 +35,7 @@ import torch  # noqa: E402
 from bridge_ds.bridge import BridgeModel  # noqa: E402
 from bridge_ds.data.batch import Batch  # noqa: E402
 from bridge_ds.encoder.frozen import FrozenEncoder  # noqa: E402
+from bridge_ds.engine.distributed import cpu_threads  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.llm.frozen import FrozenLLM  # noqa: E402
 from bridge_ds.mapping import Projector  # noqa: E402
@@ -76,7 +77,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--target", type=int, default=4, help="target tokens a sample (default: 4)")
     parser.add_argument("--feedforward", type=int, default=0, help="fusion.feedforward; 0 = as the recipe has it")
     parser.add_argument("--repeat", type=int, default=15, help="measured steps of each fusion (default: 15)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
+    own = cpu_threads(len(os.sched_getaffinity(0)), 1, 1)
+    parser.add_argument(
+        "--threads", type=int, default=own, help=f"CPU threads (default: the trainer's own, {own} beside a data worker)"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny models, two steps")
     parser.add_argument("--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench_step.csv)")
     options = parser.parse_args(argv)
