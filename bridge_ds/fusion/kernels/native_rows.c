@@ -96,7 +96,10 @@ static inline void NAME(weigh)(const STATE **row, const float *weights, long L, 
         for (long d = 0; d < n; d++) out[d] += weights[l] * WIDE(row[l][d]);
 }
 
-static inline void NAME(find)(const STATE **row, void *const *states, const long *strides, long L, long r) {
+/* The states of one token: where its row begins in each layer. */
+static inline void NAME(find)(
+    const STATE **row, void *const *states, const long *strides, const long *index, long L, long token) {
+    const long r = index ? index[token] : token;
     for (long l = 0; l < L; l++) row[l] = (const STATE *)states[l] + r * strides[l];
 }
 
@@ -108,7 +111,7 @@ void NAME(attend)(
     for (long i = 0; i < m; i++) {
         const STATE *row[L];
         float weights[L];
-        NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+        NAME(find)(row, states, strides, index, L, lo + i);
         for (long h = 0; h < H; h++) {
             const long at = (i * H + h) * P;
             float *a = attention + at, top, sum = 0;
@@ -141,7 +144,7 @@ void NAME(attend_backward)(
         for (long i = 0; i < m; i++) {
             const STATE *row[L];
             float weights[L];
-            NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+            NAME(find)(row, states, strides, index, L, lo + i);
             for (long h = 0; h < H; h++) {
                 const long at = (i * H + h) * P;
                 const float *a = attention + at;
@@ -169,7 +172,7 @@ void NAME(mix)(
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < m; i++) {
         const STATE *row[L];
-        NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+        NAME(find)(row, states, strides, index, L, lo + i);
         for (long h = 0; h < H; h++) NAME(weigh)(row, weights + i * next + h * L, L, D, out + (h * m + i) * D, 0);
     }
 }
@@ -180,7 +183,7 @@ void NAME(dots)(
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < m; i++) {
         const STATE *row[L];
-        NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+        NAME(find)(row, states, strides, index, L, lo + i);
         for (long h = 0; h < H; h++) NAME(dot_all)(row, vectors + (h * m + i) * D, L, D, found + (i * H + h) * L);
     }
 }
@@ -195,7 +198,7 @@ void NAME(dot_totals)(
 #pragma omp for schedule(static)
         for (long i = 0; i < m; i++) {
             const STATE *row[L];
-            NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+            NAME(find)(row, states, strides, index, L, lo + i);
             float found[L];
             NAME(dot_all)(row, vectors + i * D, L, D, found);
             for (long l = 0; l < L; l++) mine[l] += found[l];
@@ -209,7 +212,7 @@ void NAME(mean_squares)(
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < m; i++) {
         const STATE *row[L];
-        NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+        NAME(find)(row, states, strides, index, L, lo + i);
         for (long l = 0; l < L; l++) {
             float sums[LANES] = {0}, total;
             long d = 0;

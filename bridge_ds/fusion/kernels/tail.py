@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Masks", "Totals", "backward", "draw_masks", "forward", "kept_scale"]
+__all__ = ["Masks", "Totals", "backward", "draw_masks", "forward", "restore_masks"]
 
 EPSILON = 1e-5
 """Of torch's nn.TransformerEncoderLayer."""
@@ -64,13 +64,19 @@ def draw_masks(
     generator = torch.Generator(device).manual_seed(seed)
     draws = torch.empty(-(-sum(counts) // 4), dtype=torch.int64, device=device)
     bits = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[: sum(counts)]
-    keep = (bits >= dropped - 32768).to(dtype).mul_(kept_scale(dropout))
+    keep = (bits >= dropped - 32768).to(dtype).mul_(_kept_scale(dropout))
     attention, output, hidden, ffn = (part.view(of) for part, of in zip(keep.split(counts), shapes, strict=True))
-    return Masks(attention, output, hidden, ffn, kept_scale(dropout))
+    return Masks(attention, output, hidden, ffn, _kept_scale(dropout))
 
 
-def kept_scale(dropout: float) -> float:
-    """The factor of what :func:`draw_masks` keeps."""
+def restore_masks(factors: Sequence[torch.Tensor | None], dropout: float) -> Masks:
+    """The masks that had these `factors`, drawn with this `dropout`."""
+    attention, output, hidden, ffn = factors
+    return Masks(attention, output, hidden, ffn, _kept_scale(dropout))
+
+
+def _kept_scale(dropout: float) -> float:
+    """The factor of what is not dropped."""
     return 65536 / (65536 - _dropped(dropout))
 
 
