@@ -25,6 +25,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from bridge_ds.fusion.kernels import tail
+from bridge_ds.fusion.kernels.dropout import Masks, draw_masks, restore_masks
 from bridge_ds.fusion.kernels.mixing import Plan, Primitives, empty_gradients, few_rows, make_plan, shaped
 from bridge_ds.fusion.kernels.rows import Rows, flat
 
@@ -94,7 +95,7 @@ class _LayerScores(torch.autograd.Function):
             scale_mL = None if scale_ML is None else scale_ML[lo:hi]
             attention_mHP = attention_MHP[lo:hi]
             here = kept if lo == 0 else ()
-            masks = tail.restore_masks(here[2:], plan.dropout) if here else _masks(plan, p, hs[0], lo, hi)
+            masks = restore_masks(here[2:], plan.dropout) if here else _masks(plan, p, hs[0], lo, hi)
             kept_mHP = _kept(attention_mHP, masks)
             if here:
                 pooled_HmD, hidden_mF = here[:2]
@@ -210,13 +211,13 @@ class _Whole:
             target[lo:hi] = part
 
 
-def _masks(plan: Plan, p: Mapping[str, torch.Tensor], like_ND: torch.Tensor, lo: int, hi: int) -> tail.Masks:
+def _masks(plan: Plan, p: Mapping[str, torch.Tensor], like_ND: torch.Tensor, lo: int, hi: int) -> Masks:
     places, width = p["layer_positions"].shape[0] + 1, like_ND.shape[1]
     shapes = ((hi - lo, plan.heads, places), (hi - lo, width), (hi - lo, len(p["linear1_bias"])), (hi - lo, width))
-    return tail.draw_masks(plan.dropout, plan.seed + lo, shapes, plan.wide, like_ND.device)
+    return draw_masks(plan.path.draw, plan.dropout, plan.seed + lo, shapes, plan.wide, like_ND.device)
 
 
-def _kept(attention_mHP: torch.Tensor, masks: tail.Masks) -> torch.Tensor:
+def _kept(attention_mHP: torch.Tensor, masks: Masks) -> torch.Tensor:
     return attention_mHP if masks.attention is None else attention_mHP * masks.attention
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import once_differentiable
 
+from bridge_ds.fusion.kernels.dropout import Draw
 from bridge_ds.fusion.kernels.rows import Rows, flat
 
 __all__ = ["Plan", "Primitives", "empty_gradients", "few_rows", "inverse_rms", "make_plan", "mix", "shaped"]
@@ -25,7 +26,9 @@ States = Sequence[torch.Tensor]
 
 
 class Primitives(Protocol):
-    """What a code path supplies: everything that reads the states. Specified in :mod:`.torch_rows`."""
+    """What a code path supplies: everything that reads the states, specified in :mod:`.torch_rows`, and dropout."""
+
+    draw: Draw
 
     def attend(
         self, states: States, rows: Rows, lo: int, hi: int, u_HD: Tensor, place_scores_HP: Tensor,

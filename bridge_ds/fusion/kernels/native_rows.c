@@ -33,6 +33,26 @@ static inline float add_up(float *sums) {
     return sums[0];
 }
 
+/* The 64 bits of number i of a seed: SplitMix64, as dropout.py has it. */
+static inline uint64_t bits_of(uint64_t seed, long i) {
+    uint64_t z = seed + (uint64_t)(i + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+/* Four factors of each number, its lowest 16 bits first. */
+void draw(long count, uint64_t seed, long dropped, float kept_scale, float *factors, int threads) {
+    const int16_t least = (int16_t)(dropped - 32768);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < count / 4; i++) {
+        const uint64_t z = bits_of(seed, i);
+        for (int k = 0; k < 4; k++) factors[4 * i + k] = (int16_t)(z >> 16 * k) >= least ? kept_scale : 0;
+    }
+    for (long at = count / 4 * 4; at < count; at++)
+        factors[at] = (int16_t)(bits_of(seed, at / 4) >> at % 4 * 16) >= least ? kept_scale : 0;
+}
+
 #define STATE float
 #define WIDE from_float32
 #define NAME(name) name##_float32
