@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from bridge_ds.engine.cpu import keep_freed_memory  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.fusion.kernels import choose  # noqa: E402
 from bridge_ds.fusion.kernels.native_build import why_not  # noqa: E402
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plot-only", action="store_true", help="measure nothing")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the trainer does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not options.plot_only:
         for layers, tokens, width, dtype in shapes(device, options.quick):

@@ -7,12 +7,13 @@ examples:
   python tools/bench_step.py --quick                           # seconds; shows that everything runs
 
 Models have random weights: speed does not depend on their values. Fusions take turns in one process, so that a slow
-moment hits all of them. Rows are appended to tools/bench_step.csv: median milliseconds of a step, the ratio to
-last_layer in the same run, source tokens per second, and MFU = floating-point operations that the models need /
-(seconds x peak). The need per token is 2 x parameters for the frozen encoder's forward, 4 x parameters for the LLM
-(forward, and the gradient through it to the soft prompt) and 6 x parameters of the bridge (fusion and mapping);
-embeddings count nowhere. The peak is that of a large matrix product measured in the same run. Peak memory is that of
-the device on CUDA, else the process's resident memory, which never falls: compare runs of one fusion each.
+moment hits all of them. Rows are appended to tools/bench_step.csv: median milliseconds of a step, the median over the
+turns of the ratio to last_layer's step in the same turn, source tokens per second, and MFU = floating-point operations
+that the models need / (seconds x peak). The need per token is 2 x parameters for the frozen encoder's forward, 4 x
+parameters for the LLM (forward, and the gradient through it to the soft prompt) and 6 x parameters of the bridge
+(fusion and mapping); embeddings count nowhere. The peak is that of a large matrix product measured in the same run.
+Peak memory is that of the device on CUDA, else the process's resident memory, which never falls: compare runs of one
+fusion each.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import torch  # noqa: E402
 from bridge_ds.bridge import BridgeModel  # noqa: E402
 from bridge_ds.data.batch import Batch  # noqa: E402
 from bridge_ds.encoder.frozen import FrozenEncoder  # noqa: E402
-from bridge_ds.engine.distributed import cpu_threads  # noqa: E402
+from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.llm.frozen import FrozenLLM  # noqa: E402
 from bridge_ds.mapping import Projector  # noqa: E402
@@ -88,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         options.sizes, options.repeat = "tiny", 2
     options.feedforward = options.feedforward or FEEDFORWARD.get(options.sizes, 2048)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the trainer does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = measure(options, device)
     append(options.output, rows)
@@ -103,7 +105,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str,
     batch = make_batch(options).to(device)
     names = options.fusions.split(",")
     models = {name: make_model(name, options.feedforward, encoder, llm, device) for name in names}
-    optimizers = {name: torch.optim.AdamW(trained(model)) for name, model in models.items()}
+    optimizers = {name: torch.optim.AdamW(trained(model), fused=True) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, float] = {}
     for turn in range(options.repeat + 1):  # the first turn warms up
@@ -120,12 +122,13 @@ def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str,
                 times[name].append(time.perf_counter() - began)
             memory[name] = peak_gib(device)
     peak = peak_flops(device)
-    base = statistics.median(times["last_layer"]) if "last_layer" in times else float("nan")
+    base = times.get("last_layer", [float("nan")] * options.repeat)
     rows = []
     for name in names:
         seconds = statistics.median(times[name])
+        ratio = statistics.median(own / other for own, other in zip(times[name], base, strict=True))
         rows.append(facts(options, device, encoder, llm) | {
-            "fusion": name, "step_ms": round(seconds * 1e3, 3), "vs_last_layer": round(seconds / base, 3),
+            "fusion": name, "step_ms": round(seconds * 1e3, 3), "vs_last_layer": round(ratio, 3),
             "source_tokens_per_s": round(batch.source_tokens / seconds),
             "mfu": round(needed_flops(models[name], batch) / seconds / peak, 4), "peak_gib": round(memory[name], 2),
         })  # fmt: skip

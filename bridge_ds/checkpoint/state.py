@@ -62,9 +62,8 @@ def restore_moments(engine: Any, moments: dict[str, torch.Tensor], step: int) ->
     stage3 = hasattr(wrapper, "fp32_partitioned_groups_flat")
     flats = wrapper.fp32_partitioned_groups_flat if stage3 else wrapper.single_partition_of_fp32_groups
     for flat in flats:
-        wrapper.optimizer.state[flat] = {"step": torch.tensor(float(step))} | {
-            m: torch.zeros_like(flat) for m in MOMENTS
-        }
+        count = torch.tensor(float(step), device=flat.device)  # where fused AdamW wants it
+        wrapper.optimizer.state[flat] = {"step": count} | {m: torch.zeros_like(flat) for m in MOMENTS}
     _link_moments(wrapper)
     for name, parameter in trained(engine.module):
         for moment in MOMENTS:

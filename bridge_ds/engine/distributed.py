@@ -11,6 +11,7 @@ from types import ModuleType
 
 import torch
 
+from bridge_ds.engine.cpu import settle_on_cpu
 from bridge_ds.errors import BridgeError
 from bridge_ds.world import World
 
@@ -19,7 +20,6 @@ __all__ = [
     "agree",
     "any_rank",
     "barrier",
-    "cpu_threads",
     "device_of",
     "first_error",
     "import_deepspeed",
@@ -73,18 +73,9 @@ def init_distributed(world: World, workers: int = 0) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(world.local_rank)
         backend = "nccl"
-    elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cpu_threads(len(os.sched_getaffinity(0)), world.local_size, workers))
+    else:
+        settle_on_cpu(world.local_size, workers)
     deepspeed.init_distributed(dist_backend=backend, timeout=INIT_TIMEOUT, verbose=False)
-
-
-def cpu_threads(cores: int, local_ranks: int, workers: int) -> int:
-    """Threads of one rank that trains on the CPU: its share of the cores, less one where data workers need it.
-
-    Waiting OpenMP threads spin; on a core that a worker shares they make every operator wait for it (on 2 cores the
-    testbed's step took 1.5 times as long with 2 threads as with 1).
-    """
-    return max(1, cores // local_ranks - (workers > 0))
 
 
 def device_of(world: World) -> torch.device:

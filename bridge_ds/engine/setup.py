@@ -137,6 +137,7 @@ def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
         lr=config.train.lr,
         betas=config.train.betas,
         eps=config.train.eps,
+        fused=True,  # one pass over a partition instead of a dozen
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests import launch
 
 STEPS, SAMPLES = 300, 60
-"""Half of the recipe's steps, and a fifth of its test samples: enough to be far from chance."""
+"""Two fifths of the recipe's steps, and a fifth of its test samples: enough to be far from chance."""
 CARRIED = {"testbed_inference": 1 / 3, "testbed_news": 1 / 2, "testbed_reviews": 1 / 2}
 """Least share of the way from chance to the bridge's own English accuracy."""
 

@@ -5,9 +5,10 @@ u = W_k^T q / sqrt(E) (for each head, E = D / H) the scores are s_l = u . (h_l +
 projected (q . b_k is the same for every place and drops out of the softmax). The value projection moves behind the
 weighted sum. Dropout falls on the quantities on which torch's layer has it.
 
-The autograd functions keep the states where the encoder left them, the attention, the weights and three vectors a
-token. They keep parameters as the leaves themselves, never a view: under ZeRO-3 a parameter's storage is released
-after its module's forward, and the leaf (not the view) holds the gathered one again when backward comes.
+The autograd functions keep the states where the encoder left them, the attention, the weights and three vectors a token
+(and what the first chunk computed, if that is small). They keep parameters as the leaves themselves, never a view:
+under ZeRO-3 a parameter's storage is released after its module's forward, and the leaf (not the view) holds the
+gathered one again when backward comes.
 
 Letters: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 places, D width,
 H heads, E = D / H.
@@ -24,6 +25,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from bridge_ds.fusion.kernels import tail
+from bridge_ds.fusion.kernels.dropout import Masks, draw_masks, restore_masks
 from bridge_ds.fusion.kernels.mixing import Plan, Primitives, empty_gradients, few_rows, make_plan, shaped
 from bridge_ds.fusion.kernels.rows import Rows, flat
 
@@ -92,13 +94,13 @@ class _LayerScores(torch.autograd.Function):
         for lo, hi in plan.chunks(hs[0]):
             scale_mL = None if scale_ML is None else scale_ML[lo:hi]
             attention_mHP = attention_MHP[lo:hi]
-            if kept and lo == 0:
-                pooled_HmD, hidden_mF = kept[:2]
-                masks = tail.Masks(kept[2], kept[3], kept[4], kept[5], tail.kept_scale(plan.dropout))
-                kept_mHP = _kept(attention_mHP, masks)
+            here = kept if lo == 0 else ()
+            masks = restore_masks(here[2:], plan.dropout) if here else _masks(plan, p, hs[0], lo, hi)
+            kept_mHP = _kept(attention_mHP, masks)
+            if here:
+                pooled_HmD, hidden_mF = here[:2]
             else:
-                hidden_mF, masks = None, _masks(plan, p, hs[0], lo, hi)
-                kept_mHP = _kept(attention_mHP, masks)
+                hidden_mF = None
                 kept_mHL = kept_mHP[..., 1:] if scale_mL is None else kept_mHP[..., 1:] * scale_mL[:, None]
                 pooled_HmD = plan.path.mix(hs, plan.rows, lo, hi, kept_mHL)
                 _add_places(pooled_HmD, kept_mHP, query)
@@ -209,13 +211,13 @@ class _Whole:
             target[lo:hi] = part
 
 
-def _masks(plan: Plan, p: Mapping[str, torch.Tensor], like_ND: torch.Tensor, lo: int, hi: int) -> tail.Masks:
+def _masks(plan: Plan, p: Mapping[str, torch.Tensor], like_ND: torch.Tensor, lo: int, hi: int) -> Masks:
     places, width = p["layer_positions"].shape[0] + 1, like_ND.shape[1]
     shapes = ((hi - lo, plan.heads, places), (hi - lo, width), (hi - lo, len(p["linear1_bias"])), (hi - lo, width))
-    return tail.draw_masks(plan.dropout, plan.seed + lo, shapes, plan.wide, like_ND.device)
+    return draw_masks(plan.path.draw, plan.dropout, plan.seed + lo, shapes, plan.wide, like_ND.device)
 
 
-def _kept(attention_mHP: torch.Tensor, masks: tail.Masks) -> torch.Tensor:
+def _kept(attention_mHP: torch.Tensor, masks: Masks) -> torch.Tensor:
     return attention_mHP if masks.attention is None else attention_mHP * masks.attention
 
 

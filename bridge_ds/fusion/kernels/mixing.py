@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch.autograd.function import once_differentiable
 
+from bridge_ds.fusion.kernels.dropout import Draw
 from bridge_ds.fusion.kernels.rows import Rows, flat
 
 __all__ = ["Plan", "Primitives", "empty_gradients", "few_rows", "inverse_rms", "make_plan", "mix", "shaped"]
@@ -25,7 +26,9 @@ States = Sequence[torch.Tensor]
 
 
 class Primitives(Protocol):
-    """What a code path supplies: everything that reads the states. Specified in :mod:`.torch_rows`."""
+    """What a code path supplies: everything that reads the states, specified in :mod:`.torch_rows`, and dropout."""
+
+    draw: Draw
 
     def attend(
         self, states: States, rows: Rows, lo: int, hi: int, u_HD: Tensor, place_scores_HP: Tensor,
@@ -60,14 +63,12 @@ class Plan:
     dropout: float = 0.0
     seed: int = 0
 
-    def chunks(self, like_ND: torch.Tensor) -> list[tuple[int, int]]:
-        """Enough tokens for a good matrix product, few enough that a chunk's temporaries stay small."""
+    def chunks(self, like_ND: torch.Tensor, shared: bool = False) -> list[tuple[int, int]]:
+        """Enough tokens for a good matrix product, few enough that a chunk's temporaries stay small. Where all tokens
+        share the weights there are none, and so one chunk, unless rows have to be gathered or widened."""
+        if shared and self.rows.index is None and self.dtype == self.wide:
+            return list(self.rows.chunks(self.rows.count or 1))
         return list(self.rows.chunks(few_rows(like_ND.shape[1]) if like_ND.device.type == "cpu" else 8192))
-
-    def chunks_of_shared(self, like_ND: torch.Tensor) -> list[tuple[int, int]]:
-        """The same where all tokens share the weights: one, unless rows have to be gathered or widened."""
-        in_place = self.rows.index is None and self.dtype == self.wide
-        return list(self.rows.chunks(self.rows.count or 1)) if in_place else self.chunks(like_ND)
 
 
 def few_rows(width: int) -> int:
@@ -107,8 +108,7 @@ class _Mix(torch.autograd.Function):
         weights_ML = weights.expand(plan.rows.count, -1)
         in_place = plan.rows.index is None and plan.dtype == weights.dtype
         fused_ND = torch.empty_like(hs[0]) if plan.rows.index is None else torch.zeros_like(hs[0])
-        chunks = plan.chunks_of_shared if weights.dim() == 1 else plan.chunks
-        for lo, hi in chunks(hs[0]):
+        for lo, hi in plan.chunks(hs[0], shared=weights.dim() == 1):
             out_HmD = fused_ND[None, lo:hi] if in_place else None
             mixed_HmD = plan.path.mix(hs, plan.rows, lo, hi, weights_ML[lo:hi, None], out_HmD)
             if not in_place:
@@ -125,7 +125,7 @@ class _Mix(torch.autograd.Function):
         weights_ML = weights.expand(plan.rows.count, -1)
         d_weights = torch.zeros_like(weights)
         d_states = empty_gradients(ctx.needs_input_grad[2:], states)
-        for lo, hi in (plan.chunks_of_shared if shared else plan.chunks)(hs[0]):
+        for lo, hi in plan.chunks(hs[0], shared):
             vectors_mD = plan.rows.take(d_fused_ND, lo, hi).to(plan.wide)
             if shared:
                 d_weights += plan.path.dot_totals(hs, plan.rows, lo, hi, vectors_mD)

@@ -33,6 +33,26 @@ static inline float add_up(float *sums) {
     return sums[0];
 }
 
+/* The 64 bits of number i of a seed: SplitMix64, as dropout.py has it. */
+static inline uint64_t bits_of(uint64_t seed, long i) {
+    uint64_t z = seed + (uint64_t)(i + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+/* Four factors of each number, its lowest 16 bits first. */
+void draw(long count, uint64_t seed, long dropped, float kept_scale, float *factors, int threads) {
+    const int16_t least = (int16_t)(dropped - 32768);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long i = 0; i < count / 4; i++) {
+        const uint64_t z = bits_of(seed, i);
+        for (int k = 0; k < 4; k++) factors[4 * i + k] = (int16_t)(z >> 16 * k) >= least ? kept_scale : 0;
+    }
+    for (long at = count / 4 * 4; at < count; at++)
+        factors[at] = (int16_t)(bits_of(seed, at / 4) >> at % 4 * 16) >= least ? kept_scale : 0;
+}
+
 #define STATE float
 #define WIDE from_float32
 #define NAME(name) name##_float32
@@ -96,7 +116,10 @@ static inline void NAME(weigh)(const STATE **row, const float *weights, long L, 
         for (long d = 0; d < n; d++) out[d] += weights[l] * WIDE(row[l][d]);
 }
 
-static inline void NAME(find)(const STATE **row, void *const *states, const long *strides, long L, long r) {
+/* The states of one token: where its row begins in each layer. */
+static inline void NAME(find)(
+    const STATE **row, void *const *states, const long *strides, const long *index, long L, long token) {
+    const long r = index ? index[token] : token;
     for (long l = 0; l < L; l++) row[l] = (const STATE *)states[l] + r * strides[l];
 }
 
@@ -108,7 +131,7 @@ void NAME(attend)(
     for (long i = 0; i < m; i++) {
         const STATE *row[L];
         float weights[L];
-        NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+        NAME(find)(row, states, strides, index, L, lo + i);
         for (long h = 0; h < H; h++) {
             const long at = (i * H + h) * P;
             float *a = attention + at, top, sum = 0;
@@ -141,7 +164,7 @@ void NAME(attend_backward)(
         for (long i = 0; i < m; i++) {
             const STATE *row[L];
             float weights[L];
-            NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+            NAME(find)(row, states, strides, index, L, lo + i);
             for (long h = 0; h < H; h++) {
                 const long at = (i * H + h) * P;
                 const float *a = attention + at;
@@ -169,7 +192,7 @@ void NAME(mix)(
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < m; i++) {
         const STATE *row[L];
-        NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+        NAME(find)(row, states, strides, index, L, lo + i);
         for (long h = 0; h < H; h++) NAME(weigh)(row, weights + i * next + h * L, L, D, out + (h * m + i) * D, 0);
     }
 }
@@ -180,7 +203,7 @@ void NAME(dots)(
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < m; i++) {
         const STATE *row[L];
-        NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+        NAME(find)(row, states, strides, index, L, lo + i);
         for (long h = 0; h < H; h++) NAME(dot_all)(row, vectors + (h * m + i) * D, L, D, found + (i * H + h) * L);
     }
 }
@@ -195,7 +218,7 @@ void NAME(dot_totals)(
 #pragma omp for schedule(static)
         for (long i = 0; i < m; i++) {
             const STATE *row[L];
-            NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+            NAME(find)(row, states, strides, index, L, lo + i);
             float found[L];
             NAME(dot_all)(row, vectors + i * D, L, D, found);
             for (long l = 0; l < L; l++) mine[l] += found[l];
@@ -209,7 +232,7 @@ void NAME(mean_squares)(
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long i = 0; i < m; i++) {
         const STATE *row[L];
-        NAME(find)(row, states, strides, L, index ? index[lo + i] : lo + i);
+        NAME(find)(row, states, strides, index, L, lo + i);
         for (long l = 0; l < L; l++) {
             float sums[LANES] = {0}, total;
             long d = 0;

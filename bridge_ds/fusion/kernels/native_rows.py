@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from bridge_ds.fusion.kernels import torch_rows
+from bridge_ds.fusion.kernels import dropout, torch_rows
 from bridge_ds.fusion.kernels.native_build import library
 from bridge_ds.fusion.kernels.rows import Rows
 
-__all__ = ["attend", "attend_backward", "dot_totals", "dots", "mean_squares", "mix"]
+__all__ = ["attend", "attend_backward", "dot_totals", "dots", "draw", "mean_squares", "mix"]
 
 SUFFIXES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Types of states that the C code reads; sums are float32."""
@@ -94,6 +94,20 @@ def mean_squares(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, d
     found_mL = torch.empty(hi - lo, len(states), dtype=dtype)
     _call("mean_squares", states, rows, lo, hi, None, found_mL)
     return found_mL
+
+
+def draw(
+    count: int, seed: int, dropped: int, kept_scale: float, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """As :func:`.dropout.draw`."""
+    if dtype != torch.float32:
+        return dropout.draw(count, seed, dropped, kept_scale, dtype, device)
+    factors = torch.empty(count, dtype=dtype)
+    library().draw(
+        ctypes.c_long(count), ctypes.c_uint64(seed), ctypes.c_long(dropped), ctypes.c_float(kept_scale),
+        ctypes.c_void_p(factors.data_ptr()), ctypes.c_int(torch.get_num_threads()),
+    )  # fmt: skip
+    return factors
 
 
 def _can(states: Sequence[torch.Tensor], wide: torch.dtype) -> bool:

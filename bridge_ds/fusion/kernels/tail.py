@@ -8,74 +8,20 @@ Letters: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden wi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Masks", "Totals", "backward", "draw_masks", "forward", "kept_scale"]
+from bridge_ds.fusion.kernels.dropout import Masks
+
+__all__ = ["Totals", "backward", "forward"]
 
 EPSILON = 1e-5
 """Of torch's nn.TransformerEncoderLayer."""
 
 Parameters = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Masks:
-    """Dropout factors of one chunk, 0 or 1 / (1 - p); none where dropout is off."""
-
-    attention: torch.Tensor | None = None
-    """[m, H, L + 1]."""
-    output: torch.Tensor | None = None
-    """[m, D], on the attention's output."""
-    hidden: torch.Tensor | None = None
-    """[m, F], on the MLP's hidden units."""
-    ffn: torch.Tensor | None = None
-    """[m, D], on the MLP's output."""
-    kept_scale: float = 1.0
-    """The factor of what is kept, 1 / (1 - p)."""
-
-    @property
-    def factors(self) -> tuple[torch.Tensor | None, ...]:
-        """The four tensors."""
-        return self.attention, self.output, self.hidden, self.ffn
-
-
-def draw_masks(
-    dropout: float, seed: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
-) -> Masks:
-    """Factors drawn from a generator of their own, so that backward can draw them again instead of keeping them.
-
-    One draw of 64 bits decides on four elements, 16 bits each (drawing is serial on a CPU, and as slow as a pass over
-    the states); the probability is rounded to a multiple of 2**-16.
-
-    Args:
-        dropout: probability.
-        seed: of the generator.
-        shapes: of the four tensors of :class:`Masks`.
-    """
-    dropped = _dropped(dropout)
-    if dropped == 0:
-        return Masks()
-    counts = [math.prod(shape) for shape in shapes]
-    generator = torch.Generator(device).manual_seed(seed)
-    draws = torch.empty(-(-sum(counts) // 4), dtype=torch.int64, device=device)
-    bits = draws.random_(-(2**63), None, generator=generator).view(torch.int16)[: sum(counts)]
-    keep = (bits >= dropped - 32768).to(dtype).mul_(kept_scale(dropout))
-    attention, output, hidden, ffn = (part.view(of) for part, of in zip(keep.split(counts), shapes, strict=True))
-    return Masks(attention, output, hidden, ffn, kept_scale(dropout))
-
-
-def kept_scale(dropout: float) -> float:
-    """The factor of what :func:`draw_masks` keeps."""
-    return 65536 / (65536 - _dropped(dropout))
-
-
-def _dropped(dropout: float) -> int:
-    return min(round(dropout * 65536), 65535)
 
 
 @dataclass

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from bridge_ds.fusion.kernels.dropout import draw
 from bridge_ds.fusion.kernels.rows import Rows
 
-__all__ = ["attend", "attend_backward", "dot_totals", "dots", "mean_squares", "mix"]
+__all__ = ["attend", "attend_backward", "dot_totals", "dots", "draw", "mean_squares", "mix"]
 
 CACHE_BYTES = 16 << 20
 """Bytes of states read together; about half of a usual last-level cache."""

@@ -18,10 +18,11 @@ import torch
 import triton
 import triton.language as tl
 
+from bridge_ds.fusion.kernels.dropout import draw
 from bridge_ds.fusion.kernels.rows import Rows
 from bridge_ds.fusion.kernels.torch_rows import score_gradient
 
-__all__ = ["attend", "attend_backward", "dot_totals", "dots", "mean_squares", "mix"]
+__all__ = ["attend", "attend_backward", "dot_totals", "dots", "draw", "mean_squares", "mix"]
 
 DTYPES = {
     torch.float64: tl.float64,

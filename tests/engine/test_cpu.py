@@ -1,0 +1,49 @@
+"""How the ranks of a node share its cores, and what a process keeps of its memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge_ds.engine.cpu import cpu_threads
+
+
+@given(st.integers(1, 256), st.integers(1, 16), st.integers(0, 8))
+def test_ranks_share_the_cores_and_leave_one_to_their_workers(cores: int, ranks: int, workers: int) -> None:
+    threads = cpu_threads(cores, ranks, workers)
+    assert threads >= 1
+    assert threads * ranks <= max(cores, ranks)
+    if workers and cores >= 2 * ranks:
+        assert (threads + 1) * ranks <= cores
+
+
+FAULTS = """
+import resource, sys, torch
+from bridge_ds.engine.cpu import keep_freed_memory
+torch.set_num_threads(1)
+kept = keep_freed_memory()
+def step():
+    x = [torch.ones(100_000) for _ in range(20)]
+step(), step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+@pytest.mark.parametrize("environment", [{}, {"MALLOC_MMAP_THRESHOLD_": "65536"}])
+def test_freed_memory_is_kept_unless_the_user_has_set_malloc(environment: dict[str, str]) -> None:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FAULTS]
+    done = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=True, timeout=100)
+    kept, faults = done.stdout.split()
+    assert kept == str(not environment)
+    assert int(faults) > 15_000 if environment else int(faults) < 3_000  # 19,500 pages are written in ten steps
