@@ -84,7 +84,8 @@ class Prediction:
         """From one line. Raises ValueError, TypeError, KeyError."""
         values = json.loads(line)
         names = {field.name for field in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names})
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+        return cls(**known)
 
 
 @dataclass(frozen=True)
