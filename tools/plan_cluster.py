@@ -90,7 +90,7 @@ def _page(job: Job, gpu: Gpu, network: Network, found: list[Choice]) -> list[str
         )
     lines += ["", f"Memory of a rank with {best.ds_config}, GiB (peak, all parts at once):"]
     lines += [f"  {name:<22} {size:>8.2f}" for name, size in memory(best.job).items()]
-    lines += [f"  host, {name}: {size:.0f} GiB a node" for name, size in host_gib(best.job).items()]
+    lines += [f"  host, {name}: {size:.1f} GiB a node" for name, size in host_gib(best.job).items()]
     moved, times = gathers(best.job), step_time(best.job, gpu, network)
     lines += [
         "",

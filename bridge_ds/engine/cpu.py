@@ -11,10 +11,11 @@ __all__ = ["cpu_threads", "keep_freed_memory", "settle_on_cpu"]
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
-KEPT = 1 << 30
+KEPT = 256 << 20
 """Bytes of freed memory that a process keeps at the top of its heap."""
-LARGE = 32 << 20
-"""Bytes from which an allocation is a mapping of its own: the most that glibc takes."""
+LARGE = 4 << 20
+"""Bytes from which an allocation is a mapping of its own, given back when freed: what a large model's loading and
+gathering leaves in the heap would become holes between its shards (glibc by itself goes up to 32 MiB)."""
 
 
 def settle_on_cpu(local_ranks: int, workers: int) -> None:

@@ -7,6 +7,7 @@ import socket
 import sys
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -145,9 +146,14 @@ def peak_memory_gib() -> float:
     """Peak device memory of this process so far, in GiB (on CPU: its peak resident memory)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    import resource
+    try:
+        # Not getrusage: what it gives is at least what the parent had when it started this process (exec(2) keeps it).
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
+    except (OSError, StopIteration):
+        import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _free_port() -> int:

@@ -47,7 +47,6 @@ def build_model(
 
         # transformers holds it by a weak reference; dropped, every rank would silently load whole models.
         keep_alive = HfDeepSpeedConfig(shard_config(config, ds_values))
-    # One after the other: rank 0 holds one whole model in host memory while it is dealt out.
     encoder = load_encoder(config.model)
     llm = load_llm(config.model)
     model = build_bridge(config, encoder, llm, bos)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.streamed import streamed
 
 __all__ = ["DTYPES", "freeze", "load_complete"]
 
@@ -30,7 +31,8 @@ def load_complete(what: str, name: str, from_pretrained: Callable[..., Any], **o
         ConfigError: nothing is there under that name, or weights are missing.
     """
     try:
-        model, info = from_pretrained(name, output_loading_info=True, **options)
+        with streamed():
+            model, info = from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

@@ -12,6 +12,8 @@ from bridge_ds.plan.shapes import Shape, fusion_parameters, mapping_parameters
 __all__ = ["Job", "bridge_parameters", "host_gib", "largest_module", "memory"]
 
 GIB = 2**30
+PART = 2**28
+"""Bytes of a model's files that rank 0 reads at once (:data:`bridge_ds.frozen.streamed.PART_BYTES`)."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,8 @@ def bridge_parameters(job: Job) -> int:
 
 
 def largest_module(job: Job) -> int:
-    """Parameters of the largest thing gathered at once (ZeRO-3 gathers a module's own parameters, so one matrix; an
-    embedding table is the largest of these)."""
-    mlp = max(job.encoder.width * job.encoder.ffn, job.llm.width * job.llm.ffn)
-    return max(job.encoder.embedding, job.llm.embedding, mlp)
+    """Parameters of the largest thing gathered at once: a whole layer of a frozen model, or an embedding table."""
+    return max(job.encoder.embedding, job.llm.embedding, job.encoder.layer, job.llm.layer)
 
 
 def memory(job: Job) -> dict[str, float]:
@@ -113,9 +113,13 @@ def memory(job: Job) -> dict[str, float]:
 
 
 def host_gib(job: Job) -> dict[str, float]:
-    """GiB of host memory a node: while loading, rank 0 of the job holds one whole model (transformers deals it out)."""
-    loading = max(job.encoder.parameters, job.llm.parameters) * job.bytes / GIB
-    return {"while loading, on the first node": loading} | (
+    """GiB of host memory a node: under stage 3 rank 0 reads the files a part at a time and deals it out; under stage 2
+    each rank loads both models there before they go to its device."""
+    if job.stage == 2:
+        loading = job.frozen * job.bytes * job.gpus
+    else:
+        loading = max(PART, max(job.encoder.embedding, job.llm.embedding) * job.bytes)
+    return {"while loading": loading / GIB} | (
         {"offloaded weights": job.frozen * job.bytes / job.ranks * job.gpus / GIB} if job.offload else {}
     )
 
@@ -130,12 +134,14 @@ def _weights(job: Job) -> float:
 
 
 def _gathered(job: Job) -> float:
-    # In flight: the module at work and what is fetched ahead. Kept: what comes again within the reuse distance, which
-    # at the turn from forward to backward is the last half of it.
     if job.stage == 2 or (job.ranks == 1 and not job.offload):
         return 0.0  # one rank's share is the tensor itself
-    largest = largest_module(job)
-    return (min(job.frozen, largest + job.prefetch + job.reuse // 2) + job.copies * largest) * job.bytes
+    layer, ahead = max(job.encoder.layer, job.llm.layer), job.prefetch
+    # Before a layer is released the largest thing may come, with the backend's copy of it.
+    entering = (1 + job.copies) * largest_module(job) + layer + ahead
+    # At the turn from forward to backward: the projection, and the layers that come again within the reuse distance.
+    turning = (1 + job.copies) * job.llm.embedding + min(job.llm.layers * job.llm.layer, job.reuse // 2) + ahead
+    return min((1 + job.copies) * job.frozen, max(entering, turning)) * job.bytes
 
 
 def _states(job: Job) -> float:

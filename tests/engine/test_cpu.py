@@ -47,3 +47,14 @@ def test_freed_memory_is_kept_unless_the_user_has_set_malloc(environment: dict[s
     kept, faults = done.stdout.split()
     assert kept == str(not environment)
     assert int(faults) > 15_000 if environment else int(faults) < 3_000  # 19,500 pages are written in ten steps
+
+
+def test_peak_memory_is_the_process_s_own() -> None:
+    """A small process started by a large one: getrusage would show the large one's memory."""
+    child = "from bridge_ds.engine.distributed import peak_memory_gib; print(peak_memory_gib())"
+    large = (
+        "import subprocess, sys; held = b'x' * 2**30; "
+        f"print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, check=True, timeout=100)
+    assert 0.05 < float(done.stdout) < 0.9

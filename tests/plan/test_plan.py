@@ -12,10 +12,11 @@ import pytest
 
 from bridge_ds.config.load import load_config
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.streamed import PART_BYTES
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import Projector
 from bridge_ds.plan.advice import LAYOUTS, choices
-from bridge_ds.plan.memory import Job, memory
+from bridge_ds.plan.memory import PART, Job, memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape, fusion_parameters, mapping_parameters
 from bridge_ds.plan.timing import GPUS, Network, gathers
 from tests import tiny
@@ -133,6 +134,10 @@ def test_planned_memory_is_near_what_ranks_take(ranks: int, tmp_path: Path) -> N
 def test_rehearsal_refuses_what_it_cannot_make(tmp_path: Path) -> None:
     refused = run("rehearse", "--folder", str(tmp_path), "--encoder", "xlm-roberta-base")
     assert refused.returncode == 2 and "expected an mT5" in refused.stderr
+
+
+def test_the_plan_knows_how_models_are_read() -> None:
+    assert PART == PART_BYTES
 
 
 def test_torch_is_not_needed_to_plan() -> None:

@@ -1,0 +1,122 @@
+"""Read a model's files a part at a time while ZeRO-3 deals it out, so that no rank ever holds the whole model.
+
+transformers (5.17 to 5.23) opens all files on rank 0 and keeps every tensor until the last is dealt out: that rank's
+memory comes to a whole model, 140 GB for one of 70 B parameters. Here the files' tensors stay places in a file, and a
+part of them at a time goes through transformers' own function for ZeRO-3, which takes parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["PART_BYTES", "parts", "streamed"]
+
+PART_BYTES = 256 << 20
+"""Bytes of tensors that rank 0 holds at once beside its share; one that is larger is a part of its own."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies, and its size."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def parts(places: Mapping[str, Place], size: int = PART_BYTES) -> Iterator[dict[str, Place]]:
+    """Runs of at most `size` bytes (but at least one tensor), in the mapping's order: the same on every rank."""
+    part: dict[str, Place] = {}
+    held = 0
+    for name, place in places.items():
+        if part and held + place.bytes > size:
+            yield part
+            part, held = {}, 0
+        part[name] = place
+        held += place.bytes
+    if part:
+        yield part
+
+
+@contextmanager
+def streamed() -> Iterator[None]:
+    """While this lasts, `from_pretrained` under ZeRO-3 reads safetensors by parts. Without ZeRO-3, or for other files,
+    and with a transformers that works in another way, nothing changes."""
+    from transformers import modeling_utils
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    deal, read = (
+        getattr(modeling_utils, name, None) for name in ("_load_state_dict_into_zero3_model", "load_state_dict")
+    )
+    if not (is_deepspeed_zero3_enabled() and deal and read):
+        yield
+        return
+
+    def read_places(checkpoint_file: str, *given: Any, **options: Any) -> dict[str, Any]:
+        if not str(checkpoint_file).endswith(".safetensors"):
+            return read(checkpoint_file, *given, **options)  # type: ignore[no-any-return]
+        return _places(Path(checkpoint_file))
+
+    def deal_parts(model: Any, state: dict[str, Any], load_config: Any = None) -> tuple[list[str], set[str]]:
+        places = {name: place for name, place in state.items() if isinstance(place, Place)}
+        # A conversion (of experts that are kept apart, say) may need tensors of several parts.
+        chunks = [places] if _converts(load_config) else parts(places)
+        errors, missing = deal(model, {name: v for name, v in state.items() if name not in places}, load_config)
+        for chunk in chunks:
+            more_errors, still_missing = deal(model, _tensors(chunk), load_config)
+            errors, missing = errors + more_errors, missing & still_missing
+        return errors, missing
+
+    modeling_utils._load_state_dict_into_zero3_model = deal_parts  # type: ignore[assignment]
+    modeling_utils.load_state_dict = read_places  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        modeling_utils._load_state_dict_into_zero3_model = deal  # type: ignore[assignment]
+        modeling_utils.load_state_dict = read
+
+
+def _converts(load_config: Any) -> bool:
+    from transformers.core_model_loading import WeightRenaming
+
+    rules: Sequence[Any] = getattr(load_config, "weight_mapping", None) or ()
+    return not all(isinstance(rule, WeightRenaming) for rule in rules)
+
+
+def _places(file: Path) -> dict[str, Place]:
+    from safetensors import safe_open
+    from transformers.modeling_utils import str_to_torch_dtype
+
+    found = {}
+    with safe_open(file, framework="pt") as opened:
+        for key in list(opened.keys()):
+            told = opened.get_slice(key)
+            found[key] = Place(file, key, tuple(told.get_shape()), str_to_torch_dtype[told.get_dtype()])
+    return found
+
+
+def _tensors(places: Mapping[str, Place]) -> dict[str, torch.Tensor]:
+    """The tensors on rank 0, which deals them out; on the others their shapes."""
+    if torch.distributed.get_rank() > 0:
+        return {name: torch.empty(place.shape, dtype=place.dtype, device="meta") for name, place in places.items()}
+    from safetensors import safe_open
+
+    found: dict[str, torch.Tensor] = {}
+    for file in dict.fromkeys(place.file for place in places.values()):
+        # Opened anew for each part: what was read of a file stays in this process's memory while it is open.
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: opened.get_tensor(place.key) for name, place in places.items() if place.file == file}
+    return found
