@@ -7,6 +7,7 @@ part of them at a time goes through transformers' own function for ZeRO-3, which
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,6 +79,7 @@ def streamed() -> Iterator[None]:
         for chunk in chunks:
             more_errors, still_missing = deal(model, _tensors(chunk), load_config)
             errors, missing = errors + more_errors, missing & still_missing
+            gc.collect()  # transformers' function refers to itself and would hold its part until some later collection
         return errors, missing
 
     modeling_utils._load_state_dict_into_zero3_model = deal_parts  # type: ignore[assignment]

@@ -97,7 +97,7 @@ def largest_module(job: Job) -> int:
 
 
 def memory(job: Job) -> dict[str, float]:
-    """GiB on one rank's device by part; `total` is their sum."""
+    """GiB on one rank's device by part; `total` is their sum, or more where loading takes more (CPU ranks only)."""
     parts = {
         "process": job.process * GIB,
         "frozen weights": _weights(job),
@@ -109,7 +109,11 @@ def memory(job: Job) -> dict[str, float]:
         "bridge and optimizer": _trained(job),
     }
     found = {name: size / GIB for name, size in parts.items()}
-    return found | {"total": sum(found.values())}
+    total = sum(found.values())
+    if not job.copies:
+        return found | {"total": total}
+    loading = job.process + _dealing(job) / GIB
+    return found | {"loading, before all this": loading, "total": max(total, loading)}
 
 
 def host_gib(job: Job) -> dict[str, float]:
@@ -131,6 +135,17 @@ def _weights(job: Job) -> float:
     if job.offload:
         return 0.0
     return whole / job.ranks + (whole / job.gpus if job.hpz and job.nodes > 1 else 0)
+
+
+def _dealing(job: Job) -> float:
+    # On rank 0 the largest tensor is there three times while it is dealt out: of the file, whole, and in pieces; beside
+    # the shares of what is loaded.
+    share = job.bytes / (job.ranks if job.stage == 3 else 1)
+    encoder, llm = job.encoder, job.llm
+    return max(
+        encoder.parameters * share + 3 * encoder.embedding * job.bytes,
+        job.frozen * share + 3 * llm.embedding * job.bytes,
+    )
 
 
 def _gathered(job: Job) -> float:
