@@ -18,6 +18,24 @@ from tests import launch, tiny
 
 torch.set_num_threads(1)  # the models are tiny and the machines small
 
+LONGEST = ("slurm/test_jobs", "engine/test_runs", "track/test_server", "engine/test_epoch", "frozen/test_streamed",
+           "engine/test_bad_data", "testbed/test_transfer", "slurm/test_faults", "test_readme")  # fmt: skip
+"""Files of minutes each. They begin first, so that of two test processes none works alone for long at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would begin with the files of the most tests, which are the quickest.
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(LONGEST) if f"{name}.py" in item.nodeid), len(LONGEST))
+
+    items.sort(key=place)
+
+
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "river", "bridge", "dog", "rain", "fell", "wet", "one", "two", "three"]
 
 

@@ -37,11 +37,11 @@ def load(part_bytes: int, models: list[str], ranks: int, folder: Path) -> list[d
 
 
 @pytest.mark.slow
-def test_every_family_arrives_complete(tmp_path: Path) -> None:
-    """Many parts, three ranks, every tensor compared with its file."""
-    models = [f"encoder={tiny.make_encoder(kind, tmp_path / kind)}" for kind in tiny.ENCODERS]
-    models += [f"llm={tiny.make_llm(kind, tmp_path / kind)}" for kind in tiny.LLMS]
-    for rank in load(4000, models, 3, tmp_path / "logs"):
+def test_families_arrive_complete(tmp_path: Path) -> None:
+    """Many parts, two ranks, every tensor compared with its file."""
+    models = [f"encoder={tiny.make_encoder(kind, tmp_path / kind)}" for kind in ("mt5", "xlm-roberta", "m2m_100")]
+    models += [f"llm={tiny.make_llm(kind, tmp_path / kind)}" for kind in ("llama", "gpt2")]
+    for rank in load(10_000, models, 2, tmp_path / "logs"):
         assert len(rank["compared"]) == len(models)  # type: ignore[arg-type]
 
 
@@ -49,7 +49,7 @@ def test_every_family_arrives_complete(tmp_path: Path) -> None:
 def test_no_rank_ever_holds_a_whole_model(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    more = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8, "vocab_size": 8192}
+    more = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "vocab_size": 8192}
     folder = tiny.make_llm("llama", tmp_path / "llm", **more)
     file = folder / "model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})

@@ -116,8 +116,9 @@ def test_the_command_prints_a_plan_that_fits_two_pages() -> None:
         assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
 
 
+@LONG
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=LONG), 2, pytest.param(4, marks=LONG)])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_planned_memory_is_near_what_ranks_take(ranks: int, tmp_path: Path) -> None:
     """Real widths, few layers: 0.9 GiB of weights."""
     sizes = ["--encoder", "mt5-base", "--encoder-layers", "2", "--llm", "llama-3.2-1b", "--llm-layers", "1"]

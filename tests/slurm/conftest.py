@@ -18,6 +18,7 @@ def cluster() -> Iterator[Cluster]:
     if MISSING:
         pytest.skip(f"no Slurm here ({', '.join(MISSING)} missing): apt-get install slurm-wlm munge")
     # Not in tmp_path: a socket's path may have 107 bytes.
-    made = Cluster(4, Path("/tmp") / f"slurm-test-{getpass.getuser()}-{os.getpid()}", 20000 + os.getpid() % 5000)
+    # Twenty ports for each process: two that run tests side by side have neighbouring numbers.
+    made = Cluster(4, Path("/tmp") / f"slurm-test-{getpass.getuser()}-{os.getpid()}", 20000 + os.getpid() % 250 * 20)
     yield made
     made.down()
