@@ -1,9 +1,10 @@
-"""Imports everything once, then forks the ranks of one training job after another: a start takes a second, not ten.
+"""Imports everything once, then forks the ranks of one job after another: a start takes a second, not ten.
 
-Reads a JSON object a line: {"ranks", "arguments", "folder", "env", "program"}; answers with {"pids": [...]} and, when all ranks
-have ended, {"codes": [...]}. A rank is a process group of its own, runs the main of bridge_ds/train.py (or, as program
-`evaluation`, of bridge_ds.evaluation) as it stands, and writes to FOLDER/rankN.log. With RECORD in its environment it also appends what each finished step was trained on to
-the file RECORD.RANK: {"step", "rows"}, a row being the encoder ids of one source.
+Reads a JSON object a line: {"ranks", "arguments", "folder", "env", "program"}; answers with {"pids": [...]} and, when
+all ranks have ended, {"codes": [...]}. A rank is a process group of its own, runs the main of bridge_ds/train.py (or,
+as program `evaluation`, of bridge_ds.evaluation) as it stands, and writes to FOLDER/rankN.log. With RECORD in its
+environment it also appends what each finished step was trained on to the file RECORD.RANK: {"step", "rows"}, a row
+being the encoder ids of one source.
 """
 
 from __future__ import annotations
