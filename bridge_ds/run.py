@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds import __version__
+from bridge_ds.checkpoint.format import step_folder
 from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.load import Checkpoint, find, load_bridge, load_optimizer, refuse_other_run
 from bridge_ds.config.load import save_config, to_dict
@@ -66,6 +67,7 @@ class Run:
         """Folder, data, models, checkpoint, engine, hooks."""
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
+        self._on_all(self._check_evaluation)
         self.fusion_path = self._on_all(self._choose_path)
         self.watchdog.start(self._on_main(self._make_folder))
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model)
@@ -140,7 +142,14 @@ class Run:
         set_timeout(INIT_TIMEOUT.total_seconds())
         self.engine.eval()
         results = score_run(
-            self.engine.module, self.tokenizers, self.config, self.world, self.device, self._leave_if_asked
+            self.engine.module,
+            self.tokenizers,
+            self.config,
+            self.world,
+            self.device,
+            self._leave_if_asked,
+            run=self.folder,
+            checkpoint=step_folder(self.folder, self.config.train.steps).name,
         )
         if self.world.is_main:
             from bridge_ds.evaluation.report import table
@@ -196,6 +205,16 @@ class Run:
         if first:
             raise first
         return outcome
+
+    def _check_evaluation(self) -> None:
+        """A task or language that is not there is known before training, not after it."""
+        if self.config.evaluation.tasks:
+            from bridge_ds.evaluation.jobs import wanted
+            from bridge_ds.tasks import find_tasks
+
+            wanted(
+                find_tasks(self.config.evaluation.tasks, self.config.evaluation.data), self.config.evaluation.languages
+            )
 
     def _choose_path(self) -> str:
         """The code that will run the fusion; known before anything slow begins. Empty where there is no choice."""

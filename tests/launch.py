@@ -104,10 +104,17 @@ class Zygote:
         )
         assert self._answer(120).get("ready")
 
-    def start(self, arguments: list[str], ranks: int, folder: Path, env: dict[str, str] | None = None) -> ForkedJob:
-        """One job; wait for it before the next."""
+    def start(
+        self,
+        arguments: list[str],
+        ranks: int,
+        folder: Path,
+        env: dict[str, str] | None = None,
+        program: str = "train",
+    ) -> ForkedJob:
+        """One job (`train` or `evaluation`); wait for it before the next."""
         folder.mkdir(parents=True, exist_ok=True)
-        job = {"ranks": ranks, "arguments": arguments, "folder": str(folder)}
+        job: dict[str, Any] = {"ranks": ranks, "arguments": arguments, "folder": str(folder), "program": program}
         job["env"] = {"MASTER_PORT": str(free_port()), **(env or {})}
         assert self.process.stdin
         self.process.stdin.write(json.dumps(job) + "\n")

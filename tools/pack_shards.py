@@ -1,18 +1,25 @@
 #!/usr/bin/env python3
-"""Pack text into webdataset shards with an index, index tars that are there, or verify a folder of shards."""
+"""Pack text or a benchmark into webdataset shards with an index, index tars of others, or verify a folder of them."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, DataError
 
+if TYPE_CHECKING:
+    from bridge_ds.data.index import ShardIndex
+
+_TASK = "task:"
 _EXAMPLES = """\
 examples:
   # JSON lines that already have "source" and "target" (and perhaps "prompt"):
@@ -24,6 +31,11 @@ examples:
 
   # plain text for objective prefix_lm: paragraphs separated by blank lines become {"text": ...}
   tools/pack_shards.py pack --input book.txt --output shards/ --language en
+
+  # the English train split of a benchmark, with the prompt and the target that scoring uses (from the hub, or from
+  # a folder with train/en.jsonl):
+  tools/pack_shards.py task:xnli --output shards/ --limit 100000 --shuffle 0
+  tools/pack_shards.py task:xnli --output shards/ --dataset FOLDER --map premise=sentence1
 
   # a data set of the Hugging Face hub, or a local folder that `datasets` reads:
   tools/pack_shards.py pack --dataset facebook/xnli --config en --split train --output shards/ \\
@@ -42,6 +54,9 @@ appears only when it is complete, and the same command continues a packing that 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code (0, or 2 for a fault of the input)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0].startswith(_TASK):
+        arguments = ["pack", *arguments]
     options = _parser().parse_args(arguments)
     try:
         {"pack": _pack, "index": _index, "verify": _verify}[options.command](options)
@@ -57,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _pack(options: argparse.Namespace) -> None:
     from bridge_ds.data import pack, pack_job, sources
 
+    if options.task:
+        _pack_task(options)
+        return
     if bool(options.input) == bool(options.dataset):
         raise DataError("pack needs one kind of input; expected either --input FILE... or --dataset ID.")
     if options.format == "dataset" and not options.dataset:
@@ -83,8 +101,52 @@ def _pack(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         progress=True,
     )
-    size = sum(shard.bytes for shard in index.shards) / pack.MIB
-    print(f"packed {index.samples} samples into {len(index.shards)} shards ({size:.1f} MiB) in {options.output}")
+    _say_packed(index, options.output)
+
+
+def _pack_task(options: argparse.Namespace) -> None:
+    from bridge_ds.config.schema import TaskDataConfig
+    from bridge_ds.data import pack
+    from bridge_ds.tasks import TASKS, TableTask, find_tasks
+
+    name = options.task.removeprefix(_TASK)
+    if options.input or not options.task.startswith(_TASK):
+        raise DataError(f"pack has {options.task!r}; expected task:NAME without --input, such as task:xnli.")
+    if isinstance(TASKS.get(name), TableTask):
+        fields = dict(entry.partition("=")[::2] for entry in options.map)
+        given = TaskDataConfig(source=options.dataset or "", revision=options.revision, fields=fields)
+        (task,) = find_tasks([name], {name: given})
+    else:
+        (task,) = find_tasks([name])
+    if not isinstance(task, TableTask):
+        raise DataError(
+            f"{name} makes its own samples; expected a benchmark; data.shards=testbed/english trains on it."
+        )
+    pack.check_output(options.output, options.overwrite)
+    rows = ({"source": example.source, "target": example.target} for example in task.train())
+    index = pack.pack_rows(
+        _chosen(rows, options.shuffle, options.limit),
+        options.output,
+        samples_per_shard=options.samples_per_shard,
+        shard_bytes=int(options.shard_size * pack.MIB),
+        overwrite=options.overwrite,
+        language="en",
+        source=options.source or f"{name}, train split of {task.source}",
+    )
+    _say_packed(index, options.output)
+
+
+def _chosen(rows: Iterable[dict[str, str]], seed: int | None, limit: int | None) -> Iterator[dict[str, str]]:
+    """The first rows; with a seed, any of all of them (benchmarks are small enough to be held)."""
+    if seed is not None:
+        rows = list(rows)
+        random.Random(seed).shuffle(rows)
+    return islice(rows, limit)
+
+
+def _say_packed(index: ShardIndex, output: Path) -> None:
+    size = sum(shard.bytes for shard in index.shards) / (1 << 20)
+    print(f"packed {index.samples} samples into {len(index.shards)} shards ({size:.1f} MiB) in {output}")
 
 
 def _index(options: argparse.Namespace) -> None:
@@ -151,13 +213,14 @@ def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    pack.add_argument("task", nargs="?", default="", metavar="task:NAME", help="a benchmark's English train split")
     pack.add_argument(
         "--input", nargs="+", type=Path, metavar="FILE", help="jsonl, text, csv, tsv (also .gz, .zst) or parquet"
     )
     pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     pack.add_argument(
         "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
-        help="fill source, target, prompt or text from an input field; then only mapped fields are packed",
+        help="fill source, target, prompt or text (of a task: its fields) from an input field; only these are packed",
     )  # fmt: skip
     pack.add_argument(
         "--format",

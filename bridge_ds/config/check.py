@@ -59,6 +59,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "track.every": (lambda v: v >= 1, "1 or more"),
     "evaluation.limit": (lambda v: v >= 0, "0 or more"),
     "evaluation.batch": (lambda v: v >= 1, "1 or more"),
+    "evaluation.max_new_tokens": (lambda v: v >= 1, "1 or more"),
 }
 
 

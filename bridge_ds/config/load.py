@@ -34,12 +34,19 @@ def load_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Confi
     return config
 
 
-def load_run_config(run: Path) -> Config:
-    """The resolved config.yaml of a run folder."""
+def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
+    """The resolved config.yaml of a run folder, with `key.path=value` overrides put over it; not checked.
+
+    Raises:
+        ConfigError: there is none, or as :func:`load_config`.
+    """
     path = run / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run} holds no config.yaml; expected a run folder; give the run.output of a training run.")
-    return from_dict(_read_yaml(path))
+    values = _read_yaml(path)
+    for text in overrides:
+        _override(values, text)
+    return from_dict(values)
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -55,6 +62,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
         return list(value) if isinstance(value, tuple) else value
 
     return plain(config)
@@ -102,12 +111,15 @@ def _nearest(path: str, prefix: str, known: list[str]) -> str:
     # The key may be right and the part wrong (optim.lr), so names are compared over the whole schema.
     parts = {f.name: f.default_factory for f in dataclasses.fields(Config)}
     everything = [f"{part}.{f.name}" for part, made in parts.items() for f in dataclasses.fields(made)]  # type: ignore[arg-type]
-    near = difflib.get_close_matches(path, everything + list(parts), n=1, cutoff=0.5)
+    here = [prefix + name for name in known]
+    near = difflib.get_close_matches(path, everything + list(parts) + here, n=1, cutoff=0.5)
     last = path.rsplit(".", 1)[-1]
     same_key = [name for name in everything if name.endswith("." + last)]
+    if prefix.count(".") > 1:  # inside a mapping, whose keys no other part has
+        near, same_key = difflib.get_close_matches(path, here, n=1, cutoff=0.5), []
     if same_key or near:
         return f"did you mean {(same_key or near)[0]!r}?"
-    return f"expected one of {', '.join(prefix + name for name in known)}"
+    return f"expected one of {', '.join(here)}"
 
 
 def _convert(path: str, value: Any, hint: Any) -> Any:
@@ -117,6 +129,8 @@ def _convert(path: str, value: Any, hint: Any) -> Any:
         if value is None:
             return None
         return _convert(path, value, next(o for o in options if o is not type(None)))
+    if origin is dict:
+        return _mapping(path, value, options[1])
     if origin is tuple:
         if isinstance(value, str):
             value = [part.strip() for part in value.split(",") if part.strip()]
@@ -138,6 +152,19 @@ def _convert(path: str, value: Any, hint: Any) -> Any:
             return hint(number)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     raise ConfigError(f"{path} is {value!r}; expected {names[hint]}.")
+
+
+def _mapping(path: str, value: Any, hint: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path} is {value!r}; expected names with values, such as {{name: value}}.")
+    if not dataclasses.is_dataclass(hint):
+        return {str(name): _convert(f"{path}.{name}", item, hint) for name, item in value.items()}
+    for name, item in value.items():
+        if not isinstance(item, Mapping):
+            raise ConfigError(
+                f"{path}.{name} is {item!r}; expected keys under it, such as {path}.{name}.{_first(hint)}."
+            )
+    return {str(name): _build(typing.cast(type, hint), item, f"{path}.{name}.") for name, item in value.items()}
 
 
 def _find_recipe(recipe: str) -> Path:
@@ -168,14 +195,18 @@ def _override(values: dict[str, Any], text: str) -> None:
     import yaml
 
     name, sign, raw = text.partition("=")
-    part, dot, key = name.strip().partition(".")
-    if not (sign and dot and part and key):
+    *parts, key = name.strip().split(".")
+    if not (sign and parts and all(parts) and key):
         raise ConfigError(f"--set {text!r} is not of the form part.key=value, such as train.lr=1e-3.")
     try:
         value = yaml.safe_load(raw) if raw else ""
     except yaml.YAMLError:
         value = raw
-    section = values.setdefault(part, {})
-    if not isinstance(section, dict):
-        raise ConfigError(f"{part} is {section!r}; expected keys under it.")
+    section: Any = values
+    for depth, part in enumerate(parts, 1):
+        if section.get(part) is None:
+            section[part] = {}
+        section = section[part]
+        if not isinstance(section, dict):
+            raise ConfigError(f"{'.'.join(parts[:depth])} is {section!r}; expected keys under it.")
     section[key] = value

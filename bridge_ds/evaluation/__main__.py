@@ -6,18 +6,25 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridge_ds.cli import user_errors
+from bridge_ds.world import World
+
+if TYPE_CHECKING:
+    from bridge_ds.config.schema import Config
 
 _HELP = """\
 Score the newest checkpoint of a run, and the LLM alone, in every language of its tasks; print one table and write
-evaluation.json and plots/accuracy.png into the run folder. One process, whole models in memory.
+evaluation.json, evaluation/ (a line a sample) and plots/accuracy.png into the run folder. One process, or several under
+a launcher, each with whole models in memory and its share of the samples. Killed, the same command goes on.
 
 examples:
   python -m bridge_ds.evaluation --run runs/testbed
   python -m bridge_ds.evaluation --run runs/testbed --tasks testbed_news --languages qaa,qab --limit 100
-  python -m bridge_ds.evaluation --run runs/xnli --tasks xnli --batch 16"""
+  python -m bridge_ds.evaluation --run runs/xnli --tasks xnli,indicxnli --batch 16 --calibrate
+  python -m bridge_ds.evaluation --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
+  torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,49 +33,72 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m bridge_ds.evaluation", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, type=Path, help="run folder (run.output of the training run)")
-    parser.add_argument("--tasks", help="comma-separated task names (default: those of the run's config)")
+    parser.add_argument("--tasks", "--task", help="comma-separated task names (default: those of the run's config)")
     parser.add_argument("--languages", help="comma-separated language codes (default: all of each task)")
     parser.add_argument("--limit", type=int, help="samples per task and language, 0 = all (default: the run's)")
     parser.add_argument("--batch", type=int, help="samples per forward pass (default: the run's)")
+    parser.add_argument("--calibrate", action="store_true", default=None, help="also score labels after a null source")
     parser.add_argument("--output", type=Path, help="where to write the scores (default: RUN/evaluation.json)")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        help="override one key of the run's config, such as evaluation.data.xnli.source=FOLDER; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(argv)
-    with user_errors():
-        _score(options)
+    with user_errors() as world:
+        _score(options, world)
     return 0
 
 
-def _score(options: argparse.Namespace) -> None:
+def _score(options: argparse.Namespace, world: World) -> None:
+    config = _config(options)
+
+    from bridge_ds.checkpoint.trained import load_trained
+    from bridge_ds.engine.distributed import device_of, init_distributed, shutdown
+    from bridge_ds.evaluation.report import table
+    from bridge_ds.evaluation.score import write_evaluation
+    from bridge_ds.evaluation.scorer import score_run
+    from bridge_ds.track.plots import plot_accuracy
+
+    if world.size > 1:
+        init_distributed(world)
+    device = device_of(world)
+    say = print if world.is_main else _nothing
+    model, tokenizers, checkpoint = load_trained(options.run, config, device, say)
+    say(f"scoring {checkpoint.folder}")
+    results = score_run(model, tokenizers, config, world, device, run=options.run, checkpoint=checkpoint.folder.name)
+    if world.is_main:
+        write_evaluation(options.output or options.run / "evaluation.json", results)
+        plot_accuracy(results, options.run / "plots" / "accuracy.png")
+        print(table(results))
+    if world.size > 1:
+        shutdown()
+
+
+def _config(options: argparse.Namespace) -> Config:
+    """The run's config with what the command line changes; tasks and languages are checked before anything loads."""
     from bridge_ds.config.check import check
     from bridge_ds.config.load import load_run_config
     from bridge_ds.errors import ConfigError
+    from bridge_ds.evaluation.jobs import wanted
+    from bridge_ds.tasks import find_tasks
 
-    config = load_run_config(options.run)
+    config = load_run_config(options.run, options.overrides)
     changed: dict[str, Any] = {
         key: tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-        for key in ("tasks", "languages", "limit", "batch")
+        for key in ("tasks", "languages", "limit", "batch", "calibrate")
         if (value := getattr(options, key)) is not None
     }
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changed))
     check(config)
     if not config.evaluation.tasks:
         raise ConfigError("the run's config names no evaluation.tasks; give some with --tasks.")
+    wanted(find_tasks(config.evaluation.tasks, config.evaluation.data), config.evaluation.languages)
+    return config
 
-    from bridge_ds.checkpoint.trained import load_trained
-    from bridge_ds.engine.distributed import device_of
-    from bridge_ds.evaluation.report import table
-    from bridge_ds.evaluation.score import write_evaluation
-    from bridge_ds.evaluation.scorer import score_run
-    from bridge_ds.track.plots import plot_accuracy
-    from bridge_ds.world import World
 
-    world = World()
-    device = device_of(world)
-    model, tokenizers, checkpoint = load_trained(options.run, config, device, print)
-    print(f"scoring {checkpoint.folder}")
-    results = score_run(model, tokenizers, config, world, device)
-    write_evaluation(options.output or options.run / "evaluation.json", results)
-    plot_accuracy(results, options.run / "plots" / "accuracy.png")
-    print(table(results))
+def _nothing(_: str) -> None:
+    pass
 
 
 if __name__ == "__main__":

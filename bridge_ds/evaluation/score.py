@@ -3,204 +3,197 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
-from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.engine.distributed import agree
+from bridge_ds.errors import BridgeError
+from bridge_ds.evaluation.jobs import Block, Job, blocks_of, load_jobs
+from bridge_ds.evaluation.predictions import Scored
+from bridge_ds.evaluation.store import Answers, Store, write_text
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
-__all__ = ["ScoreBatch", "SystemScores", "compare", "evaluate", "write_evaluation"]
+__all__ = ["System", "SystemScores", "compare", "evaluate", "write_evaluation"]
 
-ScoreBatch = Callable[[list[Example], tuple[str, ...]], tuple[torch.Tensor, torch.Tensor]]
-"""Given B examples and C labels: scores [B, C] float, the log-probability (nats) of each label's tokens with
-its end token; and exact [B, C] bool, whether greedy decoding writes exactly this label. Called on every rank
-equally often, never with no examples."""
+System = Callable[[Sequence[Example], Task], Answers]
+"""Answers B samples of a task. Called on every rank equally often, never with no samples."""
 
 SystemScores = dict[str, dict[str, dict[str, float]]]
-"""`{task: {language: {"likelihood": share, "exact": share, "n": samples}}}`; shares are 0 to 1."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One task in one language: the whole test set, shortest source first, the same on every rank."""
-
-    task: Task
-    language: str
-    examples: list[Example]
-
-    def batches(self, world: World, size: int) -> Iterator[tuple[list[Example], int]]:
-        """This rank's batches, each with how many of its samples count; as many batches on every rank."""
-        own = self.examples[world.rank :: world.size]
-        places = math.ceil(len(self.examples) / world.size)
-        # A rank short of samples scores one again for nothing: all ranks must run the models equally often.
-        padded = own + [self.examples[-1]] * (places - len(own))
-        for start in range(0, places, size):
-            part = padded[start : start + size]
-            yield part, max(0, min(len(part), len(own) - start))
-
-    def count_batches(self, world: World, size: int) -> int:
-        """How many :meth:`batches` gives on each rank."""
-        return math.ceil(math.ceil(len(self.examples) / world.size) / size)
+"""`{task: {language: {"likelihood": share, "exact": share, "n": samples, ...}}}`; shares are 0 to 1. Where there are
+choices also "mean" (the likeliest by token) and, if null scores were asked for, "calibrated"."""
 
 
 def evaluate(
-    score_batch: ScoreBatch,
+    system: System,
     tasks: Sequence[Task],
     languages: Sequence[str] = (),
     limit: int = 0,
     batch: int = 32,
     world: World | None = None,
     progress: bool = True,
+    before_batch: Callable[[], None] | None = None,
+    store: Store | None = None,
 ) -> SystemScores:
     """Score one system. Every rank calls this and gets the same result.
 
     Args:
-        score_batch: the system.
+        system: what is asked.
         tasks: what to score.
         languages: codes; empty = every language of each task. A task is scored in those that it has.
         limit: samples a task and language; 0 = all.
-        batch: samples per rank in one call of `score_batch`.
+        batch: samples per rank in one call of `system`.
         world: this process among the others; none = alone.
         progress: show a bar on the main rank if standard error is a terminal.
+        before_batch: called before each batch, on every rank.
+        store: where the main rank keeps the predictions; none = nowhere.
 
     Raises:
         ConfigError: a language that no task has, or a task without any of the languages.
         DataError: test data that cannot be had.
+        LaunchError: predictions that cannot be written.
     """
     world = world or World()
-    return _score(score_batch, _load(tasks, languages, limit, world), batch, world, progress, "evaluating")
+    store = store or Store(Scored("", "evaluating", 0, ""))
+    jobs = load_jobs(tasks, languages, limit, world)
+    found = _score(system, jobs, batch, world, progress, before_batch, store)
+    store.close()
+    return found
 
 
 def compare(
-    bridge: ScoreBatch,
-    llm: ScoreBatch,
+    bridge: System,
+    llm: System,
     tasks: Sequence[Task],
     languages: Sequence[str] = (),
     limit: int = 0,
     batch: int = 32,
     world: World | None = None,
     progress: bool = True,
+    before_batch: Callable[[], None] | None = None,
+    stores: tuple[Store, Store] | None = None,
 ) -> dict[str, Any]:
     """Score the bridge and the LLM alone on the same samples; arguments and errors as in :func:`evaluate`.
+
+    Args:
+        stores: of the bridge and of the LLM alone.
 
     Returns:
         evaluation.json's content: `{"bridge": SystemScores, "llm": SystemScores, "chance": {task: share}}`.
     """
     world = world or World()
-    jobs = _load(tasks, languages, limit, world)
-    return {
-        "bridge": _score(bridge, jobs, batch, world, progress, "bridge"),
-        "llm": _score(llm, jobs, batch, world, progress, "LLM alone"),
-        "chance": {task.name: task.chance for task in tasks},
+    stores = stores or (Store(Scored("bridge", "bridge", 0, "")), Store(Scored("llm", "LLM alone", 0, "")))
+    jobs = load_jobs(tasks, languages, limit, world)
+    results: dict[str, Any] = {
+        key: _score(system, jobs, batch, world, progress, before_batch, store)
+        for key, system, store in zip(("bridge", "llm"), (bridge, llm), stores, strict=True)
     }
+    for store in stores:
+        store.close()
+    return results | {"chance": {task.name: task.chance for task in tasks}}
 
 
 def write_evaluation(path: Path, results: dict[str, Any]) -> None:
     """Write evaluation.json by temp + rename; for the main rank."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(path.name + ".tmp")
-    with temp.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temp.replace(path)
+    write_text(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _score(
-    score_batch: ScoreBatch, jobs: Sequence[_Job], size: int, world: World, progress: bool, name: str
+    system: System,
+    jobs: Sequence[Job],
+    size: int,
+    world: World,
+    progress: bool,
+    before_batch: Callable[[], None] | None,
+    store: Store,
 ) -> SystemScores:
-    counts = torch.zeros(len(jobs), 3, dtype=torch.int64)  # right by likelihood, right exactly, samples
-    total = sum(job.count_batches(world, size) for job in jobs)
+    done: Any = _on_main(lambda: [store.resume(job) for job in jobs], world)
+    blocks = [blocks_of(place, job, size, done[place]) for place, job in enumerate(jobs)]
+    left = [len(part) for part in blocks]
+    found: SystemScores = {}
     shown = progress and world.is_main and sys.stderr.isatty()
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=name, unit="batch", disable=not shown, dynamic_ncols=True) as bar:
-        for place, job in enumerate(jobs):
-            bar.set_postfix_str(f"{job.task.name} {job.language}")
-            for examples, real in job.batches(world, size):
-                scores_BC, exact_BC = score_batch(examples, job.task.labels)
-                counts[place] += _count(examples, scores_BC, exact_BC, len(job.task.labels), real)
-                bar.update(1)
-    counts = _sum_over_ranks(counts)
-    found: SystemScores = {}
-    for job, (likely, exact, n) in zip(jobs, counts.tolist(), strict=True):
-        found.setdefault(job.task.name, {})[job.language] = {
-            "likelihood": likely / n,
-            "exact": exact / n,
-            "n": n,
-        }
-    return found
+    with tqdm(total=sum(left), desc=store.scored.name, unit="batch", disable=not shown, dynamic_ncols=True) as bar:
+        for first, last in _same_task(jobs):
+            task = jobs[first].task
+            for turn in _turns([block for part in blocks[first:last] for block in part], world):
+                if before_batch:
+                    before_batch()
+                for block, answers in zip(turn, _ask(system, task, turn, world), strict=False):
+                    if world.is_main:
+                        store.add(jobs[block.job], answers)
+                    bar.set_postfix_str(f"{task.name} {jobs[block.job].language}")
+                    bar.update(1)
+                    left[block.job] -= 1
+                    if not left[block.job]:
+                        _finish(store, jobs[block.job], found, world)
+            for place in range(first, last):
+                if not blocks[place]:  # done before
+                    _finish(store, jobs[place], found, world)
+    in_order: SystemScores = {}
+    for job in jobs if world.is_main else ():
+        in_order.setdefault(job.task.name, {})[job.language] = found[job.task.name][job.language]
+    return agree(in_order, world)  # type: ignore[return-value]
 
 
-def _count(
-    examples: list[Example], scores_BC: torch.Tensor, exact_BC: torch.Tensor, labels: int, real: int
-) -> torch.Tensor:
-    expected = (len(examples), labels)
-    if tuple(scores_BC.shape) != expected or tuple(exact_BC.shape) != expected:
-        raise ValueError(
-            f"score_batch gave {tuple(scores_BC.shape)}, {tuple(exact_BC.shape)}; expected {expected} twice"
+def _same_task(jobs: Sequence[Job]) -> Iterator[tuple[int, int]]:
+    """First and last-but-one place of the jobs of each task: they stand side by side."""
+    first = 0
+    for place in range(1, len(jobs) + 1):
+        if place == len(jobs) or jobs[place].task.name != jobs[first].task.name:
+            yield first, place
+            first = place
+
+
+def _turns(blocks: Sequence[Block], world: World) -> Iterator[list[Block]]:
+    """What the ranks do at the same time: a block each; fewer in the last turn."""
+    for start in range(0, len(blocks), world.size):
+        yield list(blocks[start : start + world.size])
+
+
+def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[Answers]:
+    """The answers to all blocks of a turn, on every rank (a collective)."""
+    # A rank without a block of its own asks for another's for nothing: all must run the models equally often.
+    block = turn[min(world.rank, len(turn) - 1)]
+    outcome: Answers | BridgeError
+    try:
+        outcome = system(block.examples, task)
+        if len(outcome.predictions) != len(block.examples):
+            raise ValueError(f"{len(outcome.predictions)} predictions for {len(block.examples)} samples")
+    except BridgeError as error:
+        outcome = error
+    outcomes: list[Any] = [outcome]
+    if world.size > 1:
+        outcomes = [None] * world.size
+        dist.all_gather_object(
+            outcomes, outcome if world.rank < len(turn) or isinstance(outcome, BridgeError) else None
         )
-    scores_BC, exact_BC = scores_BC[:real].float().cpu(), exact_BC[:real].bool().cpu()
-    label_B1 = torch.tensor([example.label for example in examples[:real]], dtype=torch.int64)[:, None]
-    # A sample with a score that is no number is wrong, whatever argmax makes of it.
-    usable_B = ~scores_BC.isnan().any(dim=1)
-    likely = (scores_BC.argmax(dim=1) == label_B1[:, 0]) & usable_B if real else usable_B
-    return torch.stack([likely.sum(), exact_BC.gather(1, label_B1).sum(), torch.tensor(real)])
+    for found in outcomes:
+        if isinstance(found, BridgeError):
+            raise found
+    return outcomes[: len(turn)]
 
 
-def _load(tasks: Sequence[Task], languages: Sequence[str], limit: int, world: World) -> list[_Job]:
-    unknown = [code for code in languages if not any(code in task.languages for task in tasks)]
-    if unknown:
-        known = ", ".join(dict.fromkeys(code for task in tasks for code in task.languages))
-        raise ConfigError(
-            f"evaluation.languages has {unknown[0]!r}, which no task has; expected some of {known}; remove it."
-        )
-    wanted = [(task, language) for task in tasks for language in _languages(task, languages)]
-    # The main rank goes first and fills the download cache, the others then read it; an error there becomes
-    # an error everywhere, where ranks that went on alone would wait for ever.
-    problem: Exception | None = None
-    jobs: list[_Job] = []
+def _finish(store: Store, job: Job, found: SystemScores, world: World) -> None:
+    if world.is_main:
+        found.setdefault(job.task.name, {})[job.language] = store.finish(job)
+
+
+def _on_main(action: Callable[[], Any], world: World) -> Any:
+    """Do something on the main rank; its user error is raised on every rank."""
+    outcome: Any = None
     if world.is_main:
         try:
-            jobs = [_job(task, language, limit) for task, language in wanted]
-        except Exception as error:
-            problem = error
-    if int(_sum_over_ranks(torch.tensor([int(problem is not None)]))) > 0:
-        raise problem or DataError("the main rank could not load the test data; see its message.")
-    return jobs if world.is_main else [_job(task, language, limit) for task, language in wanted]
-
-
-def _languages(task: Task, languages: Sequence[str]) -> list[str]:
-    chosen = [code for code in task.languages if not languages or code in languages]
-    if not chosen:
-        raise ConfigError(
-            f"task {task.name} has none of the languages {', '.join(languages)}; expected some of "
-            f"{', '.join(task.languages)}; mend evaluation.languages or leave the task out."
-        )
-    return chosen
-
-
-def _job(task: Task, language: str, limit: int) -> _Job:
-    examples = task.examples(language, limit)
-    if not examples:
-        raise DataError(f"{task.name} has no test samples in {language}; expected at least one; check its data.")
-    # Like lengths in one batch: less padding. The key makes the order the same on every rank.
-    return _Job(task, language, sorted(examples, key=lambda example: (len(example.source), example.key)))
-
-
-def _sum_over_ranks(counts: torch.Tensor) -> torch.Tensor:
-    if not (dist.is_available() and dist.is_initialized()):
-        return counts
-    on_gpu = dist.get_backend() == "nccl"
-    shared = counts.to(torch.device("cuda", torch.cuda.current_device()) if on_gpu else "cpu")
-    dist.all_reduce(shared)
-    return shared.cpu()
+            outcome = action()
+        except BridgeError as error:
+            outcome = error
+    outcome = agree(outcome, world)
+    if isinstance(outcome, BridgeError):
+        raise outcome
+    return outcome

@@ -1,28 +1,38 @@
-"""From text to label scores: tokenizers and model behind the one callable that evaluation asks."""
+"""From text to answers: tokenizers and model behind the one callable that evaluation asks."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config, DataConfig
 from bridge_ds.data.collate import collate
-from bridge_ds.data.tokenize import Tokenizers, tokenize_sample
+from bridge_ds.data.samples import BadSample
+from bridge_ds.data.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.engine.distributed import any_rank
+from bridge_ds.errors import DataError
+from bridge_ds.evaluation.predictions import Prediction, Scored
 from bridge_ds.evaluation.score import compare
-from bridge_ds.llm.score import score_labels
+from bridge_ds.evaluation.store import Answers, Store
+from bridge_ds.llm.generate import generate
+from bridge_ds.llm.score import score_choices
+from bridge_ds.llm.splice import Spliced
 from bridge_ds.tasks import find_tasks
-from bridge_ds.tasks.base import Example
+from bridge_ds.tasks.base import Example, Task
+from bridge_ds.tasks.numbers import is_right
 from bridge_ds.world import World
 
 __all__ = ["Scorer", "score_run"]
 
 
 class Scorer:
-    """`scorer(examples, labels) -> (scores [B, C], greedy [B, C])`, by the bridge or by the LLM alone."""
+    """`scorer(examples, task) -> Answers`, by the bridge or by the LLM alone."""
 
     def __init__(
         self,
@@ -32,29 +42,126 @@ class Scorer:
         device: torch.device,
         *,
         bridge: bool,
-        before_batch: Callable[[], None] | None = None,
+        calibrate: bool = False,
+        max_new_tokens: int = 512,
+        any_of: Callable[[bool], bool] = bool,
     ) -> None:
         """Args:
-        before_batch: called before each batch, on every rank.
         bridge: True = soft prompt, and the text prompt where the run has one; False = the LLM reads the source itself.
+        calibrate: score every choice after a null source too.
+        max_new_tokens: most tokens of a number's answer.
+        any_of: whether a flag is set on some rank (a collective), see :func:`bridge_ds.llm.generate.generate`.
         """
         self.model, self.tokenizers, self.device, self.bridge = model, tokenizers, device, bridge
-        self.before_batch = before_batch
+        self.calibrate, self.max_new_tokens, self.any_of = calibrate, max_new_tokens, any_of
         self.data = dataclasses.replace(data, objective="task", augment_prompt=data.augment_prompt or not bridge)
+        self._null: dict[tuple[str, tuple[str, ...]], tuple[float, ...]] = {}
 
     @torch.no_grad()
-    def __call__(self, examples: Sequence[Example], labels: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores of each label for each example, see :func:`bridge_ds.llm.score.score_labels`."""
-        if self.before_batch:
-            self.before_batch()
-        rows = [
-            tokenize_sample({"source": example.source, "target": labels[example.label]}, self.tokenizers, self.data)
-            for example in examples
+    def __call__(self, examples: Sequence[Example], task: Task) -> Answers:
+        """Answers to B samples of one task.
+
+        Raises:
+            DataError: a source without any token.
+        """
+        rows = self._rows([(example.source, example.target) for example in examples], task)
+        prefix = self._prefix(rows)
+        # Before anything else goes through the fusion.
+        weights_L = self.model.fusion.weights() if self.bridge else torch.zeros(0)  # type: ignore[operator]
+        tokens = sum(len(row.source) for row in rows)
+        if task.kind == "number":
+            predictions = self._numbers(examples, prefix)
+        else:
+            predictions = self._choices(examples, task, prefix)
+        counts = self._counts(examples, rows)
+        return Answers(
+            [
+                dataclasses.replace(found, source_tokens=count, unknown=unknown)
+                for found, (count, unknown) in zip(predictions, counts, strict=True)
+            ],
+            [weight * tokens for weight in weights_L.tolist()],
+            tokens,
+        )
+
+    def _choices(self, examples: Sequence[Example], task: Task, prefix: Spliced) -> list[Prediction]:
+        texts = [example.choices or task.labels for example in examples]
+        scores, lengths, greedy = self._score(prefix, texts)
+        nulls = self._nulls(examples, task) if self.calibrate else [()] * len(examples)
+        return [
+            Prediction(
+                key=example.key,
+                source=example.source,
+                label=example.label,
+                answer=example.target,
+                choices=example.choices,
+                scores=tuple(scores[row]),
+                tokens=tuple(lengths[row]),
+                null=nulls[row],
+                exact=greedy[row][example.label],
+            )
+            for row, example in enumerate(examples)
         ]
+
+    def _numbers(self, examples: Sequence[Example], prefix: Spliced) -> list[Prediction]:
+        written = generate(self.model.llm, prefix, self.tokenizers.eos_id, self.max_new_tokens, self.any_of)
+        texts = [str(self.tokenizers.llm.decode(ids, skip_special_tokens=True)).strip() for ids in written]
+        return [
+            Prediction(
+                key=example.key,
+                source=example.source,
+                answer=example.target,
+                exact=is_right(text, example.target),
+                text=text,
+            )
+            for example, text in zip(examples, texts, strict=True)
+        ]
+
+    def _score(
+        self, prefix: Spliced, texts: Sequence[Sequence[str]]
+    ) -> tuple[list[list[float]], list[list[int]], list[list[bool]]]:
+        """For each row: scores, token counts and greedy matches of its choices."""
+        flat = list(dict.fromkeys(text for row in texts for text in row))
+        ids = dict(zip(flat, self.tokenizers.labels(flat), strict=True))
+        choices = [[ids[text] for text in row] for row in texts]
+        counts = [len(row) for row in choices]
+        scores_R, greedy_R = score_choices(self.model.llm, prefix, choices)
+        scores = [part.tolist() for part in scores_R.cpu().split(counts)]
+        greedy = [part.tolist() for part in greedy_R.cpu().split(counts)]
+        return scores, [[len(choice) for choice in row] for row in choices], greedy
+
+    def _nulls(self, examples: Sequence[Example], task: Task) -> list[tuple[float, ...]]:
+        """Scores of each sample's choices after its null source; of labels they are computed once."""
+        if any(example.choices for example in examples):
+            rows = self._rows([(example.null or " ", example.target) for example in examples], task)
+            scores, _, _ = self._score(self._prefix(rows), [example.choices for example in examples])
+            return [tuple(row) for row in scores]
+        key = (examples[0].null, task.labels)  # one prompt a task, so all ranks compute it in the same turn
+        if key not in self._null:
+            prefix = self._prefix(self._rows([(key[0], task.labels[0])], task))
+            self._null[key] = tuple(self._score(prefix, [task.labels])[0][0])
+        return [self._null[key]] * len(examples)
+
+    def _rows(self, pairs: Sequence[tuple[str, str]], task: Task) -> list[TokenizedSample]:
+        samples = [{"source": source, "target": target} for source, target in pairs]
+        rows: list[TokenizedSample] = []
+        for sample, row in zip(samples, tokenize_samples(samples, self.tokenizers, self.data), strict=True):
+            if isinstance(row, BadSample):
+                raise DataError(f"a sample of {task.name} ({sample['source'][:60]!r}) {row}; mend its data.")
+            rows.append(row)
+        return rows
+
+    def _prefix(self, rows: Sequence[TokenizedSample]) -> Spliced:
         batch = collate(rows, self.tokenizers.encoder_pad_id, self.tokenizers.pad_id).to(self.device)
-        prefix = self.model.prefix(batch, use_bridge=self.bridge)
-        scores, greedy = score_labels(self.model.llm, prefix, [self.tokenizers.label_ids(label) for label in labels])
-        return scores.cpu(), greedy.cpu()
+        return self.model.prefix(batch, use_bridge=self.bridge)
+
+    def _counts(self, examples: Sequence[Example], rows: Sequence[TokenizedSample]) -> list[tuple[int, int]]:
+        """Encoder tokens of each whole source, also where the model sees it cut, and unknown ones among them."""
+        unknown = self.tokenizers.encoder.unk_token_id
+        counts = []
+        for example, row in zip(examples, rows, strict=True):
+            ids = self.tokenizers.source_ids(example.source) if "source" in row.cut else row.source
+            counts.append((len(ids), 0 if unknown is None else ids.count(unknown)))
+        return counts
 
 
 def score_run(
@@ -64,19 +171,67 @@ def score_run(
     world: World,
     device: torch.device,
     before_batch: Callable[[], None] | None = None,
+    *,
+    run: Path | None = None,
+    checkpoint: str = "",
 ) -> dict[str, Any]:
     """Score the bridge and the LLM alone on the run's tasks: the content of evaluation.json (a collective).
 
-    `before_batch` is called before each batch on every rank; what it raises ends the scoring.
+    Args:
+        before_batch: called before each batch on every rank; what it raises ends the scoring.
+        run: run folder, where predictions go (see :mod:`bridge_ds.evaluation.predictions`) and where a scoring that was
+            killed is taken up; none = they are not kept.
+        checkpoint: name of the checkpoint's folder that the bridge is of.
 
     Raises:
         ConfigError: an unknown task or language.
         DataError: test data that cannot be had.
+        LaunchError: predictions that cannot be written.
     """
     wanted = config.evaluation
+
+    def any_of(flag: bool) -> bool:
+        return any_rank(flag, device) if world.size > 1 else flag
+
     bridge, llm = (
-        Scorer(model, tokenizers, config.data, device, bridge=with_bridge, before_batch=before_batch)
+        Scorer(
+            model, tokenizers, config.data, device, bridge=with_bridge, calibrate=wanted.calibrate,
+            max_new_tokens=wanted.max_new_tokens, any_of=any_of,
+        )
         for with_bridge in (True, False)
+    )  # fmt: skip
+    stores = _stores(config, run, checkpoint)
+    tasks = find_tasks(wanted.tasks, wanted.data)
+    return compare(
+        bridge,
+        llm,
+        tasks,
+        wanted.languages,
+        wanted.limit,
+        wanted.batch,
+        world,
+        before_batch=before_batch,
+        stores=stores,
     )
-    tasks = find_tasks(wanted.tasks)
-    return compare(bridge, llm, tasks, wanted.languages, wanted.limit, wanted.batch, world)
+
+
+def _stores(config: Config, run: Path | None, checkpoint: str) -> tuple[Store, Store]:
+    values = to_dict(config)
+    # All of the config that a score of the LLM alone depends on; a bridge's depends on its training, too.
+    lengths = {key: values["data"][key] for key in ("max_source_tokens", "max_prompt_tokens", "augment_prompt")}
+    shared = {
+        "model": values["model"],
+        "lengths": lengths,
+        "scoring": {key: values["evaluation"][key] for key in ("calibrate", "max_new_tokens")},
+    }
+    trained = {key: values[key] for key in ("fusion", "mapping", "data", "train")} | {"checkpoint": checkpoint}
+    folder = None if run is None else run / "evaluation"
+    seed = config.run.seed
+    return (
+        Store(
+            Scored("bridge", config.fusion.name, seed, checkpoint),
+            folder and folder / "bridge",
+            shared | {"bridge": trained, "seed": seed},
+        ),
+        Store(Scored("llm", "LLM alone", seed, ""), folder and folder / "llm", shared),
+    )

@@ -1,6 +1,7 @@
-"""Score every label of a task after a prefix that is computed once.
+"""Score every choice of a sample after a prefix that is computed once.
 
-Letters: B batch, C labels, X prefix length, T label tokens (end included), H LLM width, V vocabulary.
+Letters: B batch, C labels, R choices of all rows, X prefix length, T tokens of a choice (end included), N places
+predicted, H LLM width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,42 +13,62 @@ import torch
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.splice import Spliced
 
-__all__ = ["score_labels"]
+__all__ = ["read_prefix", "score_choices", "score_labels"]
+
+_ROWS = 1024
+"""Rows of logits that are turned to float32 at a time."""
 
 
 @torch.no_grad()
 def score_labels(llm: FrozenLLM, prefix: Spliced, labels: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Likelihood and greedy match of each label.
+    """Likelihood and greedy match of each label: :func:`score_choices` with the same choices in each row.
 
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
         labels: C lists of token ids, each with its end token.
 
     Returns:
-        scores [B, C]: sum of log p over the label's tokens, in nats; greedy [B, C]: true where each token of the label
-        is the likeliest after the ones before it, which is to say that greedy decoding gives exactly this label.
+        scores [B, C] and greedy [B, C].
     """
-    rows, count, length = prefix.mask_BX.shape[0], len(labels), max(len(label) for label in labels)
+    rows = prefix.mask_BX.shape[0]
+    scores_R, greedy_R = score_choices(llm, prefix, [labels] * rows)
+    return scores_R.view(rows, len(labels)), greedy_R.view(rows, len(labels))
+
+
+@torch.no_grad()
+def score_choices(
+    llm: FrozenLLM, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Likelihood and greedy match of each row's own choices. The model runs twice, whatever the choices are.
+
+    Args:
+        prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
+        choices: for each row its choices, lists of token ids, each with its end token (so of two tokens or more).
+
+    Returns:
+        scores [R], row by row: sum of log p over the choice's tokens, in nats; greedy [R]: true where each token of the
+        choice is the likeliest after the ones before it, which is to say that greedy decoding gives exactly this one.
+    """
     device = prefix.mask_BX.device
-    ids_CT = torch.zeros(count, length, dtype=torch.long, device=device)
-    real_CT = torch.zeros(count, length, dtype=torch.bool, device=device)
-    for place, label in enumerate(labels):
-        ids_CT[place, : len(label)] = torch.tensor(label, device=device)
-        real_CT[place, : len(label)] = True
+    flat = [ids for row in choices for ids in row]
+    row_R = torch.tensor([place for place, row in enumerate(choices) for _ in row], device=device)
+    length_R = torch.tensor([len(ids) for ids in flat])
+    longest = int(length_R.max())
+    ids_RT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in flat])
+    real_RT = torch.arange(longest) < length_R[:, None]
+    ids_RT, real_RT = ids_RT.to(device), real_RT.to(device)
 
-    first_BV, cache = _read_prefix(llm, prefix)
-    logits_BCTV = first_BV[:, None, None].expand(rows, count, 1, -1)
-    if length > 1:
-        rest_BCTV = _read_labels(llm, prefix, ids_CT[:, :-1], cache)
-        logits_BCTV = torch.cat([logits_BCTV, rest_BCTV], dim=2)
-    ids_BCT1 = ids_CT.expand(rows, -1, -1)[..., None]
-    log_p_BCT = torch.log_softmax(logits_BCTV.float(), dim=-1).gather(-1, ids_BCT1)[..., 0]
-    hit_BCT = logits_BCTV.argmax(-1) == ids_BCT1[..., 0]
-    return (log_p_BCT * real_CT).sum(-1), (hit_BCT | ~real_CT).all(-1)
+    first_BV, cache = read_prefix(llm, prefix)
+    log_p_R, greedy_R = _look_up(first_BV[row_R], ids_RT[:, 0])
+    rest_NV = _read_choices(llm, prefix, row_R, ids_RT, real_RT, cache)
+    log_p_N, greedy_N = _look_up(rest_NV, ids_RT[:, 1:][real_RT[:, 1:]])
+    log_p_RT = log_p_R.new_zeros(real_RT[:, 1:].shape).masked_scatter(real_RT[:, 1:], log_p_N)
+    greedy_RT = torch.ones_like(real_RT[:, 1:]).masked_scatter(real_RT[:, 1:], greedy_N)
+    return log_p_R + log_p_RT.sum(-1), greedy_R & greedy_RT.all(-1)
 
 
-def _read_prefix(llm: FrozenLLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
-    """Logits [B, V] of the first label token, and the cache."""
+def read_prefix(llm: FrozenLLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
+    """Logits [B, V] of the first token after the prefix, and the cache."""
     last_BX = torch.zeros_like(prefix.mask_BX, dtype=torch.bool)
     last_BX[:, -1] = True
     positions_BX = (prefix.mask_BX.cumsum(1) - 1).clamp(min=0)
@@ -57,20 +78,29 @@ def _read_prefix(llm: FrozenLLM, prefix: Spliced) -> tuple[torch.Tensor, object]
     return logits_BV, output.past_key_values
 
 
-def _read_labels(llm: FrozenLLM, prefix: Spliced, ids_CT: torch.Tensor, cache: object) -> torch.Tensor:
-    """Logits [B, C, T, V] after each label token; the prefix is repeated C times in the cache, not recomputed."""
-    rows, (count, length) = prefix.mask_BX.shape[0], ids_CT.shape
-    cache.batch_repeat_interleave(count)  # type: ignore[attr-defined]
-    ids_RT = ids_CT.repeat(rows, 1)
-    mask_RX = torch.cat([prefix.mask_BX.repeat_interleave(count, 0), torch.ones_like(ids_RT)], dim=1)
-    positions_RT = prefix.mask_BX.sum(1).repeat_interleave(count)[:, None] + torch.arange(length, device=ids_RT.device)
-    everywhere_RT = torch.ones_like(ids_RT, dtype=torch.bool)
-    logits, _ = llm.logits_at(
+def _look_up(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability [N] of each id in float32, and whether it is the likeliest."""
+    parts = []
+    for logits, ids in zip(logits_NV.split(_ROWS), ids_N.split(_ROWS), strict=True):
+        logits = logits.float()
+        parts.append((logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1), logits.argmax(1) == ids))
+    return torch.cat([log_p for log_p, _ in parts]), torch.cat([hit for _, hit in parts])
+
+
+def _read_choices(
+    llm: FrozenLLM, prefix: Spliced, row_R: torch.Tensor, ids_RT: torch.Tensor, real_RT: torch.Tensor, cache: object
+) -> torch.Tensor:
+    """Logits [N, V] after each choice token that has another behind it; the prefix is copied in the cache, not run."""
+    cache.batch_select_indices(row_R)  # type: ignore[attr-defined]
+    ids_RT, next_RT = ids_RT[:, :-1], real_RT[:, 1:]
+    mask_RX = torch.cat([prefix.mask_BX[row_R], torch.ones_like(ids_RT)], dim=1)
+    steps_T = torch.arange(ids_RT.shape[1], device=ids_RT.device)
+    logits_NV, _ = llm.logits_at(
         llm.embed(ids_RT),
-        everywhere_RT,
+        next_RT,
         attention_mask=mask_RX,
-        position_ids=positions_RT,
+        position_ids=prefix.mask_BX.sum(1)[row_R][:, None] + steps_T,
         past_key_values=cache,
         use_cache=True,
     )
-    return logits.view(rows, count, length, -1)
+    return logits_NV

@@ -1,4 +1,4 @@
-"""What a benchmark is: prompts in many languages, and the label texts to choose among."""
+"""What a benchmark is: prompts in many languages, and what is to be answered."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ __all__ = ["Example", "Task"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled prompt in one language."""
+    """One prompt in one language with its right answer."""
 
     source: str
     """The whole prompt, for the encoder; no blank at its end."""
     target: str
-    """The label text that is right."""
+    """The right text: a label, a choice, or a number."""
     label: int
-    """Its place in the task's labels."""
+    """Its place in the task's labels or in `choices`; -1 where a number is asked for."""
     language: str
     """Language code, as the benchmark writes it."""
     key: str
-    """Name of the sample; the same in every language where the benchmark is parallel."""
+    """Name of the sample, one of a kind in its language; the same in every language where the benchmark is parallel."""
+    choices: tuple[str, ...] = ()
+    """The sample's own choices; empty where the task's labels are the choices, or a number is asked for."""
+    null: str = ""
+    """The prompt with nothing in it: what a calibration takes off is the likelihood of a choice after this."""
 
 
 @runtime_checkable
@@ -33,8 +37,12 @@ class Task(Protocol):
         """Name in ``TASKS`` and in evaluation.json."""
 
     @property
+    def kind(self) -> str:
+        """One of `bridge_ds.evaluation.predictions.KINDS`."""
+
+    @property
     def labels(self) -> tuple[str, ...]:
-        """The label texts, in the order of the label numbers."""
+        """The label texts, in the order of the label numbers; empty unless `kind` is labels."""
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -17,18 +17,20 @@ DEFAULT_SAMPLES = 300
 class ConstructedTask:
     """One of ``testbed.TASKS``; the same samples in every language, labels balanced."""
 
-    kind: str
+    subject: str
     """inference | news | reviews."""
+    kind: str = "labels"
+    """Of all three."""
 
     @property
     def name(self) -> str:
-        """`testbed_` and the kind."""
-        return f"testbed_{self.kind}"
+        """`testbed_` and the subject."""
+        return f"testbed_{self.subject}"
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The label texts."""
-        return testbed.LABELS[self.kind]
+        return testbed.LABELS[self.subject]
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -42,5 +44,6 @@ class ConstructedTask:
 
     def examples(self, language: str, limit: int) -> list[Example]:
         """The first `limit` test samples (0 = 300)."""
-        found = testbed.examples(self.kind, language, "test", limit or DEFAULT_SAMPLES)
-        return [Example(e.source, e.target, e.label, e.language, e.key) for e in found]
+        found = testbed.examples(self.subject, language, "test", limit or DEFAULT_SAMPLES)
+        null = " ".join(word for word in testbed.PROMPTS[self.subject].split() if not word.startswith("{"))
+        return [Example(e.source, e.target, e.label, e.language, e.key, null=null) for e in found]

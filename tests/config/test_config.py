@@ -167,3 +167,36 @@ def test_embedded_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "testbed" / "llm").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert resolve("testbed/llm") == "testbed/llm"
+
+
+def test_data_of_tasks_is_a_mapping_of_its_own(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("evaluation:\n  data:\n    xnli: {source: data/xnli, fields: {premise: sentence1}}\n")
+    config = load_config(str(recipe), ["evaluation.data.xnli.revision=v1", "evaluation.data.mgsm={source: m}"])
+    given = config.evaluation.data
+    assert (given["xnli"].source, given["xnli"].revision, given["xnli"].fields) == (
+        "data/xnli", "v1", {"premise": "sentence1"}
+    )  # fmt: skip
+    assert given["mgsm"].source == "m" and given["mgsm"].revision is None
+    save_config(config, tmp_path / "config.yaml")
+    assert load_run_config(tmp_path) == config
+    changed = load_run_config(tmp_path, ["evaluation.data.xnli.source=other"])
+    assert changed.evaluation.data["xnli"].source == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("evaluation.data.xnli.feilds={}", "did you mean 'evaluation.data.xnli.fields'"),
+        ("evaluation.data=here", "evaluation.data is 'here'; expected names with values"),
+        ("evaluation.data.xnli=here", "expected keys under it, such as evaluation.data.xnli.source"),
+        ("evaluation.data.xnli.fields=[a]", "evaluation.data.xnli.fields is ['a']; expected names with values"),
+        ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens is 0; expected 1 or more"),
+        ("evaluation..x=1", "is not of the form part.key=value"),
+        ("evaluation.tasks.x=1", "expected keys under it"),
+    ],
+)
+def test_wrong_data_of_tasks(text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        load_config("testbed", [text])
+    assert words in str(found.value)

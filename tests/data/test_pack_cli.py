@@ -147,3 +147,44 @@ def test_missing_file_and_missing_field_are_named(tmp_path: Path) -> None:
         list(map_fields([("f:1", {"q": 1, "id": 2})], {"source": "q", "target": "a"}))
     with pytest.raises(DataError, match=r"--map 'answer=a' cannot be used; expected NAME=FIELD"):
         parse_map(["answer=a"])
+
+
+def test_a_benchmark_is_packed_as_it_is_scored(tmp_path: Path) -> None:
+    from bridge_ds.tasks import TASKS
+    from tests.tasks import local
+
+    folder = local.xnli(tmp_path / "xnli", train=7)
+    packed = _tool("task:xnli", "--dataset", folder, "--output", tmp_path / "out", "--limit", 5, "--shuffle", 1)
+    assert (packed.returncode, packed.stderr) == (0, "")
+    assert packed.stdout.startswith("packed 5 samples into 1 shards")
+    reader = SampleReader(load_index(tmp_path / "out"), "task")
+    samples = [reader.read(0, number) for number in range(5)]
+    rows = local.pairs("en", 7, seed=1)
+    prompts = {f"Premise: {row['premise']} Hypothesis: {row['hypothesis']} Label:": row["label"] for row in rows}
+    assert all(TASKS["xnli"].labels.index(sample["target"]) == prompts[sample["source"]] for sample in samples)
+    assert load_index(tmp_path / "out").shards[0].language == "en"
+
+    local.jsonl(tmp_path / "mine" / "train" / "en.jsonl", [{"a": "A", "hypothesis": "B", "label": "neutral"}])
+    arguments = ("--dataset", tmp_path / "mine", "--map", "premise=a", "--output", tmp_path / "mapped")
+    assert _tool("pack", "task:xnli", *arguments).returncode == 0
+    sample = SampleReader(load_index(tmp_path / "mapped"), "task").read(0, 0)
+    assert sample == {"source": "Premise: A Hypothesis: B Label:", "target": "Neutral"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["task:xnil"], "unknown task 'xnil'; expected one of"),
+        (["task:testbed_news"], "testbed_news makes its own samples"),
+        (["task:mgsm"], "mgsm has no English train split"),
+        (["task:xnli", "--map", "premis=a"], "did you mean 'premise'?"),
+        (["task:xnli", "--input", "x.jsonl"], "expected task:NAME without --input"),
+        (["pack", "xnli"], "expected task:NAME"),
+        (["task:xnli", "--dataset", "."], "no train file for the language 'en'"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_packed(tmp_path: Path, arguments: list[str], words: str) -> None:
+    failed = _tool(*arguments, "--output", tmp_path / "out", cwd=tmp_path)
+    assert failed.returncode == 2 and failed.stderr.count("\n") == 1
+    assert failed.stderr.startswith("error: ") and words in failed.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 
-from bridge_ds.evaluation.score import evaluate, write_evaluation
-from bridge_ds.tasks.base import Example
+from bridge_ds.evaluation.predictions import Prediction, Scored
+from bridge_ds.evaluation.score import compare, evaluate, write_evaluation
+from bridge_ds.evaluation.store import Answers, Store
+from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
 
@@ -21,6 +23,7 @@ class FakeTask:
     name: str = "fake"
     labels: tuple[str, ...] = ("a", "b", "c")
     sizes: dict[str, int] = field(default_factory=lambda: {"en": 7, "xx": 1, "yy": 10})
+    kind: str = "labels"
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -40,18 +43,32 @@ class FakeTask:
 class FakeSystem:
     """Right or wrong by a hash of the sample, so that an answer does not depend on who asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop_after: int = 0) -> None:
         self.calls: list[list[str]] = []
+        self.stop_after = stop_after
 
-    def __call__(self, examples: list[Example], labels: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, examples: Sequence[Example], task: Task) -> Answers:
+        if self.stop_after and len(self.calls) == self.stop_after:
+            raise KeyboardInterrupt
         self.calls.append([example.key for example in examples])
-        scores = torch.full((len(examples), len(labels)), -5.0)
-        exact = torch.zeros(len(examples), len(labels), dtype=torch.bool)
-        for row, example in enumerate(examples):
+        predictions = []
+        for example in examples:
             likely, wrote = is_right(example)
-            scores[row, (example.label + (not likely)) % len(labels)] = -1.0
-            exact[row, example.label] = wrote
-        return scores, exact
+            scores = [-5.0] * len(task.labels)
+            scores[(example.label + (not likely)) % len(task.labels)] = -1.0
+            predictions.append(
+                Prediction(
+                    key=example.key,
+                    source=example.source,
+                    label=example.label,
+                    answer=example.target,
+                    scores=tuple(scores),
+                    tokens=(2,) * len(scores),
+                    exact=wrote,
+                )  # fmt: skip
+            )
+        tokens = sum(len(example.source) for example in examples)
+        return Answers(predictions, [0.25 * tokens, 0.75 * tokens], tokens)
 
 
 def is_right(example: Example) -> tuple[bool, bool]:
@@ -60,16 +77,27 @@ def is_right(example: Example) -> tuple[bool, bool]:
     return digest[0] % 3 > 0, digest[0] % 3 > 0 and digest[1] % 2 == 0
 
 
+def stores(folder: Path, identity: str = "one") -> tuple[Store, Store]:
+    """Of both systems."""
+    return (
+        Store(Scored("bridge", "some_fusion", 3, "step-00000001"), folder / "bridge", {"is": identity}),
+        Store(Scored("llm", "LLM alone", 3, ""), folder / "llm", {"is": identity}),
+    )
+
+
 def run_rank(rank: int, size: int, folder: str) -> None:
-    """One process of a gloo group: evaluate, write what this rank saw."""
+    """One process of a gloo group: compare with predictions, write what this rank saw; then fail together."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    world = World(rank=rank, size=size)
     try:
-        system = FakeSystem()
-        found = evaluate(system, [FakeTask()], batch=2, world=World(rank=rank, size=size), progress=False)
-        write_evaluation(Path(folder) / f"rank{rank}.json", {"found": found, "calls": system.calls})
+        bridge, llm = FakeSystem(), FakeSystem()
+        found = compare(
+            bridge, llm, [FakeTask()], batch=2, world=world, progress=False, stores=stores(Path(folder) / "evaluation")
+        )
+        write_evaluation(Path(folder) / f"rank{rank}.json", {"found": found, "calls": bridge.calls})
         try:
             broken = [FakeTask(sizes={"en": 0})] if rank == 0 else [FakeTask(sizes={"en": 4})]
-            evaluate(system, broken, world=World(rank=rank, size=size), progress=False)
+            evaluate(FakeSystem(), broken, world=world, progress=False)
         except Exception as error:
             (Path(folder) / f"error{rank}").write_text(type(error).__name__)
     finally:

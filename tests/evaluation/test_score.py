@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.evaluation.jobs import Job, blocks_of
 from bridge_ds.evaluation.score import compare, evaluate, write_evaluation
-from bridge_ds.world import World
+from bridge_ds.evaluation.store import Answers
 
-from .fakes import FakeSystem, FakeTask, is_right, run_rank
+from .fakes import FakeSystem, FakeTask, is_right, run_rank, stores
 
 
 def _expected(task: FakeTask, limit: int = 0) -> dict[str, dict[str, float]]:
@@ -20,11 +22,8 @@ def _expected(task: FakeTask, limit: int = 0) -> dict[str, dict[str, float]]:
     for language in task.languages:
         answers = [is_right(example) for example in task.examples(language, limit)]
         n = len(answers)
-        found[language] = {
-            "likelihood": sum(a for a, _ in answers) / n,
-            "exact": sum(b for _, b in answers) / n,
-            "n": n,
-        }
+        likely = sum(a for a, _ in answers) / n
+        found[language] = {"likelihood": likely, "exact": sum(b for _, b in answers) / n, "n": n, "mean": likely}
     return found
 
 
@@ -39,38 +38,36 @@ def test_one_process_counts_every_sample_once(batch: int) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [2, 3, 8])
-@pytest.mark.parametrize("batch", [1, 2, 5])
-def test_ranks_have_equal_calls_and_share_the_samples(size: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without a process group each rank returns its own counts; their sum must be those of one process.
-    task, counted, shapes = FakeTask(), [], []
-    monkeypatch.setattr(
-        "bridge_ds.evaluation.score._sum_over_ranks", lambda counts: counted.append(counts) or counts + 1
+@pytest.mark.parametrize("size", [1, 2, 4, 32])
+def test_blocks_hold_like_lengths_and_do_not_change_when_the_first_are_done(size: int) -> None:
+    job = Job(FakeTask(), "yy", FakeTask().examples("yy", 0))
+    blocks = blocks_of(0, job, size)
+    lengths = [len(example.source) for block in blocks for example in block.examples]
+    assert lengths == sorted(lengths, reverse=True) and len(lengths) == 10
+    done = {example.key for block in blocks[:2] for example in block.examples}
+    assert blocks_of(0, job, size, done) == blocks[2:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_agree_with_one(tmp_path: Path, size: int) -> None:
+    alone = compare(
+        FakeSystem(), FakeSystem(), [FakeTask()], batch=2, progress=False, stores=stores(tmp_path / "alone")
     )
-    for rank in range(size):
-        system = FakeSystem()
-        monkeypatch.setattr("bridge_ds.evaluation.score._load", lambda tasks, *_: _jobs(tasks[0]))
-        evaluate(system, [task], batch=batch, world=World(rank=rank, size=size), progress=False)
-        shapes.append([len(call) for call in system.calls])
-    assert all(shape == shapes[0] for shape in shapes) and all(min(shape) >= 1 for shape in shapes)
-    total = sum(counted)
-    expected = [[round(s["likelihood"] * s["n"]), round(s["exact"] * s["n"]), s["n"]] for s in _expected(task).values()]
-    assert total.tolist() == expected
-
-
-def _jobs(task: FakeTask) -> list:
-    from bridge_ds.evaluation.score import _job
-
-    return [_job(task, language, 0) for language in task.languages]
-
-
-def test_two_processes_agree_with_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_rank, args=(2, str(tmp_path)), nprocs=2)
-    seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
-    assert seen[0]["found"] == seen[1]["found"] == {"fake": _expected(FakeTask())}
-    assert [len(call) for call in seen[0]["calls"]] == [len(call) for call in seen[1]["calls"]]
+    torch.multiprocessing.spawn(run_rank, args=(size, str(tmp_path)), nprocs=size)
+    seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(size)]
+    assert all(rank["found"] == alone for rank in seen)
+    assert alone["bridge"] == {"fake": _expected(FakeTask())}
+    # As many calls on every rank: 4 + 1 + 5 blocks.
+    assert {len(rank["calls"]) for rank in seen} == {-(-10 // size)}
+    assert files(tmp_path / "evaluation") == files(tmp_path / "alone")
     # An error while loading on the main rank alone ends every rank; none waits for ever.
-    assert [(tmp_path / f"error{rank}").read_text() for rank in range(2)] == ["DataError", "DataError"]
+    assert [(tmp_path / f"error{rank}").read_text() for rank in range(size)] == ["DataError"] * size
+
+
+def files(folder: Path) -> dict[str, str]:
+    """What an evaluation left."""
+    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_compare_scores_both_on_the_same_samples(tmp_path: Path) -> None:
@@ -85,16 +82,18 @@ def test_compare_scores_both_on_the_same_samples(tmp_path: Path) -> None:
 
 
 def test_a_score_that_is_no_number_is_wrong() -> None:
-    def broken(examples: list, labels: tuple[str, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (len(examples), len(labels))
-        return torch.full(shape, torch.nan), torch.zeros(shape, dtype=torch.bool)
+    class Broken(FakeSystem):
+        def __call__(self, examples: list, task: FakeTask) -> Answers:  # type: ignore[override]
+            answers = super().__call__(examples, task)
+            nothing = (float("nan"),) * 3
+            return Answers([dataclasses.replace(p, scores=nothing, exact=False) for p in answers.predictions])
 
-    assert evaluate(broken, [FakeTask()], progress=False)["fake"]["en"]["likelihood"] == 0
+    assert evaluate(Broken(), [FakeTask()], progress=False)["fake"]["en"]["likelihood"] == 0
 
 
-def test_a_scorer_of_the_wrong_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected \(7, 3\) twice"):
-        evaluate(lambda e, _: (torch.zeros(len(e), 2), torch.zeros(len(e), 2)), [FakeTask()], progress=False)
+def test_a_system_that_forgets_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 predictions for 7 samples"):
+        evaluate(lambda examples, task: Answers([]), [FakeTask()], progress=False)
 
 
 def test_languages_and_data_that_are_not_there() -> None:

@@ -1,9 +1,10 @@
-"""Imports everything once, then forks the ranks of one training job after another: a start takes a second, not ten.
+"""Imports everything once, then forks the ranks of one job after another: a start takes a second, not ten.
 
-Reads a JSON object a line: {"ranks", "arguments", "folder", "env"}; answers with {"pids": [...]} and, when all ranks
-have ended, {"codes": [...]}. A rank is a process group of its own, runs bridge_ds/train.py's main as it stands, and
-writes to FOLDER/rankN.log. With RECORD in its environment it also appends what each finished step was trained on to
-the file RECORD.RANK: {"step", "rows"}, a row being the encoder ids of one source.
+Reads a JSON object a line: {"ranks", "arguments", "folder", "env", "program"}; answers with {"pids": [...]} and, when
+all ranks have ended, {"codes": [...]}. A rank is a process group of its own, runs the main of bridge_ds/train.py (or,
+as program `evaluation`, of bridge_ds.evaluation) as it stands, and writes to FOLDER/rankN.log. With RECORD in its
+environment it also appends what each finished step was trained on to the file RECORD.RANK: {"step", "rows"}, a row
+being the encoder ids of one source.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import transformers  # noqa: F401
 import bridge_ds.run
 from bridge_ds.engine import loop
 from bridge_ds.engine.distributed import import_deepspeed
+from bridge_ds.evaluation.__main__ import main as evaluate
 from bridge_ds.train import main
 
 
@@ -56,7 +58,7 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
         record_steps(f"{os.environ['RECORD']}.{rank}")
     code = 1
     try:
-        code = main(job["arguments"])
+        code = (evaluate if job.get("program") == "evaluation" else main)(job["arguments"])
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:

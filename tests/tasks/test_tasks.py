@@ -1,24 +1,44 @@
-"""The benchmarks give the paper's prompts and labels, and refuse what they do not have."""
+"""The benchmarks give the papers' prompts and labels, from the hub's columns or local files, and refuse all else."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bridge_ds import testbed
-from bridge_ds.errors import ConfigError, DataError
-from bridge_ds.tasks import TASKS, Task, find_tasks
-from bridge_ds.tasks.xnli import Xnli
+from bridge_ds.config.schema import TaskDataConfig
+from bridge_ds.errors import BridgeError, ConfigError, DataError
+from bridge_ds.evaluation.predictions import KINDS
+from bridge_ds.tasks import TASKS, TableTask, Task, find_tasks
+
+from . import local
+
+
+def given(name: str, source: Path | str = "", **more: Any) -> TableTask:
+    (task,) = find_tasks([name], {name: TaskDataConfig(source=str(source), **more)})
+    assert isinstance(task, TableTask)
+    return task
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_keeps_the_contract(name: str) -> None:
     task = TASKS[name]
     assert isinstance(task, Task) and task.name == name
-    assert len(set(task.labels)) == len(task.labels) >= 2
-    assert task.chance == pytest.approx(1 / len(task.labels))
-    assert task.languages[0] == "en" and len(set(task.languages)) == len(task.languages)
+    assert task.kind in KINDS and (len(task.labels) >= 2) == (task.kind == "labels")
+    assert len(set(task.labels)) == len(task.labels)
+    assert len(set(task.languages)) == len(task.languages)
+    assert "en" not in task.languages[1:]
+    if task.kind == "labels":
+        assert task.chance == pytest.approx(1 / len(task.labels))
+
+
+def test_languages_of_the_benchmarks() -> None:
+    counts = {"xnli": 15, "indicxnli": 11, "sinhala_news": 2, "amazon_reviews": 6, "belebele": 122, "xcopa": 11,
+              "mgsm": 11, "msvamp": 10}  # fmt: skip
+    assert {name: len(TASKS[name].languages) for name in counts} == counts
 
 
 @pytest.mark.parametrize("kind", testbed.TASKS)
@@ -31,64 +51,223 @@ def test_testbed_samples_are_parallel_and_balanced(kind: str) -> None:
     for example in english:
         assert example.target == task.labels[example.label]
         assert example.source == example.source.strip() and example.language == "en"
+        assert example.null in {"Premise: Hypothesis: Label:", "News Sentence: Category:", "Review: Label:"}
     assert len(task.examples("en", 0)) == 300
 
 
 def test_an_unknown_task_gets_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"unknown task 'testbed_new'; .* did you mean 'testbed_news'\?"):
         find_tasks(["xnli", "testbed_new"])
+    with pytest.raises(ConfigError, match=r"unknown task 'xnil'; .* did you mean 'xnli'\?"):
+        find_tasks([], {"xnil": TaskDataConfig()})
     assert [task.name for task in find_tasks(["xnli", "testbed_news"])] == ["xnli", "testbed_news"]
 
 
-def _clone(folder: Path, rows: dict[str, list[object]]) -> Path:
-    """A folder laid out as the hub repository of XNLI, with German alone."""
-    import pyarrow
-    from pyarrow import parquet
+def test_the_papers_benchmarks_from_local_files(tmp_path: Path) -> None:
+    folders = local.all_four(tmp_path)
+    tasks = {name: given(name, folder) for name, folder in folders.items()}
+    assert {name: task.languages for name, task in tasks.items()} == {
+        "xnli": ("en", "ar", "de", "th"), "indicxnli": ("bn", "ta"), "sinhala_news": ("en", "si"),
+        "amazon_reviews": ("en", "ja"),
+    }  # fmt: skip
 
-    (folder / "de").mkdir(parents=True)
-    parquet.write_table(pyarrow.table(rows), folder / "de" / "test-00000-of-00001.parquet")
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: de\n  data_files:\n  - split: test\n    path: de/test-*\n---\n"
-    )
-    return folder
+    (first, *_), rows = tasks["xnli"].examples("th", 0), local.pairs("th", 12)
+    assert first.source == f"Premise: {rows[0]['premise']} Hypothesis: {rows[0]['hypothesis']} Label:"
+    assert first.target == ("Entailment", "Neutral", "Contradiction")[rows[0]["label"]]
+    assert (first.label, first.language, first.key) == (rows[0]["label"], "th", "xnli-0")
+    assert first.null == "Premise: Hypothesis: Label:"
+    assert len(tasks["xnli"].examples("th", 5)) == 5 and len(tasks["xnli"].examples("th", 0)) == 12
+
+    assert tasks["indicxnli"].examples("ta", 1)[0].key == "indicxnli-0"
+    news = tasks["sinhala_news"].examples("si", 0)
+    assert news[0].source.startswith("News Sentence: ") and news[0].source.endswith(" Category:")
+    assert all(example.target == local.NEWS[example.label] for example in news)
+    assert news[0].key == "sinhala_news-si-0"  # not the sentence of the same number in English
+    reviews = tasks["amazon_reviews"].examples("ja", 0)
+    assert [example.label for example in reviews] == [n % 5 for n in range(9)]
+    assert reviews[0].target == "Very Negative" and "\n\n" in reviews[0].source
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
+def test_a_folder_with_a_file_for_each_language(tmp_path: Path, ending: str) -> None:
+    for language in ("de", "en", "si"):
+        rows = [{"sentence1": f"a {language}, b", "hypothesis": '"c"', "gold": label} for label in ("0", "neutral", 2)]
+        path = tmp_path / f"{language}.{ending}"
+        if ending == "jsonl":
+            local.jsonl(path, rows)
+        elif ending == "parquet":
+            local.parquet(path, [row | {"gold": str(row["gold"])} for row in rows])
+        else:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0], delimiter="\t" if ending == "tsv" else ",")
+                writer.writeheader()
+                writer.writerows(rows)
+    task = given("xnli", tmp_path, fields={"premise": "sentence1", "label": "gold"})
+    assert task.languages == ("en", "de", "si")
+    assert [(e.label, e.source) for e in task.examples("si", 0)] == [
+        (label, 'Premise: a si, b Hypothesis: "c" Label:') for label in (0, 1, 2)
+    ]
+
+
+def test_a_prompt_of_ones_own(tmp_path: Path) -> None:
+    local.jsonl(tmp_path / "en.jsonl", [{"premise": "A", "hypothesis": "B", "label": 0}])
+    task = given("xnli", tmp_path, prompt="{hypothesis}? {premise}! Answer:")
+    (example,) = task.examples("en", 0)
+    assert (example.source, example.null) == ("B? A! Answer:", "? ! Answer:")
+    with pytest.raises(ConfigError, match=r"evaluation.data.xnli.prompt has \{premis\}; expected some of \{premise\}"):
+        given("xnli", tmp_path, prompt="{premis}")
+    with pytest.raises(ConfigError, match="is no template"):
+        given("xnli", tmp_path, prompt="{premise")
+
+
+def test_belebele_asks_for_letters(tmp_path: Path) -> None:
+    row = {"link": "https://a/b", "question_number": 1, "flores_passage": "P.", "question": "Q?", "mc_answer1": "w",
+           "mc_answer2": "x", "mc_answer3": "y", "mc_answer4": "z", "correct_answer_num": "3", "dialect": "sin_Sinh",
+           "ds": "2023-05-03"}  # fmt: skip
+    local.jsonl(tmp_path / "data" / "sin_Sinh.jsonl", [row, row | {"question_number": 2}, row])
+    local.jsonl(tmp_path / "data" / "sin_Latn.jsonl", [row])
+    task = given("belebele", tmp_path)
+    assert task.languages == ("sin_Latn", "si")
+    examples = task.examples("si", 0)
+    assert examples[0].source == "Passage: P.\nQuestion: Q?\nA. w\nB. x\nC. y\nD. z\nAnswer:"
+    assert (examples[0].target, examples[0].label, examples[0].choices) == ("C", 2, ())
+    # The same question has the same key in another variant; keys stay one of a kind.
+    assert task.examples("sin_Latn", 0)[0].key == examples[0].key
+    assert examples[2].key == examples[0].key + "-2" != examples[1].key
+
+
+def test_xcopa_continues_the_premise(tmp_path: Path) -> None:
+    row = {"premise": "L'uomo aprì il rubinetto.", "choice1": "Il gabinetto si riempì d'acqua.",
+           "choice2": "Dell'acqua fluì dal beccuccio.", "question": "effect", "label": 1,
+           "idx": 7, "changed": False}  # fmt: skip
+    local.jsonl(tmp_path / "it.jsonl", [row])
+    local.jsonl(tmp_path / "xx.jsonl", [row])
+    task = given("xcopa", tmp_path)
+    (example,) = task.examples("it", 0)
+    assert example.source == "L'uomo aprì il rubinetto quindi" and example.null == "quindi"
+    assert example.choices == ("il gabinetto si riempì d'acqua.", "dell'acqua fluì dal beccuccio.")
+    assert (example.label, example.target, example.key) == (1, example.choices[1], "xcopa-7")
+    with pytest.raises(ConfigError, match="knows no word for 'because' in 'xx'"):
+        task.examples("xx", 0)
+    local.jsonl(tmp_path / "xx.jsonl", [row | {"connective": "also"}])
+    assert task.examples("xx", 0)[0].source.endswith("rubinetto also")
+    local.jsonl(tmp_path / "it.jsonl", [row | {"question": "why"}])
+    with pytest.raises(DataError, match="question 'why'; expected cause or effect"):
+        task.examples("it", 0)
+
+
+def test_maths(tmp_path: Path) -> None:
+    local.jsonl(tmp_path / "mgsm" / "bn.jsonl", [{"question": "কত?", "answer": None, "answer_number": 1200,
+                                                  "equation_solution": None}])  # fmt: skip
+    local.jsonl(tmp_path / "msvamp" / "sw.jsonl", [{"m_query": "Ngapi?", "response": "7.0", "equation": "3 + 4"}])
+    (one,) = given("mgsm", tmp_path / "mgsm").examples("bn", 0)
+    assert (one.source, one.target, one.label) == ("Question: কত?\nStep-by-Step Answer:", "1200", -1)
+    (two,) = given("msvamp", tmp_path / "msvamp").examples("sw", 0)
+    assert (two.source, two.target, two.key) == ("Question: Ngapi?\nStep-by-Step Answer:", "7", "msvamp-0")
+    local.jsonl(tmp_path / "mgsm" / "bn.jsonl", [{"question": "?", "answer_number": "many"}])
+    with pytest.raises(DataError, match="the answer 'many'; expected a number"):
+        given("mgsm", tmp_path / "mgsm").examples("bn", 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"premise": "A", "label": 0}, "no column 'hypothesis'; it has premise, label; expected the hypothesis"),
+        ({"premise": None, "hypothesis": "B", "label": 0}, "an empty column 'premise'"),
+        ({"premise": ["A"], "hypothesis": "B", "label": 0}, "has list in column 'premise'; expected text"),
+        ({"premise": "A", "hypothesis": "B", "label": 3}, r"the label 3; expected one of 0 \(Entailment\), 1"),
+        ({"premise": "A", "hypothesis": "B", "label": -1}, "the label -1"),
+        ({"premise": "A", "hypothesis": "B", "label": "maybe"}, "the label 'maybe'"),
+        ({"premise": "A", "hypothesis": "B", "label": 0.5}, "the label 0.5"),
+    ],
+)  # fmt: skip
+def test_wrong_rows_are_one_sentence(tmp_path: Path, row: dict[str, Any], words: str) -> None:
+    path = local.jsonl(tmp_path / "en.jsonl", [{"premise": "A", "hypothesis": "B", "label": 1}, row])
+    with pytest.raises(DataError, match=words) as found:
+        given("xnli", tmp_path).examples("en", 0)
+    assert f"{path}:2" in str(found.value) and "\n" not in str(found.value)
+
+
+def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    folder = local.xnli(tmp_path / "xnli")
+    with pytest.raises(ConfigError, match=r"language 'si' is not in xnli .* expected one of en, ar, de, th; mend"):
+        given("xnli", folder).examples("si", 1)
+    with pytest.raises(ConfigError, match="language 'si' is not in xnli"):
+        TASKS["xnli"].examples("si", 1)
+    with pytest.raises(ConfigError, match=r"fields has 'premis'; .* did you mean 'premise'\?"):
+        given("xnli", folder, fields={"premis": "a"})
+    with pytest.raises(ConfigError, match="testbed_news gives data to a task that makes its own"):
+        find_tasks(["testbed_news"], {"testbed_news": TaskDataConfig(source="x")})
+    with pytest.raises(DataError, match=r"has no train file for the language 'en' .* expected train/en.jsonl"):
+        next(given("xnli", local.indicxnli(tmp_path / "indic")).train())
+    with pytest.raises(ConfigError, match="indicxnli has no English train split"):
+        given("indicxnli").train()
+    (tmp_path / "nothing").mkdir()
+    assert given("xnli", tmp_path / "nothing").languages == ()
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`datasets` writes what it reads into a cache; not into the user's."""
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What is asked of `datasets`, which knows nothing."""
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    calls: list[tuple[Any, ...]] = []
 
-
-def test_xnli_rows_become_the_papers_prompts(tmp_path: Path, own_cache: None) -> None:
-    rows = {"premise": ["Es regnet. ", "A"], "hypothesis": ["Es ist nass.", "B"], "label": [0, 2]}
-    found = Xnli(source=str(_clone(tmp_path / "clone", rows))).examples("de", 0)
-    assert [e.source for e in found] == [
-        "Premise: Es regnet. Hypothesis: Es ist nass. Label:",
-        "Premise: A Hypothesis: B Label:",
-    ]
-    assert [(e.target, e.label, e.language, e.key) for e in found] == [
-        ("Entailment", 0, "de", "xnli-0"),
-        ("Contradiction", 2, "de", "xnli-1"),
-    ]
-    assert len(Xnli(source=str(tmp_path / "clone")).examples("de", 1)) == 1
-
-
-def test_xnli_refuses_other_languages_and_rows(tmp_path: Path, own_cache: None) -> None:
-    with pytest.raises(ConfigError, match="language 'si' is not in XNLI"):
-        Xnli().examples("si", 1)
-    rows = {"premise": ["A"], "hypothesis": ["B"], "label": [-1]}
-    with pytest.raises(DataError, match=r"row 0 has the columns .* label -1"):
-        Xnli(source=str(_clone(tmp_path / "clone", rows))).examples("de", 0)
-
-
-def test_a_hub_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
-    def unreachable(*_: object, **__: object) -> None:
+    def unreachable(*names: object, **options: object) -> None:
+        calls.append((*names, {key: value for key, value in options.items() if value is not None}))
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(DataError, match=r"facebook/xnli \(en, test\) could not be loaded .*no route to host"):
-        Xnli().examples("en", 1)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("name", "language", "expected"),
+    [
+        ("xnli", "sw", ("facebook/xnli", "sw", {"split": "test"})),
+        ("indicxnli", "ta", ("parquet", {"data_files": {"test": "hf://datasets/Divyanshu/indicxnli@refs/convert/parquet"
+                                                        "/ta/test/*.parquet"}, "split": "test"})),
+        ("sinhala_news", "si", ("Themira/en_si_news_classification_with_label_name", None, {"split": "test_si"})),
+        ("amazon_reviews", "ja", ("json", {"data_files": {"test": "hf://datasets/mteb/amazon_reviews_multi/ja/"
+                                                          "test.jsonl"}, "split": "test"})),
+        ("belebele", "si", ("facebook/belebele", "sin_Sinh", {"split": "test"})),
+        ("xcopa", "ta", ("cambridgeltl/xcopa", "ta", {"split": "test"})),
+        ("mgsm", "bn", ("parquet", {"data_files": {"test": "hf://datasets/juletxara/mgsm@refs/convert/parquet/bn/test/"
+                                                   "*.parquet"}, "split": "test"})),
+        ("msvamp", "sw", ("Mathoctopus/MSVAMP", "sw", {"split": "test"})),
+    ],
+)  # fmt: skip
+def test_what_is_asked_of_the_hub(
+    asked: list[tuple[Any, ...]], name: str, language: str, expected: tuple[Any, ...]
+) -> None:
+    with pytest.raises(BridgeError, match=rf"\({language}, test\) could not be loaded .*no route to host.*source to a"):
+        TASKS[name].examples(language, 1)
+    assert asked == [expected]
+
+
+def test_another_id_and_revision(asked: list[tuple[Any, ...]]) -> None:
+    for more in ({"revision": "abc"}, {"revision": "refs/convert/parquet"}):
+        with pytest.raises(DataError):
+            given("xnli", "me/mine", **more).examples("en", 1)
+    with pytest.raises(DataError):
+        given("xnli", revision="v2").examples("en", 1)
+    assert asked == [
+        ("me/mine", "en", {"split": "test", "revision": "abc"}),
+        ("parquet", {"data_files": {"test": "hf://datasets/me/mine@refs/convert/parquet/en/test/*.parquet"},
+                     "split": "test"}),
+        ("facebook/xnli", "en", {"split": "test", "revision": "v2"}),
+    ]  # fmt: skip
+
+
+def test_a_copy_of_a_hub_repository_is_read_as_its_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "clone"
+    local.parquet(folder / "files" / "german.parquet", local.pairs("de", 3))
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: de\n  data_files:\n  - split: test\n    path: files/german.parquet\n---\n"
+    )
+    task = given("xnli", folder)
+    assert "de" in task.languages
+    assert len(task.examples("de", 0)) == 3

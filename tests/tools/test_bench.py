@@ -50,3 +50,11 @@ def test_step_rows(tmp_path: Path) -> None:
     assert float(rows[0]["vs_last_layer"]) == 1
     assert all(0 < float(row["mfu"]) <= 1 for row in rows)
     assert all(row["commit"] and row["source_tokens_per_s"] for row in rows)
+
+
+@pytest.mark.slow
+def test_scoring_rows(tmp_path: Path) -> None:
+    rows = rows_of("bench_eval", tmp_path / "rows.csv")
+    assert [int(row["labels"]) for row in rows] == [1, 3, 5]
+    assert float(rows[0]["vs_one"]) == 1
+    assert all(float(row["batch_ms"]) > 0 and row["commit"] for row in rows)

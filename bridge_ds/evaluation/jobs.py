@@ -1,0 +1,109 @@
+"""What is to be scored: samples by task and language, cut into blocks that are dealt to the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+from bridge_ds.engine.distributed import agree
+from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.tasks.base import Example, Task
+from bridge_ds.world import World
+
+__all__ = ["Block", "Job", "blocks_of", "load_jobs", "wanted"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task in one language."""
+
+    task: Task
+    """What is asked."""
+    language: str
+    """Language code."""
+    examples: list[Example]
+    """All samples, in the task's own order; the same on every rank."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Samples that go through the models together, on whichever rank."""
+
+    job: int
+    """Place of their job."""
+    examples: list[Example]
+    """Of like length."""
+
+
+def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, str]]:
+    """Every task with each of its languages that is asked for.
+
+    Args:
+        languages: codes; empty = every language of each task. A task is scored in those that it has.
+
+    Raises:
+        ConfigError: a language that no task has, or a task without any of the languages.
+    """
+    unknown = [code for code in languages if not any(code in task.languages for task in tasks)]
+    if unknown:
+        known = ", ".join(dict.fromkeys(code for task in tasks for code in task.languages))
+        raise ConfigError(
+            f"evaluation.languages has {unknown[0]!r}, which no task has; expected some of {known}; remove it."
+        )
+    return [(task, language) for task in tasks for language in _languages(task, languages)]
+
+
+def load_jobs(tasks: Sequence[Task], languages: Sequence[str], limit: int, world: World) -> list[Job]:
+    """The samples, read on the main rank and sent to the others (a collective): all score the same ones.
+
+    Raises:
+        ConfigError: see :func:`wanted`.
+        DataError: test data that cannot be had.
+    """
+    pairs = wanted(tasks, languages)
+    outcome: object = None
+    if world.is_main:
+        try:
+            outcome = [_load(task, language, limit) for task, language in pairs]
+        except Exception as error:
+            # An error of one must become an error of all: the others would wait for ever.
+            outcome = error
+    outcome = agree(outcome, world)
+    if isinstance(outcome, Exception):
+        raise outcome
+    assert isinstance(outcome, list)
+    return [Job(task, code, found) for (task, code), found in zip(pairs, outcome, strict=True)]
+
+
+def blocks_of(place: int, job: Job, size: int, done: Container[str] = ()) -> list[Block]:
+    """Blocks of `size` samples, those with the longest sources first: what does not fit into memory fails at once.
+
+    Which samples share a block depends on neither ranks nor interruptions (what is done is the first blocks), so that
+    padding, and with it the last bits of a score, does not either.
+
+    Args:
+        place: the job's place in the list of jobs.
+        size: samples of a block.
+        done: keys of samples that are left out.
+    """
+    left = [example for example in job.examples if example.key not in done]
+    left.sort(key=lambda example: (-len(example.source), example.key))
+    return [Block(place, left[start : start + size]) for start in range(0, len(left), size)]
+
+
+def _languages(task: Task, languages: Sequence[str]) -> list[str]:
+    chosen = [code for code in task.languages if not languages or code in languages]
+    if not chosen:
+        has = f"has none of the languages {', '.join(languages)}" if languages else "has no test data"
+        raise ConfigError(
+            f"task {task.name} {has}; expected some of {', '.join(task.languages) or 'any language'}; mend "
+            "evaluation.languages or leave the task out."
+        )
+    return chosen
+
+
+def _load(task: Task, language: str, limit: int) -> list[Example]:
+    examples = task.examples(language, limit)
+    if not examples:
+        raise DataError(f"{task.name} has no test samples in {language}; expected at least one; check its data.")
+    return examples

@@ -1,0 +1,187 @@
+"""Predictions as they are made: kept on disk block by block, so that a killed evaluation goes on where it was.
+
+A language that is being scored has `TASK/.LANGUAGE.part` in the system's folder: a line that says of which model and
+settings it is, then a line a block. Complete, it becomes `TASK/LANGUAGE.jsonl`; the part file goes when the whole
+evaluation has ended, so that the next one scores anew. Everything here happens on the main rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.errors import DataError, LaunchError
+from bridge_ds.evaluation.jobs import Job
+from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index
+
+__all__ = ["Answers", "Store", "write_text"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A system's answers to one block."""
+
+    predictions: list[Prediction]
+    """In the order of the samples."""
+    weights: list[float] = field(default_factory=list)
+    """Weight of each encoder layer, summed over the sources' tokens [L]; empty where there is no bridge."""
+    tokens: int = 0
+    """These tokens."""
+
+    def line(self) -> str:
+        """As one line of JSON."""
+        values = {"predictions": [p.line() for p in self.predictions], "weights": self.weights, "tokens": self.tokens}
+        return json.dumps(values, ensure_ascii=False)
+
+    @classmethod
+    def parse(cls, line: str) -> Answers:
+        """From one line. Raises ValueError, TypeError, KeyError."""
+        values = json.loads(line)
+        return cls([Prediction.parse(text) for text in values["predictions"]], values["weights"], values["tokens"])
+
+
+class Store:
+    """All predictions of one system."""
+
+    def __init__(self, scored: Scored, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
+        """Args:
+        scored: which system it is, without tasks.
+        folder: the system's folder; none = nothing is written.
+        identity: all that decides a score; unfinished work of another identity is thrown away.
+        """
+        self.scored, self.folder = scored, folder
+        self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self._answers: dict[tuple[str, str], list[Answers]] = {}
+        self._parts: list[Path] = []
+
+    def resume(self, job: Job) -> set[str]:
+        """Take up what an evaluation before has left of a language; keys of the samples that are done."""
+        found = self._answers[job.task.name, job.language] = []
+        if self.folder is None:
+            return set()
+        part = self._part(job)
+        self._parts.append(part)
+        expected = {example.key: (example.source, example.target) for example in job.examples}
+        done: set[str] = set()
+        for answers in self._unfinished(part):
+            keys = {p.key for p in answers.predictions}
+            if keys & done or any(expected.get(p.key) != (p.source, p.answer) for p in answers.predictions):
+                break  # other samples under the same keys: the data has changed
+            done |= keys
+            found.append(answers)
+        header = json.dumps({"identity": self._identity})
+        with _writing(part):
+            part.parent.mkdir(parents=True, exist_ok=True)
+            write_text(part, "".join(line + "\n" for line in (header, *(answers.line() for answers in found))))
+        return done
+
+    def add(self, job: Job, answers: Answers) -> None:
+        """Keep a block."""
+        line = answers.line()
+        # What is counted is what is written, to the last decimal: a rerun finds the same.
+        self._answers[job.task.name, job.language].append(Answers.parse(line))
+        if self.folder is not None:
+            with _writing(self._part(job)), self._part(job).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def finish(self, job: Job) -> dict[str, float]:
+        """All samples of a language are done: write its predictions and the index; its line of evaluation.json."""
+        made = {p.key: p for answers in self._answers[job.task.name, job.language] for p in answers.predictions}
+        predictions = [made[example.key] for example in job.examples]
+        if self.folder is not None:
+            path = self.folder / job.task.name / f"{job.language}.jsonl"
+            with _writing(path):
+                write_text(path, "".join(prediction.line() + "\n" for prediction in predictions))
+                self._write_index(self.folder, job)
+        return _shares(predictions)
+
+    def close(self) -> None:
+        """The whole evaluation has ended well: nothing is left to take up."""
+        for part in self._parts:
+            part.unlink(missing_ok=True)
+
+    def _part(self, job: Job) -> Path:
+        assert self.folder is not None
+        return self.folder / job.task.name / f".{job.language}.part"
+
+    def _unfinished(self, part: Path) -> Iterator[Answers]:
+        try:
+            header, *lines = part.read_text(encoding="utf-8").split("\n")
+            if json.loads(header)["identity"] != self._identity:
+                return
+            for line in lines[:-1]:  # what stands behind the last line end was torn off
+                yield Answers.parse(line)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return
+
+    def _write_index(self, folder: Path, job: Job) -> None:
+        """Add a language to the index; languages of the same checkpoint that are there stay."""
+        blocks = self._answers[job.task.name, job.language]
+        tokens = sum(answers.tokens for answers in blocks)
+        layers = len(blocks[0].weights) if blocks else 0
+        weights = [sum(answers.weights[layer] for answers in blocks) / max(1, tokens) for layer in range(layers)]
+        task = job.task
+        # Several jobs may score one run, a language each.
+        with (folder / ".lock").open("w") as lock:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            tasks: dict[str, ScoredTask] = {}
+            with contextlib.suppress(DataError):
+                before = read_index(folder)
+                if dataclasses.replace(before, tasks={}) == self.scored:
+                    tasks = before.tasks
+            old = tasks.get(task.name)
+            if old is None or (old.kind, old.labels) != (task.kind, task.labels):
+                old = ScoredTask(task.kind, task.labels, task.chance, {})
+            tasks[task.name] = dataclasses.replace(
+                old,
+                chance=task.chance,
+                samples=old.samples | {job.language: len(job.examples)},
+                layer_weights=old.layer_weights | ({job.language: weights} if weights else {}),
+            )
+            index = dataclasses.replace(self.scored, tasks=tasks)
+            text = json.dumps(index.as_json(), indent=1, ensure_ascii=False)
+            write_text(folder / "index.json", text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _shares(predictions: list[Prediction]) -> dict[str, float]:
+    count = len(predictions)
+    shares = {
+        "likelihood": sum(p.correct() for p in predictions) / count,
+        "exact": sum(p.exact for p in predictions) / count,
+        "n": count,
+    }
+    if all(p.scores for p in predictions):
+        shares["mean"] = sum(p.correct("mean") for p in predictions) / count
+    if all(p.null for p in predictions):
+        shares["calibrated"] = sum(p.correct("calibrated") for p in predictions) / count
+    return shares
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(
+            f"{path} cannot be written ({error.strerror}); expected room and the right to write; make some and start "
+            "again, what is scored stays."
+        ) from None

@@ -1,0 +1,62 @@
+"""Greedy decoding after a prefix, a token a step from the cache.
+
+Letters: B batch, X prefix length and what has been written, H LLM width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from bridge_ds.llm.frozen import FrozenLLM
+from bridge_ds.llm.score import read_prefix
+from bridge_ds.llm.splice import Spliced
+
+__all__ = ["generate"]
+
+
+@torch.no_grad()
+def generate(
+    llm: FrozenLLM,
+    prefix: Spliced,
+    end: int,
+    most: int,
+    any_of: Callable[[bool], bool] = bool,
+) -> list[list[int]]:
+    """What the model writes, the likeliest token each time.
+
+    Args:
+        prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
+        end: token id after which a row is done.
+        most: most tokens of a row, the end included.
+        any_of: whether a flag is set on some rank (a collective). Under ZeRO-3 every rank must run the model as often
+            as the others, so all go on while one has a row to finish.
+
+    Returns:
+        For each row the ids up to the end token, which is left out.
+    """
+    logits_BV, cache = read_prefix(llm, prefix)
+    mask_BX, position_B = prefix.mask_BX, prefix.mask_BX.sum(1)
+    rows = mask_BX.shape[0]
+    written: list[list[int]] = [[] for _ in range(rows)]
+    open_B = torch.ones(rows, dtype=torch.bool, device=mask_BX.device)
+    for step in range(most):
+        next_B = logits_BV.argmax(-1)
+        open_B &= next_B != end
+        for row, (token, going) in enumerate(zip(next_B.tolist(), open_B.tolist(), strict=True)):
+            if going:
+                written[row].append(token)
+        if step == most - 1 or not any_of(bool(open_B.any())):
+            break
+        mask_BX = torch.cat([mask_BX, mask_BX.new_ones(rows, 1)], dim=1)
+        logits_BV, output = llm.logits_at(
+            llm.embed(next_B[:, None]),
+            torch.ones(rows, 1, dtype=torch.bool, device=mask_BX.device),
+            attention_mask=mask_BX,
+            position_ids=(position_B + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = output.past_key_values
+    return written

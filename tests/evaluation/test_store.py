@@ -1,0 +1,101 @@
+"""Predictions on disk: in order, whole lines, taken up after a kill at any place, thrown away when of another model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridge_ds.errors import LaunchError
+from bridge_ds.evaluation.predictions import read_index, read_predictions
+from bridge_ds.evaluation.score import compare
+
+from .fakes import FakeSystem, FakeTask, stores
+from .test_score import files
+
+
+def _run(folder: Path, stop_after: int = 0, identity: str = "one", **more: object) -> list[list[str]]:
+    bridge = FakeSystem(stop_after)
+    options = {"batch": 2, "progress": False} | more
+    compare(bridge, FakeSystem(), [FakeTask()], stores=stores(folder, identity), **options)  # type: ignore[arg-type]
+    return bridge.calls
+
+
+def test_a_line_a_sample_in_the_tasks_order(tmp_path: Path) -> None:
+    _run(tmp_path)
+    index = read_index(tmp_path / "bridge")
+    assert (index.system, index.name, index.seed, index.checkpoint) == ("bridge", "some_fusion", 3, "step-00000001")
+    task = index.tasks["fake"]
+    assert (task.kind, task.labels, task.samples) == ("labels", ("a", "b", "c"), {"en": 7, "xx": 1, "yy": 10})
+    assert task.layer_weights == {code: pytest.approx([0.25, 0.75]) for code in ("en", "xx", "yy")}
+    for language in ("en", "xx", "yy"):
+        keys = [p.key for p in read_predictions(tmp_path / "bridge", "fake", language)]
+        assert keys == [example.key for example in FakeTask().examples(language, 0)]
+    names = {path.name for path in (tmp_path / "bridge").rglob("*") if path.is_file()}
+    assert names == {".lock", "index.json", "en.jsonl", "xx.jsonl", "yy.jsonl"}
+
+
+@pytest.mark.parametrize("stop", range(1, 10))
+def test_a_killed_evaluation_goes_on(tmp_path: Path, stop: int) -> None:
+    _run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "killed", stop_after=stop)
+    assert len(_run(tmp_path / "killed")) == 10 - stop
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    # Nothing is left to take up: the next one scores anew, and finds the same.
+    assert len(_run(tmp_path / "killed")) == 10
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("cut", [1, 40, 300])
+def test_a_torn_line_is_scored_again(tmp_path: Path, cut: int) -> None:
+    _run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path / "killed", stop_after=3)
+    part = tmp_path / "killed" / "bridge" / "fake" / ".en.part"
+    part.write_bytes(part.read_bytes()[:-cut])
+    assert len(_run(tmp_path / "killed")) == 8
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_what_is_done_is_not_scored_again_whatever_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, stop_after=3)
+    first = {key for call in _blocks(tmp_path) for key in call}
+    calls = _run(tmp_path, batch=5)
+    again = [key for call in calls for key in call]
+    assert len(first) == 6 and not first & set(again) and len(again) == 12
+
+
+def _blocks(folder: Path) -> list[list[str]]:
+    """Keys of the blocks in the part file."""
+    _, *lines = (folder / "bridge" / "fake" / ".en.part").read_text().splitlines()
+    return [[json.loads(text)["key"] for text in json.loads(line)["predictions"]] for line in lines]
+
+
+def test_work_of_another_model_or_other_samples_is_thrown_away(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, stop_after=3)
+    assert len(_run(tmp_path, identity="two")) == 10
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, stop_after=3)
+    part = tmp_path / "bridge" / "fake" / ".en.part"
+    part.write_text(part.read_text().replace('\\"source\\": \\"', '\\"source\\": \\"another '))
+    assert len(_run(tmp_path)) == 10
+
+
+def test_languages_of_one_checkpoint_gather_in_the_index(tmp_path: Path) -> None:
+    _run(tmp_path, languages=["en"])
+    _run(tmp_path, languages=["yy"], limit=3)
+    assert read_index(tmp_path / "bridge").tasks["fake"].samples == {"en": 7, "yy": 3}
+    index = tmp_path / "bridge" / "index.json"
+    index.write_text(index.read_text().replace("step-00000001", "step-00000009"))
+    _run(tmp_path, languages=["xx"])
+    assert read_index(tmp_path / "bridge").tasks["fake"].samples == {"xx": 1}
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "bridge").write_text("a file")
+    with pytest.raises(LaunchError, match="cannot be written"):
+        _run(tmp_path)
