@@ -143,8 +143,8 @@ class Run:
             self.engine.module, self.tokenizers, self.config, self.world, self.device, self._leave_if_asked
         )
         if self.world.is_main:
-            from bridge_ds.evaluation.report import table
             from bridge_ds.evaluation.score import write_evaluation
+            from bridge_ds.evaluation.table import table
 
             write_evaluation(self.folder / "evaluation.json", results)
             self.say(table(results))
