@@ -131,6 +131,8 @@ class _Cells:
         seeds = len(by_seed)
         of_seeds = float(np.var(by_seed, ddof=1)) / seeds if seeds > 1 else 0.0
         p = two_errors(float(by_seed.mean()), float(np.var(means)), of_seeds, seeds)
+        # So many samples can at most say so much, however alike their differences are.
+        p = max(p, mcnemar_exact(0, min(pair.shape[1] for pair in pairs)))
         if not any(pair.any() for pair in pairs):
             rare = unseen_share(min(pair.shape[1] for pair in pairs))
             low, high = -rare, rare

@@ -134,7 +134,7 @@ def layers(study: Study) -> dict[str, dict[str, Any]]:
         for run in system.runs:
             for task in study.tasks:
                 for code, weights in run.index.tasks[task].layer_weights.items():
-                    if weights:
+                    if weights and np.isfinite(weights).all():
                         rows.setdefault(code, []).append(weights)
         if not rows or len({len(weights) for group in rows.values() for weights in group}) != 1:
             continue

@@ -123,6 +123,8 @@ def _prediction(task: str, language: str, n: int, name: str, seed: int, share: f
 
 
 def _weights(fusion: str, language: str, seed: int, layers: int) -> list[float]:
+    if language == "xx":
+        return [float("nan")] * layers
     if fusion == "last_layer":
         return [0.0] * (layers - 1) + [1.0]
     salt = f"{fusion} {seed}" if fusion == "global_softmax" else f"{fusion} {language}"
