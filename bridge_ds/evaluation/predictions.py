@@ -139,7 +139,7 @@ def read_index(folder: Path) -> Scored:
             raise DataError(f"{path} has format {values['format']}; expected {FORMAT}; score the run again.")
         tasks = {name: ScoredTask(**task | {"labels": tuple(task["labels"])}) for name, task in values["tasks"].items()}
         return Scored(**values | {"tasks": tasks})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read ({type(error).__name__}: {error}); expected the record of a scored system; "
             "score the run with python -m bridge_ds.evaluation --run RUN."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bridge_ds.evaluation.report import table
+from bridge_ds.evaluation.table import table
 
 
 def _results(languages: tuple[str, ...], **systems: float) -> dict:

@@ -1,0 +1,42 @@
+"""Several scored runs as one report: report.json, report.md, report.html; plots are drawn by `track/study_plots.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.evaluation.report.details import last_sections
+from bridge_ds.evaluation.report.markdown import markdown
+from bridge_ds.evaluation.report.page import page
+from bridge_ds.evaluation.report.results import study_results
+from bridge_ds.evaluation.report.sections import first_sections
+
+__all__ = ["study_results", "write_report"]
+
+
+def write_report(folder: Path, results: dict[str, Any]) -> None:
+    """Write report.json, report.md and report.html into a folder, each by temp + rename.
+
+    Args:
+        results: from :func:`study_results`.
+    """
+    trained = [
+        name
+        for name in results["systems"]
+        if any(run["system"] == name and run["checkpoint"] for run in results["compared"])
+    ]
+    title = f"Bridges compared: {', '.join(trained)}" if len(trained) < 4 else f"{len(trained)} bridges compared"
+    sections = [*first_sections(results), *last_sections(results)]
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "report.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(folder / "report.md", markdown(title, sections))
+    _write(folder / "report.html", page(title, sections))
+
+
+def _write(path: Path, text: str) -> None:
+    temp = path.with_name(f".{path.name}")
+    # Half a surrogate pair may stand in a source; it must not cost the report.
+    temp.write_text(text.encode("utf-8", "replace").decode("utf-8"), encoding="utf-8")
+    os.replace(temp, path)

@@ -1,0 +1,59 @@
+"""The testbed study: what it runs, what it does not repeat, and that its report comes out; training is stood in for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.studies import write_run
+from tools import study_testbed
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, list[str]]]:
+    """Calls of `train`, which writes predictions as the main job does."""
+    calls: list[tuple[str, str, str, list[str]]] = []
+
+    def train(folder: Path, fusion: str, seed: str, overrides: list[str]) -> None:
+        calls.append((folder.name, fusion, seed, overrides))
+        write_run(folder, fusion, int(seed), 10, {"testbed_news": ("en", "qaa")})
+        (folder / "evaluation.json").write_text("{}")
+
+    monkeypatch.setattr(study_testbed, "train", train)
+    return calls
+
+
+def test_it_trains_every_arm_and_reports(trained: list, tmp_path: Path) -> None:
+    assert study_testbed.main(["--quick", "--output", str(tmp_path), "--jobs", "2", "--set", "train.lr=1e-3"]) == 0
+    assert {name for name, *_ in trained} == {f"{arm.folder}-{seed}" for arm in study_testbed.ARMS for seed in range(2)}
+    by_name = {name: (fusion, seed, overrides) for name, fusion, seed, overrides in trained}
+    fusion, seed, overrides = by_name["transformer_softmax-rms-1"]
+    assert (fusion, seed) == ("transformer_softmax", "1")
+    assert overrides == ["fusion.normalize=rms", *study_testbed.QUICK, "train.lr=1e-3"]
+    results = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert results["systems"] == ["LLM alone", *(arm.name for arm in study_testbed.ARMS)]
+    assert results["seeds"] == [0, 1] and (tmp_path / "report" / "report.html").is_file()
+
+    del trained[:]
+    assert study_testbed.main(["--seeds", "3", "--output", str(tmp_path)]) == 0
+    assert {seed for _, _, seed, _ in trained} == {"2"}  # the others are not repeated
+
+
+def test_it_reports_whole_seeds_only(trained: list, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "last_layer-0", "last_layer", 0, 10, {"testbed_news": ("en",)})
+    assert study_testbed.main(["--report-only", "--output", str(tmp_path)]) == 2
+    assert "holds no seed that all of 5 arms were scored with" in capfd.readouterr().err
+    assert trained == []
+
+
+def test_a_run_without_predictions_is_scored(trained: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "last_layer-0"
+    folder.mkdir()
+    (folder / "evaluation.json").write_text("{}")
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    study_testbed.prepare(tmp_path, study_testbed.ARMS[0], 0, [])
+    assert trained == [] and commands[0][1:] == ["-m", "bridge_ds.evaluation", "--run", str(folder)]

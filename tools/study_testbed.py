@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""The testbed study: train every fusion with several seeds, score, compare sample by sample, write the report.
+
+examples:
+  python tools/study_testbed.py                                  (runs/study, 5 seeds, 25 runs: hours on two cores)
+  python tools/study_testbed.py --seeds 3 --jobs 2 --set train.steps=400
+  python tools/study_testbed.py --quick --output runs/quick      (a few steps: whether it works, not what it finds)
+  python tools/study_testbed.py --report-only                    (train nothing; report the runs that are there)
+
+Every fusion is trained as it is and, where it mixes layers, with fusion.normalize=rms. Runs that are finished and
+scored are not repeated, so the same command goes on after an interruption. The report is in OUTPUT/report. What the
+testbed can and cannot show stands in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools.sweep_testbed import train  # noqa: E402
+
+QUICK = ("train.steps=4", "train.global_batch=8", "checkpoint.every=4", "evaluation.limit=8")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, with all seeds."""
+
+    name: str
+    """Of the system in the report."""
+    folder: str
+    """Of its runs, before the seed."""
+    fusion: str
+    settings: tuple[str, ...] = ()
+    """Further ones."""
+
+
+# The last layer comes after the encoder's final norm and has nothing to be mixed with: no arm of its own with rms.
+ARMS = (
+    Arm("last_layer", "last_layer", "last_layer"),
+    Arm("global_softmax", "global_softmax", "global_softmax"),
+    Arm("global_softmax, rms", "global_softmax-rms", "global_softmax", ("fusion.normalize=rms",)),
+    Arm("transformer_softmax", "transformer_softmax", "transformer_softmax"),
+    Arm("transformer_softmax, rms", "transformer_softmax-rms", "transformer_softmax", ("fusion.normalize=rms",)),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train and score what is missing, then report everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/study"), help="folder of all runs (default: runs/study)"
+    )
+    parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: 5; with --quick 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="to train.py")
+    parser.add_argument("--quick", action="store_true", help="four steps a run, to see whether everything works")
+    parser.add_argument("--report-only", action="store_true", help="train nothing")
+    options = parser.parse_args(argv)
+    seeds = range(options.seeds or (2 if options.quick else 5))
+    overrides = [*(QUICK if options.quick else ()), *options.overrides]
+    # Seed by seed: whatever there is when it is interrupted has every arm.
+    runs = [(arm, seed) for seed in seeds for arm in ARMS]
+    if not options.report_only:
+        with ThreadPoolExecutor(max(1, options.jobs)) as pool:
+            list(pool.map(lambda run: prepare(options.output, run[0], run[1], overrides), runs))
+    return report(options.output, runs)
+
+
+def prepare(output: Path, arm: Arm, seed: int, overrides: list[str]) -> None:
+    """Train and score one run, unless that is done.
+
+    Raises:
+        subprocess.CalledProcessError: training or scoring failed; it has said why.
+    """
+    folder = output / f"{arm.folder}-{seed}"
+    if not (folder / "evaluation.json").is_file():
+        train(folder, arm.fusion, str(seed), [*arm.settings, *overrides])
+    if not is_scored(folder):
+        subprocess.run([sys.executable, "-m", "bridge_ds.evaluation", "--run", str(folder)], cwd=ROOT, check=True)
+
+
+def is_scored(folder: Path) -> bool:
+    """Whether the predictions of a run are all there."""
+    return all((folder / "evaluation" / system / "index.json").is_file() for system in ("bridge", "llm"))
+
+
+def report(output: Path, runs: list[tuple[Arm, int]]) -> int:
+    """Compare the runs of all seeds that every arm has; exit status of the report command."""
+    whole = [seed for _, seed in runs if all(is_scored(output / f"{arm.folder}-{seed}") for arm in ARMS)]
+    arguments = [f"{arm.name}={output.resolve() / f'{arm.folder}-{seed}'}" for arm, seed in runs if seed in whole]
+    if not arguments:
+        print(
+            f"error: {output} holds no seed that all of {len(ARMS)} arms were scored with; train some.", file=sys.stderr
+        )
+        return 2
+    command = [sys.executable, "-m", "bridge_ds.evaluation", "report", *arguments]
+    return subprocess.run([*command, "--output", str(output.resolve() / "report")], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
