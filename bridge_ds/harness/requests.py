@@ -133,9 +133,11 @@ def windows(text: str, count: Callable[[Sequence[str]], list[int]], limit: int) 
     counts = count(words) if words else []
     atoms: list[tuple[str, int]] = []
     for word, tokens in zip(words, counts, strict=True):
-        size = max(1, len(word) * limit // tokens) if tokens > limit else len(word)
-        share = max(1, math.ceil(tokens * size / len(word)))
-        atoms += [(word[start : start + size], share) for start in range(0, len(word), size)]
+        bare = word.lstrip()
+        size = max(1, len(bare) * limit // tokens) if tokens > limit else len(bare)
+        share = max(1, math.ceil(tokens * size / len(bare)))
+        parts = [bare[start : start + size] for start in range(0, len(bare), size)]
+        atoms += [(part, share) for part in (word[: len(word) - len(bare)] + parts[0], *parts[1:])]
     found: list[tuple[str, str]] = []
     before, piece, used = "", "", 0
     first = math.ceil(FIRST_SHARE * len(atoms))
