@@ -58,31 +58,37 @@ class Example:
 @torch.no_grad()
 def look(patient: Patient, row: TokenizedSample) -> Example:
     """Decode one sample; whole models in this process."""
+    from transformers import GenerationConfig
+
     model, of = patient.model, patient.tokenizers
     batch = collate([row], of.encoder_pad_id, of.pad_id).to(next(model.parameters()).device)
     soft_MH = model.soft(batch).embeds_BKH[0].float()
     ids, cosines, usual = nearest_tokens(model, soft_MH)
+
+    def decode(some: list[int]) -> str:
+        return str(of.llm.decode(some))
+
     names = [*of.encoder.convert_ids_to_tokens(row.source), "(end)"]
     soft = tuple(
-        SoftToken(str(name), of.llm.decode([id]), cosine, float(vector.norm()) / usual)
+        SoftToken(str(name), decode([id]), cosine, float(vector.norm()) / usual)
         for name, id, cosine, vector in zip(names, ids, cosines, soft_MH, strict=True)
     )
     prefix = model.prefix(batch)
     written = model.llm.model.generate(
         inputs_embeds=prefix.embeds_BXH,
         attention_mask=prefix.mask_BX,
-        max_new_tokens=len(row.target) + 4,
-        do_sample=False,
-        eos_token_id=of.eos_id,
-        pad_token_id=of.pad_id,
+        # Our own: a model's generation_config.json may hold penalties, which cannot see a soft prompt.
+        generation_config=GenerationConfig(
+            max_new_tokens=len(row.target) + 4, do_sample=False, eos_token_id=of.eos_id, pad_token_id=of.pad_id
+        ),
     )[0].tolist()
     end = written.index(of.eos_id) + 1 if of.eos_id in written else len(written)
-    opening = "" if of.bos_id is None else of.llm.decode([of.bos_id])
-    return Example(opening, soft, of.llm.decode(row.prompt), of.llm.decode(row.target), of.llm.decode(written[:end]))
+    opening = "" if of.bos_id is None else decode([of.bos_id])
+    return Example(opening, soft, decode(row.prompt), decode(row.target), decode(written[:end]))
 
 
 def nearest_tokens(model: BridgeModel, vectors_MH: torch.Tensor) -> tuple[list[int], list[float], float]:
-    """For each vector the id of the token embedding with the largest cosine, and that; and the embeddings' median norm."""
+    """For each vector the id of the nearest token embedding and the cosine with it; and the embeddings' median norm."""
     best_M = vectors_MH.new_full((len(vectors_MH),), -2.0)
     id_M = torch.zeros(len(vectors_MH), dtype=torch.long, device=vectors_MH.device)
     norms = []

@@ -1,4 +1,4 @@
-"""A run as the doctor needs it: loaded even where its parts do not belong together, with what was noticed on the way."""
+"""A run as the doctor needs it: loaded even where its parts do not belong together, and what was noticed then."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def load_patient(run: Path, device: torch.device) -> Patient:
 
 
 def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Tensor]) -> float:
-    """Distance of matrices from their initial values, relative to the larger of both sizes (so that it is at most 2)."""
+    """Distance of matrices from their initial values, relative to the larger of both sizes (at most 2)."""
     names = [name for name, tensor in initial.items() if tensor.ndim >= 2]
     before = torch.cat([initial[name].detach().float().flatten() for name in names])
     after = torch.cat([trained[name].detach().float().cpu().flatten() for name in names])
@@ -116,7 +116,8 @@ def training_samples(run: Path, config: Config, count: int) -> tuple[list[dict[s
         shards = config.data.shards
     corpus = open_corpus(dataclasses.replace(config.data, shards=shards), config.run.seed, World())
     rows = corpus.rows(np.arange(min(4 * count, corpus.samples), dtype=np.int64))
-    samples, numbers = [], []
+    samples: list[dict[str, Any]] = []
+    numbers: list[int] = []
     for row in range(len(rows.numbers)):
         if len(samples) == count:
             break

@@ -5,6 +5,7 @@ Letters: B batch, S encoder tokens, X spliced length, H LLM width, N target toke
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -22,7 +23,7 @@ from bridge_ds.errors import DataError
 from bridge_ds.llm.loss import predicting
 from bridge_ds.llm.splice import Segment, Spliced, splice
 
-__all__ = ["Losses", "SoftStatistics", "examine", "losses", "others"]
+__all__ = ["Losses", "SoftStatistics", "examine", "lookalikes", "losses", "others", "without_soft"]
 
 BATCH = 16
 """Samples in one forward pass."""
@@ -56,7 +57,9 @@ def examine(patient: Patient, count: int) -> tuple[Measurements, list[TokenizedS
 
 def _data_facts(rows: list[TokenizedSample], uncut: list[TokenizedSample], tokenizers: Tokenizers) -> dict[str, object]:
     """Shares of what was cut and of what the encoder does not know; `uncut` holds the same samples whole."""
-    shares = {f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")}
+    shares: dict[str, object] = {
+        f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")
+    }
     kept, full = (sum(len(row.target) - 1 for row in some) for some in (rows, uncut))
     unknown = getattr(tokenizers.encoder, "unk_token_id", None)
     ids = [each for row in rows for each in row.source]
@@ -73,16 +76,19 @@ def _model_facts(patient: Patient, rows: list[TokenizedSample], not_finite: tupl
     model, tokenizers = patient.model, patient.tokenizers
     statistics = SoftStatistics()
     right: list[Losses] = []
-    shuffled: list[Losses] = []
     none: list[Losses] = []
-    exchanged = [replace(row, source=rows[other].source) for row, other in zip(rows, others(rows), strict=True)]
-    for own, wrong in zip(_batches(rows, tokenizers), _batches(exchanged, tokenizers), strict=True):
-        own, wrong = own.to(_device(model)), wrong.to(_device(model))
-        statistics.add(model, own)
-        right.append(losses(model, model.spliced(own)))
-        shuffled.append(losses(model, model.spliced(wrong)))
-        none.append(losses(model, without_soft(model, own, tokenizers.eos_id)))
-    facts = statistics.facts() | _loss_facts(*(Losses.joined(parts) for parts in (right, shuffled, none)))
+    for batch in _batches(rows, patient):
+        statistics.add(model, batch)
+        right.append(losses(model, model.spliced(batch)))
+        none.append(losses(model, without_soft(model, batch, tokenizers.eos_id)))
+    facts = statistics.facts() | {"loss_right": Losses.joined(right).mean, "loss_none": Losses.joined(none).mean}
+    for name, error, partners in (("shuffled", "gap_error", others(rows)), ("near", "near_error", lookalikes(rows))):
+        exchanged = [replace(row, source=rows[other].source) for row, other in zip(rows, partners, strict=True)]
+        wrong = Losses.joined([losses(model, model.spliced(batch)) for batch in _batches(exchanged, patient)])
+        own = Losses.joined(right)
+        gaps = ((wrong.nll_B - own.nll_B) / own.tokens_B).tolist()
+        facts |= {f"loss_{name}": wrong.mean, "gap" if name == "shuffled" else "near_gap": fmean(gaps)}
+        facts[error] = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0
     ids = torch.linspace(0, model.llm.vocab_size - 1, min(model.llm.vocab_size, 4096)).long()
     embeds_MH = model.llm.embed(ids[None].to(_device(model)))[0].float()
     facts["embedding_norm"] = float(embeds_MH.norm(dim=-1).median())
@@ -90,17 +96,6 @@ def _model_facts(patient: Patient, rows: list[TokenizedSample], not_finite: tupl
     if not torch.isfinite(Losses.joined(right).nll_B).all():
         wrong_parts.append("loss")
     return facts | {"not_finite": tuple(dict.fromkeys(wrong_parts))}
-
-
-def _loss_facts(right: Losses, shuffled: Losses, none: Losses) -> dict[str, object]:
-    gaps = ((shuffled.nll_B - right.nll_B) / right.tokens_B).tolist()
-    return {
-        "loss_right": right.mean,
-        "loss_shuffled": shuffled.mean,
-        "loss_none": none.mean,
-        "gap": fmean(gaps),
-        "gap_error": stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0,
-    }
 
 
 @dataclass(frozen=True)
@@ -152,6 +147,16 @@ def others(rows: Sequence[TokenizedSample]) -> list[int]:
     for place, row in enumerate(rows):
         ways = ((place + step) % count for step in range(1, count))
         found.append(next((other for other in ways if rows[other].target != row.target), (place + 1) % count))
+    return found
+
+
+def lookalikes(rows: Sequence[TokenizedSample]) -> list[int]:
+    """For each sample, of those with another target the one whose source shares most tokens with its own."""
+    bags = [Counter(row.source) for row in rows]
+    found = []
+    for place, fallback in enumerate(others(rows)):
+        rivals = [other for other, row in enumerate(rows) if row.target != rows[place].target] or [fallback]
+        found.append(max(rivals, key=lambda other: (bags[place] & bags[other]).total() / bags[other].total()))
     return found
 
 
@@ -229,9 +234,11 @@ def _padded_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return pads[0] + pads[1]
 
 
-def _batches(rows: Sequence[TokenizedSample], tokenizers: Tokenizers) -> Iterator[Batch]:
+def _batches(rows: Sequence[TokenizedSample], patient: Patient) -> Iterator[Batch]:
+    of = patient.tokenizers
     for start in range(0, len(rows), BATCH):
-        yield collate(rows[start : start + BATCH], tokenizers.encoder_pad_id, tokenizers.pad_id)
+        batch = collate(rows[start : start + BATCH], of.encoder_pad_id, of.pad_id)
+        yield batch.to(_device(patient.model))
 
 
 def _device(model: BridgeModel) -> torch.device:

@@ -52,6 +52,12 @@ class Measurements:
     """loss_shuffled - loss_right, the mean over samples of their own differences."""
     gap_error: float | None = None
     """Standard error of that mean."""
+    loss_near: float | None = None
+    """With the source of the sample that is most like it among those with another target."""
+    near_gap: float | None = None
+    """loss_near - loss_right, as `gap`."""
+    near_error: float | None = None
+    """Standard error of that mean."""
     one_target: bool = False
     """All samples have the same target, so that no source can be a wrong one."""
     loss_recorded: float | None = None
@@ -67,7 +73,7 @@ class Measurements:
     end_norm: float | None = None
     """Norm of the end vector."""
     variation: float | None = None
-    """Share of the soft vectors' mean square that is not one constant vector: 0 = all are the same, 1 = no common part."""
+    """Share of the soft vectors' mean square that is no constant vector: 0 = all are the same, 1 = no common part."""
     variation_by_position: tuple[float, ...] = ()
     """The same between samples at one place, for the first places."""
     mapping_moved: float | None = None

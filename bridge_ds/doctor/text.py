@@ -35,7 +35,7 @@ def _wrapped(mark: str, text: str) -> list[str]:
 
 def _numbers(m: Measurements) -> list[str]:
     def line(what: str, found: str, healthy: str = "") -> str:
-        return f"  {what:<44}{found:<22}{healthy}".rstrip()
+        return f"  {what:<47}{found:<22}{healthy}".rstrip()
 
     lines = [
         line(
@@ -47,12 +47,14 @@ def _numbers(m: Measurements) -> list[str]:
     ]
     if m.soft_norm is None:
         return lines
+    sizes = f"healthy: {LIMITS.smallest:g} to {LIMITS.largest:g}"
     lines += [
         line("loss, nats a target token: right source", _number(m.loss_right)),
         line("  another sample's source", _number(m.loss_shuffled), f"healthy: above the right one by {LIMITS.gap:g}"),
+        line("  the most similar one's", _number(m.loss_near), f"healthy: above the right one by {LIMITS.gap:g}"),
         line("  no source", _number(m.loss_none), "healthy: above the right one"),
         line("  recorded in training", _number(m.loss_recorded)),
-        line("norm of a soft vector / of a token embedding", _number(m.size), f"healthy: {LIMITS.smallest:g} to {LIMITS.largest:g}"),
+        line("norm of a soft vector / of a token embedding", _number(m.size), sizes),
         line("  of the end vector", _number(_ratio(m.end_norm, m.embedding_norm))),
         line("  by place, from the first", ""),
         *_wrapped("    ", " ".join(_number(_ratio(norm, m.embedding_norm)) for norm in m.soft_norm_by_position)),

@@ -15,10 +15,10 @@ from bridge_ds.doctor.measurements import BASES, Measurements
 from bridge_ds.doctor.text import page
 
 HEALTHY = Measurements(
-    samples=64, loss_right=0.3, loss_shuffled=2.5, loss_none=4.0, gap=2.2, gap_error=0.2, loss_recorded=0.35,
-    embedding_norm=2.0, soft_norm=2.8, soft_norm_by_position=(2.5, 3.0), end_norm=2.0, variation=0.8,
-    variation_by_position=(0.2, 0.4), mapping_moved=0.9, steps=100, fusion="transformer_softmax",
-    layer_weights=(0.6, 0.4), layer_rms=(3.0, 1.0),
+    samples=64, loss_right=0.3, loss_shuffled=2.5, loss_none=4.0, loss_near=1.5, loss_recorded=0.35,
+    gap=2.2, gap_error=0.2, near_gap=1.2, near_error=0.2, embedding_norm=2.0, soft_norm=2.8,
+    soft_norm_by_position=(2.5, 3.0), end_norm=2.0, variation=0.8, variation_by_position=(0.2, 0.4), mapping_moved=0.9,
+    steps=100, fusion="transformer_softmax", layer_weights=(0.6, 0.4), layer_rms=(3.0, 1.0),
 )  # fmt: skip
 EXAMPLE = Example("<s>", (SoftToken("▁cat", " dog", 0.3, 1.2),) * 60, "", " News</s>", " News</s>")
 
@@ -42,6 +42,7 @@ LOOKS: dict[str, dict[str, object]] = {
     "targets_cut": {"targets_cut": 0.05, "targets_lost": 0.01},
     "dead_tokens": {"variation_by_position": (0.0, 0.4)},
     "source_unused": {"gap": 0.0, "augmented": True},
+    "details_unused": {"near_gap": 0.1, "loss_near": 0.4},
     "sources_cut": {"sources_cut": 0.5},
     "prompts_cut": {"prompts_cut": 0.5},
     "unknown_tokens": {"unknown": 0.3},
@@ -108,8 +109,9 @@ NUMBERS = st.one_of(st.none(), st.floats())
     values=st.fixed_dictionaries(
         {
             name: NUMBERS
-            for name in ("loss_right", "loss_shuffled", "loss_none", "gap", "gap_error", "loss_recorded", "soft_norm",
-                         "embedding_norm", "end_norm", "variation", "mapping_moved")
+            for name in ("loss_right", "loss_shuffled", "loss_none", "loss_near", "loss_recorded", "gap", "gap_error",
+                         "near_gap", "near_error", "soft_norm", "embedding_norm", "end_norm", "variation",
+                         "mapping_moved")
         }
     ),
     places=st.lists(st.floats(), max_size=4),

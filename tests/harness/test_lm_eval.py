@@ -167,7 +167,7 @@ def test_what_a_user_gets_wrong_is_one_sentence(run: Path, tasks: Path, tmp_path
 def test_a_folder_or_a_template_that_is_not_there_is_named(run: Path, tmp_path: Path) -> None:
     from bridge_ds.harness.model import BridgeLM
 
-    with pytest.raises(ConfigError, match="holds no config.yaml"):
+    with pytest.raises(ConfigError, match="holds no config"):
         BridgeLM(run=str(tmp_path))
     with pytest.raises(ConfigError, match="--apply_chat_template needs a chat template of testbed/llm"):
         BridgeLM(run=str(run)).chat_template(True)
