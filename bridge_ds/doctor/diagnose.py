@@ -196,10 +196,10 @@ def _use(m: Measurements, limits: Limits) -> Iterator[Finding]:
 
 def _details(m: Measurements, limits: Limits) -> Iterator[Finding]:
     """The source is used, but only for what it has in common with others like it."""
-    known = m.gap is not None and m.near_gap is not None and m.loss_near is not None and math.isfinite(m.near_gap)
-    if not known or m.one_target or m.augmented or any(_use(m, limits)):
+    if m.near_gap is None or m.loss_near is None or m.loss_right is None or not math.isfinite(m.near_gap):
         return
-    assert m.near_gap is not None  # for mypy
+    if m.one_target or m.augmented or any(_use(m, limits)):
+        return
     if m.near_gap < max(limits.gap, limits.gap_errors * (m.near_error or 0.0)):
         yield Finding(
             "details_unused", False,
