@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, stdev
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -86,9 +86,9 @@ def _model_facts(patient: Patient, rows: list[TokenizedSample], not_finite: tupl
         exchanged = [replace(row, source=rows[other].source) for row, other in zip(rows, partners, strict=True)]
         wrong = Losses.joined([losses(model, model.spliced(batch)) for batch in _batches(exchanged, patient)])
         own = Losses.joined(right)
-        gaps = ((wrong.nll_B - own.nll_B) / own.tokens_B).tolist()
-        facts |= {f"loss_{name}": wrong.mean, "gap" if name == "shuffled" else "near_gap": fmean(gaps)}
-        facts[error] = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0
+        gap_B = (wrong.nll_B - own.nll_B) / own.tokens_B
+        facts |= {f"loss_{name}": wrong.mean, "gap" if name == "shuffled" else "near_gap": float(gap_B.mean())}
+        facts[error] = float(gap_B.std() / len(gap_B) ** 0.5) if len(gap_B) > 1 else 0.0
     ids = torch.linspace(0, model.llm.vocab_size - 1, min(model.llm.vocab_size, 4096)).long()
     embeds_MH = model.llm.embed(ids[None].to(_device(model)))[0].float()
     facts["embedding_norm"] = float(embeds_MH.norm(dim=-1).median())
