@@ -61,5 +61,8 @@ setup(
             "triton>=3.6; platform_machine == 'x86_64'",
         ],
         "kernels": ["triton>=3.6"],
+        "harness": ["lm_eval>=0.4.13,<0.5"],
     },
+    # Read by releases of lm_eval after 0.4.13; that one is told by bridge_ds/harness/__main__.py.
+    entry_points={"lm_eval.models": ["bridge_ds = bridge_ds.harness.model:BridgeLM"]},
 )

@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from tests import launch, tiny
+from tests import launch, tiny, trained
 
 torch.set_num_threads(1)  # the models are tiny and the machines small
 
@@ -70,6 +70,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shards"
     pack_rows(rows, folder, samples_per_shard=50)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A testbed run folder, really trained (a minute); for tests marked slow, and to be read only."""
+    base = tmp_path_factory.getbasetemp()
+    # Under xdist each process has a folder of its own beside those of the others.
+    return trained.trained_once(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ LAYERS = [
     {"bridge"},
     {"engine", "tasks"},
     {"checkpoint", "track", "evaluation"},
-    {"cli", "run"},
+    {"cli", "run", "harness", "doctor"},
     {"train"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -37,7 +37,7 @@ FREE_OF = {
     "data/order": {"transformers", "deepspeed", "torch"},
 }
 # The command lines of folders stand above everything they start.
-ENTRY_POINTS = {"evaluation/__main__.py", "evaluation/report/__main__.py"}
+ENTRY_POINTS = {"evaluation/__main__.py", "evaluation/report/__main__.py", "harness/__main__.py"}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,104 @@
+"""One sample exactly as the LLM sees it, each soft vector beside the LLM token that it is nearest to.
+
+Letters: M soft vectors, V vocabulary, H LLM width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from bridge_ds.bridge import BridgeModel
+from bridge_ds.data.collate import collate
+from bridge_ds.data.tokenize import TokenizedSample
+from bridge_ds.doctor.load import Patient
+
+__all__ = ["Example", "SoftToken", "look", "nearest_tokens"]
+
+_CHUNK = 16_384
+"""Rows of the embedding table compared at a time."""
+
+
+@dataclass(frozen=True)
+class SoftToken:
+    """One vector of the soft prompt."""
+
+    encoder: str
+    """The encoder token that it stands for; `(end)` for the end vector."""
+    nearest: str
+    """The LLM token whose embedding points most nearly the same way."""
+    cosine: float
+    """With that embedding, -1 to 1."""
+    size: float
+    """Norm, as a multiple of the median token embedding's."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """What the LLM gets, in order, and what it does with it."""
+
+    opening: str
+    """The opening token; empty where the LLM has none."""
+    soft: tuple[SoftToken, ...]
+    """The soft prompt with its end vector."""
+    prompt: str
+    """Text beside it; empty unless data.augment_prompt."""
+    target: str
+    """What training asks for, end token included."""
+    written: str
+    """What the LLM writes, greedily."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Every field by name."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def look(patient: Patient, row: TokenizedSample) -> Example:
+    """Decode one sample; whole models in this process."""
+    from transformers import GenerationConfig
+
+    model, of = patient.model, patient.tokenizers
+    batch = collate([row], of.encoder_pad_id, of.pad_id).to(next(model.parameters()).device)
+    soft_MH = model.soft(batch).embeds_BKH[0].float()
+    ids, cosines, usual = nearest_tokens(model, soft_MH)
+
+    def decode(some: list[int]) -> str:
+        return str(of.llm.decode(some))
+
+    names = [*of.encoder.convert_ids_to_tokens(row.source), "(end)"]
+    soft = tuple(
+        SoftToken(str(name), decode([id]), cosine, float(vector.norm()) / usual)
+        for name, id, cosine, vector in zip(names, ids, cosines, soft_MH, strict=True)
+    )
+    prefix = model.prefix(batch)
+    written = model.llm.model.generate(
+        inputs_embeds=prefix.embeds_BXH,
+        attention_mask=prefix.mask_BX,
+        # Our own: a model's generation_config.json may hold penalties, which cannot see a soft prompt.
+        generation_config=GenerationConfig(
+            max_new_tokens=len(row.target) + 4, do_sample=False, eos_token_id=of.eos_id, pad_token_id=of.pad_id
+        ),
+    )[0].tolist()
+    end = written.index(of.eos_id) + 1 if of.eos_id in written else len(written)
+    opening = "" if of.bos_id is None else decode([of.bos_id])
+    return Example(opening, soft, decode(row.prompt), decode(row.target), decode(written[:end]))
+
+
+def nearest_tokens(model: BridgeModel, vectors_MH: torch.Tensor) -> tuple[list[int], list[float], float]:
+    """For each vector the id of the nearest token embedding and the cosine with it; and the embeddings' median norm."""
+    best_M = vectors_MH.new_full((len(vectors_MH),), -2.0)
+    id_M = torch.zeros(len(vectors_MH), dtype=torch.long, device=vectors_MH.device)
+    norms = []
+    unit_MH = vectors_MH / vectors_MH.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+    for start in range(0, model.llm.vocab_size, _CHUNK):
+        ids = torch.arange(start, min(start + _CHUNK, model.llm.vocab_size), device=vectors_MH.device)
+        table_VH = model.llm.embed(ids[None])[0].float()
+        norm_V = table_VH.norm(dim=-1)
+        norms.append(norm_V)
+        value_M, place_M = (unit_MH @ (table_VH / norm_V.clamp(min=1e-30)[:, None]).T).max(dim=-1)
+        id_M = torch.where(value_M > best_M, place_M + start, id_M)
+        best_M = torch.maximum(value_M, best_M)
+    return id_M.tolist(), best_M.tolist(), float(torch.cat(norms).median())

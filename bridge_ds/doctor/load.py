@@ -1,0 +1,156 @@
+"""A run as the doctor needs it: loaded even where its parts do not belong together, and what was noticed then."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from bridge_ds.bridge import BridgeModel
+from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest
+from bridge_ds.config.load import load_run_config
+from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import Config
+from bridge_ds.data.corpus import open_corpus
+from bridge_ds.data.embedded import is_embedded
+from bridge_ds.data.samples import BadSample
+from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.doctor.measurements import BASES
+from bridge_ds.engine.distributed import import_deepspeed
+from bridge_ds.engine.setup import base_identities, build_model
+from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.frozen.verify import verify_weights, weight_files
+from bridge_ds.testbed import english_rows
+from bridge_ds.world import World
+
+__all__ = ["Patient", "load_patient", "mapping_moved", "recorded_loss", "training_samples"]
+
+_RECORDED_STEPS = 20
+"""Steps whose mean is the recorded loss: one step's batch is too few samples."""
+
+
+@dataclass
+class Patient:
+    """A run, loaded."""
+
+    run: Path
+    config: Config
+    model: BridgeModel
+    tokenizers: Tokenizers
+    checkpoint: Checkpoint
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Fields of :class:`bridge_ds.doctor.measurements.Measurements` that loading has shown."""
+
+
+def load_patient(run: Path, device: torch.device) -> Patient:
+    """Load the newest valid checkpoint; other base models or tokenizers than its own are noted and not refused.
+
+    Raises:
+        ConfigError: no run folder, or a base model that cannot be loaded at all.
+        CheckpointError: no valid checkpoint, or one that does not fit the models in shape.
+    """
+    config = load_run_config(run)
+    notes: list[str] = []
+    checkpoint = newest(run / "checkpoints", lambda line: notes.append(line[:1].upper() + line[1:]))
+    if checkpoint is None:
+        why = f" ({notes[0]})" if notes else ""
+        raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}{why}; expected one; train the run first.")
+    tokenizers = load_tokenizers(config.model)
+    model = build_model(config, tokenizers.bos_id)
+    moved = model.state_dict()
+    initial = {name: moved[name].clone() for name in moved if name.startswith("mapping.project.")}
+    load_bridge(checkpoint, model)
+    now = base_identities(config, model, tokenizers)
+    recorded = checkpoint.manifest["base"]
+    facts = {
+        "changed": tuple(part for part in BASES if now[part] != recorded.get(part)),
+        "differing_weights": _differing(config, model),
+        "outside_vocabulary": _outside(model, tokenizers),
+        "mapping_moved": mapping_moved(initial, dict(model.state_dict())),
+        "loss_recorded": recorded_loss(run / "metrics.jsonl", checkpoint.step),
+        "steps": checkpoint.step,
+        "fusion": config.fusion.name,
+        "augmented": config.data.augment_prompt,
+        "notes": tuple(notes),
+    }
+    return Patient(run, config, model.to(device).eval(), tokenizers, checkpoint, facts)
+
+
+def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Tensor]) -> float:
+    """Distance of matrices from their initial values, relative to the larger of both sizes (at most 2)."""
+    names = [name for name, tensor in initial.items() if tensor.ndim >= 2]
+    before = torch.cat([initial[name].detach().float().flatten() for name in names])
+    after = torch.cat([trained[name].detach().float().cpu().flatten() for name in names])
+    return float((after - before.cpu()).norm() / max(before.norm(), after.norm()))
+
+
+def recorded_loss(path: Path, step: int) -> float | None:
+    """Mean training loss of the last steps up to `step`; none where metrics.jsonl is missing or says nothing."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+    except (OSError, ValueError):
+        return None
+    losses = {line["step"]: line["loss"] for line in lines if line.get("step", step + 1) <= step and "loss" in line}
+    return fmean(losses[each] for each in sorted(losses)[-_RECORDED_STEPS:]) if losses else None
+
+
+def training_samples(run: Path, config: Config, count: int) -> tuple[list[dict[str, Any]], list[int]]:
+    """The first samples of the run's own order, bad ones left out, with their numbers in the corpus.
+
+    Raises:
+        DataError: the shards cannot be read here.
+    """
+    written = run / "shards"
+    if is_embedded(config.data.shards):
+        if not (written / "index.json").is_file():
+            return list(english_rows(count)), list(range(count))
+        shards = str(written)
+    else:
+        shards = config.data.shards
+    corpus = open_corpus(dataclasses.replace(config.data, shards=shards), config.run.seed, World())
+    rows = corpus.rows(np.arange(min(4 * count, corpus.samples), dtype=np.int64))
+    samples: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    for row in range(len(rows.numbers)):
+        if len(samples) == count:
+            break
+        try:
+            samples.append(corpus.read(rows, row))
+        except BadSample:
+            continue
+        numbers.append(int(rows.numbers[row]))
+    return samples, numbers
+
+
+def _outside(model: BridgeModel, tokenizers: Tokenizers) -> tuple[str, ...]:
+    pairs = (("llm", tokenizers.llm, model.llm), ("encoder", tokenizers.encoder, model.encoder))
+    found = []
+    for name, tokenizer, part in pairs:
+        try:
+            check_vocabulary(tokenizer, part.vocab_size, name)
+        except ConfigError:
+            found.append(name)
+    return tuple(found)
+
+
+def _differing(config: Config, model: BridgeModel) -> tuple[str, ...]:
+    of = config.model
+    parts: Sequence[tuple[str, Any, str, str | None]] = (
+        ("llm", model.llm.model, of.llm, of.llm_revision),
+        ("encoder", model.encoder.model, of.encoder, of.encoder_revision),
+    )
+    import_deepspeed()
+    found = []
+    for name, part, where, revision in parts:
+        try:
+            verify_weights(name, part, weight_files(resolve(where), revision), is_main=True)
+        except ConfigError:
+            found.append(name)
+    return tuple(found)

@@ -1,0 +1,245 @@
+"""Measure a loaded run on some of its own training samples.
+
+Letters: B batch, S encoder tokens, X spliced length, H LLM width, N target tokens, M soft vectors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+
+from bridge_ds.bridge import BridgeModel
+from bridge_ds.data.batch import Batch
+from bridge_ds.data.collate import collate
+from bridge_ds.data.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.doctor.load import Patient, training_samples
+from bridge_ds.doctor.measurements import Measurements
+from bridge_ds.errors import DataError
+from bridge_ds.llm.loss import predicting
+from bridge_ds.llm.splice import Segment, Spliced, splice
+
+__all__ = ["Losses", "SoftStatistics", "examine", "lookalikes", "losses", "others", "without_soft"]
+
+BATCH = 16
+"""Samples in one forward pass."""
+PLACES = 16
+"""First places of the soft prompt that are told one by one."""
+
+
+def examine(patient: Patient, count: int) -> tuple[Measurements, list[TokenizedSample]]:
+    """All measurements on `count` samples, and the samples as token ids.
+
+    Raises:
+        DataError: the run's shards cannot be read, or hold no usable sample.
+    """
+    config, tokenizers = patient.config, patient.tokenizers
+    raw, numbers = training_samples(patient.run, config, count)
+    found = tokenize_samples(raw, tokenizers, config.data, seed=config.run.seed, numbers=numbers)
+    rows = [row for row in found if isinstance(row, TokenizedSample)]
+    if not rows:
+        raise DataError(f"none of the first {count} samples of {config.data.shards} is usable; look at them first.")
+    whole = replace(config.data, max_source_tokens=1 << 30, max_prompt_tokens=1 << 30, max_target_tokens=1 << 30)
+    uncut = tokenize_samples(raw, tokenizers, whole, seed=config.run.seed, numbers=numbers)
+    facts = patient.facts | _data_facts(rows, [row for row in uncut if isinstance(row, TokenizedSample)], tokenizers)
+    facts["not_finite"] = tuple(
+        name for name, tensor in patient.model.state_dict().items()
+        if name.startswith(("fusion.", "mapping.")) and not tensor.isfinite().all()
+    )  # fmt: skip
+    if not facts["outside_vocabulary"]:
+        facts |= _model_facts(patient, rows, facts["not_finite"])
+    return Measurements(**facts), rows
+
+
+def _data_facts(rows: list[TokenizedSample], uncut: list[TokenizedSample], tokenizers: Tokenizers) -> dict[str, object]:
+    """Shares of what was cut and of what the encoder does not know; `uncut` holds the same samples whole."""
+    shares: dict[str, object] = {
+        f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")
+    }
+    kept, full = (sum(len(row.target) - 1 for row in some) for some in (rows, uncut))
+    unknown = getattr(tokenizers.encoder, "unk_token_id", None)
+    ids = [each for row in rows for each in row.source]
+    return shares | {
+        "samples": len(rows),
+        "targets_lost": 1 - kept / full if full else 0.0,
+        "unknown": sum(each == unknown for each in ids) / len(ids),
+        "one_target": len({tuple(row.target) for row in rows}) == 1,
+    }
+
+
+@torch.no_grad()
+def _model_facts(patient: Patient, rows: list[TokenizedSample], not_finite: tuple[str, ...]) -> dict[str, object]:
+    model, tokenizers = patient.model, patient.tokenizers
+    statistics = SoftStatistics()
+    right: list[Losses] = []
+    none: list[Losses] = []
+    for batch in _batches(rows, patient):
+        statistics.add(model, batch)
+        right.append(losses(model, model.spliced(batch)))
+        none.append(losses(model, without_soft(model, batch, tokenizers.eos_id)))
+    facts = statistics.facts() | {"loss_right": Losses.joined(right).mean, "loss_none": Losses.joined(none).mean}
+    for name, error, partners in (("shuffled", "gap_error", others(rows)), ("near", "near_error", lookalikes(rows))):
+        exchanged = [replace(row, source=rows[other].source) for row, other in zip(rows, partners, strict=True)]
+        wrong = Losses.joined([losses(model, model.spliced(batch)) for batch in _batches(exchanged, patient)])
+        own = Losses.joined(right)
+        gap_B = (wrong.nll_B - own.nll_B) / own.tokens_B
+        facts |= {f"loss_{name}": wrong.mean, "gap" if name == "shuffled" else "near_gap": float(gap_B.mean())}
+        facts[error] = float(gap_B.std() / len(gap_B) ** 0.5) if len(gap_B) > 1 else 0.0
+    ids = torch.linspace(0, model.llm.vocab_size - 1, min(model.llm.vocab_size, 4096)).long()
+    embeds_MH = model.llm.embed(ids[None].to(_device(model)))[0].float()
+    facts["embedding_norm"] = float(embeds_MH.norm(dim=-1).median())
+    wrong_parts = [*not_finite, *statistics.not_finite]
+    if not torch.isfinite(Losses.joined(right).nll_B).all():
+        wrong_parts.append("loss")
+    return facts | {"not_finite": tuple(dict.fromkeys(wrong_parts))}
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of each sample."""
+
+    nll_B: torch.Tensor
+    """Sum of -log p over its target tokens, nats, float64 on the CPU."""
+    tokens_B: torch.Tensor
+    """Its target tokens."""
+
+    @property
+    def mean(self) -> float:
+        """Nats a target token."""
+        return float(self.nll_B.sum() / self.tokens_B.sum())
+
+    @classmethod
+    def joined(cls, parts: Sequence[Losses]) -> Losses:
+        """Of all samples."""
+        return cls(torch.cat([part.nll_B for part in parts]), torch.cat([part.tokens_B for part in parts]))
+
+
+@torch.no_grad()
+def losses(model: BridgeModel, spliced: Spliced) -> Losses:
+    """Each row's own loss, where training adds them all up."""
+    where_BX, labels_N = predicting(spliced.labels_BX)
+    logits_NV, _ = model.llm.logits_at(spliced.embeds_BXH, where_BX, use_cache=False)
+    nll_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none").double()
+    row_N = where_BX.nonzero()[:, 0]
+    nll_B = nll_N.new_zeros(len(where_BX)).index_add(0, row_N, nll_N)
+    return Losses(nll_B.cpu(), where_BX.sum(1).cpu())
+
+
+def without_soft(model: BridgeModel, batch: Batch, stand_in: int) -> Spliced:
+    """[BOS | prompt | target]; `stand_in` opens the row where the LLM has no BOS."""
+    rows = len(batch.target_ids)
+    opening = batch.target_ids.new_full((rows, 1), stand_in if model.bos is None else model.bos)
+    ids = [opening, batch.prompt_ids, batch.target_ids]
+    masks = [torch.ones_like(opening), batch.prompt_mask, batch.target_mask]
+    parts = model.llm.embed(torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
+    labels = [None, None, batch.target_ids]
+    return splice([Segment(e, m, y) for e, m, y in zip(parts, masks, labels, strict=True)])
+
+
+def others(rows: Sequence[TokenizedSample]) -> list[int]:
+    """For each sample the next one that has another target; the next one where all have the same."""
+    count = len(rows)
+    found = []
+    for place, row in enumerate(rows):
+        ways = ((place + step) % count for step in range(1, count))
+        found.append(next((other for other in ways if rows[other].target != row.target), (place + 1) % count))
+    return found
+
+
+def lookalikes(rows: Sequence[TokenizedSample]) -> list[int]:
+    """For each sample, of those with another target the one whose source shares most tokens with its own."""
+    bags = [Counter(row.source) for row in rows]
+    found = []
+    for place, fallback in enumerate(others(rows)):
+        rivals = [other for other, row in enumerate(rows) if row.target != rows[place].target] or [fallback]
+        found.append(max(rivals, key=lambda other: (bags[place] & bags[other]).total() / bags[other].total()))
+    return found
+
+
+class SoftStatistics:
+    """Sums over soft vectors and encoder states, batch by batch."""
+
+    def __init__(self) -> None:
+        self.norms: list[torch.Tensor] = []
+        self.not_finite: list[str] = []
+        self.end_norm = 0.0
+        self._count_P = torch.zeros(0, dtype=torch.float64)
+        self._sum_PH = torch.zeros(0, 0, dtype=torch.float64)
+        self._square_P = torch.zeros(0, dtype=torch.float64)
+        self._norm_P = torch.zeros(0, dtype=torch.float64)
+        self._weights: list[tuple[int, torch.Tensor]] = []
+        self._squares: list[torch.Tensor] = []
+
+    def add(self, model: BridgeModel, batch: Batch) -> None:
+        """Run encoder, fusion and mapping on a batch and take its sums."""
+        states = model.encoder(batch.source_ids, batch.source_mask)
+        mask_BS = batch.source_mask.bool()
+        soft_BSH, _ = model.mapping(model.fusion(states, batch.source_mask), batch.source_mask)
+        self._note("encoder states", all(bool(state[mask_BS].isfinite().all()) for state in states))
+        self._note("soft prompt", bool(soft_BSH[:, :-1][mask_BS].isfinite().all()))
+        tokens = int(mask_BS.sum())
+        self._weights.append((tokens, model.fusion.weights().detach().float().cpu()))  # type: ignore[operator]
+        self._squares.append(torch.stack([state[mask_BS].double().pow(2).mean(-1).sum() for state in states]).cpu())
+        soft_BSH = soft_BSH.double().cpu()
+        self.end_norm = float(soft_BSH[0, -1].norm())
+        self._add_places(soft_BSH[:, :-1], mask_BS.cpu())
+
+    def _add_places(self, soft_BSH: torch.Tensor, mask_BS: torch.Tensor) -> None:
+        soft_BSH = soft_BSH.masked_fill(~mask_BS[..., None], 0)
+        norm_BS = soft_BSH.norm(dim=-1)
+        self.norms.append(norm_BS[mask_BS])
+        new = (mask_BS.double().sum(0), soft_BSH.sum(0), norm_BS.pow(2).sum(0), norm_BS.sum(0))
+        old = (self._count_P, self._sum_PH, self._square_P, self._norm_P)
+        self._count_P, self._sum_PH, self._square_P, self._norm_P = (
+            _padded_sum(a, b) for a, b in zip(old, new, strict=True)
+        )
+
+    def facts(self) -> dict[str, object]:
+        """Fields of Measurements."""
+        total = sum(tokens for tokens, _ in self._weights)
+        weights_L = sum((tokens / total * weights for tokens, weights in self._weights), torch.zeros(()))
+        common = (self._sum_PH.sum(0) / self._count_P.sum()).pow(2).sum()
+        square = self._square_P.sum() / self._count_P.sum()
+        # A place that few samples reach says nothing about places.
+        enough = (self._count_P >= max(2, 0.5 * float(self._count_P[0]))).tolist()
+        places = [place for place, is_enough in enumerate(enough[:PLACES]) if is_enough]
+        at = torch.tensor(places)
+        mean_PH = self._sum_PH[at] / self._count_P[at, None]
+        varying_P = 1 - mean_PH.pow(2).sum(-1) / (self._square_P[at] / self._count_P[at]).clamp(min=1e-300)
+        return {
+            "soft_norm": float(torch.cat(self.norms).median()),
+            "soft_norm_by_position": tuple((self._norm_P[at] / self._count_P[at]).tolist()),
+            "end_norm": self.end_norm,
+            "variation": float(1 - common / square.clamp(min=1e-300)),
+            "variation_by_position": tuple(varying_P.clamp(min=0).tolist()),
+            "layer_weights": tuple(weights_L.tolist()),
+            "layer_rms": tuple((torch.stack(self._squares).sum(0) / total).sqrt().tolist()),
+        }
+
+    def _note(self, what: str, finite: bool) -> None:
+        if not finite and what not in self.not_finite:
+            self.not_finite.append(what)
+
+
+def _padded_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a + b, the shorter one taken as zero beyond its end."""
+    if not len(a):
+        return b
+    length = max(len(a), len(b))
+    pads = [F.pad(each, (0, 0) * (each.ndim - 1) + (0, length - len(each))) for each in (a, b)]
+    return pads[0] + pads[1]
+
+
+def _batches(rows: Sequence[TokenizedSample], patient: Patient) -> Iterator[Batch]:
+    of = patient.tokenizers
+    for start in range(0, len(rows), BATCH):
+        batch = collate(rows[start : start + BATCH], of.encoder_pad_id, of.pad_id)
+        yield batch.to(_device(patient.model))
+
+
+def _device(model: BridgeModel) -> torch.device:
+    return next(model.parameters()).device

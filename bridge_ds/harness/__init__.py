@@ -1,0 +1,1 @@
+"""Runs as models of lm-evaluation-harness: any of its tasks, asked of a trained bridge."""

@@ -1,0 +1,48 @@
+"""lm-evaluation-harness with the model `bridge_ds` known to it: `python -m bridge_ds.harness --model bridge_ds ...`.
+
+All arguments are lm_eval's own. Releases of lm_eval that read the entry point group `lm_eval.models` (setup.py) find
+the model by themselves; 0.4.13 does not.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from bridge_ds.cli import user_errors
+from bridge_ds.errors import ConfigError
+
+__all__ = ["main", "register"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Register, then run lm_eval's own command line; a user's error is one sentence and exit status 2."""
+    with user_errors():
+        register()
+        from lm_eval.__main__ import cli_evaluate
+
+        sys.argv = ["lm_eval", *(sys.argv[1:] if argv is None else argv)]
+        cli_evaluate()
+    return 0
+
+
+def register() -> None:
+    """Make the name `bridge_ds` known to lm_eval in this process; nothing of the model is imported yet.
+
+    Raises:
+        ConfigError: lm_eval is not installed.
+    """
+    try:
+        # Its own models first: it looks for them only while its registry is empty.
+        import lm_eval.models  # noqa: F401
+        from lm_eval.api.registry import model_registry
+    except ImportError as error:
+        raise ConfigError(
+            f"lm_eval cannot be imported ({error}); expected lm-evaluation-harness 0.4.13 or newer; "
+            "pip install 'bridge_ds[harness]'."
+        ) from None
+    if "bridge_ds" not in model_registry:
+        model_registry.register("bridge_ds", target="bridge_ds.harness.model:BridgeLM")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""From contexts and continuations in words to likelihoods and written text, by the bridge or by the LLM alone.
+
+Letters: B contexts, R continuations of all of them, K places, X prefix length, T continuation tokens, H LLM width,
+V vocabulary, N places predicted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bridge_ds.bridge import BridgeModel
+from bridge_ds.data.batch import Batch
+from bridge_ds.data.collate import pad
+from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.errors import DataError
+from bridge_ds.harness.requests import Context, Continuation
+from bridge_ds.llm.frozen import FrozenLLM
+from bridge_ds.llm.splice import Segment, Spliced, splice
+
+__all__ = ["Answerer", "Options", "score_ragged"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How contexts become input."""
+
+    bridge: bool = True
+    """False: the LLM alone, which reads the source itself."""
+    prompt: bool = False
+    """Beside the soft prompt the LLM reads the source itself too."""
+    end_token: bool = True
+    """An answer is scored with the end token after it, as training taught it."""
+    max_source_tokens: int = 512
+    """Encoder tokens of a source."""
+    max_prompt_tokens: int = 512
+    """LLM tokens of a source that the LLM reads."""
+
+
+class Answerer:
+    """The model behind the harness."""
+
+    def __init__(
+        self, model: BridgeModel, tokenizers: Tokenizers, device: torch.device | str, options: Options
+    ) -> None:
+        self.model, self.tokenizers, self.device, self.options = model, tokenizers, device, options
+        config = model.llm.model.config.get_text_config()
+        self.positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+        """Places that the LLM was built for; 0 = unknown."""
+        self.cut: Counter[str] = Counter()
+        """Contexts seen (`contexts`), and how many sources and prompts lost their beginning (`source`, `prompt`)."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """LLM tokens of each text, as targets."""
+        return [len(ids) - 1 for ids in self.tokenizers.labels(texts)]
+
+    @torch.no_grad()
+    def score(
+        self, contexts: Sequence[Context], continuations: Sequence[Sequence[Continuation]]
+    ) -> list[list[tuple[float, bool]]]:
+        """For each context and each of its continuations: log-probability (nats), and whether it is the greedy text.
+
+        Raises:
+            DataError: a continuation is longer than the LLM's input.
+        """
+        ids = [
+            [self._continuation(context, each) for each in of]
+            for context, of in zip(contexts, continuations, strict=True)
+        ]
+        prefix = self._prefix(contexts, [max(map(len, own), default=0) for own in ids])
+        return score_ragged(self.model.llm, prefix, ids)
+
+    @torch.no_grad()
+    def write(
+        self, contexts: Sequence[Context], tokens: int, stops: Sequence[str], sampling: dict[str, Any] | None = None
+    ) -> list[str]:
+        """Text after each context, up to the end token, a stop or `tokens`; stops are left out.
+
+        Args:
+            sampling: more options of `transformers.GenerationConfig`; none = greedy.
+        """
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        tokens = min(tokens, self.positions // 2) if self.positions else tokens
+        prefix = self._prefix(contexts, [tokens] * len(contexts))
+        llm, of = self.model.llm.model, self.tokenizers
+        ends = {of.eos_id, *_listed(llm.generation_config.eos_token_id)}
+        ends |= {id for stop in stops if (id := of.llm.get_added_vocab().get(stop)) is not None}
+        written = llm.generate(
+            inputs_embeds=prefix.embeds_BXH,
+            attention_mask=prefix.mask_BX,
+            # Whole and our own: a model's generation_config.json may hold penalties, which cannot see a soft prompt.
+            generation_config=GenerationConfig(
+                max_new_tokens=tokens,
+                eos_token_id=sorted(ends),
+                pad_token_id=of.pad_id,
+                **(sampling or {"do_sample": False}),
+            ),
+            stopping_criteria=StoppingCriteriaList([_stop_at(of, stops)] if stops else []),
+        )
+        texts = of.llm.batch_decode([_until(row, ends) for row in written.tolist()], skip_special_tokens=True)
+        return [self._finish(context, text, stops) for context, text in zip(contexts, texts, strict=True)]
+
+    def _finish(self, context: Context, text: str, stops: Sequence[str]) -> str:
+        if self.tokenizers.leading_space and not context.is_chat:
+            text = text.removeprefix(" ")  # training puts it before a target; it belongs to no answer
+        for stop in stops:
+            text = text.split(stop)[0] if stop else text
+        return text
+
+    def _continuation(self, context: Context, of: Continuation) -> list[int]:
+        if context.is_chat:  # stands at the start of a turn, not in the middle of a text
+            ids = self._plain(of.text)
+        else:
+            ids = self.tokenizers.label_ids(of.text)[:-1] if of.text.strip() else []
+        return [*ids, self.tokenizers.eos_id] if of.whole and self.options.end_token else ids
+
+    def _plain(self, text: str) -> list[int]:
+        return list(self.tokenizers.llm(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+
+    def _prefix(self, contexts: Sequence[Context], following: Sequence[int]) -> Spliced:
+        """[BOS, head | soft, end | prompt | tail], left-padded; `following` = places to keep free behind each."""
+        rows = [self._row(context, room) for context, room in zip(contexts, following, strict=True)]
+        heads, sources, prompts, tails = zip(*rows, strict=True)
+        ids, masks = zip(*(pad(part, self.tokenizers.pad_id) for part in (heads, prompts, tails)), strict=True)
+        embeds_BKH = self.model.llm.embed(torch.cat(ids, dim=1).to(self.device))
+        parts = embeds_BKH.split([part.shape[1] for part in ids], dim=1)
+        head, prompt, tail = (Segment(e, m.to(self.device)) for e, m in zip(parts, masks, strict=True))
+        soft = [self._soft(sources)] if any(sources) else []
+        return splice([head, *soft, prompt, tail], side="left")
+
+    def _soft(self, sources: Sequence[list[int]]) -> Segment:
+        ids, mask = pad([source or [self.tokenizers.encoder_pad_id] for source in sources], 0)
+        none = torch.zeros(len(sources), 0, dtype=torch.int64)
+        soft = self.model.soft(Batch(ids, mask, none, none, none, none).to(self.device))
+        has_B1 = torch.tensor([[bool(source)] for source in sources], device=soft.mask_BK.device)
+        return Segment(soft.embeds_BKH, soft.mask_BK * has_B1)
+
+    def _row(self, context: Context, following: int) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Token ids: head, source, prompt, tail."""
+        of, options = self.tokenizers, self.options
+        head, tail = self._plain(context.head), self._plain(context.tail)
+        if of.bos_id is not None and head[:1] != [of.bos_id]:
+            head = [of.bos_id, *head]
+        text = (context.source or "").strip()
+        source = of.source_ids(text) if options.bridge and context.source is not None else []
+        prompt = of.prompt_ids(text) if text and (options.prompt or not options.bridge) else []
+        if not head and not source and not prompt and not tail:
+            head = [of.eos_id]  # an LLM without an opening token still needs a place to predict from
+        room = self._room(len(head) + len(tail) + following)
+        kept_prompt = _tail(prompt, min(options.max_prompt_tokens, room // 2 if source else room))
+        kept_source = _tail(source, min(options.max_source_tokens, room - len(kept_prompt) - 1))
+        self.cut.update(contexts=1, source=len(kept_source) < len(source), prompt=len(kept_prompt) < len(prompt))
+        return head, kept_source, kept_prompt, tail
+
+    def _room(self, taken: int) -> int:
+        if not self.positions:
+            return 1 << 30
+        if taken + 2 > self.positions:
+            raise DataError(
+                f"a request needs {taken} places besides its context; the LLM has {self.positions}; shorten the task's "
+                "choices or max_gen_toks, or choose another LLM."
+            )
+        return self.positions - taken
+
+
+def score_ragged(
+    llm: FrozenLLM, prefix: Spliced, continuations: Sequence[Sequence[Sequence[int]]]
+) -> list[list[tuple[float, bool]]]:
+    """As :func:`bridge_ds.llm.score.score_labels`, each row with continuations of its own; the prefix is read once.
+
+    Args:
+        prefix: of B rows, left-padded.
+        continuations: for each row, lists of token ids, some of which may be empty (log-probability 0).
+    """
+    first_BV, cache = _read(llm, prefix)
+    flat = [(row, ids) for row, own in enumerate(continuations) for ids in own]
+    if not flat:
+        return [[] for _ in continuations]
+    device = prefix.mask_BX.device
+    row_R = torch.tensor([row for row, _ in flat], device=device)
+    ids_RT, real_RT = (part.to(device) for part in pad([ids for _, ids in flat], 0))
+    log_p_RT = torch.zeros(ids_RT.shape, dtype=torch.float32, device=device)
+    hit_RT = real_RT == 0
+    if ids_RT.shape[1]:
+        log_p_RT[:, 0], hit_RT[:, 0] = _compare(first_BV[row_R], ids_RT[:, 0])
+    if ids_RT.shape[1] > 1:
+        cache.batch_select_indices(row_R)
+        where_RT = real_RT[:, 1:].bool()
+        mask_RX = torch.cat([prefix.mask_BX[row_R], real_RT[:, :-1]], dim=1)
+        length = ids_RT.shape[1] - 1
+        positions_RT = prefix.mask_BX.sum(1)[row_R][:, None] + torch.arange(length, device=device)
+        logits_NV, _ = llm.logits_at(
+            llm.embed(ids_RT[:, :-1]), where_RT, attention_mask=mask_RX, position_ids=positions_RT,
+            past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+        log_p_RT[:, 1:][where_RT], hit_RT[:, 1:][where_RT] = _compare(logits_NV, ids_RT[:, 1:][where_RT])
+    scores = (log_p_RT * real_RT).sum(1).tolist()
+    greedy = (hit_RT | (real_RT == 0)).all(1).tolist()
+    answers = iter(zip(scores, greedy, strict=True))
+    return [[next(answers) for _ in own] for own in continuations]
+
+
+def _read(llm: FrozenLLM, prefix: Spliced) -> tuple[torch.Tensor, Any]:
+    last_BX = torch.zeros_like(prefix.mask_BX, dtype=torch.bool)
+    last_BX[:, -1] = True
+    positions_BX = (prefix.mask_BX.cumsum(1) - 1).clamp(min=0)
+    logits_BV, output = llm.logits_at(
+        prefix.embeds_BXH, last_BX, attention_mask=prefix.mask_BX, position_ids=positions_BX, use_cache=True
+    )
+    return logits_BV, output.past_key_values
+
+
+def _compare(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each id, and whether it is the likeliest."""
+    log_p_N = torch.log_softmax(logits_NV.float(), dim=-1).gather(-1, ids_N[:, None])[:, 0]
+    return log_p_N, logits_NV.argmax(-1) == ids_N
+
+
+def _stop_at(tokenizers: Tokenizers, stops: Sequence[str]) -> Any:
+    """A criterion that ends each row at the first stop in what it has written."""
+    from transformers import StoppingCriteria
+
+    # A character is at most four tokens; only the last tokens can have completed a stop.
+    tail = 4 * max(map(len, stops)) + 4
+
+    class AtStops(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+            texts = tokenizers.llm.batch_decode(input_ids[:, -tail:].tolist(), skip_special_tokens=True)
+            found = [any(stop in text for stop in stops if stop) for text in texts]
+            return torch.tensor(found, dtype=torch.bool, device=input_ids.device)
+
+    return AtStops()
+
+
+def _listed(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    at = next((place for place, each in enumerate(ids) if each in ends), len(ids))
+    return ids[:at]
+
+
+def _tail(ids: list[int], limit: int) -> list[int]:
+    # The question stands at the end of a context, so the end is kept (and with it the encoder's end token).
+    return ids if len(ids) <= limit else ids[len(ids) - limit :] if limit > 0 else []

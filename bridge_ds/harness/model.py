@@ -1,0 +1,290 @@
+"""The model class that lm-evaluation-harness talks to; `--model_args` are the arguments of its constructor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.model import LM
+from tqdm import tqdm
+
+from bridge_ds.checkpoint.trained import load_trained
+from bridge_ds.config.load import load_run_config
+from bridge_ds.engine.distributed import device_of, init_distributed
+from bridge_ds.errors import ConfigError
+from bridge_ds.harness.answerer import Answerer, Options
+from bridge_ds.harness.requests import Asked, Plan, collapse, mark, parse, plan, plan_texts, windows
+from bridge_ds.world import World
+
+__all__ = ["BridgeLM"]
+
+AUTO_BATCH = 64
+"""Contexts of a batch that `batch_size=auto` begins with; halved whenever the device's memory does not suffice."""
+GENERATED = 256
+"""Tokens to write where a task does not say (lm_eval's own default)."""
+
+
+class BridgeLM(LM):
+    """A finished run as a model of lm_eval: contexts go through the encoder and the bridge, the LLM scores and writes.
+
+    Under torchrun, `accelerate launch` or srun each rank holds both models whole and answers its share of the samples.
+    """
+
+    def __init__(
+        self,
+        run: str = "",
+        *,
+        bridge: bool = True,
+        prompt: bool | None = None,
+        end_token: bool | None = None,
+        max_source_tokens: int | None = None,
+        max_prompt_tokens: int | None = None,
+        window: int | None = None,
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Args:
+        run: run folder; its newest valid checkpoint is loaded.
+        bridge: False = the LLM alone, which reads the context itself: the baseline on the same samples.
+        prompt: the LLM reads the context itself beside the soft prompt (default: the run's data.augment_prompt).
+        end_token: an answer is scored with the end token after it (default: yes for objective `task`, which trains
+            answers closed by it; no for `prefix_lm`, whose texts go on).
+        max_source_tokens: encoder tokens of a context; more are cut from its beginning (default: the run's).
+        max_prompt_tokens: the same for what the LLM reads (default: the run's).
+        window: LLM tokens that are scored after one context in loglikelihood_rolling (default: the longest target that
+            the run trained on).
+        batch_size: contexts of a batch, or `auto`.
+        max_batch_size: where `auto` begins.
+        device: torch device (default: this rank's GPU; the CPU where there is none).
+
+        Raises:
+            ConfigError: no run folder, an unknown argument, a base model that cannot be loaded.
+            CheckpointError: no valid checkpoint, or other base models than it was trained with.
+        """
+        super().__init__()
+        if unknown or not run:
+            names = "run, bridge, prompt, end_token, max_source_tokens, max_prompt_tokens, window"
+            raise ConfigError(
+                f"--model_args has {f'the unknown {sorted(unknown)[0]!r}' if unknown else 'no run'}; expected run=DIR, "
+                f"and of these what you need: {names}."
+            )
+        world = World.detect()
+        if world.size > 1:
+            init_distributed(world)
+        self._rank, self._world_size = world.rank, world.size
+        # lm_eval's own default is cuda:0, on every machine and every rank.
+        usable = device and world.size == 1 and (torch.cuda.is_available() or not device.startswith("cuda"))
+        self._device = torch.device(device) if device and usable else device_of(world)
+        self.auto = str(batch_size).startswith("auto")
+        self.batch_size = (max_batch_size or AUTO_BATCH) if self.auto else int(batch_size)
+        self.run = Path(run)
+        self.config = load_run_config(self.run)
+        data = self.config.data
+        self.options = Options(
+            bridge=bridge,
+            prompt=data.augment_prompt if prompt is None else prompt,
+            end_token=data.objective == "task" if end_token is None else end_token,
+            max_source_tokens=max_source_tokens or data.max_source_tokens,
+            max_prompt_tokens=max_prompt_tokens or data.max_prompt_tokens,
+        )
+        self.window = window or max(1, data.max_target_tokens - 1)
+        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, self._device, self._say)
+        self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability in nats, whether greedy decoding writes it) of each continuation after its context."""
+        asked = [
+            Asked(context, continuation, None if request.doc_id is None else (request.task_name, request.doc_id))
+            for request in requests
+            for context, continuation in [request.args]
+        ]
+        return self._answer("loglikelihood", requests, plan(asked, self._cut), disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability (nats) of each whole text, see :mod:`bridge_ds.harness.requests`."""
+        made = plan_texts([request.args[0] for request in requests], self._cut)
+        answers = self._answer("loglikelihood_rolling", requests, made, disable_tqdm)
+        return [score for score, _ in answers]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """What is written after each context, up to one of its `until` strings, the end token or `max_gen_toks`."""
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        groups: dict[str, list[int]] = defaultdict(list)
+        for number, request in enumerate(requests):
+            groups[json.dumps(request.args[1], sort_keys=True, default=str)].append(number)
+        texts = [""] * len(requests)
+        with self._bar(len(requests), "generate_until", disable_tqdm) as bar:
+            for numbers in groups.values():
+                options = dict(normalize_gen_kwargs(requests[numbers[0]].args[1], GENERATED))
+                stops, tokens = options.pop("until"), options.pop("max_gen_toks")
+                sampling = options if options.get("do_sample") else None
+                contexts = [parse(requests[number].args[0]) for number in numbers]
+
+                def write(rows: list[int], contexts: Any = contexts, of: Any = (tokens, stops, sampling)) -> list[str]:
+                    return self.answerer.write([contexts[row] for row in rows], *of)
+
+                for row, text in self._in_batches([len(c.source or "") for c in contexts], write):
+                    texts[numbers[row]] = text
+                    self.cache_hook.add_partial("generate_until", requests[numbers[row]].args, text)
+                    bar.update(1)
+        self._tell_cuts()
+        return texts
+
+    def _answer(self, kind: str, requests: list[Any], made: Plan, quiet: bool) -> list[tuple[float, bool]]:
+        """Score a plan; each request's parts are added, and its answer goes to lm_eval's cache once all are there."""
+        found: dict[int, list[tuple[float, bool]]] = {}
+        waiting: dict[int, list[int]] = defaultdict(list)
+        answers: list[tuple[float, bool]] = [(0.0, True)] * len(requests)  # of texts without a word
+        for number, parts in enumerate(made.parts):
+            for context in {context for context, _ in parts}:
+                waiting[context].append(number)
+        missing = [len({context for context, _ in parts}) for parts in made.parts]
+
+        def score(rows: list[int]) -> list[list[tuple[float, bool]]]:
+            return self.answerer.score([made.contexts[r] for r in rows], [made.continuations[r] for r in rows])
+
+        with self._bar(len(made.contexts), kind, quiet) as bar:
+            for row, scores in self._in_batches([len(context.source or "") for context in made.contexts], score):
+                found[row] = scores
+                bar.update(1)
+                for number in waiting[row]:
+                    missing[number] -= 1
+                    if not missing[number]:
+                        scored = [found[context][place] for context, place in made.parts[number]]
+                        answers[number] = sum(value for value, _ in scored), all(greedy for _, greedy in scored)
+                        answer = answers[number] if kind == "loglikelihood" else answers[number][0]
+                        self.cache_hook.add_partial(kind, requests[number].args, answer)
+        self._tell_cuts()
+        return answers
+
+    def _in_batches(
+        self, lengths: Sequence[int], work: Callable[[list[int]], Sequence[Any]]
+    ) -> Iterator[tuple[int, Any]]:
+        """(place, result), longest first: the memory that is needed shows at once, and a batch has like lengths."""
+        order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+        at = 0
+        while at < len(order):
+            part = order[at : at + self.batch_size]
+            try:
+                results = work(part)
+            except torch.OutOfMemoryError:
+                if not self.auto or len(part) == 1:
+                    raise
+                self.batch_size = len(part) // 2
+                torch.cuda.empty_cache()
+                self._say(f"out of device memory; batch_size is now {self.batch_size}")
+                continue
+            yield from zip(part, results, strict=True)
+            at += len(part)
+
+    def _cut(self, text: str) -> list[tuple[str, str]]:
+        return windows(text, self.answerer.count_tokens, self.window)
+
+    def _bar(self, total: int, name: str, quiet: bool) -> Any:
+        return tqdm(total=total, desc=f"bridge_ds {name}", disable=quiet or self.rank != 0, dynamic_ncols=True)
+
+    def _tell_cuts(self) -> None:
+        cut = self.answerer.cut
+        for part, limit in (("source", self.options.max_source_tokens), ("prompt", self.options.max_prompt_tokens)):
+            if cut[part]:
+                self._say(
+                    f"{cut[part]} of {cut['contexts']} contexts lost the beginning of their {part}: at most {limit} "
+                    f"tokens fit; raise max_{part}_tokens in --model_args if both models can read more."
+                )
+        cut.clear()
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            tqdm.write(f"bridge_ds: {text}")
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For lm_eval's caches of requests: both models and the run's checkpoint decide what a request becomes."""
+        return f"{self.config.model.encoder}__{self.config.model.llm}".replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The LLM's chat template; its name where it has several.
+
+        Raises:
+            ConfigError: a template is asked for and the LLM has none, or none of that name.
+        """
+        if not chat_template:
+            return None
+        named = chat_template if isinstance(chat_template, str) else None
+        try:
+            return self.tokenizers.llm.get_chat_template(named)
+        except ValueError as error:
+            raise ConfigError(
+                f"--apply_chat_template needs a chat template of {self.config.model.llm} "
+                f"({' '.join(str(error).split())[:120]}); leave the option out, or choose an instruction-tuned LLM."
+            ) from None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The LLM's chat template around ONE user turn, in whose place the soft prompt will stand.
+
+        The encoder reads the worked examples and the question as one text; a system message stays text for the LLM.
+        """
+        import jinja2
+
+        system, source, answer = collapse(chat_history, answering=not add_generation_prompt)
+        turns = [{"role": "user", "content": mark(source)}]
+        if answer:
+            turns.append({"role": "assistant", "content": answer})
+
+        def render(messages: list[dict[str, str]]) -> str:
+            return str(
+                self.tokenizers.llm.apply_chat_template(
+                    messages,
+                    tokenize=False,
+                    add_generation_prompt=not answer,
+                    continue_final_message=bool(answer),
+                )
+            )
+
+        if not system:
+            return render(turns)
+        try:
+            return render([{"role": "system", "content": system}, *turns])
+        except jinja2.exceptions.TemplateError:  # some templates know no system role
+            return render([{"role": "user", "content": f"{system}\n\n{mark(source)}"}, *turns[1:]])
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What goes into lm_eval's results beside the scores."""
+        return {
+            "run": str(self.run),
+            "checkpoint": self.checkpoint.folder.name,
+            "fusion": self.config.fusion.name if self.options.bridge else "",
+            "encoder": self.config.model.encoder,
+            "llm": self.config.model.llm,
+            **dataclasses.asdict(self.options),
+            "window": self.window,
+        }
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every rank's tensor, end to end."""
+        if self.world_size == 1:
+            return tensor
+        found = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        torch.distributed.all_gather(found, tensor.contiguous())
+        return torch.cat([part.reshape(-1) for part in found]) if tensor.ndim == 0 else torch.cat(found)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """Every rank's object, on rank `dst`."""
+        if self.world_size == 1:
+            return [obj]
+        found: list[Any] | None = [None] * self.world_size if self.rank == dst else None
+        torch.distributed.gather_object(obj, found, dst=dst)
+        return found
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            torch.distributed.barrier()

@@ -1,0 +1,131 @@
+"""Scores equal the scorer's own, rows do not depend on their batch, and what is written is what greedy scoring says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridge_ds.checkpoint.trained import load_trained
+from bridge_ds.config.load import load_run_config
+from bridge_ds.errors import DataError
+from bridge_ds.evaluation.scorer import Scorer
+from bridge_ds.harness.answerer import Answerer, Options
+from bridge_ds.harness.requests import Context, Continuation
+from bridge_ds.tasks.base import Example
+from tests import tiny
+from tests.made import make_run
+
+SOURCES = ["the cat sat on the mat", "a dog", "one river of rain and a bridge that joins two banks"]
+LABELS = ("Entailment", "Neutral", "Contradiction", "good day")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    encoder = tiny.make_encoder("mt5", root / "mt5")
+    return {
+        kind: make_run(
+            root / f"run-{kind}",
+            [f"model.encoder={encoder}", f"model.llm={tiny.make_llm(kind, root / kind)}", "data.max_source_tokens=60"],
+        )
+        for kind in tiny.LLMS
+    }
+
+
+def load(run: Path, **options: object) -> Answerer:
+    config = load_run_config(run)
+    model, tokenizers, _ = load_trained(run, config, torch.device("cpu"), print)
+    return Answerer(model, tokenizers, "cpu", Options(**options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", tiny.LLMS)
+@pytest.mark.parametrize(("bridge", "prompt"), [(True, False), (True, True), (False, False)])
+def test_scores_are_those_of_the_scorer(runs: dict[str, Path], kind: str, bridge: bool, prompt: bool) -> None:
+    answerer = load(runs[kind], bridge=bridge, prompt=prompt)
+    data = load_run_config(runs[kind]).data
+    import dataclasses
+
+    data = dataclasses.replace(data, augment_prompt=prompt)
+    scorer = Scorer(answerer.model, answerer.tokenizers, data, torch.device("cpu"), bridge=bridge)
+    scores, greedy = scorer([Example(source, "", 0, "en", source) for source in SOURCES], LABELS)
+    found = answerer.score([Context(source) for source in SOURCES], [[Continuation(f" {n}") for n in LABELS]] * 3)
+    assert torch.allclose(torch.tensor([[score for score, _ in row] for row in found]), scores, atol=2e-4)
+    assert [[hit for _, hit in row] for row in found] == greedy.tolist()
+
+
+@pytest.mark.parametrize("kind", tiny.LLMS)
+def test_a_row_does_not_depend_on_its_batch(runs: dict[str, Path], kind: str) -> None:
+    answerer = load(runs[kind], prompt=True)
+    contexts = [*map(Context, SOURCES), Context(None), Context(""), Context("a cat", "be brief: ", "\nso ")]
+    wanted = [
+        [Continuation(f" {name}", whole) for name in LABELS[: k + 1] for whole in (True, False)] for k in range(4)
+    ]
+    wanted += [[], [Continuation(""), Continuation("", whole=False), Continuation("wet")]]
+    together = answerer.score(contexts, wanted)
+    for context, own, found in zip(contexts, wanted, together, strict=True):
+        (alone,) = answerer.score([context], [own])
+        assert torch.allclose(torch.tensor([s for s, _ in alone]), torch.tensor([s for s, _ in found]), atol=2e-4)
+        assert [hit for _, hit in alone] == [hit for _, hit in found]
+    assert together[5][1] == (0.0, True), "nothing to score"
+    texts = answerer.write(contexts, 5, [])
+    assert texts == [answerer.write([context], 5, [])[0] for context in contexts]
+
+
+@torch.no_grad()
+def test_the_llm_alone_is_the_plain_llm(runs: dict[str, Path]) -> None:
+    answerer = load(runs["llama"], bridge=False)
+    of, llm = answerer.tokenizers, answerer.model.llm.model
+    ids = [of.bos_id, *of.prompt_ids(SOURCES[0]), *of.label_ids("wet")]
+    count = len(of.label_ids("wet"))
+    log_p = torch.log_softmax(llm(torch.tensor([ids])).logits[0].float(), -1)
+    expected = sum(log_p[place - 1, ids[place]] for place in range(len(ids) - count, len(ids)))
+    (((score, _),),) = answerer.score([Context(SOURCES[0])], [[Continuation(" wet")]])
+    assert score == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_what_is_written_is_what_greedy_scoring_finds(runs: dict[str, Path]) -> None:
+    answerer = load(runs["llama"])
+    contexts = [Context(source) for source in SOURCES]
+    for context, text in zip(contexts, answerer.write(contexts, 6, []), strict=True):
+        ids = answerer.tokenizers.llm(" " + text, add_special_tokens=False)["input_ids"]
+        if len(ids) == 6 and text.strip() == text:  # else it was ended, or is no text that a target can be
+            (((_, greedy),),) = answerer.score([context], [[Continuation(text, whole=False)]])
+            assert greedy
+    (whole,) = answerer.write(contexts[:1], 12, [])
+    stop = whole[3:5]
+    assert answerer.write(contexts[:1], 12, ["never", stop]) == [whole.split(stop)[0]]
+    sampled = [answerer.write(contexts[:1], 12, [], {"do_sample": True, "temperature": 5.0}) for _ in range(3)]
+    assert len({texts[0] for texts in sampled}) > 1
+
+
+def test_a_chat_template_stands_around_the_soft_prompt(runs: dict[str, Path]) -> None:
+    answerer = load(runs["llama"])
+    of, model = answerer.tokenizers, answerer.model
+    head, tail = "<s>one river", "\nmat:"
+    spliced = answerer._prefix([Context("a dog", head, tail)], [4])
+    text = [model.llm.embed(torch.tensor([answerer._plain(part)])) for part in (head, tail)]
+    assert answerer._plain(head)[0] == of.bos_id, "the template's own opening token is the only one"
+    soft = answerer._soft([of.source_ids("a dog")]).embeds_BKH
+    assert torch.allclose(spliced.embeds_BXH, torch.cat([text[0], soft, text[1]], dim=1), atol=1e-6)
+    assert answerer._continuation(Context("a dog", head, tail), Continuation("mat")) == [
+        *answerer._plain("mat"),
+        of.eos_id,
+    ]
+
+
+def test_long_contexts_keep_their_end_and_are_counted(runs: dict[str, Path]) -> None:
+    answerer = load(runs["llama"], prompt=True, max_source_tokens=5, max_prompt_tokens=3)
+    of = answerer.tokenizers
+    text = " ".join(SOURCES)
+    _, source, prompt, _ = answerer._row(Context(text), 4)
+    assert source == of.source_ids(text)[-5:] and prompt == of.prompt_ids(text)[-3:]
+    assert answerer.cut == {"contexts": 1, "source": 1, "prompt": 1}
+    # 128 places in all: what is asked for comes first, the context takes the rest.
+    roomy = load(runs["llama"], prompt=True, max_source_tokens=900, max_prompt_tokens=900)
+    head, source, prompt, tail = roomy._row(Context(text * 9, "", ""), 40)
+    assert len(head) + len(source) + 1 + len(prompt) + len(tail) + 40 == 128
+    roomy.score([Context(text * 9)], [[Continuation("wet " * 20)]])
+    with pytest.raises(DataError, match="the LLM has 128; shorten"):
+        roomy.score([Context("a")], [[Continuation("猫" * 90)]])

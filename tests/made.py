@@ -1,0 +1,39 @@
+"""A run folder with a checkpoint, made in a second: the bridge as its seed makes it, nothing trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bridge_ds.checkpoint.save import Snapshot, write
+from bridge_ds.config.load import load_config, save_config, to_dict
+from bridge_ds.data.tokenize import load_tokenizers
+from bridge_ds.engine.setup import base_identities, build_model
+
+
+def make_run(folder: Path, settings: list[str], scale: float = 0.1) -> Path:
+    """Write `folder` as a training run would, after no step.
+
+    Args:
+        settings: `key=value` over the testbed's recipe.
+        scale: mapping.scale, so that soft tokens are about as large as the LLM's own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = load_config("testbed", [*settings, f"run.output={folder}"])
+    tokenizers = load_tokenizers(config.model)
+    model = build_model(config, tokenizers.bos_id)
+    with torch.no_grad():
+        model.mapping.scale.fill_(scale)
+    parts = {"fusion": model.fusion, "mapping": model.mapping}
+    tensors = {
+        f"{name}.{key}": value.clone() for name, part in parts.items() for key, value in part.state_dict().items()
+    }
+    save_config(config, folder / "config.yaml")
+    write(
+        Snapshot(tensors, {"exp_avg/none": torch.zeros(1)}, 0),
+        folder / "checkpoints",
+        state={"step": 1, "consumed": 0, "seed": config.run.seed},
+        manifest={"base": base_identities(config, model, tokenizers), "config": to_dict(config), "versions": {}},
+    )
+    return folder
