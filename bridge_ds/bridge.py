@@ -10,7 +10,7 @@ from torch import nn
 
 from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import Batch
-from bridge_ds.encoder.frozen import FrozenEncoder
+from bridge_ds.encoder.base import Encoder
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.llm.frozen import FrozenLLM
@@ -21,14 +21,14 @@ from bridge_ds.mapping import Projector
 __all__ = ["TRAINABLE", "BridgeModel", "build_bridge"]
 
 TRAINABLE = ("fusion.", "mapping.")
-"""Prefixes of the parameters that are trained; everything else is frozen."""
+"""Prefixes of the parameters that are trained always, the bridge's."""
 
 
 class BridgeModel(nn.Module):
-    """Two frozen models and the bridge between them."""
+    """Two base models, frozen unless the run trains the encoder or updates of the LLM, and the bridge between them."""
 
     def __init__(
-        self, encoder: FrozenEncoder, fusion: nn.Module, mapping: nn.Module, llm: FrozenLLM, bos: int | None
+        self, encoder: Encoder, fusion: nn.Module, mapping: nn.Module, llm: FrozenLLM, bos: int | None
     ) -> None:
         """Args:
         bos: token id that opens the LLM's input, or none where the LLM has none.
@@ -39,6 +39,11 @@ class BridgeModel(nn.Module):
         self.mapping = mapping
         self.llm = llm
         self.bos = bos
+
+    def is_trained(self, name: str) -> bool:
+        """Whether the parameter (or the bridge's buffer) of that name belongs to what the run trains."""
+        part, _, rest = name.partition(".")
+        return name.startswith(TRAINABLE) or (part in ("encoder", "llm") and rest in getattr(self, part).trained)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of -log p over the batch's target tokens, in nats, a float32 scalar."""
@@ -80,7 +85,7 @@ class BridgeModel(nn.Module):
         return first, prompt, target
 
 
-def build_bridge(config: Config, encoder: FrozenEncoder, llm: FrozenLLM, bos: int | None) -> BridgeModel:
+def build_bridge(config: Config, encoder: Encoder, llm: FrozenLLM, bos: int | None) -> BridgeModel:
     """Make fusion and mapping in float32 (they are their own masters) from `run.seed`, the same on every rank.
 
     Raises:

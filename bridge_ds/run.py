@@ -11,7 +11,7 @@ from typing import Any
 from bridge_ds import __version__
 from bridge_ds.checkpoint.format import step_folder
 from bridge_ds.checkpoint.hook import CheckpointHook
-from bridge_ds.checkpoint.load import Checkpoint, find, load_bridge, load_optimizer, refuse_other_run
+from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_optimizer, restore
 from bridge_ds.config.load import save_config, to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import stage
@@ -73,7 +73,7 @@ class Run:
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model)
         config = self._with_shards()
         corpus = self._open_corpus(config)
-        checkpoint = self._find_checkpoint()
+        checkpoint, start = self._on_main(self._find_checkpoints)
         self.done = checkpoint.step if checkpoint else 0
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         loader = self._on_all(
@@ -93,19 +93,17 @@ class Run:
             "shards_sha256": corpus.identity,
             "order": order_of(config),
         }
-        if checkpoint:
-            refuse_other_run(checkpoint, self.state, self.base)
-            load_bridge(checkpoint, model)
+        restore(model, checkpoint, start, self.state, self.base)
         table = trainable_table(model)
         self.engine = initialize(model, self.config, self.ds_values, self.world)
         scales = None
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
-        elif self.config.mapping.calibrate:
+        elif self.config.mapping.calibrate and not start:
             rows = loader.first_rows(CALIBRATION_ROWS).to(self.device)
             scales = calibrate(self.engine, rows)
         self._add_hooks()
-        self._introduce(table, checkpoint, scales)
+        self._introduce(table, checkpoint, start, scales)
 
     def fit(self) -> None:
         """Train the remaining steps."""
@@ -261,9 +259,10 @@ class Run:
         self._on_all(compare)
         return corpus
 
-    def _find_checkpoint(self) -> Checkpoint | None:
-        root = self.folder / "checkpoints"
-        return self._on_main(lambda: find(self.config.run.resume, root, self.say))
+    def _find_checkpoints(self) -> tuple[Checkpoint | None, Checkpoint | None]:
+        """The one to go on from, and where there is none, the other run's to begin with."""
+        found = find(self.config.run.resume, self.folder / "checkpoints", self.say)
+        return found, None if found else find_start(self.config.run.start_from, self.say)
 
     def _add_hooks(self) -> None:
         """Order matters: the record on disk first, then what may fail, the checkpoint after its own step's line."""
@@ -296,8 +295,12 @@ class Run:
             )
         )
 
-    def _introduce(self, table: str, checkpoint: Checkpoint | None, scales: tuple[float, float] | None) -> None:
+    def _introduce(
+        self, table: str, checkpoint: Checkpoint | None, start: Checkpoint | None, scales: tuple[float, float] | None
+    ) -> None:
         self.say(table)
+        if start:
+            self.say(f"beginning with the weights of {start.folder}")
         if checkpoint:
             self.say(
                 f"continuing from {checkpoint.folder} (step {checkpoint.step}, {checkpoint.state['consumed']} samples)"

@@ -2,6 +2,8 @@
 
     step-00001000/
       bridge.safetensors      float32 masters of the bridge by parameter name, full tensors, and its buffers
+      encoder.safetensors     likewise of the encoder, where it is trained
+      lora.safetensors        likewise of LoRA's updates of the LLM, where there are any
       optimizer.safetensors   AdamW's `exp_avg/<name>` and `exp_avg_sq/<name>`, full tensors
       state.json              step, consumed samples, optimizer step, seed, global batch, hash of the shard index
       manifest.json           written last: size and sha256 of each file, resolved config, base models, versions
@@ -21,17 +23,26 @@ from typing import Any
 
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["BRIDGE", "FORMAT", "MANIFEST", "OPTIMIZER", "STATE", "check", "folders", "seal", "step_folder"]
+__all__ = [
+    "BRIDGE", "FORMAT", "MANIFEST", "OPTIMIZER", "STATE", "TRAINED", "check", "file_of", "folders", "seal", "step_folder",
+]  # fmt: skip
 
 FORMAT = 1
 """Version of this layout, in the manifest."""
 BRIDGE, OPTIMIZER, STATE, MANIFEST = "bridge.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+TRAINED = {"encoder": "encoder.safetensors", "llm": "lora.safetensors", "fusion": BRIDGE, "mapping": BRIDGE}
+"""File of the parameters whose names begin with this part."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
 def step_folder(root: Path, step: int) -> Path:
     """`root/step-00001000`."""
     return root / f"step-{step:08d}"
+
+
+def file_of(name: str) -> str:
+    """The file that holds the trained parameter (or the bridge's buffer) of that name."""
+    return TRAINED[name.partition(".")[0]]
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
-from bridge_ds.checkpoint.state import restore_moments, trained
+from bridge_ds.checkpoint.state import restore_moments, trained, whole_shape
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["Checkpoint", "find", "load_bridge", "load_optimizer", "newest", "refuse_other_run"]
+__all__ = ["Checkpoint", "find", "find_start", "load_bridge", "load_optimizer", "newest", "refuse_other_run", "restore"]
 
 
 @dataclass(frozen=True)
@@ -75,56 +76,125 @@ def newest(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def refuse_other_run(checkpoint: Checkpoint, expected_state: dict[str, Any], expected_base: dict[str, Any]) -> None:
+def find_start(start_from: str, say: Callable[[str], None]) -> Checkpoint | None:
+    """What `run.start_from` names: a step folder, or the newest valid checkpoint of a run folder; none if empty.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not start_from:
+        return None
+    place = Path(start_from)
+    if (place / layout.MANIFEST).is_file():
+        return Checkpoint.read(place)
+    found = newest(place / "checkpoints", say)
+    if found is None:
+        raise CheckpointError(
+            f"run.start_from is {start_from}, which holds no valid checkpoint; expected a run folder or a step folder; "
+            "train that run first."
+        )
+    return found
+
+
+def restore(
+    model: torch.nn.Module, found: Checkpoint | None, start: Checkpoint | None, state: dict[str, Any], base: dict[str, Any]
+) -> None:
+    """Give a model that DeepSpeed has not taken yet the weights that it goes on with, or begins with.
+
+    Args:
+        found: the run's own checkpoint.
+        start: another run's, where there is no own one.
+        state, base: as :func:`refuse_other_run` expects them; of another run only the base models must be the same.
+
+    Raises:
+        CheckpointError: it belongs to another run or to other base models, or does not fit.
+    """
+    if found:
+        refuse_other_run(found, state, base)
+        load_bridge(found, model)
+    elif start:
+        refuse_other_run(start, {}, base, "run.start_from")
+        load_bridge(start, model, begin=True)
+
+
+def refuse_other_run(
+    checkpoint: Checkpoint, expected_state: dict[str, Any], expected_base: dict[str, Any], key: str = "run.output"
+) -> None:
     """A checkpoint continues only the run that it came from.
 
     Args:
         expected_state: values that must equal those in state.json (seed, global batch, hash of the shard index).
         expected_base: identities of both base models and tokenizers, as in the manifest.
+        key: what else the user may change.
 
     Raises:
         CheckpointError: one of them differs.
     """
-    pairs = [(key, checkpoint.state.get(key), value) for key, value in expected_state.items()]
-    pairs += [(f"base {key}", checkpoint.manifest["base"].get(key), value) for key, value in expected_base.items()]
-    for key, found, wanted in pairs:
+    pairs = [(name, checkpoint.state.get(name), value) for name, value in expected_state.items()]
+    pairs += [(f"base {name}", checkpoint.manifest["base"].get(name), value) for name, value in expected_base.items()]
+    for name, found, wanted in pairs:
         if found != wanted:
             raise CheckpointError(
-                f"{checkpoint.folder} was written with {key} {found!r}; this run has {wanted!r}; "
-                "restore that value or choose another run.output."
+                f"{checkpoint.folder} was written with {name} {found!r}; this run has {wanted!r}; "
+                f"restore that value or choose another {key}."
             )
 
 
-def load_bridge(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
-    """Copy the masters into a model that DeepSpeed has not taken yet (full tensors).
+def load_bridge(checkpoint: Checkpoint, model: torch.nn.Module, begin: bool = False) -> None:
+    """Copy the masters into a model that DeepSpeed has not taken yet; with sharded parameters a collective.
+
+    Args:
+        begin: a new run begins with them (`run.start_from`): what it trains and the checkpoint does not hold, a base
+            model's tensors, stays as it is.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
-    from safetensors.torch import load_file
-
-    tensors = load_file(checkpoint.folder / layout.BRIDGE)
     targets: dict[str, torch.Tensor] = dict(trained(model))
     targets |= {name: b for name, b in model.named_buffers() if name.startswith(("fusion.", "mapping."))}
-    if set(tensors) != set(targets):
-        odd = sorted(set(tensors) ^ set(targets))
-        raise CheckpointError(
-            f"{checkpoint.folder} and the model differ in {odd[0]}; expected the same parameters; "
-            "set fusion and mapping as in its config.yaml."
-        )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            if tensor.shape != targets[name].shape:
+    with _opened(checkpoint.folder, set(layout.TRAINED.values())) as files:
+        held = {name: file for file in files for name in list(file.keys())}
+        base = {name for name in targets if begin and layout.file_of(name) != layout.BRIDGE}
+        for name in sorted(set(held) ^ set(targets) - (base - set(held))):
+            keys = {"encoder": "encoder", "llm": "lora"}.get(name.partition(".")[0], "fusion and mapping")
+            raise CheckpointError(
+                f"{checkpoint.folder} and the model differ in {name}; expected the same parameters; "
+                f"set {keys} as in its config.yaml."
+            )
+        for name, file in sorted(held.items()):
+            shape, wanted = tuple(file.get_slice(name).get_shape()), whole_shape(targets[name])
+            if shape != wanted:
                 raise CheckpointError(
-                    f"{checkpoint.folder} has {name} of shape {tuple(tensor.shape)}; the model has "
-                    f"{tuple(targets[name].shape)}; set fusion and mapping as in its config.yaml."
+                    f"{checkpoint.folder} has {name} of shape {shape}; the model has {wanted}; "
+                    "set fusion, mapping and lora as in its config.yaml."
                 )
-            targets[name].copy_(tensor)
+            _fill(targets[name], file, name)
+
+
+def _fill(target: torch.Tensor, file: Any, name: str) -> None:
+    """Copy a tensor of a file into a parameter or buffer, into a sharded one from rank 0."""
+    if not hasattr(target, "ds_id"):
+        with torch.no_grad():
+            target.copy_(file.get_tensor(name))
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([target], modifier_rank=0), torch.no_grad():
+        if torch.distributed.get_rank() == 0:
+            target.copy_(file.get_tensor(name))
+
+
+@contextmanager
+def _opened(folder: Path, names: Iterable[str]) -> Iterator[list[Any]]:
+    """Those of the safetensors files that are there; tensors are read one at a time."""
+    from safetensors import safe_open
+
+    with ExitStack() as stack:
+        paths = [folder / name for name in sorted(names) if (folder / name).is_file()]
+        yield [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
 
 
 def load_optimizer(checkpoint: Checkpoint, engine: Any) -> None:
     """Put AdamW's state back into the engine (a collective)."""
-    from safetensors.torch import load_file
-
-    moments = load_file(checkpoint.folder / layout.OPTIMIZER)
-    restore_moments(engine, moments, int(checkpoint.state["optimizer_step"]))
+    with _opened(checkpoint.folder, [layout.OPTIMIZER]) as (moments,):
+        restore_moments(engine, moments.get_tensor, int(checkpoint.state["optimizer_step"]))

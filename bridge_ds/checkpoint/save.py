@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
-from bridge_ds.checkpoint.state import optimizer_step, read_bridge, read_moments
+from bridge_ds.checkpoint.state import optimizer_step, read_moments, read_trained
 
 __all__ = ["Snapshot", "gather", "prune", "write"]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The bridge at one step, in host memory, full tensors."""
+    """What is trained, at one step, in host memory, full tensors; empty on all ranks but 0."""
 
-    bridge: dict[str, torch.Tensor]
-    """float32 masters and buffers by name."""
+    trained: dict[str, torch.Tensor]
+    """float32 masters and the bridge's buffers by name."""
     moments: dict[str, torch.Tensor]
     """AdamW's state."""
     optimizer_step: int
@@ -30,7 +30,7 @@ class Snapshot:
 
 def gather(engine: Any) -> Snapshot:
     """Copy what is trained to host memory (a collective)."""
-    return Snapshot(read_bridge(engine), read_moments(engine), optimizer_step(engine))
+    return Snapshot(read_trained(engine), read_moments(engine), optimizer_step(engine))
 
 
 def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: dict[str, Any]) -> Path:
@@ -56,7 +56,9 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
-        save_file(snapshot.bridge, temporary / layout.BRIDGE)
+        for file in dict.fromkeys(map(layout.file_of, snapshot.trained)):
+            tensors = {name: each for name, each in snapshot.trained.items() if layout.file_of(name) == file}
+            save_file(tensors, temporary / file)
         save_file(snapshot.moments, temporary / layout.OPTIMIZER)
         (temporary / layout.STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
         layout.seal(temporary, final, manifest)

@@ -1,17 +1,18 @@
-"""Read and write the full, unsharded training state of the bridge through a DeepSpeed engine, stage 2 or 3.
+"""Read and write the full, unsharded training state through a DeepSpeed engine, stage 2 or 3.
 
 All functions here are collectives: every rank calls them, and names are visited in the same order everywhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["MOMENTS", "optimizer_step", "read_bridge", "read_moments", "restore_moments", "trained"]
+__all__ = ["MOMENTS", "optimizer_step", "read_moments", "read_trained", "restore_moments", "trained", "whole_shape"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of each parameter."""
@@ -22,27 +23,35 @@ def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
-def read_bridge(engine: Any) -> dict[str, torch.Tensor]:
-    """float32 masters, full tensors on CPU, by parameter name; and the bridge's buffers."""
+def whole_shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Of a tensor that may be sharded; its own shape is then empty."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+
+
+def read_trained(engine: Any) -> dict[str, torch.Tensor]:
+    """float32 masters, full tensors on CPU, by parameter name; and the bridge's buffers. Empty on all ranks but 0: where
+    the encoder is trained they are gigabytes, which the ranks of a node would hold once each."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    tensors = {name: _full(name, p, safe_get_full_fp32_param(p)) for name, p in trained(engine.module)}
+    tensors = {}
+    for name, parameter in trained(engine.module):
+        _keep(tensors, name, parameter, name, safe_get_full_fp32_param(parameter))
     for name, buffer in engine.module.named_buffers():
-        if name.startswith(("fusion.", "mapping.")):
+        if name.startswith(("fusion.", "mapping.")) and _is_main():
             tensors[name] = buffer.detach().cpu().clone()
     return tensors
 
 
 def read_moments(engine: Any) -> dict[str, torch.Tensor]:
-    """`exp_avg/<name>` and `exp_avg_sq/<name>`, full tensors on CPU."""
+    """`exp_avg/<name>` and `exp_avg_sq/<name>`, full tensors on CPU; empty on all ranks but 0."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     _link_moments(engine.optimizer)
-    return {
-        f"{moment}/{name}": _full(name, p, safe_get_full_optimizer_state(p, moment))
-        for name, p in trained(engine.module)
-        for moment in MOMENTS
-    }
+    tensors = {}
+    for name, parameter in trained(engine.module):
+        for moment in MOMENTS:
+            _keep(tensors, f"{moment}/{name}", parameter, name, safe_get_full_optimizer_state(parameter, moment))
+    return tensors
 
 
 def optimizer_step(engine: Any) -> int:
@@ -52,8 +61,12 @@ def optimizer_step(engine: Any) -> int:
     )
 
 
-def restore_moments(engine: Any, moments: dict[str, torch.Tensor], step: int) -> None:
+def restore_moments(engine: Any, moment_of: Callable[[str], torch.Tensor], step: int) -> None:
     """Put AdamW where it was.
+
+    Args:
+        moment_of: gives the full tensor of `exp_avg/<name>` or `exp_avg_sq/<name>`, one at a time.
+        step: AdamW's own count.
 
     torch creates the state at the first `step()`, DeepSpeed at the same moment: before it there is nothing to set, so
     it is created here for the flat partitions that the optimizer holds.
@@ -67,7 +80,7 @@ def restore_moments(engine: Any, moments: dict[str, torch.Tensor], step: int) ->
     _link_moments(wrapper)
     for name, parameter in trained(engine.module):
         for moment in MOMENTS:
-            _write(parameter, moment, moments[f"{moment}/{name}"], stage3)
+            _write(parameter, moment, moment_of(f"{moment}/{name}"), stage3)
 
 
 def _link_moments(wrapper: Any) -> None:
@@ -97,9 +110,21 @@ def _write(parameter: torch.nn.Parameter, moment: str, full: torch.Tensor, stage
     safe_set_local_optimizer_state(parameter, local.to(parameter.ds_tensor.device), moment)  # type: ignore[attr-defined]
 
 
-def _full(name: str, parameter: torch.nn.Parameter, tensor: torch.Tensor | None) -> torch.Tensor:
-    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+def _keep(
+    kept: dict[str, torch.Tensor], key: str, parameter: torch.nn.Parameter, name: str, tensor: torch.Tensor | None
+) -> None:
+    """Put a gathered tensor into `kept`, on rank 0.
+
+    Raises:
+        CheckpointError: it was not gathered whole (on every rank).
+    """
+    shape = whole_shape(parameter)
     if tensor is None or tuple(tensor.shape) != shape or tensor.numel() == 0:
         got = None if tensor is None else tuple(tensor.shape)
         raise CheckpointError(f"{name} reads as shape {got}; expected {shape}; nothing was written.")
-    return tensor.detach().float().cpu().clone()
+    if _is_main():
+        kept[key] = tensor.detach().float().cpu().clone()
+
+
+def _is_main() -> bool:
+    return torch.distributed.get_rank() == 0

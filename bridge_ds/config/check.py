@@ -25,6 +25,12 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run.seed": (lambda v: v >= 0, "0 or more"),
     "run.hang_seconds": (lambda v: v == 0 or v >= 5, "0, or 5 or more"),
+    "encoder.lr_scale": (lambda v: v >= 0, "0 or more"),
+    "encoder.weight_decay": (lambda v: v >= 0, "0 or more"),
+    "lora.rank": (lambda v: v >= 0, "0 or more"),
+    "lora.alpha": (lambda v: v > 0, "above 0"),
+    "lora.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
+    "lora.lr_scale": (lambda v: v >= 0, "0 or more"),
     "fusion.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "fusion.heads": (lambda v: v >= 1, "1 or more"),
     "fusion.feedforward": (lambda v: v >= 1, "1 or more"),

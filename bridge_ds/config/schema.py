@@ -8,8 +8,10 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "EncoderConfig",
     "EvaluationConfig",
     "FusionConfig",
+    "LoraConfig",
     "MappingConfig",
     "ModelConfig",
     "RunConfig",
@@ -30,6 +32,9 @@ class RunConfig:
     resume: str = "auto"
     """`auto` continues from the newest valid checkpoint if there is one, `never` starts anew in an empty folder,
     `must` demands a checkpoint; or the path of one step folder."""
+    start_from: str = ""
+    """Run folder (its newest checkpoint) or step folder whose trained weights this run begins with, at step 0 and with a
+    new optimizer, such as the stage before this one; empty = weights made from `seed`."""
     ds_config: str = "zero3.json"
     """DeepSpeed file (a path, or a name in ds_configs/)."""
     stop_signals: tuple[str, ...] = ("USR2", "TERM")
@@ -40,7 +45,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The two frozen models."""
+    """The two base models, frozen unless `encoder` or `lora` say otherwise."""
 
     encoder: str = "testbed/encoder"
     """Multilingual encoder (hub id, local folder, or `testbed/encoder`); only its encoder half is loaded."""
@@ -51,11 +56,51 @@ class ModelConfig:
     llm_revision: str | None = None
     """Hub revision of the LLM; none = the default branch."""
     dtype: str = "bfloat16"
-    """Number format of both frozen models: bfloat16 | float32 (float16 overflows in T5, transformers#9295)."""
+    """Number format of both base models: bfloat16 | float32 (float16 overflows in T5, transformers#9295). What is
+    trained is float32 always."""
     activation_checkpointing: bool = False
     """Recompute the LLM's layers in the backward pass instead of keeping their activations (yes/no)."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model (yes/no)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Whether the encoder is trained along with the bridge. Defaults beside `trainable` are LangBridge's (arXiv 2401.10695
+    and its public code), except `dropout`."""
+
+    trainable: bool = False
+    """Train the encoder's weights too (yes/no). LangBridge advises it for LLMs trained on unlabelled text alone, and a
+    frozen encoder for instruction-tuned ones. The weights are then float32 and computed on in model.dtype."""
+    train_embeddings: bool = True
+    """Train its token embeddings as well (yes/no). No = tokens of languages that the data does not hold stay exactly
+    where they are, and mT5's largest tensor needs no gradient and no moments."""
+    lr_scale: float = 0.03
+    """Learning rate of the encoder's parameters, as a multiple of train.lr (LangBridge: 2e-5 beside 6e-4)."""
+    weight_decay: float = 0.1
+    """AdamW's decoupled weight decay of the encoder's matrices, in place of train.weight_decay."""
+    dropout: bool = False
+    """The encoder's own dropout while it is trained (yes/no; LangBridge: yes). Without it the losses depend on neither
+    ranks nor micro-batches; layers are never dropped."""
+    activation_checkpointing: bool = False
+    """Recompute the encoder's layers in the backward pass instead of keeping their activations (yes/no)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates of the LLM's matrices (arXiv 2106.09685), through `peft`, trained along with the bridge."""
+
+    rank: int = 0
+    """Rank of each update; 0 = off, the LLM stays as it is."""
+    alpha: float = 16.0
+    """Each update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout probability on the input of each update (0 to below 1)."""
+    targets: tuple[str, ...] = ()
+    """Endings of the names of the linear layers that get an update, such as [q_proj, v_proj]; empty = all of them but
+    the output head."""
+    lr_scale: float = 1.0
+    """Learning rate of the updates, as a multiple of train.lr."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +288,11 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     """Folder, seed, resume."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """Frozen encoder and LLM."""
+    """Encoder and LLM."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Training of the encoder."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Updates of the LLM."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
     """Layers -> one."""
     mapping: MappingConfig = field(default_factory=MappingConfig)

@@ -114,8 +114,8 @@ def resolve_micro_batch(config: Config, world_size: int) -> Config:
 def engine_config(config: Config, values: dict[str, Any], world_size: int) -> dict[str, Any]:
     """What `deepspeed.initialize` gets.
 
-    Neither bf16 nor fp16 is enabled here on purpose: the frozen models are already in `model.dtype`, and the bridge's
-    float32 parameters are themselves the masters, the same under stage 2 and stage 3. (With bf16 enabled stage 2
+    Neither bf16 nor fp16 is enabled here on purpose: the frozen models are already in `model.dtype`, and the float32
+    parameters of what is trained are themselves the masters, the same under stage 2 and stage 3. (With bf16 enabled stage 2
     would round the bridge to bfloat16 and stage 3 would not: `_cast_module_mixed_precision` in DeepSpeed 0.19.)
     """
     return values | {
@@ -126,11 +126,15 @@ def engine_config(config: Config, values: dict[str, Any], world_size: int) -> di
     }
 
 
-def shard_config(config: Config, values: dict[str, Any]) -> dict[str, Any]:
-    """What `zero.Init` gets while the frozen models load: its dtype is the one the shards are kept in."""
+def shard_config(config: Config, values: dict[str, Any], dtype: str = "") -> dict[str, Any]:
+    """What `zero.Init` gets while a model loads.
+
+    Args:
+        dtype: the one its shards are kept in; empty = `model.dtype`.
+    """
     return values | {
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
-        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "bf16": {"enabled": (dtype or config.model.dtype) == "bfloat16"},
     }
 
 

@@ -150,7 +150,7 @@ def _differing(config: Config, model: BridgeModel) -> tuple[str, ...]:
     found = []
     for name, part, where, revision in parts:
         try:
-            verify_weights(name, part, weight_files(resolve(where), revision), is_main=True)
+            verify_weights(name, part, weight_files(resolve(where), revision), is_main=True, frozen_only=True)
         except ConfigError:
             found.append(name)
     return tuple(found)

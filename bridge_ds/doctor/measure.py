@@ -48,7 +48,7 @@ def examine(patient: Patient, count: int) -> tuple[Measurements, list[TokenizedS
     facts = patient.facts | _data_facts(rows, [row for row in uncut if isinstance(row, TokenizedSample)], tokenizers)
     facts["not_finite"] = tuple(
         name for name, tensor in patient.model.state_dict().items()
-        if name.startswith(("fusion.", "mapping.")) and not tensor.isfinite().all()
+        if patient.model.is_trained(name) and not tensor.isfinite().all()
     )  # fmt: skip
     if not facts["outside_vocabulary"]:
         facts |= _model_facts(patient, rows, facts["not_finite"])

@@ -1,14 +1,16 @@
-"""From config to a DeepSpeed engine: the frozen pair sharded as it loads, the bridge in float32, one optimizer."""
+"""From config to a DeepSpeed engine: the base models sharded as they load, the bridge in float32, one optimizer."""
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 import sys
 from typing import Any
 
 import torch
 
-from bridge_ds.bridge import TRAINABLE, BridgeModel, build_bridge
+from bridge_ds.bridge import BridgeModel, build_bridge
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, shard_config, stage
@@ -16,9 +18,11 @@ from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.distributed import agree, import_deepspeed
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.load import DTYPES
 from bridge_ds.frozen.identity import model_identity, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
+from bridge_ds.llm.lora import add_lora
 from bridge_ds.world import World
 
 __all__ = ["base_identities", "build_model", "initialize", "make_optimizer", "trainable_table"]
@@ -27,7 +31,7 @@ __all__ = ["base_identities", "build_model", "initialize", "make_optimizer", "tr
 def build_model(
     config: Config, bos: int | None, ds_values: dict[str, Any] | None = None, world: World | None = None
 ) -> BridgeModel:
-    """Load both frozen models and make the bridge between them.
+    """Load both base models and make the bridge between them, and what else is trained.
 
     Args:
         config: the run.
@@ -41,13 +45,9 @@ def build_model(
     """
     world = world or World()
     _quiet_transformers(world)
-    keep_alive = None
-    if ds_values is not None and stage(ds_values) == 3:
-        from transformers.integrations import HfDeepSpeedConfig
-
-        # transformers holds it by a weak reference; dropped, every rank would silently load whole models.
-        keep_alive = HfDeepSpeedConfig(shard_config(config, ds_values))
-    encoder = load_encoder(config.model)
+    keep_alive = _sharding(config, ds_values, "float32" if config.encoder.trainable else config.model.dtype)
+    encoder = load_encoder(config.model, config.encoder)
+    keep_alive = _sharding(config, ds_values, config.model.dtype)
     llm = load_llm(config.model)
     model = build_bridge(config, encoder, llm, bos)
     model.keep_alive = keep_alive  # type: ignore[assignment]
@@ -58,7 +58,20 @@ def build_model(
         ):
             files = weight_files(resolve(name), revision) if world.is_main else []
             _verify_on_all(what, part, files, world)
+    add_lora(llm, config.lora, config.run.seed)
     return model
+
+
+def _sharding(config: Config, ds_values: dict[str, Any] | None, dtype: str) -> Any:
+    """While it lives, and under stage 3 alone, `from_pretrained` keeps this rank's shards only, in `dtype`.
+
+    transformers holds it by a weak reference; dropped, every rank would silently load whole models.
+    """
+    if ds_values is None or stage(ds_values) != 3:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(shard_config(config, ds_values, dtype))
 
 
 def _verify_on_all(what: str, part: torch.nn.Module, files: list[Any], world: World) -> None:
@@ -75,10 +88,12 @@ def _verify_on_all(what: str, part: torch.nn.Module, files: list[Any], world: Wo
 
 
 def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], world: World) -> Any:
-    """The DeepSpeed engine around `model`; fails unless exactly fusion and mapping are trained."""
+    """The DeepSpeed engine around `model`; fails unless exactly what the config names is trained, and that in float32."""
     deepspeed = import_deepspeed()
-    wrong = [name for name, p in model.named_parameters() if p.requires_grad != name.startswith(TRAINABLE)]
+    wrong = [name for name, p in model.named_parameters() if p.requires_grad != model.is_trained(name)]
     assert not wrong, f"trained and frozen are mixed up: {wrong[:5]}"
+    wrong = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
+    assert not wrong, f"trained, but not in float32: {wrong[:5]}"
     if stage(ds_values) == 3:
         for part in (model.encoder, model.llm):
             _gather_by_layer(part)
@@ -93,7 +108,7 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
 
 
 def _gather_by_layer(part: torch.nn.Module) -> None:
-    """Let ZeRO-3 gather and release a frozen model's layers as wholes.
+    """Let ZeRO-3 gather and release a base model's layers as wholes.
 
     Its hooks on every module inside a layer (about 12 of them) cost more than the layer itself in small models, and
     make many small gathers in large ones. Each rank then holds one whole layer more than its share at a time.
@@ -111,25 +126,28 @@ def _gather_by_layer(part: torch.nn.Module) -> None:
 def base_identities(config: Config, model: BridgeModel, tokenizers: Tokenizers) -> dict[str, str]:
     """Hashes of both base models and tokenizers: what a bridge belongs to."""
     of = config.model
-    encoder, llm = model.encoder.model.config.to_json_string(), model.llm.model.config.to_json_string()
+    encoder = model.encoder.model.config
+    if config.encoder.trainable:  # of the same base as a frozen one
+        encoder = copy.copy(encoder)
+        encoder.dtype = DTYPES[of.dtype]
     return {
-        "encoder": model_identity(encoder, resolve(of.encoder), of.encoder_revision),
-        "llm": model_identity(llm, resolve(of.llm), of.llm_revision),
+        "encoder": model_identity(encoder.to_json_string(), resolve(of.encoder), of.encoder_revision),
+        "llm": model_identity(model.llm.model.config.to_json_string(), resolve(of.llm), of.llm_revision),
         "encoder_tokenizer": tokenizer_identity(tokenizers.encoder),
         "llm_tokenizer": tokenizer_identity(tokenizers.llm),
     }
 
 
 def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
-    """AdamW over the bridge: weight decay on matrices only, `lr_scale` in each group for the loop to multiply with.
+    """AdamW over what is trained: weight decay on matrices only, `lr_scale` in each group for the loop to multiply with.
 
     No group is empty: DeepSpeed fails on such (OpenRLHF#1225).
     """
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decay = config.train.weight_decay if parameter.ndim >= 2 else 0.0
-            scale = config.fusion.lr_scale if name.startswith("fusion.") else 1.0
+            decay, scale = _rates(name, config)
+            decay = decay if len(_shape(parameter)) >= 2 else 0.0
             groups.setdefault((decay, scale), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": of, "weight_decay": decay, "lr_scale": scale} for (decay, scale), of in groups.items()],
@@ -140,21 +158,37 @@ def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
     )
 
 
+def _rates(name: str, config: Config) -> tuple[float, float]:
+    """Weight decay of a matrix of that name, and its learning rate as a multiple of train.lr."""
+    part = name.partition(".")[0]
+    scales = {"encoder": config.encoder.lr_scale, "fusion": config.fusion.lr_scale, "llm": config.lora.lr_scale}
+    return config.encoder.weight_decay if part == "encoder" else config.train.weight_decay, scales.get(part, 1.0)
+
+
+def _shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """Of the whole tensor; a sharded one's own is empty."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def trainable_table(model: BridgeModel) -> str:
-    """Names, shapes, dtypes and counts of what is trained, and the counts of what is frozen. Call before initialize."""
+    """Names, shapes, dtypes and counts of what is trained (one line for all of a base model), and counts of what is
+    frozen. Call before initialize."""
     lines = [f"{'trained parameter':<46} {'shape':<16} {'dtype':<9} {'count':>12}"]
+    rest = {"encoder": "encoder, trained", "llm": "LoRA on the LLM"}
+    counts = {part: [0, 0] for part in rest}
     total = 0
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            total += parameter.numel()
-            shape = "x".join(map(str, parameter.shape)) or "-"
-            lines.append(
-                f"{name:<46} {shape:<16} {str(parameter.dtype).removeprefix('torch.'):<9} {parameter.numel():>12,}"
-            )
+        shape, part = _shape(parameter), name.partition(".")[0]
+        count = math.prod(shape)
+        if part in rest:
+            counts[part][parameter.requires_grad] += count
+        elif parameter.requires_grad:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            lines.append(f"{name:<46} {'x'.join(map(str, shape)) or '-':<16} {dtype:<9} {count:>12,}")
+        total += count * parameter.requires_grad
+    lines += [f"{rest[part] + ', float32':<73} {trained:>12,}" for part, (_, trained) in counts.items() if trained]
     lines.append(f"{'all trained':<73} {total:>12,}")
-    for part in ("encoder", "llm"):
-        count = sum(getattr(p, "ds_numel", p.numel()) for p in getattr(model, part).parameters())
-        lines.append(f"{part + ', frozen':<73} {count:>12,}")
+    lines += [f"{part + ', frozen':<73} {frozen:>12,}" for part, (frozen, _) in counts.items()]
     return "\n".join(lines)
 
 

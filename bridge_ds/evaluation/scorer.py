@@ -64,6 +64,10 @@ class Scorer:
         Raises:
             DataError: a source without any token.
         """
+        with self.model.llm.alone(not self.bridge):
+            return self._answers(examples, task)
+
+    def _answers(self, examples: Sequence[Example], task: Task) -> Answers:
         rows = self._rows([(example.source, example.target) for example in examples], task)
         prefix = self._prefix(rows)
         # Before anything else goes through the fusion.
@@ -224,7 +228,8 @@ def _stores(config: Config, run: Path | None, checkpoint: str) -> tuple[Store, S
         "lengths": lengths,
         "scoring": {key: values["evaluation"][key] for key in ("calibrate", "max_new_tokens")},
     }
-    trained = {key: values[key] for key in ("fusion", "mapping", "data", "train")} | {"checkpoint": checkpoint}
+    parts = ("encoder", "lora", "fusion", "mapping", "data", "train")
+    trained = {part: values[part] for part in parts} | {"checkpoint": checkpoint}
     folder = None if run is None else run / "evaluation"
     seed = config.run.seed
     return (

@@ -33,11 +33,16 @@ def weight_files(name: str, revision: str | None = None) -> list[Path]:
     return [path for shard in shards if (path := cached(shard))]
 
 
-def verify_weights(what: str, model: Any, files: list[Path], is_main: bool, samples: int = 12) -> int:
+def verify_weights(
+    what: str, model: Any, files: list[Path], is_main: bool, samples: int = 12, frozen_only: bool = False
+) -> int:
     """Compare `samples` tensors, spread over the files, bit for bit (after the cast to the model's dtype).
 
     Loading under zero.Init has regressed more than once (transformers#45313, #42201): everything then looks right
     and the model is random. Every rank must call this; only rank 0 reads the files.
+
+    Args:
+        frozen_only: leave out what is trained, which differs from its file after the first step.
 
     Returns:
         how many tensors were compared (0 if the model has no safetensors files, or none under known names).
@@ -49,9 +54,11 @@ def verify_weights(what: str, model: Any, files: list[Path], is_main: bool, samp
     from safetensors import safe_open
 
     where = {key: path for path in files for key in _keys(path)}
-    names = _match(model, sorted(where))
+    # A matrix beside which LoRA has put an update is called its layer's base_layer (peft).
+    parameters = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters()}
+    names = _match(getattr(model, "base_model_prefix", ""), set(parameters), sorted(where))
+    names = {key: name for key, name in names.items() if not (frozen_only and parameters[name].requires_grad)}
     chosen = sorted(names)[:: max(1, len(names) // samples)]
-    parameters = dict(model.named_parameters())
     wrong = ""
     for key in chosen:
         parameter = parameters[names[key]]
@@ -77,15 +84,14 @@ def _keys(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def _match(model: Any, keys: list[str]) -> dict[str, str]:
+def _match(prefix: str, names: set[str], keys: list[str]) -> dict[str, str]:
     """File key -> parameter name.
 
     A file of the base model loads into one with a head and the other way round (`bert.` added or taken off), and an
     encoder alone loads from `model.encoder.` of a whole model. Nothing else is tried: in a file of encoder and decoder
     a looser rule would compare the one with the other.
     """
-    names = {name for name, _ in model.named_parameters()}
-    base = f"{getattr(model, 'base_model_prefix', '')}."
+    base = f"{prefix}."
     found: dict[str, str] = {}
     for key in keys:
         shorter = [key.removeprefix(prefix) for prefix in ("model.encoder.", base, "model.") if key.startswith(prefix)]

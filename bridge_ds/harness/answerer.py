@@ -72,7 +72,8 @@ class Answerer:
             for context, of in zip(contexts, continuations, strict=True)
         ]
         prefix = self._prefix(contexts, [max(map(len, own), default=0) for own in ids])
-        return score_ragged(self.model.llm, prefix, ids)
+        with self.model.llm.alone(not self.options.bridge):
+            return score_ragged(self.model.llm, prefix, ids)
 
     @torch.no_grad()
     def write(
@@ -90,18 +91,19 @@ class Answerer:
         llm, of = self.model.llm.model, self.tokenizers
         ends = {of.eos_id, *_listed(llm.generation_config.eos_token_id)}
         ends |= {id for stop in stops if (id := of.llm.get_added_vocab().get(stop)) is not None}
-        written = llm.generate(
-            inputs_embeds=prefix.embeds_BXH,
-            attention_mask=prefix.mask_BX,
-            # Whole and our own: a model's generation_config.json may hold penalties, which cannot see a soft prompt.
-            generation_config=GenerationConfig(
-                max_new_tokens=tokens,
-                eos_token_id=sorted(ends),
-                pad_token_id=of.pad_id,
-                **(sampling or {"do_sample": False}),
-            ),
-            stopping_criteria=StoppingCriteriaList([_stop_at(of, stops)] if stops else []),
-        )
+        with self.model.llm.alone(not self.options.bridge):
+            written = llm.generate(
+                inputs_embeds=prefix.embeds_BXH,
+                attention_mask=prefix.mask_BX,
+                # Whole and our own: a model's generation_config.json may hold penalties, which cannot see a soft prompt.
+                generation_config=GenerationConfig(
+                    max_new_tokens=tokens,
+                    eos_token_id=sorted(ends),
+                    pad_token_id=of.pad_id,
+                    **(sampling or {"do_sample": False}),
+                ),
+                stopping_criteria=StoppingCriteriaList([_stop_at(of, stops)] if stops else []),
+            )
         texts = of.llm.batch_decode([_until(row, ends) for row in written.tolist()], skip_special_tokens=True)
         return [self._finish(context, text, stops) for context, text in zip(contexts, texts, strict=True)]
 

@@ -15,37 +15,46 @@ from torch import nn
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.frozen.load import DTYPES, load_complete
+from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
 
 __all__ = ["FrozenLLM", "load_llm"]
 
 
 class FrozenLLM(nn.Module):
-    """Always in evaluation mode, never with a gradient of its own; gradients pass through it to the soft prompt."""
+    """Always in evaluation mode, its own weights never with a gradient; gradients pass through to the soft prompt."""
 
     def __init__(self, model: Any, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.model = model
         self.activation_checkpointing = activation_checkpointing
+        self.trained: frozenset[str] = frozenset()
+        """Names of the parameters that LoRA has added (:func:`bridge_ds.llm.lora.add_lora`)."""
+        self.updated: list[Any] = []
+        """The layers that it has added them to."""
         if activation_checkpointing:
-            # The first name is the one of later transformers 5.x; both take non-reentrant checkpointing as the default.
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            enable_recomputing(model)
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenLLM:
-        """Stays in evaluation mode, except for one flag.
-
-        transformers recomputes a layer only where `layer.training` is true (GradientCheckpointingLayer), so a frozen
-        model in eval silently loses checkpointing. The flag is set on those layers alone: their dropouts are
-        children and stay off.
-        """
+        """Stays in evaluation mode, except for what recomputes layers, and for LoRA's own dropout."""
         super().train(False)
         if self.activation_checkpointing:
-            from transformers.modeling_layers import GradientCheckpointingLayer
-
-            for module in self.model.modules():
-                if isinstance(module, GradientCheckpointingLayer):
-                    module.training = mode
+            set_recomputing(self.model, mode)
+        for layer in self.updated:
+            layer.lora_dropout.train(mode)
         return self
+
+    @contextmanager
+    def alone(self, wanted: bool = True) -> Iterator[None]:
+        """While open, and if `wanted`, the LLM is the one that was loaded: LoRA's updates are left out."""
+        updated = self.updated if wanted else []
+        for layer in updated:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in updated:
+                layer.enable_adapters(True)
 
     @property
     def width(self) -> int:

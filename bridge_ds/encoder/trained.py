@@ -1,0 +1,62 @@
+"""The encoder where it is trained along with the bridge (LangBridge, arXiv 2401.10695).
+
+Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from bridge_ds.config.schema import EncoderConfig
+from bridge_ds.encoder.base import Encoder
+from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
+
+__all__ = ["TrainedEncoder"]
+
+
+class TrainedEncoder(Encoder):
+    """float32 weights, which are their own masters as the bridge's are; matrix products in `dtype`, by autocast.
+
+    What that costs beside bfloat16 weights with float32 masters: under ZeRO-3 the same memory (16 bytes a parameter,
+    shared out) and twice the bytes in each gather of the encoder; under stage 2 two bytes a parameter more.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, config: EncoderConfig) -> None:
+        """Args:
+        model: its weights in float32, whole or sharded.
+        dtype: of the products, and of the states that are handed out.
+        config: what of it is trained, and how.
+        """
+        super().__init__(model)
+        self.dtype, self.dropout, self.recomputes = dtype, config.dropout, config.activation_checkpointing
+        embedding = model.get_input_embeddings().weight
+        for parameter in model.parameters():
+            parameter.requires_grad_(config.train_embeddings or parameter is not embedding)
+        self.trained = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        if self.recomputes:
+            enable_recomputing(model, config.dropout)
+        for module in model.modules():
+            if getattr(module, "layerdrop", 0):
+                module.layerdrop = 0.0  # ranks would run different layers (ZeRO-3 then hangs), and a state be missing
+        self.train(False)
+
+    def train(self, mode: bool = True) -> TrainedEncoder:
+        """Training mode only where `encoder.dropout` asks for it."""
+        super().train(mode and self.dropout)
+        if self.recomputes:
+            set_recomputing(self.model, mode)
+        return self
+
+    def forward(self, source_ids: torch.Tensor, source_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As :meth:`Encoder.forward`, in `dtype` and with gradients: L tensors [B, S, D]."""
+        casting: Any = nullcontext()
+        if self.dtype != torch.float32:
+            # Not cached: all weights' copies would stay on each rank until the last layer is done, a whole model.
+            casting = torch.autocast(source_ids.device.type, self.dtype, cache_enabled=False)
+        with casting:
+            states = super().forward(source_ids, source_mask)
+        # T5's residuals are float32 under autocast; fusion, mapping and LLM take what a frozen encoder gives.
+        return tuple(state.to(self.dtype) for state in states)
