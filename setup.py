@@ -51,6 +51,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "hypothesis",
+            "peft>=0.21",
             "scipy",
             "statsmodels",
             "ruff",
@@ -61,6 +62,7 @@ setup(
             "triton>=3.6; platform_machine == 'x86_64'",
         ],
         "kernels": ["triton>=3.6"],
+        "lora": ["peft>=0.21"],
         "harness": ["lm_eval>=0.4.13,<0.5"],
     },
     # Read by releases of lm_eval after 0.4.13; that one is told by bridge_ds/harness/__main__.py.

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
 from bridge_ds.plan.advice import Choice, choices
-from bridge_ds.plan.memory import Job, bridge_parameters, host_gib, memory
+from bridge_ds.plan.memory import Job, host_gib, memory, trained_parameters
 from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
 from bridge_ds.plan.timing import GPUS, Gpu, Network, gathers, step_time
 
@@ -61,6 +61,8 @@ def _read(options: argparse.Namespace) -> tuple[Job, Gpu, Network]:
         prompt=options.prompt_tokens,
         target=options.target_tokens,
         global_batch=options.global_batch,
+        encoder_trained=options.train_encoder,
+        lora=options.lora,
         process=1.5,  # CUDA's context, cuBLAS and NCCL
     )
     if job.global_batch % job.ranks:
@@ -76,7 +78,7 @@ def _page(job: Job, gpu: Gpu, network: Network, found: list[Choice]) -> list[str
     lines = [
         f"{job.encoder.name} ({job.encoder.parameters / 1e9:.2f} B) + "
         f"{job.llm.name} ({job.llm.parameters / 1e9:.2f} B), "
-        f"{job.fusion}, {job.mapping}: {bridge_parameters(job) / 1e6:.1f} M trained",
+        f"{job.fusion}, {job.mapping}: {trained_parameters(job) / 1e6:.1f} M trained",
         f"{job.nodes} nodes x {job.gpus} {gpu.name} ({gpu.gib:g} GiB), {network.gbit:g} Gbit/s a node; "
         f"{job.global_batch} samples a step of {job.source} source, {job.prompt} prompt, {job.target} target tokens",
         "",
@@ -119,15 +121,26 @@ def _advice(best: Choice) -> list[str]:
         f"      --set run.ds_config={best.ds_config} \\",
         f"      --set train.global_batch={of.global_batch} --set train.micro_batch={of.micro_batch} \\",
         f"      --set model.activation_checkpointing={'true' if of.checkpointing else 'false'} \\",
-        f"      --set data.max_source_tokens={of.source} --set data.max_target_tokens={of.target}",
+        f"      --set data.max_source_tokens={of.source} --set data.max_target_tokens={of.target}"
+        + (" \\" if _modes(of) else ""),
+        *_modes(of),
     ]
+
+
+def _modes(job: Job) -> list[str]:
+    """What else is trained; a line that goes on with the command above it."""
+    keys = [f"lora.rank={job.lora}"] if job.lora else []
+    if job.encoder_trained:
+        again = "true" if job.encoder_checkpointing else "false"
+        keys += ["encoder.trainable=true", f"encoder.activation_checkpointing={again}"]
+    return ["      " + " ".join(f"--set {key}" for key in keys)] if keys else []
 
 
 def _as_json(job: Job, gpu: Gpu, network: Network, found: list[Choice]) -> dict[str, Any]:
     return {
         "encoder": dataclasses.asdict(job.encoder) | {"parameters": job.encoder.parameters},
         "llm": dataclasses.asdict(job.llm) | {"parameters": job.llm.parameters},
-        "trained_parameters": bridge_parameters(job),
+        "trained_parameters": trained_parameters(job),
         "nodes": job.nodes,
         "gpus": job.gpus,
         "gpu": dataclasses.asdict(gpu),
@@ -156,6 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--llm", default="llama-2-13b", help=f"folder, or one of {', '.join(LLMS)}")
     parser.add_argument("--fusion", default="transformer_softmax", help="last_layer | global_softmax | (default)")
     parser.add_argument("--mapping", default="linear", choices=("linear", "mlp"))
+    parser.add_argument("--train-encoder", action="store_true", help="as encoder.trainable=true")
+    parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="as lora.rank, on all linear layers")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=8, help="a node (default: 8)")
     parser.add_argument("--gpu", default="a100-80", choices=tuple(GPUS), help="default: a100-80")

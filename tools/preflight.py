@@ -24,7 +24,7 @@ from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import accumulation, engine_config, read_ds_config, resolve_micro_batch
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
-from bridge_ds.plan.memory import Job, bridge_parameters, memory
+from bridge_ds.plan.memory import Job, memory, trained_parameters
 from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
 
 _EXAMPLES = """\
@@ -181,7 +181,7 @@ def output_writable(subject: Subject) -> str:
         return f"{folder}, {free / 2**30:.1f} GiB free"
     of = subject.config.checkpoint
     # Parameter and two moments in float32; one more while the next is written.
-    needed = 12 * bridge_parameters(job) * ((of.keep or subject.config.train.steps // of.every) + of.keep_best + 1)
+    needed = 12 * trained_parameters(job) * ((of.keep or subject.config.train.steps // of.every) + of.keep_best + 1)
     if free < needed:
         raise LaunchError(
             f"run.output {folder} has {free / 2**30:.2f} GiB free; expected {needed / 2**30:.2f} GiB for checkpoints; "
@@ -234,6 +234,9 @@ def _plan(subject: Subject) -> Job | None:
         hpz=zero.get("zero_hpz_partition_size", 1) > 1,
         offload="offload_param" in zero,
         checkpointing=config.model.activation_checkpointing,
+        encoder_trained=config.encoder.trainable,
+        encoder_checkpointing=config.encoder.activation_checkpointing,
+        lora=config.lora.rank,
         prefetch=zero.get("stage3_prefetch_bucket_size", 50_000_000),
         reuse=zero.get("stage3_max_reuse_distance", 1_000_000_000),
         bucket=zero.get("reduce_bucket_size", 500_000_000),

@@ -24,7 +24,8 @@ from typing import Any
 from bridge_ds.errors import CheckpointError
 
 __all__ = [
-    "BRIDGE", "FORMAT", "MANIFEST", "OPTIMIZER", "STATE", "TRAINED", "check", "file_of", "folders", "seal", "step_folder",
+    "BRIDGE", "FORMAT", "MANIFEST", "OPTIMIZER", "STATE", "TRAINED", "check", "file_of", "folders", "seal",
+    "step_folder",
 ]  # fmt: skip
 
 FORMAT = 1

@@ -97,7 +97,11 @@ def find_start(start_from: str, say: Callable[[str], None]) -> Checkpoint | None
 
 
 def restore(
-    model: torch.nn.Module, found: Checkpoint | None, start: Checkpoint | None, state: dict[str, Any], base: dict[str, Any]
+    model: torch.nn.Module,
+    found: Checkpoint | None,
+    start: Checkpoint | None,
+    state: dict[str, Any],
+    base: dict[str, Any],
 ) -> None:
     """Give a model that DeepSpeed has not taken yet the weights that it goes on with, or begins with.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError
 
-__all__ = ["check", "one_of"]
+__all__ = ["NO_PEFT", "check", "one_of"]
+
+NO_PEFT = "lora.rank is {}, which needs the package peft; expected it to be installed; pip install 'bridge_ds[lora]'."
+"""Said before anything slow begins, and where a run is loaded."""
 
 # The names of variants are repeated here as text so that a config is checked without importing torch;
 # tests/test_architecture.py keeps them equal to the tables FUSIONS and MAPPINGS.
@@ -89,6 +93,8 @@ def check(config: Config) -> None:
             f"data.tokens_per_micro_batch is {data.tokens_per_micro_batch}; one sample may have {longest} tokens; "
             "raise it, or lower the lengths in data.max_*_tokens."
         )
+    if config.lora.rank and importlib.util.find_spec("peft") is None:
+        raise ConfigError(NO_PEFT.format(config.lora.rank))
     for name in config.run.stop_signals:
         one_of("run.stop_signals", name, ("USR1", "USR2", "TERM", "HUP"))
     if not config.run.output:

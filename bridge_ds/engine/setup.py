@@ -18,8 +18,8 @@ from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.distributed import agree, import_deepspeed
 from bridge_ds.errors import ConfigError
-from bridge_ds.frozen.load import DTYPES
 from bridge_ds.frozen.identity import model_identity, tokenizer_identity
+from bridge_ds.frozen.load import DTYPES
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
@@ -96,7 +96,8 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
     assert not wrong, f"trained, but not in float32: {wrong[:5]}"
     if stage(ds_values) == 3:
         for part in (model.encoder, model.llm):
-            _gather_by_layer(part)
+            if not part.trained:
+                _gather_by_layer(part)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(model, config),
@@ -108,10 +109,14 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
 
 
 def _gather_by_layer(part: torch.nn.Module) -> None:
-    """Let ZeRO-3 gather and release a base model's layers as wholes.
+    """Let ZeRO-3 gather and release a frozen model's layers as wholes.
 
     Its hooks on every module inside a layer (about 12 of them) cost more than the layer itself in small models, and
     make many small gathers in large ones. Each rank then holds one whole layer more than its share at a time.
+
+    Not for a model in which anything is trained: DeepSpeed 0.19.8 reduces the gradients of such a layer in a hook on the
+    gradients of its inputs. Where no input has one (the first layer over frozen embeddings) torch calls it before the
+    parameters have theirs, and zeros are reduced in their place.
     """
     from deepspeed.utils import set_z3_leaf_module
 

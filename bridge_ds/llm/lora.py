@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bridge_ds.config.check import NO_PEFT
 from bridge_ds.config.schema import LoraConfig
 from bridge_ds.errors import ConfigError
 from bridge_ds.llm.frozen import FrozenLLM
@@ -27,10 +28,7 @@ def add_lora(llm: FrozenLLM, config: LoraConfig, seed: int) -> None:
     try:
         import peft
     except ImportError:
-        raise ConfigError(
-            f"lora.rank is {config.rank}, which needs the package peft; expected it to be installed; "
-            "pip install 'bridge_ds[lora]', or set lora.rank=0."
-        ) from None
+        raise ConfigError(NO_PEFT.format(config.rank)) from None
     wanted = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,

@@ -42,11 +42,11 @@ def choices(job: Job, gpu: Gpu, network: Network) -> list[Choice]:
     for name, layout in LAYOUTS.items():
         if layout["hpz"] and job.nodes == 1:
             continue  # one node's shards are all there is
-        ways = [
-            _choice(name, job.having(**layout, micro_batch=rows, checkpointing=again), gpu, network)
-            for rows in _micro_batches(job)
-            for again in (False, True)
-        ]
+        ways = []
+        for rows in _micro_batches(job):
+            for again in (False, True):
+                recompute = {"checkpointing": again, "encoder_checkpointing": again and job.encoder_trained}
+                ways.append(_choice(name, job.having(**layout, **recompute, micro_batch=rows), gpu, network))
         best.append(min(ways, key=_order))
     return sorted(best, key=_order)
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bridge_ds.plan.shapes import Shape, fusion_parameters, mapping_parameters
+from bridge_ds.plan.shapes import Shape, fusion_parameters, lora_parameters, mapping_parameters
 
-__all__ = ["Job", "bridge_parameters", "host_gib", "largest_module", "memory"]
+__all__ = ["Job", "bridge_parameters", "host_gib", "memory", "trained_parameters"]
 
 GIB = 2**30
 PART = 2**28
@@ -49,6 +49,12 @@ class Job:
     """Frozen shards live in host memory (offload_param)."""
     checkpointing: bool = False
     """The LLM's layers are computed again in backward (model.activation_checkpointing)."""
+    encoder_trained: bool = False
+    """The encoder is trained too, its embeddings included (encoder.trainable)."""
+    encoder_checkpointing: bool = False
+    """Its layers are computed again in backward (encoder.activation_checkpointing)."""
+    lora: int = 0
+    """Rank of LoRA's updates of all linear layers of the LLM (lora.rank)."""
     prefetch: int = 50_000_000
     """stage3_prefetch_bucket_size (elements)."""
     reuse: int = 500_000_000
@@ -67,8 +73,18 @@ class Job:
 
     @property
     def frozen(self) -> int:
-        """Parameters of both models."""
-        return self.encoder.parameters + self.llm.parameters
+        """Parameters of both models that are not trained."""
+        return self.encoder.parameters * (not self.encoder_trained) + self.llm.parameters
+
+    @property
+    def encoder_bytes(self) -> int:
+        """Bytes of a weight of the encoder: trained ones are float32."""
+        return 4 if self.encoder_trained else self.bytes
+
+    @property
+    def weights(self) -> int:
+        """Bytes of both models' weights, the encoder's also where it is trained."""
+        return self.encoder.parameters * self.encoder_bytes + self.llm.parameters * self.bytes
 
     @property
     def spliced(self) -> int:
@@ -86,21 +102,23 @@ class Job:
 
 
 def bridge_parameters(job: Job) -> int:
-    """Trained parameters."""
+    """Trained parameters of the bridge, and of LoRA's updates."""
     fusion = fusion_parameters(job.fusion, job.encoder.layers, job.encoder.width, job.feedforward)
-    return fusion + mapping_parameters(job.mapping, job.encoder.width, job.llm.width)
+    return (
+        fusion + mapping_parameters(job.mapping, job.encoder.width, job.llm.width) + lora_parameters(job.llm, job.lora)
+    )
 
 
-def largest_module(job: Job) -> int:
-    """Parameters of the largest thing gathered at once: a whole layer of a frozen model, or an embedding table."""
-    return max(job.encoder.embedding, job.llm.embedding, job.encoder.layer, job.llm.layer)
+def trained_parameters(job: Job) -> int:
+    """All trained parameters."""
+    return bridge_parameters(job) + job.encoder.parameters * job.encoder_trained
 
 
 def memory(job: Job) -> dict[str, float]:
     """GiB on one rank's device by part; `total` is their sum, or more where loading takes more (CPU ranks only)."""
     parts = {
         "process": job.process * GIB,
-        "frozen weights": _weights(job),
+        "frozen weights": _frozen(job),
         "gathered layers": _gathered(job),
         "encoder states": _states(job),
         "LLM activations": _activations(job),
@@ -108,6 +126,9 @@ def memory(job: Job) -> dict[str, float]:
         "logits": _logits(job),
         "bridge and optimizer": _trained(job),
     }
+    if job.encoder_trained:
+        parts["encoder and optimizer"] = _encoder_trained(job)
+        parts["encoder activations"] = _encoder_activations(job)
     found = {name: size / GIB for name, size in parts.items()}
     total = sum(found.values())
     if not job.copies:
@@ -118,17 +139,20 @@ def memory(job: Job) -> dict[str, float]:
 
 def host_gib(job: Job) -> dict[str, float]:
     """GiB of host memory a node: under stage 3 rank 0 reads the files a part at a time and deals it out; under stage 2
-    each rank loads both models there before they go to its device."""
+    each rank loads both models there before they go to its device. A checkpoint is held by rank 0 until it is written."""
     if job.stage == 2:
-        loading = job.frozen * job.bytes * job.gpus
+        loading = job.weights * job.gpus
     else:
-        loading = max(PART, max(job.encoder.embedding, job.llm.embedding) * job.bytes)
-    return {"while loading": loading / GIB} | (
-        {"offloaded weights": job.frozen * job.bytes / job.ranks * job.gpus / GIB} if job.offload else {}
-    )
+        loading = max(PART, job.encoder.embedding * job.encoder_bytes, job.llm.embedding * job.bytes)
+    found = {"while loading": loading / GIB}
+    if job.encoder_trained:
+        found["while saving, rank 0"] = 12 * trained_parameters(job) / GIB
+    if job.offload:
+        found["offloaded weights"] = job.weights / job.ranks * job.gpus / GIB
+    return found
 
 
-def _weights(job: Job) -> float:
+def _frozen(job: Job) -> float:
     whole = job.frozen * job.bytes
     if job.stage == 2:
         return whole
@@ -137,26 +161,58 @@ def _weights(job: Job) -> float:
     return whole / job.ranks + (whole / job.gpus if job.hpz and job.nodes > 1 else 0)
 
 
+def _encoder_trained(job: Job) -> float:
+    # Parameter, gradient and two moments, float32. Stage 2 holds parameters whole and, between backward and the update,
+    # a reduce bucket of gradients beside its share; hpZ a second copy of the shards in each node.
+    whole = 4 * job.encoder.parameters
+    if job.stage == 2:
+        return whole + 3 * whole / job.ranks
+    moved = whole / job.ranks if job.offload else 0.0
+    return 4 * whole / job.ranks - moved + (whole / job.gpus if job.hpz and job.nodes > 1 else 0)
+
+
+def _encoder_activations(job: Job) -> float:
+    # What a layer keeps for backward, in the states' bytes but the float32 residual and norms: inputs of the norms, of
+    # q, k, v, o and of the MLP's matrices, the attention's scores. The gradients of the L states beside them.
+    encoder, tokens = job.encoder, job.micro_batch * job.source
+    scores = job.micro_batch * encoder.heads * job.source**2 * job.bytes
+    mlp = (4 if encoder.gated else 3) * encoder.ffn
+    layer = tokens * (4 * 4 * encoder.width + (2 * encoder.width + 4 * encoder.q + mlp) * job.bytes) + scores
+    states = (encoder.layers + 1) * tokens * encoder.width * job.bytes
+    if job.encoder_checkpointing:
+        return states + encoder.layers * tokens * encoder.width * 4 + layer
+    # Under stage 2 autocast's copies of the matrices live as long (DeepSpeed's own linear layers keep none).
+    copies = encoder.layers * encoder.layer * job.bytes if job.stage == 2 and job.bytes < 4 else 0
+    return states + encoder.layers * layer + copies
+
+
 def _dealing(job: Job) -> float:
     # On rank 0 the largest tensor is there three times while it is dealt out: of the file, whole, and in pieces; beside
     # the shares of what is loaded.
-    share = job.bytes / (job.ranks if job.stage == 3 else 1)
-    encoder, llm = job.encoder, job.llm
+    encoder, llm, shards = job.encoder, job.llm, job.ranks if job.stage == 3 else 1
     return max(
-        encoder.parameters * share + 3 * encoder.embedding * job.bytes,
-        job.frozen * share + 3 * llm.embedding * job.bytes,
+        encoder.parameters * job.encoder_bytes / shards + 3 * encoder.embedding * job.encoder_bytes,
+        job.weights / shards + 3 * llm.embedding * job.bytes,
     )
 
 
 def _gathered(job: Job) -> float:
     if job.stage == 2 or (job.ranks == 1 and not job.offload):
         return 0.0  # one rank's share is the tensor itself
-    layer, ahead = max(job.encoder.layer, job.llm.layer), job.prefetch
+    encoder, llm = job.encoder, job.llm
+    layer, ahead = max(encoder.layer * job.encoder_bytes, llm.layer * job.bytes), job.prefetch * job.encoder_bytes
     # Before a layer is released the largest thing may come, with the backend's copy of it.
-    entering = (1 + job.copies) * largest_module(job) + layer + ahead
+    entering = (1 + job.copies) * _largest(job) + layer + ahead
     # At the turn from forward to backward: the projection, and the layers that come again within the reuse distance.
-    turning = (1 + job.copies) * job.llm.embedding + min(job.llm.layers * job.llm.layer, job.reuse // 2) + ahead
-    return min((1 + job.copies) * job.frozen, max(entering, turning)) * job.bytes
+    again = min(llm.layers * llm.layer, job.reuse // 2) * job.bytes
+    turning = (1 + job.copies) * llm.embedding * job.bytes + again + ahead
+    return min((1 + job.copies) * job.weights, max(entering, turning))
+
+
+def _largest(job: Job) -> int:
+    """Bytes of the largest thing gathered at once: a whole layer of a base model, or an embedding table."""
+    encoder, llm = job.encoder, job.llm
+    return max(max(encoder.embedding, encoder.layer) * job.encoder_bytes, max(llm.embedding, llm.layer) * job.bytes)
 
 
 def _states(job: Job) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge_ds.errors import ConfigError
 
-__all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "fusion_parameters", "mapping_parameters"]
+__all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "fusion_parameters", "lora_parameters", "mapping_parameters"]
 
 
 @dataclass(frozen=True)
@@ -179,3 +179,10 @@ def mapping_parameters(kind: str, width: int, llm_width: int) -> int:
     if kind == "linear":
         return width * llm_width + 2 * llm_width
     return 2 * width * width + 2 * width + 2 * width * llm_width + 2 * llm_width
+
+
+def lora_parameters(shape: Shape, rank: int) -> int:
+    """Trained parameters of LoRA's updates of all linear layers but the output head: rank x (inputs + outputs) each."""
+    attention = 2 * (shape.width + shape.q) + 2 * (shape.width + shape.kv)
+    mlp = (3 if shape.gated else 2) * (shape.width + shape.ffn)
+    return shape.layers * rank * (attention + mlp)

@@ -55,15 +55,19 @@ class Network:
 def gathers(job: Job) -> dict[str, float]:
     """Bytes that each rank receives in one step, by where they come from: `nodes` (another node) and `links` (its own).
 
-    Under stage 3 each micro-batch gathers the encoder once (no backward passes through it) and the LLM twice.
+    Under stage 3 each micro-batch gathers the encoder once (no backward passes through it, unless it is trained) and the
+    LLM twice; the gradients of a trained encoder are reduced in each micro-batch.
     """
     reduced = 2 * 4 * bridge_parameters(job) * (job.ranks - 1) / job.ranks
+    if job.encoder_trained:
+        # Stage 2 gathers the new parameters once a step; stage 3 with each use, below.
+        times = job.accumulation + (job.stage == 2)
+        reduced += 4 * job.encoder.parameters * times * (job.ranks - 1) / job.ranks
     inside, between = 0.0, reduced if job.nodes > 1 else 0.0
     if job.nodes == 1:
         inside += reduced
     if job.stage == 3:
-        passes = job.encoder.parameters + 2 * job.llm.parameters
-        received = passes * job.bytes * job.accumulation
+        received = _gathered(job)
         if job.nodes == 1 or job.hpz:
             # The frozen second copy is never out of date, so forward reads it too.
             inside += received * (job.gpus - 1) / job.gpus
@@ -79,15 +83,23 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
     gather = moved["links"] / (gpu.link * 1e9 * network.share)
     gather += moved["nodes"] / (network.gbit / 8 * 1e9 * network.share)
     if job.offload and job.stage == 3:
-        gather += (job.encoder.parameters + 2 * job.llm.parameters) * job.bytes * job.accumulation / job.ranks / 20e9
+        gather += _gathered(job) / job.ranks / 20e9
     samples = job.micro_batch * job.accumulation
     encoder = job.encoder.layers * job.encoder.layer
     llm = job.llm.layers * job.llm.layer
     passes = 3 if job.checkpointing else 2  # forward, activation gradients, and forward again
-    flops = 2 * samples * (job.source * encoder + passes * job.spliced * llm)
+    # Of a trained encoder the gradients of its weights, too.
+    reading = (4 if job.encoder_checkpointing else 3) if job.encoder_trained else 1
+    flops = 2 * samples * (reading * job.source * encoder + passes * job.spliced * llm)
     flops += 4 * samples * job.target * job.llm.embedding
     flops += 6 * samples * job.source * bridge_parameters(job)
     compute = flops / (gpu.tflops * 1e12 * network.compute_share)
     step = max(compute, gather)
     tokens = samples * job.ranks * (job.source + job.prompt + job.target)
     return {"compute": compute, "gather": gather, "step": step, "tokens_per_s": tokens / step}
+
+
+def _gathered(job: Job) -> float:
+    """Bytes of weights that a step's micro-batches gather under stage 3."""
+    encoder = (2 if job.encoder_trained else 1) * job.encoder.parameters * job.encoder_bytes
+    return (encoder + 2 * job.llm.parameters * job.bytes) * job.accumulation

@@ -16,8 +16,16 @@ from bridge_ds.frozen.streamed import PART_BYTES
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import Projector
 from bridge_ds.plan.advice import LAYOUTS, choices
-from bridge_ds.plan.memory import PART, Job, memory
-from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape, fusion_parameters, mapping_parameters
+from bridge_ds.plan.memory import PART, Job, memory, trained_parameters
+from bridge_ds.plan.shapes import (
+    ENCODERS,
+    LLMS,
+    Shape,
+    find_shape,
+    fusion_parameters,
+    lora_parameters,
+    mapping_parameters,
+)
 from bridge_ds.plan.timing import GPUS, Network, gathers
 from tests import tiny
 
@@ -69,7 +77,11 @@ def test_trained_parameters_are_those_of_the_modules() -> None:
 
 
 def test_recipes_name_known_models() -> None:
-    for recipe in ("mt5xl_13b", "mt5xl_70b", "xnli_mt5xl_llama1b"):
+    for recipe in (
+        "mt5xl_13b",
+        "mt5xl_70b",
+        "xnli_mt5xl_llama1b",
+    ):  # MetaMath's shape is Llama 2's, under no known name
         model = load_config(recipe).model
         assert find_shape(model.encoder, ENCODERS) and find_shape(model.llm, LLMS)
     with pytest.raises(ConfigError, match=r"mt5-xl"):
@@ -91,6 +103,24 @@ def test_memory_moves_the_right_way() -> None:
         assert choice.fits == (choice.total <= 72)
 
 
+def test_what_else_is_trained_is_counted() -> None:
+    job = Job(ENCODERS["mt5-xl"], LLMS["llama-2-13b"], nodes=2, gpus=8)
+    count = job.encoder.parameters
+    for stage, bytes_each in ((3, 16 / 16), (2, 4 + 12 / 16)):
+        frozen = memory(job.having(stage=stage))
+        trained = memory(job.having(stage=stage, encoder_trained=True))
+        assert trained["encoder and optimizer"] * 2**30 == pytest.approx(count * bytes_each)
+        assert trained["total"] > frozen["total"]
+        assert trained["frozen weights"] < frozen["frozen weights"]
+        again = memory(job.having(stage=stage, encoder_trained=True, encoder_checkpointing=True))
+        assert again["encoder activations"] < trained["encoder activations"] / 3
+    assert trained_parameters(job.having(encoder_trained=True)) == trained_parameters(job) + count
+    assert gathers(job.having(encoder_trained=True))["nodes"] > gathers(job)["nodes"]
+    # Counted by hand for a Llama of width 4, MLP 8, one key head of 2: q, k, v, o, gate, up, down.
+    tiny_llm = Shape("x", layers=3, width=4, ffn=8, q=4, kv=2, vocab=9, heads=2)
+    assert lora_parameters(tiny_llm, 5) == 3 * 5 * ((4 + 4) + 2 * (4 + 2) + (4 + 4) + 3 * (4 + 8))
+
+
 def run(tool: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, f"tools/{tool}.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
@@ -106,6 +136,8 @@ def test_the_command_prints_a_plan_that_fits_two_pages() -> None:
     found = json.loads(run("plan_cluster", *sizes, "--json").stdout)
     assert found["llm"]["parameters"] == 13_015_864_320
     assert {choice["ds_config"] for choice in found["choices"]} == set(LAYOUTS)
+    more = run("plan_cluster", *sizes, "--train-encoder", "--lora", "8").stdout
+    assert "encoder and optimizer" in more and "--set lora.rank=8 --set encoder.trainable=true" in more
     large = ["--llm", "llama-3.1-70b", "--nodes", "64", "--gpus", "8", "--global-batch", "512"]
     assert "zero3_hpz.json" in run("plan_cluster", *large).stdout
     one = ["--gpus", "1", "--gpu", "a10", "--global-batch", "1", "--source-tokens", "65536"]
