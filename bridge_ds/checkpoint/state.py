@@ -29,8 +29,10 @@ def whole_shape(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def read_trained(engine: Any) -> dict[str, torch.Tensor]:
-    """float32 masters, full tensors on CPU, by parameter name; and the bridge's buffers. Empty on all ranks but 0: where
-    the encoder is trained they are gigabytes, which the ranks of a node would hold once each."""
+    """float32 masters, full tensors on CPU, by parameter name; and the bridge's buffers.
+
+    Empty on all ranks but 0: where the encoder is trained they are gigabytes, which a node would hold once a rank.
+    """
     from deepspeed.utils import safe_get_full_fp32_param
 
     tensors = {}

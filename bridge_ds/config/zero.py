@@ -115,8 +115,8 @@ def engine_config(config: Config, values: dict[str, Any], world_size: int) -> di
     """What `deepspeed.initialize` gets.
 
     Neither bf16 nor fp16 is enabled here on purpose: the frozen models are already in `model.dtype`, and the float32
-    parameters of what is trained are themselves the masters, the same under stage 2 and stage 3. (With bf16 enabled stage 2
-    would round the bridge to bfloat16 and stage 3 would not: `_cast_module_mixed_precision` in DeepSpeed 0.19.)
+    parameters of what is trained are themselves the masters, the same under stage 2 and stage 3. (With bf16 enabled
+    stage 2 would round the bridge to bfloat16 and stage 3 would not: `_cast_module_mixed_precision` in DeepSpeed 0.19.)
     """
     return values | {
         "train_micro_batch_size_per_gpu": config.train.micro_batch,

@@ -88,7 +88,7 @@ def _verify_on_all(what: str, part: torch.nn.Module, files: list[Any], world: Wo
 
 
 def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], world: World) -> Any:
-    """The DeepSpeed engine around `model`; fails unless exactly what the config names is trained, and that in float32."""
+    """The DeepSpeed engine around `model`; fails unless exactly what the config names is trained, in float32."""
     deepspeed = import_deepspeed()
     wrong = [name for name, p in model.named_parameters() if p.requires_grad != model.is_trained(name)]
     assert not wrong, f"trained and frozen are mixed up: {wrong[:5]}"
@@ -114,9 +114,9 @@ def _gather_by_layer(part: torch.nn.Module) -> None:
     Its hooks on every module inside a layer (about 12 of them) cost more than the layer itself in small models, and
     make many small gathers in large ones. Each rank then holds one whole layer more than its share at a time.
 
-    Not for a model in which anything is trained: DeepSpeed 0.19.8 reduces the gradients of such a layer in a hook on the
-    gradients of its inputs. Where no input has one (the first layer over frozen embeddings) torch calls it before the
-    parameters have theirs, and zeros are reduced in their place.
+    Not for a model in which anything is trained: DeepSpeed 0.19.8 reduces the gradients of such a layer in a hook on
+    the gradients of its inputs. Where no input has one (the first layer over frozen embeddings) torch calls it before
+    the parameters have theirs, and zeros are reduced in their place.
     """
     from deepspeed.utils import set_z3_leaf_module
 
@@ -144,7 +144,7 @@ def base_identities(config: Config, model: BridgeModel, tokenizers: Tokenizers) 
 
 
 def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
-    """AdamW over what is trained: weight decay on matrices only, `lr_scale` in each group for the loop to multiply with.
+    """AdamW over what is trained: weight decay on matrices only, `lr_scale` in each group for the loop to apply.
 
     No group is empty: DeepSpeed fails on such (OpenRLHF#1225).
     """

@@ -95,7 +95,7 @@ class Answerer:
             written = llm.generate(
                 inputs_embeds=prefix.embeds_BXH,
                 attention_mask=prefix.mask_BX,
-                # Whole and our own: a model's generation_config.json may hold penalties, which cannot see a soft prompt.
+                # Whole and our own: a model's generation_config.json may hold penalties, which see no soft prompt.
                 generation_config=GenerationConfig(
                     max_new_tokens=tokens,
                     eos_token_id=sorted(ends),

@@ -139,7 +139,7 @@ def memory(job: Job) -> dict[str, float]:
 
 def host_gib(job: Job) -> dict[str, float]:
     """GiB of host memory a node: under stage 3 rank 0 reads the files a part at a time and deals it out; under stage 2
-    each rank loads both models there before they go to its device. A checkpoint is held by rank 0 until it is written."""
+    each rank loads both models there before they go to its device. Rank 0 holds a checkpoint until it is written."""
     if job.stage == 2:
         loading = job.weights * job.gpus
     else:

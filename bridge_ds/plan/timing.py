@@ -55,8 +55,8 @@ class Network:
 def gathers(job: Job) -> dict[str, float]:
     """Bytes that each rank receives in one step, by where they come from: `nodes` (another node) and `links` (its own).
 
-    Under stage 3 each micro-batch gathers the encoder once (no backward passes through it, unless it is trained) and the
-    LLM twice; the gradients of a trained encoder are reduced in each micro-batch.
+    Under stage 3 each micro-batch gathers the encoder once (no backward passes through it, unless it is trained) and
+    the LLM twice; the gradients of a trained encoder are reduced in each micro-batch.
     """
     reduced = 2 * 4 * bridge_parameters(job) * (job.ranks - 1) / job.ranks
     if job.encoder_trained:

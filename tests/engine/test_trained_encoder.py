@@ -132,7 +132,7 @@ def test_what_is_trained_is_read_back(stage3: Path) -> None:
     assert all(torch.equal(parameters[name], tensor) for name, tensor in held.items())
     # The doctor holds against the files only what is not trained.
     assert load_patient(stage3, torch.device("cpu")).facts["differing_weights"] == ()
-    with pytest.raises(CheckpointError, match="differ in encoder.model.*set encoder as in its config.yaml"):
+    with pytest.raises(CheckpointError, match=r"differ in encoder.model.*set encoder as in its config.yaml"):
         load_trained(stage3, load_run_config(stage3, ["encoder.trainable=false"]), torch.device("cpu"), print)
 
 
@@ -153,7 +153,7 @@ def test_lora_begins_with_another_runs_bridge(runs: Runs, small_run: list[str]) 
     assert {tensor.dtype for tensor in updates.values()} == {torch.float32}
     assert all(tensor.abs().sum() > 0 for name, tensor in updates.items() if "lora_B" in name)
     config = load_run_config(run)
-    model, tokenizers, _ = load_trained(run, config, torch.device("cpu"), print)
+    model, _, _ = load_trained(run, config, torch.device("cpu"), print)
     plain = load_llm(config.model)
     ids = torch.tensor([[5, 6, 7]])
     embeds, where = plain.embed(ids), torch.ones_like(ids, dtype=torch.bool)
