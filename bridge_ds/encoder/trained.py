@@ -20,8 +20,9 @@ __all__ = ["TrainedEncoder"]
 class TrainedEncoder(Encoder):
     """float32 weights, which are their own masters as the bridge's are; matrix products in `dtype`, by autocast.
 
-    What that costs beside bfloat16 weights with float32 masters: under ZeRO-3 the same memory (16 bytes a parameter,
-    shared out) and twice the bytes in each gather of the encoder; under stage 2 two bytes a parameter more.
+    What that costs beside bfloat16 weights with float32 masters: under ZeRO-3 no memory (16 bytes a parameter with
+    gradient and moments, shared out) but twice the bytes in each gather of the encoder; under stage 2 four bytes a
+    parameter more on each rank, two of them copies that live until backward unless layers are computed again.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype, config: EncoderConfig) -> None:

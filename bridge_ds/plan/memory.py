@@ -162,13 +162,12 @@ def _frozen(job: Job) -> float:
 
 
 def _encoder_trained(job: Job) -> float:
-    # Parameter, gradient and two moments, float32. Stage 2 holds parameters whole and, between backward and the update,
-    # a reduce bucket of gradients beside its share; hpZ a second copy of the shards in each node.
+    # Parameter, gradient and two moments, float32. Stage 2 holds the parameters whole beside its share's master; hpZ a
+    # second copy of the shards in each node. With offload_param the device still has its share's master.
     whole = 4 * job.encoder.parameters
     if job.stage == 2:
-        return whole + 3 * whole / job.ranks
-    moved = whole / job.ranks if job.offload else 0.0
-    return 4 * whole / job.ranks - moved + (whole / job.gpus if job.hpz and job.nodes > 1 else 0)
+        return whole + 4 * whole / job.ranks
+    return 4 * whole / job.ranks + (whole / job.gpus if job.hpz and job.nodes > 1 else 0)
 
 
 def _encoder_activations(job: Job) -> float:
