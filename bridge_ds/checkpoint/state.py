@@ -35,7 +35,7 @@ def read_trained(engine: Any) -> dict[str, torch.Tensor]:
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, parameter in trained(engine.module):
         _keep(tensors, name, parameter, name, safe_get_full_fp32_param(parameter))
     for name, buffer in engine.module.named_buffers():
@@ -49,7 +49,7 @@ def read_moments(engine: Any) -> dict[str, torch.Tensor]:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     _link_moments(engine.optimizer)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name, parameter in trained(engine.module):
         for moment in MOMENTS:
             _keep(tensors, f"{moment}/{name}", parameter, name, safe_get_full_optimizer_state(parameter, moment))

@@ -92,7 +92,7 @@ class LoraConfig:
 
     rank: int = 0
     """Rank of each update; 0 = off, the LLM stays as it is."""
-    alpha: float = 16.0
+    alpha: int = 16
     """Each update is scaled by alpha / rank."""
     dropout: float = 0.0
     """Dropout probability on the input of each update (0 to below 1)."""
