@@ -210,11 +210,13 @@ class Run:
         """A task or language that is not there is known before training, not after it."""
         if self.config.evaluation.tasks:
             from bridge_ds.evaluation.jobs import wanted
+            from bridge_ds.evaluation.store import llm_of
             from bridge_ds.tasks import find_tasks
 
             wanted(
                 find_tasks(self.config.evaluation.tasks, self.config.evaluation.data), self.config.evaluation.languages
             )
+            llm_of(self.config.evaluation.llm_from)
 
     def _choose_path(self) -> str:
         """The code that will run the fusion; known before anything slow begins. Empty where there is no choice."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -54,13 +55,47 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(folder: Path, fusion: str, seed: str, overrides: list[str]) -> None:
-    """One run of the main job, in a process of its own."""
+def train(
+    folder: Path,
+    fusion: str,
+    seed: str,
+    overrides: list[str],
+    ds_config: str = "zero3.json",
+    threads: int = 0,
+    log: Path | None = None,
+) -> None:
+    """One run of the main job, in a process of its own; arguments of the run, then those of :func:`run_logged`."""
     settings = [f"run.output={folder}", f"fusion.name={fusion}", f"run.seed={seed}", "track.uri=none", *overrides]
-    command = [sys.executable, "bridge_ds/train.py", *(part for text in settings for part in ("--set", text))]
+    arguments = [part for text in settings for part in ("--set", text)]
     began = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True)
+    run_logged(["bridge_ds/train.py", "--ds_config", ds_config, *arguments], threads, log)
     (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
+
+
+def run_logged(command: list[str], threads: int = 0, log: Path | None = None) -> None:
+    """Run Python with these arguments to its end.
+
+    Args:
+        threads: of the process; 0 = as many as it likes.
+        log: where its output is added, for runs side by side; none = it is shown.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    if log is None:
+        status = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment).returncode
+    else:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            status = subprocess.run(
+                [sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            ).returncode
+    if status:
+        said = log.read_text(encoding="utf-8").strip().splitlines()[-1] if log else "what it said stands above"
+        raise SystemExit(
+            f"error: {command[0]} ended with status {status} ({said}); expected 0; start again, it goes on."
+        )
 
 
 def row(folder: Path, fusion: str, seed: str) -> dict[str, Any]:

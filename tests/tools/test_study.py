@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.evaluation.studies import write_run
-from tools import study_testbed
+from tools import study_testbed, sweep_testbed
 
 
 @pytest.fixture
@@ -17,7 +16,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, list[s
     """Calls of `train`, which writes predictions as the main job does."""
     calls: list[tuple[str, str, str, list[str]]] = []
 
-    def train(folder: Path, fusion: str, seed: str, overrides: list[str]) -> None:
+    def train(folder: Path, fusion: str, seed: str, overrides: list[str], *_: object) -> None:
         calls.append((folder.name, fusion, seed, overrides))
         write_run(folder, fusion, int(seed), 10, {"testbed_news": ("en", "qaa")})
         (folder / "evaluation.json").write_text("{}")
@@ -32,7 +31,10 @@ def test_it_trains_every_arm_and_reports(trained: list, tmp_path: Path) -> None:
     by_name = {name: (fusion, seed, overrides) for name, fusion, seed, overrides in trained}
     fusion, seed, overrides = by_name["transformer_softmax-rms-1"]
     assert (fusion, seed) == ("transformer_softmax", "1")
-    assert overrides == ["fusion.normalize=rms", *study_testbed.QUICK, "train.lr=1e-3"]
+    shards = f"data.shards={tmp_path / 'shards'}"
+    assert overrides[:-1] == ["fusion.normalize=rms", shards, *study_testbed.QUICK, "train.lr=1e-3"]
+    # The LLM alone has answered in one of the runs before.
+    assert overrides[-1] == f"evaluation.llm_from={tmp_path / 'last_layer-0'}"
     results = json.loads((tmp_path / "report" / "report.json").read_text())
     assert results["systems"] == ["LLM alone", *(arm.name for arm in study_testbed.ARMS)]
     assert results["seeds"] == [0, 1] and (tmp_path / "report" / "report.html").is_file()
@@ -54,6 +56,15 @@ def test_a_run_without_predictions_is_scored(trained: list, tmp_path: Path, monk
     folder.mkdir()
     (folder / "evaluation.json").write_text("{}")
     commands: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
-    study_testbed.prepare(tmp_path, study_testbed.ARMS[0], 0, [])
-    assert trained == [] and commands[0][1:] == ["-m", "bridge_ds.evaluation", "--run", str(folder)]
+    monkeypatch.setattr(study_testbed, "run_logged", lambda command, *_: commands.append(command))
+    study_testbed.prepare(tmp_path, study_testbed.ARMS[0], 0, "zero2.json", [], 1)
+    assert trained == [] and commands == [["-m", "bridge_ds.evaluation", "--run", str(folder)]]
+
+
+def test_a_run_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "run.log"
+    program = "import os, sys; print('no luck'); sys.exit(3 if os.environ['OMP_NUM_THREADS'] == '2' else 0)"
+    with pytest.raises(SystemExit, match=r"-c ended with status 3 \(no luck\); expected 0"):
+        sweep_testbed.run_logged(["-c", program], 2, log)
+    sweep_testbed.run_logged(["-c", "print('fine')"], log=log)
+    assert log.read_text().splitlines()[-1] == "fine"
