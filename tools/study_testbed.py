@@ -84,7 +84,11 @@ def main(argv: list[str] | None = None) -> int:
         jobs = options.jobs or min(cores, len(ARMS))
         threads = max(1, cores // jobs)
         with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), unit="run", dynamic_ncols=True) as bar:
-            for _ in pool.map(lambda run: prepare(options.output, *run, options.ds_config, overrides, threads), runs):
+
+            def one(run: tuple[Arm, int]) -> None:
+                prepare(options.output, run[0], run[1], options.ds_config, overrides, threads)
+
+            for _ in pool.map(one, runs):
                 bar.update()
     return report(options.output, runs)
 

@@ -233,8 +233,8 @@ class EvaluationConfig:
     max_new_tokens: int = 512
     """Most LLM tokens that are written as an answer, where a task asks for a number."""
     llm_from: str = ""
-    """Another scored run: its answers of the LLM alone are taken where models, settings and samples are the same, and not
-    made again (in a comparison of bridges on one LLM they are the same for every run)."""
+    """Another scored run: its answers of the LLM alone are taken where models, settings and samples are the same, and
+    not made again (in a comparison of bridges on one LLM they are the same for every run)."""
     data: dict[str, TaskDataConfig] = field(default_factory=dict)
     """By task: other rows than the hub's, such as {xnli: {source: FOLDER, fields: {premise: sentence1}}}."""
 
