@@ -50,6 +50,7 @@ setup(
         "test": [
             "pytest",
             "pytest-xdist",
+            "lm_eval>=0.4.13,<0.5",
             "hypothesis",
             "scipy",
             "statsmodels",

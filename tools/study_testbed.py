@@ -10,16 +10,18 @@ examples:
 Every fusion is trained as it is and, where it mixes layers, with fusion.normalize=rms. A run is the main job with ZeRO
 stage 2 instead of 3: one process has nothing to shard, and a step takes a quarter less; losses agree to rounding. The
 LLM alone answers once, since it is the same in all runs. What a run says is in OUTPUT/RUN.log. Runs that are finished
-and scored are not repeated, so the same command goes on after an interruption. The report is in OUTPUT/report. What the
-testbed can and cannot show stands in README.md.
+and scored are not repeated, so the same command goes on after an interruption. The report is in OUTPUT/report, a row a
+run in OUTPUT/results.csv. What the testbed can and cannot show stands in README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm  # noqa: E402
 
 from bridge_ds.data.embedded import write_embedded  # noqa: E402
-from tools.sweep_testbed import run_logged, train  # noqa: E402
+from tools import testbed_rows  # noqa: E402
 
 QUICK = ("train.steps=4", "train.global_batch=8", "checkpoint.every=4", "evaluation.limit=8")
 
@@ -113,6 +115,47 @@ def prepare(output: Path, arm: Arm, seed: int, ds_config: str, overrides: list[s
         run_logged(["-m", "bridge_ds.evaluation", "--run", str(folder)], threads, folder.with_suffix(".log"))
 
 
+def train(
+    folder: Path,
+    fusion: str,
+    seed: str,
+    overrides: list[str],
+    ds_config: str,
+    threads: int,
+    log: Path,
+) -> None:
+    """One run of the main job, in a process of its own; arguments of the run, then those of :func:`run_logged`."""
+    settings = [f"run.output={folder}", f"fusion.name={fusion}", f"run.seed={seed}", "track.uri=none", *overrides]
+    arguments = [part for text in settings for part in ("--set", text)]
+    began = time.perf_counter()
+    run_logged(["bridge_ds/train.py", "--ds_config", ds_config, *arguments], threads, log)
+    (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
+
+
+def run_logged(command: list[str], threads: int, log: Path) -> None:
+    """Run Python with these arguments to its end.
+
+    Args:
+        threads: of the process.
+        log: where its output is added.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with log.open("a", encoding="utf-8") as file:
+        status = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+        ).returncode
+    if status:
+        said = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise SystemExit(
+            f"error: {command[0]} ended with status {status} ({''.join(said)}; all it said is in {log}); expected 0; "
+            "start again, it goes on."
+        )
+
+
 def is_scored(folder: Path) -> bool:
     """Whether the predictions of a run are all there."""
     return all((folder / "evaluation" / system / "index.json").is_file() for system in ("bridge", "llm"))
@@ -127,6 +170,10 @@ def report(output: Path, runs: list[tuple[Arm, int]]) -> int:
             f"error: {output} holds no seed that all of {len(ARMS)} arms were scored with; train some.", file=sys.stderr
         )
         return 2
+    rows = [testbed_rows.row(output / f"{arm.folder}-{seed}", arm.name, seed) for arm, seed in runs if seed in whole]
+    rows.sort(key=lambda row: [arm.name for arm in ARMS].index(row["system"]))
+    testbed_rows.write(output / "results.csv", rows)
+    print(testbed_rows.table(rows))
     command = [sys.executable, "-m", "bridge_ds.evaluation", "report", *arguments]
     return subprocess.run([*command, "--output", str(output.resolve() / "report")], cwd=ROOT).returncode
 
