@@ -23,7 +23,7 @@ def command(name: str) -> str:
 
 def test_ci_runs_the_test_command() -> None:
     assert "command: test" in (ROOT / ".ci" / "run").read_text()
-    assert "-m pytest -n 2 " in command("test")
+    assert "-m pytest -n 3 " in command("test")
 
 
 def test_files_and_keys_that_readme_names_exist() -> None:
