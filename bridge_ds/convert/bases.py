@@ -37,7 +37,7 @@ class Base:
     unread: Sequence[str]
     """Keys without a weight, for they are computed or never read."""
     differing: Sequence[str]
-    """Keys whose values are not those of the named model, in its number format."""
+    """Keys whose values are not those of the named model, in the number format of either."""
 
 
 def match(what: str, name: str, model: Any, keys: Mapping[str, str], stored: Mapping[str, Stored]) -> Base:
@@ -76,10 +76,12 @@ def match(what: str, name: str, model: Any, keys: Mapping[str, str], stored: Map
                 f"the checkpoint holds {len(pairs)} weights of the {what}, such as {min(pairs)}, and lacks {ours} of "
                 f"shape {tuple(tensor.shape)}; expected all of them or none; copy the whole checkpoint."
             )
-    differing = [
-        key for key, ours in pairs.items() if not torch.equal(stored[key].read().to(state[ours].dtype), state[ours])
-    ]
-    return Base(pairs, unread, differing)
+    return Base(pairs, unread, [key for key, ours in pairs.items() if not _equal(stored[key].read(), state[ours])])
+
+
+def _equal(theirs: torch.Tensor, ours: torch.Tensor) -> bool:
+    """The same numbers, one of them perhaps rounded to the other's format (a frozen model that was saved in it)."""
+    return torch.equal(theirs.to(ours.dtype), ours) or torch.equal(ours.to(theirs.dtype), theirs)
 
 
 def _find(model: Any, state: Mapping[str, torch.Tensor], name: str) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from bridge_ds import __version__
 from bridge_ds.bridge import BridgeModel
@@ -84,15 +85,15 @@ class Conversion:
         """Make the run folder: whole, or not at all.
 
         Raises:
-            ConfigError: `output` holds something already.
+            ConfigError: `output` holds something already, or cannot be written.
             CheckpointError: a model or tokenizer is not the same after it was written.
         """
         refuse_used(output)
         final = output.absolute()
         temporary = final.parent / f".{final.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
         try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
             written = self._write_bases(temporary)
             config = _with_folders(self.config, written, final)
             config = replace(config, run=replace(config.run, output=str(output)))
@@ -101,9 +102,13 @@ class Conversion:
             if final.exists():
                 final.rmdir()
             os.replace(temporary, final)
-        except BaseException:
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(
+                f"{output} cannot be written ({' '.join(str(error).split())[:200]}); expected a place with room for "
+                "whole models; choose another --output."
+            ) from error
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     def _write_bases(self, root: Path) -> list[str]:
         """Folders of the models that are not simply the named ones; returns which."""

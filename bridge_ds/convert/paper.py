@@ -40,6 +40,7 @@ def read(stored: Mapping[str, Stored]) -> Layout:
     """
     kind = mapped(stored, PAPER.title, _KINDS)
     settings: dict[str, Any] = {"mapping.kind": kind, "fusion.name": "last_layer"}
+    settings |= {"fusion.heads": 1, "fusion.normalize": "none", "fusion.include_embeddings": False}
     bridge = _KINDS[kind] | {"mapping.end": "mapping.end_boundary"}
     if f"{_GLOBAL}layer_weights_lb" in stored:
         settings["fusion.name"] = "global_softmax"

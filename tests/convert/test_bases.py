@@ -81,6 +81,17 @@ def test_llms(kind: str, headless: bool, tmp_path: Path) -> None:
     assert (before.bos_id, before.eos_id, before.pad_id) == (after.bos_id, after.eos_id, after.pad_id)
 
 
+@pytest.mark.parametrize("formats", [("float32", torch.bfloat16), ("bfloat16", torch.float32)])
+def test_rounding_is_no_training(tmp_path: Path, formats: tuple[str, torch.dtype]) -> None:
+    folder = tiny.make_encoder("mt5", tmp_path / "base")
+    state = {key: t.to(formats[1]) for key, t in peers_encoder(folder).items()}
+    model = load_encoder(ModelConfig(encoder=str(folder), dtype=formats[0])).model
+    assert not match("encoder", "base", model, {key: key for key in state}, as_stored(state)).differing
+    state["final_layer_norm.weight"] = state["final_layer_norm.weight"] * 1.01
+    differing = match("encoder", "base", model, {key: key for key in state}, as_stored(state)).differing
+    assert differing == ["final_layer_norm.weight"]
+
+
 def test_a_trained_model_keeps_the_number_format_of_its_checkpoint(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

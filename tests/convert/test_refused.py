@@ -175,10 +175,14 @@ def test_variants_of_the_paper_that_are_not_published(
     assert "encoder_mt.layer_weights_lb has shape (2,); expected (3,) for fusion.scores" in said
 
 
-def test_settings_that_contradict_the_checkpoint(state: State, refused: Callable[..., str], tmp_path: Path) -> None:
+def test_settings_that_contradict_the_checkpoint(
+    state: State, models: dict[str, Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
     checkpoint = saved.whole(state, tmp_path / "peer")
     said = refused("langbridge", checkpoint, "--set", "mapping.kind=mlp")
     assert "mapping.kind=mlp, but the checkpoint is linear" in said
+    paper = saved.whole(peers.MPTModel(models["encoder"], models["llm"], "global_softmax").state_dict(), tmp_path / "p")
+    assert "fusion.normalize=rms, but the checkpoint is none" in refused("paper", paper, "--set", "fusion.normalize=rms")
     assert "unknown key 'model.dtyp'" in refused("langbridge", checkpoint, "--set", "model.dtyp=float32")
     assert "nowhere/x" in refused("langbridge", checkpoint, "--encoder", "nowhere/x")
 
@@ -192,6 +196,16 @@ def test_output_that_is_in_use(state: State, models: dict[str, Path], tmp_path: 
     assert ended.value.code == 2
     assert "exists and is not empty" in capsys.readouterr().err
     assert [path.name for path in used.iterdir()] == ["mine"]
+
+
+def test_output_that_cannot_be_written(state: State, models: dict[str, Path], tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    checkpoint = saved.whole(state, tmp_path / "peer")
+    named = ["--encoder", str(models["encoder"]), "--llm", str(models["llm"]), "--no-added-tokens"]
+    with pytest.raises(SystemExit) as ended:
+        main(["langbridge", str(checkpoint), *named, "--output", str(tmp_path / "file" / "run")])
+    assert ended.value.code == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_models_must_be_named_and_have_room(state: State, models: dict[str, Path], tmp_path: Path, capsys) -> None:
