@@ -24,7 +24,7 @@ LAYERS = [
     {"bridge"},
     {"engine", "tasks"},
     {"checkpoint", "track", "evaluation"},
-    {"cli", "run", "harness", "doctor"},
+    {"cli", "run", "harness", "doctor", "convert"},
     {"train"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

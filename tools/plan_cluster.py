@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", default="mt5-xl", help=f"folder, or one of {', '.join(ENCODERS)}")
     parser.add_argument("--llm", default="llama-2-13b", help=f"folder, or one of {', '.join(LLMS)}")
     parser.add_argument("--fusion", default="transformer_softmax", help="last_layer | global_softmax | (default)")
-    parser.add_argument("--mapping", default="linear", choices=("linear", "mlp"))
+    parser.add_argument("--mapping", default="linear", choices=("linear", "mlp", "mlp_gelu"))
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=8, help="a node (default: 8)")
     parser.add_argument("--gpu", default="a100-80", choices=tuple(GPUS), help="default: a100-80")

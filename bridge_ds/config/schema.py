@@ -87,7 +87,8 @@ class MappingConfig:
     """From the encoder's width D to the LLM's width H."""
 
     kind: str = "linear"
-    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger)."""
+    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (the same with GELU, LangBridge's
+    ffn)."""
     calibrate: bool = True
     """Scale the initial mapping so that soft tokens start at the RMS of the LLM's token embeddings (yes/no)."""
 

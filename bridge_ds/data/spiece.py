@@ -3,10 +3,12 @@
 transformers 5 rebuilds T5's and mT5's tokenizer without byte fallback: a character outside the vocabulary, which
 SentencePiece spells in bytes, becomes `<unk>` and is gone. Its normaliser also differs on some clusters of marks, and
 it takes `</s>` inside a text for the end token. Where the model's own `spiece.model` is at hand it is used instead.
+Tokens that somebody has added to the model's own (LangBridge adds white space) are still found in texts.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,10 @@ PROBES: Mapping[str, str] = {
 """A sentence of each language, for every script in which the benchmarks are written and some more."""
 
 
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+"""T5's own places beyond its pieces; in a text they are text, as `</s>` is."""
+
+
 class SentencePieceTokenizer:
     """The parts of a Hugging Face tokenizer that this project uses, its ids those of SentencePiece. May be pickled."""
 
@@ -47,6 +53,10 @@ class SentencePieceTokenizer:
         self._vocabulary = tokenizer.get_vocab()
         self._names = {number: token for token, number in self._vocabulary.items()}
         self._before, self._after = _frame(tokenizer)
+        size = self._spiece.get_piece_size()
+        added = [name for name, number in self._vocabulary.items() if number >= size and not _SENTINEL.fullmatch(name)]
+        # The longest first, as Hugging Face tokenizers match them.
+        self._added = "|".join(re.escape(name) for name in sorted(added, key=len, reverse=True))
         self.pad_token_id = tokenizer.pad_token_id
         self.eos_token_id = tokenizer.eos_token_id
         self.bos_token_id = tokenizer.bos_token_id
@@ -60,10 +70,17 @@ class SentencePieceTokenizer:
         self, texts: Sequence[str], add_special_tokens: bool = True, verbose: bool = True
     ) -> dict[str, list[list[int]]]:
         """{"input_ids": ids of each text}."""
-        rows: list[list[int]] = self._spiece.encode(list(texts))
+        rows = [self._split(text) for text in texts] if self._added else self._spiece.encode(list(texts))
         if add_special_tokens:
             rows = [[*self._before, *row, *self._after] for row in rows]
         return {"input_ids": rows}
+
+    def _split(self, text: str) -> list[int]:
+        """Ids of a text that may hold added tokens; what stands between these is SentencePiece's."""
+        ids: list[int] = []
+        for place, part in enumerate(re.split(f"({self._added})", text)):
+            ids += [self._vocabulary[part]] if place % 2 else self._spiece.encode(part)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text again; special tokens are left out."""
