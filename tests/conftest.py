@@ -17,8 +17,10 @@ from tests import launch, tiny, trained
 
 torch.set_num_threads(1)  # the models are tiny and the machines small
 
-LONGEST = ("slurm/test_jobs", "testbed/test_transfer", "engine/test_runs", "track/test_server", "engine/test_epoch",
-           "frozen/test_streamed", "engine/test_bad_data", "slurm/test_faults", "evaluation/test_command", "test_readme")  # fmt: skip
+LONGEST = (
+    "slurm/test_jobs", "testbed/test_transfer", "engine/test_runs", "track/test_server", "engine/test_epoch",
+    "frozen/test_streamed", "engine/test_bad_data", "slurm/test_faults", "evaluation/test_command", "test_readme",
+)  # fmt: skip
 """Files of minutes each. They begin first, so that of two test processes none works alone for long at the end."""
 
 
