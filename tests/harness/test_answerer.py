@@ -13,6 +13,7 @@ from bridge_ds.errors import DataError
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.harness.answerer import Answerer, Options
 from bridge_ds.harness.requests import Context, Continuation
+from bridge_ds.tasks import TASKS
 from bridge_ds.tasks.base import Example
 from tests import tiny
 from tests.made import make_run
@@ -49,10 +50,12 @@ def test_scores_are_those_of_the_scorer(runs: dict[str, Path], kind: str, bridge
 
     data = dataclasses.replace(data, augment_prompt=prompt)
     scorer = Scorer(answerer.model, answerer.tokenizers, data, torch.device("cpu"), bridge=bridge)
-    scores, greedy = scorer([Example(source, "", 0, "en", source) for source in SOURCES], LABELS)
+    examples = [Example(source, LABELS[n], n, "en", source, LABELS) for n, source in enumerate(SOURCES)]
+    expected = scorer(examples, TASKS["testbed_news"]).predictions
     found = answerer.score([Context(source) for source in SOURCES], [[Continuation(f" {n}") for n in LABELS]] * 3)
-    assert torch.allclose(torch.tensor([[score for score, _ in row] for row in found]), scores, atol=2e-4)
-    assert [[hit for _, hit in row] for row in found] == greedy.tolist()
+    for row, p in zip(found, expected, strict=True):
+        assert [score for score, _ in row] == pytest.approx(p.scores, abs=2e-4)
+        assert row[p.label][1] == p.exact
 
 
 @pytest.mark.parametrize("kind", tiny.LLMS)

@@ -9,6 +9,7 @@ being the encoder ids of one source.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import transformers  # noqa: F401
+import transformers
 
 import bridge_ds.run
 from bridge_ds.engine import loop
@@ -76,6 +77,12 @@ def answer(content: dict[str, Any]) -> None:
 if __name__ == "__main__":
     import_deepspeed()
     assert bridge_ds.run
+    # What a run imports on its way, two thirds of its time: once here instead of in every rank.
+    for module in ("deepspeed.runtime.zero.muon.muon_optimizer", "accelerate", "bridge_ds.track.plots",
+                   "bridge_ds.track.mlflow", "matplotlib.pyplot"):  # fmt: skip
+        importlib.import_module(module)
+    for name in ("AutoModelForCausalLM", "AutoTokenizer", "MT5EncoderModel", "LlamaForCausalLM"):
+        getattr(transformers, name)
     answer({"ready": True})
     for line in sys.stdin:
         job = json.loads(line)
