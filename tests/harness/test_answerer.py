@@ -9,10 +9,11 @@ import torch
 
 from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
+from bridge_ds.data.context import Context
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.harness.answerer import Answerer, Options
-from bridge_ds.harness.requests import Context, Continuation
+from bridge_ds.harness.requests import Continuation
 from bridge_ds.tasks.base import Example
 from tests import tiny
 from tests.made import make_run
@@ -107,7 +108,8 @@ def test_a_chat_template_stands_around_the_soft_prompt(runs: dict[str, Path]) ->
     spliced = answerer._prefix([Context("a dog", head, tail)], [4])
     text = [model.llm.embed(torch.tensor([answerer._plain(part)])) for part in (head, tail)]
     assert answerer._plain(head)[0] == of.bos_id, "the template's own opening token is the only one"
-    soft = answerer._soft([of.source_ids("a dog")]).embeds_BKH
+    source = torch.tensor([of.source_ids("a dog")])
+    soft = model.soft_of(source, torch.ones_like(source)).embeds_BKH
     assert torch.allclose(spliced.embeds_BXH, torch.cat([text[0], soft, text[1]], dim=1), atol=1e-6)
     assert answerer._continuation(Context("a dog", head, tail), Continuation("mat")) == [
         *answerer._plain("mat"),

@@ -178,7 +178,7 @@ def test_a_chat_is_rendered_by_the_llms_own_template(tmp_path: Path) -> None:
     from lm_eval.api.instance import Instance
 
     from bridge_ds.harness.model import BridgeLM
-    from bridge_ds.harness.requests import parse
+    from bridge_ds.data.context import parse
     from tests import tiny
 
     llm = tiny.make_llm("llama", tmp_path / "llm")
