@@ -22,7 +22,7 @@ _LAZY = {
     "BridgeProcessor": "bridge_ds.hub.processor",
 }
 
-__all__ = ["BridgeConfig", "BridgeForCausalLM", "BridgeProcessor", "__version__"]  # noqa: F822 (see __getattr__)
+__all__ = ["BridgeConfig", "BridgeForCausalLM", "BridgeProcessor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Lets AutoConfig, AutoModelForCausalLM and AutoProcessor of transformers know the bridge, and costs nothing until then.
+"""Lets transformers' AutoConfig, AutoModelForCausalLM and AutoProcessor know the bridge, at no cost until then.
 
 `import bridge_ds` must stay free of torch and transformers (`--help` answers in a tenth of a second), yet after it
 `AutoModelForCausalLM.from_pretrained` must know the model type. So only the import of one module of transformers is

@@ -71,9 +71,7 @@ class BridgeModel(nn.Module):
         soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
         return Segment(soft_BSH, mask_BS)
 
-    def around(
-        self, before: Ids, source: Ids, after: Ids, target: Ids | None = None, side: str = "left"
-    ) -> Spliced:
+    def around(self, before: Ids, source: Ids, after: Ids, target: Ids | None = None, side: str = "left") -> Spliced:
         """[before | soft, end | after | target]: LLM tokens on both sides of the soft prompt, as a chat template needs.
 
         Args:

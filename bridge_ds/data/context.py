@@ -182,8 +182,8 @@ def _room(positions: int, taken: int) -> int:
         return 1 << 30
     if taken + 2 > positions:
         raise DataError(
-            f"a request needs {taken} places besides its context; the LLM has {positions}; shorten what is to be scored "
-            "or written (choices, max_new_tokens, max_gen_toks) or the chat template's text, or choose another LLM."
+            f"a request needs {taken} places besides its context; the LLM has {positions}; shorten what is to be "
+            "scored or written (choices, max_new_tokens, max_gen_toks), or choose another LLM."
         )
     return positions - taken
 

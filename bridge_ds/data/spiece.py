@@ -113,9 +113,7 @@ def unk_shares(tokenizer: Any, texts: Mapping[str, str] = PROBES) -> dict[str, f
     return {name: sum(i == lost for i in row) / max(1, len(row)) for name, row in zip(texts, rows, strict=True)}
 
 
-def find_spiece(
-    name: str, revision: str | None, hub: Mapping[str, Any] = MappingProxyType({})
-) -> Path | None:
+def find_spiece(name: str, revision: str | None, hub: Mapping[str, Any] = MappingProxyType({})) -> Path | None:
     """The `spiece.model` of a folder or of a hub model that is in the cache."""
     from transformers.utils import cached_file
 

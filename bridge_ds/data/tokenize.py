@@ -247,9 +247,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: b
     return tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]  # type: ignore[return-value]
 
 
-def _bos_id(
-    tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None, hub: Mapping[str, Any]
-) -> int | None:
+def _bos_id(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None, hub: Mapping[str, Any]) -> int | None:
     """The token that opened texts in pretraining, as far as the tokenizer tells.
 
     Most that want one put it there themselves, but not all: Llama 3.1 was published without (transformers#32172), and

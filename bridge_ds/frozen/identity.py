@@ -42,9 +42,7 @@ def model_identity(
     return digest.hexdigest()
 
 
-def published_config(
-    name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
-) -> str:
+def published_config(name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})) -> str:
     """A model's config.json as it was published, in one spelling, without what only says how it was saved.
 
     Not what transformers makes of it: that differs between versions, with the number format and with quantization,

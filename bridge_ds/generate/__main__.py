@@ -20,7 +20,7 @@ is written. Greedy unless --temperature says otherwise.
 
 examples:
   python -m bridge_ds.generate --run runs/testbed --prompt "a text in any language"
-  python -m bridge_ds.generate --run runs/testbed                      (a conversation of single questions; Ctrl-D ends it)
+  python -m bridge_ds.generate --run runs/testbed                      (a line, an answer; Ctrl-D ends it)
   python -m bridge_ds.generate --run runs/mine --input questions.jsonl --output answers.jsonl --batch 32
   python -m bridge_ds.generate --run runs/mine --prompt "..." --chat --system "Answer briefly." --max-new-tokens 256
   python -m bridge_ds.generate --run someone/bridge-sw --prompt "..." --device-map auto --load-in 4bit --temperature 0.7
@@ -81,7 +81,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     models.add_argument("--device-map", help="auto, cpu, cuda, cuda:1, ... (default: auto with a GPU, else cpu)")
     models.add_argument("--load-in", choices=("4bit", "8bit"), help="the LLM in 4 or 8 bits (needs bitsandbytes)")
     models.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a base model")
-    models.add_argument("--allow-base-mismatch", action="store_true", help="take other base models than it was made for")
+    models.add_argument(
+        "--allow-base-mismatch", action="store_true", help="take other base models than it was made for"
+    )
     options = parser.parse_args(argv)
     options.chat = options.chat or bool(options.system)
     return options
@@ -103,7 +105,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.top_p is not None and not 0 < options.top_p <= 1:
         raise ConfigError(f"--top-p is {options.top_p}; expected above 0 to 1.")
     if not options.temperature and (options.top_p is not None or options.top_k is not None):
-        raise ConfigError("--top-p and --top-k choose what is sampled from; expected a --temperature above 0 with them.")
+        raise ConfigError(
+            "--top-p and --top-k choose what is sampled from; expected a --temperature above 0 with them."
+        )
     if any(not stop for stop in options.stop):
         raise ConfigError("--stop is empty; expected a text.")
 

@@ -82,8 +82,8 @@ class Answerer:
         processor = BridgeProcessor.from_pretrained(run, **shared)
         if style.chat and not getattr(processor.tokenizer, "chat_template", None):
             raise ConfigError(
-                f"--chat needs a chat template, and the tokenizer of {processor.config.llm!r} has none; leave the option "
-                "out, or choose an instruction-tuned LLM."
+                f"--chat needs a chat template, and the tokenizer of {processor.config.llm!r} has none; leave the "
+                "option out, or choose an instruction-tuned LLM."
             )
         return cls(BridgeForCausalLM.from_pretrained(run, **loading), processor, style)
 

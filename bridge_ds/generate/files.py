@@ -69,7 +69,9 @@ def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batc
                 file.flush()
                 answers |= zip(plan[number], texts, strict=True)
                 bar.update(len(texts))
-        lines = (json.dumps(item | {ANSWER: answers[place]}, ensure_ascii=False) for place, (_, item) in enumerate(items))
+        lines = (
+            json.dumps(item | {ANSWER: answers[place]}, ensure_ascii=False) for place, (_, item) in enumerate(items)
+        )
         write_text(output, "".join(line + "\n" for line in lines))
         part.unlink()
     print(f"{len(rows)} answers in {output}", file=sys.stderr)
@@ -103,7 +105,9 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
         except ValueError as error:
             raise DataError(f"{source} line {number} is no JSON ({error}); expected an object a line.") from None
         if not isinstance(item, dict) or field not in item:
-            raise DataError(f"{source} line {number} has no {field!r}; expected an object with it; name it with --field.")
+            raise DataError(
+                f"{source} line {number} has no {field!r}; expected an object with it; name it with --field."
+            )
         if ANSWER in item:
             raise DataError(f"{source} line {number} has an {ANSWER!r} already; expected none; rename or remove it.")
         items.append((number, item))

@@ -129,7 +129,11 @@ class Answerer:
         rows = [self._row(context, room) for context, room in zip(contexts, following, strict=True)]
         heads, sources, prompts, tails = zip(*rows, strict=True)
         after = [[*prompt, *tail] for prompt, tail in zip(prompts, tails, strict=True)]
-        pads = ((heads, self.tokenizers.pad_id), (sources, self.tokenizers.encoder_pad_id), (after, self.tokenizers.pad_id))
+        pads = (
+            (heads, self.tokenizers.pad_id),
+            (sources, self.tokenizers.encoder_pad_id),
+            (after, self.tokenizers.pad_id),
+        )
         before, source, behind = (tuple(part.to(self.device) for part in pad(ids, by)) for ids, by in pads)
         return self.model.around(before, source, behind)
 
@@ -137,9 +141,7 @@ class Answerer:
         """Token ids: head, source, prompt, tail."""
         options = self.options
         limits = Limits(options.max_source_tokens, options.max_prompt_tokens, self.positions)
-        ids = context_ids(
-            self.tokenizers, context, limits, following, bridge=options.bridge, prompt=options.prompt
-        )
+        ids = context_ids(self.tokenizers, context, limits, following, bridge=options.bridge, prompt=options.prompt)
         self.cut.update(contexts=1, source="source" in ids.cut, prompt="prompt" in ids.cut)
         return ids.head, ids.source, ids.prompt, ids.tail
 

@@ -103,6 +103,7 @@ def load_bases(
         ConfigError: a base model cannot be loaded.
     """
     encoder_dtype, llm_dtype = dtypes(placing.dtype, run.model.dtype)
+    tensors = source.tensors()
     tokenizers = load_tokenizers(run.model, hub)
     first = _first_device(placing.device_map)
     options: dict[str, Any] = {**hub, **placing.llm_options, "dtype": llm_dtype}
@@ -118,7 +119,7 @@ def load_bases(
     check_vocabulary(tokenizers.llm, llm.vocab_size, "llm")
     model = build_bridge(run, encoder, llm, tokenizers.bos_id)
     _compare(source, base_identities(run, model, tokenizers, source.config.base, hub), allow_base_mismatch)
-    put_bridge(source.tensors, model, "it must have been made for this fusion, mapping and these widths")
+    put_bridge(tensors, model, "it must have been made for this fusion, mapping and these widths")
     if placing.device_map is not None or placing.quantization is not None:
         home = _home(llm.model)
         for part in (model.encoder, model.fusion, model.mapping):

@@ -82,7 +82,9 @@ def _head(shared: BridgeConfig, results: Mapping[str, Any]) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["bridge_ds", "multilingual", str(shared.fusion.get("name", ""))],
         # Neither a folder nor what comes with bridge_ds is a model of the hub.
-        "base_model": [name for name in (shared.encoder, shared.llm) if not Path(name).is_dir() and resolve(name) == name],
+        "base_model": [
+            name for name in (shared.encoder, shared.llm) if not Path(name).is_dir() and resolve(name) == name
+        ],
         "language": languages,
     }
     text = yaml.safe_dump({key: value for key, value in values.items() if value}, sort_keys=False, allow_unicode=True)
@@ -139,8 +141,8 @@ def _weights(run: Path, config: Config, step: int) -> str:
     first = 0 if config.fusion.include_embeddings else 1
     head = ["layer", *(str(number) for number in range(first, first + len(found)))]
     return (
-        "## Layer weights\n\nShare of each encoder layer in what the LLM reads, mean over the tokens of the last training "
-        f"step.\n\n{_table(head, [('weight', *(f'{value:.3f}' for value in found))])}"
+        "## Layer weights\n\nShare of each encoder layer in what the LLM reads, mean over the tokens of the last "
+        f"training step.\n\n{_table(head, [('weight', *(f'{value:.3f}' for value in found))])}"
     )
 
 
@@ -166,7 +168,8 @@ def _accuracy(run: Path, results: Mapping[str, Any], checkpoint: Checkpoint) -> 
         columns = ("language", "bridge, most likely", "bridge, written out", "LLM alone, most likely",
                    "LLM alone, written out", "samples")  # fmt: skip
         rows = [
-            (code, *_shares(score), *_shares(alone.get(code, {})), str(score.get("n", ""))) for code, score in languages.items()
+            (code, *_shares(score), *_shares(alone.get(code, {})), str(score.get("n", "")))
+            for code, score in languages.items()
         ]
         by_chance = f" (chance {100 * chance:.1f})" if chance else ""
         lines.append(f"### {task}{by_chance}\n\n{_table(columns, rows)}")

@@ -38,8 +38,8 @@ def refuse_unseeing(config: Any, options: Mapping[str, Any]) -> None:
     guidance = options.get("guidance_scale", config.guidance_scale)
     if guidance not in (None, 1) and options.get("negative_prompt_ids") is None:
         raise DataError(
-            "guidance_scale needs negative_prompt_ids here, since the soft prompt has no last token to begin from; give "
-            "LLM ids such as those of the opening token."
+            "guidance_scale needs negative_prompt_ids here, since the soft prompt has no last token to begin from; "
+            "give LLM ids such as those of the opening token."
         )
 
 

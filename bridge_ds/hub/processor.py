@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class BridgeProcessor(ProcessorMixin):
-    """Two tokenizers that share no ids: the encoder's for what is read, the LLM's for what stands around and is written.
+    """Two tokenizers that share no ids: the encoder's for what is read, the LLM's for what is around it and written.
 
     `processor(texts)` gives `input_ids` and `attention_mask` (encoder), `prefix_ids` and `prefix_mask` (LLM, before the
     soft prompt), `suffix_ids` and `suffix_mask` (LLM, after it), each [B, its longest], int64, right-padded.
@@ -44,7 +44,12 @@ class BridgeProcessor(ProcessorMixin):
         positions: places of the LLM; 0 = unknown.
         max_new_tokens: places that are kept free for an answer.
         """
-        self.config, self.tokenizers, self.positions, self.max_new_tokens = config, tokenizers, positions, max_new_tokens
+        self.config, self.tokenizers, self.positions, self.max_new_tokens = (
+            config,
+            tokenizers,
+            positions,
+            max_new_tokens,
+        )
         self.max_source_tokens, self.max_prompt_tokens = config.max_source_tokens, config.max_prompt_tokens
         self.tokenizer: Any = tokenizers.llm
         """The LLM's."""
@@ -83,8 +88,8 @@ class BridgeProcessor(ProcessorMixin):
         options.pop("_from_auto", None)
         if options:
             raise ConfigError(
-                f"BridgeProcessor.from_pretrained does not know {next(iter(options))!r}; expected revision, encoder, llm, "
-                "encoder_revision, llm_revision, allow_base_mismatch, trust_remote_code or options of the hub."
+                f"BridgeProcessor.from_pretrained does not know {next(iter(options))!r}; expected revision, encoder, "
+                "llm, encoder_revision, llm_revision, allow_base_mismatch, trust_remote_code or options of the hub."
             )
         source = renamed(
             open_source(os.fspath(pretrained_model_name_or_path), revision, hub),
@@ -208,7 +213,9 @@ class BridgeProcessor(ProcessorMixin):
     def __repr__(self) -> str:
         return f"BridgeProcessor(encoder={self.config.encoder!r}, llm={self.config.llm!r})"
 
-    def context_ids(self, context: Context, max_new_tokens: int | None = None) -> tuple[list[int], list[int], list[int]]:
+    def context_ids(
+        self, context: Context, max_new_tokens: int | None = None
+    ) -> tuple[list[int], list[int], list[int]]:
         """Ids before the soft prompt (LLM), of the text (encoder), after the soft prompt (LLM), counted in `cut`."""
         limits = Limits(self.max_source_tokens, self.max_prompt_tokens, self.positions)
         room = self.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -247,7 +254,9 @@ class BridgeProcessor(ProcessorMixin):
         rows = [self.context_ids(context, max_new_tokens) for context in contexts]
         for name, limit in (("source", self.max_source_tokens), ("prompt", self.max_prompt_tokens)):
             if lost := self.cut[name] - before[name]:
-                _log.warning("%d of %d texts lost their beginning: at most %d %s tokens fit.", lost, len(rows), limit, name)
+                _log.warning(
+                    "%d of %d texts lost their beginning: at most %d %s tokens fit.", lost, len(rows), limit, name
+                )
         if return_tensors == "pt":
             return self.collate(rows, labels)
         heads, sources, tails = (list(part) for part in zip(*rows, strict=True))
@@ -265,15 +274,14 @@ def _compare(config: BridgeConfig, tokenizers: Tokenizers) -> None:
     ):
         if config.base.get(key) != tokenizer_identity(tokenizer):
             raise ConfigError(
-                f"the tokenizer of {name!r} is not the one that the bridge was trained with (another vocabulary); expected "
-                "the same; give its place or revision, or pass allow_base_mismatch=True."
+                f"the tokenizer of {name!r} is not the one that the bridge was trained with (another vocabulary); "
+                "expected the same; give its place or revision, or pass allow_base_mismatch=True."
             )
 
 
 def _listed(what: str, value: Any, count: int | None = None) -> list[str]:
-    texts = [value] if isinstance(value, str) else list(value) if isinstance(value, list | tuple) else None
-    wrong = next((each for each in texts if not isinstance(each, str)), None) if texts is not None else value
-    if texts is None or wrong is not None:
+    texts = list(value) if isinstance(value, list | tuple) else [value]
+    for wrong in (each for each in texts if not isinstance(each, str)):
         raise DataError(f"{what} holds {type(wrong).__name__}; expected a text or a list of texts.")
     if count is not None and len(texts) != count:
         raise DataError(f"there are {len(texts)} of {what} for {count} texts; expected as many.")

@@ -40,7 +40,8 @@ def write_folder(model: Any, folder: Path, card: str | None = None) -> None:
         (folder / CARD).write_text(model.card if card is None else card, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"{folder} cannot be written ({error.strerror or error}); expected a folder that you may write; choose another."
+            f"{folder} cannot be written ({error.strerror or error}); expected a folder that you may write; choose "
+            "another."
         ) from None
 
 
@@ -83,8 +84,8 @@ def upload(
         name = getattr(model.config, part)
         if Path(name).is_dir():
             raise ConfigError(
-                f"the {part} is named by a folder of this machine ({name}); expected a hub id, for others to load it; load "
-                f"the bridge again with {part}=HUB_ID, which is proven by its hash."
+                f"the {part} is named by a folder of this machine ({name}); expected a hub id, for others to load it; "
+                f"load the bridge again with {part}=HUB_ID, which is proven by its hash."
             )
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

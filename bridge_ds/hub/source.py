@@ -36,8 +36,8 @@ class Source:
     """As it was asked for."""
     config: BridgeConfig
     """What the bridge is."""
-    tensors: Path
-    """bridge.safetensors."""
+    tensors: Callable[[], Path]
+    """Gives bridge.safetensors, fetched where it lies on the hub."""
     generation: dict[str, Any]
     """Options of transformers' GenerationConfig that belong to the bridge."""
     card: Callable[[BridgeConfig], str]
@@ -80,8 +80,8 @@ def open_source(
         return _of_checkpoint(name, folder.absolute().parents[1], checkpoint, run_config, config)
     if folder.is_dir() and not (folder / CONFIG).is_file():
         raise ConfigError(
-            f"{name} holds no config.yaml, no {layout.MANIFEST} and no {CONFIG}; expected a run folder, a checkpoint or "
-            "a folder written by save_pretrained."
+            f"{name} holds no config.yaml, no {layout.MANIFEST} and no {CONFIG}; expected a run folder, a checkpoint "
+            "or a folder written by save_pretrained."
         )
     return _of_export(name, revision, hub or {}, config)
 
@@ -108,28 +108,38 @@ def _of_checkpoint(
     config = config or from_run(run_config, checkpoint.manifest["base"])
     # As long as what was trained on: an answer that runs on is cut there.
     generation = {"max_new_tokens": run_config.data.max_target_tokens}
-    return Source(name, config, checkpoint.folder / layout.BRIDGE, generation, card)
+    return Source(name, config, lambda: checkpoint.folder / layout.BRIDGE, generation, card)
 
 
 def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> Source:
+    def tensors() -> Path:
+        found = _file(name, layout.BRIDGE, revision, hub)
+        if found is None:
+            raise CheckpointError(
+                f"{name} has no {layout.BRIDGE}; expected it beside {CONFIG}; export the bridge again."
+            )
+        return found
+
     path = _file(name, CONFIG, revision, hub)
-    tensors = _file(name, layout.BRIDGE, revision, hub) if path else None
-    values = _json(path) if path else {}
-    if path is None or values.get("model_type") != MODEL_TYPE:
-        kind = f"a {CONFIG} of type {values.get('model_type')!r}" if path else f"no {CONFIG}"
+    if path is None:
         raise ConfigError(
-            f"{name} has {kind}; expected a bridge (type {MODEL_TYPE!r}): give a run folder, a folder written by "
-            "save_pretrained, or the hub id of one."
+            f"{name!r} is no folder, and no {CONFIG} of a hub repository of that name can be had; expected a run "
+            "folder, a folder written by save_pretrained, or the hub id of one."
         )
-    if tensors is None:
-        raise CheckpointError(f"{name} has no {layout.BRIDGE}; expected it beside {CONFIG}; export the bridge again.")
+    values = _json(path)
+    if values.get("model_type") != MODEL_TYPE:
+        raise ConfigError(
+            f"{path} is of type {values.get('model_type')!r}; expected a bridge (type {MODEL_TYPE!r}): give a run "
+            "folder, a folder written by save_pretrained, or the hub id of one."
+        )
     generation, card = _file(name, GENERATION, revision, hub), _file(name, CARD, revision, hub)
+    text = card.read_text(encoding="utf-8") if card else ""
     return Source(
         name,
         config or BridgeConfig.from_dict(values),
         tensors,
         _json(generation) if generation else {},
-        lambda _: card.read_text(encoding="utf-8") if card else "",
+        lambda _: text,
     )
 
 

@@ -16,6 +16,7 @@ from bridge_ds.harness.answerer import Answerer, Options
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.tasks.base import Example
 from tests import tiny
+from tests.evaluation.fakes import FakeTask
 from tests.made import make_run
 
 SOURCES = ["the cat sat on the mat", "a dog", "one river of rain and a bridge that joins two banks"]
@@ -50,10 +51,15 @@ def test_scores_are_those_of_the_scorer(runs: dict[str, Path], kind: str, bridge
 
     data = dataclasses.replace(data, augment_prompt=prompt)
     scorer = Scorer(answerer.model, answerer.tokenizers, data, torch.device("cpu"), bridge=bridge)
-    scores, greedy = scorer([Example(source, "", 0, "en", source) for source in SOURCES], LABELS)
+    task = FakeTask(labels=LABELS)
+    made = [
+        scorer([Example(source, "", label, "en", source) for source in SOURCES], task).predictions
+        for label in range(len(LABELS))
+    ]
+    scores, greedy = torch.tensor([p.scores for p in made[0]]), [[own[row].exact for own in made] for row in range(3)]
     found = answerer.score([Context(source) for source in SOURCES], [[Continuation(f" {n}") for n in LABELS]] * 3)
     assert torch.allclose(torch.tensor([[score for score, _ in row] for row in found]), scores, atol=2e-4)
-    assert [[hit for _, hit in row] for row in found] == greedy.tolist()
+    assert [[hit for _, hit in row] for row in found] == greedy
 
 
 @pytest.mark.parametrize("kind", tiny.LLMS)

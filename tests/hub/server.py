@@ -39,15 +39,20 @@ def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
             self._send(json.dumps(value).encode(), headers={"Content-Type": "application/json"})
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"] or 0)) if "Content-Length" in self.headers else (
-                self._chunks()
+            body = (
+                self.rfile.read(int(self.headers["Content-Length"] or 0))
+                if "Content-Length" in self.headers
+                else (self._chunks())
             )
             path = self.path.split("?")[0]
             if path == "/api/repos/create":
                 sent = json.loads(body)
                 return self._json({"url": f"{address}/{sent.get('organization', 'me')}/{sent['name']}"})
             if "/preupload/" in path:
-                modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]
+                modes = [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for f in json.loads(body)["files"]
+                ]
                 return self._json({"files": modes})
             if "/commit/" in path:
                 for line in filter(None, body.split(b"\n")):
