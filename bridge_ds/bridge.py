@@ -20,7 +20,7 @@ from bridge_ds.llm.loss import nll_sum, predicting
 from bridge_ds.llm.splice import Segment, Spliced, splice
 from bridge_ds.mapping import Projector
 
-__all__ = ["TRAINABLE", "BridgeModel", "build_bridge"]
+__all__ = ["TRAINABLE", "BridgeModel", "Ids", "build_bridge"]
 
 Ids: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Token ids and mask, both [B, K]."""

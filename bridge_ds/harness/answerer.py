@@ -134,7 +134,8 @@ class Answerer:
             (sources, self.tokenizers.encoder_pad_id),
             (after, self.tokenizers.pad_id),
         )
-        before, source, behind = (tuple(part.to(self.device) for part in pad(ids, by)) for ids, by in pads)
+        padded = (pad(ids, by) for ids, by in pads)
+        before, source, behind = ((ids.to(self.device), mask.to(self.device)) for ids, mask in padded)
         return self.model.around(before, source, behind)
 
     def _row(self, context: Context, following: int) -> tuple[list[int], list[int], list[int], list[int]]:

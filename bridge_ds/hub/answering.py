@@ -6,22 +6,21 @@ V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutput
 
+from bridge_ds.bridge import BridgeModel, Ids
+from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.errors import DataError
 from bridge_ds.hub.inputs import refuse_unseeing, right_padded
 from bridge_ds.llm.loss import nll_sum, predicting
 from bridge_ds.llm.splice import IGNORE, Spliced
-
-if TYPE_CHECKING:
-    from bridge_ds.bridge import BridgeModel
-    from bridge_ds.data.tokenize import Tokenizers
 
 __all__ = ["Answering"]
 
@@ -78,21 +77,15 @@ class Answering:
         none = input_ids.new_zeros(rows, 0)
         if prefix_ids is None:
             prefix_ids, prefix_mask = (none if bos is None else input_ids.new_full((rows, 1), bos)), None
-        pairs = [
-            (prefix_ids, prefix_mask),
-            (input_ids, attention_mask),
-            (none if suffix_ids is None else suffix_ids, suffix_mask),
-        ]
+        target = None
         if labels is not None:
             real = labels != IGNORE
-            pairs.append((labels.masked_fill(~real, self.tokenizers.pad_id), real.long()))
-        parts = [
-            (ids.to(device), torch.ones_like(ids, device=device) if mask is None else mask.to(device))
-            for ids, mask in pairs
-        ]
+            target = _on(device, labels.masked_fill(~real, self.tokenizers.pad_id), real.long())
         # Encoders count positions from the left, so that padding there would be text to some of them.
-        parts[1] = right_padded(*parts[1], self.tokenizers.encoder_pad_id)
-        return self.bridge.around(*parts, side=side)
+        source = right_padded(*_on(device, input_ids, attention_mask), self.tokenizers.encoder_pad_id)
+        before = _on(device, prefix_ids, prefix_mask)
+        after = _on(device, none if suffix_ids is None else suffix_ids, suffix_mask)
+        return self.bridge.around(before, source, after, target, side)
 
     def forward(
         self,
@@ -135,8 +128,9 @@ class Answering:
             inputs: [B, S] encoder ids, the same as `input_ids`.
             generation_config: instead of `self.generation_config`.
             options: the other arguments of :meth:`prefix`, and all of transformers' `GenerationMixin.generate`
-                (sampling, beams, streamer, stop_strings, ...). Beside `max_length`, padding counts; better give
-                `max_new_tokens`. Default: greedy, as many tokens as the longest target of the training.
+                (sampling, beams, streamer, stop_strings, ...). `max_length` counts the prompt's places too, padding
+                included; better give `max_new_tokens`. Default: greedy, as many tokens as the longest target of the
+                training.
 
         Returns:
             As transformers: [B * num_return_sequences, tokens] ids of what was written, without the prompt, or an
@@ -147,6 +141,7 @@ class Answering:
         """
         names = list(inspect.signature(self.prefix).parameters)[:-2]
         given = {name: options.pop(name) for name in names if name in options}
+        options.pop("labels", None)  # of a processor that was given the right answers too
         given.setdefault("input_ids", inputs)
         if given["input_ids"] is None:
             raise DataError("generate has no input_ids; expected a processor's output: generate(**processor(texts)).")
@@ -158,7 +153,7 @@ class Answering:
         if options.get("stop_strings") or config.stop_strings:
             options.setdefault("tokenizer", self.tokenizers.llm)
         spliced = self.prefix(**given)
-        self._fit(spliced, config, options)
+        generation_config = self._fit(spliced, generation_config, options)
         return llm.generate(
             inputs_embeds=spliced.embeds_BXH,
             attention_mask=spliced.mask_BX,
@@ -166,24 +161,42 @@ class Answering:
             **options,
         )
 
-    def _fit(self, spliced: Spliced, config: GenerationConfig, options: dict[str, Any]) -> None:
-        """Take `max_new_tokens` down to the places that the LLM has left."""
+    def _fit(
+        self, spliced: Spliced, config: GenerationConfig | None, options: dict[str, Any]
+    ) -> GenerationConfig | None:
+        """Settle how many tokens are to be written, at most as many as the LLM has places left; the config to use."""
         used = spliced.mask_BX.shape[1]
-        if not self.positions:
-            return
-        if used >= self.positions:
+        if self.positions and used >= self.positions:
             raise DataError(
                 f"the prompt takes {used} places and the LLM has {self.positions}; expected room for an answer; lower "
                 "max_source_tokens or max_prompt_tokens of the processor."
             )
-        asked = options.get("max_new_tokens", config.max_new_tokens)
-        if asked is not None and used + asked > self.positions:
-            options["max_new_tokens"] = self.positions - used
+        asked = options.pop("max_new_tokens", None) or (config.max_new_tokens if config else None)
+        length = options.pop("max_length", None) or (config.max_length if config else None)
+        if asked is None and length is not None:
+            if length <= used:
+                raise DataError(f"max_length is {length} and the prompt takes {used} places; expected more of them.")
+            asked = length - used
+        asked = asked or self.generation_config.max_new_tokens
+        if asked is not None and self.positions and used + asked > self.positions:
             _log.warning(
                 "max_new_tokens is %d; the prompt takes %d of the LLM's %d places, so at most %d are written.",
                 asked, used, self.positions, self.positions - used,
             )  # fmt: skip
+            asked = self.positions - used
+        if config is None:
+            options["max_new_tokens"] = asked
+            return None
+        # Not beside it: transformers wants one or the other.
+        config = copy.deepcopy(config)
+        config.max_new_tokens, config.max_length = asked, None
+        return config
 
     def compute_transition_scores(self, *args: Any, **options: Any) -> torch.Tensor:
         """As transformers: log-probabilities of the tokens written, from `scores` of generate's output object."""
         return self.bridge.llm.model.compute_transition_scores(*args, **options)  # type: ignore[no-any-return]
+
+
+def _on(device: torch.device, ids: torch.Tensor, mask: torch.Tensor | None) -> Ids:
+    """Ids and mask on the device; without a mask all are real."""
+    return ids.to(device), torch.ones_like(ids, device=device) if mask is None else mask.to(device)

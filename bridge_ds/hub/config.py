@@ -67,7 +67,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
     from bridge_ds.config.load import to_dict
 
     values = to_dict(config)
-    parts = {
+    parts: dict[str, Any] = {
         part: {key: value for key, value in values[part].items() if key not in left_out}
         for part, left_out in _NOT_SHARED.items()
     }

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ _IGNORED = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "l
 """What the Auto classes pass to every model; there is nothing here that they could change."""
 
 
-class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):
+class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     """Encoder, fusion, mapping and LLM as one model that answers: `generate(**processor(texts))`.
 
     The LLM's own `generate` does the writing, with the soft prompt as its first input, so that each architecture keeps
@@ -142,12 +142,7 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):
         dtype = options.pop("torch_dtype", None) if dtype is None else dtype
         for ignored in _IGNORED:
             options.pop(ignored, None)
-        if options or args:
-            known = [
-                name for name in inspect.signature(cls.from_pretrained).parameters if name not in ("args", "options")
-            ]
-            what = repr(next(iter(options))) if options else "a second positional argument"
-            raise ConfigError(f"from_pretrained does not know {what}; expected some of {', '.join(known)}.")
+        cls._refuse_unknown(args, options)
         bases = {
             "encoder": encoder, "llm": llm, "encoder_revision": encoder_revision, "llm_revision": llm_revision,
         }  # fmt: skip
@@ -165,6 +160,15 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):
         )
         bridge, tokenizers = load_bases(source, run, placing, hub, allow_base_mismatch)
         return cls._around(source, bridge, tokenizers)
+
+    @classmethod
+    def _refuse_unknown(cls, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        if options or args:
+            known = [
+                name for name in inspect.signature(cls.from_pretrained).parameters if name not in ("args", "options")
+            ]
+            what = repr(next(iter(options))) if options else "a second positional argument"
+            raise ConfigError(f"from_pretrained does not know {what}; expected some of {', '.join(known)}.")
 
     @classmethod
     def _around(cls, source: Source, bridge: BridgeModel, tokenizers: Tokenizers) -> BridgeForCausalLM:

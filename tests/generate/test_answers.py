@@ -130,7 +130,7 @@ def test_bad_input_is_one_sentence(
     assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(SystemExit) as error:
         main(["--run", str(tmp_path / "nowhere"), "--prompt", "a"])
-    assert of(error) == 2 and "is no folder" in capsys.readouterr().err
+    assert of(error) == 2 and "give a run folder" in capsys.readouterr().err
 
 
 def test_stops_beams_and_chats(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,6 +162,11 @@ def test_other_options_reach_the_llm(llama: tuple[BridgeForCausalLM, BridgeProce
     assert torch.equal(model.generate(**inputs, **MORE, cache_implementation="static"), plain)
     assert torch.equal(model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"], **MORE), plain)
     assert model.generate(**inputs).shape[1] == 10, "as many tokens as the longest target of the training"
+    used = model.prefix(**inputs).mask_BX.shape[1]
+    for options in ({"max_length": used + 3}, {"generation_config": GenerationConfig(max_length=used + 3)}):
+        assert torch.equal(model.generate(**inputs, **options), plain[:, :3])
+    with pytest.raises(DataError, match="max_length is 4"):
+        model.generate(**inputs, max_length=4)
     guided = {"guidance_scale": 3.0, "negative_prompt_ids": torch.full((3, 1), processor.tokenizers.bos_id)}
     assert not torch.equal(model.generate(**inputs, **MORE, **guided), plain)
     assert torch.equal(model.generate(**inputs, **MORE, **guided | {"guidance_scale": 1.0}), plain)
