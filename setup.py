@@ -63,6 +63,7 @@ setup(
         ],
         "kernels": ["triton>=3.6"],
         "harness": ["lm_eval>=0.4.13,<0.5"],
+        "quantized": ["bitsandbytes>=0.48"],
     },
     # Read by releases of lm_eval after 0.4.13; that one is told by bridge_ds/harness/__main__.py.
     entry_points={"lm_eval.models": ["bridge_ds = bridge_ds.harness.model:BridgeLM"]},

@@ -86,7 +86,8 @@ class Run:
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
-        self.base = self._on_main(lambda: base_identities(self.config, model, self.tokenizers))
+        recorded = checkpoint.manifest["base"] if checkpoint else None
+        self.base = self._on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded))
         self.state = {
             "seed": self.config.run.seed,
             "global_batch": self.config.train.global_batch,

@@ -39,6 +39,20 @@ def test_files_and_keys_that_readme_names_exist() -> None:
 
 
 @pytest.mark.slow
+def test_the_python_example_answers_in_a_constructed_language(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.search(r"<!-- command: answer -->\n```python\n(.+?)\n```", README, re.DOTALL)
+    assert code and code[1].count("\n") + 1 < 10
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "testbed").symlink_to(trained_run)
+    monkeypatch.chdir(tmp_path)
+    exec(code[1], {})
+    printed = code[1].rpartition("  # ")[2]
+    assert capsys.readouterr().out.strip() == printed == "['Political']"
+
+
+@pytest.mark.slow
 def test_the_main_command_trains_scores_and_tracks(tmp_path: Path) -> None:
     """The README's first command on two processes, shortened by overrides; then the scoring command on its run."""
     import mlflow

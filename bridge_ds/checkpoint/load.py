@@ -14,7 +14,16 @@ from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.state import restore_moments, trained
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["Checkpoint", "find", "load_bridge", "load_optimizer", "newest", "refuse_other_run"]
+__all__ = [
+    "Checkpoint",
+    "bridge_tensors",
+    "find",
+    "load_bridge",
+    "load_optimizer",
+    "newest",
+    "put_bridge",
+    "refuse_other_run",
+]
 
 
 @dataclass(frozen=True)
@@ -101,25 +110,49 @@ def load_bridge(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
     Raises:
         CheckpointError: names or shapes differ.
     """
+    put_bridge(checkpoint.folder / layout.BRIDGE, model, "set fusion and mapping as in its config.yaml")
+
+
+def put_bridge(path: Path, model: torch.nn.Module, remedy: str) -> None:
+    """:func:`load_bridge` from one file.
+
+    Args:
+        path: `bridge.safetensors`.
+        model: receives the tensors.
+        remedy: what to do where the file does not fit, for the message.
+
+    Raises:
+        CheckpointError: the file cannot be read, or names or shapes differ.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(checkpoint.folder / layout.BRIDGE)
-    targets: dict[str, torch.Tensor] = dict(trained(model))
-    targets |= {name: b for name, b in model.named_buffers() if name.startswith(("fusion.", "mapping."))}
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} cannot be read ({reason}); expected safetensors; get the file again.") from None
+    targets = bridge_tensors(model)
     if set(tensors) != set(targets):
         odd = sorted(set(tensors) ^ set(targets))
+        where = "the file lacks it" if odd[0] in targets else "the model has none of that name"
         raise CheckpointError(
-            f"{checkpoint.folder} and the model differ in {odd[0]}; expected the same parameters; "
-            "set fusion and mapping as in its config.yaml."
+            f"{path} and the model differ in {odd[0]} ({where}); expected the same parameters; {remedy}."
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
             if tensor.shape != targets[name].shape:
                 raise CheckpointError(
-                    f"{checkpoint.folder} has {name} of shape {tuple(tensor.shape)}; the model has "
-                    f"{tuple(targets[name].shape)}; set fusion and mapping as in its config.yaml."
+                    f"{path} has {name} of shape {tuple(tensor.shape)}; the model has "
+                    f"{tuple(targets[name].shape)}; {remedy}."
                 )
             targets[name].copy_(tensor)
+
+
+def bridge_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a bridge file holds: trained parameters, and the buffers of fusion and mapping, by name."""
+    buffers = {name: b for name, b in model.named_buffers() if name.startswith(("fusion.", "mapping."))}
+    return dict(trained(model)) | buffers
 
 
 def load_optimizer(checkpoint: Checkpoint, engine: Any) -> None:

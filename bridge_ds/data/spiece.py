@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
@@ -101,15 +102,21 @@ class SentencePieceTokenizer:
         return all(self._vocabulary.get(piece) == number for number, piece in enumerate(pieces))
 
 
-def with_spiece(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None) -> Any:
+def with_spiece(
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    revision: str | None,
+    hub: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """The tokenizer on top of its `spiece.model`, where the model has one that belongs to it; else as it is.
 
     Args:
         tokenizer: loaded.
         name: the model it was loaded from.
         revision: hub revision.
+        hub: where it was loaded from (cache_dir, token).
     """
-    path = find_spiece(name, revision)
+    path = find_spiece(name, revision, hub)
     if path is None:
         return tokenizer
     exact = SentencePieceTokenizer(tokenizer, path)
@@ -123,7 +130,7 @@ def unk_shares(tokenizer: Any, texts: Mapping[str, str] = PROBES) -> dict[str, f
     return {name: sum(i == lost for i in row) / max(1, len(row)) for name, row in zip(texts, rows, strict=True)}
 
 
-def find_spiece(name: str, revision: str | None) -> Path | None:
+def find_spiece(name: str, revision: str | None, hub: Mapping[str, Any] = MappingProxyType({})) -> Path | None:
     """The `spiece.model` of a folder or of a hub model that is in the cache."""
     from transformers.utils import cached_file
 
@@ -132,7 +139,7 @@ def find_spiece(name: str, revision: str | None) -> Path | None:
         return folder / "spiece.model" if (folder / "spiece.model").is_file() else None
     # Loading has just fetched it if the hub has one, so the cache is asked and the network left alone.
     found = cached_file(
-        name, "spiece.model", revision=revision, local_files_only=True,
+        name, "spiece.model", revision=revision, **{**hub, "local_files_only": True, "force_download": False},
         _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip

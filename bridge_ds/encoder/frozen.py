@@ -5,6 +5,8 @@ Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -74,8 +76,13 @@ class FrozenEncoder(nn.Module):
         return tuple(states if self.include_embeddings else states[1:])
 
 
-def load_encoder(config: ModelConfig) -> FrozenEncoder:
+def load_encoder(config: ModelConfig, hub: Mapping[str, Any] = MappingProxyType({}), **more: Any) -> FrozenEncoder:
     """Load the encoder half of `model.encoder` in `model.dtype`, frozen.
+
+    Args:
+        config: which, and how.
+        hub: where from (cache_dir, token, local_files_only).
+        more: other options of `from_pretrained` (device_map); they win.
 
     Raises:
         ConfigError: not found, incomplete, or not an encoder.
@@ -83,7 +90,7 @@ def load_encoder(config: ModelConfig) -> FrozenEncoder:
     from transformers import AutoConfig
 
     name = resolve(config.encoder)
-    options = {"revision": config.encoder_revision, "trust_remote_code": config.trust_remote_code}
+    options = {"revision": config.encoder_revision, "trust_remote_code": config.trust_remote_code, **hub}
     try:
         model_config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
@@ -94,7 +101,8 @@ def load_encoder(config: ModelConfig) -> FrozenEncoder:
     family = family_of(config.encoder, model_config)
     if family.class_name == "M2M100Encoder":
         options.pop("trust_remote_code")
-    model = load_complete("encoder", name, family.loader(), dtype=DTYPES[config.dtype], **options, **family.options)
+    options |= {"dtype": DTYPES[config.dtype], **family.options, **more}
+    model = load_complete("encoder", name, family.loader(), **options)
     return FrozenEncoder(model)
 
 

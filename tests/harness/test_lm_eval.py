@@ -177,8 +177,8 @@ def test_a_folder_or_a_template_that_is_not_there_is_named(run: Path, tmp_path: 
 def test_a_chat_is_rendered_by_the_llms_own_template(tmp_path: Path) -> None:
     from lm_eval.api.instance import Instance
 
+    from bridge_ds.data.context import parse
     from bridge_ds.harness.model import BridgeLM
-    from bridge_ds.harness.requests import parse
     from tests import tiny
 
     llm = tiny.make_llm("llama", tmp_path / "llm")
