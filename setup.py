@@ -50,6 +50,7 @@ setup(
         "test": [
             "pytest",
             "pytest-xdist",
+            "lm_eval>=0.4.13,<0.5",
             "hypothesis",
             "peft>=0.21",
             "scipy",
@@ -64,6 +65,7 @@ setup(
         "kernels": ["triton>=3.6"],
         "lora": ["peft>=0.21"],
         "harness": ["lm_eval>=0.4.13,<0.5"],
+        "quantized": ["bitsandbytes>=0.48"],
     },
     # Read by releases of lm_eval after 0.4.13; that one is told by bridge_ds/harness/__main__.py.
     entry_points={"lm_eval.models": ["bridge_ds = bridge_ds.harness.model:BridgeLM"]},

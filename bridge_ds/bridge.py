@@ -5,6 +5,8 @@ Letters: B batch, S encoder tokens, P prompt tokens, T target tokens, X spliced 
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import nn
 
@@ -18,7 +20,10 @@ from bridge_ds.llm.loss import nll_sum, predicting
 from bridge_ds.llm.splice import Segment, Spliced, splice
 from bridge_ds.mapping import Projector
 
-__all__ = ["TRAINABLE", "BridgeModel", "build_bridge"]
+__all__ = ["TRAINABLE", "BridgeModel", "Ids", "build_bridge"]
+
+Ids: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Token ids and mask, both [B, K]."""
 
 TRAINABLE = ("fusion.", "mapping.")
 """Prefixes of the parameters that are trained always, the bridge's."""
@@ -70,6 +75,37 @@ class BridgeModel(nn.Module):
         fused_BSD = self.fusion(states, batch.source_mask)
         soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
         return Segment(soft_BSH, mask_BS)
+
+    def around(self, before: Ids, source: Ids, after: Ids, target: Ids | None = None, side: str = "left") -> Spliced:
+        """[before | soft, end | after | target]: LLM tokens on both sides of the soft prompt, as a chat template needs.
+
+        Args:
+            before: LLM ids and mask [B, K]; K may be 0, as everywhere here.
+            source: encoder ids and mask [B, S]; a row without a token has no soft prompt.
+            after: LLM ids and mask.
+            target: LLM ids and mask of what is to be predicted.
+            side: of the padding.
+        """
+        parts = [before, after, *([target] if target else [])]
+        embeds = self.llm.embed(torch.cat([ids for ids, _ in parts], dim=1))
+        first, *rest = embeds.split([ids.shape[1] for ids, _ in parts], dim=1)
+        segments = [Segment(first, before[1])]
+        if bool(source[1].any()):
+            soft = self.soft_of(*source)
+            segments.append(Segment(soft.embeds_BKH.to(first), soft.mask_BK.to(first.device)))
+        segments.append(Segment(rest[0], after[1]))
+        if target:
+            segments.append(Segment(rest[1], target[1], target[0]))
+        return splice(segments, side)
+
+    def soft_of(self, source_ids: torch.Tensor, source_mask: torch.Tensor) -> Segment:
+        """The soft prompt of encoder ids and mask [B, S]; masked out whole in rows without a token."""
+        has_B = source_mask.any(1)
+        seen_BS = source_mask.clone()
+        seen_BS[~has_B, 0] = 1  # an encoder may make NaN of a row of padding
+        none = source_ids.new_zeros(len(source_ids), 0)
+        soft = self.soft(Batch(source_ids, seen_BS, none, none, none, none))
+        return Segment(soft.embeds_BKH, soft.mask_BK * has_B[:, None].to(soft.mask_BK))
 
     def _text(self, batch: Batch, with_targets: bool) -> tuple[Segment, Segment, Segment]:
         """BOS, prompt and target segments from ONE call of the embedding (under ZeRO-3 each call gathers it)."""

@@ -86,7 +86,8 @@ class Run:
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
-        self.base = self._on_main(lambda: base_identities(self.config, model, self.tokenizers))
+        recorded = checkpoint.manifest["base"] if checkpoint else None
+        self.base = self._on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded))
         self.state = {
             "seed": self.config.run.seed,
             "global_batch": self.config.train.global_batch,
@@ -208,11 +209,13 @@ class Run:
         """A task or language that is not there is known before training, not after it."""
         if self.config.evaluation.tasks:
             from bridge_ds.evaluation.jobs import wanted
+            from bridge_ds.evaluation.store import llm_of
             from bridge_ds.tasks import find_tasks
 
             wanted(
                 find_tasks(self.config.evaluation.tasks, self.config.evaluation.data), self.config.evaluation.languages
             )
+            llm_of(self.config.evaluation.llm_from)
 
     def _choose_path(self) -> str:
         """The code that will run the fusion; known before anything slow begins. Empty where there is no choice."""

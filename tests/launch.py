@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import select
@@ -166,8 +168,16 @@ class ForkedJob:
 def train(
     arguments: list[str], ranks: int, folder: Path, env: dict[str, str] | None = None, timeout: float = 240
 ) -> Outcome:
-    """Run bridge_ds/train.py on `ranks` processes to its end."""
-    return Job(train_command(arguments), ranks, folder, env).wait(timeout)
+    """Run bridge_ds/train.py on `ranks` processes to its end, started by :func:`zygote`."""
+    return zygote().start(arguments, ranks, folder, env).wait(timeout)
+
+
+@functools.cache
+def zygote() -> Zygote:
+    """The one of this test process."""
+    started = Zygote()
+    atexit.register(started.close)
+    return started
 
 
 def train_command(arguments: list[str]) -> list[str]:

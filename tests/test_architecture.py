@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A file may import its own folder and lower layers.
 LAYERS = [
+    {"auto_classes"},
     {"__init__", "errors"},
     {"world", "testbed", "config"},
     {"data", "frozen", "plan"},
@@ -24,8 +25,8 @@ LAYERS = [
     {"bridge"},
     {"engine", "tasks"},
     {"checkpoint", "track", "evaluation"},
-    {"cli", "run", "harness", "doctor"},
-    {"train"},
+    {"cli", "run", "harness", "doctor", "convert", "hub"},
+    {"train", "generate"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Folders that must work without these packages (kernels are tested on machines that have torch alone).

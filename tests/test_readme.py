@@ -23,7 +23,7 @@ def command(name: str) -> str:
 
 def test_ci_runs_the_test_command() -> None:
     assert "command: test" in (ROOT / ".ci" / "run").read_text()
-    assert "-m pytest -n 2 " in command("test")
+    assert "-m pytest -n 3 " in command("test")
 
 
 def test_files_and_keys_that_readme_names_exist() -> None:
@@ -36,6 +36,20 @@ def test_files_and_keys_that_readme_names_exist() -> None:
         assert key in keys, key
     for recipe in re.findall(r"`(testbed|xnli_\w+|mt5xl_\w+)`", README):
         assert (ROOT / "bridge_ds" / "config" / "recipes" / f"{recipe}.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_the_python_example_answers_in_a_constructed_language(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = re.search(r"<!-- command: answer -->\n```python\n(.+?)\n```", README, re.DOTALL)
+    assert code and code[1].count("\n") + 1 < 10
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "testbed").symlink_to(trained_run)
+    monkeypatch.chdir(tmp_path)
+    exec(code[1], {})
+    printed = code[1].rpartition("  # ")[2]
+    assert capsys.readouterr().out.strip() == printed == "['Political']"
 
 
 @pytest.mark.slow

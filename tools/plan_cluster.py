@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--encoder", default="mt5-xl", help=f"folder, or one of {', '.join(ENCODERS)}")
     parser.add_argument("--llm", default="llama-2-13b", help=f"folder, or one of {', '.join(LLMS)}")
     parser.add_argument("--fusion", default="transformer_softmax", help="last_layer | global_softmax | (default)")
-    parser.add_argument("--mapping", default="linear", choices=("linear", "mlp"))
+    parser.add_argument("--mapping", default="linear", choices=("linear", "mlp", "mlp_gelu"))
     parser.add_argument("--train-encoder", action="store_true", help="as encoder.trainable=true")
     parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="as lora.rank, on all linear layers")
     parser.add_argument("--nodes", type=int, default=1)

@@ -25,7 +25,7 @@ from bridge_ds.errors import CheckpointError
 
 __all__ = [
     "BRIDGE", "FORMAT", "MANIFEST", "OPTIMIZER", "STATE", "TRAINED", "check", "file_of", "folders", "seal",
-    "step_folder",
+    "step_folder", "trained_files",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -44,6 +44,12 @@ def step_folder(root: Path, step: int) -> Path:
 def file_of(name: str) -> str:
     """The file that holds the trained parameter (or the bridge's buffer) of that name."""
     return TRAINED[name.partition(".")[0]]
+
+
+def trained_files(folder: Path) -> list[Path]:
+    """The files of what was trained that are there, or must be; the bridge's first."""
+    others = sorted(set(TRAINED.values()) - {BRIDGE})
+    return [folder / BRIDGE, *(folder / name for name in others if (folder / name).is_file())]
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,10 @@ from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.state import restore_moments, trained, whole_shape
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["Checkpoint", "find", "find_start", "load_bridge", "load_optimizer", "newest", "refuse_other_run", "restore"]
+__all__ = [
+    "Checkpoint", "find", "find_start", "load_bridge", "load_optimizer", "newest", "put_trained", "refuse_other_run",
+    "restore", "trained_tensors",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,25 +157,42 @@ def load_bridge(checkpoint: Checkpoint, model: torch.nn.Module, begin: bool = Fa
     Raises:
         CheckpointError: names or shapes differ.
     """
-    targets: dict[str, torch.Tensor] = dict(trained(model))
-    targets |= {name: b for name, b in model.named_buffers() if name.startswith(("fusion.", "mapping."))}
-    with _opened(checkpoint.folder, set(layout.TRAINED.values())) as files:
+    put_trained(layout.trained_files(checkpoint.folder), model, "set {} as in its config.yaml", begin)
+
+
+def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begin: bool = False) -> None:
+    """:func:`load_bridge` from its files.
+
+    Args:
+        paths: `bridge.safetensors` first, then those of a trained encoder and of LoRA.
+        model: receives the tensors.
+        remedy: what to do where a file does not fit, for the message; `{}` stands for the parts of the config.
+        begin: see :func:`load_bridge`.
+
+    Raises:
+        CheckpointError: a file cannot be read, or names or shapes differ.
+    """
+    targets = trained_tensors(model)
+    with _opened(paths) as files:
         held = {name: file for file in files for name in list(file.keys())}
-        base = {name for name in targets if begin and layout.file_of(name) != layout.BRIDGE}
-        for name in sorted(set(held) ^ set(targets) - (base - set(held))):
-            keys = {"encoder": "encoder", "llm": "lora"}.get(name.partition(".")[0], "fusion and mapping")
-            raise CheckpointError(
-                f"{checkpoint.folder} and the model differ in {name}; expected the same parameters; "
-                f"set {keys} as in its config.yaml."
-            )
+        kept = {name for name in targets if begin and name not in held and layout.file_of(name) != layout.BRIDGE}
+        for name in sorted(set(held) ^ set(targets) - kept):
+            where = "the file lacks it" if name in targets else "the model has none of that name"
+            raise _unlike(paths, name, f"differ in {name} ({where}); expected the same parameters", remedy)
         for name, file in sorted(held.items()):
             shape, wanted = tuple(file.get_slice(name).get_shape()), whole_shape(targets[name])
             if shape != wanted:
-                raise CheckpointError(
-                    f"{checkpoint.folder} has {name} of shape {shape}; the model has {wanted}; "
-                    "set fusion, mapping and lora as in its config.yaml."
-                )
+                raise _unlike(paths, name, f"differ in {name}; shape {shape} in the file, expected {wanted}", remedy)
+        for name, file in sorted(held.items()):
             _fill(targets[name], file, name)
+
+
+def _unlike(paths: Sequence[Path], name: str, what: str, remedy: str) -> CheckpointError:
+    """The message about one tensor; names its file and the parts of the config that make it."""
+    part = name.partition(".")[0]
+    keys = {"encoder": "encoder", "llm": "lora"}.get(part, "fusion and mapping")
+    path = paths[0].parent / layout.TRAINED.get(part, layout.BRIDGE)
+    return CheckpointError(f"{path} and the model {what}; {remedy.format(keys)}.")
 
 
 def _fill(target: torch.Tensor, file: Any, name: str) -> None:
@@ -189,16 +209,30 @@ def _fill(target: torch.Tensor, file: Any, name: str) -> None:
 
 
 @contextmanager
-def _opened(folder: Path, names: Iterable[str]) -> Iterator[list[Any]]:
-    """Those of the safetensors files that are there; tensors are read one at a time."""
-    from safetensors import safe_open
+def _opened(paths: Sequence[Path]) -> Iterator[list[Any]]:
+    """Safetensors files; tensors are read one at a time."""
+    from safetensors import SafetensorError, safe_open
 
     with ExitStack() as stack:
-        paths = [folder / name for name in sorted(names) if (folder / name).is_file()]
-        yield [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        files = []
+        for path in paths:
+            try:
+                files.append(stack.enter_context(safe_open(path, framework="pt")))
+            except (OSError, SafetensorError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise CheckpointError(
+                    f"{path} cannot be read ({reason}); expected safetensors; get the file again."
+                ) from None
+        yield files
+
+
+def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What the files hold: trained parameters, and the buffers of fusion and mapping, by name."""
+    buffers = {name: b for name, b in model.named_buffers() if name.startswith(("fusion.", "mapping."))}
+    return dict(trained(model)) | buffers
 
 
 def load_optimizer(checkpoint: Checkpoint, engine: Any) -> None:
     """Put AdamW's state back into the engine (a collective)."""
-    with _opened(checkpoint.folder, [layout.OPTIMIZER]) as (moments,):
+    with _opened([checkpoint.folder / layout.OPTIMIZER]) as (moments,):
         restore_moments(engine, moments.get_tensor, int(checkpoint.state["optimizer_step"]))

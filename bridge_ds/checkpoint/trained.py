@@ -36,6 +36,6 @@ def load_trained(
         raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}; expected one; train the run first.")
     tokenizers = load_tokenizers(config.model)
     model = build_model(config, tokenizers.bos_id)
-    refuse_other_run(checkpoint, {}, base_identities(config, model, tokenizers))
+    refuse_other_run(checkpoint, {}, base_identities(config, model, tokenizers, checkpoint.manifest["base"]))
     load_bridge(checkpoint, model)
     return model.to(device).eval(), tokenizers, checkpoint

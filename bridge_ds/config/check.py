@@ -22,7 +22,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "fusion.name": ("last_layer", "global_softmax", "transformer_softmax"),
     "fusion.path": ("auto", "reference", "torch", "native", "triton"),
     "fusion.normalize": ("none", "rms"),
-    "mapping.kind": ("linear", "mlp"),
+    "mapping.kind": ("linear", "mlp", "mlp_gelu"),
     "data.objective": ("task", "prefix_lm"),
     "train.schedule": ("cosine", "linear", "constant"),
 }

@@ -14,7 +14,16 @@ from bridge_ds.config.check import check
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError
 
-__all__ = ["RECIPES", "flatten", "from_dict", "load_config", "load_run_config", "save_config", "to_dict"]
+__all__ = [
+    "RECIPES",
+    "build_config",
+    "flatten",
+    "from_dict",
+    "load_config",
+    "load_run_config",
+    "save_config",
+    "to_dict",
+]
 
 RECIPES = Path(__file__).parent / "recipes"
 """Folder of the shipped recipes; `--recipe testbed` reads testbed.yaml here."""
@@ -26,7 +35,15 @@ def load_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Confi
     Raises:
         ConfigError: no such recipe, not YAML, an unknown key, a value of the wrong type or out of range.
     """
-    values = _read_yaml(_find_recipe(recipe))
+    return build_config(_read_yaml(_find_recipe(recipe)), overrides)
+
+
+def build_config(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Nested values as a recipe has them, with `key.path=value` overrides put over them, checked.
+
+    Raises:
+        ConfigError: as :func:`load_config`.
+    """
     for text in overrides:
         _override(values, text)
     config = from_dict(values)

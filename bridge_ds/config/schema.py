@@ -132,7 +132,8 @@ class MappingConfig:
     """From the encoder's width D to the LLM's width H."""
 
     kind: str = "linear"
-    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger)."""
+    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (the same with GELU, LangBridge's
+    ffn)."""
     calibrate: bool = True
     """Scale the initial mapping so that soft tokens start at the RMS of the LLM's token embeddings (yes/no)."""
 
@@ -277,6 +278,9 @@ class EvaluationConfig:
     anyway can be told from one that the text makes likely (yes/no)."""
     max_new_tokens: int = 512
     """Most LLM tokens that are written as an answer, where a task asks for a number."""
+    llm_from: str = ""
+    """Another scored run: its answers of the LLM alone are taken where models, settings and samples are the same, and
+    not made again (in a comparison of bridges on one LLM they are the same for every run)."""
     data: dict[str, TaskDataConfig] = field(default_factory=dict)
     """By task: other rows than the hub's, such as {xnli: {source: FOLDER, fields: {premise: sentence1}}}."""
 

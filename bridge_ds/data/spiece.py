@@ -3,12 +3,15 @@
 transformers 5 rebuilds T5's and mT5's tokenizer without byte fallback: a character outside the vocabulary, which
 SentencePiece spells in bytes, becomes `<unk>` and is gone. Its normaliser also differs on some clusters of marks, and
 it takes `</s>` inside a text for the end token. Where the model's own `spiece.model` is at hand it is used instead.
+Tokens that somebody has added to the model's own (LangBridge adds white space) are still found in texts.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
@@ -33,6 +36,10 @@ PROBES: Mapping[str, str] = {
 """A sentence of each language, for every script in which the benchmarks are written and some more."""
 
 
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+"""T5's own places beyond its pieces; in a text they are text, as `</s>` is."""
+
+
 class SentencePieceTokenizer:
     """The parts of a Hugging Face tokenizer that this project uses, its ids those of SentencePiece. May be pickled."""
 
@@ -47,6 +54,10 @@ class SentencePieceTokenizer:
         self._vocabulary = tokenizer.get_vocab()
         self._names = {number: token for token, number in self._vocabulary.items()}
         self._before, self._after = _frame(tokenizer)
+        size = self._spiece.get_piece_size()
+        added = [name for name, number in self._vocabulary.items() if number >= size and not _SENTINEL.fullmatch(name)]
+        # The longest first, as Hugging Face tokenizers match them.
+        self._added = "|".join(re.escape(name) for name in sorted(added, key=len, reverse=True))
         self.pad_token_id = tokenizer.pad_token_id
         self.eos_token_id = tokenizer.eos_token_id
         self.bos_token_id = tokenizer.bos_token_id
@@ -60,10 +71,17 @@ class SentencePieceTokenizer:
         self, texts: Sequence[str], add_special_tokens: bool = True, verbose: bool = True
     ) -> dict[str, list[list[int]]]:
         """{"input_ids": ids of each text}."""
-        rows: list[list[int]] = self._spiece.encode(list(texts))
+        rows = [self._split(text) for text in texts] if self._added else self._spiece.encode(list(texts))
         if add_special_tokens:
             rows = [[*self._before, *row, *self._after] for row in rows]
         return {"input_ids": rows}
+
+    def _split(self, text: str) -> list[int]:
+        """Ids of a text that may hold added tokens; what stands between these is SentencePiece's."""
+        ids: list[int] = []
+        for place, part in enumerate(re.split(f"({self._added})", text)):
+            ids += [self._vocabulary[part]] if place % 2 else self._spiece.encode(part)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text again; special tokens are left out."""
@@ -84,15 +102,21 @@ class SentencePieceTokenizer:
         return all(self._vocabulary.get(piece) == number for number, piece in enumerate(pieces))
 
 
-def with_spiece(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None) -> Any:
+def with_spiece(
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    revision: str | None,
+    hub: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """The tokenizer on top of its `spiece.model`, where the model has one that belongs to it; else as it is.
 
     Args:
         tokenizer: loaded.
         name: the model it was loaded from.
         revision: hub revision.
+        hub: where it was loaded from (cache_dir, token).
     """
-    path = find_spiece(name, revision)
+    path = find_spiece(name, revision, hub)
     if path is None:
         return tokenizer
     exact = SentencePieceTokenizer(tokenizer, path)
@@ -106,7 +130,7 @@ def unk_shares(tokenizer: Any, texts: Mapping[str, str] = PROBES) -> dict[str, f
     return {name: sum(i == lost for i in row) / max(1, len(row)) for name, row in zip(texts, rows, strict=True)}
 
 
-def find_spiece(name: str, revision: str | None) -> Path | None:
+def find_spiece(name: str, revision: str | None, hub: Mapping[str, Any] = MappingProxyType({})) -> Path | None:
     """The `spiece.model` of a folder or of a hub model that is in the cache."""
     from transformers.utils import cached_file
 
@@ -115,7 +139,7 @@ def find_spiece(name: str, revision: str | None) -> Path | None:
         return folder / "spiece.model" if (folder / "spiece.model").is_file() else None
     # Loading has just fetched it if the hub has one, so the cache is asked and the network left alone.
     found = cached_file(
-        name, "spiece.model", revision=revision, local_files_only=True,
+        name, "spiece.model", revision=revision, **{**hub, "local_files_only": True, "force_download": False},
         _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip

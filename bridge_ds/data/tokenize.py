@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
@@ -91,15 +92,19 @@ class Tokenizers:
         return self.labels([text])[0]
 
 
-def load_tokenizers(model: ModelConfig) -> Tokenizers:
+def load_tokenizers(model: ModelConfig, hub: Mapping[str, Any] = MappingProxyType({})) -> Tokenizers:
     """Load both tokenizers of a run.
+
+    Args:
+        model: which.
+        hub: where from (cache_dir, token, local_files_only).
 
     Raises:
         ConfigError: one cannot be loaded, or the LLM's has no end token.
     """
-    encoder = _load("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code)
-    encoder = with_spiece(encoder, model.encoder, model.encoder_revision)
-    llm = _load("model.llm", model.llm, model.llm_revision, model.trust_remote_code)
+    encoder = _load("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code, hub)
+    encoder = with_spiece(encoder, model.encoder, model.encoder_revision, hub)
+    llm = _load("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
     eos_id = llm.eos_token_id
     if eos_id is None:
         raise ConfigError(
@@ -109,7 +114,7 @@ def load_tokenizers(model: ModelConfig) -> Tokenizers:
     return Tokenizers(
         encoder=encoder,
         llm=llm,
-        bos_id=_bos_id(llm, model.llm, model.llm_revision),
+        bos_id=_bos_id(llm, model.llm, model.llm_revision, hub),
         eos_id=eos_id,
         pad_id=eos_id if llm.pad_token_id is None else llm.pad_token_id,
         encoder_pad_id=encoder.pad_token_id or 0,
@@ -242,7 +247,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: b
     return tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]  # type: ignore[return-value]
 
 
-def _bos_id(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None) -> int | None:
+def _bos_id(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None, hub: Mapping[str, Any]) -> int | None:
     """The token that opened texts in pretraining, as far as the tokenizer tells.
 
     Most that want one put it there themselves, but not all: Llama 3.1 was published without (transformers#32172), and
@@ -254,7 +259,7 @@ def _bos_id(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None)
     bos_id = tokenizer.bos_token_id
     if bos_id is None or _ids(tokenizer, ["a"], special=True)[0][:1] == [bos_id]:
         return bos_id
-    wanted = get_tokenizer_config(resolve(name), revision=revision).get("add_bos_token")
+    wanted = get_tokenizer_config(resolve(name), revision=revision, **hub).get("add_bos_token")
     return bos_id if (bos_id != tokenizer.eos_token_id if wanted is None else wanted) else None
 
 
@@ -270,11 +275,14 @@ def _wants_leading_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(spaced) and spaced != alone and inside[-len(spaced) :] == spaced
 
 
-def _load(key: str, name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+def _load(
+    key: str, name: str, revision: str | None, trust_remote_code: bool, hub: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    options = {"revision": revision, "trust_remote_code": trust_remote_code, **hub}
     try:
-        return AutoTokenizer.from_pretrained(resolve(name), revision=revision, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(resolve(name), **options)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ConfigError(

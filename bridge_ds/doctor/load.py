@@ -67,8 +67,8 @@ def load_patient(run: Path, device: torch.device) -> Patient:
     moved = model.state_dict()
     initial = {name: moved[name].clone() for name in moved if name.startswith("mapping.project.")}
     load_bridge(checkpoint, model)
-    now = base_identities(config, model, tokenizers)
     recorded = checkpoint.manifest["base"]
+    now = base_identities(config, model, tokenizers, recorded)
     facts = {
         "changed": tuple(part for part in BASES if now[part] != recorded.get(part)),
         "differing_weights": _differing(config, model),

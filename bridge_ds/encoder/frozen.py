@@ -5,6 +5,10 @@ Letters: L encoder layers, B batch, S encoder tokens, D encoder width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 
 from bridge_ds.config.names import resolve
@@ -32,11 +36,18 @@ class FrozenEncoder(Encoder):
         return super().forward(source_ids, source_mask)
 
 
-def load_encoder(config: ModelConfig, training: EncoderConfig | None = None) -> Encoder:
+def load_encoder(
+    config: ModelConfig,
+    training: EncoderConfig | None = None,
+    hub: Mapping[str, Any] = MappingProxyType({}),
+    **more: Any,
+) -> Encoder:
     """Load the encoder half of `model.encoder`: frozen in `model.dtype`, or to be trained in float32.
 
     Args:
-        training: how it is trained; frozen without it, or unless it says `trainable`.
+        config: which, and how.
+        hub: where from (cache_dir, token, local_files_only).
+        more: other options of `from_pretrained` (device_map); they win.
 
     Raises:
         ConfigError: not found, incomplete, or not an encoder.
@@ -44,7 +55,7 @@ def load_encoder(config: ModelConfig, training: EncoderConfig | None = None) -> 
     from transformers import AutoConfig
 
     name = resolve(config.encoder)
-    options = {"revision": config.encoder_revision, "trust_remote_code": config.trust_remote_code}
+    options = {"revision": config.encoder_revision, "trust_remote_code": config.trust_remote_code, **hub}
     try:
         model_config = AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
@@ -55,8 +66,9 @@ def load_encoder(config: ModelConfig, training: EncoderConfig | None = None) -> 
     family = family_of(config.encoder, model_config)
     if family.class_name == "M2M100Encoder":
         options.pop("trust_remote_code")
-    options |= family.options
+    dtype = more.pop("dtype", DTYPES[config.dtype])
+    options |= {**family.options, **more}
     if training is None or not training.trainable:
-        return FrozenEncoder(load_complete("encoder", name, family.loader(), dtype=DTYPES[config.dtype], **options))
+        return FrozenEncoder(load_complete("encoder", name, family.loader(), dtype=dtype, **options))
     model = load_complete("encoder", name, family.loader(), dtype=torch.float32, **options)
-    return TrainedEncoder(model, DTYPES[config.dtype], training)
+    return TrainedEncoder(model, dtype, training)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,8 +19,7 @@ from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.distributed import agree, import_deepspeed
 from bridge_ds.errors import ConfigError
-from bridge_ds.frozen.identity import model_identity, tokenizer_identity
-from bridge_ds.frozen.load import DTYPES
+from bridge_ds.frozen.identity import as_first_recorded, model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
@@ -128,16 +128,34 @@ def _gather_by_layer(part: torch.nn.Module) -> None:
             _gather_by_layer(child)
 
 
-def base_identities(config: Config, model: BridgeModel, tokenizers: Tokenizers) -> dict[str, str]:
-    """Hashes of both base models and tokenizers: what a bridge belongs to."""
-    of = config.model
-    encoder = model.encoder.model.config
-    if config.encoder.trainable:  # of the same base as a frozen one
-        encoder = copy.copy(encoder)
-        encoder.dtype = DTYPES[of.dtype]
-    return {
-        "encoder": model_identity(encoder.to_json_string(), resolve(of.encoder), of.encoder_revision),
-        "llm": model_identity(model.llm.model.config.to_json_string(), resolve(of.llm), of.llm_revision),
+def base_identities(
+    config: Config,
+    model: BridgeModel,
+    tokenizers: Tokenizers,
+    like: Mapping[str, str] | None = None,
+    hub: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, str]:
+    """Hashes of both base models and tokenizers: what a bridge belongs to.
+
+    Args:
+        config: the run.
+        model: loaded.
+        tokenizers: both.
+        like: what a checkpoint recorded. The first ones hashed a model's config as transformers wrote it; a hash that
+            still holds in that way is given in that way.
+        hub: see :func:`bridge_ds.frozen.verify.weight_files`.
+    """
+    of, like = config.model, like or {}
+    found = {}
+    for key, part, name, revision in (
+        ("encoder", model.encoder.model, resolve(of.encoder), of.encoder_revision),
+        ("llm", model.llm.model, resolve(of.llm), of.llm_revision),
+    ):
+        found[key] = model_identity(published_config(name, revision, hub), name, revision, hub)
+        if like.get(key, found[key]) != found[key]:
+            first = model_identity(as_first_recorded(part.config, of.dtype), name, revision, hub)
+            found[key] = first if first == like[key] else found[key]
+    return found | {
         "encoder_tokenizer": tokenizer_identity(tokenizers.encoder),
         "llm_tokenizer": tokenizer_identity(tokenizers.llm),
     }

@@ -87,6 +87,7 @@ def _config(options: argparse.Namespace) -> Config:
     from bridge_ds.config.load import load_run_config
     from bridge_ds.errors import ConfigError
     from bridge_ds.evaluation.jobs import wanted
+    from bridge_ds.evaluation.store import llm_of
     from bridge_ds.tasks import find_tasks
 
     config = load_run_config(options.run, options.overrides)
@@ -100,6 +101,7 @@ def _config(options: argparse.Namespace) -> Config:
     if not config.evaluation.tasks:
         raise ConfigError("the run's config names no evaluation.tasks; give some with --tasks.")
     wanted(find_tasks(config.evaluation.tasks, config.evaluation.data), config.evaluation.languages)
+    llm_of(config.evaluation.llm_from)
     return config
 
 

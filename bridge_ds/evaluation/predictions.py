@@ -102,6 +102,8 @@ class ScoredTask:
     """Language -> samples scored."""
     layer_weights: dict[str, list[float]] = field(default_factory=dict)
     """Language -> mean weight of each encoder layer over the sources' tokens [L]; empty where there is no bridge."""
+    identities: dict[str, str] = field(default_factory=dict)
+    """Language -> hash of the models and settings that these answers depend on."""
 
 
 @dataclass(frozen=True)

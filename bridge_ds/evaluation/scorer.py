@@ -19,7 +19,7 @@ from bridge_ds.engine.distributed import any_rank
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import Prediction, Scored
 from bridge_ds.evaluation.score import compare
-from bridge_ds.evaluation.store import Answers, Store
+from bridge_ds.evaluation.store import Answers, Store, llm_of
 from bridge_ds.llm.generate import generate
 from bridge_ds.llm.score import score_choices
 from bridge_ds.llm.splice import Spliced
@@ -238,5 +238,10 @@ def _stores(config: Config, run: Path | None, checkpoint: str) -> tuple[Store, S
             folder and folder / "bridge",
             shared | {"bridge": trained, "seed": seed},
         ),
-        Store(Scored("llm", "LLM alone", seed, ""), folder and folder / "llm", shared),
+        Store(
+            Scored("llm", "LLM alone", seed, ""),
+            folder and folder / "llm",
+            shared,
+            llm_of(config.evaluation.llm_from),
+        ),
     )

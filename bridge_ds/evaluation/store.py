@@ -20,9 +20,9 @@ from typing import Any
 
 from bridge_ds.errors import DataError, LaunchError
 from bridge_ds.evaluation.jobs import Job
-from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index
+from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index, read_predictions
 
-__all__ = ["Answers", "Store", "write_text"]
+__all__ = ["Answers", "Store", "llm_of", "write_text"]
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,35 @@ class Answers:
 class Store:
     """All predictions of one system."""
 
-    def __init__(self, scored: Scored, folder: Path | None = None, identity: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        scored: Scored,
+        folder: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        reuse: Path | None = None,
+    ) -> None:
         """Args:
         scored: which system it is, without tasks.
         folder: the system's folder; none = nothing is written.
         identity: all that decides a score; unfinished work of another identity is thrown away.
+        reuse: the folder of the same system of another run, whose answers are taken where their identity is this one.
         """
-        self.scored, self.folder = scored, folder
+        self.scored, self.folder, self._reuse = scored, folder, reuse
         self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self._answers: dict[tuple[str, str], list[Answers]] = {}
         self._parts: list[Path] = []
 
     def resume(self, job: Job) -> set[str]:
-        """Take up what an evaluation before has left of a language; keys of the samples that are done."""
+        """Take up what an evaluation before has left of a language; keys of the samples that are done.
+
+        Raises:
+            DataError: answers to be reused that cannot be read.
+            LaunchError: predictions that cannot be written.
+        """
         found = self._answers[job.task.name, job.language] = []
+        if self._reuse is not None and (answers := self._from_other_run(self._reuse, job)):
+            found.append(answers)
+            return {p.key for p in answers.predictions}
         if self.folder is None:
             return set()
         part = self._part(job)
@@ -99,6 +114,7 @@ class Store:
         if self.folder is not None:
             path = self.folder / job.task.name / f"{job.language}.jsonl"
             with _writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(path, "".join(prediction.line() + "\n" for prediction in predictions))
                 self._write_index(self.folder, job)
         return _shares(predictions)
@@ -111,6 +127,15 @@ class Store:
     def _part(self, job: Job) -> Path:
         assert self.folder is not None
         return self.folder / job.task.name / f".{job.language}.part"
+
+    def _from_other_run(self, folder: Path, job: Job) -> Answers | None:
+        """The answers to all samples of a job, if they are there, of this identity and of these samples."""
+        task = read_index(folder).tasks.get(job.task.name)
+        if task is None or task.identities.get(job.language) != self._identity:
+            return None
+        made = list(read_predictions(folder, job.task.name, job.language))
+        asked = [(example.key, example.source, example.target) for example in job.examples]
+        return Answers(made) if [(p.key, p.source, p.answer) for p in made] == asked else None
 
     def _unfinished(self, part: Path) -> Iterator[Answers]:
         try:
@@ -146,10 +171,24 @@ class Store:
                 chance=task.chance,
                 samples=old.samples | {job.language: len(job.examples)},
                 layer_weights=old.layer_weights | ({job.language: weights} if weights else {}),
+                identities=old.identities | {job.language: self._identity},
             )
             index = dataclasses.replace(self.scored, tasks=tasks)
             text = json.dumps(index.as_json(), indent=1, ensure_ascii=False)
             write_text(folder / "index.json", text + "\n")
+
+
+def llm_of(run: str) -> Path | None:
+    """The folder of the LLM alone's answers in another run, or none where `run` is empty.
+
+    Raises:
+        DataError: the run was not scored.
+    """
+    if not run:
+        return None
+    folder = Path(run) / "evaluation" / "llm"
+    read_index(folder)
+    return folder
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from bridge_ds.errors import ConfigError
 
-__all__ = ["verify_weights", "weight_files"]
+__all__ = ["model_file", "verify_weights", "weight_files"]
 
 
-def weight_files(name: str, revision: str | None = None) -> list[Path]:
-    """The safetensors files of a local folder or of a hub model in the cache; empty if it has none."""
+def weight_files(name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})) -> list[Path]:
+    """The safetensors files of a local folder or of a hub model in the cache; empty if it has none.
+
+    Args:
+        name: folder or hub id.
+        revision: hub revision.
+        hub: more options of transformers' `cached_file` (cache_dir, token, local_files_only).
+    """
     if Path(name).is_dir():
         return sorted(Path(name).glob("*.safetensors"))
-    from transformers.utils.hub import cached_file
 
     def cached(filename: str) -> Path | None:
-        found = cached_file(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False)
-        return Path(found) if found else None
+        return model_file(name, filename, revision, hub)
 
     single = cached("model.safetensors")
     if single:
@@ -31,6 +37,19 @@ def weight_files(name: str, revision: str | None = None) -> list[Path]:
         return []
     shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     return [path for shard in shards if (path := cached(shard))]
+
+
+def model_file(
+    name: str, filename: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
+) -> Path | None:
+    """One file of a local folder or of a hub model; none where there is no such file."""
+    if Path(name).is_dir():
+        path = Path(name) / filename
+        return path if path.is_file() else None
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
+    return Path(found) if found else None
 
 
 def verify_weights(

@@ -49,4 +49,8 @@ class GlobalSoftmax(Fusion):
         Raises:
             ValueError: a key is missing or unknown, or a tensor has another number of elements.
         """
-        load_renamed(self, state, {"scores": "layer_weights_lb", "temperature": "temp"})
+        load_renamed(self, state, self.paper_names())
+
+    def paper_names(self) -> dict[str, str]:
+        """Our parameter -> its name in the paper's module."""
+        return {"scores": "layer_weights_lb", "temperature": "temp"}

@@ -84,10 +84,13 @@ class TransformerSoftmax(Fusion):
         Raises:
             ValueError: a key is missing or unknown, or a tensor has another number of elements.
         """
+        load_renamed(self, state, self.paper_names())
+
+    def paper_names(self) -> dict[str, str]:
+        """Our parameter -> its name in the paper's module."""
         names = {name: f"transformerEncoder.layers.0.{_torch_name(name)}" for name, _ in self.named_parameters()}
         names |= {"cls": "cls", "layer_positions": "layer_pos_emb"}
-        names |= {"score_weight": "layer_weights.weight", "score_bias": "layer_weights.bias"}
-        load_renamed(self, state, names)
+        return names | {"score_weight": "layer_weights.weight", "score_bias": "layer_weights.bias"}
 
 
 def _torch_name(name: str) -> str:

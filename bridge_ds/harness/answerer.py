@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.data.batch import Batch
 from bridge_ds.data.collate import pad
+from bridge_ds.data.context import Context, Limits, context_ids, plain_ids
 from bridge_ds.data.tokenize import Tokenizers
-from bridge_ds.errors import DataError
-from bridge_ds.harness.requests import Context, Continuation
+from bridge_ds.harness.requests import Continuation
 from bridge_ds.llm.frozen import FrozenLLM
-from bridge_ds.llm.splice import Segment, Spliced, splice
+from bridge_ds.llm.generate import end_ids
+from bridge_ds.llm.splice import Spliced
 
 __all__ = ["Answerer", "Options", "score_ragged"]
 
@@ -48,9 +48,13 @@ class Answerer:
         self, model: BridgeModel, tokenizers: Tokenizers, device: torch.device | str, options: Options
     ) -> None:
         self.model, self.tokenizers, self.device, self.options = model, tokenizers, device, options
-        config = model.llm.model.config.get_text_config()
+        llm = model.llm.model
+        config = llm.config.get_text_config()
         self.positions = int(getattr(config, "max_position_embeddings", 0) or 0)
         """Places that the LLM was built for; 0 = unknown."""
+        self.ends = end_ids(llm, tokenizers.eos_id)
+        # generate() fills what it is not told from here: the penalties that some models ship cannot see a soft prompt.
+        llm.generation_config = type(llm.generation_config)()
         self.cut: Counter[str] = Counter()
         """Contexts seen (`contexts`), and how many sources and prompts lost their beginning (`source`, `prompt`)."""
 
@@ -89,13 +93,11 @@ class Answerer:
         tokens = min(tokens, self.positions // 2) if self.positions else tokens
         prefix = self._prefix(contexts, [tokens] * len(contexts))
         llm, of = self.model.llm.model, self.tokenizers
-        ends = {of.eos_id, *_listed(llm.generation_config.eos_token_id)}
-        ends |= {id for stop in stops if (id := of.llm.get_added_vocab().get(stop)) is not None}
+        ends = self.ends | {id for stop in stops if (id := of.llm.get_added_vocab().get(stop)) is not None}
         with self.model.llm.alone(not self.options.bridge):
             written = llm.generate(
                 inputs_embeds=prefix.embeds_BXH,
                 attention_mask=prefix.mask_BX,
-                # Whole and our own: a model's generation_config.json may hold penalties, which see no soft prompt.
                 generation_config=GenerationConfig(
                     max_new_tokens=tokens,
                     eos_token_id=sorted(ends),
@@ -122,52 +124,29 @@ class Answerer:
         return [*ids, self.tokenizers.eos_id] if of.whole and self.options.end_token else ids
 
     def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizers.llm(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+        return plain_ids(self.tokenizers, text)
 
     def _prefix(self, contexts: Sequence[Context], following: Sequence[int]) -> Spliced:
         """[BOS, head | soft, end | prompt | tail], left-padded; `following` = places to keep free behind each."""
         rows = [self._row(context, room) for context, room in zip(contexts, following, strict=True)]
         heads, sources, prompts, tails = zip(*rows, strict=True)
-        ids, masks = zip(*(pad(part, self.tokenizers.pad_id) for part in (heads, prompts, tails)), strict=True)
-        embeds_BKH = self.model.llm.embed(torch.cat(ids, dim=1).to(self.device))
-        parts = embeds_BKH.split([part.shape[1] for part in ids], dim=1)
-        head, prompt, tail = (Segment(e, m.to(self.device)) for e, m in zip(parts, masks, strict=True))
-        soft = [self._soft(sources)] if any(sources) else []
-        return splice([head, *soft, prompt, tail], side="left")
-
-    def _soft(self, sources: Sequence[list[int]]) -> Segment:
-        ids, mask = pad([source or [self.tokenizers.encoder_pad_id] for source in sources], 0)
-        none = torch.zeros(len(sources), 0, dtype=torch.int64)
-        soft = self.model.soft(Batch(ids, mask, none, none, none, none).to(self.device))
-        has_B1 = torch.tensor([[bool(source)] for source in sources], device=soft.mask_BK.device)
-        return Segment(soft.embeds_BKH, soft.mask_BK * has_B1)
+        after = [[*prompt, *tail] for prompt, tail in zip(prompts, tails, strict=True)]
+        pads = (
+            (heads, self.tokenizers.pad_id),
+            (sources, self.tokenizers.encoder_pad_id),
+            (after, self.tokenizers.pad_id),
+        )
+        padded = (pad(ids, by) for ids, by in pads)
+        before, source, behind = ((ids.to(self.device), mask.to(self.device)) for ids, mask in padded)
+        return self.model.around(before, source, behind)
 
     def _row(self, context: Context, following: int) -> tuple[list[int], list[int], list[int], list[int]]:
         """Token ids: head, source, prompt, tail."""
-        of, options = self.tokenizers, self.options
-        head, tail = self._plain(context.head), self._plain(context.tail)
-        if of.bos_id is not None and head[:1] != [of.bos_id]:
-            head = [of.bos_id, *head]
-        text = (context.source or "").strip()
-        source = of.source_ids(text) if options.bridge and context.source is not None else []
-        prompt = of.prompt_ids(text) if text and (options.prompt or not options.bridge) else []
-        if not head and not source and not prompt and not tail:
-            head = [of.eos_id]  # an LLM without an opening token still needs a place to predict from
-        room = self._room(len(head) + len(tail) + following)
-        kept_prompt = _tail(prompt, min(options.max_prompt_tokens, room // 2 if source else room))
-        kept_source = _tail(source, min(options.max_source_tokens, room - len(kept_prompt) - 1))
-        self.cut.update(contexts=1, source=len(kept_source) < len(source), prompt=len(kept_prompt) < len(prompt))
-        return head, kept_source, kept_prompt, tail
-
-    def _room(self, taken: int) -> int:
-        if not self.positions:
-            return 1 << 30
-        if taken + 2 > self.positions:
-            raise DataError(
-                f"a request needs {taken} places besides its context; the LLM has {self.positions}; shorten the task's "
-                "choices or max_gen_toks, or choose another LLM."
-            )
-        return self.positions - taken
+        options = self.options
+        limits = Limits(options.max_source_tokens, options.max_prompt_tokens, self.positions)
+        ids = context_ids(self.tokenizers, context, limits, following, bridge=options.bridge, prompt=options.prompt)
+        self.cut.update(contexts=1, source="source" in ids.cut, prompt="prompt" in ids.cut)
+        return ids.head, ids.source, ids.prompt, ids.tail
 
 
 def score_ragged(
@@ -239,15 +218,6 @@ def _stop_at(tokenizers: Tokenizers, stops: Sequence[str]) -> Any:
     return AtStops()
 
 
-def _listed(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else value if isinstance(value, list) else [value]
-
-
 def _until(ids: list[int], ends: set[int]) -> list[int]:
     at = next((place for place, each in enumerate(ids) if each in ends), len(ids))
     return ids[:at]
-
-
-def _tail(ids: list[int], limit: int) -> list[int]:
-    # The question stands at the end of a context, so the end is kept (and with it the encoder's end token).
-    return ids if len(ids) <= limit else ids[len(ids) - limit :] if limit > 0 else []

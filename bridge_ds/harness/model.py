@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
+from bridge_ds.data.context import parse, render
 from bridge_ds.engine.distributed import device_of, init_distributed
 from bridge_ds.errors import ConfigError
 from bridge_ds.harness.answerer import Answerer, Options
-from bridge_ds.harness.requests import Asked, Plan, collapse, mark, parse, plan, plan_texts, windows
+from bridge_ds.harness.requests import Asked, Plan, plan, plan_texts, windows
 from bridge_ds.world import World
 
 __all__ = ["BridgeLM"]
@@ -232,29 +233,7 @@ class BridgeLM(LM):
 
         The encoder reads the worked examples and the question as one text; a system message stays text for the LLM.
         """
-        import jinja2
-
-        system, source, answer = collapse(chat_history, answering=not add_generation_prompt)
-        turns = [{"role": "user", "content": mark(source)}]
-        if answer:
-            turns.append({"role": "assistant", "content": answer})
-
-        def render(messages: list[dict[str, str]]) -> str:
-            return str(
-                self.tokenizers.llm.apply_chat_template(
-                    messages,
-                    tokenize=False,
-                    add_generation_prompt=not answer,
-                    continue_final_message=bool(answer),
-                )
-            )
-
-        if not system:
-            return render(turns)
-        try:
-            return render([{"role": "system", "content": system}, *turns])
-        except jinja2.exceptions.TemplateError:  # some templates know no system role
-            return render([{"role": "user", "content": f"{system}\n\n{mark(source)}"}, *turns[1:]])
+        return render(self.tokenizers.llm, chat_history, answering=add_generation_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
         """What goes into lm_eval's results beside the scores."""

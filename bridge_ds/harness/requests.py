@@ -19,31 +19,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Asked", "Context", "Continuation", "Plan", "collapse", "mark", "parse", "plan", "plan_texts", "windows"]
+from bridge_ds.data.context import Context, parse
 
-# Noncharacters of Unicode: no text holds them, and no chat template changes them.
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+__all__ = ["Asked", "Continuation", "Plan", "plan", "plan_texts", "windows"]
 
 FIRST_SHARE = 0.1
 """Words of a text, as a share, that the LLM predicts with nothing to go by: the least that prefix_lm training leaves
 before its split."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """All that comes before the scored or written text."""
-
-    source: str | None
-    """What the encoder reads; none = nothing, and no soft prompt."""
-    head: str = ""
-    """Text for the LLM before the soft prompt (of a chat template)."""
-    tail: str = ""
-    """Text for the LLM after it (of a chat template)."""
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether a chat template stands around it."""
-        return bool(self.head or self.tail)
 
 
 @dataclass(frozen=True)
@@ -169,37 +151,3 @@ def _shared_beginnings(asked: Sequence[Asked]) -> dict[object, str]:
         if at:
             found[sample] = at[1]
     return found
-
-
-def parse(context: str) -> Context:
-    """A context as lm_eval hands it over, with the chat template's text taken apart where there is one."""
-    head, opened, rest = context.partition(_OPEN)
-    if not opened:
-        return Context(context)
-    source, _, tail = rest.partition(_CLOSE)
-    return Context(source, head, tail)
-
-
-def mark(source: str) -> str:
-    """A user's turn for the chat template, from which :func:`parse` finds the place of the soft prompt again."""
-    return f"{_OPEN}{source}{_CLOSE}"
-
-
-def collapse(history: Sequence[dict[str, str]], answering: bool) -> tuple[str, str, str]:
-    """A chat as (system text, the encoder's source, beginning of the answer).
-
-    There is one soft prompt, so worked examples and the question are one text, as lm_eval writes them without a chat
-    template. The system text stays text: it is an instruction to the LLM, and in the LLM's own language.
-
-    Args:
-        history: messages with `role` and `content`.
-        answering: the last message, if it is the assistant's, is the beginning of the answer.
-    """
-    messages = list(history)
-    system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ""
-    answer = messages.pop()["content"] if answering and messages and messages[-1]["role"] == "assistant" else ""
-    source = ""
-    for message in messages:
-        between = "" if not source else " " if message["role"] == "assistant" else "\n\n"
-        source = source.rstrip() + between + message["content"].strip() if source else message["content"].strip()
-    return system, source, answer

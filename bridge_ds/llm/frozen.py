@@ -105,8 +105,12 @@ def _projecting_only(head: nn.Module, where_BX: torch.Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def load_llm(config: ModelConfig) -> FrozenLLM:
+def load_llm(config: ModelConfig, **options: Any) -> FrozenLLM:
     """Load `model.llm` in `model.dtype`, frozen.
+
+    Args:
+        config: which, and how.
+        options: more of `from_pretrained` (device_map, quantization_config, token); they win.
 
     Raises:
         ConfigError: not found, incomplete, or not a causal language model.
@@ -117,8 +121,11 @@ def load_llm(config: ModelConfig) -> FrozenLLM:
         "LLM",
         resolve(config.llm),
         AutoModelForCausalLM.from_pretrained,
-        dtype=DTYPES[config.dtype],
-        revision=config.llm_revision,
-        trust_remote_code=config.trust_remote_code,
+        **{
+            "dtype": DTYPES[config.dtype],
+            "revision": config.llm_revision,
+            "trust_remote_code": config.trust_remote_code,
+            **options,
+        },
     )
     return FrozenLLM(model, config.activation_checkpointing)

@@ -6,6 +6,7 @@ Letters: B batch, X prefix length and what has been written, H LLM width, V voca
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.score import read_prefix
 from bridge_ds.llm.splice import Spliced
 
-__all__ = ["generate"]
+__all__ = ["end_ids", "generate"]
 
 
 @torch.no_grad()
@@ -60,3 +61,15 @@ def generate(
         )
         cache = output.past_key_values
     return written
+
+
+def end_ids(model: Any, eos: int) -> set[int]:
+    """Ids that end an answer: the one that closed every target in training, and those of the LLM's own (Llama 3 and
+    Qwen end a turn and a text by two).
+
+    Args:
+        model: the causal language model.
+        eos: the tokenizer's end token.
+    """
+    own = model.generation_config.eos_token_id
+    return {eos, *(own if isinstance(own, list) else [] if own is None else [own])}

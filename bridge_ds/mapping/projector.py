@@ -15,8 +15,10 @@ __all__ = ["MAPPINGS", "Projector"]
 MAPPINGS: dict[str, Callable[[int, int], nn.Module]] = {
     "linear": lambda d, h: nn.Linear(d, h),
     "mlp": lambda d, h: nn.Sequential(nn.Linear(d, 2 * d), nn.ReLU(), nn.Linear(2 * d, h)),
+    "mlp_gelu": lambda d, h: nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, h)),
 }
-"""linear: arXiv 2508.09091. mlp: MindMerger (arXiv 2405.17386), hidden width 2D."""
+"""linear: arXiv 2508.09091, and LangBridge's `linear`. mlp: MindMerger (arXiv 2405.17386), hidden width 2D. mlp_gelu:
+LangBridge's `ffn` (arXiv 2401.10695, its public code), hidden width 2D, the exact GELU."""
 
 
 class Projector(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def _draw_intervals(data: Any, path: Path) -> None:
     axis.set(title=f"{task}: 95 % intervals; dashed: {dashed}", xlabel=against)
     if is_accuracy:
         axis.set_xlim(0, 101)
-    figure.legend(loc="outside upper center", ncols=min(4, len(systems)))
+    figure.legend(loc="outside upper center", ncols=_columns(systems))
     _save(figure, path)
 
 
@@ -120,8 +120,13 @@ def _draw_lengths(results: Any, path: Path) -> None:
             xlabel=f"length of the source ({found['lengths']['unit']})",
         )
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, max(1, len(labels))))
+    figure.legend(handles, labels, loc="outside upper center", ncols=_columns(labels))
     _save(figure, path)
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Of a legend as wide as a figure: about 90 letters, 8 of them for a sign and the space around it."""
+    return max(1, min(4, len(names), 90 // (max(map(len, names), default=0) + 8)))
 
 
 def _named(code: str, known: Mapping[str, Any]) -> str:

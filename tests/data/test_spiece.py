@@ -66,6 +66,29 @@ def test_any_text_as_sentencepiece(exact: Tokenizers, spiece, text: str) -> None
     assert exact.source_ids(text)[:-1] == spiece.encode(text)
 
 
+def test_added_tokens_are_found_as_hugging_face_finds_them(
+    t5_folder: Path, llm_folder: Path, tmp_path: Path, spiece
+) -> None:
+    """LangBridge's tokenizer is mT5's with white space added; the model file knows nothing of that."""
+    from transformers import AutoTokenizer
+
+    from bridge_ds.convert import SOURCES
+    from bridge_ds.convert.bases import write_tokenizer
+
+    write_tokenizer(str(t5_folder), None, SOURCES["langbridge"].added_tokens, tmp_path, False)
+    assert (tmp_path / "spiece.model").read_bytes() == (t5_folder / "spiece.model").read_bytes()
+    found = load_tokenizers(ModelConfig(encoder=str(tmp_path), llm=str(llm_folder)))
+    assert isinstance(found.encoder, SentencePieceTokenizer)
+    automatic = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["The cat\nsat  on\t\tthe mat", " The \n  cat     sat\r\n", "\n\n", " on ", "the mat", ""]
+    assert found.sources(texts) == automatic(texts)["input_ids"]
+    first = spiece.get_piece_size()
+    assert found.source_ids("\n  \t")[:-1] == [first + 1, first + 5, first]
+    # Outside them nothing changes: bytes where the pieces end, and T5's sentinels are text.
+    for text in ("the 猫 cat", "<extra_id_0> a", PROBES["am"]):
+        assert found.source_ids(text)[:-1] == spiece.encode(text)
+
+
 def test_without_the_model_file_the_tokenizer_is_left_alone(tokenizers) -> None:
     assert not isinstance(tokenizers.encoder, SentencePieceTokenizer)
     shares = unk_shares(tokenizers.encoder, {"known": "the cat", "unknown": "猫"})

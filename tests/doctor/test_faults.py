@@ -24,6 +24,7 @@ from bridge_ds.errors import CheckpointError, ConfigError
 from tests.doctor.faults import FAULTS, configure, copied, not_a_number, scaled_mapping
 from tests.launch import ROOT
 from tests.made import make_run
+from tools.doctor import main as command
 
 SAMPLES = 48
 
@@ -74,24 +75,26 @@ def test_each_fault_is_told_apart(trained_run: Path, name: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_command(trained_run: Path, tmp_path: Path) -> None:
-    def doctor(*arguments: object) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "tools/doctor.py", *map(str, arguments), "--samples", "16", "--device", "cpu"]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=200)
+def test_the_command(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def doctor(*arguments: object) -> tuple[int, str, str]:
+        status = command([*map(str, arguments), "--samples", "16", "--device", "cpu"])
+        return status, *capsys.readouterr()
 
     before = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*")}
-    healthy = doctor(trained_run)
+    line = [sys.executable, "tools/doctor.py", str(trained_run), "--samples", "16", "--device", "cpu"]
+    healthy = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert healthy.returncode == 0, healthy.stderr[-3000:]
     assert "healthy" in healthy.stdout.splitlines()[0] and "one sample as the LLM sees it" in healthy.stdout
     assert {path: path.stat().st_mtime_ns for path in trained_run.rglob("*")} == before, "nothing is written"
     broken = copied(trained_run, tmp_path / "run")
     not_a_number(broken)
-    sick = doctor(broken, "--json")
-    found = json.loads(sick.stdout)
-    assert sick.returncode == 1 and not found["healthy"] and found["findings"][0]["code"] == "not_finite"
+    status, said, _ = doctor(broken, "--json")
+    found = json.loads(said)
+    assert status == 1 and not found["healthy"] and found["findings"][0]["code"] == "not_finite"
     assert found["measurements"]["loss_right"] is None, "NaN is no JSON"
-    nobody = doctor(tmp_path)
-    assert nobody.returncode == 2 and "holds no config.yaml" in nobody.stderr and "Traceback" not in nobody.stderr
+    with pytest.raises(SystemExit, match="2"):
+        doctor(tmp_path)
+    assert "holds no config.yaml" in capsys.readouterr().err
 
 
 def test_a_run_of_other_models_is_examined_too(

@@ -77,11 +77,11 @@ def is_right(example: Example) -> tuple[bool, bool]:
     return digest[0] % 3 > 0, digest[0] % 3 > 0 and digest[1] % 2 == 0
 
 
-def stores(folder: Path, identity: str = "one") -> tuple[Store, Store]:
-    """Of both systems."""
+def stores(folder: Path, identity: str = "one", reuse: Path | None = None) -> tuple[Store, Store]:
+    """Of both systems; `reuse` = where answers of the LLM alone are."""
     return (
         Store(Scored("bridge", "some_fusion", 3, "step-00000001"), folder / "bridge", {"is": identity}),
-        Store(Scored("llm", "LLM alone", 3, ""), folder / "llm", {"is": identity}),
+        Store(Scored("llm", "LLM alone", 3, ""), folder / "llm", {"is": identity}, reuse),
     )
 
 

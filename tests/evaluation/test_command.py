@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge_ds.evaluation.__main__ import main as evaluation
 from bridge_ds.evaluation.predictions import Prediction, read_index, read_predictions
 from tests.launch import Outcome, Zygote, succeed
 from tests.tasks import local
@@ -132,8 +133,8 @@ def test_batches_give_the_same_predictions(run: Path, zygote: Zygote, tmp_path: 
     assert_alike(run, other)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_in_the_middle_and_started_again(run: Path, zygote: Zygote, tmp_path: Path, ranks: int) -> None:
+def test_killed_in_the_middle_and_started_again(run: Path, zygote: Zygote, tmp_path: Path) -> None:
+    ranks = 2
     whole, killed = copy(run, tmp_path / "whole"), copy(run, tmp_path / "killed")
     succeed(score(zygote, whole, ranks, "--batch", "1"))
     part = killed / "evaluation" / "bridge" / "sinhala_news" / ".en.part"
@@ -155,6 +156,24 @@ def test_killed_in_the_middle_and_started_again(run: Path, zygote: Zygote, tmp_p
     assert found == expected
 
 
+def test_what_was_scored_is_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The four benchmarks and two more, from packing to the report, whose numbers are those of evaluation.json."""
+    output = tmp_path / "report"
+    assert evaluation(["report", f"one={run}", f"two={run}", "--baseline", "one", "--output", str(output)]) == 0
+    report, scored = json.loads((output / "report.json").read_text()), json.loads((run / "evaluation.json").read_text())
+    assert report["systems"] == ["LLM alone", "one", "two"] and set(report["tasks"]) == set(TASKS)
+    for name, system in (("one", "bridge"), ("two", "bridge"), ("LLM alone", "llm")):
+        for task in TASKS:
+            found = report["tasks"][task]["accuracy"][name]
+            assert set(found) == LANGUAGES[task]
+            for language, counted in scored[system][task].items():
+                assert found[language]["value"] == pytest.approx(counted["likelihood"]), (name, task, language)
+    verdicts = {cell["verdict"] for of_task in report["tests"]["two"].values() for cell in of_task.values()}
+    assert verdicts == {"undecided"}  # a system differs in nothing from itself
+    text = (output / "report.html").read_text()
+    assert all(word in text for word in ("sinhala_news", "Sinhala", "amazon_reviews"))
+
+
 def test_some_languages_of_some_tasks(run: Path, zygote: Zygote, tmp_path: Path) -> None:
     other = copy(run, tmp_path / "run")
     succeed(score(zygote, other, 1, "--task", "indicxnli,sinhala_news", "--languages", "si,ta", "--limit", "4"))
@@ -172,29 +191,35 @@ def test_some_languages_of_some_tasks(run: Path, zygote: Zygote, tmp_path: Path)
     [
         (["--languages", "xx"], "evaluation.languages has 'xx', which no task has"),
         (["--tasks", "xnil"], "unknown task 'xnil'"),
-        (["--tasks", "xnli", "--set", "evaluation.data.xnli.fields={label: gold}"], "has no column 'gold'"),
         (["--set", "evaluation.data.xnli.sorce=x"], "unknown key 'evaluation.data.xnli.sorce'; did you mean"),
+        (["--set", "evaluation.llm_from=nowhere"], "nowhere/evaluation/llm/index.json cannot be read"),
     ],
 )  # fmt: skip
-def test_bad_input_is_one_sentence_on_all_ranks(
-    run: Path, zygote: Zygote, tmp_path: Path, arguments: list[str], words: str
+def test_bad_input_is_one_sentence(
+    run: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = copy(run, tmp_path / "run")
-    outcome = score(zygote, other, 2, *arguments)
-    assert set(outcome.codes) == {2}, outcome.text[-3000:]
-    assert words in outcome.outputs[0] and "Traceback" not in outcome.text
-    assert sum(line.startswith("error:") for line in outcome.outputs[0].splitlines()) == 1
+    with pytest.raises(SystemExit) as exit:
+        evaluation(["--run", str(run), *arguments])
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert words in said and "Traceback" not in said
+    assert sum(line.startswith("error:") for line in said.splitlines()) == 1
 
 
-def test_a_label_outside_of_the_labels_is_one_sentence(run: Path, zygote: Zygote, tmp_path: Path) -> None:
+def test_a_wrong_label_or_column_is_one_sentence_on_all_ranks(run: Path, zygote: Zygote, tmp_path: Path) -> None:
     rows = local.pairs("de", 3)
     rows[2]["label"] = 7
     local.jsonl(tmp_path / "data" / "de.jsonl", rows)
-    other = copy(run, tmp_path / "run")
-    source = f"evaluation.data.xnli.source={tmp_path / 'data'}"
-    outcome = score(zygote, other, 2, "--tasks", "xnli", "--set", source)
-    assert set(outcome.codes) == {2}
-    assert "de.jsonl:3 has the label 7; expected one of 0 (Entailment)" in outcome.outputs[0]
+    for name, words, settings in (
+        ("label", "de.jsonl:3 has the label 7; expected one of 0 (Entailment)", [f"source={tmp_path / 'data'}"]),
+        ("column", "has no column 'gold'", ["fields={label: gold}"]),
+    ):
+        other = copy(run, tmp_path / name)
+        changed = [part for text in settings for part in ("--set", f"evaluation.data.xnli.{text}")]
+        outcome = score(zygote, other, 2, "--tasks", "xnli", *changed)
+        assert set(outcome.codes) == {2}, outcome.text[-3000:]
+        assert words in outcome.outputs[0] and "Traceback" not in outcome.text
+        assert sum(line.startswith("error:") for line in outcome.outputs[0].splitlines()) == 1
 
 
 def test_a_run_with_an_unknown_language_is_refused_before_training(

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge_ds.errors import LaunchError
+from bridge_ds.errors import DataError, LaunchError
 from bridge_ds.evaluation.predictions import read_index, read_predictions
 from bridge_ds.evaluation.score import compare
+from bridge_ds.evaluation.store import llm_of
 
 from .fakes import FakeSystem, FakeTask, stores
 from .test_score import files
@@ -93,6 +94,32 @@ def test_languages_of_one_checkpoint_gather_in_the_index(tmp_path: Path) -> None
     index.write_text(index.read_text().replace("step-00000001", "step-00000009"))
     _run(tmp_path, languages=["xx"])
     assert read_index(tmp_path / "bridge").tasks["fake"].samples == {"xx": 1}
+
+
+def test_answers_of_the_llm_alone_are_taken_from_another_run(tmp_path: Path) -> None:
+    other, llm = tmp_path / "other", FakeSystem()
+    _run(other)
+
+    def again(name: str, identity: str = "one", **more: object) -> list[list[str]]:
+        llm.calls.clear()
+        found = stores(tmp_path / name, identity, other / "llm")
+        results = compare(FakeSystem(), llm, [FakeTask()], stores=found, batch=2, progress=False, **more)  # type: ignore[arg-type]
+        assert {code: line["n"] for code, line in results["llm"]["fake"].items()} == (
+            {"en": 7, "xx": 1, "yy": 10} if not more else {"en": 3, "xx": 1, "yy": 3}
+        )
+        return list(llm.calls)
+
+    assert again("same") == []
+    index = "llm/index.json"  # the fake LLM has layer weights, which a real one has not and which are not taken
+    assert files(tmp_path / "same") | {index: ""} == files(other) | {index: ""}
+    assert len(again("settings", identity="two")) == 10  # other settings: made anew
+    assert len(again("fewer", limit=3)) == 4  # other samples: made anew, but for the language that has only one
+
+
+def test_a_run_that_was_not_scored_has_no_answers_to_take(tmp_path: Path) -> None:
+    assert llm_of("") is None
+    with pytest.raises(DataError, match=r"index\.json cannot be read .* score the run"):
+        llm_of(str(tmp_path))
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

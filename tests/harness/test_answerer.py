@@ -9,12 +9,14 @@ import torch
 
 from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
+from bridge_ds.data.context import Context
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.harness.answerer import Answerer, Options
-from bridge_ds.harness.requests import Context, Continuation
+from bridge_ds.harness.requests import Continuation
 from bridge_ds.tasks.base import Example
 from tests import tiny
+from tests.evaluation.fakes import FakeTask
 from tests.made import make_run
 
 SOURCES = ["the cat sat on the mat", "a dog", "one river of rain and a bridge that joins two banks"]
@@ -49,10 +51,15 @@ def test_scores_are_those_of_the_scorer(runs: dict[str, Path], kind: str, bridge
 
     data = dataclasses.replace(data, augment_prompt=prompt)
     scorer = Scorer(answerer.model, answerer.tokenizers, data, torch.device("cpu"), bridge=bridge)
-    scores, greedy = scorer([Example(source, "", 0, "en", source) for source in SOURCES], LABELS)
+    task = FakeTask(labels=LABELS)
+    made = [
+        scorer([Example(source, "", label, "en", source) for source in SOURCES], task).predictions
+        for label in range(len(LABELS))
+    ]
+    scores, greedy = torch.tensor([p.scores for p in made[0]]), [[own[row].exact for own in made] for row in range(3)]
     found = answerer.score([Context(source) for source in SOURCES], [[Continuation(f" {n}") for n in LABELS]] * 3)
     assert torch.allclose(torch.tensor([[score for score, _ in row] for row in found]), scores, atol=2e-4)
-    assert [[hit for _, hit in row] for row in found] == greedy.tolist()
+    assert [[hit for _, hit in row] for row in found] == greedy
 
 
 @pytest.mark.parametrize("kind", tiny.LLMS)
@@ -107,7 +114,8 @@ def test_a_chat_template_stands_around_the_soft_prompt(runs: dict[str, Path]) ->
     spliced = answerer._prefix([Context("a dog", head, tail)], [4])
     text = [model.llm.embed(torch.tensor([answerer._plain(part)])) for part in (head, tail)]
     assert answerer._plain(head)[0] == of.bos_id, "the template's own opening token is the only one"
-    soft = answerer._soft([of.source_ids("a dog")]).embeds_BKH
+    source = torch.tensor([of.source_ids("a dog")])
+    soft = model.soft_of(source, torch.ones_like(source)).embeds_BKH
     assert torch.allclose(spliced.embeds_BXH, torch.cat([text[0], soft, text[1]], dim=1), atol=1e-6)
     assert answerer._continuation(Context("a dog", head, tail), Continuation("mat")) == [
         *answerer._plain("mat"),

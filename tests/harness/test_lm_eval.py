@@ -20,6 +20,7 @@ from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.tasks import TASKS
 from tests.launch import ROOT, Job, succeed
 from tests.made import make_run
+from tests.trained import STEPS
 
 HAS_HARNESS = importlib.util.find_spec("lm_eval") is not None
 needs_harness = pytest.mark.skipif(not HAS_HARNESS, reason="lm_eval is not installed (pip install '.[harness]')")
@@ -95,9 +96,8 @@ def scored(run: Path) -> dict[str, tuple[list[int], list[bool]]]:
     task, found = TASKS["testbed_reviews"], {}
     for language in LANGUAGES:
         examples = task.examples(language, COUNT)
-        scores, exact = scorer(examples, task.labels)
-        right = exact.gather(1, torch.tensor([[e.label] for e in examples]))[:, 0]
-        found[language] = scores.argmax(1).tolist(), right.tolist()
+        answered = scorer(examples, task).predictions
+        found[language] = [p.chosen() for p in answered], [p.exact for p in answered]
     return found
 
 
@@ -133,7 +133,7 @@ def test_lm_eval_gives_our_scorers_accuracy(trained_run: Path, tasks: Path, tmp_
     ours = scored(run)
     (results,) = (tmp_path / "one").rglob("results_*.json")
     found = json.loads(results.read_text())
-    assert found["config"]["checkpoint"] == "step-00000120" and found["config"]["fusion"] == "transformer_softmax"
+    assert found["config"]["checkpoint"] == f"step-{STEPS:08d}" and found["config"]["fusion"] == "transformer_softmax"
     for language in LANGUAGES:
         choices, exact = ours[language]
         rows = samples(tmp_path / "one", f"choice_{language}")
@@ -177,8 +177,8 @@ def test_a_folder_or_a_template_that_is_not_there_is_named(run: Path, tmp_path: 
 def test_a_chat_is_rendered_by_the_llms_own_template(tmp_path: Path) -> None:
     from lm_eval.api.instance import Instance
 
+    from bridge_ds.data.context import parse
     from bridge_ds.harness.model import BridgeLM
-    from bridge_ds.harness.requests import parse
     from tests import tiny
 
     llm = tiny.make_llm("llama", tmp_path / "llm")

@@ -7,7 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.harness.requests import Asked, Context, Continuation, collapse, mark, parse, plan, plan_texts, windows
+from bridge_ds.data.context import Context, collapse, mark, parse
+from bridge_ds.harness.requests import Asked, Continuation, plan, plan_texts, windows
 
 
 def letters(texts: list[str]) -> list[int]:

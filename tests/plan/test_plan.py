@@ -14,7 +14,7 @@ from bridge_ds.config.load import load_config
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.streamed import PART_BYTES
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.mapping import Projector
+from bridge_ds.mapping import MAPPINGS, Projector
 from bridge_ds.plan.advice import LAYOUTS, choices
 from bridge_ds.plan.memory import PART, Job, memory, trained_parameters
 from bridge_ds.plan.shapes import (
@@ -71,7 +71,7 @@ def test_trained_parameters_are_those_of_the_modules() -> None:
         options = {"feedforward": 40} if "feedforward" in fusion.OPTIONS else {}
         made = sum(p.numel() for p in fusion(num_layers=5, width=16, **options).parameters())
         assert fusion_parameters(name, 5, 16, 40) == made, name
-    for kind in ("linear", "mlp"):
+    for kind in MAPPINGS:
         made = sum(p.numel() for p in Projector(kind, 16, 24).parameters())
         assert mapping_parameters(kind, 16, 24) == made, kind
 

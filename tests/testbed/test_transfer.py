@@ -8,22 +8,15 @@ from statistics import mean
 
 import pytest
 
-from tests import launch
+from tests.trained import SAMPLES
 
-STEPS, SAMPLES = 300, 60
-"""Two fifths of the recipe's steps, and a fifth of its test samples: enough to be far from chance."""
 CARRIED = {"testbed_inference": 1 / 3, "testbed_news": 1 / 2, "testbed_reviews": 1 / 2}
 """Least share of the way from chance to the bridge's own English accuracy."""
 
 
 @pytest.mark.slow
-def test_english_training_carries_over(tmp_path: Path) -> None:
-    settings = {"run.output": tmp_path / "run", "run.seed": 3, "track.uri": "none", "train.steps": STEPS,
-                "evaluation.limit": SAMPLES}  # fmt: skip
-    arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    outcome = launch.train(arguments, 1, tmp_path / "logs", timeout=400)
-    assert outcome.codes == [0], outcome.text[-5000:]
-    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+def test_english_training_carries_over(trained_run: Path) -> None:
+    found = json.loads((trained_run / "evaluation.json").read_text())
     for task, least in CARRIED.items():
         bridge = {language: cell["likelihood"] for language, cell in found["bridge"][task].items()}
         alone = {language: cell["likelihood"] for language, cell in found["llm"][task].items()}

@@ -1,0 +1,20 @@
+"""Checkpoints of other projects become run folders. A new layout is one file here and one line in SOURCES.
+
+Light to import: a command line shows its help from this table without torch.
+"""
+
+from __future__ import annotations
+
+from bridge_ds.convert.langbridge import LANGBRIDGE
+from bridge_ds.convert.layout import Layout, Source
+from bridge_ds.convert.mindmerger import MINDMERGER
+from bridge_ds.convert.paper import PAPER
+
+__all__ = ["SOURCES", "Layout", "Source"]
+
+SOURCES: dict[str, Source] = {
+    "langbridge": LANGBRIDGE,
+    "mindmerger": MINDMERGER,
+    "paper": PAPER,
+}
+"""Name on the command line -> how checkpoints of that project are read."""

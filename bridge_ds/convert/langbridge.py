@@ -1,0 +1,95 @@
+"""LangBridge (arXiv 2401.10695): state dicts of its public code's `LangBridgeModel`.
+
+Read in github.com/kaistAI/LangBridge (langbridge/modeling_langbridge.py, langbridge/alignment_modules.py,
+python_scripts/train_langbridge.py): the model keeps everything under `lb.`: the encoder (`enc`), the LLM without its
+head (`lm`), the head (`lm_head`), the input embedding once more (`embeddings`), and the alignment, which maps each
+state of the encoder's last layer and appends ONE learnt vector, `enc_eos`. The LLM reads [BOS | soft | eos | text].
+
+- `linear`: D -> H. `ffn`: D -> 2D -> H with the exact GELU, `nn.Sequential` of 0, (1), 2.
+- `latent`: a perceiver resampler with a fixed number of outputs. No mapping of ours; refused.
+- Its training adds eight tokens of white space to the encoder's tokenizer (its default, and "true for all our
+  experiments"); their rows are among those that mT5's embedding has to spare. The checkpoint does not say so.
+- The LLMs that were not instruction-tuned were trained with the encoder (`freeze_encoder=False`).
+
+A padded batch of its own has a hole between the soft tokens of the shorter rows and their text, which its LLM sees as
+distance. Ours has none: rows are as they are there one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+
+from bridge_ds.convert.layout import INPUT_EMBEDDINGS, Layout, Source, mapped, under
+from bridge_ds.convert.stored import Stored
+from bridge_ds.errors import CheckpointError
+
+__all__ = ["LANGBRIDGE"]
+
+_END = {"mapping.end": "lb.alignment.enc_eos"}
+_KINDS = {
+    "linear": {
+        "mapping.project.weight": "lb.alignment.linear.weight",
+        "mapping.project.bias": "lb.alignment.linear.bias",
+    },
+    "mlp_gelu": {
+        f"mapping.project.{place}.{what}": f"lb.alignment.ffn.{place}.{what}"
+        for place in (0, 2)
+        for what in ("weight", "bias")
+    },
+}
+
+
+def read(stored: Mapping[str, Stored]) -> Layout:
+    """The layout of a LangBridgeModel.
+
+    Raises:
+        CheckpointError: it is not one, or its alignment is `latent`.
+    """
+    if "lb.alignment.latents" in stored:
+        raise CheckpointError(
+            "the checkpoint holds lb.alignment.latents: LangBridge's alignment `latent`, a resampler that makes a "
+            "fixed number of soft tokens; expected `linear` or `ffn`, which map each encoder token; it is "
+            "not converted."
+        )
+    kind = mapped(stored, LANGBRIDGE.title, _KINDS)
+    llm = under(stored, "lb.lm.") | {key: f"lm_head.{name}" for key, name in under(stored, "lb.lm_head.").items()}
+    llm |= {key: INPUT_EMBEDDINGS for key in under(stored, "lb.embeddings.")}
+    settings = {"fusion.name": "last_layer", "mapping.kind": kind}
+    return Layout(_KINDS[kind] | _END, settings, under(stored, "lb.enc."), llm)
+
+
+def bases(checkpoint: Path) -> tuple[str | None, str | None]:
+    """`enc` and `lm` of the config.json beside the weights, where there is one."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = [values.get(name) for name in ("enc", "lm")]
+    except (OSError, ValueError, AttributeError):
+        return None, None
+    encoder, llm = (name if isinstance(name, str) and name else None for name in found)
+    return encoder, llm
+
+
+LANGBRIDGE = Source(
+    title="LangBridge (arXiv 2401.10695)",
+    help="""\
+Reads what LangBridge's save_pretrained wrote: a folder with pytorch_model.bin or model.safetensors (in parts, too), or
+one such file. Alignments `linear` and `ffn`; `latent` is refused.
+
+Encoder and LLM default to those that config.json beside the weights names. Where the checkpoint holds an encoder that
+differs from --encoder, because it was trained, that one is written to OUTPUT/encoder and used; likewise the LLM.
+
+LangBridge adds eight tokens of white space to the encoder's tokenizer before it trains, so a tokenizer with these is
+written to OUTPUT/encoder, with the encoder. If yours was trained with add_new_lines_to_enc=False: --no-added-tokens.
+
+For a model trained on unlabelled text: --set data.objective=prefix_lm.""",
+    read=read,
+    settings={"data.max_source_tokens": 1024},
+    # In the order in which python_scripts/train_langbridge.py adds them, for it decides their ids.
+    added_tokens=(*string.whitespace[1:], "  ", "   ", "    "),
+    bases=bases,
+)
+"""Its encoder reads up to 1,024 tokens (`max_length_enc` of its training scripts)."""

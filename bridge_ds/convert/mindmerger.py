@@ -1,0 +1,58 @@
+"""MindMerger (arXiv 2405.17386): the `pytorch_model.bin` that its public code writes.
+
+Read in github.com/CONE-MT/MindMerger (modeling_mindmerger.py, mindmerger_tools/utils.py, run_training.py,
+input_features.py): the file holds {"model_state_dict": state of `Mapping`} and nothing else: `mlp.linear1` (D -> 2D),
+ReLU, `mlp.linear2` (2D -> H), and `end_boundary` of shape 1 x 1 x H, which is appended after the mapped states of the
+encoder's last layer. Its first releases called the module `Adapter` and its `mlp` `linear`. Both base models are
+frozen. The LLM reads [BOS | soft | end_boundary | prompt], closed up to the left; the prompt is there in the second
+stage, augmentation, whose checkpoint is the one that it evaluates.
+
+For M2M-100 and NLLB it puts each text's own language token in front; ours has the tokenizer's default there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bridge_ds.convert.layout import Layout, Source, mapped
+from bridge_ds.convert.stored import Stored
+
+__all__ = ["MINDMERGER", "mlp"]
+
+
+def mlp(prefix: str) -> dict[str, str]:
+    """Our mlp's parameters -> those of MindMerger's `MLP` under `prefix`."""
+    return {
+        f"mapping.project.{ours}.{what}": f"{prefix}{theirs}.{what}"
+        for ours, theirs in ((0, "linear1"), (2, "linear2"))
+        for what in ("weight", "bias")
+    }
+
+
+_KINDS = {"Mapping": mlp("mlp."), "Adapter": mlp("linear.")}
+
+
+def read(stored: Mapping[str, Stored]) -> Layout:
+    """The layout of a mapping's file.
+
+    Raises:
+        CheckpointError: it is not one.
+    """
+    kind = mapped(stored, MINDMERGER.title, _KINDS)
+    settings = {"fusion.name": "last_layer", "mapping.kind": "mlp"}
+    return Layout(_KINDS[kind] | {"mapping.end": "end_boundary"}, settings)
+
+
+MINDMERGER = Source(
+    title="MindMerger (arXiv 2405.17386)",
+    help="""\
+Reads outputs/.../pytorch_model.bin as MindMerger's training writes it: the mapping alone, so --encoder and --llm must
+be its mt_path and llm_path.
+
+The LLM is shown the text, too (data.augment_prompt), as after the second stage. For the checkpoint of the first stage,
+mapping: --set data.augment_prompt=false. What the LLM is shown is a sample's `prompt` where it has one (MindMerger puts
+its own template around the question there), else its `source`.""",
+    read=read,
+    settings={"data.augment_prompt": True, "data.max_source_tokens": 512},
+)
+"""`max_seq_len` of its second stage is 512."""

@@ -1,0 +1,76 @@
+"""The paper's own code (arXiv 2508.09091): `pytorch_model.bin` of its `MPTModel`, frozen models included.
+
+Read in github.com/ThemiraChathumina/MultiLingualImprove (experiments/model.py, experiments/mlEmbModel/
+JSMEmbeddingModel.py and TransSMEmbeddingModel.py, experiments/utils.py): accelerate saves the whole model every epoch:
+
+- `encoder_mt.embedding_model_base.`: the encoder half alone; `model_llm.`: the LLM; `llm_embedding_layer.`: its input
+  embedding once more. All frozen.
+- `encoder_mt.layer_weights_lb` and `encoder_mt.temp`: Global Softmax. `encoder_mt.layer_weights.`: the module
+  `LayerWeights` of Transformer Softmax. Neither: its baseline, the last layer.
+- `mapping.mlp.fc.`: D -> H (or `linear1`, `linear2`: MindMerger's MLP, which stands in the same file), and
+  `mapping.end_boundary` of shape 1 x 1 x H.
+
+The LLM reads [BOS | soft | end_boundary | prompt]. Names of the fusions' parameters come from `paper_names` of our own.
+Its other variants (queries, gates, aggregators) have keys that are none of these, and are refused by these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bridge_ds.convert.layout import INPUT_EMBEDDINGS, Layout, Source, mapped, under
+from bridge_ds.convert.mindmerger import mlp
+from bridge_ds.convert.stored import Stored
+
+__all__ = ["PAPER"]
+
+_KINDS = {
+    "linear": {"mapping.project.weight": "mapping.mlp.fc.weight", "mapping.project.bias": "mapping.mlp.fc.bias"},
+    "mlp": mlp("mapping.mlp."),
+}
+_GLOBAL, _TRANSFORMER = "encoder_mt.", "encoder_mt.layer_weights."
+
+
+def read(stored: Mapping[str, Stored]) -> Layout:
+    """The layout of an MPTModel.
+
+    Raises:
+        CheckpointError: it is not one.
+    """
+    kind = mapped(stored, PAPER.title, _KINDS)
+    settings: dict[str, Any] = {"mapping.kind": kind, "fusion.name": "last_layer"}
+    settings |= {"fusion.heads": 1, "fusion.normalize": "none", "fusion.include_embeddings": False}
+    bridge = _KINDS[kind] | {"mapping.end": "mapping.end_boundary"}
+    if f"{_GLOBAL}layer_weights_lb" in stored:
+        settings["fusion.name"] = "global_softmax"
+        bridge |= _fusion("global_softmax", _GLOBAL)
+    elif under(stored, _TRANSFORMER):
+        settings["fusion.name"] = "transformer_softmax"
+        names = _fusion("transformer_softmax", _TRANSFORMER)
+        hidden = stored.get(names["fusion.linear1_bias"])
+        if hidden and hidden.shape:
+            settings["fusion.feedforward"] = hidden.shape[0]
+        bridge |= names
+    llm = under(stored, "model_llm.") | {key: INPUT_EMBEDDINGS for key in under(stored, "llm_embedding_layer.")}
+    return Layout(bridge, settings, under(stored, "encoder_mt.embedding_model_base."), llm)
+
+
+def _fusion(name: str, prefix: str) -> dict[str, str]:
+    from bridge_ds.fusion import FUSIONS
+
+    fusion: Any = FUSIONS[name](num_layers=1, width=1)
+    return {f"fusion.{ours}": f"{prefix}{theirs}" for ours, theirs in fusion.paper_names().items()}
+
+
+PAPER = Source(
+    title="the paper's code (arXiv 2508.09091)",
+    help="""\
+Reads outputs/.../pytorch_model.bin as the paper's training writes it (the whole model, in parts, too): Global Softmax,
+Transformer Softmax, or its baseline, whichever the keys say. --encoder and --llm are its mt_path and llm_path.
+
+If it was trained with augmentation=True, so that the LLM is shown a prompt too: --set data.augment_prompt=true.""",
+    read=read,
+    settings={"data.max_source_tokens": 500},
+)
+"""`max_seq_len` of its training is 500."""

@@ -1,0 +1,148 @@
+"""Answer texts with a trained bridge: `python -m bridge_ds.generate --run DIR ...`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bridge_ds.cli import user_errors
+from bridge_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bridge_ds.generate.answer import Answerer
+
+_HELP = """\
+Answer texts in any language that the encoder reads with a trained bridge. With --prompt one answer is printed; with
+--input a file is answered, many texts at a time; with neither, each line that is typed (or piped in) is answered as it
+is written. Greedy unless --temperature says otherwise.
+
+examples:
+  python -m bridge_ds.generate --run runs/testbed --prompt "a text in any language"
+  python -m bridge_ds.generate --run runs/testbed                      (a line, an answer; Ctrl-D ends it)
+  python -m bridge_ds.generate --run runs/mine --input questions.jsonl --output answers.jsonl --batch 32
+  python -m bridge_ds.generate --run runs/mine --prompt "..." --chat --system "Answer briefly." --max-new-tokens 256
+  python -m bridge_ds.generate --run someone/bridge-sw --prompt "..." --device-map auto --load-in 4bit --temperature 0.7
+
+A line of --input is a JSON object; its text is in the field `source` (--field names another), for --chat also a list of
+messages. The output holds the same objects in the same order, with the answer in `answer`. Killed, the same command
+goes on after the last batch that is whole, and the output is the same, byte for byte."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, load, answer."""
+    options = _parse(argv)
+    with user_errors():
+        _check(options)
+        from bridge_ds.generate.answer import Answerer, Style
+
+        style = Style(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            beams=options.beams,
+            seed=options.seed,
+            stop=tuple(options.stop),
+            chat=options.chat,
+            system=options.system,
+        )
+        answerer = Answerer.load(options.run, style, **_loading(options))
+        _answer(answerer, options)
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bridge_ds.generate", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", required=True, help="run folder, checkpoint, exported folder, or hub id of a bridge")
+    what = parser.add_argument_group("what to answer")
+    what.add_argument("--prompt", help="one text")
+    what.add_argument("--input", type=Path, help="a file of JSON lines")
+    what.add_argument("--output", type=Path, help="where its answers go (JSON lines)")
+    what.add_argument("--field", default="source", help="field of a line that holds its text (default: source)")
+    what.add_argument("--batch", type=int, default=16, help="texts of a file answered at a time (default: 16)")
+    what.add_argument("--chat", action="store_true", help="put the LLM's chat template around the text")
+    what.add_argument("--system", default="", help="system message for the LLM, in its own language (implies --chat)")
+    how = parser.add_argument_group("how to write")
+    how.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: as long as in training)")
+    how.add_argument("--temperature", type=float, default=0.0, help="sample at this temperature; 0 = greedy (default)")
+    how.add_argument("--top-p", type=float, help="sample from the likeliest tokens that hold this share (0 to 1)")
+    how.add_argument("--top-k", type=int, help="sample from that many tokens")
+    how.add_argument("--beams", type=int, default=1, help="beams of a beam search (default: 1)")
+    how.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+    how.add_argument("--stop", action="append", default=[], help="end an answer before this text; repeatable")
+    models = parser.add_argument_group("how to load")
+    models.add_argument("--encoder", help="where the encoder is now, if not where the bridge says")
+    models.add_argument("--llm", help="where the LLM is now, if not where the bridge says")
+    models.add_argument("--dtype", help="auto (as in training, the default), bfloat16, float32, float16")
+    models.add_argument("--device-map", help="auto, cpu, cuda, cuda:1, ... (default: auto with a GPU, else cpu)")
+    models.add_argument("--load-in", choices=("4bit", "8bit"), help="the LLM in 4 or 8 bits (needs bitsandbytes)")
+    models.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a base model")
+    models.add_argument(
+        "--allow-base-mismatch", action="store_true", help="take other base models than it was made for"
+    )
+    options = parser.parse_args(argv)
+    options.chat = options.chat or bool(options.system)
+    return options
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Everything that can be known to be wrong before the models are loaded."""
+    if options.prompt is not None and options.input:
+        raise ConfigError("both --prompt and --input are given; expected one of them.")
+    if bool(options.input) != bool(options.output):
+        raise ConfigError("--input and --output belong together; give both.")
+    positive = ("batch", "beams", "max_new_tokens", "top_k")
+    for name in positive:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected 1 or more.")
+    if options.temperature < 0:
+        raise ConfigError(f"--temperature is {options.temperature}; expected 0 (greedy) or more.")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise ConfigError(f"--top-p is {options.top_p}; expected above 0 to 1.")
+    if not options.temperature and (options.top_p is not None or options.top_k is not None):
+        raise ConfigError(
+            "--top-p and --top-k choose what is sampled from; expected a --temperature above 0 with them."
+        )
+    if any(not stop for stop in options.stop):
+        raise ConfigError("--stop is empty; expected a text.")
+
+
+def _loading(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    device_map = options.device_map or ("auto" if torch.cuda.is_available() else None)
+    return {
+        "encoder": options.encoder,
+        "llm": options.llm,
+        "dtype": options.dtype,
+        "device_map": device_map,
+        "load_in_4bit": options.load_in == "4bit",
+        "load_in_8bit": options.load_in == "8bit",
+        "trust_remote_code": options.trust_remote_code,
+        "allow_base_mismatch": options.allow_base_mismatch,
+    }
+
+
+def _answer(answerer: Answerer, options: argparse.Namespace) -> None:
+    if options.input:
+        from bridge_ds.generate.files import answer_file
+
+        answer_file(answerer, options.input, options.output, options.field, options.batch)
+    elif options.prompt is not None:
+        from bridge_ds.generate.talk import say
+
+        say(answerer, options.prompt)
+    else:
+        from bridge_ds.generate.talk import talk
+
+        talk(answerer)
+    answerer.tell_cuts()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

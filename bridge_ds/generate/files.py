@@ -1,0 +1,164 @@
+"""A file of texts answered batch by batch, so that a killed command goes on where it was.
+
+`.OUTPUT.part` beside the output holds a line that says of which texts and settings it is, then a line a batch. The
+batches are fixed before the first is answered (texts of like length together, the longest first), so kills change
+neither what shares a batch nor the seed of its sampling, and the output is the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from bridge_ds.errors import ConfigError, DataError, LaunchError
+from bridge_ds.evaluation.store import write_text
+from bridge_ds.generate.answer import Answerer
+
+__all__ = ["ANSWER", "answer_file", "batches"]
+
+ANSWER = "answer"
+"""Field of the output that holds the answer."""
+
+
+def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batch: int) -> None:
+    """Answer each line of `source`; `output` gets the same objects in the same order, with `answer`.
+
+    Args:
+        answerer: loaded.
+        source: JSON lines.
+        output: must not exist; appears when all is done.
+        field: holds the text.
+        batch: texts at a time.
+
+    Raises:
+        DataError: a line is no JSON object or has no text.
+        ConfigError: the output is there already, or another command is writing it.
+        LaunchError: it cannot be written.
+    """
+    if output.exists():
+        raise ConfigError(f"{output} is there already; expected none; remove it or choose another --output.")
+    content, items = read_items(source, field)
+    rows = []
+    for number, item in items:
+        try:
+            rows.append(answerer.row(item[field]))
+        except DataError as error:
+            raise DataError(f"{source} line {number}: {error}") from None
+    plan = batches([len(head) + len(text) + len(tail) for head, text, tail in rows], batch)
+    identity = hashlib.sha256(f"{answerer.identity()}/{hashlib.sha256(content).hexdigest()}/{field}/{batch}".encode())
+    part = output.with_name(f".{output.name}.part")
+    with _writing(part), _part_file(part, identity.hexdigest()) as (file, done):
+        answers: dict[int, str] = {}
+        for number, texts in zip(range(len(plan)), done, strict=False):
+            answers |= zip(plan[number], texts, strict=True)
+        if answers:
+            print(f"going on after {len(answers)} of {len(rows)} texts", file=sys.stderr)
+        with tqdm(total=len(rows), initial=len(answers), desc="answers", unit="text", disable=None) as bar:
+            for number in range(len(done), len(plan)):
+                texts = answerer.write([rows[place] for place in plan[number]], seed=number)
+                file.write(json.dumps(texts, ensure_ascii=False) + "\n")
+                file.flush()
+                answers |= zip(plan[number], texts, strict=True)
+                bar.update(len(texts))
+        lines = (
+            json.dumps(item | {ANSWER: answers[place]}, ensure_ascii=False) for place, (_, item) in enumerate(items)
+        )
+        write_text(output, "".join(line + "\n" for line in lines))
+        part.unlink()
+    print(f"{len(rows)} answers in {output}", file=sys.stderr)
+
+
+def batches(lengths: list[int], size: int) -> list[list[int]]:
+    """Places in batches of `size`, texts of like length together, the longest first: a pure function.
+
+    The memory that is needed then shows at once.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[str, Any]]]]:
+    """The file's bytes, and (line number from 1, object) of each line that is not blank.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON object with that field, or holds an answer already.
+    """
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise DataError(f"{source} cannot be read ({error.strerror}); expected a file of JSON lines.") from None
+    items = []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{source} line {number} is no JSON ({error}); expected an object a line.") from None
+        if not isinstance(item, dict) or field not in item:
+            raise DataError(
+                f"{source} line {number} has no {field!r}; expected an object with it; name it with --field."
+            )
+        if ANSWER in item:
+            raise DataError(f"{source} line {number} has an {ANSWER!r} already; expected none; rename or remove it.")
+        items.append((number, item))
+    if not items:
+        raise DataError(f"{source} holds no line; expected at least one.")
+    return content, items
+
+
+@contextlib.contextmanager
+def _part_file(part: Path, identity: str) -> Iterator[tuple[IO[str], list[list[str]]]]:
+    """The part file, open for more and locked, and the batches that are whole in it."""
+    with part.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{part} is being written by another command; expected none; wait for it.") from None
+        except OSError:
+            pass  # a file system without locks
+        file.seek(0)
+        done, length, begun = _whole(file.read(), identity)
+        if begun and not length:
+            print(f"{part} is of other texts or settings and is begun anew", file=sys.stderr)
+        os.truncate(part, length)
+        if not length:
+            file.write(identity + "\n")
+            file.flush()
+        yield file, done
+
+
+def _whole(text: str, identity: str) -> tuple[list[list[str]], int, bool]:
+    """Batches that are whole in a part file, the bytes up to there, and whether there was anything at all."""
+    header, *lines = text.split("\n")
+    if header != identity or not lines:
+        return [], 0, bool(text)
+    done: list[list[str]] = []
+    length = len(header) + 1
+    for line in lines[:-1]:  # what stands behind the last line end was torn off
+        try:
+            done.append(json.loads(line))
+        except ValueError:
+            break
+        length += len(line.encode()) + 1
+    return done, length, True
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(
+            f"{path} cannot be written ({error.strerror}); expected room and the right to write; make some and start "
+            "again, what is answered stays."
+        ) from None

@@ -1,0 +1,202 @@
+"""What a loaded bridge does: the LLM's input, a forward pass with a loss, and writing.
+
+Letters: B batch, S encoder tokens, K LLM tokens on one side of the soft prompt, T target tokens, X spliced length,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.modeling_outputs import CausalLMOutput
+
+from bridge_ds.bridge import BridgeModel, Ids
+from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.errors import DataError
+from bridge_ds.hub.inputs import refuse_unseeing, right_padded
+from bridge_ds.llm.loss import nll_sum, predicting
+from bridge_ds.llm.splice import IGNORE, Spliced
+
+__all__ = ["Answering"]
+
+_log = logging.getLogger(__name__)
+
+
+class Answering:
+    """Mixin of :class:`bridge_ds.hub.model.BridgeForCausalLM`."""
+
+    bridge: BridgeModel
+    """All four stages."""
+    tokenizers: Tokenizers
+    """Both."""
+    generation_config: GenerationConfig
+    """What holds where generate is told nothing."""
+    positions: int
+    """Places of the LLM; 0 = unknown."""
+    device: torch.device
+    """Where the input goes."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Of the LLM."""
+        return self.bridge.llm.model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Of the LLM."""
+        return self.bridge.llm.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def prefix(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        prefix_ids: torch.Tensor | None = None,
+        prefix_mask: torch.Tensor | None = None,
+        suffix_ids: torch.Tensor | None = None,
+        suffix_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        side: str = "left",
+    ) -> Spliced:
+        """What the LLM sees: [prefix | soft, end | suffix | labels], contiguous, whatever side the input is padded on.
+
+        Args:
+            input_ids: [B, S] encoder ids.
+            attention_mask: [B, S], 1 on real tokens; none = all are.
+            prefix_ids: [B, K] LLM ids before the soft prompt; none = the LLM's opening token, where it has one.
+            prefix_mask: likewise, as for `input_ids`.
+            suffix_ids: [B, K] LLM ids after it: the text itself with `augment_prompt`, the end of a chat template.
+            suffix_mask: as for `input_ids`.
+            labels: [B, T] LLM ids to predict, the end token included; IGNORE (-100) on padding.
+            side: of the padding of the result.
+        """
+        device, rows = self.device, input_ids.shape[0]
+        bos = self.tokenizers.bos_id
+        none = input_ids.new_zeros(rows, 0)
+        if prefix_ids is None:
+            prefix_ids, prefix_mask = (none if bos is None else input_ids.new_full((rows, 1), bos)), None
+        target = None
+        if labels is not None:
+            real = labels != IGNORE
+            target = _on(device, labels.masked_fill(~real, self.tokenizers.pad_id), real.long())
+        # Encoders count positions from the left, so that padding there would be text to some of them.
+        source = right_padded(*_on(device, input_ids, attention_mask), self.tokenizers.encoder_pad_id)
+        before = _on(device, prefix_ids, prefix_mask)
+        after = _on(device, none if suffix_ids is None else suffix_ids, suffix_mask)
+        return self.bridge.around(before, source, after, target, side)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        prefix_ids: torch.Tensor | None = None,
+        prefix_mask: torch.Tensor | None = None,
+        suffix_ids: torch.Tensor | None = None,
+        suffix_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **options: Any,
+    ) -> CausalLMOutput:
+        """Logits at every place of what the LLM sees, [B, X, V], right-padded; arguments as for :meth:`prefix`.
+
+        Returns:
+            `logits`, and with `labels` the `loss`: mean -log p over the target tokens of the batch, in nats.
+        """
+        spliced = self.prefix(
+            input_ids, attention_mask, prefix_ids, prefix_mask, suffix_ids, suffix_mask, labels, side="right"
+        )
+        options.pop("return_dict", None)
+        output = self.bridge.llm.model(
+            inputs_embeds=spliced.embeds_BXH, attention_mask=spliced.mask_BX, use_cache=False, **options
+        )
+        loss = None
+        if labels is not None:
+            where_BX, labels_N = predicting(spliced.labels_BX)
+            loss = nll_sum(output.logits[where_BX], labels_N) / max(1, len(labels_N))
+        return CausalLMOutput(
+            loss=loss, logits=output.logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **options: Any
+    ) -> Any:
+        """Write answers: `generate(**processor(texts), max_new_tokens=...)`.
+
+        Args:
+            inputs: [B, S] encoder ids, the same as `input_ids`.
+            generation_config: instead of `self.generation_config`.
+            options: the other arguments of :meth:`prefix`, and all of transformers' `GenerationMixin.generate`
+                (sampling, beams, streamer, stop_strings, ...). `max_length` counts the prompt's places too, padding
+                included; better give `max_new_tokens`. Default: greedy, as many tokens as the longest target of the
+                training.
+
+        Returns:
+            As transformers: [B * num_return_sequences, tokens] ids of what was written, without the prompt, or an
+            output object with `return_dict_in_generate=True`.
+
+        Raises:
+            DataError: the prompt leaves the LLM no place to write, or an option cannot work with a soft prompt.
+        """
+        names = list(inspect.signature(self.prefix).parameters)[:-2]
+        given = {name: options.pop(name) for name in names if name in options}
+        options.pop("labels", None)  # of a processor that was given the right answers too
+        given.setdefault("input_ids", inputs)
+        if given["input_ids"] is None:
+            raise DataError("generate has no input_ids; expected a processor's output: generate(**processor(texts)).")
+        config = self.generation_config if generation_config is None else generation_config
+        refuse_unseeing(config, options)
+        llm = self.bridge.llm.model
+        # transformers fills what it is not told from the model's own.
+        llm.generation_config = self.generation_config
+        if options.get("stop_strings") or config.stop_strings:
+            options.setdefault("tokenizer", self.tokenizers.llm)
+        spliced = self.prefix(**given)
+        generation_config = self._fit(spliced, generation_config, options)
+        return llm.generate(
+            inputs_embeds=spliced.embeds_BXH,
+            attention_mask=spliced.mask_BX,
+            generation_config=generation_config,
+            **options,
+        )
+
+    def _fit(
+        self, spliced: Spliced, config: GenerationConfig | None, options: dict[str, Any]
+    ) -> GenerationConfig | None:
+        """Settle how many tokens are to be written, at most as many as the LLM has places left; the config to use."""
+        used = spliced.mask_BX.shape[1]
+        if self.positions and used >= self.positions:
+            raise DataError(
+                f"the prompt takes {used} places and the LLM has {self.positions}; expected room for an answer; lower "
+                "max_source_tokens or max_prompt_tokens of the processor."
+            )
+        asked = options.pop("max_new_tokens", None) or (config.max_new_tokens if config else None)
+        length = options.pop("max_length", None) or (config.max_length if config else None)
+        if asked is None and length is not None:
+            if length <= used:
+                raise DataError(f"max_length is {length} and the prompt takes {used} places; expected more of them.")
+            asked = length - used
+        asked = asked or self.generation_config.max_new_tokens
+        if asked is not None and self.positions and used + asked > self.positions:
+            _log.warning(
+                "max_new_tokens is %d; the prompt takes %d of the LLM's %d places, so at most %d are written.",
+                asked, used, self.positions, self.positions - used,
+            )  # fmt: skip
+            asked = self.positions - used
+        if config is None:
+            options["max_new_tokens"] = asked
+            return None
+        # Not beside it: transformers wants one or the other.
+        config = copy.deepcopy(config)
+        config.max_new_tokens, config.max_length = asked, None
+        return config
+
+    def compute_transition_scores(self, *args: Any, **options: Any) -> torch.Tensor:
+        """As transformers: log-probabilities of the tokens written, from `scores` of generate's output object."""
+        return self.bridge.llm.model.compute_transition_scores(*args, **options)  # type: ignore[no-any-return]
+
+
+def _on(device: torch.device, ids: torch.Tensor, mask: torch.Tensor | None) -> Ids:
+    """Ids and mask on the device; without a mask all are real."""
+    return ids.to(device), torch.ones_like(ids, device=device) if mask is None else mask.to(device)

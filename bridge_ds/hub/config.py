@@ -1,0 +1,144 @@
+"""`BridgeConfig`: what config.json of a shared bridge holds. The base models are named and proven, not contained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+__all__ = ["MODEL_TYPE", "BridgeConfig", "from_run", "register", "to_run"]
+
+MODEL_TYPE = "bridge_ds"
+"""`model_type` in config.json."""
+_NOT_SHARED = {"fusion": ("path", "lr_scale"), "mapping": ("calibrate",)}
+"""Keys of the recipe that only matter where and while a bridge is trained."""
+_registered = False
+
+
+class BridgeConfig(PreTrainedConfig):
+    """The function that a bridge is: two base models by name and hash, and what stands between them."""
+
+    model_type = MODEL_TYPE
+
+    encoder: str = ""
+    """Hub id or folder of the encoder (as model.encoder)."""
+    llm: str = ""
+    """Hub id or folder of the causal language model (as model.llm)."""
+    encoder_revision: str | None = None
+    """Hub revision of the encoder; none = the default branch."""
+    llm_revision: str | None = None
+    """Hub revision of the LLM; none = the default branch."""
+    base: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Hashes of `encoder`, `llm`, `encoder_tokenizer`, `llm_tokenizer` (:mod:`bridge_ds.frozen.identity`)."""
+    base_dtype: str = "bfloat16"
+    """Number format of both base models in training, and the one in which they are loaded by default."""
+    fusion: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of the recipe's `fusion:` part."""
+    mapping: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of the recipe's `mapping:` part."""
+    augment_prompt: bool = False
+    """The LLM reads the source text too, after the soft prompt (as data.augment_prompt)."""
+    max_source_tokens: int = 512
+    """Encoder tokens of a text; of a longer one the end is read."""
+    max_prompt_tokens: int = 512
+    """LLM tokens of a text that the LLM reads too."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        # Whoever has a config wants the model or the processor next. Nobody else pays for their imports.
+        register_model_and_processor()
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """For config.json. The number format in which the base models happen to be loaded is left out."""
+        values: dict[str, Any] = super().to_diff_dict()
+        values.pop("dtype", None)
+        return values
+
+
+def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
+    """The config of a trained run.
+
+    Args:
+        config: the run's :class:`bridge_ds.config.schema.Config`.
+        base: identities of the base models, as a checkpoint's manifest holds them.
+    """
+    from bridge_ds.config.load import to_dict
+
+    values = to_dict(config)
+    parts: dict[str, Any] = {
+        part: {key: value for key, value in values[part].items() if key not in left_out}
+        for part, left_out in _NOT_SHARED.items()
+    }
+    return BridgeConfig(
+        encoder=config.model.encoder,
+        llm=config.model.llm,
+        encoder_revision=config.model.encoder_revision,
+        llm_revision=config.model.llm_revision,
+        base=dict(base),
+        base_dtype=config.model.dtype,
+        augment_prompt=config.data.augment_prompt,
+        max_source_tokens=config.data.max_source_tokens,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        architectures=["BridgeForCausalLM"],
+        **parts,
+    )
+
+
+def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
+    """The same as a :class:`bridge_ds.config.schema.Config`, checked.
+
+    Args:
+        config: of a shared bridge.
+        trust_remote_code: never from the config: a file from elsewhere must not allow itself to run code.
+
+    Raises:
+        ConfigError: an unknown key, or a value of the wrong type or out of range.
+    """
+    from bridge_ds.config.check import check
+    from bridge_ds.config.load import from_dict
+
+    found = from_dict(
+        {
+            "model": {
+                "encoder": config.encoder,
+                "llm": config.llm,
+                "encoder_revision": config.encoder_revision,
+                "llm_revision": config.llm_revision,
+                "dtype": config.base_dtype,
+                "trust_remote_code": trust_remote_code,
+            },
+            "fusion": config.fusion,
+            "mapping": config.mapping,
+            "data": {
+                "augment_prompt": config.augment_prompt,
+                "max_source_tokens": config.max_source_tokens,
+                "max_prompt_tokens": config.max_prompt_tokens,
+            },
+        }
+    )
+    check(found)
+    return found
+
+
+def register() -> None:
+    """Enter the config class in AutoConfig's table; see :mod:`bridge_ds.auto_classes`."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    AutoConfig.register(MODEL_TYPE, BridgeConfig, exist_ok=True)
+
+
+def register_model_and_processor() -> None:
+    """Enter model and processor in the tables of AutoModelForCausalLM and AutoProcessor."""
+    global _registered
+    if _registered:
+        return
+    _registered = True  # before the imports below, which make configs of their own
+    from transformers import AutoModelForCausalLM, AutoProcessor
+
+    from bridge_ds.hub.model import BridgeForCausalLM
+    from bridge_ds.hub.processor import BridgeProcessor
+
+    AutoModelForCausalLM.register(BridgeConfig, BridgeForCausalLM, exist_ok=True)
+    AutoProcessor.register(BridgeConfig, BridgeProcessor, exist_ok=True)

@@ -1,0 +1,164 @@
+"""Where a bridge is loaded from: a run folder, one of its checkpoints, an exported folder, or a hub repository."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.load import Checkpoint, newest
+from bridge_ds.config.load import from_dict, load_run_config
+from bridge_ds.config.schema import Config
+from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.hub.config import MODEL_TYPE, BridgeConfig, from_run
+
+__all__ = ["CARD", "CONFIG", "GENERATION", "HUB_OPTIONS", "Source", "hub_options", "open_source", "renamed"]
+
+CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
+"""Files of an exported folder beside bridge.safetensors."""
+HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
+"""Arguments of from_pretrained that say how to reach the hub; they hold for the bridge and for both base models."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """All files of one bridge; nothing large has been read."""
+
+    name: str
+    """As it was asked for."""
+    config: BridgeConfig
+    """What the bridge is."""
+    tensors: Callable[[], Path]
+    """Gives bridge.safetensors, fetched where it lies on the hub."""
+    generation: dict[str, Any]
+    """Options of transformers' GenerationConfig that belong to the bridge."""
+    card: Callable[[BridgeConfig], str]
+    """Makes the model card for a config (its base models may be named otherwise than in training), or reads it."""
+
+
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take those of HUB_OPTIONS that are set out of `options`."""
+    taken = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+    return {name: value for name, value in taken.items() if value is not None}
+
+
+def open_source(
+    name: str, revision: str | None = None, hub: Mapping[str, Any] | None = None, config: BridgeConfig | None = None
+) -> Source:
+    """Find a bridge.
+
+    Args:
+        name: run folder, checkpoint folder (`step-...`), exported folder, or hub id.
+        revision: of the hub repository.
+        hub: HUB_OPTIONS.
+        config: what the bridge is, where that is known already (AutoModelForCausalLM hands it over).
+
+    Raises:
+        ConfigError: nothing of that kind is there.
+        CheckpointError: a run without a valid checkpoint.
+    """
+    folder = Path(name)
+    if (folder / "config.yaml").is_file():
+        run_config = load_run_config(folder)
+        checkpoint = newest(folder / "checkpoints", lambda line: _log.warning("%s", line))
+        if checkpoint is None:
+            raise CheckpointError(
+                f"no valid checkpoint in {folder / 'checkpoints'}; expected one; train the run first."
+            )
+        return _of_checkpoint(name, folder, checkpoint, run_config, config)
+    if (folder / layout.MANIFEST).is_file():
+        checkpoint = Checkpoint.read(folder)
+        run_config = from_dict(checkpoint.manifest["config"])
+        return _of_checkpoint(name, folder.absolute().parents[1], checkpoint, run_config, config)
+    if folder.is_dir() and not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"{name} holds no config.yaml, no {layout.MANIFEST} and no {CONFIG}; expected a run folder, a checkpoint "
+            "or a folder written by save_pretrained."
+        )
+    return _of_export(name, revision, hub or {}, config)
+
+
+def renamed(source: Source, names: Mapping[str, str | None]) -> Source:
+    """The same bridge with other places of its base models (`encoder`, `llm`, `encoder_revision`, `llm_revision`)."""
+    config = copy.deepcopy(source.config)
+    for name, value in names.items():
+        if value is not None:
+            setattr(config, name, value)
+            if name in ("encoder", "llm") and names.get(f"{name}_revision") is None:
+                setattr(config, f"{name}_revision", None)  # a revision of another repository means nothing here
+    return dataclasses.replace(source, config=config)
+
+
+def _of_checkpoint(
+    name: str, run: Path, checkpoint: Checkpoint, run_config: Config, config: BridgeConfig | None
+) -> Source:
+    def card(shared: BridgeConfig) -> str:
+        from bridge_ds.hub.card import card_of_run
+
+        return card_of_run(run, run_config, checkpoint, shared)
+
+    config = config or from_run(run_config, checkpoint.manifest["base"])
+    # As long as what was trained on: an answer that runs on is cut there.
+    generation = {"max_new_tokens": run_config.data.max_target_tokens}
+    return Source(name, config, lambda: checkpoint.folder / layout.BRIDGE, generation, card)
+
+
+def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> Source:
+    def tensors() -> Path:
+        found = _file(name, layout.BRIDGE, revision, hub)
+        if found is None:
+            raise CheckpointError(
+                f"{name} has no {layout.BRIDGE}; expected it beside {CONFIG}; export the bridge again."
+            )
+        return found
+
+    path = _file(name, CONFIG, revision, hub)
+    if path is None:
+        raise ConfigError(
+            f"{name!r} is no folder, and no {CONFIG} of a hub repository of that name can be had; expected a run "
+            "folder, a folder written by save_pretrained, or the hub id of one."
+        )
+    values = _json(path)
+    if values.get("model_type") != MODEL_TYPE:
+        raise ConfigError(
+            f"{path} is of type {values.get('model_type')!r}; expected a bridge (type {MODEL_TYPE!r}): give a run "
+            "folder, a folder written by save_pretrained, or the hub id of one."
+        )
+    generation, card = _file(name, GENERATION, revision, hub), _file(name, CARD, revision, hub)
+    text = card.read_text(encoding="utf-8") if card else ""
+    return Source(
+        name,
+        config or BridgeConfig.from_dict(values),
+        tensors,
+        _json(generation) if generation else {},
+        lambda _: text,
+    )
+
+
+def _file(name: str, filename: str, revision: str | None, hub: Mapping[str, Any]) -> Path | None:
+    """A file of a folder or a hub repository; none where the repository has no such file."""
+    from bridge_ds.frozen.verify import model_file
+
+    try:
+        return model_file(name, filename, revision, hub)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{name!r} cannot be found ({reason}); give a run folder, a folder written by save_pretrained, or a hub id."
+        ) from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON ({error}); expected what save_pretrained writes.") from None
+    return values if isinstance(values, dict) else {}

@@ -1,0 +1,196 @@
+"""`python -m bridge_ds.generate`: files that a kill cannot harm, single texts, a conversation on a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import pty
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge_ds.generate.__main__ import main
+from bridge_ds.generate.files import batches
+from tests import tiny
+from tests.hub.conftest import CHAT
+from tests.made import make_run
+
+TEXTS = ["the cat sat on the mat", "a dog", "", "猫 one river", "rain fell and it was wet", "two banks"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("generate")
+    encoder, llm = tiny.make_encoder("mt5", root / "mt5"), tiny.make_llm("llama", root / "llama")
+    (llm / "chat_template.jinja").write_text(CHAT)
+    return make_run(root / "run", [f"model.encoder={encoder}", f"model.llm={llm}", "data.max_source_tokens=60"])
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    rows = [{"id": number, "source": text} for number, text in enumerate(TEXTS * 3)]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n")
+    return path
+
+
+def in_file(run: Path, questions: Path, output: Path, *more: str) -> int:
+    return main(["--run", str(run), "--input", str(questions), "--output", str(output), "--batch", "4", *more])
+
+
+def of(error: pytest.ExceptionInfo[SystemExit]) -> object:
+    return error.value.code
+
+
+@given(lengths=st.lists(st.integers(0, 50), max_size=60), size=st.integers(1, 9))
+def test_batches_hold_every_text_once_in_order_of_length(lengths: list[int], size: int) -> None:
+    plan = batches(lengths, size)
+    flat = [place for batch in plan for place in batch]
+    assert sorted(flat) == list(range(len(lengths)))
+    assert [lengths[place] for place in flat] == sorted(lengths, reverse=True)
+    assert all(len(batch) == size for batch in plan[:-1])
+
+
+def test_a_file_is_answered_as_its_texts_are_alone(
+    run: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_file(run, questions, tmp_path / "answers.jsonl") == 0
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["source"]) for row in rows] == list(enumerate(TEXTS * 3))
+    assert not list(tmp_path.glob(".*.part"))
+    for text, row in zip(TEXTS, rows, strict=False):
+        capsys.readouterr()
+        assert main(["--run", str(run), "--prompt", text]) == 0
+        assert capsys.readouterr().out == row["answer"] + "\n"
+    with pytest.raises(SystemExit) as error:
+        in_file(run, questions, tmp_path / "answers.jsonl")
+    assert of(error) == 2 and "is there already" in capsys.readouterr().err
+
+
+def test_killed_it_goes_on_and_the_bytes_are_the_same(
+    run: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--temperature", "2.5", "--top-p", "0.9", "--batch", "1", "--max-new-tokens", "25")
+    in_file(run, questions, tmp_path / "whole.jsonl", *more)
+    output, part = tmp_path / "killed.jsonl", tmp_path / ".killed.jsonl.part"
+    process = multiprocessing.get_context("fork").Process(target=in_file, args=(run, questions, output, *more))
+    process.start()
+    deadline = time.monotonic() + 60
+    while not part.exists() or part.read_bytes().count(b"\n") < 4:
+        assert time.monotonic() < deadline and process.is_alive()
+        time.sleep(0.002)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert not output.exists() and 3 <= part.read_bytes().count(b"\n") - 1 < len(TEXTS) * 3
+    with part.open("a") as file:
+        file.write('["torn off in the mid')
+    capsys.readouterr()
+    in_file(run, questions, output, *more)
+    assert "going on after" in capsys.readouterr().err
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not part.exists()
+    # Unfinished work of other settings is not mixed in.
+    part.write_text("0" * 64 + '\n["something else"]\n')
+    output.unlink()
+    in_file(run, questions, output, *more)
+    assert "begun anew" in capsys.readouterr().err
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_bad_input_is_one_sentence(
+    run: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(told: str, *arguments: str) -> None:
+        with pytest.raises(SystemExit) as error:
+            main(["--run", str(run), *arguments])
+        err = capsys.readouterr().err
+        assert of(error) == 2 and told in err and "Traceback" not in err
+
+    fails("both --prompt and --input", "--prompt", "a", "--input", "b", "--output", "c")
+    fails("belong together", "--input", str(questions))
+    fails("--batch is 0", "--batch", "0")
+    fails("expected a --temperature above 0", "--top-p", "0.5")
+    fails("--stop is empty", "--stop", "")
+    out = ("--output", str(tmp_path / "out.jsonl"))
+    fails("has no 'text'", "--input", str(questions), *out, "--field", "text")
+    fails("line 1: '0' is no text", "--input", str(questions), *out, "--field", "id")
+    fails("cannot be read", "--input", str(tmp_path / "none"), *out)
+    (tmp_path / "bad.jsonl").write_text('{"source": "a"}\n{"source": \n')
+    fails("line 2 is no JSON", "--input", str(tmp_path / "bad.jsonl"), *out)
+    (tmp_path / "bad.jsonl").write_text('{"source": "a", "answer": "b"}\n')
+    fails("has an 'answer' already", "--input", str(tmp_path / "bad.jsonl"), *out)
+    fails("cannot be written", "--input", str(questions), "--output", str(tmp_path / "no" / "out.jsonl"))
+    assert not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(SystemExit) as error:
+        main(["--run", str(tmp_path / "nowhere"), "--prompt", "a"])
+    assert of(error) == 2 and "give a run folder" in capsys.readouterr().err
+
+
+def test_stops_beams_and_chats(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def answer(*more: str) -> str:
+        capsys.readouterr()
+        main(["--run", str(run), "--prompt", TEXTS[0], "--max-new-tokens", "14", *more])
+        return capsys.readouterr().out.removesuffix("\n")
+
+    whole = answer()
+    assert len(whole) > 6
+    stop = whole[4:6]
+    assert answer("--stop", "never", "--stop", stop) == whole.split(stop)[0]
+    assert len(answer("--beams", "3")) > 6 and stop not in answer("--beams", "3", "--stop", stop)
+    assert answer("--temperature", "3") == answer("--temperature", "3") != answer("--temperature", "3", "--seed", "1")
+    chat, system = answer("--chat"), answer("--system", "be brief")
+    assert len({whole, chat, system}) == 3
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": TEXTS[0]}]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"source": messages}) + "\n" + json.dumps({"source": TEXTS[0]}))
+    in_file(run, tmp_path / "chats.jsonl", tmp_path / "out.jsonl", "--chat", "--max-new-tokens", "14")
+    rows = [json.loads(line)["answer"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert rows == [system, chat]
+
+
+def test_lines_of_a_pipe_are_answered_one_by_one(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{TEXTS[0]}\n\n{TEXTS[1]}\n"))
+    assert main(["--run", str(run)]) == 0
+    together = capsys.readouterr().out
+    for text in TEXTS[:2]:
+        main(["--run", str(run), "--prompt", text])
+    assert together == capsys.readouterr().out
+
+
+def test_a_conversation_on_a_terminal(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    main(["--run", str(run), "--prompt", TEXTS[0]])
+    answer = capfd.readouterr().out.strip()
+    with capfd.disabled():
+        child, terminal = pty.fork()
+        if child == 0:
+            status = 1
+            try:
+                sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode) for fd, mode in enumerate("rww"))
+                status = main(["--run", str(run)])
+            finally:
+                os._exit(status)
+        seen = _until(terminal, "> ")
+        os.write(terminal, f"{TEXTS[0]}\n".encode())
+        seen = _until(terminal, "\n> ")
+        os.write(terminal, b"\x04")
+        _, status = os.waitpid(child, 0)
+        os.close(terminal)
+    assert answer in seen.replace("\r\n", "\n")
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def _until(terminal: int, end: str) -> str:
+    seen, deadline = b"", time.monotonic() + 60
+    while not seen.decode(errors="replace").replace("\r\n", "\n").endswith(end):
+        assert time.monotonic() < deadline, seen
+        if select.select([terminal], [], [], 1)[0]:
+            seen += os.read(terminal, 4096)
+    return seen.decode(errors="replace")
