@@ -129,6 +129,11 @@ class Answerer:
             ) from None
         return [self.cut(text) for text in self.processor.batch_decode(written)]
 
+    @staticmethod
+    def mixed(seed: int, number: int = 0) -> int:
+        """The seed of torch for a seed that was asked for and the number of a batch."""
+        return _mixed(seed, number)
+
     def cut(self, text: str) -> str:
         """What stands before the first stop."""
         for stop in self.style.stop:

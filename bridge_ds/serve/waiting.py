@@ -44,13 +44,14 @@ def choose(rows: Sequence[Row], size: int, positions: int) -> list[Row]:
 class Waiting:
     """The queue. Many threads offer, one takes."""
 
-    def __init__(self, limit: int, size: int, positions: int) -> None:
+    def __init__(self, limit: int, size: int, positions: int, at_once: int = 1) -> None:
         """Args:
         limit: most rows that wait.
         size: most rows of a batch.
         positions: places of the LLM; 0 = unknown.
+        at_once: no batch is begun while so many rows are being written.
         """
-        self.limit, self.size, self.positions = limit, size, positions
+        self.limit, self.size, self.positions, self.at_once = limit, size, positions, at_once
         self.running = 0
         """Rows that are being written."""
         self.draining = False
@@ -105,10 +106,9 @@ class Waiting:
     def take(self, timeout_s: float) -> list[Row]:
         """The next batch, counted as running until :meth:`done`; empty if none came in time."""
         with self._changed:
-            self._forget()
-            if not self._rows:
-                self._changed.wait(timeout_s)
-                self._forget()
+            self._changed.wait_for(self._ready, timeout_s)
+            if not self._ready():
+                return []
             batch = choose(self._rows, self.size, self.positions)
             taken = {row.number for row in batch}
             self._rows = [row for row in self._rows if row.number not in taken]
@@ -121,6 +121,9 @@ class Waiting:
         with self._changed:
             self.running -= rows
             self.batch_s += 0.2 * (time.monotonic() - self._began - self.batch_s)
+            self._changed.notify()
 
-    def _forget(self) -> None:
+    def _ready(self) -> bool:
+        """Whether a batch can begin; rows that nobody waits for any more are forgotten."""
         self._rows = [row for row in self._rows if not row.cancelled]
+        return bool(self._rows) and self.running < self.at_once
