@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
 
 from bridge_ds.generate.answer import Answerer
 from bridge_ds.serve.schema import Sampling
@@ -20,30 +19,18 @@ from bridge_ds.serve.work import Row
 __all__ = ["LocalWriter"]
 
 
-class _Sorter(BaseStreamer):
-    """Hands the tokens of each step to their rows."""
+class _Reading(StoppingCriteria):
+    """Hands each step's tokens to their rows and ends the rows that have their last token, a stop, or no reader.
+
+    transformers asks it once a step, before a streamer would be told (which on GPUs is a step later).
+    """
 
     def __init__(self, rows: Sequence[Row], texts: Texts) -> None:
         self.rows, self.texts = rows, texts
 
-    def put(self, value: torch.Tensor) -> None:
-        """Of transformers: [B] ids of a step; before the first the prompt's ids, [B, 0] as there are none."""
-        if value.dim() != 1:
-            return
-        for row, token in zip(self.rows, value.tolist(), strict=True):
-            row.add(token, self.texts.ends, self.texts.decode)
-
-    def end(self) -> None:
-        """Of transformers: the batch is done."""
-
-
-class _Ended(StoppingCriteria):
-    """Ends a row when it has its own last token, its stop, or no reader; transformers asks after each step."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-
     def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:  # type: ignore[override]
+        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+            row.add(token, self.texts.ends, self.texts.decode)
         return torch.tensor([row.ended for row in self.rows], dtype=torch.bool, device=input_ids.device)
 
 
@@ -72,8 +59,7 @@ class LocalWriter:
                 **features,
                 **_options(sampling),
                 max_new_tokens=max(row.most for row in rows),
-                streamer=_Sorter(rows, self.texts),
-                stopping_criteria=StoppingCriteriaList([_Ended(rows)]),
+                stopping_criteria=StoppingCriteriaList([_Reading(rows, self.texts)]),
             )
             for row in rows:
                 if not row.ended:  # the LLM had fewer places than its config says
