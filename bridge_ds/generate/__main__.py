@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             chat=options.chat,
             system=options.system,
         )
-        answerer = Answerer.load(options.run, style, **_loading(options))
+        answerer = Answerer.load(options.run, style, **loading(options))
         _answer(answerer, options)
     return 0
 
