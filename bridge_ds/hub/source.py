@@ -136,11 +136,23 @@ def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: 
     text = card.read_text(encoding="utf-8") if card else ""
     return Source(
         name,
-        config or BridgeConfig.from_dict(values),
+        _inside(Path(name), config or BridgeConfig.from_dict(values)),
         tensors,
         _json(generation) if generation else {},
         lambda _: text,
     )
+
+
+def _inside(folder: Path, config: BridgeConfig) -> BridgeConfig:
+    """The config with the places of base models that lie in the folder itself (tools/export.py).
+    """
+    found = copy.deepcopy(config)
+    for part in ("encoder", "llm"):
+        name = Path(getattr(config, part))
+        # Never out of the folder: a config from elsewhere must not choose among this machine's files.
+        if not name.is_absolute() and ".." not in name.parts and (folder / name / CONFIG).is_file():
+            setattr(found, part, str((folder / name).absolute()))
+    return found
 
 
 def _file(name: str, filename: str, revision: str | None, hub: Mapping[str, Any]) -> Path | None:
