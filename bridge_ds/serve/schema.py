@@ -160,9 +160,7 @@ def _fields(body: Any, known: set[str], model: str) -> dict[str, Any]:
         raise Refused("the body is no JSON object; expected one.")
     for name, value in body.items():
         if name in _NEUTRAL:
-            if not any(value == neutral and type(value) is not str for neutral in _NEUTRAL[name]) and value not in (
-                "", "none",
-            ):  # fmt: skip
+            if not any(value == neutral for neutral in _NEUTRAL[name]):
                 raise Refused(f"{name} is not supported here; leave it out.", param=name, code="unsupported")
         elif name not in known:
             raise Refused(f"{name[:80]!r} is no field of this request; leave it out.", param=name[:80])
