@@ -47,8 +47,6 @@ def main(argv: list[str] | None = None) -> int:
         # Before the models: a port that is taken should not be found out after minutes of loading.
         listening = bind(options.host, options.port)
         service = _load(options, key)
-        place = "{}:{}".format(*listening.getsockname()[:2])
-        print(f"serving {service.name} on http://{place}/v1", file=sys.stderr, flush=True)
         serve(service, listening, connections=2 * (options.queue + options.at_once) + 64)
     return 0
 

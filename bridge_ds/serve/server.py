@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from types import FrameType
 
 import uvicorn
@@ -26,6 +27,12 @@ class DrainingServer(uvicorn.Server):
         if waiting.draining:
             self.should_exit = self.force_exit = True
         waiting.drain()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Of uvicorn: begin to listen; then say where."""
+        await super().startup(sockets)
+        for place in (found.getsockname() for found in sockets or []):
+            print(f"serving {self.service.name} on http://{place[0]}:{place[1]}/v1", file=sys.stderr, flush=True)
 
     async def on_tick(self, counter: int) -> bool:
         """Of uvicorn, ten times a second: whether to end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -61,8 +62,6 @@ def test_the_command_answers_and_a_sigterm_ends_it_in_order(run: Path, offline: 
         connection.close()
         assert rest.endswith(b"data: [DONE]\n\n"), "what runs is finished"
         assert process.wait(60) == 0
-        import json
-
         lines = [line for line in (first + rest).decode().split("\n\n") if line and "[DONE]" not in line]
         text = "".join(json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in lines)
         assert text == offline("a dog", max_new_tokens=60)

@@ -18,7 +18,7 @@ from bridge_ds.errors import ConfigError
 from bridge_ds.generate.answer import Answerer
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.vllm import KEY, Upstream, VllmWriter
-from tests.serve.served import served
+from tests.serve.served import served, until
 
 TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell"]
 SCHEMA: dict[str, tuple[type, ...]] = {
@@ -126,7 +126,7 @@ def test_answers_are_the_offline_ones(
             body = client.chat(messages)[2]
             assert body["choices"][0]["message"]["content"] == offline(messages, chat=True)
             client.complete(TEXTS[0], temperature=0.5, top_p=0.9, top_k=7, seed=3)
-            assert service.scheduler.waiting.idle
+            until(lambda: service.scheduler.waiting.idle)
     assert len(sent) == len(TEXTS) + 4 and {each["key"] for each in sent} == {"Bearer hush"}
     greedy, sampled = sent[0], sent[-1]
     assert not {"top_p", "top_k", "seed", "stop"} & set(greedy) and greedy["temperature"] == 0
@@ -144,7 +144,7 @@ def test_a_server_that_fails_is_a_502(answerer: Answerer, broken: str, told: str
         with served(answerer, writer=writer, at_once=2) as (client, service):
             status, _, body = client.complete(TEXTS[0])
             assert status == 502 and told in body["error"]["message"] and body["error"]["code"] == "upstream"
-            assert service.scheduler.waiting.idle
+            until(lambda: service.scheduler.waiting.idle)
 
 
 def test_no_server_is_one_sentence() -> None:
