@@ -184,15 +184,18 @@ def request_of(row: Row, prompt_XH: torch.Tensor, model: str, ends: frozenset[in
         "model": model,
         "prompt_embeds": base64.b64encode(file.getvalue()).decode("ascii"),
         "max_tokens": row.most,
+        # All of them: what is not said, vLLM takes from the LLM's generation_config.json.
         "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
         "stop_token_ids": sorted(ends),
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     if row.stops:
         body["stop"] = list(row.stops)
-    if sampling.temperature:
-        body["top_p"] = sampling.top_p
-        body |= {"top_k": sampling.top_k} if sampling.top_k else {}
-        body |= {"seed": sampling.seed} if sampling.seed is not None else {}
+    if sampling.seed is not None:
+        body["seed"] = sampling.seed
     return body

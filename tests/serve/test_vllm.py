@@ -24,11 +24,12 @@ TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell"]
 SCHEMA: dict[str, tuple[type, ...]] = {
     "model": (str,), "prompt_embeds": (str,), "max_tokens": (int,), "temperature": (int, float), "top_p": (int, float),
     "top_k": (int,), "seed": (int,), "stop": (list,), "stop_token_ids": (list,), "stream": (bool,),
-    "stream_options": (dict,),
+    "stream_options": (dict,), "min_p": (int, float), "repetition_penalty": (int, float),
 }  # fmt: skip
-"""Of vLLM's /v1/completions, the fields that are sent (its documentation, "Completions API" and "Prompt Embedding
-Inputs"). vLLM itself passes over fields that it does not know; this server does not."""
-REQUIRED = {"model", "prompt_embeds", "max_tokens", "temperature", "stream"}
+"""Of vLLM's /v1/completions, the fields that are sent with their types (its CompletionRequest, and "Prompt
+Embedding Inputs" of its documentation; written down by hand, not taken from a running server). vLLM itself passes over fields that it does not know; this server does not."""
+REQUIRED = set(SCHEMA) - {"seed", "stop"}
+"""What is not said vLLM takes from the LLM's generation_config.json, which is not the bridge's."""
 
 
 @contextlib.contextmanager
@@ -129,7 +130,7 @@ def test_answers_are_the_offline_ones(
             until(lambda: service.scheduler.waiting.idle)
     assert len(sent) == len(TEXTS) + 4 and {each["key"] for each in sent} == {"Bearer hush"}
     greedy, sampled = sent[0], sent[-1]
-    assert not {"top_p", "top_k", "seed", "stop"} & set(greedy) and greedy["temperature"] == 0
+    assert not {"seed", "stop"} & set(greedy) and greedy["temperature"] == greedy["top_k"] == 0
     assert {name: sampled[name] for name in ("temperature", "top_p", "top_k", "seed")} == {
         "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3,
     }  # fmt: skip
