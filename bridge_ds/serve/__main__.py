@@ -109,8 +109,8 @@ def _load(options: argparse.Namespace, key: str) -> Service:
     from bridge_ds.generate.answer import Answerer, Style
     from bridge_ds.serve.app import Service
     from bridge_ds.serve.local import LocalWriter
-    from bridge_ds.serve.schema import Limits
     from bridge_ds.serve.scheduler import Scheduler, Writer
+    from bridge_ds.serve.schema import Limits
     from bridge_ds.serve.texts import Texts
     from bridge_ds.serve.waiting import Waiting
 

@@ -20,8 +20,8 @@ from starlette.routing import Route
 
 from bridge_ds.serve.metrics import Metrics
 from bridge_ds.serve.replies import Reply
-from bridge_ds.serve.schema import Ask, Limits, Refused, parse_chat, parse_completion
 from bridge_ds.serve.scheduler import Scheduler
+from bridge_ds.serve.schema import Ask, Limits, Refused, parse_chat, parse_completion
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.work import Event, Row
 
@@ -120,7 +120,8 @@ def _authorize(service: Service, request: Request) -> None:
     if service.key and not (
         kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), service.key.encode())
     ):
-        raise Refused("the API key is missing or wrong; expected Authorization: Bearer KEY.", 401, code="invalid_api_key")
+        told = "the API key is missing or wrong; expected Authorization: Bearer KEY."
+        raise Refused(told, 401, code="invalid_api_key")
 
 
 async def _answer(service: Service, request: Request, parse: Callable[[Any, str, Limits], Ask]) -> Response:

@@ -62,6 +62,7 @@ class Scheduler:
             except Exception as error:
                 # One bad batch must not end the server; its requests are told, the log has the rest.
                 _log.exception("a batch of %d rows failed", len(rows))
-                told = str(error) if isinstance(error, BridgeError) else "the answer could not be written (see the log)."
+                unknown = "the answer could not be written (see the log)."
+                told = str(error) if isinstance(error, BridgeError) else unknown
                 for row in rows:
                     row.fail(Refused(told, 500, code="internal"))

@@ -44,8 +44,9 @@ class Texts:
         """
         if ask.chat and not self.has_chat:
             raise Refused(
-                "the LLM's tokenizer has no chat template, so there are no chats here; use /v1/completions.", param="messages"
-            )  # fmt: skip
+                "the LLM's tokenizer has no chat template, so there are no chats here; use /v1/completions.",
+                param="messages",
+            )
         style = dataclasses.replace(self._answerer.style, chat=ask.chat, max_new_tokens=ask.max_tokens)
         answerer = Answerer(self._answerer.model, self._processor, style)
         with self._lock:

@@ -13,8 +13,8 @@ from typing import Any
 from bridge_ds.generate.answer import Answerer
 from bridge_ds.serve.app import Service
 from bridge_ds.serve.local import LocalWriter
-from bridge_ds.serve.schema import Limits
 from bridge_ds.serve.scheduler import Scheduler, Writer
+from bridge_ds.serve.schema import Limits
 from bridge_ds.serve.server import bind, serve
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.waiting import Waiting

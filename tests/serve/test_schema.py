@@ -114,7 +114,8 @@ SAMPLINGS = [Sampling(), Sampling(0.5), Sampling(0.5, 0.9), Sampling(0.5, seed=3
 def test_batches_hold_each_row_once_beside_its_like_with_room_for_all(
     kinds: list[tuple[int, int, Sampling]], size: int, positions: int
 ) -> None:
-    rows = [row(length, most, sampling) for length, most, sampling in kinds if not positions or length + most <= positions]
+    fitting = [kind for kind in kinds if not positions or kind[0] + kind[1] <= positions]
+    rows = [row(*kind) for kind in fitting]
     left = list(rows)
     while left:
         batch = choose(left, size, positions)
@@ -149,7 +150,10 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
     assert error.value.status == 503
 
 
-@given(words=st.lists(st.text("abc é", min_size=1, max_size=4), min_size=1, max_size=12), stop=st.text("abc", max_size=3))
+@given(
+    words=st.lists(st.text("abc é", min_size=1, max_size=4), min_size=1, max_size=12),
+    stop=st.text("abc", max_size=3),
+)
 def test_pieces_of_a_stream_are_the_answer(words: list[str], stop: str) -> None:
     """Whatever the tokens, pieces joined are what stands before the first stop, and the row ends where it is found."""
     seen: list[Event] = []

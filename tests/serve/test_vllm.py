@@ -1,4 +1,4 @@
-"""The LLM elsewhere: against a small HTTP server that checks what it is sent by vLLM's schema and runs the LLM on it."""
+"""The LLM elsewhere: against a small HTTP server that checks what it is sent by vLLM's schema and runs the LLM."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[d
                 return self._send(json.dumps({"error": {"message": f"bad fields {wrong}"}}).encode(), 400)
             data = io.BytesIO(base64.b64decode(body["prompt_embeds"], validate=True))
             prompt_XH = torch.load(data, weights_only=True)
-            assert prompt_XH.dim() == 2 and prompt_XH.dtype == llm.dtype and prompt_XH.shape[1] == llm.config.hidden_size
+            assert prompt_XH.dim() == 2 and prompt_XH.dtype == llm.dtype
+            assert prompt_XH.shape[1] == llm.config.hidden_size
             with lock, torch.no_grad():
                 (ids,) = llm.generate(
                     inputs_embeds=prompt_XH[None],
