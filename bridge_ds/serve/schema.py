@@ -202,13 +202,13 @@ def _ask(values: Mapping[str, Any], texts: tuple[Any, ...], chat: bool, most: An
     top_k = _number(values.get("top_k"), "top_k", 0, 1 << 20, whole=True)
     seed = _number(values.get("seed"), "seed", -(1 << 63), (1 << 63) - 1, whole=True)
     # Without a temperature nothing is sampled, so the rest says nothing and must not keep rows apart.
-    sampling = Sampling(temperature, top_p or 1.0, int(top_k or 0), seed) if temperature else Sampling()  # type: ignore[arg-type]
+    sampling = Sampling(temperature, top_p or 1.0, top_k or 0, seed) if temperature else Sampling()
     streamed = _flag(values.get("stream"), "stream")
     options = values.get("stream_options")
     if options is not None and (not isinstance(options, dict) or not streamed):
         raise Refused("stream_options is given without stream; leave it out.", param="stream_options")
     usage = _flag((options or {}).get("include_usage"), "stream_options.include_usage")
-    return Ask(texts, chat, max_tokens, sampling, _stops(values.get("stop"), limits), streamed, usage)  # type: ignore[arg-type]
+    return Ask(texts, chat, max_tokens, sampling, _stops(values.get("stop"), limits), streamed, usage)
 
 
 def _stops(value: Any, limits: Limits) -> tuple[str, ...]:
@@ -220,7 +220,7 @@ def _stops(value: Any, limits: Limits) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _number(value: Any, name: str, least: int, most: int, whole: bool = False) -> float | int | None:
+def _number(value: Any, name: str, least: int, most: int, whole: bool = False) -> Any:
     if value is None:
         return None
     kinds = int if whole else (int, float)
