@@ -27,7 +27,7 @@ from bridge_ds.serve.schema import Refused
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.work import Event, Row
 
-__all__ = ["Upstream", "VllmWriter"]
+__all__ = ["KEY", "Upstream", "VllmWriter", "request_of"]
 
 _log = logging.getLogger(__name__)
 KEY = "BRIDGE_DS_VLLM_KEY"
