@@ -84,7 +84,8 @@ class Row:
         if token in ends:
             self.reason = "stop"
         raw, text = decode(self.tokens) if self.stops or self.streamed else ("", "")
-        if self.reason is None and any(stop in raw for stop in self.stops):
+        # Half a letter, which decodes to U+FFFD, is no stop yet.
+        if self.reason is None and any(stop in raw.rstrip("\ufffd") for stop in self.stops):
             self.reason = "stop"
         if self.reason is None and len(self.tokens) >= self.most:
             self.reason = "length"
