@@ -144,8 +144,7 @@ def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: 
 
 
 def _inside(folder: Path, config: BridgeConfig) -> BridgeConfig:
-    """The config with the places of base models that lie in the folder itself (tools/export.py).
-    """
+    """The config with the places of base models that lie in the folder itself (tools/export.py)."""
     found = copy.deepcopy(config)
     for part in ("encoder", "llm"):
         name = Path(getattr(config, part))

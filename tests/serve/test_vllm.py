@@ -26,9 +26,9 @@ SCHEMA: dict[str, tuple[type, ...]] = {
     "top_k": (int,), "seed": (int,), "stop": (list,), "stop_token_ids": (list,), "stream": (bool,),
     "stream_options": (dict,), "min_p": (int, float), "repetition_penalty": (int, float),
 }  # fmt: skip
-"""Fields of vLLM's /v1/completions with their types, as far as they are sent: its CompletionRequest, and "Prompt Embedding
-Inputs" of its documentation; written down by hand, not taken from a running server. vLLM passes over fields that it does
-not know; this server does not."""
+"""Fields of vLLM's /v1/completions with their types, as far as they are sent: its CompletionRequest, and "Prompt
+Embedding Inputs" of its documentation; written down by hand, not taken from a running server. vLLM passes over fields
+that it does not know; this server does not."""
 REQUIRED = set(SCHEMA) - {"seed", "stop"}
 """What is not said vLLM takes from the LLM's generation_config.json, which is not the bridge's."""
 

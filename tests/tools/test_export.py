@@ -66,7 +66,7 @@ def test_the_folder_answers_where_nothing_else_is(
     data = bytearray(weights.read_bytes())
     data[len(data) // 2 + 9] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(CheckpointError, match="not what .* was trained with"):
+    with pytest.raises(CheckpointError, match=r"not what .* was trained with"):
         BridgeForCausalLM.from_pretrained(moved)
 
 
@@ -97,9 +97,7 @@ def test_a_config_cannot_point_out_of_its_folder(tool: ModuleType, tmp_path: Pat
     assert open_source(str(tmp_path / "out")).config.llm == "../llama", "left as it is: not found from the folder"
 
 
-def test_faults_are_one_sentence(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_faults_are_one_sentence(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fails(told: str, *arguments: str) -> None:
         with pytest.raises(SystemExit) as error:
             tool.main(["--run", str(tmp_path / "none"), *arguments])
