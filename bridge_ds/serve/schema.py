@@ -202,7 +202,7 @@ def _ask(values: Mapping[str, Any], texts: tuple[Any, ...], chat: bool, most: An
     top_k = _number(values.get("top_k"), "top_k", 0, 1 << 20, whole=True)
     seed = _number(values.get("seed"), "seed", -(1 << 63), (1 << 63) - 1, whole=True)
     # Without a temperature nothing is sampled, so the rest says nothing and must not keep rows apart.
-    sampling = Sampling(temperature, top_p or 1.0, top_k or 0, seed) if temperature else Sampling()
+    sampling = Sampling(float(temperature), float(top_p or 1), top_k or 0, seed) if temperature else Sampling()
     streamed = _flag(values.get("stream"), "stream")
     options = values.get("stream_options")
     if options is not None and (not isinstance(options, dict) or not streamed):
