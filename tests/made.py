@@ -1,4 +1,4 @@
-"""A run folder with a checkpoint, made in a second: the bridge as its seed makes it, nothing trained."""
+"""A run folder with a checkpoint, made in a second: the bridge as its seed makes it, and noise on a trained base."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.checkpoint.save import Snapshot, write
 from bridge_ds.config.load import load_config, save_config, to_dict
 from bridge_ds.data.tokenize import load_tokenizers
@@ -25,10 +26,11 @@ def make_run(folder: Path, settings: list[str], scale: float = 0.1) -> Path:
     model = build_model(config, tokenizers.bos_id)
     with torch.no_grad():
         model.mapping.scale.fill_(scale)
-    parts = {"fusion": model.fusion, "mapping": model.mapping}
-    tensors = {
-        f"{name}.{key}": value.clone() for name, part in parts.items() for key, value in part.state_dict().items()
-    }
+        for name, tensor in trained_tensors(model).items():
+            if name.startswith(("encoder.", "llm.")):
+                # As training would leave them: a run that lost these would answer otherwise.
+                tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name))), alpha=0.05)
+    tensors = {name: tensor.detach().clone() for name, tensor in trained_tensors(model).items()}
     save_config(config, folder / "config.yaml")
     write(
         Snapshot(tensors, {"exp_avg/none": torch.zeros(1)}, 0),

@@ -27,6 +27,7 @@ LAYERS = [
     {"checkpoint", "track", "evaluation"},
     {"cli", "run", "harness", "doctor", "convert", "hub"},
     {"train", "generate"},
+    {"serve"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 # Folders that must work without these packages (kernels are tested on machines that have torch alone).

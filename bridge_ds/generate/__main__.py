@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             chat=options.chat,
             system=options.system,
         )
-        answerer = Answerer.load(options.run, style, **_loading(options))
+        answerer = Answerer.load(options.run, style, **loading(options))
         _answer(answerer, options)
     return 0
 
@@ -112,7 +112,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("--stop is empty; expected a text.")
 
 
-def _loading(options: argparse.Namespace) -> dict[str, Any]:
+def loading(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of from_pretrained from those of the command line."""
     import torch
 
     device_map = options.device_map or ("auto" if torch.cuda.is_available() else None)

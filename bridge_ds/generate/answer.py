@@ -78,7 +78,8 @@ class Answerer:
 
         if not sys.stderr.isatty():
             hf_logging.disable_progress_bar()
-        shared = {name: loading[name] for name in ("encoder", "llm", "trust_remote_code", "allow_base_mismatch")}
+        both = ("encoder", "llm", "trust_remote_code", "allow_base_mismatch")
+        shared = {name: loading[name] for name in both if name in loading}
         processor = BridgeProcessor.from_pretrained(run, **shared)
         if style.chat and not getattr(processor.tokenizer, "chat_template", None):
             raise ConfigError(
@@ -128,6 +129,11 @@ class Answerer:
                 "--max-new-tokens, or load the LLM with --load-in 4bit."
             ) from None
         return [self.cut(text) for text in self.processor.batch_decode(written)]
+
+    @staticmethod
+    def mixed(seed: int, number: int = 0) -> int:
+        """The seed of torch for a seed that was asked for and the number of a batch."""
+        return _mixed(seed, number)
 
     def cut(self, text: str) -> str:
         """What stands before the first stop."""

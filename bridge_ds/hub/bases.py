@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel, build_bridge
-from bridge_ds.checkpoint.load import put_bridge
+from bridge_ds.checkpoint.load import put_trained
 from bridge_ds.config.schema import Config
 from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.encoder.frozen import load_encoder
@@ -20,6 +20,7 @@ from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.load import DTYPES
 from bridge_ds.hub.source import Source
 from bridge_ds.llm.frozen import load_llm
+from bridge_ds.llm.lora import add_lora
 
 __all__ = ["Placing", "load_bases", "quantization"]
 
@@ -32,7 +33,7 @@ class Placing:
 
     dtype: str | torch.dtype | None = None
     """Number format of both base models; none or `auto` = that of the training. With float16 the encoder stays in
-    float32, for T5's overflow in it (transformers#9295). The bridge is float32 always."""
+    float32, for T5's overflow in it (transformers#9295). What was trained is float32 always."""
     device_map: Any = None
     """Of the LLM, as transformers takes it (`auto`, a device, a dict); encoder and bridge go whole to the device of the
     LLM's first part. None = all on the CPU."""
@@ -112,14 +113,15 @@ def load_bases(
     if placing.quantization is not None:
         options["quantization_config"] = placing.quantization
     # The encoder first: a device map made for the LLM then knows what room is left beside it.
-    encoder = load_encoder(run.model, hub, dtype=encoder_dtype)
+    encoder = load_encoder(run.model, run.encoder, hub, dtype=encoder_dtype)
     encoder.to(first)
     llm = load_llm(run.model, **options)
     check_vocabulary(tokenizers.encoder, encoder.vocab_size, "encoder")
     check_vocabulary(tokenizers.llm, llm.vocab_size, "llm")
     model = build_bridge(run, encoder, llm, tokenizers.bos_id)
     _compare(source, base_identities(run, model, tokenizers, source.config.base, hub), allow_base_mismatch)
-    put_bridge(tensors, model, "it must have been made for this fusion, mapping and these widths")
+    add_lora(llm, run.lora, run.run.seed)
+    put_trained(tensors, model, "it must have been made for this {} and these widths")
     if placing.device_map is not None or placing.quantization is not None:
         home = _home(llm.model)
         for part in (model.encoder, model.fusion, model.mapping):

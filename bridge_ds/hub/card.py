@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
@@ -42,9 +43,9 @@ def card_of_run(run: Path, config: Config, checkpoint: Checkpoint, shared: Bridg
     parts = [
         _head(shared, results),
         f"# {run.resolve().name}: a bridge from {_shown(shared.encoder)} to {_shown(shared.llm)}",
-        "A multilingual encoder reads the text, an English-centric LLM answers; both are frozen, and this small module "
-        "between them was trained on English alone, by [bridge_ds](https://arxiv.org/abs/2508.09091). The base models "
-        "are not in this repository: they are loaded by name and proven by hash.",
+        "A multilingual encoder reads the text, an English-centric LLM answers; this small module between them was "
+        f"trained on English alone, by [bridge_ds](https://arxiv.org/abs/2508.09091). {_also_trained(shared)} The base "
+        "models are not in this repository: they are loaded by name and proven by hash.",
         _usage(),
         "## Base models\n\n" + _table(("part", "model", "licence"), [(w, _shown(n), text) for w, n, text in bases])
         + "\n\nUse of the bridge is use of both base models; their licences hold.",
@@ -101,6 +102,15 @@ def _usage() -> str:
         'print(processor.batch_decode(model.generate(**processor(["a text in any language"]))))\n'
         "```"
     )
+
+
+def _also_trained(shared: BridgeConfig) -> str:
+    encoder, lora = bool(shared.encoder_training), bool(shared.lora)
+    if not encoder and not lora:
+        return "Both are frozen."
+    own = f"`{layout.TRAINED['encoder']}` holds the encoder's weights" if encoder else ""
+    updates = f"`{layout.TRAINED['llm']}` holds low-rank updates of the LLM" if lora else ""
+    return f"Trained along with it: {' and '.join(part for part in (own, updates) if part)}."
 
 
 def _training(config: Config, checkpoint: Checkpoint) -> list[tuple[str, str]]:

@@ -12,7 +12,12 @@ __all__ = ["MODEL_TYPE", "BridgeConfig", "from_run", "register", "to_run"]
 
 MODEL_TYPE = "bridge_ds"
 """`model_type` in config.json."""
-_NOT_SHARED = {"fusion": ("path", "lr_scale"), "mapping": ("calibrate",)}
+_NOT_SHARED = {
+    "encoder": ("lr_scale", "weight_decay", "dropout", "activation_checkpointing"),
+    "lora": ("dropout", "lr_scale"),
+    "fusion": ("path", "lr_scale"),
+    "mapping": ("calibrate",),
+}
 """Keys of the recipe that only matter where and while a bridge is trained."""
 _registered = False
 
@@ -38,6 +43,10 @@ class BridgeConfig(PreTrainedConfig):
     """Keys of the recipe's `fusion:` part."""
     mapping: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the recipe's `mapping:` part."""
+    encoder_training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of the recipe's `encoder:` part where the encoder was trained too; empty = it was frozen."""
+    lora: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of the recipe's `lora:` part where the LLM has updates; empty = it has none."""
     augment_prompt: bool = False
     """The LLM reads the source text too, after the soft prompt (as data.augment_prompt)."""
     max_source_tokens: int = 512
@@ -71,6 +80,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         part: {key: value for key, value in values[part].items() if key not in left_out}
         for part, left_out in _NOT_SHARED.items()
     }
+    training, lora = parts.pop("encoder"), parts.pop("lora")
     return BridgeConfig(
         encoder=config.model.encoder,
         llm=config.model.llm,
@@ -81,6 +91,8 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         augment_prompt=config.data.augment_prompt,
         max_source_tokens=config.data.max_source_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
+        encoder_training=training if config.encoder.trainable else {},
+        lora=lora if config.lora.rank else {},
         architectures=["BridgeForCausalLM"],
         **parts,
     )
@@ -109,6 +121,8 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
                 "dtype": config.base_dtype,
                 "trust_remote_code": trust_remote_code,
             },
+            "encoder": config.encoder_training,
+            "lora": config.lora,
             "fusion": config.fusion,
             "mapping": config.mapping,
             "data": {

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
-from bridge_ds.checkpoint.load import bridge_tensors
+from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.errors import ConfigError
 from bridge_ds.hub.card import HERE
 from bridge_ds.hub.source import CARD
@@ -18,7 +18,7 @@ __all__ = ["upload", "write_folder"]
 
 
 def write_folder(model: Any, folder: Path, card: str | None = None) -> None:
-    """Write config.json, generation_config.json, bridge.safetensors and README.md.
+    """Write config.json, generation_config.json, README.md, and the files of what was trained, as a checkpoint's.
 
     Args:
         model: a :class:`bridge_ds.hub.model.BridgeForCausalLM`.
@@ -30,11 +30,14 @@ def write_folder(model: Any, folder: Path, card: str | None = None) -> None:
     """
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in bridge_tensors(model.bridge).items()}
-    assert all(tensor.dtype == torch.float32 for tensor in tensors.values())
+    files: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in trained_tensors(model.bridge).items():
+        assert tensor.dtype == torch.float32, name
+        files.setdefault(layout.file_of(name), {})[name] = tensor.detach().cpu().contiguous()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / layout.BRIDGE, metadata={"format": "pt"})
+        for name, tensors in files.items():
+            save_file(tensors, folder / name, metadata={"format": "pt"})
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         (folder / CARD).write_text(model.card if card is None else card, encoding="utf-8")

@@ -21,7 +21,7 @@ from bridge_ds.hub.config import MODEL_TYPE, BridgeConfig, from_run
 __all__ = ["CARD", "CONFIG", "GENERATION", "HUB_OPTIONS", "Source", "hub_options", "open_source", "renamed"]
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
-"""Files of an exported folder beside bridge.safetensors."""
+"""Files of an exported folder beside those of a checkpoint that hold what was trained."""
 HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
 """Arguments of from_pretrained that say how to reach the hub; they hold for the bridge and for both base models."""
 
@@ -36,8 +36,8 @@ class Source:
     """As it was asked for."""
     config: BridgeConfig
     """What the bridge is."""
-    tensors: Callable[[], Path]
-    """Gives bridge.safetensors, fetched where it lies on the hub."""
+    tensors: Callable[[], list[Path]]
+    """Gives bridge.safetensors and those of a trained encoder and of LoRA, fetched where they lie on the hub."""
     generation: dict[str, Any]
     """Options of transformers' GenerationConfig that belong to the bridge."""
     card: Callable[[BridgeConfig], str]
@@ -108,17 +108,18 @@ def _of_checkpoint(
     config = config or from_run(run_config, checkpoint.manifest["base"])
     # As long as what was trained on: an answer that runs on is cut there.
     generation = {"max_new_tokens": run_config.data.max_target_tokens}
-    return Source(name, config, lambda: checkpoint.folder / layout.BRIDGE, generation, card)
+    return Source(name, config, lambda: layout.trained_files(checkpoint.folder), generation, card)
 
 
 def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> Source:
-    def tensors() -> Path:
-        found = _file(name, layout.BRIDGE, revision, hub)
-        if found is None:
-            raise CheckpointError(
-                f"{name} has no {layout.BRIDGE}; expected it beside {CONFIG}; export the bridge again."
-            )
-        return found
+    def tensors() -> list[Path]:
+        wanted = {"fusion": True, "encoder": bool(shared.encoder_training), "llm": bool(shared.lora)}
+        files = [layout.TRAINED[part] for part, there in wanted.items() if there]
+        found = {file: _file(name, file, revision, hub) for file in files}
+        for file, path in found.items():
+            if path is None:
+                raise CheckpointError(f"{name} has no {file}; expected it beside {CONFIG}; export the bridge again.")
+        return [path for path in found.values() if path]
 
     path = _file(name, CONFIG, revision, hub)
     if path is None:
@@ -132,15 +133,27 @@ def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: 
             f"{path} is of type {values.get('model_type')!r}; expected a bridge (type {MODEL_TYPE!r}): give a run "
             "folder, a folder written by save_pretrained, or the hub id of one."
         )
+    shared = _inside(Path(name), config or BridgeConfig.from_dict(values))
     generation, card = _file(name, GENERATION, revision, hub), _file(name, CARD, revision, hub)
     text = card.read_text(encoding="utf-8") if card else ""
     return Source(
         name,
-        config or BridgeConfig.from_dict(values),
+        shared,
         tensors,
         _json(generation) if generation else {},
         lambda _: text,
     )
+
+
+def _inside(folder: Path, config: BridgeConfig) -> BridgeConfig:
+    """The config with the places of base models that lie in the folder itself (tools/export.py)."""
+    found = copy.deepcopy(config)
+    for part in ("encoder", "llm"):
+        name = Path(getattr(config, part))
+        # Never out of the folder: a config from elsewhere must not choose among this machine's files.
+        if not name.is_absolute() and ".." not in name.parts and (folder / name / CONFIG).is_file():
+            setattr(found, part, str((folder / name).absolute()))
+    return found
 
 
 def _file(name: str, filename: str, revision: str | None, hub: Mapping[str, Any]) -> Path | None:

@@ -1,0 +1,133 @@
+"""Serve a trained bridge over HTTP, as OpenAI's API: `python -m bridge_ds.serve --run DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bridge_ds.cli import user_errors
+from bridge_ds.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bridge_ds.serve.app import Service
+
+KEY = "BRIDGE_DS_API_KEY"
+"""Environment variable with the key that requests must bring."""
+_HELP = """\
+Serve a trained bridge over HTTP with the paths of OpenAI's API: /v1/completions, /v1/chat/completions (where the LLM's
+tokenizer has a chat template), /v1/models; also /health and /metrics (Prometheus). Requests that wait are answered in
+batches; each answer is the one that python -m bridge_ds.generate gives. Greedy unless a request sets temperature.
+
+examples:
+  python -m bridge_ds.serve --run runs/mine                          (on http://127.0.0.1:8000)
+  BRIDGE_DS_API_KEY=... python -m bridge_ds.serve --run runs/mine --host 0.0.0.0 --port 9000
+  vllm serve LLM --enable-prompt-embeds --port 8001                  (elsewhere; the LLM that the bridge names)
+  python -m bridge_ds.serve --run runs/mine --vllm http://127.0.0.1:8001
+
+  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
+      -d '{"model": "mine", "prompt": "a text in any language", "max_tokens": 64}'
+
+A full queue is answered by 429 with Retry-After. SIGTERM: what waits and runs is finished, what comes gets 503; a
+second one ends at once. Beyond loopback a key is a must; it comes from the environment variable BRIDGE_DS_API_KEY."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, bind, load, serve."""
+    options = _parse(argv)
+    with user_errors():
+        key = os.environ.get(KEY, "")
+        _check(options, key)
+        from bridge_ds.serve.server import bind, serve
+
+        # Before the models: a port that is taken should not be found out after minutes of loading.
+        listening = bind(options.host, options.port)
+        service = _load(options, key)
+        serve(service, listening, connections=2 * (options.queue + options.at_once) + 64)
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bridge_ds.serve", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", required=True, help="run folder, checkpoint, exported folder, or hub id of a bridge")
+    parser.add_argument("--name", help="the model's name in requests (default: the last part of --run)")
+    where = parser.add_argument_group("where")
+    where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    where.add_argument("--port", type=int, default=8000, help="port; 0 = any that is free (default: 8000)")
+    load = parser.add_argument_group("how much")
+    load.add_argument("--batch", type=int, default=16, help="most texts of a batch (default: 16)")
+    load.add_argument("--queue", type=int, default=128, help="most texts that wait; more get 429 (default: 128)")
+    load.add_argument("--max-tokens", type=int, default=1024, help="highest max_tokens of a request (default: 1024)")
+    load.add_argument("--max-body", type=int, default=1 << 20, help="bytes of a request (default: 1048576)")
+    other = parser.add_argument_group("the LLM elsewhere")
+    other.add_argument("--vllm", metavar="URL", help="a vLLM server with --enable-prompt-embeds writes the answers")
+    other.add_argument("--at-once", type=int, default=64, help="requests to it at a time (default: 64)")
+    models = parser.add_argument_group("how to load")
+    models.add_argument("--encoder", help="where the encoder is now, if not where the bridge says")
+    models.add_argument("--llm", help="where the LLM is now, if not where the bridge says")
+    models.add_argument("--dtype", help="auto (as in training, the default), bfloat16, float32, float16")
+    models.add_argument("--device-map", help="auto, cpu, cuda, cuda:1, ... (default: auto with a GPU, else cpu)")
+    models.add_argument("--load-in", choices=("4bit", "8bit"), help="the LLM in 4 or 8 bits (needs bitsandbytes)")
+    models.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a base model")
+    models.add_argument(
+        "--allow-base-mismatch", action="store_true", help="take other base models than it was made for"
+    )
+    return parser.parse_args(argv)
+
+
+def _check(options: argparse.Namespace, key: str) -> None:
+    for name in ("batch", "queue", "max_tokens", "max_body", "at_once"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more.")
+    if not 0 <= options.port < 1 << 16:
+        raise ConfigError(f"--port is {options.port}; expected 0 to 65535.")
+    if not key and not _is_loopback(options.host):
+        raise ConfigError(
+            f"--host is {options.host}, which others can reach, and {KEY} is not set; expected a key: set that "
+            "environment variable, or leave --host out."
+        )
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"serving needs {package}, which is not installed; pip install 'bridge_ds[serve]'.")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _load(options: argparse.Namespace, key: str) -> Service:
+    from bridge_ds.generate.__main__ import loading
+    from bridge_ds.generate.answer import Answerer, Style
+    from bridge_ds.serve.app import Service
+    from bridge_ds.serve.local import LocalWriter
+    from bridge_ds.serve.scheduler import Scheduler, Writer
+    from bridge_ds.serve.schema import Limits
+    from bridge_ds.serve.texts import Texts
+    from bridge_ds.serve.waiting import Waiting
+
+    answerer = Answerer.load(options.run, Style(), **loading(options))
+    texts = Texts(answerer)
+    writer: Writer = LocalWriter(answerer, texts)
+    at_once = 1
+    if options.vllm:
+        from bridge_ds.serve.vllm import Upstream, VllmWriter
+
+        at_once = options.at_once
+        writer = VllmWriter(answerer, texts, Upstream(options.vllm), at_once)
+    waiting = Waiting(options.queue, options.batch, texts.positions, at_once)
+    limits: Any = Limits(tokens=options.max_tokens, texts=min(options.batch, options.queue), body=options.max_body)
+    name = options.name or Path(options.run).name or options.run
+    return Service(name, texts, Scheduler(waiting, writer, lambda rows: None), limits, key)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

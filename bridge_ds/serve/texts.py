@@ -1,0 +1,85 @@
+"""Texts to token ids and back, for many threads at a time: a tokenizer is used by one thread at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bridge_ds.errors import BridgeError
+from bridge_ds.generate.answer import Answerer
+from bridge_ds.serve.schema import Ask, Refused
+from bridge_ds.serve.work import Event, Row
+
+__all__ = ["Texts"]
+
+
+class Texts:
+    """Both tokenizers, behind a lock."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._lock = threading.Lock()
+        self._answerer = answerer
+        self._processor = answerer.processor
+        model = answerer.model
+        self.positions = model.positions
+        """Places of the LLM; 0 = unknown."""
+        self.default_tokens = int(model.generation_config.max_new_tokens or self._processor.max_new_tokens)
+        """max_tokens of a request that names none."""
+        ends = model.generation_config.eos_token_id
+        self.ends = frozenset(ends if isinstance(ends, list) else [ends])
+        """Ids that end an answer."""
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the LLM's tokenizer has a chat template."""
+        return bool(getattr(self._processor.tokenizer, "chat_template", None))
+
+    def rows(self, ask: Ask, sink: Callable[[Event], None]) -> list[Row]:
+        """A row for each text, with the ids that `python -m bridge_ds.generate` would give it.
+
+        Raises:
+            Refused: it is too long. Nothing is cut here: who asks would not see it.
+        """
+        if ask.chat and not self.has_chat:
+            raise Refused(
+                "the LLM's tokenizer has no chat template, so there are no chats here; use /v1/completions.",
+                param="messages",
+            )
+        style = dataclasses.replace(self._answerer.style, chat=ask.chat, max_new_tokens=ask.max_tokens)
+        answerer = Answerer(self._answerer.model, self._processor, style)
+        with self._lock:
+            return [self._row(answerer, ask, index, sink) for index in range(len(ask.texts))]
+
+    def _row(self, answerer: Answerer, ask: Ask, index: int, sink: Callable[[Event], None]) -> Row:
+        param = "messages" if ask.chat else "prompt"
+        cut = self._processor.cut
+        cut.clear()
+        try:
+            ids = answerer.row(ask.texts[index])
+        except BridgeError as error:
+            raise Refused(str(error), param=param) from None
+        head, source, tail = ids
+        length = len(head) + (len(source) + 1 if source else 0) + len(tail)  # the soft prompt has an end of its own
+        if cut["source"] or cut["prompt"]:
+            raise Refused(
+                f"the text is too long: of it at most {self._processor.max_source_tokens} encoder tokens are read, and "
+                f"with the answer it must fit into {self.positions or 'the'} places of the LLM; shorten it, or lower "
+                "max_tokens.",
+                code="context_length_exceeded",
+                param=param,
+            )
+        most = ask.max_tokens or self.default_tokens
+        if self.positions:
+            most = min(most, self.positions - length)
+        if most < 1:
+            raise Refused("the text leaves the LLM no place to answer.", code="context_length_exceeded", param=param)
+        return Row(ids, length, most, ask.sampling, ask.stops, ask.stream, index, sink)
+
+    def decode(self, ids: Sequence[int]) -> tuple[str, str]:
+        """An answer as the LLM wrote it, and as it is answered."""
+        listed: Any = list(ids)
+        with self._lock:
+            raw = self._processor.tokenizer.decode(listed, skip_special_tokens=True)
+            return raw, self._processor.decode(listed)

@@ -1,0 +1,70 @@
+"""`python -m bridge_ds.serve` as a command: its errors, and a SIGTERM while it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bridge_ds.serve.__main__ import KEY, main
+from tests.launch import ROOT
+from tests.serve.served import Client
+
+
+def test_bad_options_are_one_sentence(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+
+    def fails(told: str, *arguments: str) -> None:
+        with pytest.raises(SystemExit) as error:
+            main(["--run", str(run), *arguments])
+        err = capsys.readouterr().err
+        assert error.value.code == 2 and told in err and "Traceback" not in err
+
+    fails("--batch is 0", "--batch", "0")
+    fails("--port is 70000", "--port", "70000")
+    fails(f"{KEY} is not set", "--host", "0.0.0.0")
+    fails("no vLLM server answers", "--port", "0", "--vllm", "http://127.0.0.1:9")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        fails("cannot be listened on", "--port", str(taken.getsockname()[1]))
+
+
+@pytest.mark.slow
+def test_the_command_answers_and_a_sigterm_ends_it_in_order(run: Path, offline: Callable[..., str]) -> None:
+    env = os.environ | {KEY: "sesame", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bridge_ds.serve", "--run", str(run), "--port", "0", "--name", "tiny"]
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr
+        told = ""
+        while "serving" not in told:
+            told = process.stderr.readline()
+            assert told, "it has ended"
+        found = re.search(r"serving tiny on http://127\.0\.0\.1:(\d+)/v1", told)
+        assert found
+        client, key = Client(int(found[1])), {"Authorization": "Bearer sesame"}
+        body = {"model": "tiny", "prompt": "a dog", "max_tokens": 60, "stream": True}
+        connection, answer = client.open("POST", "/v1/completions", body, key)
+        first = answer.readline()
+        process.send_signal(signal.SIGTERM)
+        rest = answer.read()
+        connection.close()
+        assert rest.endswith(b"data: [DONE]\n\n"), "what runs is finished"
+        assert process.wait(60) == 0
+        lines = [line for line in (first + rest).decode().split("\n\n") if line and "[DONE]" not in line]
+        text = "".join(json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in lines)
+        assert text == offline("a dog", max_new_tokens=60)
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,173 @@
+"""What a request may say, and which rows share a batch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge_ds.serve.schema import Limits, Refused, Sampling, parse_chat, parse_completion
+from bridge_ds.serve.waiting import Waiting, choose
+from bridge_ds.serve.work import Event, Row
+
+LIMITS = Limits(tokens=50, texts=3)
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": [1, 2]}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": ["a"] * 4}, "prompt"),
+    ({"prompt": "\ud800"}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 51}, "max_tokens"),
+    ({"max_tokens": 2.5}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": float("nan")}, "temperature"),
+    ({"temperature": "1"}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"seed": 1 << 70}, "seed"),
+    ({"stop": ""}, "stop"),
+    ({"stop": ["a"] * 5}, "stop"),
+    ({"stop": [1]}, "stop"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"n": 2}, "n"),
+    ({"echo": True}, "echo"),
+    ({"logprobs": 3}, "logprobs"),
+    ({"presence_penalty": 0.5}, "presence_penalty"),
+    ({"tools": [{}]}, "tools"),
+    ({"max_new_tokens": 3}, "max_new_tokens"),
+    ({"model": "other"}, "model"),
+    ({"model": None}, "model"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param"), BAD, ids=lambda value: str(value)[:30])
+def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Refused) as error:
+        parse_completion({"model": "m", "prompt": "a", **fields}, "m", LIMITS)
+    assert error.value.param == param and 400 <= error.value.status < 500
+    assert error.value.body()["error"]["message"] and json.dumps(error.value.body())
+
+
+@given(body=st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["model", "prompt", "messages", "role", "content", "stop", "n", "seed", "tools", "stream"]),
+        inner, max_size=5,
+    ),
+    max_leaves=12,
+))  # fmt: skip
+def test_whatever_comes_is_an_ask_or_a_refusal(body: Any) -> None:
+    for parse in (parse_completion, parse_chat):
+        given_model = {**body, "model": "m"} if isinstance(body, dict) else body
+        try:
+            assert parse(given_model, "m", LIMITS).texts
+        except Refused as why:
+            assert 400 <= why.status < 500  # noqa: PT017 (one or the other)
+
+
+def test_what_changes_nothing_is_taken() -> None:
+    ask = parse_completion(
+        {"model": "m", "prompt": ["a", "b"], "n": 1, "echo": False, "logprobs": None, "user": "me", "top_p": 0.5,
+         "seed": 3, "stop": "x", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 50},
+        "m", LIMITS,
+    )  # fmt: skip
+    assert ask.texts == ("a", "b") and ask.stops == ("x",) and ask.stream and ask.usage and ask.max_tokens == 50
+    assert ask.sampling == Sampling(), "without a temperature nothing is sampled"
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
+    chat = parse_chat({"model": "m", "messages": messages, "max_completion_tokens": 7, "temperature": 1}, "m", LIMITS)
+    assert chat.texts[0] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "ab"}]
+    assert chat.chat and chat.max_tokens == 7 and chat.sampling == Sampling(1, 1.0, 0, None)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], "hello", [{"role": "user"}], [{"role": "tool", "content": "a"}], [{"role": "assistant", "content": "a"}],
+     [{"role": "user", "content": [{"type": "image_url"}]}], [{"role": "user", "content": "\ufdd0"}],
+     [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"}]],
+    ids=lambda value: str(value)[:40],
+)  # fmt: skip
+def test_bad_messages_are_refused(messages: Any) -> None:
+    with pytest.raises(Refused):
+        parse_chat({"model": "m", "messages": messages}, "m", LIMITS)
+
+
+def row(length: int = 5, most: int = 5, sampling: Sampling | None = None, **more: Any) -> Row:
+    return Row(([], [], []), length, most, sampling or Sampling(), more.pop("stops", ()), more.pop("streamed", True), 0,
+               more.pop("sink", lambda event: None))  # fmt: skip
+
+
+SAMPLINGS = [Sampling(), Sampling(0.5), Sampling(0.5, 0.9), Sampling(0.5, seed=3)]
+
+
+@given(
+    kinds=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.sampled_from(SAMPLINGS)), max_size=30),
+    size=st.integers(1, 9),
+    positions=st.sampled_from([0, 64, 120]),
+)
+def test_batches_hold_each_row_once_beside_its_like_with_room_for_all(
+    kinds: list[tuple[int, int, Sampling]], size: int, positions: int
+) -> None:
+    fitting = [kind for kind in kinds if not positions or kind[0] + kind[1] <= positions]
+    rows = [row(*kind) for kind in fitting]
+    left = list(rows)
+    while left:
+        batch = choose(left, size, positions)
+        assert batch[0] is left[0], "none waits for ever"
+        assert len(batch) <= size and len({each.key for each in batch}) == 1
+        assert batch[0].sampling.seed is None or len(batch) == 1
+        longest, most = max(each.length for each in batch), max(each.most for each in batch)
+        assert not positions or longest + most <= positions
+        left = [each for each in left if each not in batch]
+    assert choose([], size, positions) == []
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+    waiting = Waiting(limit=3, size=2, positions=0)
+    waiting.offer([row(), row()])
+    with pytest.raises(Refused) as error:
+        waiting.offer([row(), row()])
+    assert error.value.status == 429 and error.value.retry_s >= 1 and len(waiting) == 2, "all of a request, or nothing"
+    with pytest.raises(Refused, match="holds 4 texts"):
+        waiting.offer([row()] * 4)
+    gone = row()
+    waiting.offer([gone])
+    gone.cancelled = True
+    batch = waiting.take(0)
+    assert len(batch) == 2 and waiting.running == 2 and not waiting.idle
+    assert waiting.take(0) == [], "what is cancelled is forgotten"
+    waiting.done(2)
+    assert waiting.idle
+    waiting.drain()
+    with pytest.raises(Refused) as error:
+        waiting.offer([row()])
+    assert error.value.status == 503
+
+
+@given(
+    words=st.lists(st.text("abc é", min_size=1, max_size=4), min_size=1, max_size=12),
+    stop=st.text("abc", max_size=3),
+)
+def test_pieces_of_a_stream_are_the_answer(words: list[str], stop: str) -> None:
+    """Whatever the tokens, pieces joined are what stands before the first stop, and the row ends where it is found."""
+    seen: list[Event] = []
+    stops = (stop,) if stop else ()
+    work = row(most=len(words), stops=stops, sink=seen.append)
+
+    def decode(ids: Any) -> tuple[str, str]:
+        text = "".join(words[number] for number in ids)
+        return text, text
+
+    for number in range(len(words)):
+        work.add(number, frozenset(), decode)
+    whole = "".join(words)
+    assert "".join(event.text for event in seen) == (whole.split(stop)[0] if stop else whole)
+    ends = [event.reason for event in seen if event.reason]
+    assert ends == ["stop" if stop and stop in whole else "length"] and seen[-1].reason
+    assert seen[-1].tokens == len(work.tokens)

@@ -1,0 +1,250 @@
+"""The server over real HTTP on loopback: each answer is the offline one, and every fault has its form."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from bridge_ds.generate.answer import Answerer
+from bridge_ds.serve.app import Service
+from bridge_ds.serve.local import LocalWriter
+from bridge_ds.serve.schema import Limits
+from bridge_ds.serve.texts import Texts
+from bridge_ds.serve.work import Row
+from tests.serve.served import Client, served, until
+
+TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell and it was wet", "two banks", "a", "1 2 3 ;"]
+Offline = Callable[..., str]
+Server = tuple[Client, Service]
+
+
+def texts_of(body: Any) -> list[str]:
+    return [choice["text"] for choice in body["choices"]]
+
+
+def test_requests_at_the_same_time_get_the_offline_answers(server: Server, offline: Offline) -> None:
+    client, service = server
+    asked = [(text, most) for text in TEXTS for most in (None, 3, 25)]
+
+    def one(text: str, most: int | None) -> Any:
+        more = {} if most is None else {"max_tokens": most}
+        status, _, body = client.complete(text, **more)
+        assert status == 200, body
+        return body
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        bodies = list(pool.map(one, *zip(*asked, strict=True)))
+    for (text, most), body in zip(asked, bodies, strict=True):
+        assert texts_of(body) == [offline(text, max_new_tokens=most)]
+        assert body["object"] == "text_completion" and body["model"] == "tiny" and body["id"].startswith("cmpl-")
+        (choice,), usage = body["choices"], body["usage"]
+        assert choice["finish_reason"] == ("length" if usage["completion_tokens"] == (most or 10) else "stop")
+        assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    page = client.ask("GET", "/metrics")[2]
+    assert f'bridge_requests_total{{path="/v1/completions",status="200"}} {len(asked)}.0' in page
+    batches = float(page.split("bridge_batch_rows_count ")[1].split()[0])
+    assert batches < len(asked), "they shared batches"
+    assert "bridge_waiting_rows 0.0" in page
+    until(lambda: service.scheduler.waiting.idle)
+
+
+def test_several_prompts_stops_seeds_and_chats(server: Server, offline: Offline) -> None:
+    client, _ = server
+    assert texts_of(client.complete(TEXTS[:3], max_tokens=12)[2]) == [offline(t, max_new_tokens=12) for t in TEXTS[:3]]
+    whole = offline(TEXTS[0], max_new_tokens=14)
+    stop = whole[4:6]
+    body = client.complete(TEXTS[0], max_tokens=14, stop=["never", stop])[2]
+    assert texts_of(body) == [offline(TEXTS[0], max_new_tokens=14, stop=("never", stop))] == [whole.split(stop)[0]]
+    assert body["choices"][0]["finish_reason"] == "stop"
+    sampled = [texts_of(client.complete(TEXTS[0], temperature=2, seed=seed, top_k=30)[2])[0] for seed in (5, 5, 6)]
+    assert sampled[0] == sampled[1] == offline(TEXTS[0], temperature=2.0, seed=5, top_k=30) != sampled[2]
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": TEXTS[0]}]
+    body = client.chat(messages, max_completion_tokens=9)[2]
+    assert body["object"] == "chat.completion"
+    message = body["choices"][0]["message"]
+    assert message == {"role": "assistant", "content": offline(messages, chat=True, max_new_tokens=9)}
+
+
+def test_streams_joined_are_the_offline_answers(server: Server, offline: Offline) -> None:
+    client, _ = server
+    body = {"prompt": TEXTS[:2], "max_tokens": 12, "stream_options": {"include_usage": True}}
+    *pieces, usage = client.events("/v1/completions", body)
+    for index in (0, 1):
+        mine = [event["choices"][0] for event in pieces if event["choices"][0]["index"] == index]
+        assert "".join(choice["text"] for choice in mine) == offline(TEXTS[index], max_new_tokens=12)
+        assert len(mine) > 3 and [c["finish_reason"] for c in mine if c["finish_reason"]] == [mine[-1]["finish_reason"]]
+    assert usage["choices"] == [] and usage["usage"]["completion_tokens"] > 12
+    messages = [{"role": "user", "content": TEXTS[0]}]
+    first, *rest = client.events("/v1/chat/completions", {"messages": messages})
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert {event["object"] for event in rest} == {"chat.completion.chunk"} and len({e["id"] for e in rest}) == 1
+    joined = "".join(event["choices"][0]["delta"].get("content", "") for event in rest)
+    assert joined == offline(messages, chat=True)
+
+
+def test_bad_requests_get_openais_error_object(server: Server) -> None:
+    client, _ = server
+    long = " ".join(["the cat sat on the mat"] * 40)
+    for status, told, method, path, body, headers in (
+        (400, "no JSON", "POST", "/v1/completions", b'{"model": ', {}),
+        (400, "no JSON", "POST", "/v1/completions", b"\xff\xfe", {}),
+        (400, "no JSON", "POST", "/v1/completions", b"[" * 100_000, {}),
+        (400, "no JSON object", "POST", "/v1/completions", [1], {}),
+        (400, "prompt is no text", "POST", "/v1/completions", {"model": "tiny"}, {}),
+        (400, "max_tokens is 65", "POST", "/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 65}, {}),
+        (400, "too long", "POST", "/v1/completions", {"model": "tiny", "prompt": long}, {}),
+        (404, "is not here", "POST", "/v1/completions", {"model": "gpt-4", "prompt": "a"}, {}),
+        (404, "no such path", "GET", "/v1/embeddings", None, {}),
+        (405, "this method", "GET", "/v1/completions", None, {}),
+        (415, "content type", "POST", "/v1/completions", {"model": "tiny"}, {"Content-Type": "text/plain"}),
+    ):  # fmt: skip
+        found, answer_headers, answer = client.ask(method, path, body, headers)
+        assert found == status and told in answer["error"]["message"], answer
+        assert set(answer["error"]) == {"message", "type", "param", "code"}
+        assert answer["error"]["type"] == "invalid_request_error" and "retry-after" not in answer_headers
+    assert client.ask("GET", "/v1/models")[2]["data"][0]["id"] == "tiny"
+    assert client.ask("GET", "/health")[::2] == (200, {"status": "ok"})
+
+
+def test_large_bodies_and_wrong_keys_are_refused(answerer: Answerer) -> None:
+    with served(answerer, limits=Limits(body=2000), key="sesame") as (client, _):
+        right = {"Authorization": "Bearer sesame"}
+        ask = {"model": "tiny", "prompt": "a"}
+        assert client.ask("POST", "/v1/completions", ask, right)[0] == 200
+        for headers in ({}, {"Authorization": "Bearer sesam"}, {"Authorization": "sesame"}):
+            status, given, body = client.ask("POST", "/v1/completions", ask, headers)
+            assert (status, body["error"]["code"], given["www-authenticate"]) == (401, "invalid_api_key", "Bearer")
+        assert client.ask("GET", "/v1/models")[0] == client.ask("GET", "/metrics")[0] == 401
+        assert client.ask("GET", "/health")[0] == 200
+        with contextlib.suppress(ConnectionError):  # it may close before all has been sent
+            assert client.ask("POST", "/v1/completions", {**ask, "prompt": "a" * 3000}, right)[0] == 413
+
+
+class Gated(LocalWriter):
+    """The local writer behind a gate, so that a test decides when a batch is written."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        super().__init__(answerer, Texts(answerer))
+        self.gate = threading.Event()
+        self.fail = False
+
+    def start(self, rows: Sequence[Row], done: Callable[[int], None]) -> None:
+        assert self.gate.wait(60)
+        if self.fail:
+            done(len(rows))
+            raise RuntimeError("a fault of the writer")
+        super().start(rows, done)
+
+
+def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Answerer, offline: Offline) -> None:
+    writer = Gated(answerer)
+    with served(answerer, writer=writer, queue=3, batch=1) as (client, service), ThreadPoolExecutor(8) as pool:
+        waiting = service.scheduler.waiting
+        try:
+            first = pool.submit(client.complete, TEXTS[0])
+            until(lambda: waiting.running == 1)
+            others = [pool.submit(client.complete, text) for text in TEXTS[1:4]]
+            until(lambda: len(waiting) == 3)
+            status, headers, body = client.complete("one more")
+            assert (status, body["error"]["type"], body["error"]["code"]) == (429, "rate_limit_error", "queue_full")
+            assert int(headers["retry-after"]) >= 1
+            assert "bridge_waiting_rows 3.0" in client.ask("GET", "/metrics")[2]
+            waiting.drain()
+            status, headers, body = client.complete("one more")
+            assert (status, body["error"]["code"], headers["retry-after"]) == (503, "draining", "5")
+            assert client.ask("GET", "/health")[::2] == (503, {"status": "draining"})
+        finally:
+            writer.gate.set()
+        for text, asked in zip(TEXTS, [first, *others], strict=False):
+            status, _, body = asked.result(60)
+            assert status == 200 and texts_of(body) == [offline(text)]
+
+
+def test_a_batch_that_fails_is_a_500_and_the_next_is_answered(answerer: Answerer, offline: Offline) -> None:
+    writer = Gated(answerer)
+    writer.gate.set()
+    writer.fail = True
+    with served(answerer, writer=writer) as (client, _):
+        status, _, body = client.complete("a dog")
+        assert status == 500 and body["error"]["type"] == "server_error" and "writer" not in str(body)
+        *_, last = client.events("/v1/completions", {"prompt": "a dog"})
+        assert last["error"]["type"] == "server_error"
+        writer.fail = False
+        assert texts_of(client.complete("a dog")[2]) == [offline("a dog")]
+
+
+def test_who_goes_away_leaves_no_work_behind(answerer: Answerer) -> None:
+    writer = Gated(answerer)
+    with served(answerer, writer=writer, batch=1) as (client, service):
+        waiting = service.scheduler.waiting
+        threads = ThreadPoolExecutor(1)
+        first = threads.submit(client.complete, TEXTS[0])
+        until(lambda: waiting.running == 1)
+        connection, answer = client.open("POST", "/v1/completions", {"model": "tiny", "prompt": "a", "stream": True})
+        until(lambda: len(waiting) == 1)
+        answer.close()
+        connection.close()
+        until(lambda: all(row.cancelled for row in waiting._rows))
+        writer.gate.set()
+        assert first.result(60)[0] == 200
+        until(lambda: waiting.idle)
+        threads.shutdown()
+
+
+@pytest.mark.slow
+def test_fifty_clients_for_a_while(answerer: Answerer, offline: Offline) -> None:
+    """Each answer is the offline one or a 429; the process does not grow. BRIDGE_DS_LONG=1 makes it a minute."""
+    seconds = 60 if os.environ.get("BRIDGE_DS_LONG") == "1" else 8
+    expected = {(text, most): offline(text, max_new_tokens=most) for text in TEXTS for most in (2, 10)}
+    asked = list(expected)
+    counts = {200: 0, 429: 0}
+    lock = threading.Lock()
+    with served(answerer, queue=20, batch=16) as (client, service):
+        client.complete(TEXTS[0])
+        before, end = _resident(), time.monotonic() + seconds
+
+        def visit(number: int) -> None:
+            turn = number
+            while time.monotonic() < end:
+                text, most = asked[turn % len(asked)]
+                turn += 1
+                status, headers, body = client.complete(text, max_tokens=most)
+                with lock:
+                    counts[status] += 1
+                if status == 200:
+                    assert texts_of(body) == [expected[text, most]]
+                else:
+                    assert int(headers["retry-after"]) >= 1
+                    time.sleep(0.05)
+
+        with ThreadPoolExecutor(50) as pool:
+            list(pool.map(visit, range(50)))
+        until(lambda: service.scheduler.waiting.idle)
+    assert counts[200] and counts[429], counts
+    assert _resident() - before < 200e6
+
+
+def _resident() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Answerer) -> None:
+    seen = set()
+    hook = answerer.model.bridge.llm.model.register_forward_pre_hook(
+        lambda *_: seen.add(threading.current_thread().name)
+    )
+    try:
+        with served(answerer) as (client, _):
+            assert client.complete(TEXTS[:3])[0] == 200
+    finally:
+        hook.remove()
+    assert seen == {"scheduler"} and torch.is_grad_enabled()

@@ -1,0 +1,158 @@
+"""The LLM elsewhere: against a small HTTP server that checks what it is sent by vLLM's schema and runs the LLM."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import torch
+
+from bridge_ds.errors import ConfigError
+from bridge_ds.generate.answer import Answerer
+from bridge_ds.serve.texts import Texts
+from bridge_ds.serve.vllm import KEY, Upstream, VllmWriter
+from tests.serve.served import served, until
+
+TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell"]
+SCHEMA: dict[str, tuple[type, ...]] = {
+    "model": (str,), "prompt_embeds": (str,), "max_tokens": (int,), "temperature": (int, float), "top_p": (int, float),
+    "top_k": (int,), "seed": (int,), "stop": (list,), "stop_token_ids": (list,), "stream": (bool,),
+    "stream_options": (dict,), "min_p": (int, float), "repetition_penalty": (int, float),
+}  # fmt: skip
+"""Fields of vLLM's /v1/completions with their types, as far as they are sent: its CompletionRequest, and "Prompt
+Embedding Inputs" of its documentation; written down by hand, not taken from a running server. vLLM passes over fields
+that it does not know; this server does not."""
+REQUIRED = set(SCHEMA) - {"seed", "stop"}
+"""What is not said vLLM takes from the LLM's generation_config.json, which is not the bridge's."""
+
+
+@contextlib.contextmanager
+def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server as vLLM is with --enable-prompt-embeds; its URL and what it was sent.
+
+    Args:
+        answerer: whose LLM it runs.
+        broken: `status` answers 400, `middle` closes in the middle, `error` sends an error event.
+    """
+    sent: list[dict[str, Any]] = []
+    llm, tokenizer = answerer.model.bridge.llm.model, answerer.processor.tokenizer
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            self._send(json.dumps({"object": "list", "data": [{"id": "the-llm", "object": "model"}]}).encode())
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.path == "/v1/completions" and self.headers["Content-Type"] == "application/json"
+            sent.append({**body, "key": self.headers["Authorization"]})
+            wrong = [name for name, value in body.items() if not isinstance(value, SCHEMA.get(name, ()))]
+            if wrong or REQUIRED - set(body) or body["model"] != "the-llm" or broken == "status":
+                return self._send(json.dumps({"error": {"message": f"bad fields {wrong}"}}).encode(), 400)
+            data = io.BytesIO(base64.b64decode(body["prompt_embeds"], validate=True))
+            prompt_XH = torch.load(data, weights_only=True)
+            assert prompt_XH.dim() == 2 and prompt_XH.dtype == llm.dtype
+            assert prompt_XH.shape[1] == llm.config.hidden_size
+            with lock, torch.no_grad():
+                (ids,) = llm.generate(
+                    inputs_embeds=prompt_XH[None],
+                    attention_mask=torch.ones(1, len(prompt_XH), dtype=torch.long),
+                    max_new_tokens=body["max_tokens"],
+                    do_sample=False,
+                    eos_token_id=body["stop_token_ids"],
+                    pad_token_id=0,
+                ).tolist()
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            for stop in body.get("stop", []):
+                text = text.split(stop)[0]
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for place in range(0, len(text), 3):
+                self._event(choices=[{"index": 0, "text": text[place : place + 3], "finish_reason": None}])
+                if broken == "middle":
+                    return None
+                if broken == "error":
+                    return self._event(error={"message": "out of memory", "code": 500})
+            self._event(choices=[{"index": 0, "text": "", "finish_reason": "length"}])
+            self._event(choices=[], usage={"prompt_tokens": len(prompt_XH), "completion_tokens": len(ids)})
+            self.wfile.write(b"data: [DONE]\n\n")
+            return None
+
+        def _event(self, **values: Any) -> None:
+            self.wfile.write(f"data: {json.dumps(values)}\n\n".encode())
+
+        def _send(self, data: bytes, status: int = 200) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", sent
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_answers_are_the_offline_ones(
+    answerer: Answerer, offline: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, "hush")
+    with upstream(answerer) as (url, sent):
+        writer = VllmWriter(answerer, Texts(answerer), Upstream(url + "/v1/"), at_once=8)
+        with served(answerer, writer=writer, at_once=8) as (client, service):
+            status, _, body = client.complete(TEXTS, max_tokens=12)
+            assert status == 200, body
+            assert [c["text"] for c in body["choices"]] == [offline(text, max_new_tokens=12) for text in TEXTS]
+            assert {c["finish_reason"] for c in body["choices"]} == {"length"}
+            assert body["usage"]["completion_tokens"] == 12 * len(TEXTS)
+            pieces = client.events("/v1/completions", {"prompt": TEXTS[0]})
+            assert "".join(p["choices"][0]["text"] for p in pieces) == offline(TEXTS[0]) and len(pieces) > 2
+            stop = offline(TEXTS[0])[4:6]
+            body = client.complete(TEXTS[0], stop=[stop])[2]
+            assert body["choices"][0]["text"] == offline(TEXTS[0], stop=(stop,))
+            messages = [{"role": "user", "content": TEXTS[1]}]
+            body = client.chat(messages)[2]
+            assert body["choices"][0]["message"]["content"] == offline(messages, chat=True)
+            client.complete(TEXTS[0], temperature=0.5, top_p=0.9, top_k=7, seed=3)
+            until(lambda: service.scheduler.waiting.idle)
+    assert len(sent) == len(TEXTS) + 4 and {each["key"] for each in sent} == {"Bearer hush"}
+    greedy, sampled = sent[0], sent[-1]
+    assert not {"seed", "stop"} & set(greedy) and greedy["temperature"] == greedy["top_k"] == 0
+    assert {name: sampled[name] for name in ("temperature", "top_p", "top_k", "seed")} == {
+        "temperature": 0.5, "top_p": 0.9, "top_k": 7, "seed": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"), [("status", "answers 400"), ("middle", "broke off"), ("error", "out of memory")]
+)
+def test_a_server_that_fails_is_a_502(answerer: Answerer, broken: str, told: str) -> None:
+    with upstream(answerer, broken) as (url, _):
+        writer = VllmWriter(answerer, Texts(answerer), Upstream(url), at_once=2)
+        with served(answerer, writer=writer, at_once=2) as (client, service):
+            status, _, body = client.complete(TEXTS[0])
+            assert status == 502 and told in body["error"]["message"] and body["error"]["code"] == "upstream"
+            until(lambda: service.scheduler.waiting.idle)
+
+
+def test_no_server_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="no vLLM server answers at"):
+        Upstream("http://127.0.0.1:9", timeout_s=2).model()
+    for url in ("127.0.0.1:8000", "ftp://a", "http://"):
+        with pytest.raises(ConfigError, match="expected a URL"):
+            Upstream(url)
