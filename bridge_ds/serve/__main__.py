@@ -32,8 +32,8 @@ examples:
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
       -d '{"model": "mine", "prompt": "a text in any language", "max_tokens": 64}'
 
-A full queue is answered by 429 with Retry-After. SIGTERM: what waits and runs is finished, what comes gets 503; a
-second one ends at once. Beyond loopback a key is a must; it comes from the environment variable BRIDGE_DS_API_KEY."""
+A full queue is answered by 429 with Retry-After. SIGTERM: what waits and runs is finished, what comes gets 503; at a
+second one only what is being written is finished. Beyond loopback a key is a must; it comes from the environment variable BRIDGE_DS_API_KEY."""
 
 
 def main(argv: list[str] | None = None) -> int:

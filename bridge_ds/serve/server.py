@@ -15,7 +15,7 @@ __all__ = ["DrainingServer", "bind", "serve"]
 
 
 class DrainingServer(uvicorn.Server):
-    """After a SIGTERM or SIGINT new requests get 503, and it ends when all is written; a second ends it at once."""
+    """After a SIGTERM or SIGINT new requests get 503, and it ends when all is written; a second drops what waits."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)

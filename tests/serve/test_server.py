@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
 import torch
 
 from bridge_ds.generate.answer import Answerer
@@ -197,44 +194,6 @@ def test_who_goes_away_leaves_no_work_behind(answerer: Answerer) -> None:
         assert first.result(60)[0] == 200
         until(lambda: waiting.idle)
         threads.shutdown()
-
-
-@pytest.mark.slow
-def test_fifty_clients_for_a_while(answerer: Answerer, offline: Offline) -> None:
-    """Each answer is the offline one or a 429; the process does not grow. BRIDGE_DS_LONG=1 makes it a minute."""
-    seconds = 60 if os.environ.get("BRIDGE_DS_LONG") == "1" else 8
-    expected = {(text, most): offline(text, max_new_tokens=most) for text in TEXTS for most in (2, 10)}
-    asked = list(expected)
-    counts = {200: 0, 429: 0}
-    lock = threading.Lock()
-    with served(answerer, queue=20, batch=16) as (client, service):
-        client.complete(TEXTS[0])
-        before, end = _resident(), time.monotonic() + seconds
-
-        def visit(number: int) -> None:
-            turn = number
-            while time.monotonic() < end:
-                text, most = asked[turn % len(asked)]
-                turn += 1
-                status, headers, body = client.complete(text, max_tokens=most)
-                with lock:
-                    counts[status] += 1
-                if status == 200:
-                    assert texts_of(body) == [expected[text, most]]
-                else:
-                    assert int(headers["retry-after"]) >= 1
-                    time.sleep(0.05)
-
-        with ThreadPoolExecutor(50) as pool:
-            list(pool.map(visit, range(50)))
-        until(lambda: service.scheduler.waiting.idle)
-    assert counts[200] and counts[429], counts
-    assert _resident() - before < 200e6
-
-
-def _resident() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Answerer) -> None:
