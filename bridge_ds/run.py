@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from bridge_ds.engine.distributed import (
     any_rank,
     barrier,
     device_of,
-    first_error,
     init_distributed,
+    on_all,
+    on_main,
     set_timeout,
     shutdown,
 )
@@ -40,7 +41,7 @@ from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import base_identities, build_model, initialize, trainable_table
 from bridge_ds.engine.watchdog import Watchdog
-from bridge_ds.errors import BridgeError, ConfigError, DataError, LaunchError, Preempted, last_words
+from bridge_ds.errors import ConfigError, DataError, LaunchError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose
 from bridge_ds.world import World
@@ -67,19 +68,20 @@ class Run:
         """Folder, data, models, checkpoint, engine, hooks."""
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
-        self._on_all(self._check_evaluation)
-        self.fusion_path = self._on_all(self._choose_path)
-        self.watchdog.start(self._on_main(self._make_folder))
+        on_all(self._check_evaluation, self.world)
+        self.fusion_path = on_all(self._choose_path, self.world)
+        self.watchdog.start(on_main(self._make_folder, self.world))
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model)
         config = self._with_shards()
         corpus = self._open_corpus(config)
-        checkpoint, start = self._on_main(self._find_checkpoints)
+        checkpoint, start = on_main(self._find_checkpoints, self.world)
         self.done = checkpoint.step if checkpoint else 0
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
-        loader = self._on_all(
+        loader = on_all(
             lambda: make_loader(
                 config, self.world, self.tokenizers, self.done, corpus=corpus, pin_memory=self.device.type == "cuda"
-            )
+            ),
+            self.world,
         )
         # Workers start here, before the slow loading of models, and have the first steps ready when it is done.
         self.batches = iter(loader)
@@ -87,7 +89,7 @@ class Run:
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
         recorded = checkpoint.manifest["base"] if checkpoint else None
-        self.base = self._on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded))
+        self.base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
         self.state = {
             "seed": self.config.run.seed,
             "global_batch": self.config.train.global_batch,
@@ -179,32 +181,6 @@ class Run:
         if self.world.is_main:
             print(text, flush=True)
 
-    def _on_main(self, action: Callable[[], Any]) -> Any:
-        """Do something on rank 0; its user error is raised on every rank, so that none waits for ever."""
-        outcome: Any = None
-        if self.world.is_main:
-            try:
-                outcome = action()
-            except BridgeError as error:
-                outcome = error
-        outcome = agree(outcome, self.world)
-        if isinstance(outcome, BridgeError):
-            raise outcome
-        return outcome
-
-    def _on_all(self, action: Callable[[], Any]) -> Any:
-        """Do something on every rank; a user error of one is raised on all, so that none waits for it for ever."""
-        outcome: Any = None
-        error: BridgeError | None = None
-        try:
-            outcome = action()
-        except BridgeError as raised:
-            error = raised
-        first = first_error(error, self.world)
-        if first:
-            raise first
-        return outcome
-
     def _check_evaluation(self) -> None:
         """A task or language that is not there is known before training, not after it."""
         if self.config.evaluation.tasks:
@@ -245,11 +221,11 @@ class Run:
         if not is_embedded(self.config.data.shards):
             return self.config
         folder = self.folder / "shards"
-        self._on_main(lambda: write_embedded(folder))
+        on_main(lambda: write_embedded(folder), self.world)
         return dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, shards=str(folder)))
 
     def _open_corpus(self, config: Config) -> Corpus:
-        corpus: Corpus = self._on_all(lambda: open_corpus(config.data, config.run.seed, self.world))
+        corpus: Corpus = on_all(lambda: open_corpus(config.data, config.run.seed, self.world), self.world)
         expected = agree(corpus.identity, self.world)
 
         def compare() -> None:
@@ -259,7 +235,7 @@ class Run:
                     "the same shards on every node: copy them again, and change none during a start."
                 )
 
-        self._on_all(compare)
+        on_all(compare, self.world)
         return corpus
 
     def _find_checkpoints(self) -> tuple[Checkpoint | None, Checkpoint | None]:

@@ -6,9 +6,11 @@ import os
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,11 +28,14 @@ __all__ = [
     "import_deepspeed",
     "init_distributed",
     "lost_peer",
+    "on_all",
+    "on_main",
     "peak_memory_gib",
     "set_timeout",
     "shutdown",
 ]
 
+T = TypeVar("T")
 INIT_TIMEOUT = timedelta(minutes=60)
 """Other ranks wait in broadcasts while rank 0 reads a large model from disk; DeepSpeed's 10 minutes are too short."""
 
@@ -100,6 +105,42 @@ def first_error(error: BridgeError | None, world: World) -> BridgeError | None:
     errors: list[BridgeError | None] = [None] * world.size
     torch.distributed.all_gather_object(errors, error)
     return error or next(filter(None, errors), None)
+
+
+def on_main(action: Callable[[], T], world: World) -> T:
+    """Do something on rank 0 and give what it returns to every rank (a collective).
+
+    Raises:
+        BridgeError: rank 0's, on every rank, so that none waits for ever.
+    """
+    outcome: Any = None
+    if world.is_main:
+        try:
+            outcome = action()
+        except BridgeError as error:
+            outcome = error
+    outcome = agree(outcome, world)
+    if isinstance(outcome, BridgeError):
+        raise outcome
+    return outcome  # type: ignore[no-any-return]
+
+
+def on_all(action: Callable[[], T], world: World) -> T:
+    """Do something on every rank (a collective); returns what it gave on this one.
+
+    Raises:
+        BridgeError: of this rank or of another, on every rank, so that none waits for ever.
+    """
+    outcome: Any = None
+    error: BridgeError | None = None
+    try:
+        outcome = action()
+    except BridgeError as raised:
+        error = raised
+    first = first_error(error, world)
+    if first:
+        raise first
+    return outcome  # type: ignore[no-any-return]
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:

@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -17,8 +18,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, shard_config, stage
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import load_encoder
-from bridge_ds.engine.distributed import agree, import_deepspeed
-from bridge_ds.errors import ConfigError
+from bridge_ds.engine.distributed import agree, import_deepspeed, on_all
 from bridge_ds.frozen.identity import as_first_recorded, model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
@@ -57,7 +57,8 @@ def build_model(
             ("LLM", llm.model, config.model.llm, config.model.llm_revision),
         ):
             files = weight_files(resolve(name), revision) if world.is_main else []
-            _verify_on_all(what, part, files, world)
+            files = agree(files, world)  # type: ignore[assignment]
+            on_all(partial(verify_weights, what, part, files, world.is_main), world)
     add_lora(llm, config.lora, config.run.seed)
     return model
 
@@ -72,19 +73,6 @@ def _sharding(config: Config, ds_values: dict[str, Any] | None, dtype: str) -> A
     from transformers.integrations import HfDeepSpeedConfig
 
     return HfDeepSpeedConfig(shard_config(config, ds_values, dtype))
-
-
-def _verify_on_all(what: str, part: torch.nn.Module, files: list[Any], world: World) -> None:
-    """Compare weights with their files; every rank fails if rank 0 finds a difference."""
-    files = agree(files, world)  # type: ignore[assignment]
-    message = ""
-    try:
-        verify_weights(what, part, files, world.is_main)
-    except ConfigError as error:
-        message = str(error)
-    message = str(agree(message, world))
-    if message:
-        raise ConfigError(message)
 
 
 def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], world: World) -> Any:

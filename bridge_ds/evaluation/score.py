@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from bridge_ds.engine.distributed import agree
+from bridge_ds.engine.distributed import agree, on_main
 from bridge_ds.errors import BridgeError
 from bridge_ds.evaluation.jobs import Block, Job, blocks_of, load_jobs
 from bridge_ds.evaluation.predictions import Scored
@@ -112,7 +112,7 @@ def _score(
     before_batch: Callable[[], None] | None,
     store: Store,
 ) -> SystemScores:
-    done: Any = _on_main(lambda: [store.resume(job) for job in jobs], world)
+    done: Any = on_main(lambda: [store.resume(job) for job in jobs], world)
     blocks = [blocks_of(place, job, size, done[place]) for place, job in enumerate(jobs)]
     left = [len(part) for part in blocks]
     found: SystemScores = {}
@@ -183,17 +183,3 @@ def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[An
 def _finish(store: Store, job: Job, found: SystemScores, world: World) -> None:
     if world.is_main:
         found.setdefault(job.task.name, {})[job.language] = store.finish(job)
-
-
-def _on_main(action: Callable[[], Any], world: World) -> Any:
-    """Do something on the main rank; its user error is raised on every rank."""
-    outcome: Any = None
-    if world.is_main:
-        try:
-            outcome = action()
-        except BridgeError as error:
-            outcome = error
-    outcome = agree(outcome, world)
-    if isinstance(outcome, BridgeError):
-        raise outcome
-    return outcome

@@ -74,16 +74,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     how.add_argument("--beams", type=int, default=1, help="beams of a beam search (default: 1)")
     how.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
     how.add_argument("--stop", action="append", default=[], help="end an answer before this text; repeatable")
-    models = parser.add_argument_group("how to load")
-    models.add_argument("--encoder", help="where the encoder is now, if not where the bridge says")
-    models.add_argument("--llm", help="where the LLM is now, if not where the bridge says")
-    models.add_argument("--dtype", help="auto (as in training, the default), bfloat16, float32, float16")
-    models.add_argument("--device-map", help="auto, cpu, cuda, cuda:1, ... (default: auto with a GPU, else cpu)")
-    models.add_argument("--load-in", choices=("4bit", "8bit"), help="the LLM in 4 or 8 bits (needs bitsandbytes)")
-    models.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a base model")
-    models.add_argument(
-        "--allow-base-mismatch", action="store_true", help="take other base models than it was made for"
-    )
+    add_loading(parser)
     options = parser.parse_args(argv)
     options.chat = options.chat or bool(options.system)
     return options
@@ -110,6 +101,20 @@ def _check(options: argparse.Namespace) -> None:
         )
     if any(not stop for stop in options.stop):
         raise ConfigError("--stop is empty; expected a text.")
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Options that :func:`loading` reads."""
+    models = parser.add_argument_group("how to load")
+    models.add_argument("--encoder", help="where the encoder is now, if not where the bridge says")
+    models.add_argument("--llm", help="where the LLM is now, if not where the bridge says")
+    models.add_argument("--dtype", help="auto (as in training, the default), bfloat16, float32, float16")
+    models.add_argument("--device-map", help="auto, cpu, cuda, cuda:1, ... (default: auto with a GPU, else cpu)")
+    models.add_argument("--load-in", choices=("4bit", "8bit"), help="the LLM in 4 or 8 bits (needs bitsandbytes)")
+    models.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a base model")
+    models.add_argument(
+        "--allow-base-mismatch", action="store_true", help="take other base models than it was made for"
+    )
 
 
 def loading(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from bridge_ds.data.collate import pad
 from bridge_ds.data.context import Context, Limits, context_ids, plain_ids
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.harness.requests import Continuation
-from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.generate import end_ids
+from bridge_ds.llm.score import score_choices
 from bridge_ds.llm.splice import Spliced
 
-__all__ = ["Answerer", "Options", "score_ragged"]
+__all__ = ["Answerer", "Options"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ class Answerer:
         ]
         prefix = self._prefix(contexts, [max(map(len, own), default=0) for own in ids])
         with self.model.llm.alone(not self.options.bridge):
-            return score_ragged(self.model.llm, prefix, ids)
+            scores_R, greedy_R = score_choices(self.model.llm, prefix, ids)
+        answers = iter(zip(scores_R.tolist(), greedy_R.tolist(), strict=True))
+        return [[next(answers) for _ in own] for own in ids]
 
     @torch.no_grad()
     def write(
@@ -147,59 +149,6 @@ class Answerer:
         ids = context_ids(self.tokenizers, context, limits, following, bridge=options.bridge, prompt=options.prompt)
         self.cut.update(contexts=1, source="source" in ids.cut, prompt="prompt" in ids.cut)
         return ids.head, ids.source, ids.prompt, ids.tail
-
-
-def score_ragged(
-    llm: FrozenLLM, prefix: Spliced, continuations: Sequence[Sequence[Sequence[int]]]
-) -> list[list[tuple[float, bool]]]:
-    """As :func:`bridge_ds.llm.score.score_labels`, each row with continuations of its own; the prefix is read once.
-
-    Args:
-        prefix: of B rows, left-padded.
-        continuations: for each row, lists of token ids, some of which may be empty (log-probability 0).
-    """
-    first_BV, cache = _read(llm, prefix)
-    flat = [(row, ids) for row, own in enumerate(continuations) for ids in own]
-    if not flat:
-        return [[] for _ in continuations]
-    device = prefix.mask_BX.device
-    row_R = torch.tensor([row for row, _ in flat], device=device)
-    ids_RT, real_RT = (part.to(device) for part in pad([ids for _, ids in flat], 0))
-    log_p_RT = torch.zeros(ids_RT.shape, dtype=torch.float32, device=device)
-    hit_RT = real_RT == 0
-    if ids_RT.shape[1]:
-        log_p_RT[:, 0], hit_RT[:, 0] = _compare(first_BV[row_R], ids_RT[:, 0])
-    if ids_RT.shape[1] > 1:
-        cache.batch_select_indices(row_R)
-        where_RT = real_RT[:, 1:].bool()
-        mask_RX = torch.cat([prefix.mask_BX[row_R], real_RT[:, :-1]], dim=1)
-        length = ids_RT.shape[1] - 1
-        positions_RT = prefix.mask_BX.sum(1)[row_R][:, None] + torch.arange(length, device=device)
-        logits_NV, _ = llm.logits_at(
-            llm.embed(ids_RT[:, :-1]), where_RT, attention_mask=mask_RX, position_ids=positions_RT,
-            past_key_values=cache, use_cache=True,
-        )  # fmt: skip
-        log_p_RT[:, 1:][where_RT], hit_RT[:, 1:][where_RT] = _compare(logits_NV, ids_RT[:, 1:][where_RT])
-    scores = (log_p_RT * real_RT).sum(1).tolist()
-    greedy = (hit_RT | (real_RT == 0)).all(1).tolist()
-    answers = iter(zip(scores, greedy, strict=True))
-    return [[next(answers) for _ in own] for own in continuations]
-
-
-def _read(llm: FrozenLLM, prefix: Spliced) -> tuple[torch.Tensor, Any]:
-    last_BX = torch.zeros_like(prefix.mask_BX, dtype=torch.bool)
-    last_BX[:, -1] = True
-    positions_BX = (prefix.mask_BX.cumsum(1) - 1).clamp(min=0)
-    logits_BV, output = llm.logits_at(
-        prefix.embeds_BXH, last_BX, attention_mask=prefix.mask_BX, position_ids=positions_BX, use_cache=True
-    )
-    return logits_BV, output.past_key_values
-
-
-def _compare(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each id, and whether it is the likeliest."""
-    log_p_N = torch.log_softmax(logits_NV.float(), dim=-1).gather(-1, ids_N[:, None])[:, 0]
-    return log_p_N, logits_NV.argmax(-1) == ids_N
 
 
 def _stop_at(tokenizers: Tokenizers, stops: Sequence[str]) -> Any:

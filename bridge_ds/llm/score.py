@@ -39,11 +39,13 @@ def score_labels(llm: FrozenLLM, prefix: Spliced, labels: Sequence[Sequence[int]
 def score_choices(
     llm: FrozenLLM, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Likelihood and greedy match of each row's own choices. The model runs twice, whatever the choices are.
+    """Likelihood and greedy match of each row's own choices. The model runs twice, whatever these are (once where none
+    has two tokens).
 
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
-        choices: for each row its choices, lists of token ids, each with its end token (so of two tokens or more).
+        choices: for each row its choices, lists of token ids; of none the log-probability is 0. Under ZeRO-3 each rank
+            must have one of two tokens or more (a text and its end token).
 
     Returns:
         scores [R], row by row: sum of log p over the choice's tokens, in nats; greedy [R]: true where each token of the
@@ -53,13 +55,19 @@ def score_choices(
     flat = [ids for row in choices for ids in row]
     row_R = torch.tensor([place for place, row in enumerate(choices) for _ in row], device=device)
     length_R = torch.tensor([len(ids) for ids in flat])
-    longest = int(length_R.max())
+    longest = int(length_R.max()) if flat else 0
+    if not longest:
+        return torch.zeros(len(flat), device=device), torch.ones(len(flat), dtype=torch.bool, device=device)
     ids_RT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in flat])
     real_RT = torch.arange(longest) < length_R[:, None]
     ids_RT, real_RT = ids_RT.to(device), real_RT.to(device)
 
     first_BV, cache = read_prefix(llm, prefix)
     log_p_R, greedy_R = _look_up(first_BV[row_R], ids_RT[:, 0])
+    if not real_RT[:, 0].all():
+        log_p_R, greedy_R = log_p_R.where(real_RT[:, 0], 0.0), greedy_R | ~real_RT[:, 0]
+    if longest == 1:
+        return log_p_R, greedy_R
     rest_NV = _read_choices(llm, prefix, row_R, ids_RT, real_RT, cache)
     log_p_N, greedy_N = _look_up(rest_NV, ids_RT[:, 1:][real_RT[:, 1:]])
     log_p_RT = log_p_R.new_zeros(real_RT[:, 1:].shape).masked_scatter(real_RT[:, 1:], log_p_N)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge_ds.cli import user_errors
 from bridge_ds.errors import ConfigError
+from bridge_ds.generate.__main__ import add_loading, loading
 
 if TYPE_CHECKING:
     from bridge_ds.serve.app import Service
@@ -33,7 +34,8 @@ examples:
       -d '{"model": "mine", "prompt": "a text in any language", "max_tokens": 64}'
 
 A full queue is answered by 429 with Retry-After. SIGTERM: what waits and runs is finished, what comes gets 503; at a
-second one only what is being written is finished. Beyond loopback a key is a must; it comes from the environment variable BRIDGE_DS_API_KEY."""
+second one only what is being written is finished. Beyond loopback a key is a must; it comes from the environment
+variable BRIDGE_DS_API_KEY."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,16 +70,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     other = parser.add_argument_group("the LLM elsewhere")
     other.add_argument("--vllm", metavar="URL", help="a vLLM server with --enable-prompt-embeds writes the answers")
     other.add_argument("--at-once", type=int, default=64, help="requests to it at a time (default: 64)")
-    models = parser.add_argument_group("how to load")
-    models.add_argument("--encoder", help="where the encoder is now, if not where the bridge says")
-    models.add_argument("--llm", help="where the LLM is now, if not where the bridge says")
-    models.add_argument("--dtype", help="auto (as in training, the default), bfloat16, float32, float16")
-    models.add_argument("--device-map", help="auto, cpu, cuda, cuda:1, ... (default: auto with a GPU, else cpu)")
-    models.add_argument("--load-in", choices=("4bit", "8bit"), help="the LLM in 4 or 8 bits (needs bitsandbytes)")
-    models.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a base model")
-    models.add_argument(
-        "--allow-base-mismatch", action="store_true", help="take other base models than it was made for"
-    )
+    add_loading(parser)
     return parser.parse_args(argv)
 
 
@@ -105,7 +98,6 @@ def _is_loopback(host: str) -> bool:
 
 
 def _load(options: argparse.Namespace, key: str) -> Service:
-    from bridge_ds.generate.__main__ import loading
     from bridge_ds.generate.answer import Answerer, Style
     from bridge_ds.serve.app import Service
     from bridge_ds.serve.local import LocalWriter
