@@ -36,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"{rest[0]!r} is no option of --to safetensors; expected --output, --encoder, --llm.")
         if options.output is None:
             raise ConfigError("--output is missing; expected a folder to make.")
+        if not sys.stderr.isatty():
+            from transformers.utils import logging
+
+            logging.disable_progress_bar()
         from bridge_ds.hub.export import export
 
         print("\n".join(export(options.run, options.output, encoder=options.encoder, llm=options.llm)))

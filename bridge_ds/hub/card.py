@@ -16,10 +16,12 @@ from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.frozen.verify import model_file
 from bridge_ds.hub.config import BridgeConfig
 
-__all__ = ["HERE", "card_of_run", "licence"]
+__all__ = ["ELSEWHERE", "HERE", "card_of_run", "licence"]
 
 HERE = "HERE"
 """Stands in the card for the place where it will be."""
+ELSEWHERE = "The base models are not in this repository: they are loaded by name and proven by hash."
+"""Stands in a card, unless they were exported along with it."""
 _UNKNOWN = "not stated with the files; see the model's own page"
 
 
@@ -44,8 +46,8 @@ def card_of_run(run: Path, config: Config, checkpoint: Checkpoint, shared: Bridg
         _head(shared, results),
         f"# {run.resolve().name}: a bridge from {_shown(shared.encoder)} to {_shown(shared.llm)}",
         "A multilingual encoder reads the text, an English-centric LLM answers; this small module between them was "
-        f"trained on English alone, by [bridge_ds](https://arxiv.org/abs/2508.09091). {_also_trained(shared)} The base "
-        "models are not in this repository: they are loaded by name and proven by hash.",
+        f"trained on English alone, by [bridge_ds](https://arxiv.org/abs/2508.09091). {_also_trained(shared)} "
+        f"{ELSEWHERE}",
         _usage(),
         "## Base models\n\n" + _table(("part", "model", "licence"), [(w, _shown(n), text) for w, n, text in bases])
         + "\n\nUse of the bridge is use of both base models; their licences hold.",

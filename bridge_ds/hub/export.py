@@ -12,16 +12,19 @@ from bridge_ds.data.spiece import find_spiece
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.identity import model_identity, published_config
 from bridge_ds.frozen.verify import model_file, weight_files
+from bridge_ds.hub.card import ELSEWHERE
 from bridge_ds.hub.config import to_run
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.hub.share import write_folder
 from bridge_ds.llm.frozen import load_llm
 
-__all__ = ["PARTS", "export"]
+__all__ = ["INSIDE", "PARTS", "export"]
 
 PARTS = ("encoder", "llm")
 """Folders of the base models in an exported folder; its config.json names them so."""
+INSIDE = "The base models lie beside it, in `encoder/` and `llm/`, proven by hash when they are loaded."
+"""Stands in the model card in place of :data:`bridge_ds.hub.card.ELSEWHERE`."""
 _TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
     "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
@@ -74,6 +77,7 @@ def export(run: str, folder: Path, **loading: Any) -> list[str]:
 
 
 def _write(model: BridgeForCausalLM, folder: Path) -> list[str]:
+    card = model.card.replace(ELSEWHERE, INSIDE)  # made while the base models still have their own names
     config = copy.deepcopy(model.config)
     lines = []
     for part, loaded in zip(PARTS, (model.bridge.encoder.model, model.bridge.llm.model), strict=True):
@@ -100,7 +104,7 @@ def _write(model: BridgeForCausalLM, folder: Path) -> list[str]:
         lines.append(f"{part}: {name}, {how}")
     whole, model.config = model.config, config
     try:
-        write_folder(model, folder, model.card)
+        write_folder(model, folder, card)
     finally:
         model.config = whole
     return lines

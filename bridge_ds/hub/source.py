@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -78,12 +79,26 @@ def open_source(
         checkpoint = Checkpoint.read(folder)
         run_config = from_dict(checkpoint.manifest["config"])
         return _of_checkpoint(name, folder.absolute().parents[1], checkpoint, run_config, config)
+    _refuse_misspelt(folder)
     if folder.is_dir() and not (folder / CONFIG).is_file():
         raise ConfigError(
             f"{name} holds no config.yaml, no {layout.MANIFEST} and no {CONFIG}; expected a run folder, a checkpoint "
             "or a folder written by save_pretrained."
         )
     return _of_export(name, revision, hub or {}, config)
+
+
+def _refuse_misspelt(folder: Path) -> None:
+    """Of a name beside other runs the hub is not asked: without a network that takes half a minute."""
+    beside = folder.parent
+    if folder.exists() or not beside.is_dir() or beside == Path("."):
+        return
+    runs = sorted(path.name for path in beside.iterdir() if (path / "config.yaml").is_file())
+    if runs:
+        near = difflib.get_close_matches(folder.name, runs, 1, 0)
+        raise ConfigError(
+            f"{folder} is not there; expected one of the {len(runs)} runs in {beside}; did you mean {near[0]!r}?"
+        )
 
 
 def renamed(source: Source, names: Mapping[str, str | None]) -> Source:

@@ -167,6 +167,7 @@ def test_loading_says_what_is_wrong(
         (tmp_path / "empty", "expected a run folder"),
         (bases["llama"], "of type 'llama'; expected a bridge"),
         ("nobody/nothing", "is no folder, and no config.json"),
+        (runs["llama"].with_name("lama"), "runs in .*; did you mean 'llama'"),
     ):
         with pytest.raises(ConfigError, match=told):
             load(name)

@@ -13,6 +13,8 @@ import torch
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.errors import CheckpointError
+from bridge_ds.hub.card import ELSEWHERE
+from bridge_ds.hub.export import INSIDE
 from tests import tiny
 from tests.made import make_run
 
@@ -40,6 +42,8 @@ def test_the_folder_answers_where_nothing_else_is(
     bases = tmp_path / "bases"
     encoder, llm = tiny.make_encoder("mt5", bases / "mt5"), tiny.make_llm("llama", bases / "llama")
     (llm / "LICENSE").write_text("Take it.")
+    (encoder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (llm / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     (llm / "pytorch_model.bin").write_bytes(b"a pickle")
     run = make_run(tmp_path / "run", [f"model.encoder={encoder}", f"model.llm={llm}"])
     expected = answers(run)
@@ -50,6 +54,10 @@ def test_the_folder_answers_where_nothing_else_is(
     for name, base in (("encoder", encoder), ("llm", llm)):
         assert (folder / name / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
     assert str(tmp_path) not in (folder / "config.json").read_text()
+    # The card names the models that these are copies of, with their licences.
+    card = (folder / "README.md").read_text()
+    assert INSIDE in card and ELSEWHERE not in card and str(tmp_path) not in card
+    assert "| encoder | `mt5` | mit |" in card and "| LLM | `llama` | apache-2.0 |" in card
 
     shutil.rmtree(bases)
     shutil.rmtree(run)
