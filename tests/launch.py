@@ -71,6 +71,11 @@ class Job:
                     )
                 )
 
+    @property
+    def running(self) -> bool:
+        """No rank has ended yet."""
+        return all(process.poll() is None for process in self.processes)
+
     def wait(self, timeout: float = 240) -> Outcome:
         """Wait for all ranks; past `timeout` seconds they are killed and the test fails with what they printed."""
         deadline = time.monotonic() + timeout
@@ -145,6 +150,12 @@ class ForkedJob:
     pids: list[int]
     logs: list[Path]
 
+    @property
+    def running(self) -> bool:
+        """Some rank has not ended yet."""
+        assert self.zygote.process.stdout
+        return not select.select([self.zygote.process.stdout], [], [], 0)[0]
+
     def wait(self, timeout: float = 240) -> Outcome:
         """As :meth:`Job.wait`."""
         try:
@@ -169,7 +180,12 @@ def train(
     arguments: list[str], ranks: int, folder: Path, env: dict[str, str] | None = None, timeout: float = 240
 ) -> Outcome:
     """Run bridge_ds/train.py on `ranks` processes to its end, started by :func:`zygote`."""
-    return zygote().start(arguments, ranks, folder, env).wait(timeout)
+    return begin(arguments, ranks, folder, env).wait(timeout)
+
+
+def begin(arguments: list[str], ranks: int, folder: Path, env: dict[str, str] | None = None) -> ForkedJob:
+    """As :func:`train`, but only start it; it must have ended before the next is begun."""
+    return zygote().start(arguments, ranks, folder, env)
 
 
 @functools.cache

@@ -40,18 +40,18 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def wait(job: launch.Job, what: str, log: int = 0) -> None:
+def wait(job: launch.ForkedJob, what: str, log: int = 0) -> None:
     end = time.monotonic() + 120
     while what not in job.logs[log].read_text():
-        assert time.monotonic() < end and all(p.poll() is None for p in job.processes), job.wait(1).text[-4000:]
+        assert time.monotonic() < end and job.running, job.wait(1).text[-4000:]
         time.sleep(0.02)
 
 
 def test_a_disk_that_fills_and_empties(small_run: list[str], small_disk: Path, tmp_path: Path) -> None:
     settings = ["train.steps=60", "checkpoint.every=10", "checkpoint.keep=1", "checkpoint.keep_best=0", "track.every=1"]
-    settings.append("checkpoint.max_failed_saves=5")  # saves follow each other fast here
+    settings += ["train.micro_batch=4", "checkpoint.max_failed_saves=5"]  # saves follow each other fast here
     command = [*small_run, *(part for setting in settings for part in ("--set", setting))]
-    job = launch.Job(launch.train_command([*command, "--set", f"run.output={small_disk}/run"]), 2, tmp_path / "logs")
+    job = launch.begin([*command, "--set", f"run.output={small_disk}/run"], 2, tmp_path / "logs")
     wait(job, "checkpoint step-00000010 written")
     ballast = fill(small_disk)
     wait(job, "was not written")

@@ -69,12 +69,12 @@ def test_killed_and_resumed(
     run = tmp_path / "killed"
     command = arguments(small_run, run, ds=ds)
     stop_at = random.randint(6, 18)
-    job = launch.Job(launch.train_command(command), before, tmp_path / "first")
+    job = launch.begin(command, before, tmp_path / "first")
     record = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (record.is_file() and record.read_text().count("\n") >= stop_at):
         assert time.monotonic() < deadline, job.wait(1).text
-        assert all(process.poll() is None for process in job.processes), job.wait(1).text[-4000:]
+        assert job.running, job.wait(1).text[-4000:]
         time.sleep(0.01)
     job.kill()
 
@@ -93,10 +93,9 @@ def test_killed_and_resumed(
 def test_one_rank_is_signalled_and_all_save(small_run: list[str], two_ranks: Path, tmp_path: Path) -> None:
     """Between two multiples of checkpoint.every; then the same run is started twice, and the first start leaves."""
     run = tmp_path / "run"
-    command = launch.train_command(arguments(small_run, run))
-    job = launch.Job(command, 2, tmp_path / "first")
+    job = launch.begin(arguments(small_run, run), 2, tmp_path / "first")
     wait_for_lines(run, 7, job)
-    os.kill(job.processes[1].pid, signal.SIGUSR2)
+    os.kill(job.pids[1], signal.SIGUSR2)
     outcome = job.wait()
     assert outcome.codes == [75, 75], outcome.text[-4000:]
     saved = len(lines(run))
@@ -114,18 +113,18 @@ def test_a_start_that_was_superseded_leaves(small_run: list[str], tmp_path: Path
     more = ("train.steps=3000", "checkpoint.every=3000", "run.hang_seconds=10")
     old = launch.Job(launch.train_command(arguments(small_run, run, *more)), 1, tmp_path / "old")
     wait_for_lines(run, 3, old)
-    new = launch.Job(launch.train_command(arguments(small_run, run, *more)), 1, tmp_path / "new")
+    new = launch.begin(arguments(small_run, run, *more), 1, tmp_path / "new")
     assert old.wait(60).codes == [74]
     assert "this run was started again (" in old.logs[0].read_text()
-    assert new.processes[0].poll() is None
+    assert new.running
     new.kill()
 
 
-def wait_for_lines(run: Path, count: int, job: launch.Job) -> None:
+def wait_for_lines(run: Path, count: int, job: launch.Job | launch.ForkedJob) -> None:
     deadline = time.monotonic() + 120
     while not ((run / "metrics.jsonl").is_file() and len(lines(run)) >= count):
         assert time.monotonic() < deadline, job.wait(1).text
-        assert all(process.poll() is None for process in job.processes), job.wait(1).text[-4000:]
+        assert job.running, job.wait(1).text[-4000:]
         time.sleep(0.01)
 
 

@@ -27,7 +27,8 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def options(small_run: list[str], **more: object) -> list[str]:
-    settings = {"train.steps": STEPS, "checkpoint.every": 5, **{k.replace("__", "."): v for k, v in more.items()}}
+    settings = {"train.steps": STEPS, "train.micro_batch": 4, "checkpoint.every": 5}
+    settings |= {key.replace("__", "."): value for key, value in more.items()}
     return [*small_run, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))]
 
 
@@ -148,7 +149,8 @@ def test_ten_random_kills(cluster: Cluster, small_run: list[str], whole: Path, t
 def test_a_time_limit_that_is_reached(cluster: Cluster, small_run: list[str], tmp_path: Path) -> None:
     """Two minutes, and Slurm's warning 75 s before; the rest of the run after it."""
     steps = 300
-    more = {"train__steps": steps, "checkpoint__every": 100, "run__output": tmp_path / "whole"}
+    more = {"train__steps": steps, "train__micro_batch": 2, "checkpoint__every": 100}
+    more["run__output"] = tmp_path / "whole"
     arguments = ["--recipe", "mt5xl_13b", *options(small_run, **more)]
     job = cluster.submit(SCRIPT, options(small_run, **more), tmp_path / "run", {"SBATCH_SIGNAL": "USR2@75"}, "--time=2")
     until(lambda: "preempted; requeued" in job.text, 150, lambda: job.text[-4000:])
