@@ -101,14 +101,16 @@ class Zygote:
     """Starts job after job from one process that has imported everything (see tests/programs/zygote.py)."""
 
     def __init__(self) -> None:
+        self._job: ForkedJob | None = None
         env = os.environ | {
             "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
             "MASTER_ADDR": "127.0.0.1",
         }  # fmt: skip
         command = [sys.executable, "tests/programs/zygote.py"]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
+        self._read = b""
         assert self._answer(120).get("ready")
 
     def start(
@@ -119,14 +121,25 @@ class Zygote:
         env: dict[str, str] | None = None,
         program: str = "train",
     ) -> ForkedJob:
-        """One job (`train` or `evaluation`); wait for it before the next."""
+        """One job (`train` or `evaluation`); wait for it before the next. One that a test has left behind is killed."""
+        if self._job:
+            self._job.kill()
         folder.mkdir(parents=True, exist_ok=True)
+        logs = [folder / f"rank{rank}.log" for rank in range(ranks)]
+        for log in logs:
+            log.write_text("")  # here, so that whoever reads it next finds it; the rank opens it when it has begun
         job: dict[str, Any] = {"ranks": ranks, "arguments": arguments, "folder": str(folder), "program": program}
         job["env"] = {"MASTER_PORT": str(free_port()), **(env or {})}
         assert self.process.stdin
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        return ForkedJob(self, self._answer(30)["pids"], [folder / f"rank{rank}.log" for rank in range(ranks)])
+        self.process.stdin.write(json.dumps(job).encode() + b"\n")
+        self._job = ForkedJob(self, self._answer(30)["pids"], logs)
+        return self._job
+
+    def codes(self, timeout: float) -> list[int]:
+        """Exit statuses of the job, when all its ranks have ended."""
+        codes: list[int] = self._answer(timeout)["codes"]
+        self._job = None
+        return codes
 
     def close(self) -> None:
         """End it; jobs must have ended before."""
@@ -135,11 +148,23 @@ class Zygote:
         self.process.wait(30)
 
     def _answer(self, timeout: float) -> dict[str, Any]:
-        assert self.process.stdout
-        ready, _, _ = select.select([self.process.stdout], [], [], timeout)
-        if not ready:
+        if not self.answered(timeout):
             raise TimeoutError
-        return json.loads(self.process.stdout.readline())
+        line, _, self._read = self._read.partition(b"\n")
+        return json.loads(line)
+
+    def answered(self, timeout: float) -> bool:
+        """Whether there is an answer, after `timeout` seconds at most."""
+        # Not readline: it may take in two answers, and select would then wait for the second in vain.
+        assert self.process.stdout
+        deadline = time.monotonic() + timeout
+        while b"\n" not in self._read:
+            if not select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                return False
+            more = os.read(self.process.stdout.fileno(), 1 << 16)
+            assert more, "the process that starts jobs has ended"
+            self._read += more
+        return True
 
 
 @dataclass
@@ -153,13 +178,12 @@ class ForkedJob:
     @property
     def running(self) -> bool:
         """Some rank has not ended yet."""
-        assert self.zygote.process.stdout
-        return not select.select([self.zygote.process.stdout], [], [], 0)[0]
+        return not self.zygote.answered(0)
 
     def wait(self, timeout: float = 240) -> Outcome:
         """As :meth:`Job.wait`."""
         try:
-            codes = self.zygote._answer(timeout)["codes"]
+            codes = self.zygote.codes(timeout)
         except TimeoutError:
             self.kill()
             raise AssertionError(f"ranks still ran after {timeout} s\n{self._outcome([]).text[-6000:]}") from None
@@ -170,7 +194,7 @@ class ForkedJob:
         for pid in self.pids:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-        return self._outcome(self.zygote._answer(30)["codes"])
+        return self._outcome(self.zygote.codes(30))
 
     def _outcome(self, codes: list[int]) -> Outcome:
         return Outcome(codes, [log.read_text(errors="replace") if log.exists() else "" for log in self.logs])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.data.context import Context, parse, render
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
@@ -142,11 +143,11 @@ class Answerer:
         return text
 
     def identity(self) -> str:
-        """Hex digest over all that decides an answer besides the text: bridge, base models, number formats, style."""
+        """Hex digest over all that decides an answer besides the text: what was trained, base models, number formats,
+        style."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.bridge.state_dict().items()):
-            if name.startswith(("fusion.", "mapping.")):
-                digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        for name, tensor in sorted(trained_tensors(self.model.bridge).items()):
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
         formats = [str(part.model.dtype) for part in (self.model.bridge.encoder, self.model.bridge.llm)]
         facts = [self.model.config.to_json_string(), formats, dataclasses.asdict(self.style)]
         quantized = getattr(self.model.bridge.llm.model.config, "quantization_config", None)

@@ -79,5 +79,11 @@ def test_export_takes_it_along_and_a_foreign_llm_does_not_get_it(run: Path, tmp_
     assert torch.equal(logits(exported, processor), logits(model, processor))
 
     answerer = Answerer.load(str(run), Style())
+    # Half a file of answers is not continued by other updates.
+    before = answerer.identity()
+    assert before == answerer.identity()
+    with torch.no_grad():
+        next(p for name, p in answerer.model.bridge.llm.named_parameters() if "lora_B" in name).add_(0.1)
+    assert answerer.identity() != before
     with pytest.raises(ConfigError, match=r"updates of the LLM \(lora\.rank\)"):
         VllmWriter(answerer, Texts(answerer), Upstream("http://127.0.0.1:9"), 1)

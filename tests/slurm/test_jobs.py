@@ -114,7 +114,10 @@ def test_signals_requeues_lost_ranks_and_nodes_change_nothing(
     same(run, whole)
     assert points(f"sqlite:///{database}", "loss") == [(line["step"], line["loss"]) for line in lines(whole)]
     seen = statuses.stop()
-    assert seen[:3] == ["RUNNING", "KILLED", "RUNNING"] and seen.index("FINISHED") == len(seen) - 1
+    # A first life this short may be over before MLflow has its first word of it.
+    first = seen.index("KILLED")
+    assert seen[:first] in ([], ["RUNNING"]) and seen[first + 1] == "RUNNING"
+    assert seen.index("FINISHED") == len(seen) - 1
     cluster.wait_idle(4)
 
 
