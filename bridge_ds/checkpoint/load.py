@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
-from bridge_ds.checkpoint.state import restore_moments, trained, whole_shape
+from bridge_ds.checkpoint.state import restore_moments, trained
+from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError
 
 __all__ = [

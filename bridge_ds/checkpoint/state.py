@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["MOMENTS", "optimizer_step", "read_moments", "read_trained", "restore_moments", "trained", "whole_shape"]
+__all__ = ["MOMENTS", "optimizer_step", "read_moments", "read_trained", "restore_moments", "trained"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of each parameter."""
@@ -21,11 +22,6 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     """Trained parameters by name, sorted."""
     return sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
-
-
-def whole_shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Of a tensor that may be sharded; its own shape is then empty."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def read_trained(engine: Any) -> dict[str, torch.Tensor]:

@@ -13,10 +13,22 @@ from typing import Any
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.errors import DataError
 
-__all__ = ["Context", "ContextIds", "Limits", "collapse", "context_ids", "mark", "parse", "plain_ids", "render"]
+__all__ = [
+    "MARKS",
+    "Context",
+    "ContextIds",
+    "Limits",
+    "collapse",
+    "context_ids",
+    "mark",
+    "parse",
+    "plain_ids",
+    "render",
+]
 
-# Noncharacters of Unicode: no text holds them, and no chat template changes them.
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+MARKS = ("\ufdd0", "\ufdd1")
+"""Noncharacters of Unicode around the user's turn: no text holds them, and no chat template changes them."""
+_OPEN, _CLOSE = MARKS
 
 
 @dataclass(frozen=True)

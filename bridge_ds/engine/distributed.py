@@ -33,6 +33,7 @@ __all__ = [
     "peak_memory_gib",
     "set_timeout",
     "shutdown",
+    "whole_shape",
 ]
 
 T = TypeVar("T")
@@ -181,6 +182,11 @@ def shutdown() -> None:
     """Leave the process group; only after success (after an error a rank may hang in it: pytorch#76287)."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def whole_shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Of a tensor that may be sharded; its own shape is then empty."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def peak_memory_gib() -> float:

@@ -18,7 +18,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, shard_config, stage
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import load_encoder
-from bridge_ds.engine.distributed import agree, import_deepspeed, on_all
+from bridge_ds.engine.distributed import agree, import_deepspeed, on_all, whole_shape
 from bridge_ds.frozen.identity import as_first_recorded, model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
@@ -158,7 +158,7 @@ def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay, scale = _rates(name, config)
-            decay = decay if len(_shape(parameter)) >= 2 else 0.0
+            decay = decay if len(whole_shape(parameter)) >= 2 else 0.0
             groups.setdefault((decay, scale), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": of, "weight_decay": decay, "lr_scale": scale} for (decay, scale), of in groups.items()],
@@ -176,11 +176,6 @@ def _rates(name: str, config: Config) -> tuple[float, float]:
     return config.encoder.weight_decay if part == "encoder" else config.train.weight_decay, scales.get(part, 1.0)
 
 
-def _shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
-    """Of the whole tensor; a sharded one's own is empty."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
-
-
 def trainable_table(model: BridgeModel) -> str:
     """Names, shapes, dtypes and counts of what is trained (one line for all of a base model), and counts of what is
     frozen. Call before initialize."""
@@ -189,7 +184,7 @@ def trainable_table(model: BridgeModel) -> str:
     counts = {part: [0, 0] for part in rest}
     total = 0
     for name, parameter in model.named_parameters():
-        shape, part = _shape(parameter), name.partition(".")[0]
+        shape, part = whole_shape(parameter), name.partition(".")[0]
         count = math.prod(shape)
         if part in rest:
             counts[part][parameter.requires_grad] += count

@@ -16,6 +16,7 @@ from bridge_ds.data.context import Context, parse, render
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor, messages_of
+from bridge_ds.llm.generate import cut_at
 
 __all__ = ["Answerer", "Style"]
 
@@ -138,9 +139,7 @@ class Answerer:
 
     def cut(self, text: str) -> str:
         """What stands before the first stop."""
-        for stop in self.style.stop:
-            text = text.split(stop)[0]
-        return text
+        return cut_at(text, self.style.stop)
 
     def identity(self) -> str:
         """Hex digest over all that decides an answer besides the text: what was trained, base models, number formats,

@@ -18,7 +18,7 @@ from bridge_ds.data.collate import pad
 from bridge_ds.data.context import Context, Limits, context_ids, plain_ids
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.harness.requests import Continuation
-from bridge_ds.llm.generate import end_ids
+from bridge_ds.llm.generate import cut_at, end_ids
 from bridge_ds.llm.score import score_choices
 from bridge_ds.llm.splice import Spliced
 
@@ -114,9 +114,7 @@ class Answerer:
     def _finish(self, context: Context, text: str, stops: Sequence[str]) -> str:
         if self.tokenizers.leading_space and not context.is_chat:
             text = text.removeprefix(" ")  # training puts it before a target; it belongs to no answer
-        for stop in stops:
-            text = text.split(stop)[0] if stop else text
-        return text
+        return cut_at(text, stops)
 
     def _continuation(self, context: Context, of: Continuation) -> list[int]:
         if context.is_chat:  # stands at the start of a turn, not in the middle of a text

@@ -130,11 +130,13 @@ def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: 
     def tensors() -> list[Path]:
         wanted = {"fusion": True, "encoder": bool(shared.encoder_training), "llm": bool(shared.lora)}
         files = [layout.TRAINED[part] for part, there in wanted.items() if there]
-        found = {file: _file(name, file, revision, hub) for file in files}
-        for file, path in found.items():
+        found = []
+        for file in files:
+            path = _file(name, file, revision, hub)
             if path is None:
                 raise CheckpointError(f"{name} has no {file}; expected it beside {CONFIG}; export the bridge again.")
-        return [path for path in found.values() if path]
+            found.append(path)
+        return found
 
     path = _file(name, CONFIG, revision, hub)
     if path is None:

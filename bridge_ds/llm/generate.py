@@ -5,7 +5,7 @@ Letters: B batch, X prefix length and what has been written, H LLM width, V voca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.score import read_prefix
 from bridge_ds.llm.splice import Spliced
 
-__all__ = ["end_ids", "generate"]
+__all__ = ["cut_at", "end_ids", "generate"]
 
 
 @torch.no_grad()
@@ -61,6 +61,13 @@ def generate(
         )
         cache = output.past_key_values
     return written
+
+
+def cut_at(text: str, stops: Sequence[str]) -> str:
+    """What of a written text stands before the first stop; an empty one stops nothing."""
+    for stop in filter(None, stops):
+        text = text.split(stop)[0]
+    return text
 
 
 def end_ids(model: Any, eos: int) -> set[int]:

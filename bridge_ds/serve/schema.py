@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bridge_ds.data.context import MARKS
+
 __all__ = ["Ask", "Limits", "Refused", "Sampling", "parse_chat", "parse_completion"]
 
-_MARKS = ("\ufdd0", "\ufdd1")
-"""Noncharacters of Unicode that stand around the soft prompt in a rendered chat (bridge_ds/data/context.py)."""
 _COMMON = {
     "model", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "stream_options", "user",
     "metadata",
@@ -190,7 +190,7 @@ def _sound(text: str, where: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise Refused(f"{where} holds half of a surrogate pair; expected Unicode text.", param=where) from None
-    if any(mark in text for mark in _MARKS):
+    if any(mark in text for mark in MARKS):
         raise Refused(f"{where} holds U+FDD0 or U+FDD1, which are no characters; leave them out.", param=where)
 
 

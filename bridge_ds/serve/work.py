@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from bridge_ds.llm.generate import cut_at
 from bridge_ds.serve.schema import Refused, Sampling
 
-__all__ = ["Event", "Row", "cut"]
+__all__ = ["Event", "Row"]
 
 _numbers = itertools.count()
 
@@ -100,7 +101,7 @@ class Row:
 
     def show(self, text: str, reason: str | None) -> None:
         """Send what is new and certain in `text`, the answer so far; all of it with a `reason` to end."""
-        whole = cut(text, self.stops)
+        whole = cut_at(text, self.stops)
         end = len(whole)
         if reason is None:
             # Half a letter decodes to U+FFFD; and a stop that has only begun must not be seen.
@@ -115,10 +116,3 @@ class Row:
         if not self.ended:
             self.reason = "failed"
             self.sink(Event(self.index, failure=why))
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """What stands before the first stop, as :meth:`bridge_ds.generate.answer.Answerer.cut` has it."""
-    for stop in stops:
-        text = text.split(stop)[0]
-    return text

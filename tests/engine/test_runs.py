@@ -70,12 +70,7 @@ def test_killed_and_resumed(
     command = arguments(small_run, run, ds=ds)
     stop_at = random.randint(6, 18)
     job = launch.begin(command, before, tmp_path / "first")
-    record = run / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (record.is_file() and record.read_text().count("\n") >= stop_at):
-        assert time.monotonic() < deadline, job.wait(1).text
-        assert job.running, job.wait(1).text[-4000:]
-        time.sleep(0.01)
+    wait_for_lines(run, stop_at, job)
     job.kill()
 
     outcome = launch.succeed(launch.train(command, after, tmp_path / "second"))
@@ -121,8 +116,9 @@ def test_a_start_that_was_superseded_leaves(small_run: list[str], tmp_path: Path
 
 
 def wait_for_lines(run: Path, count: int, job: launch.Job | launch.ForkedJob) -> None:
+    record = run / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not ((run / "metrics.jsonl").is_file() and len(lines(run)) >= count):
+    while not (record.is_file() and record.read_text().count("\n") >= count):
         assert time.monotonic() < deadline, job.wait(1).text
         assert job.running, job.wait(1).text[-4000:]
         time.sleep(0.01)
