@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from bridge_ds.fusion.kernels.rows import Rows
+
 __all__ = ["Fusion", "load_renamed", "zero_padding"]
 
 
@@ -27,12 +29,14 @@ class Fusion(nn.Module):
         self.width = width
         self._seen_L = torch.full((num_layers,), float("nan"))
 
-    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         """Fuse.
 
         Args:
             states: L tensors [B, S, D], the outputs of the encoder's blocks, the last after the final norm.
             mask: [B, S], 1 on tokens, 0 on padding.
+            rows: which of the B x S rows hold tokens, as :func:`.kernels.rows.real_rows` finds them; none = found from
+                the mask, for which a GPU's host has to wait.
 
         Returns:
             [B, S, D] in the dtype of the states; rows of padding are zero.

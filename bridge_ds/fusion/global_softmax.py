@@ -9,6 +9,7 @@ from torch import nn
 
 from bridge_ds.fusion.base import Fusion, load_renamed
 from bridge_ds.fusion.kernels import choose, fuse_by_layer
+from bridge_ds.fusion.kernels.rows import Rows
 
 __all__ = ["GlobalSoftmax"]
 
@@ -33,12 +34,12 @@ class GlobalSoftmax(Fusion):
         self.scores = nn.Parameter(torch.full((num_layers,), 3e-5))
         self.temperature = nn.Parameter(torch.full((1,), 1e-5))
 
-    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         self._check(states)
         weights_L = torch.softmax((100 + 1e5 * self.temperature) * self.scores, dim=0)
         self._seen_L = weights_L.detach().float()
         path = choose(self.path, states[0].device.type)
-        return fuse_by_layer(path, states, mask, weights_L, normalize=self.normalize)
+        return fuse_by_layer(path, states, mask, weights_L, normalize=self.normalize, rows=rows)
 
     def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Load the paper's global gate (arXiv 2508.09091, its public code).

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from bridge_ds.fusion.base import Fusion, zero_padding
+from bridge_ds.fusion.kernels.rows import Rows
 
 __all__ = ["LastLayer"]
 
@@ -19,6 +20,6 @@ class LastLayer(Fusion):
         self._seen_L = torch.zeros(num_layers)
         self._seen_L[-1] = 1.0
 
-    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         self._check(states)
         return zero_padding(states[-1], mask)

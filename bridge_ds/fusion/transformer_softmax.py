@@ -9,6 +9,7 @@ from torch import nn
 
 from bridge_ds.fusion.base import Fusion, load_renamed
 from bridge_ds.fusion.kernels import choose, fuse_by_token
+from bridge_ds.fusion.kernels.rows import Rows
 
 __all__ = ["TransformerSoftmax"]
 
@@ -60,7 +61,7 @@ class TransformerSoftmax(Fusion):
         self.score_weight = nn.Parameter(head.weight.detach().clone())
         self.score_bias = nn.Parameter(head.bias.detach().clone())
 
-    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         self._check(states)
         fused_BSD, seen_L = fuse_by_token(
             choose(self.path, states[0].device.type),
@@ -70,6 +71,7 @@ class TransformerSoftmax(Fusion):
             heads=self.heads,
             dropout=self.dropout if self.training else 0.0,
             normalize=self.normalize,
+            rows=rows,
         )
         self._seen_L = seen_L.float()
         return fused_BSD

@@ -16,7 +16,7 @@ from bridge_ds.fusion.kernels import reference
 from bridge_ds.fusion.kernels.collapse import layer_scores
 from bridge_ds.fusion.kernels.mixing import Primitives, inverse_rms, mix
 from bridge_ds.fusion.kernels.native_build import library, why_not
-from bridge_ds.fusion.kernels.rows import real_rows
+from bridge_ds.fusion.kernels.rows import Rows, real_rows
 
 __all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_token", "primitives"]
 
@@ -56,7 +56,7 @@ def primitives(path: str) -> Primitives:
 
 def fuse_by_token(
     path: str, states: Sequence[torch.Tensor], mask_BS: torch.Tensor, p: Mapping[str, torch.Tensor], *,
-    heads: int = 1, dropout: float = 0.0, normalize: bool = False,
+    heads: int = 1, dropout: float = 0.0, normalize: bool = False, rows: Rows | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Transformer Softmax: weights of each token from one transformer layer over its states.
 
@@ -68,6 +68,7 @@ def fuse_by_token(
         heads: of the layer; must divide D.
         dropout: probability, drawn from torch's global generator.
         normalize: divide each state of each token by its RMS first.
+        rows: what `mask_BS` says, where it is known already.
 
     Returns:
         the fused states [B, S, D] in the states' dtype, zero on padding, and the mean weights [L] over the tokens.
@@ -78,7 +79,7 @@ def fuse_by_token(
         real_BS1 = mask_BS[..., None] != 0
         seen_L = weights_BSL.detach().masked_fill(~real_BS1, 0).sum((0, 1)) / real_BS1.sum().clamp(min=1)
         return reference.mix(states, weights_BSL, mask_BS), seen_L
-    fast, rows = primitives(path), real_rows(mask_BS)
+    fast, rows = primitives(path), rows or real_rows(mask_BS)
     scale_ML = inverse_rms(fast, rows, states) if normalize else None
     weights_ML = torch.softmax(layer_scores(fast, rows, states, p, heads, dropout, scale_ML), dim=-1)
     factors_ML = weights_ML if scale_ML is None else weights_ML * scale_ML
@@ -87,12 +88,12 @@ def fuse_by_token(
 
 def fuse_by_layer(
     path: str, states: Sequence[torch.Tensor], mask_BS: torch.Tensor, weights_L: torch.Tensor, *,
-    normalize: bool = False,
+    normalize: bool = False, rows: Rows | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """sum_l w_l h_l with the same weights [L] for every token: [B, S, D] in the states' dtype, zero on padding."""
     if path == "reference":
         return reference.mix(reference.normed(states) if normalize else states, weights_L, mask_BS)
-    fast, rows = primitives(path), real_rows(mask_BS)
+    fast, rows = primitives(path), rows or real_rows(mask_BS)
     factors = _wide(weights_L).to(torch.promote_types(states[0].dtype, torch.float32))
     return mix(fast, rows, states, factors * inverse_rms(fast, rows, states) if normalize else factors)
 
