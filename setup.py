@@ -21,7 +21,6 @@ setup(
         "bridge_ds": [
             "config/recipes/*.yaml",
             "evaluation/report/page.css",
-            "fusion/kernels/*.c",
             "testbed/weights/*",
             "testbed/weights/*/*",
         ]

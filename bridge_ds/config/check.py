@@ -20,7 +20,7 @@ NO_PEFT = "lora.rank is {}, which needs the package peft; expected it to be inst
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bfloat16", "float32"),
     "fusion.name": ("last_layer", "global_softmax", "transformer_softmax"),
-    "fusion.path": ("auto", "reference", "torch", "native", "triton"),
+    "fusion.path": ("auto", "reference", "torch", "triton"),
     "fusion.normalize": ("none", "rms"),
     "mapping.kind": ("linear", "mlp", "mlp_gelu"),
     "data.objective": ("task", "prefix_lm"),

@@ -30,6 +30,10 @@ class Case:
     fusion: str = "transformer_softmax"
     frozen: bool = False
     """Whether the states want no gradient."""
+    dropout: float = 0.0
+    """The reference draws other factors than the fast paths, so `torch` in float64 stands for it where there is any."""
+    ragged: bool = True
+    """Whether some positions are padding."""
 
 
 @dataclass
@@ -42,10 +46,10 @@ class Result:
 
 
 def make_fusion(case: Case, path: str) -> Fusion:
-    """In float64, without dropout; the paper's start (zeros, ones) would hide a wrong term, so parameters are moved."""
+    """In float64; the paper's start (zeros, ones) would hide a wrong term, so parameters are moved."""
     options: dict[str, object] = {"path": path, "normalize": case.normalize}
     if case.fusion == "transformer_softmax":
-        options |= {"heads": case.heads, "dropout": 0.0, "feedforward": 24}
+        options |= {"heads": case.heads, "dropout": case.dropout, "feedforward": 24}
     torch.manual_seed(0)
     fusion = FUSIONS[case.fusion](num_layers=case.layers, width=case.width, **options).double()
     with torch.no_grad():
@@ -65,6 +69,7 @@ def compute(case: Case, path: str, dtype: torch.dtype) -> Result:
     upstream = torch.randn(shape, dtype=torch.float64).to(case.dtype).to(dtype)
     # Ragged: from no token at all in a row to all of them.
     mask = (torch.arange(case.length) < torch.randint(0, case.length + 1, (case.batch, 1))).long()
+    mask = mask if case.ragged else torch.ones_like(mask)
     fused = fusion(states, mask)
     (fused * upstream).sum().backward()
     gradients = {name: p.grad.double() for name, p in fusion.named_parameters() if p.grad is not None}
@@ -76,7 +81,7 @@ def compute(case: Case, path: str, dtype: torch.dtype) -> Result:
 
 def check(case: Case, path: str) -> None:
     """The path equals the float64 reference in output, logged weights and every gradient."""
-    expected = compute(case, "reference", torch.float64)
+    expected = compute(case, "torch" if case.dropout else "reference", torch.float64)
     got = compute(case, path, case.dtype)
     output_tolerance, gradient_tolerance = TOLERANCES[case.dtype]
     assert _difference(got.fused, expected.fused, 0.0) < output_tolerance

@@ -7,12 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.fusion.kernels import dropout, native_rows
-from bridge_ds.fusion.kernels.native_build import why_not
-from tests.fusion.cases import Case, make_fusion
+from bridge_ds.fusion.kernels import primitives
+from bridge_ds.fusion.kernels.dropout import Factors, Masks, draw, make_masks
+from tests.fusion.cases import Case, check, compute
 
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(bool(why_not()), reason=f"no native path: {why_not()}")
 SEEDS, DROPPED, COUNTS = st.integers(0, 2**63 - 1), st.integers(0, 65535), st.integers(0, 300)
 
 
@@ -30,50 +29,46 @@ def test_the_published_numbers() -> None:
     assert [splitmix64(1234567, n) for n in range(2)] == [6457827717110365317, 3203168211198807973]
 
 
-@given(SEEDS, DROPPED, COUNTS)
-def test_factors_are_the_generators(seed: int, dropped: int, count: int) -> None:
+@given(SEEDS, DROPPED, st.integers(0, 2**40), COUNTS)
+def test_factors_are_the_generators(seed: int, dropped: int, first: int, count: int) -> None:
+    factors = Factors(seed, first, dropped)
     expected = []
-    for number in range(count):
+    for number in range(first, first + count):
         sixteen = splitmix64(seed, number // 4) >> 16 * (number % 4) & 0xFFFF
         signed = sixteen - 65536 if sixteen >= 32768 else sixteen
-        expected.append(1.25 if signed >= dropped - 32768 else 0.0)
-    assert dropout.draw(count, seed, dropped, 1.25, torch.float32, CPU).tolist() == expected
+        expected.append(factors.kept_scale if signed >= dropped - 32768 else 0.0)
+    assert draw(count, factors, torch.float64, CPU).tolist() == expected
 
 
-@needs_compiler
-@given(SEEDS, DROPPED, st.integers(0, 5000))
-def test_native_draws_the_same(seed: int, dropped: int, count: int) -> None:
-    given_ = (count, seed, dropped, 1.25, torch.float32, CPU)
-    assert torch.equal(native_rows.draw(*given_), dropout.draw(*given_))
+@given(SEEDS, st.integers(1, 40), st.integers(0, 40))
+def test_a_chunk_has_the_factors_that_the_whole_has_there(seed: int, size: int, lo: int) -> None:
+    whole, part = (make_masks(0.3, seed // 2, token, (7, size, 9)) for token in (0, lo))
+    for of_all, of_part, width in zip(vars(whole).values(), vars(part).values(), (7, size, 9, size), strict=True):
+        expected = of_all.like(torch.empty(lo + 3, width))[lo:]
+        assert torch.equal(of_part.like(torch.empty(3, width)), expected)
 
 
 def test_the_share_and_the_masks() -> None:
-    masks = dropout.draw_masks(
-        dropout.draw, 0.3, 5, [(500, 2, 9), (500, 64), (500, 100), (500, 64)], torch.float64, CPU
-    )
-    for factors, shape in zip(masks.factors, [(500, 2, 9), (500, 64), (500, 100), (500, 64)], strict=True):
-        assert factors is not None and factors.shape == shape and factors.dtype == torch.float64
-        assert set(factors.unique().tolist()) == {0.0, masks.kept_scale}
-        assert abs(factors.mean().item() - 1) < 0.02
-    assert abs(masks.kept_scale - 1 / 0.7) < 1e-4
-    assert dropout.draw_masks(dropout.draw, 0.0, 5, [(1,)] * 4, torch.float64, CPU) == dropout.Masks()
+    masks = make_masks(0.3, 5, 0, (18, 64, 100))
+    drawn = []
+    for factors, width in zip(vars(masks).values(), (18, 64, 100, 64), strict=True):
+        values = factors.like(torch.empty(500, width, dtype=torch.float64))
+        assert values.shape == (500, width) and values.dtype == torch.float64
+        assert set(values.unique().tolist()) == {0.0, factors.kept_scale}
+        assert abs(values.mean().item() - 1) < 0.02
+        assert abs(factors.kept_scale - 1 / 0.7) < 1e-4
+        drawn.append(values)
+    assert not torch.equal(drawn[1], drawn[3])  # each kind has its own
+    assert make_masks(0.0, 5, 0, (1, 1, 1)) == Masks()
 
 
-@needs_compiler
-@pytest.mark.parametrize("case", [Case(3, 5, 9, 16, heads=4), Case(2, 4, 300, 20)])
-def test_a_seed_means_the_same_on_every_path(case: Case) -> None:
-    """Forward and every gradient, with dropout on; the second case has more tokens than one chunk."""
-    found = []
-    for path, dtype in (("torch", torch.float64), ("torch", torch.float32), ("native", torch.float32)):
-        fusion = make_fusion(case, path).to(dtype)
-        fusion.dropout = 0.4
-        torch.manual_seed(3)
-        states = [
-            torch.randn(case.batch, case.length, case.width, dtype=torch.float64).to(dtype) for _ in range(case.layers)
-        ]
-        out = fusion(states, torch.ones(case.batch, case.length))
-        out.square().sum().backward()
-        found.append([out.detach().double(), *(p.grad.double() for p in fusion.parameters() if p.grad is not None)])
-    for other in found[1:]:
-        for expected, got in zip(found[0], other, strict=True):
-            assert (got - expected).abs().max() <= 5e-4 * expected.abs().max() + 1e-6
+@pytest.mark.parametrize("case", [Case(3, 5, 9, 16, heads=4, dropout=0.4), Case(2, 4, 300, 20, dropout=0.4)])
+def test_a_seed_means_the_same_in_every_dtype_and_chunk(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and every gradient."""
+    expected = compute(case, "torch", torch.float64)
+    check(case, "torch")
+    monkeypatch.setattr(primitives, "chunk_rows", lambda _: 7)
+    got = compute(case, "torch", torch.float64)
+    assert torch.allclose(got.fused, expected.fused, atol=1e-12)
+    for name, gradient in expected.gradients.items():
+        assert torch.allclose(got.gradients[name], gradient, atol=1e-9), name

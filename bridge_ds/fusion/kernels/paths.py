@@ -8,44 +8,38 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from bridge_ds.fusion.kernels import reference
-from bridge_ds.fusion.kernels.collapse import layer_scores
-from bridge_ds.fusion.kernels.mixing import Primitives, inverse_rms, mix
-from bridge_ds.fusion.kernels.native_build import library, why_not
+from bridge_ds.fusion.kernels import by_layer, by_token, reference
+from bridge_ds.fusion.kernels.primitives import Primitives
 from bridge_ds.fusion.kernels.rows import Rows, real_rows
 
 __all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_token", "primitives"]
 
-PATHS = ("reference", "torch", "native", "triton")
+PATHS = ("reference", "torch", "triton")
 """Values of `fusion.path`, beside `auto`."""
 
 
 def choose(path: str, device: str = "cpu") -> str:
-    """The path that runs: `auto` is native on a CPU with a C compiler, else torch. The Triton kernels have run in the
-    interpreter only; they become the default on CUDA when they have been measured there.
+    """The path that runs: `auto` is triton on CUDA (and ROCm) where it can run, else torch.
 
     Args:
         path: one of :data:`PATHS`, or `auto`.
         device: type of the device that holds the states.
 
     Raises:
-        ValueError: no such path, or one that cannot run here: triton where it is not installed, native without a C
-            compiler or on another device than the CPU.
+        ValueError: no such path, or triton where it cannot run.
     """
-    if path == "auto":  # under torch.compile, too, torch: dynamo cannot look into a C library
-        return "torch" if device != "cpu" or torch.compiler.is_compiling() or why_not() else "native"
+    if path == "auto":
+        return "triton" if device == "cuda" and not _why_no_triton() else "torch"
     if path not in PATHS:
         raise ValueError(f"fusion.path is {path!r}; expected auto or one of {', '.join(PATHS)}")
-    if path == "native" and device != "cpu":
-        raise ValueError(f"fusion.path is native, which runs on a CPU; the states are on {device}; use auto or torch")
-    if path == "native":
-        library()
-    if path == "triton" and not _has_triton():
-        raise ValueError("fusion.path is triton, which is not installed; pip install 'bridge_ds[kernels]' or use torch")
+    if path == "triton" and _why_no_triton():
+        raise ValueError(f"fusion.path is triton, which {_why_no_triton()}; mend that or use torch")
     return path
 
 
@@ -79,11 +73,9 @@ def fuse_by_token(
         real_BS1 = mask_BS[..., None] != 0
         seen_L = weights_BSL.detach().masked_fill(~real_BS1, 0).sum((0, 1)) / real_BS1.sum().clamp(min=1)
         return reference.mix(states, weights_BSL, mask_BS), seen_L
-    fast, rows = primitives(path), rows or real_rows(mask_BS)
-    scale_ML = inverse_rms(fast, rows, states) if normalize else None
-    weights_ML = torch.softmax(layer_scores(fast, rows, states, p, heads, dropout, scale_ML), dim=-1)
-    factors_ML = weights_ML if scale_ML is None else weights_ML * scale_ML
-    return mix(fast, rows, states, factors_ML), weights_ML.detach().sum(0) / max(1, rows.count)
+    return by_token.fuse(
+        primitives(path), rows or real_rows(mask_BS), states, p, heads=heads, dropout=dropout, normalize=normalize
+    )
 
 
 def fuse_by_layer(
@@ -93,14 +85,21 @@ def fuse_by_layer(
     """sum_l w_l h_l with the same weights [L] for every token: [B, S, D] in the states' dtype, zero on padding."""
     if path == "reference":
         return reference.mix(reference.normed(states) if normalize else states, weights_L, mask_BS)
-    fast, rows = primitives(path), rows or real_rows(mask_BS)
-    factors = _wide(weights_L).to(torch.promote_types(states[0].dtype, torch.float32))
-    return mix(fast, rows, states, factors * inverse_rms(fast, rows, states) if normalize else factors)
+    wide_L = _wide(weights_L).to(torch.promote_types(states[0].dtype, torch.float32))
+    return by_layer.fuse(primitives(path), rows or real_rows(mask_BS), states, wide_L, normalize)
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _why_no_triton() -> str:
+    """Empty where the kernels can run."""
+    if importlib.util.find_spec("triton") is None:
+        return "is not installed (pip install 'bridge_ds[kernels]')"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return ""
+    # Triton builds the stub that launches a kernel where it runs (triton/runtime/build.py).
+    if not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
+        return "needs a C compiler (gcc, clang, or the one that CC names) and finds none"
+    return ""
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

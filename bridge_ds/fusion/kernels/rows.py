@@ -5,12 +5,12 @@ Letters: B batch, S encoder tokens, N = B x S rows, M rows that hold a token, L 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Rows", "flat", "real_rows"]
+__all__ = ["Rows", "empty_result", "flat", "gradients_of", "real_rows", "shaped"]
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,18 @@ def real_rows(mask_BS: torch.Tensor) -> Rows:
 def flat(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """L states [B, S, D] as [N, D], views (a state whose rows do not lie evenly is copied, that one alone)."""
     return [state.reshape(-1, state.shape[-1]) for state in states]
+
+
+def empty_result(rows: Rows, like_ND: torch.Tensor) -> torch.Tensor:
+    """[N, D] to be written where tokens stand: zero elsewhere."""
+    return torch.empty_like(like_ND) if rows.index is None else torch.zeros_like(like_ND)
+
+
+def gradients_of(needed: Sequence[bool], states: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Zeros [N, D] for each state that wants a gradient (none does when the encoder is frozen)."""
+    return {n: torch.zeros_like(flat([state])[0]) for n, state in enumerate(states) if needed[n]}
+
+
+def shaped(d_states: Mapping[int, torch.Tensor], states: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
+    """Gradients in the states' shapes, none where none is wanted."""
+    return [d_states[n].view_as(state) if n in d_states else None for n, state in enumerate(states)]

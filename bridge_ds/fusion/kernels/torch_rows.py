@@ -1,9 +1,10 @@
 """The primitives in plain torch, for CPU threads and any device.
 
-Work goes in chunks of rows whose L states fit in cache together: they come from memory once for the scores and are
-still near for the weighted sum. A chunk is widened to float32 on its own; no block of L x N x D is ever formed.
+Work goes in blocks of rows. On a CPU a block's L states fit in cache together: they come from memory once for the
+scores and are still near for the weighted sum. On another device a block is all of the call, so that operators are few.
+A state is widened to float32 a block at a time; no tensor of L x N x D is ever formed.
 
-Letters: M rows of tokens, L layers, D width, H heads; m rows of one chunk.
+Letters: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
 """
 
 from __future__ import annotations
@@ -12,188 +13,223 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from bridge_ds.fusion.kernels.dropout import draw
+from bridge_ds.fusion.kernels.dropout import Factors
+from bridge_ds.fusion.kernels.primitives import RMS_EPSILON
 from bridge_ds.fusion.kernels.rows import Rows
 
-__all__ = ["attend", "attend_backward", "dot_totals", "dots", "draw", "mean_squares", "mix"]
+__all__ = ["attend", "attend_backward", "dot_totals", "dots", "mix", "prepare", "times"]
 
 CACHE_BYTES = 16 << 20
 """Bytes of states read together; about half of a usual last-level cache."""
 SLAB_BYTES = 2 << 20
 """Bytes of one state read together where each is read once only: the sum stays in cache, operators stay few."""
 
+States = Sequence[torch.Tensor]
+
+
+def prepare(states: States) -> States:
+    """What the other primitives take as `states`: L tensors [N, D]. Once in each direction."""
+    return states
+
 
 def attend(
-    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, u_HD: torch.Tensor, place_scores_HP: torch.Tensor,
-    keep_mHP: torch.Tensor | None, scale_mL: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    states: States, rows: Rows, lo: int, hi: int, u_HD: torch.Tensor, position_scores_HP: torch.Tensor,
+    keep: Factors | None, rms: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """Attention of one query vector a head over the layers, and the states pooled by it.
 
     Args:
-        states: L tensors [N, D].
+        states: what :func:`prepare` gave.
         rows: which rows hold tokens; `lo`, `hi` choose the tokens of this call.
         u_HD: score of a state h in head H is u . h; float32 (or float64), as all that follow.
-        place_scores_HP: [H, L + 1] added scores; place 0 is the query's own and has no state.
-        keep_mHP: [m, H, L + 1] factors on the attention (dropout), or none.
-        scale_mL: [m, L] factor on each state (its inverse RMS), or none.
+        position_scores_HP: [H, L + 1] added scores; position 0 is the query's own and has no state.
+        keep: dropout factors of the attention, or none.
+        rms: divide each state of each token by its RMS first.
 
     Returns:
-        attention [m, H, L + 1] before `keep`, and pooled [H, m, D] = sum_l attention_l keep_l scale_l h_l.
+        attention [m, H, L + 1] before dropout and after it, pooled [H, m, D] = sum_l attention_l keep_l scale_l h_l,
+        and scale [m, L], the inverse RMS (none without `rms`).
     """
-    layers, heads = len(states), len(u_HD)
+    layers, heads, wide = len(states), len(u_HD), u_HD.dtype
     attention_mHP = u_HD.new_empty(hi - lo, heads, layers + 1)
     pooled_HmD = u_HD.new_empty(heads, hi - lo, u_HD.shape[1])
-    for part, block in _blocks(states, rows, lo, hi, u_HD.dtype):
+    scale_mL = u_HD.new_empty(hi - lo, layers) if rms else None
+    keep_mHP = None if keep is None else keep.like(attention_mHP)
+    kept_mHP = attention_mHP if keep is None else torch.empty_like(attention_mHP)
+    for part, block in _blocks(states, rows, lo, hi, wide):
         raw_LmH = u_HD.new_empty(layers, part.stop - part.start, heads)
-        for state, out in zip(block, raw_LmH, strict=True):
+        norms = []
+        for state, out in zip((state.to(wide) for state in block), raw_LmH, strict=True):
             if heads == 1:  # a matrix times a vector is faster than a product with one column
                 torch.mv(state, u_HD[0], out=out[:, 0])
             else:
                 torch.mm(state, u_HD.T, out=out)
+            if scale_mL is not None:
+                norms.append(torch.linalg.vector_norm(state, dim=-1))
+        if scale_mL is not None:
+            scale_mL[part] = _inverse_rms(norms, u_HD.shape[1])
         scores_mHP = attention_mHP[part]
         scores_mHP[..., 0] = 0
-        scores_mHP[..., 1:] = raw_LmH.permute(1, 2, 0)
+        raw_mHL = raw_LmH.permute(1, 2, 0)
+        scores_mHP[..., 1:] = raw_mHL if scale_mL is None else raw_mHL * scale_mL[part, None]
+        attention_mHP[part] = torch.softmax(scores_mHP + position_scores_HP, dim=-1)
+        if keep_mHP is not None:
+            torch.mul(attention_mHP[part], keep_mHP[part], out=kept_mHP[part])
+        weights_mHL = kept_mHP[part, :, 1:]
         if scale_mL is not None:
-            scores_mHP[..., 1:] *= scale_mL[part, None]
-        attention_mHP[part] = torch.softmax(scores_mHP + place_scores_HP, dim=-1)
-        _accumulate(block, _weights(attention_mHP, keep_mHP, scale_mL, part), pooled_HmD[:, part])
-    return attention_mHP, pooled_HmD
+            weights_mHL = weights_mHL * scale_mL[part, None]
+        for head, out_mD in enumerate(pooled_HmD[:, part]):
+            _accumulate(block, weights_mHL[:, head], out_mD)
+    return attention_mHP, kept_mHP, pooled_HmD, scale_mL
 
 
 def attend_backward(
-    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, d_pooled_HmD: torch.Tensor, d_kept_mHP: torch.Tensor,
-    attention_mHP: torch.Tensor, keep_mHP: torch.Tensor | None, scale_mL: torch.Tensor | None,
+    states: States, rows: Rows, lo: int, hi: int, d_pooled_HmD: torch.Tensor, d_kept_mHP: torch.Tensor,
+    attention_mHP: torch.Tensor, kept_mHP: torch.Tensor, scale_mL: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of :func:`attend` for the scores [m, H, L + 1] and for u [H, D].
 
     Args:
         d_pooled_HmD: gradient of pooled.
-        d_kept_mHP: gradient that reaches attention x keep from elsewhere (the places' own vectors).
+        d_kept_mHP: gradient that reaches the attention after dropout from elsewhere (the positions' own vectors).
+        attention_mHP: before dropout; `kept_mHP` after it.
     """
-    d_scores_mHP = torch.empty_like(attention_mHP)
+    d_scores_mHP = torch.empty_like(attention_mHP, memory_format=torch.contiguous_format)
     d_u_HD = d_pooled_HmD.new_zeros(len(d_pooled_HmD), d_pooled_HmD.shape[-1])
     for part, block in _blocks(states, rows, lo, hi, d_pooled_HmD.dtype):
-        dots_mHL = _dots(block, d_pooled_HmD[:, part])
-        scale = None if scale_mL is None else scale_mL[part]
-        d_scores_mHP[part] = d_scores_mHL = score_gradient(
-            dots_mHL, d_kept_mHP[part], attention_mHP[part], None if keep_mHP is None else keep_mHP[part], scale
-        )
-        factors_mHL = d_scores_mHL[..., 1:] if scale is None else d_scores_mHL[..., 1:] * scale[:, None]
-        for place, state in enumerate(block):
-            d_u_HD.addmm_(factors_mHL[..., place].T, state)
+        dots_mHL = torch.stack([_dots(block, vectors_mD) for vectors_mD in d_pooled_HmD[:, part]], dim=1)
+        if scale_mL is not None:
+            dots_mHL *= scale_mL[part, None]
+        d_part_mHP = d_scores_mHP[part].copy_(d_kept_mHP[part])
+        d_part_mHP[..., 1:] += dots_mHL
+        d_part_mHP *= kept_mHP[part]
+        d_part_mHP.addcmul_(attention_mHP[part], d_part_mHP.sum(-1, keepdim=True), value=-1)
+        factors_mHL = d_part_mHP[..., 1:] if scale_mL is None else d_part_mHP[..., 1:] * scale_mL[part, None]
+        for layer, state in enumerate(block):
+            d_u_HD.addmm_(factors_mHL[..., layer].T, state.to(d_u_HD.dtype))
     return d_scores_mHP, d_u_HD
 
 
-def score_gradient(
-    dots_mHL: torch.Tensor, d_kept_mHP: torch.Tensor, attention_mHP: torch.Tensor,
-    keep_mHP: torch.Tensor | None, scale_mL: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
-    """Gradient of the scores [m, H, L + 1] through softmax, dropout and the pooling, given d_pooled . h_l."""
-    d_attention_mHP = d_kept_mHP.clone()
-    d_attention_mHP[..., 1:] += dots_mHL if scale_mL is None else dots_mHL * scale_mL[:, None]
-    if keep_mHP is not None:
-        d_attention_mHP *= keep_mHP
-    return attention_mHP * (d_attention_mHP - (attention_mHP * d_attention_mHP).sum(-1, keepdim=True))
-
-
 def mix(
-    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_mHL: torch.Tensor,
-    out_HmD: torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """sum_l w_l h_l for tokens lo..hi with weights [m, H, L]: [H, m, D] in the weights' dtype, written to `out_HmD`."""
-    mixed_HmD = out_HmD
-    if mixed_HmD is None:
-        mixed_HmD = weights_mHL.new_empty(weights_mHL.shape[1], hi - lo, states[0].shape[1])
-    if weights_mHL.stride(0) == 0 and weights_mHL.device.type == "cpu":  # one weight a layer: no column to read
-        for head, out_mD in enumerate(mixed_HmD):
-            _mix_shared(states, rows, lo, hi, weights_mHL[0, head], out_mD)
-        return mixed_HmD
-    for part, block in _blocks(states, rows, lo, hi, weights_mHL.dtype):
-        _accumulate(block, weights_mHL[part], mixed_HmD[:, part])
-    return mixed_HmD
+    states: States, rows: Rows, lo: int, hi: int, weights: torch.Tensor, out_ND: torch.Tensor,
+    scale_mL: torch.Tensor | None = None, rms: bool = False,
+) -> torch.Tensor | None:  # fmt: skip
+    """Write sum_l w_l scale_l h_l of tokens lo..hi to their rows of `out_ND`, in its dtype.
+
+    Args:
+        weights: [m, L], or [L]: the same for every token.
+        scale_mL: inverse RMS of the states, or none.
+        rms: compute it here.
+
+    Returns:
+        the inverse RMS [m, L] where `rms` asks for it.
+    """
+    shared, wide = weights.dim() == 1, weights.dtype
+    if shared and not rms and on_cpu(weights):
+        _mix_shared(states, rows, lo, hi, weights, out_ND)
+        return None
+    scale_mL = weights.new_empty(hi - lo, len(states)) if rms else scale_mL
+    for part, block in _blocks(states, rows, lo, hi, wide):
+        if rms:
+            assert scale_mL is not None
+            norms = [torch.linalg.vector_norm(state.to(wide), dim=-1) for state in block]
+            scale_mL[part] = _inverse_rms(norms, out_ND.shape[1])
+        weights_mL = weights.expand(part.stop - part.start, -1) if shared else weights[part]
+        if scale_mL is not None:
+            weights_mL = weights_mL * scale_mL[part]
+        first, last = lo + part.start, lo + part.stop
+        if rows.index is None and out_ND.dtype == wide:
+            _accumulate(block, weights_mL, out_ND[first:last])
+        else:
+            mixed_mD = weights.new_empty(last - first, out_ND.shape[1])
+            _accumulate(block, weights_mL, mixed_mD)
+            rows.put(out_ND, first, last, mixed_mD)
+    return scale_mL if rms else None
 
 
-def dots(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_HmD: torch.Tensor) -> torch.Tensor:
-    """v . h_l for each token's own vectors [H, m, D]: [m, H, L] (the backward of :func:`mix` for its weights)."""
-    found_mHL = vectors_HmD.new_empty(hi - lo, len(vectors_HmD), len(states))
-    for part, block in _blocks(states, rows, lo, hi, vectors_HmD.dtype):
-        found_mHL[part] = _dots(block, vectors_HmD[:, part])
-    return found_mHL
-
-
-def dot_totals(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_mD: torch.Tensor) -> torch.Tensor:
-    """v . h_l summed over tokens lo..hi: [L] (the backward of :func:`mix` for weights that all tokens share)."""
-    found_L = vectors_mD.new_zeros(len(states))
-    for first, last in _slabs(states, lo, hi, vectors_mD.dtype):
-        vector = vectors_mD[first - lo : last - lo].reshape(-1)
-        found_L += torch.stack(
-            [torch.dot(_taken(state, rows, first, last, vector).reshape(-1), vector) for state in states]
-        )
-    return found_L
-
-
-def mean_squares(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> torch.Tensor:
-    """Mean square of each state of each token, [m, L]."""
-    found_mL = states[0].new_empty(hi - lo, len(states), dtype=dtype)
+def dots(states: States, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """v . h_l for the vectors [N, D] at the tokens' rows: [m, L] in `dtype` (the backward of :func:`mix`)."""
+    found_mL = vectors_ND.new_empty(hi - lo, len(states), dtype=dtype)
     for part, block in _blocks(states, rows, lo, hi, dtype):
-        for place, state in enumerate(block):
-            found_mL[part, place] = state.square().mean(-1)
+        found_mL[part] = _dots(block, rows.take(vectors_ND, lo + part.start, lo + part.stop).to(dtype))
     return found_mL
 
 
+def dot_totals(
+    states: States, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, scale_mL: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    """scale_l v . h_l summed over tokens lo..hi: [L] (the backward of :func:`mix` for weights shared by all tokens)."""
+    if scale_mL is not None or not on_cpu(vectors_ND):
+        found_mL = dots(states, rows, lo, hi, vectors_ND, dtype)
+        return (found_mL if scale_mL is None else found_mL.mul_(scale_mL)).sum(0)
+    found_L = vectors_ND.new_zeros(len(states), dtype=dtype)
+    for first, last in _slabs(states, lo, hi, dtype):
+        vector = rows.take(vectors_ND, first, last).to(dtype).reshape(-1)
+        found_L += torch.stack([torch.dot(rows.take(s, first, last).to(dtype).reshape(-1), vector) for s in states])
+    return found_L
+
+
+def times(x: torch.Tensor, factors: Factors | None, in_place: bool = False) -> torch.Tensor:
+    """x times its dropout factors; x itself where there are none."""
+    if factors is None:
+        return x
+    return x.mul_(factors.like(x)) if in_place else x * factors.like(x)
+
+
+def on_cpu(x: torch.Tensor) -> bool:
+    """Whether what was read lately is near, and a state's rows are best widened once for two uses."""
+    return x.device.type == "cpu"
+
+
 def _blocks(
-    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, dtype: torch.dtype
+    states: States, rows: Rows, lo: int, hi: int, dtype: torch.dtype
 ) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-    """Chunks of tokens lo..hi: their place counted from lo, and their L states [rows, D] in `dtype`."""
-    size = max(8, CACHE_BYTES // max(1, len(states) * states[0].shape[1] * dtype.itemsize))
-    for first in range(lo, hi, size):
+    """Blocks of tokens lo..hi: their position counted from lo, and their L states [rows, D]; on a CPU in `dtype`."""
+    cached = on_cpu(states[0])
+    size = max(8, CACHE_BYTES // max(1, len(states) * states[0].shape[1] * dtype.itemsize)) if cached else hi - lo
+    for first in range(lo, hi, max(1, size)):
         last = min(hi, first + size)
-        yield slice(first - lo, last - lo), [rows.take(state, first, last).to(dtype) for state in states]
+        taken = [rows.take(state, first, last) for state in states]
+        yield slice(first - lo, last - lo), [state.to(dtype) for state in taken] if cached else taken
 
 
-def _slabs(states: Sequence[torch.Tensor], lo: int, hi: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+def _slabs(states: States, lo: int, hi: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
     size = max(8, SLAB_BYTES // (states[0].shape[1] * dtype.itemsize))
     for first in range(lo, hi, size):
         yield first, min(hi, first + size)
 
 
-def _taken(state: torch.Tensor, rows: Rows, lo: int, hi: int, like: torch.Tensor) -> torch.Tensor:
-    piece = rows.take(state, lo, hi)
-    return piece if piece.dtype == like.dtype else piece.to(like.dtype)
-
-
-def _mix_shared(
-    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_L: torch.Tensor, out_mD: torch.Tensor
-) -> None:
+def _mix_shared(states: States, rows: Rows, lo: int, hi: int, weights_L: torch.Tensor, out_ND: torch.Tensor) -> None:
     # Where states are small the interpreter's own steps count: as few as can be for each state.
-    factors = weights_L.tolist()
-    for first, last in _slabs(states, lo, hi, out_mD.dtype):
-        part_mD = out_mD if last - first == hi - lo else out_mD[first - lo : last - lo]
-        torch.mul(_taken(states[0], rows, first, last, out_mD), factors[0], out=part_mD)
+    factors, wide = weights_L.tolist(), weights_L.dtype
+    in_place = rows.index is None and out_ND.dtype == wide
+    for first, last in _slabs(states, lo, hi, wide):
+        part_mD = rows.take(out_ND, first, last) if in_place else weights_L.new_empty(last - first, out_ND.shape[1])
+        torch.mul(rows.take(states[0], first, last).to(wide), factors[0], out=part_mD)
         for state, factor in zip(states[1:], factors[1:], strict=True):
-            part_mD.add_(_taken(state, rows, first, last, out_mD), alpha=factor)
+            part_mD.add_(rows.take(state, first, last).to(wide), alpha=factor)
+        if not in_place:
+            rows.put(out_ND, first, last, part_mD)
 
 
-def _weights(
-    attention_mHP: torch.Tensor, keep_mHP: torch.Tensor | None, scale_mL: torch.Tensor | None, part: slice
-) -> torch.Tensor:
-    weights_mHL = attention_mHP[part, :, 1:]
-    if keep_mHP is not None:
-        weights_mHL = weights_mHL * keep_mHP[part, :, 1:]
-    return weights_mHL if scale_mL is None else weights_mHL * scale_mL[part, None]
+def _inverse_rms(norms: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """[m, L] of L norms [m]."""
+    return torch.stack(list(norms), dim=-1).square_().div_(width).add_(RMS_EPSILON).rsqrt_()
 
 
-def _accumulate(block: Sequence[torch.Tensor], weights_mHL: torch.Tensor, out_HmD: torch.Tensor) -> None:
-    for head, out_mD in enumerate(out_HmD):
-        torch.mul(block[0], weights_mHL[:, head, :1], out=out_mD)
-        for place, state in enumerate(block[1:], start=1):
-            out_mD.addcmul_(state, weights_mHL[:, head, place, None])
+def _accumulate(block: Sequence[torch.Tensor], weights_mL: torch.Tensor, out_mD: torch.Tensor) -> None:
+    # Operators on two dtypes compute in the wider one.
+    first_m1, *others = weights_mL[..., None].unbind(1)
+    torch.mul(block[0], first_m1, out=out_mD)
+    for state, weight_m1 in zip(block[1:], others, strict=True):
+        out_mD.addcmul_(state, weight_m1)
 
 
-def _dots(block: Sequence[torch.Tensor], vectors_HmD: torch.Tensor) -> torch.Tensor:
-    found_HLm = vectors_HmD.new_empty(len(vectors_HmD), len(block), vectors_HmD.shape[1])
-    product_mD = torch.empty_like(block[0])  # one for all: fresh memory for each costs more than the product
-    for vector_mD, found_Lm in zip(vectors_HmD, found_HLm, strict=True):
-        for state, found_m in zip(block, found_Lm, strict=True):
-            torch.sum(torch.mul(state, vector_mD, out=product_mD), dim=-1, out=found_m)
-    return found_HLm.permute(2, 0, 1)
+def _dots(block: Sequence[torch.Tensor], vector_mD: torch.Tensor) -> torch.Tensor:
+    """[m, L]."""
+    found_Lm = vector_mD.new_empty(len(block), len(vector_mD))
+    product_mD = torch.empty_like(vector_mD)  # one for all: fresh memory for each costs more than the product
+    for state, found_m in zip(block, found_Lm, strict=True):
+        torch.sum(torch.mul(state, vector_mD, out=product_mD), dim=-1, out=found_m)
+    return found_Lm.T

@@ -1,237 +1,179 @@
-"""The primitives as Triton kernels: a table of L pointers, states read in place, float32 accumulators.
+"""The primitives as launches of the Triton kernels; same contract as :mod:`.torch_rows`.
 
-One program handles one token (or one stretch of it): its L x D numbers are loaded as tiles [L, BLOCK] straight from
-the L tensors, and the second look that pooling takes finds them in the device's cache. Same contract as
-:mod:`.torch_rows`. Runs on a CPU under `TRITON_INTERPRET=1`.
+Runs on a CPU under `TRITON_INTERPRET=1`. What is launched is compiled ahead of time for GPUs that need not be there by
+tools/audit_kernels.py.
 
-Letters: N rows, M rows of tokens, m tokens of a call, L layers, P = L + 1 places, D width, H heads.
+Letters: N rows, M rows of tokens, m tokens of a call, L layers, P = L + 1 positions of the attention, D width, H heads.
 """
-
-# mypy: disable-error-code="no-untyped-def"
-# (a kernel's arguments are pointers and scalars of the device, which have no Python type)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from bridge_ds.fusion.kernels.dropout import draw
+from bridge_ds.fusion.kernels import triton_kernels as kernels
+from bridge_ds.fusion.kernels.dropout import Factors
 from bridge_ds.fusion.kernels.rows import Rows
-from bridge_ds.fusion.kernels.torch_rows import score_gradient
 
-__all__ = ["attend", "attend_backward", "dot_totals", "dots", "draw", "mean_squares", "mix"]
+__all__ = ["attend", "attend_backward", "dot_totals", "dots", "mix", "prepare", "times"]
 
-DTYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-BLOCK = 256
-"""Columns of one tile."""
+DTYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 SPLITS = 512
-"""Partial sums over tokens in :func:`attend_backward`; they are added in float32 (or float64) afterwards."""
+"""Partial sums of :func:`attend_backward`, added afterwards in a fixed order. Two waves of blocks on an H100."""
+BLOCK = 1024
+"""Elements a program of :func:`times`."""
 
 
-@triton.jit
-def _tile(table, row, columns, stride, width, layers: tl.constexpr, LP: tl.constexpr, TYPE: tl.constexpr):
-    # [LP, BLOCK]: columns of one token in every layer, read through the pointer table.
-    place = tl.arange(0, LP)
-    base = tl.load(table + place, mask=place < layers, other=0).to(tl.pointer_type(TYPE))
-    where = base[:, None] + (row * stride + columns)[None, :]
-    return tl.load(where, mask=(place < layers)[:, None] & (columns < width)[None, :], other=0.0)
+@dataclass(frozen=True)
+class Table:
+    """States that kernels can read, and where they lie."""
+
+    states: list[torch.Tensor]
+    """[N, D], rows one after the other, at addresses that loads of 16 bytes take."""
+    addresses_L: torch.Tensor
+    """int64, on the device."""
+
+    def __len__(self) -> int:
+        return len(self.states)
 
 
-@triton.jit
-def _attend(
-    table, index, u, place_scores, keep, scale, attention, pooled, tokens, stride, width, heads,
-    layers: tl.constexpr, LP: tl.constexpr, TYPE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
-    INDEXED: tl.constexpr, KEEP: tl.constexpr, SCALE: tl.constexpr,
-):  # fmt: skip
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = tl.load(index + token) if INDEXED else token
-    place = tl.arange(0, LP)
-    real = place < layers
-    scores = tl.zeros([LP], ACC)
-    for start in range(0, width, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        query = tl.load(u + head * width + columns, mask=columns < width, other=0.0)
-        tile = _tile(table, row, columns, stride, width, layers, LP, TYPE).to(ACC)
-        scores += tl.sum(tile * query[None, :], 1)
-    factor = tl.load(scale + token * layers + place, mask=real, other=1.0) if SCALE else tl.full([LP], 1.0, ACC)
-    first = tl.load(place_scores + head * (layers + 1))
-    added = tl.load(place_scores + head * (layers + 1) + 1 + place, mask=real, other=0.0)
-    scores = tl.where(real, scores * factor + added, float("-inf"))
-    top = tl.maximum(tl.max(scores, 0), first)
-    weights, weight_first = tl.exp(scores - top), tl.exp(first - top)
-    total = tl.sum(weights, 0) + weight_first
-    weights = weights / total
-    out = (token * heads + head) * (layers + 1)
-    tl.store(attention + out, weight_first / total)
-    tl.store(attention + out + 1 + place, weights, mask=real)
-    if KEEP:
-        weights *= tl.load(keep + out + 1 + place, mask=real, other=0.0)
-    weights *= factor
-    for start in range(0, width, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        tile = _tile(table, row, columns, stride, width, layers, LP, TYPE).to(ACC)
-        where = pooled + (head * tokens + token) * width + columns
-        tl.store(where, tl.sum(tile * weights[:, None], 0), mask=columns < width)
-
-
-@triton.jit
-def _mix(
-    table, index, weights, out, tokens, stride, width, heads, token_stride, layers: tl.constexpr, LP: tl.constexpr,
-    TYPE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, INDEXED: tl.constexpr,
-):  # fmt: skip
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    row = tl.load(index + token) if INDEXED else token
-    place = tl.arange(0, LP)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    weight = tl.load(weights + token * token_stride + head * layers + place, mask=place < layers, other=0.0)
-    tile = _tile(table, row, columns, stride, width, layers, LP, TYPE).to(ACC)
-    where = out + (head * tokens + token) * width + columns
-    tl.store(where, tl.sum(tile * weight[:, None], 0), mask=columns < width)
-
-
-@triton.jit
-def _dots(
-    table, index, vectors, out, stride, width, heads, head_stride, token_stride, layers: tl.constexpr,
-    LP: tl.constexpr, TYPE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, INDEXED: tl.constexpr,
-    SQUARE: tl.constexpr,
-):  # fmt: skip
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    row = tl.load(index + token) if INDEXED else token
-    place = tl.arange(0, LP)
-    sums = tl.zeros([LP], ACC)
-    for start in range(0, width, BLOCK):
-        columns = start + tl.arange(0, BLOCK)
-        tile = _tile(table, row, columns, stride, width, layers, LP, TYPE).to(ACC)
-        if SQUARE:
-            sums += tl.sum(tile * tile, 1)
-        else:
-            where = vectors + head * head_stride + token * token_stride + columns
-            sums += tl.sum(tile * tl.load(where, mask=columns < width, other=0.0)[None, :], 1)
-    tl.store(out + (token * heads + head) * layers + place, sums, mask=place < layers)
-
-
-@triton.jit
-def _total(
-    table, index, factors, out, tokens, stride, width, heads, layers: tl.constexpr, LP: tl.constexpr,
-    TYPE: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, INDEXED: tl.constexpr,
-):  # fmt: skip
-    split, head = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    place = tl.arange(0, LP)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    sums = tl.zeros([BLOCK], ACC)
-    for token in range(split, tokens, tl.num_programs(0)):
-        row = tl.load(index + token) if INDEXED else token
-        factor = tl.load(factors + (token * heads + head) * layers + place, mask=place < layers, other=0.0)
-        tile = _tile(table, row, columns, stride, width, layers, LP, TYPE).to(ACC)
-        sums += tl.sum(tile * factor[:, None], 0)
-    tl.store(out + (split * heads + head) * width + columns, sums, mask=columns < width)
+def prepare(states: Sequence[torch.Tensor]) -> Table:
+    """As :func:`.torch_rows.prepare`. A state that does not lie as it should is copied, that one alone."""
+    width = states[0].shape[1]
+    lined = [s if s.stride() == (width, 1) and s.data_ptr() % 16 == 0 else _copy(s) for s in states]
+    table = Table(lined, torch.empty(len(lined), dtype=torch.int64, device=lined[0].device))
+    with _device(lined[0]):
+        kernels.addresses[(1,)](tuple(lined), table.addresses_L, num_warps=1)
+    return table
 
 
 def attend(
-    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, u_HD: torch.Tensor, place_scores_HP: torch.Tensor,
-    keep_mHP: torch.Tensor | None, scale_mL: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """As :func:`.torch_rows.attend`, in one pass over the states."""
+    table: Table, rows: Rows, lo: int, hi: int, u_HD: torch.Tensor, position_scores_HP: torch.Tensor,
+    keep: Factors | None, rms: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    """As :func:`.torch_rows.attend`, in one read of the states."""
     heads, width = u_HD.shape
-    call = _Call(states, rows, lo, hi, u_HD.dtype)
-    attention_mHP = u_HD.new_empty(hi - lo, heads, len(states) + 1)
+    attention_mHP = u_HD.new_empty(hi - lo, heads, len(table) + 1)
+    kept_mHP = attention_mHP if keep is None else torch.empty_like(attention_mHP)
     pooled_HmD = u_HD.new_empty(heads, hi - lo, width)
-    keep = attention_mHP if keep_mHP is None else keep_mHP.contiguous()
-    scale = attention_mHP if scale_mL is None else scale_mL.contiguous()
-    _attend[(hi - lo, heads)](
-        call.table, call.index, u_HD.contiguous(), place_scores_HP.contiguous(), keep, scale, attention_mHP,
-        pooled_HmD, hi - lo, call.stride, width, heads, **call.constants, KEEP=keep_mHP is not None,
-        SCALE=scale_mL is not None,
+    scale_mL = u_HD.new_empty(hi - lo, len(table)) if rms else None
+    seed, dropped = (keep.seed, keep.dropped) if keep else (0, 0)
+    _launch(
+        kernels.attend, (hi - lo) * heads, table, rows, u_HD.contiguous(), position_scores_HP.contiguous(),
+        attention_mHP, kept_mHP, pooled_HmD, attention_mHP if scale_mL is None else scale_mL, lo, hi - lo, seed,
+        wide=u_HD.dtype, HEADS=heads, DROPPED=dropped, RMS=rms,
     )  # fmt: skip
-    return attention_mHP, pooled_HmD
+    return attention_mHP, kept_mHP, pooled_HmD, scale_mL
 
 
 def attend_backward(
-    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, d_pooled_HmD: torch.Tensor, d_kept_mHP: torch.Tensor,
-    attention_mHP: torch.Tensor, keep_mHP: torch.Tensor | None, scale_mL: torch.Tensor | None,
+    table: Table, rows: Rows, lo: int, hi: int, d_pooled_HmD: torch.Tensor, d_kept_mHP: torch.Tensor,
+    attention_mHP: torch.Tensor, kept_mHP: torch.Tensor, scale_mL: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """As :func:`.torch_rows.attend_backward`: one pass for the dots, one for the sum over tokens."""
+    """As :func:`.torch_rows.attend_backward`, in one read of the states."""
     heads, tokens, width = d_pooled_HmD.shape
-    dots_mHL = dots(states, rows, lo, hi, d_pooled_HmD)
-    d_scores_mHP = score_gradient(dots_mHL, d_kept_mHP, attention_mHP, keep_mHP, scale_mL)
-    factors_mHL = d_scores_mHP[..., 1:] if scale_mL is None else d_scores_mHP[..., 1:] * scale_mL[:, None]
-    call = _Call(states, rows, lo, hi, d_pooled_HmD.dtype)
-    partial = d_pooled_HmD.new_empty(min(SPLITS, tokens), heads, width)
-    _total[(len(partial), triton.cdiv(width, BLOCK), heads)](
-        call.table, call.index, factors_mHL.contiguous(), partial, tokens, call.stride, width, heads, **call.constants
-    )
-    return d_scores_mHP, partial.sum(0)
+    d_scores_mHP = torch.empty_like(attention_mHP)
+    partial_sHD = d_pooled_HmD.new_empty(max(1, min(SPLITS, tokens)), heads, width)
+    _launch(
+        kernels.attend_backward, partial_sHD.shape[0] * heads, table, rows, d_pooled_HmD.contiguous(),
+        d_kept_mHP.contiguous(), attention_mHP, kept_mHP, attention_mHP if scale_mL is None else scale_mL, d_scores_mHP,
+        partial_sHD, lo, tokens, wide=d_pooled_HmD.dtype, HEADS=heads, KEPT=kept_mHP is not attention_mHP,
+        RMS=scale_mL is not None,
+    )  # fmt: skip
+    return d_scores_mHP, partial_sHD.sum(0)
 
 
 def mix(
-    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_mHL: torch.Tensor,
-    out_HmD: torch.Tensor | None = None,
-) -> torch.Tensor:  # fmt: skip
-    """As :func:`.torch_rows.mix`; weights that are the same for every token are read as the [L] they are."""
-    tokens, heads, layers = weights_mHL.shape
-    call = _Call(states, rows, lo, hi, weights_mHL.dtype)
-    shared = weights_mHL.stride(0) == 0
-    weights = weights_mHL[:1].contiguous() if shared else weights_mHL.contiguous()
-    if out_HmD is None:
-        out_HmD = weights_mHL.new_empty(heads, tokens, states[0].shape[1])
-    _mix[(tokens, triton.cdiv(states[0].shape[1], BLOCK), heads)](
-        call.table, call.index, weights, out_HmD, tokens, call.stride, states[0].shape[1], heads,
-        0 if shared else heads * layers, **call.constants,
+    table: Table, rows: Rows, lo: int, hi: int, weights: torch.Tensor, out_ND: torch.Tensor,
+    scale_mL: torch.Tensor | None = None, rms: bool = False,
+) -> torch.Tensor | None:  # fmt: skip
+    """As :func:`.torch_rows.mix`: straight into the rows of the result, in its dtype."""
+    found_mL = weights.new_empty(hi - lo, len(table)) if rms else None
+    scale = next((s for s in (scale_mL, found_mL) if s is not None), weights)
+    _launch(
+        kernels.mix, hi - lo, table, rows, weights.contiguous(), scale, out_ND, lo, wide=weights.dtype,
+        SHARED=weights.dim() == 1, RMS="make" if rms else "no" if scale_mL is None else "given",
     )  # fmt: skip
-    return out_HmD
+    return found_mL
 
 
-def dots(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_HmD: torch.Tensor) -> torch.Tensor:
+def dots(table: Table, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """As :func:`.torch_rows.dots`."""
-    heads, tokens, width = vectors_HmD.shape
-    call = _Call(states, rows, lo, hi, vectors_HmD.dtype)
-    vectors = vectors_HmD if vectors_HmD.stride(-1) == 1 else vectors_HmD.contiguous()
-    found_mHL = vectors_HmD.new_empty(tokens, heads, len(states))
-    _dots[(tokens, heads)](
-        call.table, call.index, vectors, found_mHL, call.stride, width, heads, vectors.stride(0), vectors.stride(1),
-        **call.constants, SQUARE=False,
-    )  # fmt: skip
-    return found_mHL
+    found_mL = vectors_ND.new_empty(hi - lo, len(table), dtype=dtype)
+    _launch(kernels.dots, hi - lo, table, rows, vectors_ND.contiguous(), found_mL, lo, wide=dtype)
+    return found_mL
 
 
-def dot_totals(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_mD: torch.Tensor) -> torch.Tensor:
+def dot_totals(
+    table: Table, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, scale_mL: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
     """As :func:`.torch_rows.dot_totals`."""
-    return dots(states, rows, lo, hi, vectors_mD[None])[:, 0].sum(0)
+    found_mL = dots(table, rows, lo, hi, vectors_ND, dtype)
+    return (found_mL if scale_mL is None else found_mL.mul_(scale_mL)).sum(0)
 
 
-def mean_squares(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> torch.Tensor:
-    """As :func:`.torch_rows.mean_squares`."""
-    width = states[0].shape[1]
-    call = _Call(states, rows, lo, hi, dtype)
-    found_mL = states[0].new_empty(hi - lo, len(states), dtype=dtype)
-    _dots[(hi - lo, 1)](
-        call.table, call.index, found_mL, found_mL, call.stride, width, 1, 0, 0, **call.constants, SQUARE=True
-    )
-    return found_mL / width
+def times(x: torch.Tensor, factors: Factors | None, in_place: bool = False) -> torch.Tensor:
+    """As :func:`.torch_rows.times`; the factors are drawn where they are used and never stored."""
+    if factors is None:
+        return x
+    x = x.contiguous()
+    out = x if in_place else torch.empty_like(x)
+    if x.numel():
+        with _device(x):
+            kernels.times[triton.cdiv(x.numel(), BLOCK),](
+                x, out, factors.first, x.numel(), factors.seed, DROPPED=factors.dropped, BLOCK=BLOCK,
+                ACC=DTYPES[torch.promote_types(x.dtype, torch.float32)], num_warps=4, enable_fp_fusion=True,
+            )  # fmt: skip
+    return out
 
 
-class _Call:
-    """What every launch needs: the pointer table, the row numbers, strides and compile-time constants."""
+def shape_of(width: int, dtype: torch.dtype, backend: str, lanes: int) -> dict[str, int]:
+    """Columns of a tile (DP, a power of two), layers (GROUP), warps of `lanes` threads, and the bound on registers.
 
-    def __init__(self, states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, wide: torch.dtype) -> None:
-        first = states[0]
-        # One stride for all: the encoder's states are alike; one that is not is copied, that one alone.
-        even = [s if s.stride() == (s.shape[1], 1) else s.contiguous() for s in states]
-        self.states = even  # holds a copy until the launch is queued
-        self.stride = first.shape[1]
-        indexed = rows.index is not None
-        offset = 0 if indexed else lo * self.stride * first.element_size()
-        self.table = torch.tensor([s.data_ptr() + offset for s in even], dtype=torch.int64, device=first.device)
-        self.index = self.table if rows.index is None else rows.index[lo:hi]
-        self.constants = {
-            "layers": len(states), "LP": triton.next_power_of_2(len(states)), "TYPE": DTYPES[first.dtype],
-            "ACC": DTYPES[wide], "BLOCK": BLOCK, "INDEXED": indexed,
-        }  # fmt: skip
+    A thread loads 16 bytes of each layer, up to 16 warps; then more of each, and of fewer layers. It holds 32 numbers.
+    """
+    columns = triton.next_power_of_2(width)
+    warps = max(1, min(16, columns * dtype.itemsize // (16 * lanes)))
+    shape = {"DP": columns, "GROUP": max(1, min(8, 32 * lanes * warps // columns)), "num_warps": warps}
+    # Without a bound ptxas spills a few bytes to fit one block more on a multiprocessor, which is worth less.
+    return shape | ({"maxnreg": 128} if backend == "cuda" else {})
+
+
+def _launch(
+    kernel: Any, programs: int, table: Table, rows: Rows, *arguments: Any, wide: torch.dtype, **more: Any
+) -> None:
+    """One kernel over the tokens of a call; `arguments` follow the states and the row numbers."""
+    if programs == 0:
+        return
+    like = table.states[0]
+    with _device(like):
+        kernel[(programs,)](
+            table.addresses_L, table.addresses_L if rows.index is None else rows.index, *arguments, LAYERS=len(table),
+            WIDTH=like.shape[1], TYPE=DTYPES[like.dtype], ACC=DTYPES[wide], INDEXED=rows.index is not None,
+            enable_fp_fusion=True, **shape_of(like.shape[1], like.dtype, *_target()), **more,
+        )  # fmt: skip
+
+
+def _target() -> tuple[str, int]:
+    """What kernels are compiled for, `cuda` or `hip`, and threads of a warp: 32, or 64 on AMD's data-centre GPUs."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "interpreter", 32
+    target = triton.runtime.driver.active.get_current_target()
+    return target.backend, target.warp_size
+
+
+def _copy(state: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(state, memory_format=torch.contiguous_format).copy_(state)
+
+
+def _device(like: torch.Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which need not be the one that holds the states (device_map)."""
+    return torch.cuda.device_of(like) if like.is_cuda else nullcontext()

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bridge_ds.fusion.kernels import PATHS, choose, collapse, mixing, torch_rows
-from bridge_ds.fusion.kernels.mixing import few_rows
-from bridge_ds.fusion.kernels.paths import fuse_by_token
-from bridge_ds.fusion.kernels.rows import real_rows
+from bridge_ds.fusion.kernels import PATHS, by_token, choose
+from bridge_ds.fusion.kernels.paths import fuse_by_layer, fuse_by_token
+from bridge_ds.fusion.kernels.primitives import chunk_rows
 from bridge_ds.fusion.transformer_softmax import TransformerSoftmax
 from tests.fusion.cases import Case, make_fusion
 from tests.fusion.measure import Allocations
@@ -45,13 +44,11 @@ def test_gradcheck(heads: int, normalize: bool, dropout: float) -> None:
     assert torch.autograd.gradcheck(run, inputs, fast_mode=not normalize)
 
 
-def test_gradcheck_of_the_sum_and_the_rms() -> None:
+@pytest.mark.parametrize("normalize", [False, True])
+def test_gradcheck_of_the_sum_with_shared_weights(normalize: bool) -> None:
     states, mask = small_states()
-    states = [state.requires_grad_() for state in states]
-    rows = real_rows(mask)
-    weights = torch.randn(rows.count, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda w, *h: mixing.mix(torch_rows, rows, h, w), (weights, *states))
-    assert torch.autograd.gradcheck(lambda *h: mixing.inverse_rms(torch_rows, rows, h), tuple(states))
+    inputs = (torch.randn(3, dtype=torch.float64, requires_grad=True), *(state.requires_grad_() for state in states))
+    assert torch.autograd.gradcheck(lambda w, *h: fuse_by_layer("torch", h, mask, w, normalize=normalize), inputs)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -80,7 +77,7 @@ def test_memory_and_size_of_every_tensor(name: str, path: str) -> None:
     with Allocations([*states, mask, upstream, *fusion.parameters()]) as seen:
         fusion(states, mask).backward(upstream)
     small = 8 * rows * (layers + 1)  # attention, scores, weights and their gradients
-    small += 16 * few_rows(width) * width  # temporaries of one chunk
+    small += 16 * chunk_rows(states[0][0]) * width  # temporaries of one chunk
     small += 2 * sum(p.numel() for p in fusion.parameters())
     result = rows * width
     assert seen.peak / 4 - result < 3 * rows * width + small
@@ -184,9 +181,10 @@ def test_the_rest_can_be_compiled(path: str) -> None:
 
 def test_auto_and_wrong_paths() -> None:
     assert [choose(path) for path in PATHS[:2]] == ["reference", "torch"]
+    assert choose("auto") == "torch"
     with pytest.raises(ValueError, match="expected auto or one of"):
         choose("cuda")
 
 
 def test_order_of_names_is_the_modules() -> None:
-    assert set(collapse.NAMES) == {name for name, _ in TransformerSoftmax(2, 4).named_parameters()}
+    assert set(by_token.NAMES) == {name for name, _ in TransformerSoftmax(2, 4).named_parameters()}

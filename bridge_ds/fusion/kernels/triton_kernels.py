@@ -1,0 +1,242 @@
+"""What runs on the GPU: kernels that read each state once, for one token and one head a program.
+
+A program holds a few layers' whole rows of a token at a time (`GROUP` of them, 16 bytes a load), takes their scores and
+adds them to the weighted sum before the next group comes: an online softmax over groups of layers, as flash attention's
+over keys (arXiv 2205.14135). No second look at the states is needed, and their registers are free again. The states'
+addresses are arguments of one small kernel that writes them to a table on the device: nothing is copied there and the
+host waits for nothing. (As arguments of every kernel they would need an unrolled loop over the layers: 80 KB of
+instructions at 24 layers, and registers that no compiler keeps in bounds.) Heads are the fastest axis of the grid, so
+that the programs of one token run together and find its states in the device's cache.
+
+Letters: m tokens of a call, L layers, P = L + 1 positions of the attention (0 is the query's own), D width, H heads.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# (a kernel's arguments are pointers and scalars of the device, which have no Python type)
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from bridge_ds.fusion.kernels.dropout import FIRST_FACTOR, SECOND_FACTOR, STEP
+
+__all__ = ["addresses", "attend", "attend_backward", "dots", "mix", "times"]
+
+_STEP, _FIRST, _SECOND = (tl.constexpr(value) for value in (STEP, FIRST_FACTOR, SECOND_FACTOR))
+EPSILON = tl.constexpr(1e-6)
+"""Added to the mean square, as in T5's norm."""
+
+
+@triton.jit
+def addresses(states, table):
+    """table [L]: where each state lies."""
+    for layer in tl.static_range(len(states)):
+        tl.store(table + layer, states[layer].to(tl.int64))
+
+
+@triton.jit
+def _tile(
+    table, row, first, LAYERS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr, TYPE, ACC
+):
+    # [GROUP, DP]: layers first.. of one row, zero beyond the last layer and column.
+    layer = tl.arange(0, GROUP)
+    columns = tl.arange(0, DP)
+    # An integer that becomes a pointer says nothing of its alignment; the launcher has checked it.
+    if LAYERS % GROUP == 0:
+        base = tl.multiple_of(tl.load(table + first + layer).to(tl.pointer_type(TYPE)), 16)
+    else:
+        base = tl.load(table + first + layer, mask=first + layer < LAYERS, other=0).to(tl.pointer_type(TYPE))
+        base = tl.multiple_of(base, 16)
+    where = base[:, None] + (row * WIDTH + columns)[None, :]
+    if LAYERS % GROUP == 0 and WIDTH == DP:
+        return tl.load(where, eviction_policy="evict_first").to(ACC)
+    inside = (first + layer < LAYERS)[:, None] & (columns < WIDTH)[None, :]
+    return tl.load(where, mask=inside, other=0.0, eviction_policy="evict_first").to(ACC)
+
+
+@triton.jit
+def _factor(seed, element, DROPPED: tl.constexpr, ACC):
+    # Dropout factor of each element number: SplitMix64 as in dropout.py, 16 bits an element.
+    z = seed.to(tl.uint64) + (element // 4 + 1).to(tl.uint64) * _STEP
+    z = (z ^ (z >> 30)) * _FIRST
+    z = (z ^ (z >> 27)) * _SECOND
+    z = z ^ (z >> 31)
+    bits = ((z >> ((element % 4) * 16).to(tl.uint64)) & 0xFFFF).to(tl.int32)
+    return tl.where((bits ^ 0x8000) >= DROPPED, 65536 / (65536 - DROPPED), 0.0).to(ACC)
+
+
+@triton.jit(do_not_specialize=["lo", "tokens", "seed"])
+def attend(
+    table, index, u, position_scores, attention, kept, pooled, scale, lo, tokens, seed,
+    LAYERS: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, TYPE: tl.constexpr,
+    HEADS: tl.constexpr, ACC: tl.constexpr,
+    INDEXED: tl.constexpr, DROPPED: tl.constexpr, RMS: tl.constexpr,
+):  # fmt: skip
+    """attention [m, H, P] before dropout, kept [m, H, P] after it, pooled [H, m, D], scale [m, L] (inverse RMS)."""
+    P: tl.constexpr = LAYERS + 1
+    PP: tl.constexpr = triton.next_power_of_2(P)
+    layer = tl.arange(0, GROUP)
+    columns = tl.arange(0, DP)
+    program = tl.program_id(0)
+    head = program % HEADS
+    token = (program // HEADS).to(tl.int64)
+    row = tl.load(index + lo + token) if INDEXED else lo + token
+    query = tl.load(u + head * WIDTH + columns, mask=columns < WIDTH, other=0.0)
+    at = (token * HEADS + head) * P
+    position = tl.arange(0, PP)
+    if DROPPED > 0:
+        # Each once, by one thread; a draw where it is used would be every thread's.
+        factor = _factor(seed, lo * HEADS * P + at + position, DROPPED, ACC)
+        tl.store(kept + at + position, factor, mask=position < P)
+        tl.debug_barrier()
+    # The softmax so far: its largest score, its sum of exponentials, and the states weighed by them.
+    top = tl.load(position_scores + head * P).to(ACC)
+    total = tl.full((), 1.0, ACC)
+    pooled_D = tl.zeros([DP], ACC)
+    tl.store(attention + at, top)
+    for first in range(0, LAYERS, GROUP):
+        tile = _tile(table, row, first, LAYERS, GROUP, WIDTH, DP, TYPE, ACC)
+        real = first + layer < LAYERS
+        scores = tl.sum(tile * query[None, :], 1)
+        if RMS:
+            inverse = tl.rsqrt(tl.sum(tile * tile, 1) / WIDTH + EPSILON)
+            scores *= inverse
+            if head == 0:
+                tl.store(scale + token * LAYERS + first + layer, inverse, mask=real)
+        scores += tl.load(position_scores + head * P + 1 + first + layer, mask=real, other=0.0)
+        tl.store(attention + at + 1 + first + layer, scores, mask=real)
+        scores = tl.where(real, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 0))
+        shrink = tl.exp(top - new_top)
+        weights = tl.exp(scores - new_top)
+        total = total * shrink + tl.sum(weights, 0)
+        if DROPPED > 0:
+            weights *= tl.load(kept + at + 1 + first + layer, mask=real, other=0.0)
+        if RMS:
+            weights *= inverse
+        pooled_D = pooled_D * shrink + tl.sum(tile * weights[:, None], 0)
+        top = new_top
+    tl.store(pooled + (head.to(tl.int64) * tokens + token) * WIDTH + columns, pooled_D / total, mask=columns < WIDTH)
+    tl.debug_barrier()  # other threads wrote some of the scores
+    scores = tl.load(attention + at + position, mask=position < P, other=0.0)
+    share = tl.exp(scores - top) / total
+    tl.store(attention + at + position, share, mask=position < P)
+    if DROPPED > 0:
+        share *= tl.load(kept + at + position, mask=position < P, other=0.0)
+        tl.store(kept + at + position, share, mask=position < P)
+
+
+@triton.jit(do_not_specialize=["lo", "tokens"])
+def attend_backward(
+    table, index, d_pooled, d_kept, attention, kept, scale, d_scores, partial, lo, tokens,
+    LAYERS: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, TYPE: tl.constexpr,
+    HEADS: tl.constexpr, ACC: tl.constexpr,
+    INDEXED: tl.constexpr, KEPT: tl.constexpr, RMS: tl.constexpr,
+):  # fmt: skip
+    """d_scores [m, H, P], and in partial [programs, H, D] each program's share of the gradient of u.
+
+    With a the attention, k the one after dropout and g the gradient of k, d_score_l = k_l g_l - a_l mean,
+    mean = sum_p k_p g_p, so that d_u = sum_l d_score_l f_l h_l = sum_l (k_l g_l f_l) h_l - mean sum_l (a_l f_l) h_l
+    (f the inverse RMS): one read gives both sums.
+    """
+    P: tl.constexpr = LAYERS + 1
+    PP: tl.constexpr = triton.next_power_of_2(P)
+    layer = tl.arange(0, GROUP)
+    columns = tl.arange(0, DP)
+    position = tl.arange(0, PP)
+    head = tl.program_id(0) % HEADS
+    split = tl.program_id(0) // HEADS
+    sum_D = tl.zeros([DP], ACC)
+    for number in range(split, tokens, tl.num_programs(0) // HEADS):
+        token = tl.zeros((), tl.int64) + number  # (an int in the interpreter)
+        row = tl.load(index + lo + token) if INDEXED else lo + token
+        vector = tl.load(
+            d_pooled + (head.to(tl.int64) * tokens + token) * WIDTH + columns, mask=columns < WIDTH, other=0.0
+        )
+        at = (token * HEADS + head) * P
+        mean = tl.load(kept + at) * tl.load(d_kept + at)
+        tl.store(d_scores + at, mean)
+        without_D = tl.zeros([DP], ACC)
+        for first in range(0, LAYERS, GROUP):
+            tile = _tile(table, row, first, LAYERS, GROUP, WIDTH, DP, TYPE, ACC)
+            real = first + layer < LAYERS
+            here = at + 1 + first + layer
+            gradient = tl.sum(tile * vector[None, :], 1)
+            share = tl.load(attention + here, mask=real, other=0.0)
+            weight = tl.load(kept + here, mask=real, other=0.0) if KEPT else share
+            if RMS:
+                inverse = tl.load(scale + token * LAYERS + first + layer, mask=real, other=0.0)
+                gradient *= inverse
+            weight *= gradient + tl.load(d_kept + here, mask=real, other=0.0)
+            tl.store(d_scores + here, weight, mask=real)
+            mean += tl.sum(weight, 0)
+            if RMS:
+                weight *= inverse
+                share *= inverse
+            sum_D += tl.sum(tile * weight[:, None], 0)
+            without_D += tl.sum(tile * share[:, None], 0)
+        sum_D -= mean * without_D
+        tl.debug_barrier()  # other threads wrote some of the gradients
+        weight = tl.load(d_scores + at + position, mask=position < P, other=0.0)
+        share = tl.load(attention + at + position, mask=position < P, other=0.0)
+        tl.store(d_scores + at + position, weight - share * mean, mask=position < P)
+    tl.store(partial + tl.program_id(0).to(tl.int64) * WIDTH + columns, sum_D, mask=columns < WIDTH)
+
+
+@triton.jit(do_not_specialize=["lo"])
+def mix(
+    table, index, weights, scale, out, lo,
+    LAYERS: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, TYPE: tl.constexpr,
+    SHARED: tl.constexpr, ACC: tl.constexpr,
+    INDEXED: tl.constexpr, RMS: tl.constexpr,
+):  # fmt: skip
+    """out [N, D] at the tokens' rows, in its own dtype: sum_l w_l f_l h_l.
+
+    weights are [m, L], or [L] where SHARED; RMS is "no", "given" (scale [m, L] holds f) or "make" (f is written there).
+    """
+    layer = tl.arange(0, GROUP)
+    columns = tl.arange(0, DP)
+    token = tl.program_id(0).to(tl.int64)
+    row = tl.load(index + lo + token) if INDEXED else lo + token
+    mixed_D = tl.zeros([DP], ACC)
+    for first in range(0, LAYERS, GROUP):
+        tile = _tile(table, row, first, LAYERS, GROUP, WIDTH, DP, TYPE, ACC)
+        real = first + layer < LAYERS
+        at = token * LAYERS + first + layer
+        weight = tl.load(weights + (first + layer if SHARED else at), mask=real, other=0.0)
+        if RMS == "given":
+            weight *= tl.load(scale + at, mask=real, other=0.0)
+        elif RMS == "make":
+            inverse = tl.rsqrt(tl.sum(tile * tile, 1) / WIDTH + EPSILON)
+            tl.store(scale + at, inverse, mask=real)
+            weight *= inverse
+        mixed_D += tl.sum(tile * weight[:, None], 0)
+    tl.store(out + row * WIDTH + columns, mixed_D.to(out.dtype.element_ty), mask=columns < WIDTH)
+
+
+@triton.jit(do_not_specialize=["lo"])
+def dots(
+    table, index, vectors, out, lo,
+    LAYERS: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, TYPE: tl.constexpr,
+    ACC: tl.constexpr, INDEXED: tl.constexpr,
+):  # fmt: skip
+    """out [m, L]: v . h_l, where each token's v stands at its row of vectors [N, D], in their own dtype."""
+    layer = tl.arange(0, GROUP)
+    columns = tl.arange(0, DP)
+    token = tl.program_id(0).to(tl.int64)
+    row = tl.load(index + lo + token) if INDEXED else lo + token
+    vector = tl.load(vectors + row * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(ACC)
+    for first in range(0, LAYERS, GROUP):
+        tile = _tile(table, row, first, LAYERS, GROUP, WIDTH, DP, TYPE, ACC)
+        found = tl.sum(tile * vector[None, :], 1)
+        tl.store(out + token * LAYERS + first + layer, found, mask=first + layer < LAYERS)
+
+
+@triton.jit(do_not_specialize=["first", "count", "seed"])
+def times(x, out, first, count, seed, DROPPED: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
+    """out = x times the dropout factors of elements first, first + 1, ..."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + place, mask=place < count, other=0.0).to(ACC)
+    value *= _factor(seed, first + place, DROPPED, ACC)
+    tl.store(out + place, value.to(out.dtype.element_ty), mask=place < count)
