@@ -100,10 +100,7 @@ def _leave(world: World, text: str, status: int) -> None:
 
 
 def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
-    """Print the resolved config and what DeepSpeed will get.
-
-    Its sizes come from the models' shapes as the planner knows them, without biases; a run takes them from the models.
-    """
+    """Print the resolved config and what DeepSpeed will get."""
     import yaml
 
     from bridge_ds.config.load import to_dict
@@ -115,11 +112,14 @@ def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     if not world.is_main:
         return
     print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
-    print(f"# DeepSpeed, on {world.size} ranks:")
+    left_open = fill_sizes(ds_values, 1) != ds_values
     try:
         pairs = ((config.model.encoder, ENCODERS), (config.model.llm, LLMS))
         ds_values = fill_sizes(ds_values, max(find_shape(resolve(name), known).layer for name, known in pairs))
+        remark = "from the models' shapes, without biases; a run takes them from the models"
     except ConfigError as error:
-        why = str(error).partition(";")[0]
-        print(f"# What the file leaves open of stage3_* comes from the models at the start ({why}).")
+        remark = f"from the models, at the start ({str(error).partition(';')[0]})"
+    if left_open:
+        print(f"# What the DeepSpeed file leaves open of stage3_*: {remark}.")
+    print(f"# DeepSpeed, on {world.size} ranks:")
     print(json.dumps(engine_config(config, ds_values, world.size), indent=2))

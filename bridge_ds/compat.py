@@ -21,7 +21,7 @@ def reuse_hpz_group() -> None:
     DeepSpeed 0.19.8: every `zero.Init` (one a `from_pretrained`) makes the groups of ranks that share a second copy of
     the shards, and the second one ends in `AssertionError: ZeRO parameter intra parallel group is already initialized`
     (deepspeedai/DeepSpeed#4901, #7066). Here the second one finds the first one's groups, as in PR #8361, which is
-    open. A DeepSpeed that has it is left as it is; tests/engine/test_hpz.py fails then, and this can go.
+    open. A DeepSpeed that has it is left as it is; tests/config/test_zero.py fails then, and this can go.
 
     Raises:
         LaunchError: DeepSpeed's code is neither that of 0.19.8 nor that of the pull request.
@@ -61,7 +61,7 @@ def hpz_group_is_reused(init: str, create: str) -> bool:
     if made >= 0 and _REFUSAL in create and create.startswith("def _create_zero_param_parallel_group(group_size):"):
         return False
     raise LaunchError(
-        f"deepspeed {version('deepspeed')} makes the groups of zero_hpz_partition_size in a way not known here; expected "
-        "that of 0.19.8, whose fault is mended, or that of deepspeedai/DeepSpeed#8361; install deepspeed 0.19.8, or use "
-        "zero3.json."
+        f"deepspeed {version('deepspeed')} makes the groups of zero_hpz_partition_size in a way not known here; "
+        "expected that of 0.19.8, whose fault is mended, or that of deepspeedai/DeepSpeed#8361; install deepspeed "
+        "0.19.8, or use zero3.json."
     )

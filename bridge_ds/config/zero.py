@@ -174,7 +174,7 @@ def gather_sizes(layer: int) -> dict[str, int]:
 
     A frozen layer is gathered whole. With a bucket below one layer a part of the next one is always asked for too late,
     and with a limit below two no prefetch begins while a layer is there. With one and three, everything that backward
-    gathers was asked for ahead of the module that needs it (tests/engine/test_gathers.py counts it). Nothing is kept
+    gathers was asked for ahead of the module that needs it (tests/engine/test_shipped.py counts it). Nothing is kept
     over a distance of more than one layer, so at most the limit and one tensor are there at any moment: prefetch
     looks at the limit before it takes a tensor, not after.
 

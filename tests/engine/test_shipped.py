@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bridge_ds.plan.shapes import LLMS, find_shape
 from tests import launch, tiny
 
 pytestmark = pytest.mark.slow
@@ -25,15 +26,17 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_shipped_file_trains(small_run: list[str], tmp_path: Path) -> None:
+def test_every_shipped_file_trains(small_run: list[str], models: dict[str, Path], tmp_path: Path) -> None:
     losses = {}
+    layer = find_shape(str(models["llm"]), LLMS).layer  # what a dry run and the planner know
     for name in SHIPPED:
         outcome = run(small_run, name, tmp_path / name, 2, "train.steps=3", "fusion.dropout=0")
         losses[name] = [line["loss"] for line in lines(tmp_path / name / "metrics.jsonl")]
         assert len(losses[name]) == 3
         # Two ranks of one node.
         assert ("hpZ             off:" in outcome.outputs[0]) == (name == "zero3_hpz.json")
-        assert ("ZeRO-3 gathers" in outcome.outputs[0]) == name.startswith("zero3")
+        said = f"ZeRO-3 gathers  {layer:,} elements ahead, up to {3 * layer:,}, kept over {layer:,}"
+        assert (said in outcome.outputs[0]) == name.startswith("zero3"), outcome.outputs[0]
     assert {"zero2.json", "zero3.json", "zero3_hpz.json", "zero3_offload.json"} <= set(losses)
     for name in SHIPPED:
         assert losses[name] == pytest.approx(losses["zero3.json"], abs=1e-5), name
@@ -71,8 +74,7 @@ SCALED = {
 BEFORE = {"13b": (0.158, 1.58, 1.58), "70b": (0.058, 0.584, 0.584)}
 
 
-@pytest.mark.parametrize("name", SCALED)
-@pytest.mark.parametrize("recompute", ["false", "true"])
+@pytest.mark.parametrize(("name", "recompute"), [("13b", "false"), ("70b", "true")])
 def test_what_backward_gathers_was_asked_for_ahead(
     name: str, recompute: str, small_run: list[str], tmp_path: Path
 ) -> None:
@@ -88,11 +90,11 @@ def test_what_backward_gathers_was_asked_for_ahead(
         if layers:
             values["zero_optimization"] |= {key: int(n * layer) for key, n in zip(keys, layers, strict=True)}
         (tmp_path / f"{kind}.json").write_text(json.dumps(values))
-        more = [f"model.llm={llm}", f"model.activation_checkpointing={recompute}", "train.steps=3"]
+        more = [f"model.llm={llm}", f"model.activation_checkpointing={recompute}", "train.steps=2"]
         gathers = tmp_path / f"{kind}.gathers"
         run(small_run, str(tmp_path / f"{kind}.json"), tmp_path / kind, 2, *more, GATHERS=str(gathers))
         for rank in range(2):
-            last = lines(Path(f"{gathers}.{rank}"))[-1]  # the first micro-batch is recorded, and gathers nothing ahead
+            last = lines(Path(f"{gathers}.{rank}"))[-1]  # in the first step DeepSpeed only notes the order of modules
             shares[kind] = last["ahead"] / (last["ahead"] + last["late"])
             if not layers:
                 assert last["sizes"] == [layer, 3 * layer, layer]

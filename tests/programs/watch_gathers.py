@@ -35,12 +35,9 @@ class Watch:
         """What was counted since the last one."""
         frozen = [p for p in engine.module.parameters() if not p.requires_grad]
         second = {p.ds_secondary_tensor_group_size for p in frozen if p.ds_secondary_tensor is not None}
-        sizes = [
-            engine.zero_prefetch_bucket_size(),
-            engine.zero_max_live_parameters(),
-            engine.zero_max_reuse_distance(),
-        ]
-        found = {"ahead": self.ahead, "late": self.late, "held": self.most, "second": sorted(second), "sizes": sizes}
+        sizes = (engine.zero_prefetch_bucket_size, engine.zero_max_live_parameters, engine.zero_max_reuse_distance)
+        found: dict[str, Any] = {"ahead": self.ahead, "late": self.late, "held": self.most, "second": sorted(second)}
+        found["sizes"] = [size() for size in sizes]
         self.ahead = self.late = self.most = 0
         return json.dumps(found)
 
