@@ -68,7 +68,7 @@ def build_model(
 
 
 def _prepare_hpz(size: int, world: World) -> None:
-    """Every rank means groups of the same size (nodes may differ), and DeepSpeed can make them for two models."""
+    """Every rank means the same groups, of its own node, and DeepSpeed can make them for two models."""
     expected = agree(size, world)
 
     def check() -> None:
@@ -78,6 +78,12 @@ def _prepare_hpz(size: int, world: World) -> None:
                 'ranks on every node; start the job so, or write a number in place of "node".'
             )
         if size > 1:
+            if world.rank % world.local_size != world.local_rank:
+                raise LaunchError(
+                    f"rank {world.rank} is number {world.local_rank} of the {world.local_size} on its node; expected "
+                    "the ranks of a node to follow one another, for zero_hpz_partition_size groups them so; start with "
+                    "srun --distribution=block, or use zero3.json."
+                )
             reuse_hpz_group()
 
     on_all(check, world)

@@ -62,6 +62,15 @@ def test_two_nodes_with_a_copy_each_equal_plain_zero3(small_run: list[str], tmp_
     assert saved[0].read_bytes() == saved[1].read_bytes()
 
 
+def test_ranks_of_a_node_that_do_not_follow_one_another_are_refused(small_run: list[str], tmp_path: Path) -> None:
+    arguments = ["--ds_config", "zero3_hpz.json", *small_run, "--set", f"run.output={tmp_path / 'run'}"]
+    env = {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    outcome = launch.train(arguments, 4, tmp_path / "logs", env)
+    assert outcome.codes == [2] * 4, outcome.text
+    assert "error: rank 1 is number 0 of the 2 on its node; expected" in outcome.outputs[0]
+    assert "Traceback" not in outcome.text
+
+
 # A layer, the embedding table beside it, and the encoder's embedding have the ratios of Llama 2 13B and Llama 3.1 70B
 # (1 : 0.52 and 1 : 1.23); no matrix is so small that it would never be gathered (stage3_param_persistence_threshold).
 SCALED = {
