@@ -104,9 +104,22 @@ def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     import yaml
 
     from bridge_ds.config.load import to_dict
-    from bridge_ds.config.zero import engine_config
+    from bridge_ds.config.names import resolve
+    from bridge_ds.config.zero import engine_config, fill_sizes
+    from bridge_ds.errors import ConfigError
+    from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
 
-    if world.is_main:
-        print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
-        print(f"# DeepSpeed, on {world.size} ranks:")
-        print(json.dumps(engine_config(config, ds_values, world.size), indent=2))
+    if not world.is_main:
+        return
+    print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    left_open = fill_sizes(ds_values, 1) != ds_values
+    try:
+        pairs = ((config.model.encoder, ENCODERS), (config.model.llm, LLMS))
+        ds_values = fill_sizes(ds_values, max(find_shape(resolve(name), known).layer for name, known in pairs))
+        remark = "from the models' shapes, without biases; a run takes them from the models"
+    except ConfigError as error:
+        remark = f"from the models, at the start ({str(error).partition(';')[0]})"
+    if left_open:
+        print(f"# What the DeepSpeed file leaves open of stage3_*: {remark}.")
+    print(f"# DeepSpeed, on {world.size} ranks:")
+    print(json.dumps(engine_config(config, ds_values, world.size), indent=2))

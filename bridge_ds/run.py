@@ -39,7 +39,7 @@ from bridge_ds.engine.heartbeat import claim
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
-from bridge_ds.engine.setup import base_identities, build_model, initialize, trainable_table
+from bridge_ds.engine.setup import base_identities, build_model, gathering, initialize, trainable_table
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, LaunchError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
@@ -253,6 +253,7 @@ class Run:
             from bridge_ds.track.plots import PlotHook
 
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
+            facts |= gathering(self.engine, self.ds_values)
             if self.fusion_path:
                 facts["fusion path"] = self.fusion_path
             hooks += [

@@ -18,10 +18,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_train(argv)
     with user_errors() as world:
         from bridge_ds.config.load import load_config
-        from bridge_ds.config.zero import accumulation, read_ds_config, resolve_micro_batch
+        from bridge_ds.config.zero import accumulation, read_ds_config, resolve_hpz, resolve_micro_batch
 
         config = resolve_micro_batch(load_config(options.recipe, options.overrides), world.size)
-        ds_values = read_ds_config(config.run.ds_config)
+        ds_values = resolve_hpz(read_ds_config(config.run.ds_config), world.size, world.local_size)
         accumulation(config, world.size)
         if options.dry_run:
             from bridge_ds.cli import show_plan

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"auto_classes"},
     {"__init__", "errors"},
-    {"world", "testbed", "config"},
+    {"world", "testbed", "config", "compat"},
     {"data", "frozen", "plan"},
     {"encoder", "fusion", "mapping"},
     {"llm"},
@@ -147,10 +147,10 @@ def test_no_machine_stands_in_the_project() -> None:
 def test_shipped_ds_configs_are_read_by_deepspeed() -> None:
     """Every shipped file parses in this version of DeepSpeed (removed keys are refused there)."""
     from bridge_ds.config.schema import Config
-    from bridge_ds.config.zero import engine_config, read_ds_config
+    from bridge_ds.config.zero import engine_config, fill_sizes, read_ds_config, resolve_hpz
     from bridge_ds.engine.distributed import import_deepspeed
 
     deepspeed = import_deepspeed()
     for path in sorted((ROOT / "ds_configs").glob("*.json")):
-        values = read_ds_config(path.name)
+        values = fill_sizes(resolve_hpz(read_ds_config(path.name), 4, 2), 1000)
         deepspeed.DeepSpeedConfig(json.loads(json.dumps(engine_config(Config(), values, 1))))

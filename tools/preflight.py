@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
-from bridge_ds.config.zero import accumulation, engine_config, read_ds_config, resolve_micro_batch
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
 from bridge_ds.plan.memory import Job, memory, trained_parameters
 from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
@@ -50,6 +51,16 @@ class Subject:
     def ranks(self) -> int:
         """Processes of the job."""
         return int(self.options.ranks)
+
+    @property
+    def gpus(self) -> int:
+        """Of a node."""
+        return max(1, self.ranks // int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
+
+    @property
+    def ds_values(self) -> dict[str, Any]:
+        """The DeepSpeed file for these nodes."""
+        return zero.resolve_hpz(zero.read_ds_config(self.config.run.ds_config), self.ranks, self.gpus)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,16 +96,15 @@ def config_resolves(subject: Subject) -> str:
 
 def batch_divides(subject: Subject) -> str:
     """Global batch, micro-batch and ranks fit together."""
-    subject.config = resolve_micro_batch(subject.config, subject.ranks)
-    steps = accumulation(subject.config, subject.ranks)
+    subject.config = zero.resolve_micro_batch(subject.config, subject.ranks)
+    steps = zero.accumulation(subject.config, subject.ranks)
     of = subject.config.train
     return f"{of.global_batch} = {of.micro_batch} rows x {subject.ranks} ranks x {steps} micro-batches"
 
 
 def deepspeed_config(subject: Subject) -> str:
     """The DeepSpeed file is one that this version reads."""
-    values = read_ds_config(subject.config.run.ds_config)
-    engine_config(subject.config, values, subject.ranks)
+    zero.engine_config(subject.config, subject.ds_values, subject.ranks)
     return subject.config.run.ds_config
 
 
@@ -209,18 +219,17 @@ def memory_fits(subject: Subject) -> str:
 def _plan(subject: Subject) -> Job | None:
     """The config as a plan; None where a model's shape is not known without loading it."""
     config = subject.config
-    zero = read_ds_config(config.run.ds_config)["zero_optimization"]
     try:
         encoder = find_shape(resolve(config.model.encoder), ENCODERS)
         llm = find_shape(resolve(config.model.llm), LLMS)
     except ConfigError:
         return None
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    values = zero.fill_sizes(subject.ds_values, max(encoder.layer, llm.layer))["zero_optimization"]
     return Job(
         encoder=encoder,
         llm=llm,
-        nodes=nodes,
-        gpus=max(1, subject.ranks // nodes),
+        nodes=subject.ranks // subject.gpus,
+        gpus=subject.gpus,
         fusion=config.fusion.name,
         feedforward=config.fusion.feedforward,
         mapping=config.mapping.kind,
@@ -230,16 +239,16 @@ def _plan(subject: Subject) -> Job | None:
         micro_batch=max(1, config.train.micro_batch),
         global_batch=config.train.global_batch,
         bytes=4 if config.model.dtype == "float32" else 2,
-        stage=zero["stage"],
-        hpz=zero.get("zero_hpz_partition_size", 1) > 1,
-        offload="offload_param" in zero,
+        stage=values["stage"],
+        hpz=values.get("zero_hpz_partition_size", 1) > 1,
+        offload="offload_param" in values,
         checkpointing=config.model.activation_checkpointing,
         encoder_trained=config.encoder.trainable,
         encoder_checkpointing=config.encoder.activation_checkpointing,
         lora=config.lora.rank,
-        prefetch=zero.get("stage3_prefetch_bucket_size", 50_000_000),
-        reuse=zero.get("stage3_max_reuse_distance", 1_000_000_000),
-        bucket=zero.get("reduce_bucket_size", 500_000_000),
+        prefetch=values.get("stage3_prefetch_bucket_size", 0),
+        reuse=values.get("stage3_max_reuse_distance", 0),
+        bucket=values.get("reduce_bucket_size", 500_000_000),
         process=1.5,
     )
 

@@ -10,7 +10,18 @@ from typing import Any
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError, LaunchError
 
-__all__ = ["accumulation", "engine_config", "read_ds_config", "resolve_micro_batch", "shard_config", "stage"]
+__all__ = [
+    "accumulation",
+    "engine_config",
+    "fill_sizes",
+    "gather_sizes",
+    "hpz_size",
+    "read_ds_config",
+    "resolve_hpz",
+    "resolve_micro_batch",
+    "shard_config",
+    "stage",
+]
 
 SHIPPED = Path(__file__).parents[2] / "ds_configs"
 """Folder of the shipped DeepSpeed files, in the checkout."""
@@ -21,6 +32,14 @@ _REMOVED = (
     "progressive_layer_drop", "quantize_training", "sparse_attention", "sparse_gradients",
 )  # fmt: skip
 _REMOVED_ZERO = ("mics_shard_size", "mics_hierarchical_params_gather", "zeropp_loco_param")
+_HPZ = "zero_hpz_partition_size"
+_NODE = "node"
+_SIZES = {"stage3_prefetch_bucket_size": 1, "stage3_max_live_parameters": 3, "stage3_max_reuse_distance": 1}
+"""How far ZeRO-3 gathers ahead, in layers; see :func:`gather_sizes`."""
+# Keys that need no number, and how that is written.
+_OPEN = {_HPZ: f', or "{_NODE}" for the ranks of a node'} | dict.fromkeys(
+    _SIZES, ", or leave it out: it then comes from the models' layers"
+)
 # Keys whose value comes from the recipe: two sources for one number is one too many.
 _OURS = {
     "train_batch_size": "train.global_batch",
@@ -36,6 +55,8 @@ _OURS = {
 
 def read_ds_config(name: str) -> dict[str, Any]:
     """Read a DeepSpeed JSON file by path, or by name in `ds_configs/`.
+
+    What depends on the job may stay open: :func:`resolve_hpz` and :func:`fill_sizes` settle it.
 
     Raises:
         ConfigError: no such file, not JSON, a stage other than 2 or 3, an "auto" value (only the HF Trainer resolves
@@ -53,7 +74,8 @@ def read_ds_config(name: str) -> dict[str, Any]:
     for where, value in _walk(values, ""):
         if value == "auto":
             raise ConfigError(
-                f'{path} has {where} = "auto", which only the Hugging Face Trainer resolves; write a number.'
+                f'{path} has {where} = "auto", which only the Hugging Face Trainer resolves; write a number'
+                f"{_OPEN.get(where.split('.')[-1], '')}."
             )
     zero = values.get("zero_optimization", {})
     removed = [key for key in _REMOVED if key in values]
@@ -65,6 +87,9 @@ def read_ds_config(name: str) -> dict[str, Any]:
         raise ConfigError(f"{path} sets {owned[0]}, which the recipe owns; take it out and set {_OURS[owned[0]]}.")
     if zero.get("stage") not in (2, 3):
         raise ConfigError(f"{path} has zero_optimization.stage = {zero.get('stage')!r}; expected 2 or 3.")
+    size = zero.get(_HPZ, 1)
+    if size != _NODE and (type(size) is not int or size < 1):
+        raise ConfigError(f"{path} has zero_optimization.{_HPZ} = {size!r}; expected 1 or more{_OPEN[_HPZ]}.")
     return values
 
 
@@ -109,6 +134,61 @@ def resolve_micro_batch(config: Config, world_size: int) -> Config:
             f"train.global_batch {total} does not divide over {world_size} ranks; change one of the two numbers."
         )
     return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=total // world_size))
+
+
+def resolve_hpz(values: dict[str, Any], world_size: int, local_size: int) -> dict[str, Any]:
+    """The values with `zero_hpz_partition_size` as a number: ranks that together hold a second copy of the shards.
+
+    "node" stands for the ranks of a node. 1 is DeepSpeed's word for none, and what comes out where a second copy would
+    serve nothing: all ranks are in one group (one node), or each would have a whole copy of its own.
+
+    Args:
+        values: as read; without the key nothing changes.
+        world_size: ranks of the job.
+        local_size: ranks of this node.
+
+    Raises:
+        LaunchError: the size does not divide the ranks.
+    """
+    zero = values["zero_optimization"]
+    if _HPZ not in zero:
+        return values
+    size = local_size if zero[_HPZ] == _NODE else zero[_HPZ]
+    if world_size % size:
+        said = f'"{_NODE}", here {size}' if zero[_HPZ] == _NODE else str(size)
+        fits = ", ".join(str(n) for n in range(2, world_size) if world_size % n == 0) or "none"
+        raise LaunchError(
+            f"{_HPZ} is {said}, which does not divide {world_size} ranks; expected a number that does ({fits}); start "
+            "as many ranks on every node, write such a number, or use zero3.json."
+        )
+    return values | {"zero_optimization": zero | {_HPZ: 1 if size == world_size else size}}
+
+
+def hpz_size(values: dict[str, Any]) -> int:
+    """Ranks that together hold a second copy of the shards (resolved values); 1 = there is none."""
+    return int(values["zero_optimization"].get(_HPZ, 1))
+
+
+def gather_sizes(layer: int) -> dict[str, int]:
+    """What ZeRO-3 may gather ahead, by DeepSpeed's names, from what a layer holds; all in elements.
+
+    A frozen layer is gathered whole. With a bucket below one layer a part of the next one is always asked for too late,
+    and with a limit below two no prefetch begins while a layer is there. With one and three, everything that backward
+    gathers was asked for ahead of the module that needs it (tests/engine/test_shipped.py counts it). Nothing is kept
+    over a distance of more than one layer, so at most the limit and one tensor are there at any moment: prefetch
+    looks at the limit before it takes a tensor, not after.
+
+    Args:
+        layer: elements of the largest layer of either model.
+    """
+    return {key: layers * layer for key, layers in _SIZES.items()}
+
+
+def fill_sizes(values: dict[str, Any], layer: int) -> dict[str, Any]:
+    """The values with :func:`gather_sizes` where they leave it open: a number in the file wins. Stage 2: as given."""
+    if stage(values) != 3 or not layer:
+        return values
+    return values | {"zero_optimization": gather_sizes(layer) | values["zero_optimization"]}
 
 
 def engine_config(config: Config, values: dict[str, Any], world_size: int) -> dict[str, Any]:

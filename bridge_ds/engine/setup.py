@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -13,19 +13,21 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel, build_bridge
+from bridge_ds.compat import reuse_hpz_group
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
-from bridge_ds.config.zero import engine_config, shard_config, stage
+from bridge_ds.config.zero import engine_config, fill_sizes, hpz_size, shard_config, stage
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.distributed import agree, import_deepspeed, on_all, whole_shape
+from bridge_ds.errors import LaunchError
 from bridge_ds.frozen.identity import as_first_recorded, model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
 from bridge_ds.world import World
 
-__all__ = ["base_identities", "build_model", "initialize", "make_optimizer", "trainable_table"]
+__all__ = ["base_identities", "build_model", "gathering", "initialize", "make_optimizer", "trainable_table"]
 
 
 def build_model(
@@ -45,6 +47,8 @@ def build_model(
     """
     world = world or World()
     _quiet_transformers(world)
+    if ds_values is not None and stage(ds_values) == 3:
+        _prepare_hpz(hpz_size(ds_values), world)
     keep_alive = _sharding(config, ds_values, "float32" if config.encoder.trainable else config.model.dtype)
     encoder = load_encoder(config.model, config.encoder)
     keep_alive = _sharding(config, ds_values, config.model.dtype)
@@ -61,6 +65,28 @@ def build_model(
             on_all(partial(verify_weights, what, part, files, world.is_main), world)
     add_lora(llm, config.lora, config.run.seed)
     return model
+
+
+def _prepare_hpz(size: int, world: World) -> None:
+    """Every rank means the same groups, of its own node, and DeepSpeed can make them for two models."""
+    expected = agree(size, world)
+
+    def check() -> None:
+        if size != expected:
+            raise LaunchError(
+                f"zero_hpz_partition_size is {size} on rank {world.rank} and {expected} on rank 0; expected as many "
+                'ranks on every node; start the job so, or write a number in place of "node".'
+            )
+        if size > 1:
+            if world.rank % world.local_size != world.local_rank:
+                raise LaunchError(
+                    f"rank {world.rank} is number {world.local_rank} of the {world.local_size} on its node; expected "
+                    "the ranks of a node to follow one another, for zero_hpz_partition_size groups them so; start with "
+                    "srun --distribution=block, or use zero3.json."
+                )
+            reuse_hpz_group()
+
+    on_all(check, world)
 
 
 def _sharding(config: Config, ds_values: dict[str, Any] | None, dtype: str) -> Any:
@@ -86,6 +112,7 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
         for part in (model.encoder, model.llm):
             if not part.trained:
                 _gather_by_layer(part)
+    ds_values = fill_sizes(ds_values, _largest_layer(model.encoder, model.llm))
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(model, config),
@@ -108,12 +135,37 @@ def _gather_by_layer(part: torch.nn.Module) -> None:
     """
     from deepspeed.utils import set_z3_leaf_module
 
+    for layer in _layers(part):
+        set_z3_leaf_module(layer, True)
+
+
+def _layers(part: torch.nn.Module) -> Iterator[torch.nn.Module]:
     for child in part.children():
-        if isinstance(child, torch.nn.ModuleList):
-            for layer in child:
-                set_z3_leaf_module(layer, True)
-        else:
-            _gather_by_layer(child)
+        yield from child if isinstance(child, torch.nn.ModuleList) else _layers(child)
+
+
+def _largest_layer(*parts: torch.nn.Module) -> int:
+    """Elements, however they are sharded."""
+    return max(
+        (sum(math.prod(whole_shape(p)) for p in layer.parameters()) for part in parts for layer in _layers(part)),
+        default=0,
+    )
+
+
+def gathering(engine: Any, ds_values: dict[str, Any]) -> dict[str, str]:
+    """What the engine gathers, and from where, for the run's record; empty under stage 2."""
+    if stage(ds_values) != 3:
+        return {}
+    ahead, live = engine.zero_prefetch_bucket_size(), engine.zero_max_live_parameters()
+    facts = {
+        "ZeRO-3 gathers": f"{ahead:,} elements ahead, up to {live:,}, kept over {engine.zero_max_reuse_distance():,}"
+    }
+    if "zero_hpz_partition_size" in ds_values["zero_optimization"]:
+        ranks = engine.zero_hpz_partition_size()
+        facts["hpZ"] = f"a second copy of the shards in each {ranks} ranks"
+        if ranks == 1:
+            facts["hpZ"] = "off: a second copy of the shards serves nothing on these nodes"
+    return facts
 
 
 def base_identities(

@@ -4,7 +4,7 @@ Reads a JSON object a line: {"ranks", "arguments", "folder", "env", "program"}; 
 all ranks have ended, {"codes": [...]}. A rank is a process group of its own, runs the main of bridge_ds/train.py (or,
 as program `evaluation`, of bridge_ds.evaluation) as it stands, and writes to FOLDER/rankN.log. With RECORD in its
 environment it also appends what each finished step was trained on to the file RECORD.RANK: {"step", "rows"}, a row
-being the encoder ids of one source.
+being the encoder ids of one source. With GATHERS, see watch_gathers.py.
 """
 
 from __future__ import annotations
@@ -52,11 +52,16 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    ranks = str(job["ranks"])
-    os.environ |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)} | job["env"]
+    # Nodes of LOCAL_WORLD_SIZE ranks, where the job says so.
+    node = int(job["env"].get("LOCAL_WORLD_SIZE", job["ranks"]))
+    os.environ |= {"WORLD_SIZE": str(job["ranks"]), "LOCAL_WORLD_SIZE": str(node), "LOCAL_SIZE": str(node)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % node), "NODE_RANK": str(rank // node)} | job["env"]
     if "RECORD" in os.environ:
         record_steps(f"{os.environ['RECORD']}.{rank}")
+    if "GATHERS" in os.environ:
+        from watch_gathers import count_gathers
+
+        count_gathers(f"{os.environ['GATHERS']}.{rank}")
     code = 1
     try:
         code = (evaluate if job.get("program") == "evaluation" else main)(job["arguments"])
