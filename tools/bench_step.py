@@ -177,7 +177,9 @@ def make_batch(options: argparse.Namespace) -> Batch:
     target = torch.randint(3, VOCABULARY, (options.batch, options.target))
     nothing = torch.zeros(options.batch, 0, dtype=torch.long)
     mask = (torch.arange(options.source) < lengths).long()
-    return Batch(source, mask, nothing, nothing, target, torch.ones_like(target))
+    target_mask = torch.ones_like(target)
+    layout = layout_of(mask, nothing, target_mask, target, opening=True)
+    return Batch(source, mask, nothing, nothing, target, target_mask, layout)
 
 
 def needed_flops(model: BridgeModel, batch: Batch) -> float:
