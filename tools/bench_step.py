@@ -35,6 +35,7 @@ import torch  # noqa: E402
 
 from bridge_ds.bridge import BridgeModel  # noqa: E402
 from bridge_ds.data.batch import Batch  # noqa: E402
+from bridge_ds.data.layout import layout_of  # noqa: E402
 from bridge_ds.encoder.frozen import FrozenEncoder  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402

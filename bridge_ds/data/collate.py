@@ -62,8 +62,8 @@ def collate(
 class Parcel:
     """A step on its way from a worker to the main process, its tensors laid end to end in one.
 
-    A worker hands over each tensor as an open file descriptor; all those of every micro-batch of every prefetched step
-    pass the usual limit of 1024. One block a step needs one, and one copy into page-locked memory. A small block travels
+    A worker hands over each tensor as an open file descriptor; those of every micro-batch of every prefetched step pass
+    the usual limit of 1024. One block a step needs one, and one copy into page-locked memory. A small block travels
     inside the message: for a descriptor the main process would have to wait until a thread of the worker, busy with the
     next step, hands it out.
     """

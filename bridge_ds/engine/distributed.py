@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from bridge_ds.engine.cpu import settle_on_cpu
+from bridge_ds.engine.gpu import gpu_of, grow_segments
 from bridge_ds.errors import BridgeError
 from bridge_ds.world import World
 
@@ -24,6 +25,7 @@ __all__ = [
     "any_rank",
     "barrier",
     "device_of",
+    "everyones",
     "first_error",
     "import_deepspeed",
     "init_distributed",
@@ -33,12 +35,16 @@ __all__ = [
     "peak_memory_gib",
     "set_timeout",
     "shutdown",
+    "sum_counts",
     "whole_shape",
 ]
 
 T = TypeVar("T")
 INIT_TIMEOUT = timedelta(minutes=60)
 """Other ranks wait in broadcasts while rank 0 reads a large model from disk; DeepSpeed's 10 minutes are too short."""
+_control: torch.distributed.ProcessGroup | None = None
+"""The group over which ranks talk about anything but the model's tensors; none = the default one, which on CPU is
+gloo's. Over NCCL's each word would be a kernel behind all that the device has to do, and the host would wait for it."""
 
 
 def import_deepspeed() -> ModuleType:
@@ -68,26 +74,41 @@ def import_deepspeed() -> ModuleType:
 def init_distributed(world: World, workers: int = 0) -> None:
     """Join the job's process group (NCCL on GPUs, gloo on CPU); a lone process makes a group of one.
 
+    NCCL connects when it is first used, which nothing in this module does: data workers are to be forked before (NCCL
+    and InfiniBand are not safe to fork: torch's page on DistributedDataParallel). DeepSpeed would start the group bound
+    to a device, which connects at once; it takes one that is there already.
+
     Args:
         world: this process among the others.
         workers: data workers of this rank, which want a core too.
+
+    Raises:
+        LaunchError: see :func:`bridge_ds.engine.gpu.gpu_of`.
     """
     world.export()
     if world.size == 1:
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    deepspeed = import_deepspeed()
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
+        grow_segments()
+        device = device_of(world)
+        os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed picks the device
+        torch.cuda.set_device(device)
         backend = "nccl"
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(backend, timeout=INIT_TIMEOUT)
+        global _control
+        _control = torch.distributed.new_group(timeout=INIT_TIMEOUT, backend="gloo")
     else:
         settle_on_cpu(world.local_size, workers)
-    deepspeed.init_distributed(dist_backend=backend, timeout=INIT_TIMEOUT, verbose=False)
+    import_deepspeed().init_distributed(dist_backend=backend, timeout=INIT_TIMEOUT, verbose=False)
 
 
 def device_of(world: World) -> torch.device:
     """This rank's device."""
-    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", gpu_of(world, torch.cuda.device_count()))
 
 
 def agree(value: object, world: World) -> object:
@@ -95,17 +116,29 @@ def agree(value: object, world: World) -> object:
     if world.size == 1:
         return value
     box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
+    torch.distributed.broadcast_object_list(box, src=0, group=_control)
     return box[0]
+
+
+def everyones(value: T, world: World) -> list[T]:
+    """The value of each rank, in their order (a collective)."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    torch.distributed.all_gather_object(values, value, group=_control)
+    return values
+
+
+def sum_counts(counts: Sequence[int]) -> list[int]:
+    """Sums over all ranks (a collective)."""
+    sums = torch.tensor(counts, dtype=torch.int64)
+    torch.distributed.all_reduce(sums, group=_control)
+    return list(map(int, sums.tolist()))
 
 
 def first_error(error: BridgeError | None, world: World) -> BridgeError | None:
     """This rank's error, else that of the lowest rank that has one (a collective): all ranks fail, or none."""
-    if world.size == 1:
-        return error
-    errors: list[BridgeError | None] = [None] * world.size
-    torch.distributed.all_gather_object(errors, error)
-    return error or next(filter(None, errors), None)
+    return error or next(filter(None, everyones(error, world)), None)
 
 
 def on_main(action: Callable[[], T], world: World) -> T:
@@ -144,11 +177,9 @@ def on_all(action: Callable[[], T], world: World) -> T:
     return outcome  # type: ignore[no-any-return]
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on some rank (a collective)."""
-    count = torch.tensor([int(flag)], device=device)
-    torch.distributed.all_reduce(count)
-    return bool(count)
+    return sum_counts([int(flag)])[0] > 0
 
 
 def set_timeout(seconds: float) -> None:
@@ -175,7 +206,7 @@ def lost_peer(error: BaseException) -> bool:
 def barrier(world: World) -> None:
     """Wait for all ranks (a collective)."""
     if world.size > 1:
-        torch.distributed.barrier()
+        torch.distributed.barrier(group=_control)
 
 
 def shutdown() -> None:
