@@ -24,7 +24,7 @@ class HostWait(AssertionError):
 class NoHostWait(TorchDispatchMode):
     """While open, an operator for which the host waits raises HostWait. Those of backward count as well.
 
-    `.tolist()`, `.numpy()` and copies to the CPU are no operators where all is on the CPU; on the meta device they fail.
+    `.tolist()`, `.numpy()` and copies to the CPU are no operators where all is on the CPU; on meta tensors they fail.
     Numbers drawn on the CPU from torch's own generator, such as a seed, may be read: they are on the host.
     """
 
