@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +30,7 @@ __all__ = [
     "import_deepspeed",
     "init_distributed",
     "lost_peer",
+    "name_interface",
     "on_all",
     "on_main",
     "peak_memory_gib",
@@ -98,10 +99,30 @@ def init_distributed(world: World, workers: int = 0) -> None:
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group(backend, timeout=INIT_TIMEOUT)
         global _control
+        name_interface(os.environ, [name for _, name in socket.if_nameindex()])
         _control = torch.distributed.new_group(timeout=INIT_TIMEOUT, backend="gloo")
     else:
         settle_on_cpu(world.local_size, workers)
     import_deepspeed().init_distributed(dist_backend=backend, timeout=INIT_TIMEOUT, verbose=False)
+
+
+def name_interface(environ: MutableMapping[str, str], interfaces: Sequence[str]) -> None:
+    """Let gloo use the network that NCCL was told to use, unless it was told itself.
+
+    By itself it takes the one that the host's name belongs to, which on some systems is the loopback.
+
+    Args:
+        environ: NCCL_SOCKET_IFNAME gives beginnings of names, or after `=` whole ones; after `^` what not to use.
+        interfaces: of this host.
+    """
+    wanted = environ.get("NCCL_SOCKET_IFNAME", "")
+    if not wanted or wanted.startswith("^") or "GLOO_SOCKET_IFNAME" in environ:
+        return
+    names = wanted.removeprefix("=").split(",")
+    exact = wanted.startswith("=")
+    fits = [each for name in names for each in interfaces if each == name or (not exact and each.startswith(name))]
+    if fits:
+        environ["GLOO_SOCKET_IFNAME"] = fits[0]
 
 
 def device_of(world: World) -> torch.device:

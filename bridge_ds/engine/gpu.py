@@ -63,7 +63,7 @@ def settle_numbers(deterministic: bool, tf32: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # Nothing here reads memory that it has not written; filling it would cost a pass over every new tensor.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if tf32 and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
 

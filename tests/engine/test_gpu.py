@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bridge_ds.engine.distributed import name_interface
 from bridge_ds.engine.gpu import Event, Trail, device_event, gpu_of, grow_segments, settle_numbers
 from bridge_ds.engine.heartbeat import read_beats
 from bridge_ds.engine.watchdog import Watchdog
@@ -38,6 +39,23 @@ def test_the_allocator_is_the_users_to_set() -> None:
         theirs = {name: "max_split_size_mb:512"}
         grow_segments(theirs)
         assert theirs == {name: "max_split_size_mb:512"}
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ({}, None),
+        ({"NCCL_SOCKET_IFNAME": "ib"}, "ib0"),
+        ({"NCCL_SOCKET_IFNAME": "=ib1"}, "ib1"),
+        ({"NCCL_SOCKET_IFNAME": "=ib"}, None),
+        ({"NCCL_SOCKET_IFNAME": "hsn,eth"}, "eth0"),
+        ({"NCCL_SOCKET_IFNAME": "^docker"}, None),
+        ({"NCCL_SOCKET_IFNAME": "ib", "GLOO_SOCKET_IFNAME": "eth0"}, "eth0"),
+    ],
+)
+def test_ranks_talk_over_the_network_that_nccl_was_given(told: dict[str, str], found: str | None) -> None:
+    name_interface(told, ["lo", "eth0", "ib0", "ib1"])
+    assert told.get("GLOO_SOCKET_IFNAME") == found
 
 
 def test_what_is_computed_can_be_made_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
