@@ -159,7 +159,8 @@ def sum_counts(counts: Sequence[int]) -> list[int]:
 
 def first_error(error: BridgeError | None, world: World) -> BridgeError | None:
     """This rank's error, else that of the lowest rank that has one (a collective): all ranks fail, or none."""
-    return error or next(filter(None, everyones(error, world)), None)
+    errors = everyones(error, world)
+    return error or next(filter(None, errors), None)
 
 
 def on_main(action: Callable[[], T], world: World) -> T:

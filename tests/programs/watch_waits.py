@@ -18,12 +18,13 @@ import torch
 
 from bridge_ds import run as run_module
 from bridge_ds.engine import distributed
+from bridge_ds.errors import BridgeError
 from bridge_ds.train import main
 from tests.host_waits import NoHostWait
 
 UNWATCHED = 3
 """First micro-batches: in these ZeRO-3 writes down the order of the modules and compares it between the ranks."""
-SEEN: dict[str, int] = {"forward": 0, "backward": 0}
+SEEN: dict[str, Any] = {"forward": 0, "backward": 0}
 
 
 def watched(engine: Any, name: str) -> Callable[..., Any]:
@@ -43,8 +44,16 @@ class WatchedRun(run_module.Run):
         super().prepare()
         # As where the default group is NCCL's: ranks agree over one of their own.
         distributed._control = torch.distributed.new_group(backend="gloo")
+        try:
+            distributed.on_all(self._fail_on_the_last, self.world)
+        except BridgeError as error:
+            SEEN["heard"] = str(error)
         for name in ("forward", "backward"):
             setattr(self.engine, name, watched(self.engine, name))
+
+    def _fail_on_the_last(self) -> None:
+        if self.world.rank == self.world.size - 1:
+            raise BridgeError("the last rank has a fault")
 
     def close(self, status: str, together: bool = False) -> None:
         settings = {
