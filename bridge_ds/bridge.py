@@ -5,6 +5,7 @@ Letters: B batch, S encoder tokens, P prompt tokens, T target tokens, X spliced 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -12,11 +13,13 @@ from torch import nn
 
 from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import Batch
+from bridge_ds.data.layout import Layout, layout_of
 from bridge_ds.encoder.base import Encoder
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
+from bridge_ds.fusion.kernels.rows import Rows
 from bridge_ds.llm.frozen import FrozenLLM
-from bridge_ds.llm.loss import nll_sum, predicting
+from bridge_ds.llm.loss import nll_sum
 from bridge_ds.llm.splice import Segment, Spliced, splice
 from bridge_ds.mapping import Projector
 
@@ -51,17 +54,22 @@ class BridgeModel(nn.Module):
         return name.startswith(TRAINABLE) or (part in ("encoder", "llm") and rest in getattr(self, part).trained)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum of -log p over the batch's target tokens, in nats, a float32 scalar."""
-        spliced = self.spliced(batch)
-        where_BX, labels_N = predicting(spliced.labels_BX)
+        """Sum of -log p over the batch's target tokens, in nats, a float32 scalar.
+
+        A batch that has its layout is computed without waiting for the device (tests/test_host_waits.py).
+        """
+        layout = self._layout(batch)
+        open_BK, prompt, target = self._text(batch, with_targets=True)
+        segments = [open_BK, self.soft(batch), prompt, replace(target, labels_BK=None)]
+        embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
         # Right padding and a causal model: no real place ever sees padding, so no mask is needed.
-        logits_NV, _ = self.llm.logits_at(spliced.embeds_BXH, where_BX, use_cache=False)
-        return nll_sum(logits_NV, labels_N)
+        logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.places, use_cache=False)
+        return nll_sum(logits_NV, layout.labels)
 
     def spliced(self, batch: Batch) -> Spliced:
         """[BOS | soft | end | prompt | target], right-padded, with labels on the targets."""
         open_BK, prompt, target = self._text(batch, with_targets=True)
-        return splice([open_BK, self.soft(batch), prompt, target])
+        return splice([open_BK, self.soft(batch), prompt, target], order=self._layout(batch).splice_order())
 
     def prefix(self, batch: Batch, use_bridge: bool = True) -> Spliced:
         """All that comes before the answer, left-padded; without the bridge the soft prompt is left out."""
@@ -71,10 +79,15 @@ class BridgeModel(nn.Module):
 
     def soft(self, batch: Batch) -> Segment:
         """The soft prompt: one vector for each encoder token and the end vector."""
-        states = self.encoder(batch.source_ids, batch.source_mask)
-        fused_BSD = self.fusion(states, batch.source_mask)
+        states = self.encode(batch)
+        fused_BSD = self.fusion(states, batch.source_mask, _source_rows(batch))
         soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
         return Segment(soft_BSH, mask_BS)
+
+    def encode(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """The encoder's states of the batch, L tensors [B, S, D]."""
+        rows = _source_rows(batch)
+        return self.encoder(batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None)
 
     def around(self, before: Ids, source: Ids, after: Ids, target: Ids | None = None, side: str = "left") -> Spliced:
         """[before | soft, end | after | target]: LLM tokens on both sides of the soft prompt, as a chat template needs.
@@ -107,6 +120,12 @@ class BridgeModel(nn.Module):
         soft = self.soft(Batch(source_ids, seen_BS, none, none, none, none))
         return Segment(soft.embeds_BKH, soft.mask_BK * has_B[:, None].to(soft.mask_BK))
 
+    def _layout(self, batch: Batch) -> Layout:
+        opening = self.bos is not None
+        return batch.layout or layout_of(
+            batch.source_mask, batch.prompt_mask, batch.target_mask, batch.target_ids, opening
+        )
+
     def _text(self, batch: Batch, with_targets: bool) -> tuple[Segment, Segment, Segment]:
         """BOS, prompt and target segments from ONE call of the embedding (under ZeRO-3 each call gathers it)."""
         rows = batch.source_ids.shape[0]
@@ -119,6 +138,14 @@ class BridgeModel(nn.Module):
         labels = [None, None, ids[2]]
         first, prompt, target = (Segment(e, m, y) for e, m, y in zip(parts, masks, labels, strict=True))
         return first, prompt, target
+
+
+def _source_rows(batch: Batch) -> Rows | None:
+    """The encoder's real tokens, where the batch has its layout."""
+    if batch.layout is None:
+        return None
+    index_M, total = batch.layout.source_rows, batch.source_mask.numel()
+    return Rows(total, len(index_M), index_M if len(index_M) < total else None)
 
 
 def build_bridge(config: Config, encoder: Encoder, llm: FrozenLLM, bos: int | None) -> BridgeModel:

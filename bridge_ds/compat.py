@@ -1,18 +1,24 @@
-"""What is patched in other packages: each with the versions, the reason, and the test that tells when it can go."""
+"""What works around torch, transformers or DeepSpeed: for which versions, why, and which test says when it can go."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache, wraps
 from importlib.metadata import version
 from typing import Any
 
 from bridge_ds.errors import LaunchError
 
-__all__ = ["hpz_group_is_reused", "reuse_hpz_group"]
+__all__ = ["hpz_group_is_reused", "masks_known", "reuse_hpz_group"]
 
 _CREATE = "groups._create_zero_param_parallel_group("
 _LOOK_UP = "groups._get_zero_param_intra_parallel_group()"
 _REFUSAL = "'ZeRO parameter intra parallel group is already initialized'"
+
+_PADDED: ContextVar[bool | None] = ContextVar("padded", default=None)
 
 
 def reuse_hpz_group() -> None:
@@ -65,3 +71,50 @@ def hpz_group_is_reused(init: str, create: str) -> bool:
         "expected that of 0.19.8, whose fault is mended, or that of deepspeedai/DeepSpeed#8361; install deepspeed "
         "0.19.8, or use zero3.json."
     )
+
+
+@contextmanager
+def masks_known(padded: bool) -> Iterator[None]:
+    """While open, transformers does not look into masks and positions of the models that run; the caller knows them.
+
+    transformers (5.17 to 5.24 at least) asks the device in every forward pass of a model: whether a padding mask masks
+    anything (`_ignore_bidirectional_mask_sdpa`), and, where no mask is given, whether the position ids restart within a
+    row (`find_packed_sequence_indices`). On a GPU the host waits for each answer. Here the first is answered by
+    `padded`, the second by no: the rows of this project are never packed. The masks that come out are the same. A
+    ready 4-D mask would spare the first look too, but models with local attention (ModernBERT) take it for all layers.
+
+    It can go when tests/test_host_waits.py passes without it.
+
+    Args:
+        padded: whether the mask that the model gets masks anything.
+    """
+    _install()
+    token = _PADDED.set(padded)
+    try:
+        yield
+    finally:
+        _PADDED.reset(token)
+
+
+@cache
+def _install() -> None:
+    """Wrap both functions, once; outside of :func:`masks_known` they do what they did. One that a later version has no
+    more is left out: then nothing is known here to be waited for."""
+    from transformers import masking_utils
+
+    ignore = getattr(masking_utils, "_ignore_bidirectional_mask_sdpa", None)
+    packed = getattr(masking_utils, "find_packed_sequence_indices", None)
+
+    def ignore_known(padding_mask: Any, *args: Any, **options: Any) -> Any:
+        padded = _PADDED.get()
+        if padded is None or padding_mask is None:
+            return ignore(padding_mask, *args, **options)  # type: ignore[misc]
+        return False if padded else ignore(None, *args, **options)  # type: ignore[misc]
+
+    def packed_known(position_ids: Any, *args: Any, **options: Any) -> Any:
+        return packed(position_ids, *args, **options) if _PADDED.get() is None else None  # type: ignore[misc]
+
+    if ignore:
+        masking_utils._ignore_bidirectional_mask_sdpa = wraps(ignore)(ignore_known)
+    if packed:
+        masking_utils.find_packed_sequence_indices = wraps(packed)(packed_known)

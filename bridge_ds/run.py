@@ -35,6 +35,7 @@ from bridge_ds.engine.distributed import (
     set_timeout,
     shutdown,
 )
+from bridge_ds.engine.gpu import settle_numbers
 from bridge_ds.engine.heartbeat import claim
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
@@ -66,6 +67,8 @@ class Run:
 
     def prepare(self) -> None:
         """Folder, data, models, checkpoint, engine, hooks."""
+        # TF32 has more digits than bfloat16, and fewer than whoever chooses float32 asks for.
+        settle_numbers(self.config.run.deterministic, self.config.train.tf32 and self.config.model.dtype == "bfloat16")
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
         on_all(self._check_evaluation, self.world)
@@ -83,7 +86,8 @@ class Run:
             ),
             self.world,
         )
-        # Workers start here, before the slow loading of models, and have the first steps ready when it is done.
+        # Workers start here, before the slow loading of models, and have the first steps ready when it is done; and
+        # before anything goes over NCCL, see init_distributed.
         self.batches = iter(loader)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
@@ -161,7 +165,7 @@ class Run:
         self.hooks.on_evaluation(results)
 
     def _leave_if_asked(self) -> None:
-        if any_rank(bool(self.stop), self.device):
+        if any_rank(bool(self.stop)):
             raise Preempted(f"preempted while scoring, after step {self.config.train.steps}")
 
     def close(self, status: str, together: bool = False) -> None:

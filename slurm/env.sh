@@ -24,7 +24,8 @@ set -uo pipefail
 : "${CPU_BIND:=cores}" "${MEM_BIND:=local}"      # srun's --cpu-bind and --mem-bind (cores and NUMA memory of a task)
 : "${MAX_RESTARTS:=50}"                          # starts of one job after the first, in place and requeued together
 : "${MAX_STALLS:=1}"                             # starts in a row that may end without a newer checkpoint
-# NCCL over the right network: export NCCL_SOCKET_IFNAME=ib0 (or what your site's page says) in SITE_SETUP.
+# NCCL over the right network: export NCCL_SOCKET_IFNAME=ib0 (or what your site's page says) in SITE_SETUP; gloo, over
+# which ranks agree, follows it (or GLOO_SOCKET_IFNAME). PYTORCH_ALLOC_CONF set there wins over the trainer's own.
 # ----------------------------------------------------------------------------------------------------------------------
 
 # shellcheck source=/dev/null

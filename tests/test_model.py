@@ -99,14 +99,14 @@ def test_the_llm_alone_reads_text_only(folders: dict[str, Path]) -> None:
 def test_logits_are_computed_at_target_places_only(folders: dict[str, Path]) -> None:
     model, _, batch = load(folders, "mt5", "gemma2")
     spliced = model.spliced(batch)
-    where, _ = predicting(spliced.labels_BX)
+    places, _ = predicting(spliced.labels_BX)
     seen = []
     handle = model.llm.model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
-    chosen, _ = model.llm.logits_at(spliced.embeds_BXH, where)
+    chosen, _ = model.llm.logits_at(spliced.embeds_BXH, places)
     handle.remove()
     assert seen[0][:2] == (1, batch.target_tokens)
     full = model.llm.model(inputs_embeds=spliced.embeds_BXH).logits
-    assert torch.allclose(chosen, full[where], atol=1e-5)
+    assert torch.allclose(chosen, full.flatten(0, 1)[places], atol=1e-5)
 
 
 def test_activation_checkpointing_runs_while_dropout_stays_off(folders: dict[str, Path]) -> None:

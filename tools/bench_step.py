@@ -35,6 +35,7 @@ import torch  # noqa: E402
 
 from bridge_ds.bridge import BridgeModel  # noqa: E402
 from bridge_ds.data.batch import Batch  # noqa: E402
+from bridge_ds.data.layout import layout_of  # noqa: E402
 from bridge_ds.encoder.frozen import FrozenEncoder  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
@@ -177,7 +178,9 @@ def make_batch(options: argparse.Namespace) -> Batch:
     target = torch.randint(3, VOCABULARY, (options.batch, options.target))
     nothing = torch.zeros(options.batch, 0, dtype=torch.long)
     mask = (torch.arange(options.source) < lengths).long()
-    return Batch(source, mask, nothing, nothing, target, torch.ones_like(target))
+    target_mask = torch.ones_like(target)
+    layout = layout_of(mask, nothing, target_mask, target, opening=True)
+    return Batch(source, mask, nothing, nothing, target, target_mask, layout)
 
 
 def needed_flops(model: BridgeModel, batch: Batch) -> float:

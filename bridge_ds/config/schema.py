@@ -39,6 +39,8 @@ class RunConfig:
     """DeepSpeed file (a path, or a name in ds_configs/)."""
     stop_signals: tuple[str, ...] = ("USR2", "TERM")
     """Signals that ask for a checkpoint and an early end with exit status 75 (USR1 | USR2 | TERM | HUP)."""
+    deterministic: bool = False
+    """On GPUs too, use only algorithms that give the same numbers each time, at some speed (yes/no); CPUs do anyway."""
     hang_seconds: float = 900.0
     """Seconds without progress in training after which the stuck rank is named and the job ended; 0 = never."""
 
@@ -209,6 +211,8 @@ class TrainConfig:
     """Share of `steps` with linear warm-up (0 to 1)."""
     schedule: str = "cosine"
     """Learning rate after warm-up: cosine (to 0) | linear (to 0) | constant."""
+    tf32: bool = True
+    """Multiply what is float32 beside bfloat16 models (mapping, fusion) in TF32 on GPUs that have it (yes/no)."""
     clip: float = 1.0
     """Largest global gradient norm; 0 = no clipping."""
     max_bad_steps: int = 0

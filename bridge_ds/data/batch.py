@@ -5,11 +5,14 @@ Letters: B batch, S encoder tokens, P prompt tokens, T target tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 
-__all__ = ["Batch", "StepBatches"]
+from bridge_ds.data.layout import Layout
+
+__all__ = ["Batch", "StepBatches", "pieces_of"]
 
 
 @dataclass
@@ -28,10 +31,29 @@ class Batch:
     """[B, T] int64, LLM token ids to predict, end token included."""
     target_mask: torch.Tensor
     """[B, T] int64."""
+    layout: Layout | None = None
+    """What follows from the lengths, where it is known: the forward pass then never waits for the device."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name."""
+        own = {name: value for name, value in vars(self).items() if name != "layout"}
+        return own | (vars(self.layout) if self.layout else {})
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Batch:
+        """The batch that has these :meth:`tensors`."""
+        inner = {each.name for each in fields(Layout)}
+        layout = {name: tensor for name, tensor in tensors.items() if name in inner}
+        own = {name: tensor for name, tensor in tensors.items() if name not in inner}
+        return cls(**own, layout=Layout(**layout) if layout else None)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`."""
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()})
+        """The same batch on `device`: by one copy where the tensors lie end to end, as the loader's do."""
+        tensors = self.tensors()
+        block = _block(list(tensors.values()))
+        if block is None or block.device == torch.device(device):
+            return Batch.of({name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        return Batch.of(pieces_of(block.to(device, non_blocking=True), {n: t.shape for n, t in tensors.items()}))
 
     @property
     def target_tokens(self) -> int:
@@ -64,3 +86,20 @@ class StepBatches:
     """Place, key and reason of the first of them."""
     example: str = ""
     """For the first step only: one sample in readable form (decoded ids)."""
+
+
+def pieces_of(block: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """Tensors that lie end to end in a block, as views of it, by name."""
+    pieces = block.split([shape.numel() for shape in shapes.values()])
+    return {name: piece.view(shape) for piece, (name, shape) in zip(pieces, shapes.items(), strict=True)}
+
+
+def _block(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The one tensor of which these are consecutive pieces; none if they are not."""
+    start = end = tensors[0].storage_offset()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == tensors[0].untyped_storage().data_ptr()
+        if not (same and tensor.is_contiguous() and tensor.storage_offset() == end and tensor.dtype == torch.int64):
+            return None
+        end += tensor.numel()
+    return tensors[0].as_strided((end - start,), (1,), start)

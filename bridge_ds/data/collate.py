@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from bridge_ds.data.batch import Batch, StepBatches
+from bridge_ds.data.batch import Batch, StepBatches, pieces_of
+from bridge_ds.data.layout import layout_of
 from bridge_ds.data.tokenize import TokenizedSample
 
 __all__ = ["INLINE", "Parcel", "collate", "pad", "unwrap", "wrap"]
@@ -34,11 +35,18 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch
     return ids.reshape(len(rows), width), mask
 
 
-def collate(rows: Sequence[TokenizedSample], encoder_pad_id: int, llm_pad_id: int) -> Batch:
-    """One micro-batch of B samples: sources [B, S], prompts [B, P] (P may be 0), targets [B, T]."""
+def collate(
+    rows: Sequence[TokenizedSample], encoder_pad_id: int, llm_pad_id: int, opening: bool | None = None
+) -> Batch:
+    """One micro-batch of B samples: sources [B, S], prompts [B, P] (P may be 0), targets [B, T].
+
+    Args:
+        opening: whether the LLM has a BOS. Given, the batch has its layout, as training wants it; without, it has none.
+    """
     source_ids, source_mask = pad([row.source for row in rows], encoder_pad_id)
     prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
     target_ids, target_mask = pad([row.target for row in rows], llm_pad_id)
+    layout = None if opening is None else layout_of(source_mask, prompt_mask, target_mask, target_ids, opening)
     return Batch(
         source_ids=source_ids,
         source_mask=source_mask,
@@ -46,6 +54,7 @@ def collate(rows: Sequence[TokenizedSample], encoder_pad_id: int, llm_pad_id: in
         prompt_mask=prompt_mask,
         target_ids=target_ids,
         target_mask=target_mask,
+        layout=layout,
     )
 
 
@@ -53,7 +62,7 @@ def collate(rows: Sequence[TokenizedSample], encoder_pad_id: int, llm_pad_id: in
 class Parcel:
     """A step on its way from a worker to the main process, its tensors laid end to end in one.
 
-    A worker hands over each tensor as an open file descriptor; six for every micro-batch of every prefetched step pass
+    A worker hands over each tensor as an open file descriptor; those of every micro-batch of every prefetched step pass
     the usual limit of 1024. One block a step needs one, and one copy into page-locked memory. A small block travels
     inside the message: for a descriptor the main process would have to wait until a thread of the worker, busy with the
     next step, hands it out.
@@ -62,7 +71,7 @@ class Parcel:
     step: StepBatches
     """The step without its micro-batches."""
     shapes: list[dict[str, torch.Size]]
-    """For each micro-batch, the shape of each field, in the order of the block."""
+    """For each micro-batch, the shape of each tensor, in the order of the block."""
     block: torch.Tensor | np.ndarray
     """int64, all values; an array up to :data:`INLINE` of them."""
 
@@ -73,14 +82,14 @@ class Parcel:
 
 def wrap(step: StepBatches) -> Parcel:
     """Lay the tensors of a step end to end."""
-    shapes = [{name: tensor.shape for name, tensor in vars(batch).items()} for batch in step.micro]
-    block = torch.cat([tensor.reshape(-1) for batch in step.micro for tensor in vars(batch).values()])
+    tensors = [batch.tensors() for batch in step.micro]
+    shapes = [{name: tensor.shape for name, tensor in batch.items()} for batch in tensors]
+    block = torch.cat([tensor.reshape(-1) for batch in tensors for tensor in batch.values()])
     return Parcel(replace(step, micro=[]), shapes, block.numpy() if block.numel() <= INLINE else block)
 
 
 def unwrap(parcel: Parcel) -> StepBatches:
     """The step again; its tensors are views of the block, nothing is copied."""
-    sizes = [shape.numel() for batch in parcel.shapes for shape in batch.values()]
-    pieces = iter(torch.as_tensor(parcel.block).split(sizes))
-    micro = [Batch(**{name: next(pieces).view(shape) for name, shape in batch.items()}) for batch in parcel.shapes]
+    blocks = torch.as_tensor(parcel.block).split([sum(s.numel() for s in shapes.values()) for shapes in parcel.shapes])
+    micro = [Batch.of(pieces_of(block, shapes)) for block, shapes in zip(blocks, parcel.shapes, strict=True)]
     return replace(parcel.step, micro=micro)

@@ -108,7 +108,8 @@ class StepDataset(Dataset[Parcel | BridgeError]):
         return self._collate(good)
 
     def _collate(self, samples: Sequence[TokenizedSample]) -> Batch:
-        return collate(samples, self._tokenizers.encoder_pad_id, self._tokenizers.pad_id)
+        of = self._tokenizers
+        return collate(samples, of.encoder_pad_id, of.pad_id, opening=of.bos_id is not None)
 
     def _tokenize(self, rows: Rows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
         found: dict[int, TokenizedSample | BadSample] = {}

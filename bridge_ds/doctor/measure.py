@@ -121,12 +121,13 @@ class Losses:
 @torch.no_grad()
 def losses(model: BridgeModel, spliced: Spliced) -> Losses:
     """Each row's own loss, where training adds them all up."""
-    where_BX, labels_N = predicting(spliced.labels_BX)
-    logits_NV, _ = model.llm.logits_at(spliced.embeds_BXH, where_BX, use_cache=False)
+    places_N, labels_N = predicting(spliced.labels_BX)
+    logits_NV, _ = model.llm.logits_at(spliced.embeds_BXH, places_N, use_cache=False)
     nll_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none").double()
-    row_N = where_BX.nonzero()[:, 0]
-    nll_B = nll_N.new_zeros(len(where_BX)).index_add(0, row_N, nll_N)
-    return Losses(nll_B.cpu(), where_BX.sum(1).cpu())
+    rows, length = spliced.labels_BX.shape
+    row_N = places_N // length
+    nll_B = nll_N.new_zeros(rows).index_add(0, row_N, nll_N)
+    return Losses(nll_B.cpu(), row_N.bincount(minlength=rows).cpu())
 
 
 def without_soft(model: BridgeModel, batch: Batch, stand_in: int) -> Spliced:

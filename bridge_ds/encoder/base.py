@@ -5,11 +5,13 @@ Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from bridge_ds.compat import masks_known
 from bridge_ds.errors import ConfigError
 
 __all__ = ["Encoder"]
@@ -40,12 +42,15 @@ class Encoder(nn.Module):
         """Rows of the embedding table."""
         return int(self.model.get_input_embeddings().num_embeddings)
 
-    def forward(self, source_ids: torch.Tensor, source_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, source_ids: torch.Tensor, source_mask: torch.Tensor, padded: bool | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Encode.
 
         Args:
             source_ids: [B, S].
             source_mask: [B, S].
+            padded: whether the mask masks anything; none = the model looks, for which a GPU's host has to wait.
 
         Returns:
             L tensors [B, S, D] where the encoder left them, never stacked: the outputs of the blocks, the last one
@@ -55,9 +60,10 @@ class Encoder(nn.Module):
         Raises:
             ConfigError: the model does not give the states of all its layers.
         """
-        output = self.model(
-            input_ids=source_ids, attention_mask=source_mask, output_hidden_states=True, return_dict=True
-        )
+        with nullcontext() if padded is None else masks_known(padded):
+            output = self.model(
+                input_ids=source_ids, attention_mask=source_mask, output_hidden_states=True, return_dict=True
+            )
         states = getattr(output, "hidden_states", None) or ()
         if len(states) != self._blocks + 1:
             raise ConfigError(

@@ -31,9 +31,11 @@ class FrozenEncoder(Encoder):
         return self
 
     @torch.no_grad()
-    def forward(self, source_ids: torch.Tensor, source_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, source_ids: torch.Tensor, source_mask: torch.Tensor, padded: bool | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """As :meth:`Encoder.forward`, without a gradient: L tensors [B, S, D]."""
-        return super().forward(source_ids, source_mask)
+        return super().forward(source_ids, source_mask, padded)
 
 
 def load_encoder(

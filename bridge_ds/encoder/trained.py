@@ -51,13 +51,15 @@ class TrainedEncoder(Encoder):
             set_recomputing(self.model, mode)
         return self
 
-    def forward(self, source_ids: torch.Tensor, source_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, source_ids: torch.Tensor, source_mask: torch.Tensor, padded: bool | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """As :meth:`Encoder.forward`, in `dtype` and with gradients: L tensors [B, S, D]."""
         casting: Any = nullcontext()
         if self.dtype != torch.float32:
             # Not cached: all weights' copies would stay on each rank until the last layer is done, a whole model.
             casting = torch.autocast(source_ids.device.type, self.dtype, cache_enabled=False)
         with casting:
-            states = super().forward(source_ids, source_mask)
+            states = super().forward(source_ids, source_mask, padded)
         # T5's residuals are float32 under autocast; fusion, mapping and LLM take what a frozen encoder gives.
         return tuple(state.to(self.dtype) for state in states)

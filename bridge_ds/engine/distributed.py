@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from bridge_ds.engine.cpu import settle_on_cpu
+from bridge_ds.engine.gpu import gpu_of, grow_segments
 from bridge_ds.errors import BridgeError
 from bridge_ds.world import World
 
@@ -24,21 +25,27 @@ __all__ = [
     "any_rank",
     "barrier",
     "device_of",
+    "everyones",
     "first_error",
     "import_deepspeed",
     "init_distributed",
     "lost_peer",
+    "name_interface",
     "on_all",
     "on_main",
     "peak_memory_gib",
     "set_timeout",
     "shutdown",
+    "sum_counts",
     "whole_shape",
 ]
 
 T = TypeVar("T")
 INIT_TIMEOUT = timedelta(minutes=60)
 """Other ranks wait in broadcasts while rank 0 reads a large model from disk; DeepSpeed's 10 minutes are too short."""
+_control: torch.distributed.ProcessGroup | None = None
+"""The group over which ranks talk about anything but the model's tensors; none = the default one, which on CPU is
+gloo's. Over NCCL's each word would be a kernel behind all that the device has to do, and the host would wait for it."""
 
 
 def import_deepspeed() -> ModuleType:
@@ -68,26 +75,61 @@ def import_deepspeed() -> ModuleType:
 def init_distributed(world: World, workers: int = 0) -> None:
     """Join the job's process group (NCCL on GPUs, gloo on CPU); a lone process makes a group of one.
 
+    NCCL connects when it is first used, which nothing in this module does: data workers are to be forked before (NCCL
+    and InfiniBand are not safe to fork: torch's page on DistributedDataParallel). DeepSpeed would start the group bound
+    to a device, which connects at once; it takes one that is there already.
+
     Args:
         world: this process among the others.
         workers: data workers of this rank, which want a core too.
+
+    Raises:
+        LaunchError: see :func:`bridge_ds.engine.gpu.gpu_of`.
     """
     world.export()
     if world.size == 1:
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    deepspeed = import_deepspeed()
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
+        grow_segments()
+        device = device_of(world)
+        os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed picks the device
+        torch.cuda.set_device(device)
         backend = "nccl"
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(backend, timeout=INIT_TIMEOUT)
+        global _control
+        name_interface(os.environ, [name for _, name in socket.if_nameindex()])
+        _control = torch.distributed.new_group(timeout=INIT_TIMEOUT, backend="gloo")
     else:
         settle_on_cpu(world.local_size, workers)
-    deepspeed.init_distributed(dist_backend=backend, timeout=INIT_TIMEOUT, verbose=False)
+    import_deepspeed().init_distributed(dist_backend=backend, timeout=INIT_TIMEOUT, verbose=False)
+
+
+def name_interface(environ: MutableMapping[str, str], interfaces: Sequence[str]) -> None:
+    """Let gloo use the network that NCCL was told to use, unless it was told itself.
+
+    By itself it takes the one that the host's name belongs to, which on some systems is the loopback.
+
+    Args:
+        environ: NCCL_SOCKET_IFNAME gives beginnings of names, or after `=` whole ones; after `^` what not to use.
+        interfaces: of this host.
+    """
+    wanted = environ.get("NCCL_SOCKET_IFNAME", "")
+    if not wanted or wanted.startswith("^") or "GLOO_SOCKET_IFNAME" in environ:
+        return
+    names = wanted.removeprefix("=").split(",")
+    exact = wanted.startswith("=")
+    fits = [each for name in names for each in interfaces if each == name or (not exact and each.startswith(name))]
+    if fits:
+        environ["GLOO_SOCKET_IFNAME"] = fits[0]
 
 
 def device_of(world: World) -> torch.device:
     """This rank's device."""
-    return torch.device("cuda", world.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", gpu_of(world, torch.cuda.device_count()))
 
 
 def agree(value: object, world: World) -> object:
@@ -95,16 +137,29 @@ def agree(value: object, world: World) -> object:
     if world.size == 1:
         return value
     box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
+    torch.distributed.broadcast_object_list(box, src=0, group=_control)
     return box[0]
+
+
+def everyones(value: T, world: World) -> list[T]:
+    """The value of each rank, in their order (a collective)."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    torch.distributed.all_gather_object(values, value, group=_control)
+    return values
+
+
+def sum_counts(counts: Sequence[int]) -> list[int]:
+    """Sums over all ranks (a collective)."""
+    sums = torch.tensor(counts, dtype=torch.int64)
+    torch.distributed.all_reduce(sums, group=_control)
+    return list(map(int, sums.tolist()))
 
 
 def first_error(error: BridgeError | None, world: World) -> BridgeError | None:
     """This rank's error, else that of the lowest rank that has one (a collective): all ranks fail, or none."""
-    if world.size == 1:
-        return error
-    errors: list[BridgeError | None] = [None] * world.size
-    torch.distributed.all_gather_object(errors, error)
+    errors = everyones(error, world)
     return error or next(filter(None, errors), None)
 
 
@@ -144,11 +199,9 @@ def on_all(action: Callable[[], T], world: World) -> T:
     return outcome  # type: ignore[no-any-return]
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on some rank (a collective)."""
-    count = torch.tensor([int(flag)], device=device)
-    torch.distributed.all_reduce(count)
-    return bool(count)
+    return sum_counts([int(flag)])[0] > 0
 
 
 def set_timeout(seconds: float) -> None:
@@ -175,7 +228,7 @@ def lost_peer(error: BaseException) -> bool:
 def barrier(world: World) -> None:
     """Wait for all ranks (a collective)."""
     if world.size > 1:
-        torch.distributed.barrier()
+        torch.distributed.barrier(group=_control)
 
 
 def shutdown() -> None:

@@ -13,10 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-__all__ = ["PHASES", "Beat", "blamed", "claim", "owner", "read_beats", "where_is_main", "write_beat"]
+__all__ = ["Beat", "blamed", "claim", "owner", "read_beats", "where_is_main", "write_beat"]
 
-PHASES = ("start", "data", "agree", "forward", "backward", "update", "reduce", "hooks", "end")
-"""Moments of a step, in their order."""
 _COLLECTIVES = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
 
 
@@ -30,7 +28,7 @@ class Beat:
     step: int
     """The step that is being done."""
     phase: str
-    """One of PHASES."""
+    """start, data, agree, forward, backward, update (these three for each micro-batch), reduce, hooks or end."""
     age: float
     """Seconds in this phase, not counting time for which the whole process was stopped."""
     time: float
@@ -39,16 +37,25 @@ class Beat:
     """Whether the main thread waits inside torch.distributed: it is held up, not holding up."""
     where: str = ""
     """Innermost line of the main thread: `file:line function`."""
+    count: int = 0
+    """Phases of the step that have begun, the same on every rank at the same place."""
+    device_step: int = -1
+    """Where the GPU is, behind the host that gives it work; -1 = there is none."""
+    device_count: int = 0
+    device_phase: str = ""
 
     @property
-    def progress(self) -> tuple[int, int]:
-        """Comparable between ranks; less is further behind."""
-        return self.step, PHASES.index(self.phase) if self.phase in PHASES else 0
+    def progress(self) -> tuple[int, int, int, int]:
+        """Comparable between ranks; less is further behind. The host first: what it has not asked for no GPU can do.
+        Under NCCL all hosts may stand at the end of the step; then the GPUs differ."""
+        return self.step, self.count, self.device_step, self.device_count
 
     def describe(self) -> str:
         """One clause for a person."""
+        behind = (self.device_step, self.device_count) < (self.step, self.count) and self.device_step >= 0
+        device = f" (its GPU: step {self.device_step}, phase {self.device_phase})" if behind else ""
         return (
-            f"rank {self.rank} ({self.host}, pid {self.pid}) at step {self.step}, phase {self.phase}, "
+            f"rank {self.rank} ({self.host}, pid {self.pid}) at step {self.step}, phase {self.phase}{device}, "
             f"for {self.age:.0f} s, in {self.where or 'unknown code'}"
         )
 

@@ -60,7 +60,7 @@ def fit(
         batches, fault = _next(steps)
         waited = time.perf_counter() - asked
         mark("agree")
-        totals = agree_on_data(batches, fault, world, device, bool(stop))
+        totals = agree_on_data(batches, fault, world, bool(stop))
         if totals.stopping:
             hooks.on_stop()
             raise Preempted(f"preempted after step {step - 1} of {config.train.steps}")

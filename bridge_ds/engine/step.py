@@ -12,7 +12,7 @@ import torch
 
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.samples import KINDS
-from bridge_ds.engine.distributed import peak_memory_gib
+from bridge_ds.engine.distributed import everyones, peak_memory_gib, sum_counts
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.engine.schedule import set_learning_rate
 from bridge_ds.errors import BridgeError, DataError
@@ -44,13 +44,11 @@ class Totals:
         return 1 - (self.target_tokens + self.source_tokens + self.prompt_tokens) / max(1, self.places)
 
 
-def agree_on_data(
-    batches: StepBatches | None, fault: BridgeError | None, world: World, device: torch.device, stop: bool = False
-) -> Totals:
+def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world: World, stop: bool = False) -> Totals:
     """Count the global batch; if any rank could not read its part, every rank fails with that rank's reason.
 
     The one reduction also carries `stop`, this rank's wish to save and leave, so that agreeing on it before every step
-    costs nothing.
+    costs nothing. It is of numbers that the host has, over the hosts: no device is asked.
 
     Without it the others would wait in the next collective for a rank that is gone (a collective itself).
 
@@ -64,12 +62,11 @@ def agree_on_data(
     ]
     counts += [sum(b.source_mask.numel() + b.prompt_mask.numel() + b.target_mask.numel() for b in micro), int(stop)]
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
-    faults, targets, sources, prompts, places, stopping, *bad = (int(n) for n in _all_sum(counts, device))
+    faults, targets, sources, prompts, places, stopping, *bad = sum_counts(counts)
     if not faults:
         return Totals(targets, sources, prompts, places, tuple(bad), stopping)
-    messages: list[str | None] = [None] * world.size
-    torch.distributed.all_gather_object(messages, str(fault) if fault else None)
-    raise fault or DataError(next(message for message in messages if message))
+    messages = everyones(str(fault) if fault else "", world)
+    raise fault or DataError(next(filter(None, messages)))
 
 
 def allow_bad_samples(
@@ -92,9 +89,7 @@ def allow_bad_samples(
     after = {kind: before[kind] + new for kind, new in zip(KINDS, totals.bad, strict=True)}
     if not any(totals.bad):
         return after
-    reasons: list[str] = [""] * world.size
-    torch.distributed.all_gather_object(reasons, batches.bad_reason)
-    reason = next(filter(None, reasons))
+    reason = next(filter(None, everyones(batches.bad_reason, world)))
     if sum(after.values()) <= allowed:
         if world.is_main:
             print(f"left out of step {batches.step}: {reason} ({sum(after.values())} of {allowed} allowed)", flush=True)
@@ -127,7 +122,7 @@ def train_step(
         lr: learning rate of this step.
         seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
         waited: seconds spent waiting for this step's data.
-        mark: told each phase (:data:`bridge_ds.engine.heartbeat.PHASES`) as it begins.
+        mark: told each phase (:attr:`bridge_ds.engine.heartbeat.Beat.phase`) as it begins.
     """
     began = time.perf_counter()
     set_learning_rate(engine.optimizer.param_groups, lr)
@@ -147,18 +142,14 @@ def train_step(
         nll += loss.detach().double()
 
     mark("reduce")
-    weights = engine.module.fusion.weights().double().to(device)
-    sums = _all_sum([nll, *weights], device)
+    sums = _report(engine, nll, [peak_memory_gib(), waited], world, device)
     seconds = time.perf_counter() - began + waited
-    # [ranks, 2]: what differs between ranks and must be seen.
-    by_rank = _all_gather([peak_memory_gib(), waited / max(seconds, 1e-9)], world, device)
-    weights = sums[1:] / world.size
-    norm = engine.get_global_grad_norm()
+    by_rank, weights = sums[2 : 2 + 2 * world.size].view(-1, 2), sums[2 + 2 * world.size :] / world.size
     return {
         "step": batches.step,
-        "loss": float(sums[0]) / targets,
+        "loss": float(sums[1]) / targets,
         "lr": lr,
-        "grad_norm": float(norm) if norm is not None else math.nan,
+        "grad_norm": float(sums[0]),
         "target_tokens": totals.target_tokens,
         "source_tokens": totals.source_tokens,
         "ids_hash": batches.ids_hash,
@@ -167,9 +158,9 @@ def train_step(
         "target_tokens_per_s": totals.target_tokens / seconds,
         "source_tokens_per_s": totals.source_tokens / seconds,
         "padding_share": totals.padding_share,
-        "data_wait_share": max(row[1] for row in by_rank),
-        "peak_memory_gib": max(row[0] for row in by_rank),
-        "peak_memory_gib_by_rank": [round(row[0], 4) for row in by_rank],
+        "data_wait_share": float(by_rank[:, 1].max()) / max(seconds, 1e-9),
+        "peak_memory_gib": float(by_rank[:, 0].max()),
+        "peak_memory_gib_by_rank": [round(gib, 4) for gib in by_rank[:, 0].tolist()],
         "layer_weights": [round(w, 6) for w in weights.tolist()],
         "layer_weights_entropy": float(-(weights * weights.clamp(min=1e-30).log()).sum()),
         "skipped_steps": engine.skipped_steps,
@@ -178,14 +169,23 @@ def train_step(
     }
 
 
-def _all_sum(values: list[Any], device: torch.device) -> torch.Tensor:
-    sums = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, device: torch.device) -> torch.Tensor:
+    """What is known at the end of a step, over all ranks: one reduction, and the one time that the host waits for it.
+
+    Args:
+        nll: this rank's loss, summed.
+        own: two numbers of this rank that are to be seen beside those of the others.
+
+    Returns:
+        float64 on the CPU: the gradient norm, the loss, two numbers for each rank in order, the summed layer weights.
+    """
+    norm = engine.get_global_grad_norm()  # the same on every rank
+    if not world.is_main:
+        norm = 0.0
+    beside = torch.zeros(world.size, 2, dtype=torch.float64)
+    beside[world.rank] = torch.tensor(own, dtype=torch.float64)
+    norm = torch.as_tensor(math.nan if norm is None else norm, dtype=torch.float64, device=device)
+    weights = engine.module.fusion.weights().to(device, torch.float64)
+    sums = torch.cat([norm.view(1), nll.view(1), beside.flatten().to(device), weights])
     torch.distributed.all_reduce(sums)
-    return sums
-
-
-def _all_gather(values: list[float], world: World, device: torch.device) -> list[list[float]]:
-    mine = torch.tensor(values, dtype=torch.float64, device=device)
-    rows = [torch.empty_like(mine) for _ in range(world.size)]
-    torch.distributed.all_gather(rows, mine)
-    return [row.tolist() for row in rows]
+    return sums.cpu()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bridge_ds.engine.gpu import Trail
 from bridge_ds.engine.heartbeat import Beat, blamed, owner, read_beats, where_is_main, write_beat
 from bridge_ds.errors import EXIT_HUNG, EXIT_LOST
 from bridge_ds.world import World
@@ -25,17 +26,24 @@ class Watchdog:
     """Started on every rank. `mark` is called by the loop; the rest is the thread's."""
 
     def __init__(
-        self, folder: Path, world: World, limit: float, last_words: Callable[[str, int], None] | None = None
+        self,
+        folder: Path,
+        world: World,
+        limit: float,
+        last_words: Callable[[str, int], None] | None = None,
+        trail: Trail | None = None,
     ) -> None:
         """Args:
         folder: where the heartbeats go; made if absent.
         world: this rank among the others.
         limit: seconds without progress after which the job is ended; 0 = never.
         last_words: gets the sentence that names the rank, and the exit status, on the rank that speaks.
+        trail: of this rank's device; by default that of its GPU, if it has one.
         """
         self._folder, self._world, self._limit, self._last_words = folder, world, limit, last_words
         self._interval = min(10.0, limit / 10) if limit else 10.0
-        self._step, self._phase, self._age = 0, "start", 0.0
+        self._step, self._count, self._phase, self._age = 0, 0, "start", 0.0
+        self._trail = trail or Trail()
         self._armed = False
         self._mark = ""
         self._stop = threading.Event()
@@ -49,8 +57,11 @@ class Watchdog:
 
     def mark(self, phase: str, step: int | None = None) -> None:
         """This rank has come to `phase` of `step` (default: the same step)."""
-        self._step = self._step if step is None else step
+        if step is not None:
+            self._step, self._count = step, 0
+        self._count += 1
         self._phase, self._age = phase, 0.0
+        self._trail.note((self._step, self._count, phase))
 
     def arm(self, armed: bool = True) -> None:
         """Look for hangs from now on, or no longer (loading and scoring may stand still for long)."""
@@ -75,12 +86,17 @@ class Watchdog:
 
     def _write(self) -> None:
         where, inside = where_is_main()
+        reached = self._trail.reached() or (-1, 0, "")
         beat = Beat(
             rank=self._world.rank,
             host=socket.gethostname(),
             pid=os.getpid(),
             step=self._step,
+            count=self._count,
             phase=self._phase,
+            device_step=reached[0],
+            device_count=reached[1],
+            device_phase=reached[2],
             age=round(self._age, 1),
             time=time.time(),
             in_collective=inside,

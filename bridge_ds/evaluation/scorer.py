@@ -195,7 +195,7 @@ def score_run(
     wanted = config.evaluation
 
     def any_of(flag: bool) -> bool:
-        return any_rank(flag, device) if world.size > 1 else flag
+        return any_rank(flag) if world.size > 1 else flag
 
     bridge, llm = (
         Scorer(

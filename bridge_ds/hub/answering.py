@@ -112,8 +112,8 @@ class Answering:
         )
         loss = None
         if labels is not None:
-            where_BX, labels_N = predicting(spliced.labels_BX)
-            loss = nll_sum(output.logits[where_BX], labels_N) / max(1, len(labels_N))
+            places_N, labels_N = predicting(spliced.labels_BX)
+            loss = nll_sum(output.logits.flatten(0, 1)[places_N], labels_N) / max(1, len(labels_N))
         return CausalLMOutput(
             loss=loss, logits=output.logits, hidden_states=output.hidden_states, attentions=output.attentions
         )

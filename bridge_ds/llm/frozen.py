@@ -6,12 +6,13 @@ Letters: B batch, X spliced length, H LLM width, V vocabulary, N places predicte
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from bridge_ds.compat import masks_known
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.frozen.load import DTYPES, load_complete
@@ -70,24 +71,25 @@ class FrozenLLM(nn.Module):
         """[B, K] ids -> [B, K, H], with whatever scale the model's own embedding module applies (Gemma)."""
         return self.model.get_input_embeddings()(ids)
 
-    def logits_at(self, embeds_BXH: torch.Tensor, where_BX: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
+    def logits_at(self, embeds_BXH: torch.Tensor, places_N: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
         """Run the model and its vocabulary projection at the chosen places only.
 
         Args:
             embeds_BXH: input embeddings.
-            where_BX: bool, the places whose next token is wanted.
+            places_N: flat places among B x X whose next token is wanted.
             options: passed to the model (attention_mask, position_ids, past_key_values, use_cache).
 
         Returns:
-            logits [N, V] in row order, and the model's whole output.
+            logits [N, V] in the order of the places, and the model's whole output.
         """
-        with _projecting_only(self.model.get_output_embeddings(), where_BX):
+        known = masks_known(padded=False) if options.get("attention_mask") is None else nullcontext()
+        with known, _projecting_only(self.model.get_output_embeddings(), places_N):
             output = self.model(inputs_embeds=embeds_BXH, return_dict=True, **options)
         return output.logits[0], output
 
 
 @contextmanager
-def _projecting_only(head: nn.Module, where_BX: torch.Tensor) -> Iterator[None]:
+def _projecting_only(head: nn.Module, places_N: torch.Tensor) -> Iterator[None]:
     """While open, `head` sees [1, N, H] instead of [B, X, H].
 
     Full logits (B x X x V) are the memory peak of training. A hook on the module itself, and not `lm_head.weight`
@@ -96,7 +98,8 @@ def _projecting_only(head: nn.Module, where_BX: torch.Tensor) -> Iterator[None]:
     """
 
     def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (args[0][where_BX][None], *args[1:])
+        hidden_MH = args[0].flatten(0, 1)
+        return (hidden_MH.index_select(0, places_N.to(hidden_MH.device))[None], *args[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:

@@ -53,7 +53,7 @@ def generate(
         mask_BX = torch.cat([mask_BX, mask_BX.new_ones(rows, 1)], dim=1)
         logits_BV, output = llm.logits_at(
             llm.embed(next_B[:, None]),
-            torch.ones(rows, 1, dtype=torch.bool, device=mask_BX.device),
+            torch.arange(rows, device=mask_BX.device),
             attention_mask=mask_BX,
             position_ids=(position_B + step)[:, None],
             past_key_values=cache,

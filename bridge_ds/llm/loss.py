@@ -14,18 +14,18 @@ __all__ = ["nll_sum", "predicting"]
 
 
 def predicting(labels_BX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places whose output predicts a target, and those targets.
+    """Places whose output predicts a target, and those targets; waits for the labels' device.
 
     Args:
         labels_BX: [B, X], see :class:`bridge_ds.llm.splice.Spliced`.
 
     Returns:
-        mask [B, X] (bool; the place before each labelled one) and the labels [N] in row order.
+        flat places [N] among B x X (each the one before a labelled one) and the labels [N], in row order.
     """
     wanted_BX = labels_BX != IGNORE
-    before_BX = torch.zeros_like(wanted_BX)
-    before_BX[:, :-1] = wanted_BX[:, 1:]
-    return before_BX, labels_BX[:, 1:][wanted_BX[:, 1:]]
+    wanted_BX[:, :1] = False  # nothing stands before it
+    at_N = wanted_BX.flatten().nonzero().squeeze(1)
+    return at_N - 1, labels_BX.flatten()[at_N]
 
 
 def nll_sum(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:

@@ -77,11 +77,11 @@ def score_choices(
 
 def read_prefix(llm: FrozenLLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
     """Logits [B, V] of the first token after the prefix, and the cache."""
-    last_BX = torch.zeros_like(prefix.mask_BX, dtype=torch.bool)
-    last_BX[:, -1] = True
+    rows, length = prefix.mask_BX.shape
+    last_B = torch.arange(1, rows + 1, device=prefix.mask_BX.device) * length - 1
     positions_BX = (prefix.mask_BX.cumsum(1) - 1).clamp(min=0)
     logits_BV, output = llm.logits_at(
-        prefix.embeds_BXH, last_BX, attention_mask=prefix.mask_BX, position_ids=positions_BX, use_cache=True
+        prefix.embeds_BXH, last_B, attention_mask=prefix.mask_BX, position_ids=positions_BX, use_cache=True
     )
     return logits_BV, output.past_key_values
 
@@ -105,7 +105,7 @@ def _read_choices(
     steps_T = torch.arange(ids_RT.shape[1], device=ids_RT.device)
     logits_NV, _ = llm.logits_at(
         llm.embed(ids_RT),
-        next_RT,
+        next_RT.flatten().nonzero().squeeze(1),
         attention_mask=mask_RX,
         position_ids=prefix.mask_BX.sum(1)[row_R][:, None] + steps_T,
         past_key_values=cache,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from bridge_ds.data.layout import Order, close_up
+
 __all__ = ["IGNORE", "Segment", "Spliced", "splice"]
 
 IGNORE = -100
@@ -40,7 +42,7 @@ class Spliced:
     """[B, X], the token id that stands AT a place, IGNORE where nothing is predicted or padding."""
 
 
-def splice(segments: Sequence[Segment], side: str = "right") -> Spliced:
+def splice(segments: Sequence[Segment], side: str = "right", order: Order | None = None) -> Spliced:
     """Join segments in order, row by row, contiguous and without a hole.
 
     A hole would be seen by RoPE models as a distance that training never had (LangBridge and MindMerger leave one
@@ -49,28 +51,23 @@ def splice(segments: Sequence[Segment], side: str = "right") -> Spliced:
     Args:
         segments: parts in the order in which the LLM reads them.
         side: where padding goes: `right` to train (a causal LLM then needs no mask), `left` to generate.
+        order: what the segments' masks come to, where it is known already; else the host waits for the device.
     """
-    assert side in ("right", "left")
-    embeds_BKH = torch.cat([s.embeds_BKH for s in segments], dim=1)
-    mask_BK = torch.cat([s.mask_BK for s in segments], dim=1).bool()
-    labels_BK = torch.cat([_labels(s) for s in segments], dim=1)
-
-    # A stable sort of "is padding" keeps real places in order and moves padding to one end.
-    order_BK = torch.argsort(mask_BK.to(torch.int8), dim=1, descending=side == "right", stable=True)
-    length = int(mask_BK.sum(1).max())
-    order_BX = order_BK[:, :length] if side == "right" else order_BK[:, order_BK.shape[1] - length :]
-    mask_BX = mask_BK.gather(1, order_BX)
-    # index_select on the flattened rows: its backward adds each gradient row once and is deterministic.
-    rows = torch.arange(order_BX.shape[0], device=order_BX.device)[:, None] * order_BK.shape[1] + order_BX
-    embeds_BXH = embeds_BKH.flatten(0, 1)[rows]
-    return Spliced(
-        embeds_BXH.masked_fill(~mask_BX[..., None], 0),
-        mask_BX.long(),
-        labels_BK.gather(1, order_BX).masked_fill(~mask_BX, IGNORE),
-    )
+    order = order or close_up(torch.cat([s.mask_BK for s in segments], dim=1), side)
+    assert order.side == side
+    mask_BX = order.mask_BX
+    # The backward of index_select adds each gradient row to zeros once (no place stands twice in the order), so that it
+    # gives the same on a GPU too, where it adds in any order.
+    embeds_MH = torch.cat([s.embeds_BKH for s in segments], dim=1).flatten(0, 1)
+    embeds_BXH = embeds_MH.index_select(0, order.index_BX.flatten()).unflatten(0, order.index_BX.shape)
+    return Spliced(embeds_BXH.masked_fill(~mask_BX[..., None], 0), mask_BX.long(), _labels(segments, order, mask_BX))
 
 
-def _labels(segment: Segment) -> torch.Tensor:
-    if segment.labels_BK is None:
-        return torch.full_like(segment.mask_BK, IGNORE, dtype=torch.long)
-    return segment.labels_BK.masked_fill(segment.mask_BK == 0, IGNORE)
+def _labels(segments: Sequence[Segment], order: Order, mask_BX: torch.Tensor) -> torch.Tensor:
+    if all(s.labels_BK is None for s in segments):
+        return torch.full_like(order.index_BX, IGNORE)
+    parts = [
+        torch.full_like(s.mask_BK, IGNORE, dtype=torch.long) if s.labels_BK is None else s.labels_BK for s in segments
+    ]
+    labels_M = torch.cat(parts, dim=1).flatten()
+    return labels_M.index_select(0, order.index_BX.flatten()).view_as(order.index_BX).masked_fill(~mask_BX, IGNORE)

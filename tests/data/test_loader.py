@@ -35,7 +35,7 @@ def _equal(one: StepBatches, two: StepBatches) -> bool:
     return same and all(
         torch.equal(a, b)
         for x, y in zip(one.micro, two.micro, strict=True)
-        for a, b in zip(vars(x).values(), vars(y).values(), strict=True)
+        for a, b in zip(x.tensors().values(), y.tensors().values(), strict=True)
     )
 
 

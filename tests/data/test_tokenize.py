@@ -171,7 +171,7 @@ def test_padding_is_on_the_right_and_masked_by_length() -> None:
 @pytest.mark.parametrize("longest", [3, 3000])
 def test_wrapping_a_step_keeps_it(longest: int) -> None:
     rows = [TokenizedSample(list(range(longest)), [], [4, 5], ()), TokenizedSample([6], [], [7, 8, 9], ())]
-    micro = [collate(rows, 0, 1), collate(rows[:1], 0, 1)]
+    micro = [collate(rows, 0, 1), collate(rows[:1], 0, 1, opening=True)]
     step = StepBatches(step=1, micro=micro, ids_hash="x", consumed=3, cut={"source": 0})
     parcel = wrap(step)
     # Inside the message, or as one shared tensor; never a tensor beside it.
@@ -181,7 +181,7 @@ def test_wrapping_a_step_keeps_it(longest: int) -> None:
     back = unwrap(parcel)
     assert (back.step, back.ids_hash, back.consumed, back.cut) == (1, "x", 3, {"source": 0})
     for one, two in zip(back.micro, micro, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(two).values(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one.tensors().values(), two.tensors().values(), strict=True))
     assert back.micro[0].prompt_ids.shape == (2, 0)
     assert back.micro[0].target_tokens == 5
     assert back.micro[0].source_tokens == longest + 1

@@ -14,15 +14,42 @@ from bridge_ds.engine.preempt import StopRequest
 
 
 def beat(rank: int, step: int = 7, phase: str = "forward", **more: object) -> Beat:
-    values = {"host": "a", "pid": 10 + rank, "age": 99.0, "time": 1000.0, "in_collective": True, "where": "x.py:1 f"}
+    values = {"host": "a", "pid": 10 + rank, "age": 99.0, "time": 1000.0, "where": "x.py:1 f"}
+    values |= {"count": 3, "in_collective": True}
     return Beat(rank=rank, step=step, phase=phase, **(values | more))  # type: ignore[arg-type]
+
+
+def device(rank: int, count: int, phase: str) -> Beat:
+    """At the end of step 7, waiting for a GPU that is at `phase`."""
+    own: dict[str, object] = {"device_step": 7, "device_count": count, "device_phase": phase}
+    return beat(rank, phase="reduce", count=9, in_collective=False, **own)
 
 
 @pytest.mark.parametrize(
     ("beats", "words"),
     [
-        ([beat(0), beat(1, phase="data", in_collective=False), beat(2)], ["rank 1 (a, pid 11) at step 7, phase data"]),
-        ([beat(0), beat(1, step=6, phase="hooks"), beat(2)], ["rank 1"]),
+        (
+            [beat(0), beat(1, phase="data", count=1, in_collective=False), beat(2)],
+            ["rank 1 (a, pid 11) at step 7, phase data"],
+        ),
+        ([beat(0), beat(1, step=6, phase="hooks", count=9), beat(2)], ["rank 1"]),
+        # The second micro-batch's forward comes after the first one's backward.
+        ([beat(0, count=6), beat(1, phase="backward", count=4), beat(2, count=6)], ["rank 1"]),
+        # All hosts wait for their GPUs at the end of the step, none inside a collective; one GPU is behind.
+        (
+            [device(0, 4, "backward"), device(1, 4, "backward"), device(2, 3, "forward")],
+            ["rank 2 (a, pid 12) at step 7, phase reduce (its GPU: step 7, phase forward)"],
+        ),
+        ([device(0, 4, "backward"), device(1, 4, "backward"), device(2, 4, "backward")], []),
+        # A host that has stopped is to blame, also where the others' GPUs, which wait for its own, are no further.
+        (
+            [
+                device(0, 3, "forward"),
+                beat(1, device_step=7, device_count=3, in_collective=False),
+                device(2, 3, "forward"),
+            ],
+            ["rank 1"],
+        ),
         ([beat(0), beat(1), beat(2, in_collective=False)], ["rank 2"]),
         ([beat(0), beat(1, time=900.0), beat(2)], ["rank 1 (a, pid 11)", "silent for 100 s"]),
         ([beat(0), beat(2)], ["rank 1 (no heartbeat file)"]),

@@ -85,6 +85,23 @@ def test_killed_and_resumed(
         assert (run / last).read_bytes() == (two_ranks / last).read_bytes()
 
 
+def test_no_micro_batch_waits_and_determinism_changes_nothing_on_a_cpu(
+    small_run: list[str], two_ranks: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "tests/programs/watch_waits.py", str(tmp_path / "seen.json")]
+    command += arguments(small_run, run, "run.deterministic=true")
+    launch.succeed(launch.Job(command, 2, tmp_path / "logs").wait())
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"seen.json.{rank}").read_text())
+        assert seen.pop("heard") == "the last rank has a fault"  # over the group that ranks have beside NCCL's
+        assert seen == {"forward": 40, "backward": 40, "deterministic": True, "deepspeed_clock": False}
+    for key in ("loss", "grad_norm", "layer_weights"):
+        assert [line[key] for line in lines(run)] == [line[key] for line in lines(two_ranks)], key
+    last = "checkpoints/step-00000020/bridge.safetensors"
+    assert (run / last).read_bytes() == (two_ranks / last).read_bytes()
+
+
 def test_one_rank_is_signalled_and_all_save(small_run: list[str], two_ranks: Path, tmp_path: Path) -> None:
     """Between two multiples of checkpoint.every; then the same run is started twice, and the first start leaves."""
     run = tmp_path / "run"

@@ -156,12 +156,12 @@ def test_lora_begins_with_another_runs_bridge(runs: Runs, small_run: list[str]) 
     model, _, _ = load_trained(run, config, torch.device("cpu"), print)
     plain = load_llm(config.model)
     ids = torch.tensor([[5, 6, 7]])
-    embeds, where = plain.embed(ids), torch.ones_like(ids, dtype=torch.bool)
+    embeds, places = plain.embed(ids), torch.arange(3)
     with torch.no_grad():
-        expected = plain.logits_at(embeds, where)[0]
-        assert not torch.equal(model.llm.logits_at(embeds, where)[0], expected)
+        expected = plain.logits_at(embeds, places)[0]
+        assert not torch.equal(model.llm.logits_at(embeds, places)[0], expected)
         with model.llm.alone():
-            assert torch.equal(model.llm.logits_at(embeds, where)[0], expected)
+            assert torch.equal(model.llm.logits_at(embeds, places)[0], expected)
     assert model.llm.trained == {name.removeprefix("llm.") for name in updates}
     with pytest.raises(ConfigError, match=r"lora.targets \['nothing'\] do not fit the LLM"):
         load_trained(run, load_run_config(run, ["lora.targets=[nothing]"]), torch.device("cpu"), print)

@@ -46,8 +46,8 @@ def test_gradients_return_to_real_places_only() -> None:
 
 def test_loss_is_the_sum_over_targets() -> None:
     labels = torch.tensor([[IGNORE, IGNORE, 4, 2], [IGNORE, 1, IGNORE, IGNORE]])
-    where, wanted = predicting(labels)
-    assert where.tolist() == [[False, True, True, False], [True, False, False, False]]
+    places, wanted = predicting(labels)
+    assert places.tolist() == [1, 2, 4]
     assert wanted.tolist() == [4, 2, 1]
     logits = torch.randn(2, 4, 6)
     expected = -sum(
@@ -56,4 +56,4 @@ def test_loss_is_the_sum_over_targets() -> None:
         for x in range(1, 4)
         if labels[b, x] >= 0
     )
-    assert torch.allclose(nll_sum(logits[where], wanted), expected)
+    assert torch.allclose(nll_sum(logits.flatten(0, 1)[places], wanted), expected)

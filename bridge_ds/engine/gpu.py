@@ -1,0 +1,111 @@
+"""This rank's GPU: which one it is, what is set before it starts, and how far it has come."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, MutableMapping
+from typing import Protocol
+
+import torch
+
+from bridge_ds.errors import LaunchError
+from bridge_ds.world import World
+
+__all__ = ["Event", "Place", "Trail", "device_event", "gpu_of", "grow_segments", "settle_numbers"]
+
+Place = tuple[int, int, str]
+"""Step, phases of it that have begun, and the last of these."""
+
+
+def gpu_of(world: World, visible: int) -> int:
+    """Index of this rank's GPU among those that it sees.
+
+    A launcher shows each rank all GPUs of its node, or its own alone (`srun --gpus-per-task=1`).
+
+    Args:
+        visible: GPUs that this process sees, at least 1.
+
+    Raises:
+        LaunchError: it sees some of the node's, but not as many as there are ranks.
+    """
+    if visible == 1:
+        return 0
+    if visible < world.local_size:
+        raise LaunchError(
+            f"rank {world.rank} sees {visible} GPUs for the {world.local_size} ranks of its node; expected one for "
+            "each of them, or only its own; start fewer ranks a node, or ask for more GPUs."
+        )
+    return world.local_rank
+
+
+def grow_segments(environ: MutableMapping[str, str] | None = None) -> None:
+    """Let CUDA's allocator grow its segments, unless the user has set it. Before CUDA starts.
+
+    Lengths vary from step to step; segments of fixed sizes leave holes that no later tensor fits. torch 2.9 and later
+    read PYTORCH_ALLOC_CONF when the allocator starts (c10/cuda/CUDAAllocatorConfig.h), the older name first.
+    """
+    env = os.environ if environ is None else environ
+    if not any(f"PYTORCH_{kind}ALLOC_CONF" in env for kind in ("", "CUDA_", "HIP_")):
+        env["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
+def settle_numbers(deterministic: bool, tf32: bool) -> None:
+    """How this process computes. Before CUDA starts.
+
+    Args:
+        deterministic: only algorithms that give the same each time. So asked, torch runs flash and memory-efficient
+            attention backward without atomic sums, leaves cuDNN's attention alone, and fails at an operator that has
+            no such algorithm (aten/src/ATen/native/transformers/cuda/attention_backward.cu, sdp_utils.cpp).
+        tf32: multiply float32 matrices in TF32 on CUDA.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # Nothing here reads memory that it has not written; filling it would cost a pass over every new tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if tf32 and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+
+class Event(Protocol):
+    """A mark behind the work that a device had been given when it was made, such as `torch.cuda.Event`."""
+
+    def query(self) -> bool:
+        """Whether the device has come to it; never waits."""
+
+
+def device_event() -> Event | None:
+    """An event behind all that this rank's GPU has been given; none where no GPU has started."""
+    if not torch.cuda.is_initialized():
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+class Trail:
+    """Where a device is, which works off what it is given long after the host has gone on.
+
+    `note` is called by the main thread, `reached` by another.
+    """
+
+    def __init__(self, event: Callable[[], Event | None] = device_event) -> None:
+        """Args:
+        event: makes one behind what the device has been given so far; none = there is no device.
+        """
+        self._event = event
+        self._ahead: deque[tuple[Place, Event]] = deque(maxlen=1024)
+        self._reached: Place | None = None
+
+    def note(self, place: Place) -> None:
+        """The host has come to `place`."""
+        event = self._event()
+        if event is not None:
+            self._ahead.append((place, event))
+
+    def reached(self) -> Place | None:
+        """The last place that the device has come to; none before the first, and without a device."""
+        while self._ahead and self._ahead[0][1].query():
+            self._reached = self._ahead.popleft()[0]
+        return self._reached

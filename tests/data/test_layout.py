@@ -1,0 +1,51 @@
+"""The layout of a batch equals what masks and labels say, and travels as one block."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridge_ds.data.batch import Batch, StepBatches
+from bridge_ds.data.collate import collate, unwrap, wrap
+from bridge_ds.data.tokenize import TokenizedSample
+from bridge_ds.llm.loss import predicting
+from bridge_ds.llm.splice import Segment, splice
+
+ids = st.lists(st.integers(3, 40), max_size=4)
+samples = st.lists(st.tuples(st.lists(st.integers(3, 40), min_size=1, max_size=5), ids, ids), min_size=1, max_size=4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=samples, opening=st.booleans())
+def test_a_layout_is_what_the_masks_say(rows: list[tuple[list[int], list[int], list[int]]], opening: bool) -> None:
+    batch = collate([TokenizedSample(*row, ()) for row in rows], 0, 1, opening)
+    layout = batch.layout
+    assert layout is not None
+    assert layout.source_rows.tolist() == batch.source_mask.flatten().nonzero().flatten().tolist()
+    one = torch.ones(len(rows), 1, dtype=torch.long)
+    masks = [one[:, : int(opening)], batch.source_mask, one, batch.prompt_mask, batch.target_mask]
+    embeds = torch.randn(len(rows), sum(mask.shape[1] for mask in masks), 2).split([m.shape[1] for m in masks], 1)
+    labels = [None] * 4 + [batch.target_ids]
+    segments = [Segment(e, m, y) for e, m, y in zip(embeds, masks, labels, strict=True)]
+    found, expected = splice(segments, order=layout.splice_order()), splice(segments)
+    for name in ("embeds_BXH", "mask_BX", "labels_BX"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    places, wanted = predicting(expected.labels_BX)
+    assert torch.equal(layout.places, places) and torch.equal(layout.labels, wanted)
+    assert len(layout.order.unique()) == layout.order.numel()  # index_select's backward then adds to each once
+
+
+def test_a_batch_moves_in_one_copy() -> None:
+    rows = [TokenizedSample([5, 6, 7], [], [4, 5], ()), TokenizedSample([6], [9], [7, 8, 9], ())]
+    made = [collate(rows, 0, 1, True), collate(rows[1:], 0, 1, True)]
+    for batch in unwrap(wrap(StepBatches(1, made, "", 0))).micro:
+        moved = batch.to("meta").tensors()
+        assert len({tensor.untyped_storage()._cdata for tensor in moved.values()}) == 1
+        assert {name: tensor.shape for name, tensor in moved.items()} == {
+            n: t.shape for n, t in batch.tensors().items()
+        }
+    # One that was put together otherwise moves as well.
+    loose = Batch(*(torch.ones(1, 2, dtype=torch.long) for _ in range(6)))
+    assert all(tensor.is_meta for tensor in loose.to("meta").tensors().values())
+    assert torch.equal(loose.to("cpu").source_ids, loose.source_ids)
