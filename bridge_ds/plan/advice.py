@@ -72,19 +72,13 @@ def _choice(name: str, job: Job, gpu: Gpu, network: Network) -> Choice:
 
 def _order(choice: Choice) -> tuple[float, ...]:
     # Of ways that do not fit, the smallest. Of those that do: the fastest, then the one that leans least on the
-    # network, then the one of fewest and so largest passes. States of all micro-batches are kept, and
-    # weights in host memory, for need alone.
+    # network, then the one of fewest and so largest passes. States of all micro-batches are kept, weights put in host
+    # memory, and layers computed again where that is faster or nothing else fits.
     if not choice.fits:
         return 1, choice.total
-    of = choice.job
-    return (
-        0,
-        float(f"{choice.seconds:.3g}"),
-        of.encode_once or of.offload,
-        round(choice.gather, 1),
-        of.accumulation,
-        choice.total,
-    )
+    seconds, of = float(f"{choice.seconds:.3g}"), choice.job
+    extras = of.encode_once + of.offload + of.checkpointing
+    return 0, seconds, extras, round(choice.gather, 1), of.accumulation, choice.total
 
 
 def _micro_batches(job: Job) -> list[int]:

@@ -136,7 +136,10 @@ def _activations(job: Job) -> float:
     llm, tokens = job.llm, job.micro_batch * job.spliced
     attention = 2 * (llm.q + llm.kv) * job.bytes
     mlp = (3 if llm.gated else 2) * llm.ffn * job.bytes
-    layer = tokens * (8 * llm.width + attention + mlp)
+    # Each updated matrix casts its input to float32, for itself.
+    inputs = (3 + (2 if llm.gated else 1)) * llm.width + llm.q + llm.ffn + llm.matrices * job.lora
+    updates = 4 * inputs if job.lora else 0
+    layer = tokens * (8 * llm.width + attention + mlp + updates)
     # Backward of one layer holds the gradients of its widest tensors beside what it has kept.
     work = tokens * (2 * llm.ffn + 2 * llm.width) * job.bytes
     if job.checkpointing:
