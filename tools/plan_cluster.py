@@ -13,7 +13,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bridge_ds.config.load import load_config
-from bridge_ds.config.names import resolve
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
 from bridge_ds.plan.advice import Choice, choices
 from bridge_ds.plan.command import command
@@ -33,18 +32,7 @@ Known models need no download; any other is a folder with config.json. Memory is
 tests/plan; times are arithmetic on data sheets, counted operators and what is assumed of them (--utilization,
 --network-share, --launch-us): bounds, not measurements.
 """
-_OF_JOB = (
-    "encoder",
-    "llm",
-    "fusion",
-    "mapping",
-    "encoder_trained",
-    "lora",
-    "global_batch",
-    "source",
-    "prompt",
-    "target",
-)
+_OF_JOB = ("fusion", "mapping", "encoder_trained", "lora", "global_batch", "source", "prompt", "target")
 _LIMITS = {"compute": "arithmetic is", "gather": "the network is", "launch": "launches are"}
 
 
@@ -75,8 +63,8 @@ def _read(options: argparse.Namespace) -> tuple[Job, Gpu, Network]:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, **models))
         job = planned(config, options.nodes, options.gpus)
     else:
-        encoder = find_shape(resolve(options.encoder or "mt5-xl"), ENCODERS)
-        llm = find_shape(resolve(options.llm or "llama-2-13b"), LLMS)
+        encoder = find_shape(options.encoder or "mt5-xl", ENCODERS)
+        llm = find_shape(options.llm or "llama-2-13b", LLMS)
         job = Job(encoder, llm, nodes=options.nodes, gpus=options.gpus)
     job = job.having(**said, process=PROCESS_GIB)
     if job.global_batch % job.ranks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def command(job: Job, ds_config: str, recipe: str = "") -> str:
 def _name(job: Job) -> str:
     parts = [job.encoder.name, job.llm.name, job.fusion, job.mapping]
     parts += ["trained-encoder"] * job.encoder_trained + [f"lora{job.lora}"] * (job.lora > 0)
-    return "_".join(parts + ["prompt"] * (job.prompt > 0))
+    parts += ["prompt"] * (job.prompt > 0)
+    return "_".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
 
 
 def _launcher(job: Job) -> tuple[float, str, str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge_ds.config.load import flatten
-from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.plan.shapes import (
@@ -161,8 +160,8 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
     """
     data, train = config.data, config.train
     job = Job(
-        encoder=find_shape(resolve(config.model.encoder), ENCODERS),
-        llm=find_shape(resolve(config.model.llm), LLMS),
+        encoder=find_shape(config.model.encoder, ENCODERS),
+        llm=find_shape(config.model.llm, LLMS),
         nodes=nodes,
         gpus=gpus,
         fusion=config.fusion.name,

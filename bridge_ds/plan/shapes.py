@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.check import one_of
+from bridge_ds.config.names import resolve
 from bridge_ds.errors import ConfigError
 
 __all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "fusion_parameters", "lora_parameters", "mapping_parameters"]
@@ -134,14 +135,17 @@ LLMS = {
 
 def find_shape(name: str, known: dict[str, Shape]) -> Shape:
     """A known model by its name (`mt5-xl`), by its hub id or that of its copy or instruction-tuned kind
-    (`meta-llama/Llama-2-13b-chat-hf`), or a folder's config.json. Its `source` is the id that was given, or the folder.
+    (`meta-llama/Llama-2-13b-chat-hf`), an embedded one's (`testbed/llm`), or a folder's config.json. Its `source` is
+    the id that was given, or the folder.
 
     Raises:
         ConfigError: none of them.
     """
-    path = Path(name) / "config.json"
+    folder = resolve(name)
+    path = Path(folder) / "config.json"
     if path.is_file():
-        return _from_config(path)
+        shape = _from_config(path)
+        return shape if folder == name else dataclasses.replace(shape, source=name)
     if name.lower() in known:
         return known[name.lower()]
     if "/" in name:  # a name alone with such an ending would not say which repository is meant
