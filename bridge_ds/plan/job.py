@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bridge_ds.config.load import flatten
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.plan.shapes import (
@@ -32,7 +31,7 @@ __all__ = [
 
 PROCESS_GIB = 1.5
 """Memory of a rank on a GPU before any model: CUDA's context, cuBLAS and NCCL."""
-ENCODE_ONCE = "model.encode_once"
+ENCODE_ONCE = "train.encode_once"
 """The setting behind :attr:`Job.encode_once`."""
 
 
@@ -76,7 +75,7 @@ class Job:
     lora: int = 0
     """Rank of LoRA's updates of all linear layers of the LLM (lora.rank)."""
     encode_once: bool = False
-    """Under stage 3 a frozen encoder's layers are gathered once a step, for all micro-batches (model.encode_once)."""
+    """Under stage 3 a frozen encoder's layers are gathered once a step, for all micro-batches (train.encode_once)."""
     prefetch: int = 0
     """stage3_prefetch_bucket_size (elements); 0 = from the models, as all three."""
     live: int = 0
@@ -176,7 +175,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         encoder_trained=config.encoder.trainable,
         encoder_checkpointing=config.encoder.trainable and config.encoder.activation_checkpointing,
         lora=config.lora.rank,
-        encode_once=bool(flatten(config).get(ENCODE_ONCE, False)),
+        encode_once=train.encode_once,
         **layout(read_ds_config(config.run.ds_config)),
     )
     share = max(1, train.global_batch // job.ranks)

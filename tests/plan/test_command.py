@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bridge_ds.config.load import flatten, load_config
-from bridge_ds.config.schema import Config
+from bridge_ds.config.load import load_config
 from bridge_ds.plan.advice import LAYOUTS, choices
 from bridge_ds.plan.command import command
 from bridge_ds.plan.job import ENCODE_ONCE, PROCESS_GIB, Job, planned
+from bridge_ds.plan.memory import GIB, memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
-from bridge_ds.plan.timing import GPUS, Network
+from bridge_ds.plan.timing import GPUS, Network, gathers, step_time
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = [(1, 1, "a10"), (1, 8, "a100-40"), (4, 4, "h100"), (16, 8, "h200")]
@@ -58,8 +58,6 @@ def test_every_command_is_its_plan(nodes: int, gpus: int, gpu: str) -> None:
     for plain, several in (*of_models, *of_modes):
         job = plain.having(nodes=nodes, gpus=gpus, process=PROCESS_GIB)
         for choice in choices(job, GPUS[gpu], Network())[:several]:
-            if choice.job.encode_once and ENCODE_ONCE not in flatten(Config()):
-                continue
             text = command(choice.job, choice.ds_config)
             found, script = read_back(text)
             assert as_chosen(found) == as_chosen(choice.job), text
@@ -70,14 +68,22 @@ def test_every_command_is_its_plan(nodes: int, gpus: int, gpu: str) -> None:
 
 
 def test_the_encoder_is_read_once_where_that_is_faster_and_fits() -> None:
-    job = Job(ENCODERS["mt5-xxl"], LLMS["llama-2-7b"], nodes=4, gpus=8, global_batch=512)
-    slow = Network(gbit=100)
-    by_name = {choice.ds_config: choice for choice in choices(job, GPUS["a100-40"], slow)}
-    once = by_name["zero3.json"]
-    assert once.fits and once.job.encode_once and once.job.accumulation > 1
-    assert f"--set {ENCODE_ONCE}=true" in command(once.job, once.ds_config)
+    job = Job(ENCODERS["mt5-xxl"], LLMS["llama-2-7b"], nodes=8, gpus=8, global_batch=1024, process=PROCESS_GIB)
+    cluster = (GPUS["l40s"], Network(gbit=100))
+    by_name = {choice.ds_config: choice for choice in choices(job, *cluster)}
+    hpz = by_name["zero3_hpz.json"]
+    assert hpz.fits and hpz.job.encode_once and (hpz.job.micro_batch, hpz.job.accumulation) == (8, 2)
+    assert f"--set {ENCODE_ONCE}=true" in command(hpz.job, hpz.ds_config)
+    each = hpz.job.having(encode_once=False)
+    assert step_time(each, *cluster)["gather"] > step_time(hpz.job, *cluster)["gather"]
+    encoder = job.encoder
+    states = (encoder.layers + 1) * 8 * 512 * encoder.width * 2 + encoder.heads * 512 * 512 * 2
+    assert (memory(hpz.job)["total"] - memory(each)["total"]) * GIB == pytest.approx(states)
+    received = {once: gathers(hpz.job.having(encode_once=once))["links"] for once in (False, True)}
+    assert received[False] - received[True] == pytest.approx(encoder.parameters * 2 * 7 / 8)
     assert not by_name["zero2.json"].job.encode_once
-    assert not any(c.job.encode_once for c in choices(job.having(encoder_trained=True), GPUS["a100-40"], slow))
+    trained = choices(job.having(encoder_trained=True), *cluster)
+    assert not any(choice.job.encode_once for choice in trained)
 
 
 def test_another_recipe_keeps_its_own_settings() -> None:

@@ -104,12 +104,13 @@ def test_t5_holds_one_bias_a_layer_and_no_scores() -> None:
     forward, _ = through_encoder(mt5(2), False)
     assert forward.names["_scaled_dot_product_flash_attention_for_cpu"] == 2 and "_softmax" not in forward.names
     assert forward.largest["where"] == B * HEADS * S * S * 2
+    assert forward.largest["embedding"] == max(S * S * HEADS * 2, B * S * D * 2)  # of all rows and layers
     shape = Shape("x", 2, D, F, D, D, VOCAB, HEADS, bias=True)
     long = Job(shape, shape, source=4096, micro_batch=B, global_batch=B)
     plain = long.having(encoder=dataclasses.replace(shape, bias=False))
     tokens = B * 4096
     states, work = 3 * tokens * D * 2, tokens * (2 * F + 3 * D) * 2
-    assert memory(long)["encoder states"] * GIB == pytest.approx(states + B * HEADS * 4096**2 * 2)
+    assert memory(long)["encoder states"] * GIB == pytest.approx(states + (B + 1) * HEADS * 4096**2 * 2)
     assert memory(plain)["encoder states"] * GIB == pytest.approx(states + work)
 
 
