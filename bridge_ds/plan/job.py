@@ -123,10 +123,10 @@ class Job:
     def sizes(self) -> dict[str, int]:
         """What DeepSpeed is told about gathering under stage 3 (elements; of hpZ, ranks): the file's numbers, the rest
         from the models."""
-        found = stage3_sizes(self.llm.layer, max(self.encoder.embedding, self.llm.embedding))
+        found = stage3_sizes(max(self.encoder.layer, self.llm.layer))
         given = (self.prefetch, self.live, self.reuse)
         sizes = {key: own or size for own, (key, size) in zip(given, found.items(), strict=True)}
-        return sizes | ({"zero_hpz_partition_size": self.gpus} if self.hpz else {})
+        return sizes | ({"zero_hpz_partition_size": self.gpus} if self.hpz and self.nodes > 1 else {})
 
     @property
     def accumulation(self) -> int:
@@ -196,23 +196,21 @@ def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "stage": int(zero["stage"]),
-        "hpz": zero.get("zero_hpz_partition_size", 1) > 1,
+        "hpz": zero.get("zero_hpz_partition_size", 1) != 1,
         "offload": "offload_param" in zero,
         **{field: int(zero[key]) for field, key in sizes.items() if key in zero},
     }
 
 
-def stage3_sizes(layer: int, embedding: int) -> dict[str, int]:
-    """DeepSpeed's sizes from those of the models (all in elements): while one layer of the LLM is at work the next is
-    on its way, and the limit is never what keeps it back.
+def stage3_sizes(layer: int) -> dict[str, int]:
+    """DeepSpeed's sizes from the models' (all in elements): while one layer is at work the next is on its way, the
+    limit is never what keeps it back, and nothing is kept for longer than that.
 
     Args:
-        layer: parameters of a layer of the LLM.
-        embedding: of the largest embedding table.
+        layer: parameters of the largest layer of either model.
     """
-    live = max(3 * layer, embedding)
     return {
         "stage3_prefetch_bucket_size": layer,
-        "stage3_max_live_parameters": live,
-        "stage3_max_reuse_distance": live,
+        "stage3_max_live_parameters": 3 * layer,
+        "stage3_max_reuse_distance": layer,
     }

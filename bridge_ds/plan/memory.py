@@ -100,9 +100,10 @@ def _gathered(job: Job) -> float:
     if job.stage == 2 or (job.ranks == 1 and not job.offload):
         return 0.0  # one rank's share is the tensor itself
     encoder, llm, sizes = job.encoder, job.llm, job.sizes
-    layer, live = max(encoder.layer * job.encoder_bytes, llm.layer * job.bytes), sizes["stage3_max_live_parameters"]
+    layer = max(encoder.layer * job.encoder_bytes, llm.layer * job.bytes)
     # What is fetched ahead has its flat buffer only.
-    ahead = min(sizes["stage3_prefetch_bucket_size"], max(0, live - llm.layer)) * job.encoder_bytes
+    room = max(0, sizes["stage3_max_live_parameters"] - max(encoder.layer, llm.layer))
+    ahead = min(sizes["stage3_prefetch_bucket_size"], room) * job.encoder_bytes
     # Before a layer is released the largest thing may come: a table as one tensor, with the backend's copy of it, or a
     # layer, whose tensors are cut out of one flat buffer as new ones (DeepSpeed's AllGatherCoalescedHandle.wait).
     table = (1 + job.copies) * max(encoder.embedding * job.encoder_bytes, llm.embedding * job.bytes)

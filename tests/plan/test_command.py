@@ -138,7 +138,7 @@ def test_the_page_shows_what_deepspeed_is_told() -> None:
     assert found["deepspeed_sizes"] == {
         "stage3_prefetch_bucket_size": layer,
         "stage3_max_live_parameters": 3 * layer,
-        "stage3_max_reuse_distance": 3 * layer,
+        "stage3_max_reuse_distance": layer,
         "zero_hpz_partition_size": 4,
     }
     for size in (layer, 3 * layer):
