@@ -13,7 +13,7 @@ from typing import Any
 from bridge_ds.config.load import flatten, load_config
 from bridge_ds.plan.job import ENCODE_ONCE, Job
 
-__all__ = ["command", "recipe_for"]
+__all__ = ["command"]
 
 _LAUNCHERS = (
     (4e9, "train_1b.sh", "mt5xl_13b"),
@@ -27,23 +27,19 @@ _WHAT = ("model.encoder", "model.llm", "fusion.name", "mapping.kind", "lora.rank
 """Settings that make it another run, and not the same one in other batches or on other nodes."""
 
 
-def recipe_for(job: Job) -> str:
-    """The shipped recipe whose optimisation and data settings a run of this size begins with."""
-    return _launcher(job)[2]
-
-
 def command(job: Job, ds_config: str, recipe: str = "") -> str:
     """The shell command, several lines, that submits `job` under the DeepSpeed file `ds_config` from the checkout.
 
     Args:
         job: what was planned.
         ds_config: value of run.ds_config.
-        recipe: what everything that the plan does not touch comes from; empty = :func:`recipe_for`.
+        recipe: what everything that the plan does not touch comes from; empty = the shipped one for LLMs of
+            this size.
 
     Raises:
         ConfigError: no such recipe.
     """
-    recipe = recipe or recipe_for(job)
+    recipe = recipe or _launcher(job)[2]
     config = load_config(recipe)
     if Path(recipe).is_file():
         recipe = os.path.abspath(recipe)
