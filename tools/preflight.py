@@ -25,13 +25,13 @@ from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
-from bridge_ds.plan.memory import Job, memory, trained_parameters
-from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
+from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
+from bridge_ds.plan.memory import memory
 
 _EXAMPLES = """\
 examples:
-  tools/preflight.py --recipe mt5xl_13b --ranks 16
-  tools/preflight.py --recipe mt5xl_13b --ranks 16 --hashes --gpu-gib 80 --set data.shards=data/english
+  tools/preflight.py --recipe mt5xl_13b --nodes 2 --ranks 16
+  tools/preflight.py --recipe mt5xl_13b --nodes 2 --ranks 16 --hashes --gpu-gib 80 --set data.shards=data/english
   srun --ntasks-per-node=1 tools/preflight.py --versions      # the same line from every node?
 
 Takes the --recipe, --ds_config and --set of train.py. Exit status 0: green. 2: something is red; the last line says
@@ -55,7 +55,8 @@ class Subject:
     @property
     def gpus(self) -> int:
         """Of a node."""
-        return max(1, self.ranks // int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
+        nodes = self.options.nodes or int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        return max(1, self.ranks // nodes)
 
     @property
     def ds_values(self) -> dict[str, Any]:
@@ -206,51 +207,24 @@ def memory_fits(subject: Subject) -> str:
     if job is None:
         return "not planned: a model's shape is unknown here (tools/plan_cluster.py --help lists those known)"
     total, size = memory(job)["total"], subject.options.gpu_gib or _gpu_gib()
+    of = f"{job.nodes} x {job.gpus} GPUs"
     if not size:
-        return f"{total:.1f} GiB a rank planned; no GPU here to compare with (--gpu-gib)"
+        return f"{total:.1f} GiB a rank planned on {of}; no GPU here to compare with (--gpu-gib)"
     if total > size:
         raise LaunchError(
             f"the plan needs {total:.1f} GiB a rank; the device has {size:.1f} GiB; lower train.micro_batch, set "
             "model.activation_checkpointing=true, or see tools/plan_cluster.py for another run.ds_config."
         )
-    return f"{total:.1f} GiB a rank planned, {size:.1f} GiB there"
+    return f"{total:.1f} GiB a rank planned on {of}, {size:.1f} GiB there"
 
 
 def _plan(subject: Subject) -> Job | None:
     """The config as a plan; None where a model's shape is not known without loading it."""
-    config = subject.config
     try:
-        encoder = find_shape(resolve(config.model.encoder), ENCODERS)
-        llm = find_shape(resolve(config.model.llm), LLMS)
+        job = planned(subject.config, subject.ranks // subject.gpus, subject.gpus)
     except ConfigError:
         return None
-    values = zero.fill_sizes(subject.ds_values, max(encoder.layer, llm.layer))["zero_optimization"]
-    return Job(
-        encoder=encoder,
-        llm=llm,
-        nodes=subject.ranks // subject.gpus,
-        gpus=subject.gpus,
-        fusion=config.fusion.name,
-        feedforward=config.fusion.feedforward,
-        mapping=config.mapping.kind,
-        source=config.data.max_source_tokens,
-        prompt=config.data.max_prompt_tokens if config.data.augment_prompt else 0,
-        target=config.data.max_target_tokens,
-        micro_batch=max(1, config.train.micro_batch),
-        global_batch=config.train.global_batch,
-        bytes=4 if config.model.dtype == "float32" else 2,
-        stage=values["stage"],
-        hpz=values.get("zero_hpz_partition_size", 1) > 1,
-        offload="offload_param" in values,
-        checkpointing=config.model.activation_checkpointing,
-        encoder_trained=config.encoder.trainable,
-        encoder_checkpointing=config.encoder.activation_checkpointing,
-        lora=config.lora.rank,
-        prefetch=values.get("stage3_prefetch_bucket_size", 0),
-        reuse=values.get("stage3_max_reuse_distance", 0),
-        bucket=values.get("reduce_bucket_size", 500_000_000),
-        process=1.5,
-    )
+    return job.having(process=PROCESS_GIB)
 
 
 def _gpu_gib() -> float:
@@ -310,6 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ds_config", default="", help="as train.py")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as train.py")
     parser.add_argument("--ranks", type=int, default=1, help="processes of the job (default: 1)")
+    parser.add_argument("--nodes", type=int, default=0, help="nodes they are on (default: the Slurm job's, else 1)")
     parser.add_argument("--gpu-gib", type=float, default=0.0, help="memory of the GPUs to be used, in GiB")
     parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
     parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")

@@ -18,8 +18,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bridge_ds.config.names import resolve
+from bridge_ds.config.zero import read_ds_config
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, LaunchError
-from bridge_ds.plan.memory import Job, memory
+from bridge_ds.plan.job import Job, layout
+from bridge_ds.plan.memory import memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +33,7 @@ examples:
   tools/rehearse.py --folder /tmp/r --encoder mt5-small --llm llama-3.2-1b --llm-layers 2 --ranks 4
 """
 _SHARD = 2**30  # bytes of one weight file
+_DS_CONFIG = "zero3.json"
 _SOURCE, _TARGET = 16, 4  # tokens a sample: the weights are what is rehearsed
 
 
@@ -63,7 +66,7 @@ def rehearse(options: argparse.Namespace) -> dict[str, Any]:
             write_model(shape, folders[part])
     job = Job(
         shapes["encoder"], shapes["llm"], nodes=1, gpus=options.ranks, source=_SOURCE, target=_TARGET, micro_batch=1,
-        global_batch=options.ranks, stage=3, copies=1,
+        global_batch=options.ranks, copies=1, **layout(read_ds_config(_DS_CONFIG)),
     )  # fmt: skip
     # The testbed's models weigh 10 MB: what a rank takes with them is the process, its libraries and their buffers.
     base = max(_train(options, {"encoder": "testbed/encoder", "llm": "testbed/llm"}, f"base-{options.ranks}"))
@@ -149,7 +152,7 @@ def _train(options: argparse.Namespace, models: Mapping[str, object], name: str)
         "evaluation.tasks": "[]",
         "track.uri": "none",
     }
-    command = [sys.executable, str(ROOT / "bridge_ds" / "train.py"), "--ds_config", "zero3.json"]
+    command = [sys.executable, str(ROOT / "bridge_ds" / "train.py"), "--ds_config", _DS_CONFIG]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

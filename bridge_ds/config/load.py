@@ -32,10 +32,14 @@ RECIPES = Path(__file__).parent / "recipes"
 def load_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Config:
     """The recipe (a name or a path) with `key.path=value` overrides put over it, checked.
 
+    A recipe may name another as its `base` (a path relative to its own folder, or a name in recipes/): what it does not
+    say itself is taken from there, key by key.
+
     Raises:
-        ConfigError: no such recipe, not YAML, an unknown key, a value of the wrong type or out of range.
+        ConfigError: no such recipe or base, bases in a circle, not YAML, an unknown key, a value of the wrong type or
+            out of range.
     """
-    return build_config(_read_yaml(_find_recipe(recipe)), overrides)
+    return build_config(_read_recipe(_find_recipe(recipe)), overrides)
 
 
 def build_config(values: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -193,6 +197,48 @@ def _find_recipe(recipe: str) -> Path:
         return shipped
     names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
     raise ConfigError(f"no recipe {recipe!r}; expected a YAML file or one of {names}.")
+
+
+def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Nested values of a recipe, what it inherits put under its own; `base` itself is gone.
+
+    Args:
+        heirs: the recipes that led here, the first one first.
+    """
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    try:
+        from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if base is None:
+        return values
+    found = _find_base(path, base)
+    chain = (*heirs, path)
+    if any(found.samefile(other) for other in chain):
+        way = " -> ".join(str(other) for other in (*chain, found))
+        raise ConfigError(f"{path} has base: {base}, which leads back to {found} ({way}); take one `base` out.")
+    return _put_over(_read_recipe(found, chain), values)
+
+
+def _find_base(path: Path, base: Any) -> Path:
+    names = [path.parent / str(base), RECIPES / f"{str(base).removesuffix('.yaml')}.yaml"]
+    for place in names:
+        if isinstance(base, str) and place.is_file():
+            return place
+    raise ConfigError(
+        f"{path} has base: {base}, but there is neither {names[0]} nor {names[1]}; expected the path of a recipe "
+        "relative to this one, or a name in recipes/."
+    )
+
+
+def _put_over(under: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`under` with `values` over it: mappings key by key, all else (lists too) whole."""
+    merged = dict(under)
+    for key, value in values.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _put_over(merged[key], value) if both else value
+    return merged
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

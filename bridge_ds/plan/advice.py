@@ -1,10 +1,13 @@
-"""Which DeepSpeed file, micro-batch and recomputation fit and take the shortest step, by the plan's own numbers."""
+"""Which DeepSpeed file, micro-batch, recomputation and gathering of the encoder fit and take the shortest step, by the
+plan's own numbers."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
-from bridge_ds.plan.memory import Job, memory
+from bridge_ds.plan.job import Job
+from bridge_ds.plan.memory import memory
 from bridge_ds.plan.timing import Gpu, Network, step_time
 
 __all__ = ["LAYOUTS", "Choice", "choices"]
@@ -18,7 +21,8 @@ LAYOUTS = {
     "zero3.json": {"stage": 3, "hpz": False, "offload": False},
     "zero3_offload.json": {"stage": 3, "hpz": False, "offload": True},
 }
-"""The shipped DeepSpeed files and what they mean here."""
+"""The shipped DeepSpeed files and what they mean here (hpz: over the GPUs of a node, however many it has)."""
+_FROM_MODELS = {"prefetch": 0, "live": 0, "reuse": 0}
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,28 @@ class Choice:
 
 
 def choices(job: Job, gpu: Gpu, network: Network) -> list[Choice]:
-    """For each layout the best micro-batch and recomputation; those that fit first, the fastest of them first."""
+    """For each layout the best of what is left to choose; those that fit first, the fastest of them first."""
     best = []
     for name, layout in LAYOUTS.items():
         if layout["hpz"] and job.nodes == 1:
             continue  # one node's shards are all there is
-        ways = []
-        for rows in _micro_batches(job):
-            for again in (False, True):
-                recompute = {"checkpointing": again, "encoder_checkpointing": again and job.encoder_trained}
-                ways.append(_choice(name, job.having(**layout, **recompute, micro_batch=rows), gpu, network))
-        best.append(min(ways, key=_order))
+        ways = [
+            job.having(
+                **layout,
+                **_FROM_MODELS,
+                micro_batch=rows,
+                checkpointing=again,
+                encoder_checkpointing=again and job.encoder_trained,
+                encode_once=once,
+            )
+            for rows, again, once in itertools.product(_micro_batches(job), (False, True), (False, True))
+        ]
+        best.append(min((_choice(name, way, gpu, network) for way in ways if _useful(way)), key=_order))
     return sorted(best, key=_order)
+
+
+def _useful(job: Job) -> bool:
+    return not job.encode_once or (job.stage == 3 and job.accumulation > 1 and not job.encoder_trained)
 
 
 def _choice(name: str, job: Job, gpu: Gpu, network: Network) -> Choice:
@@ -58,10 +72,13 @@ def _choice(name: str, job: Job, gpu: Gpu, network: Network) -> Choice:
 
 def _order(choice: Choice) -> tuple[float, ...]:
     # Of ways that do not fit, the smallest. Of those that do: the fastest, then the one that leans least on the
-    # network, then the one of fewest and so largest passes.
+    # network, then the one of fewest and so largest passes. States of all micro-batches are kept, weights put in host
+    # memory, and layers computed again where that is faster or nothing else fits.
     if not choice.fits:
         return 1, choice.total
-    return 0, round(choice.seconds, 2), round(choice.gather, 1), choice.job.accumulation, choice.total
+    seconds, of = float(f"{choice.seconds:.3g}"), choice.job
+    extras = of.encode_once + of.offload + of.checkpointing
+    return 0, seconds, extras, round(choice.gather, 1), of.accumulation, choice.total
 
 
 def _micro_batches(job: Job) -> list[int]:

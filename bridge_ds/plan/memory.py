@@ -5,113 +5,15 @@ Letters: L encoder layers, D encoder width, H LLM width, F its feed-forward widt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
 
-from bridge_ds.plan.shapes import Shape, fusion_parameters, lora_parameters, mapping_parameters
+from bridge_ds.plan.job import Job, bridge_parameters, trained_parameters
 
-__all__ = ["Job", "bridge_parameters", "host_gib", "memory", "trained_parameters"]
+__all__ = ["host_gib", "memory"]
 
 GIB = 2**30
 PART = 2**28
 """Bytes of a model's files that rank 0 reads at once (:data:`bridge_ds.frozen.streamed.PART_BYTES`)."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is planned."""
-
-    encoder: Shape
-    llm: Shape
-    nodes: int = 1
-    gpus: int = 1
-    """GPUs (ranks) a node."""
-    fusion: str = "transformer_softmax"
-    feedforward: int = 2048
-    """Hidden width of the fusion's MLP."""
-    mapping: str = "linear"
-    source: int = 512
-    """Encoder tokens a sample, padding included."""
-    prompt: int = 0
-    """LLM prompt tokens a sample."""
-    target: int = 128
-    """Target tokens a sample."""
-    micro_batch: int = 8
-    """Samples a rank in one forward pass."""
-    global_batch: int = 128
-    """Samples an optimizer step."""
-    bytes: int = 2
-    """Bytes of a frozen weight or activation (bfloat16: 2)."""
-    stage: int = 3
-    """ZeRO stage."""
-    hpz: bool = False
-    """A second copy of the shards in each node (zero_hpz_partition_size = GPUs a node)."""
-    offload: bool = False
-    """Frozen shards live in host memory (offload_param)."""
-    checkpointing: bool = False
-    """The LLM's layers are computed again in backward (model.activation_checkpointing)."""
-    encoder_trained: bool = False
-    """The encoder is trained too, its embeddings included (encoder.trainable)."""
-    encoder_checkpointing: bool = False
-    """Its layers are computed again in backward (encoder.activation_checkpointing)."""
-    lora: int = 0
-    """Rank of LoRA's updates of all linear layers of the LLM (lora.rank)."""
-    prefetch: int = 50_000_000
-    """stage3_prefetch_bucket_size (elements)."""
-    reuse: int = 500_000_000
-    """stage3_max_reuse_distance (elements)."""
-    bucket: int = 50_000_000
-    """reduce_bucket_size (elements, float32)."""
-    copies: int = 0
-    """Copies that the backend makes of what it gathers: gloo goes through a flat one (1), NCCL does not (0)."""
-    process: float = 0.0
-    """Memory of the process before any model (GiB): CUDA's context, or the interpreter and its libraries on a CPU."""
-
-    @property
-    def ranks(self) -> int:
-        """Processes of the job."""
-        return self.nodes * self.gpus
-
-    @property
-    def frozen(self) -> int:
-        """Parameters of both models that are not trained."""
-        return self.encoder.parameters * (not self.encoder_trained) + self.llm.parameters
-
-    @property
-    def encoder_bytes(self) -> int:
-        """Bytes of a weight of the encoder: trained ones are float32."""
-        return 4 if self.encoder_trained else self.bytes
-
-    @property
-    def weights(self) -> int:
-        """Bytes of both models' weights, the encoder's also where it is trained."""
-        return self.encoder.parameters * self.encoder_bytes + self.llm.parameters * self.bytes
-
-    @property
-    def spliced(self) -> int:
-        """LLM tokens a sample: BOS, soft prompt and its end vector, prompt, target."""
-        return 2 + self.source + self.prompt + self.target
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches a rank and step."""
-        return max(1, self.global_batch // (self.micro_batch * self.ranks))
-
-    def having(self, **changes: object) -> Job:
-        """A copy with some values changed."""
-        return replace(self, **changes)  # type: ignore[arg-type]
-
-
-def bridge_parameters(job: Job) -> int:
-    """Trained parameters of the bridge, and of LoRA's updates."""
-    fusion = fusion_parameters(job.fusion, job.encoder.layers, job.encoder.width, job.feedforward)
-    return (
-        fusion + mapping_parameters(job.mapping, job.encoder.width, job.llm.width) + lora_parameters(job.llm, job.lora)
-    )
-
-
-def trained_parameters(job: Job) -> int:
-    """All trained parameters."""
-    return bridge_parameters(job) + job.encoder.parameters * job.encoder_trained
 
 
 def memory(job: Job) -> dict[str, float]:
@@ -172,11 +74,10 @@ def _encoder_trained(job: Job) -> float:
 
 def _encoder_activations(job: Job) -> float:
     # What a layer keeps for backward, in the states' bytes but the float32 residual and norms: inputs of the norms, of
-    # q, k, v, o and of the MLP's matrices, the attention's scores. The gradients of the L states beside them.
+    # q, k, v, o and of the MLP's matrices, the attention's bias. The gradients of the L states beside them.
     encoder, tokens = job.encoder, job.micro_batch * job.source
-    scores = job.micro_batch * encoder.heads * job.source**2 * job.bytes
     mlp = (4 if encoder.gated else 3) * encoder.ffn
-    layer = tokens * (4 * 4 * encoder.width + (2 * encoder.width + 4 * encoder.q + mlp) * job.bytes) + scores
+    layer = tokens * (4 * 4 * encoder.width + (2 * encoder.width + 4 * encoder.q + mlp) * job.bytes) + _scores(job)
     states = (encoder.layers + 1) * tokens * encoder.width * job.bytes
     if job.encoder_checkpointing:
         return states + encoder.layers * tokens * encoder.width * 4 + layer
@@ -198,28 +99,37 @@ def _dealing(job: Job) -> float:
 def _gathered(job: Job) -> float:
     if job.stage == 2 or (job.ranks == 1 and not job.offload):
         return 0.0  # one rank's share is the tensor itself
-    encoder, llm = job.encoder, job.llm
-    layer, ahead = max(encoder.layer * job.encoder_bytes, llm.layer * job.bytes), job.prefetch * job.encoder_bytes
-    # Before a layer is released the largest thing may come, with the backend's copy of it.
-    entering = (1 + job.copies) * _largest(job) + layer + ahead
-    # At the turn from forward to backward: the projection, and the layers that come again within the reuse distance.
-    again = min(llm.layers * llm.layer, job.reuse // 2) * job.bytes
+    encoder, llm, sizes = job.encoder, job.llm, job.sizes
+    layer = max(encoder.layer * job.encoder_bytes, llm.layer * job.bytes)
+    # What is fetched ahead has its flat buffer only.
+    room = max(0, sizes["stage3_max_live_parameters"] - max(encoder.layer, llm.layer))
+    ahead = min(sizes["stage3_prefetch_bucket_size"], room) * job.encoder_bytes
+    # Before a layer is released the largest thing may come: a table as one tensor, with the backend's copy of it, or a
+    # layer, whose tensors are cut out of one flat buffer as new ones (DeepSpeed's AllGatherCoalescedHandle.wait).
+    table = (1 + job.copies) * max(encoder.embedding * job.encoder_bytes, llm.embedding * job.bytes)
+    entering = max(table, 2 * layer) + layer + ahead
+    # At the turn from forward to backward: the projection, and the layers whose next use lies within the reuse
+    # distance, which passes the projection twice.
+    reuse = max(0, sizes["stage3_max_reuse_distance"] - 2 * llm.embedding)
+    again = min(llm.layers, math.ceil(reuse / (2 * llm.layer))) * llm.layer * job.bytes
     turning = (1 + job.copies) * llm.embedding * job.bytes + again + ahead
-    return min((1 + job.copies) * job.weights, max(entering, turning))
-
-
-def _largest(job: Job) -> int:
-    """Bytes of the largest thing gathered at once: a whole layer of a base model, or an embedding table."""
-    encoder, llm = job.encoder, job.llm
-    return max(max(encoder.embedding, encoder.layer) * job.encoder_bytes, max(llm.embedding, llm.layer) * job.bytes)
+    return min((1 + max(job.copies, 1)) * job.weights, max(entering, turning))
 
 
 def _states(job: Job) -> float:
-    # All L states live until the fusion's backward has read them again; the encoder's own work is one layer's.
+    # All L states live until the fusion's backward has read them again, those of all micro-batches where they are made
+    # at once, and with them the bias that all layers share; the encoder's own work is one layer's of one micro-batch.
     tokens = job.micro_batch * job.source
-    scores = job.micro_batch * job.encoder.heads * job.source**2 * (4 + job.bytes)  # T5's bias rules out flash kernels
     work = tokens * (2 * job.encoder.ffn + 3 * job.encoder.q) * job.bytes
-    return (job.encoder.layers + 1) * tokens * job.encoder.width * job.bytes + max(work, scores)
+    states = (job.encoder.layers + 1) * tokens * job.encoder.width * job.bytes
+    shared = _scores(job) / job.micro_batch
+    return (states + shared) * (job.accumulation if job.encode_once else 1) + max(work, _scores(job))
+
+
+def _scores(job: Job) -> float:
+    # A bias of each head is joined with the mask to one tensor (create_position_bias_mask in transformers), which sdpa
+    # takes as it is; its kernels never hold the scores themselves.
+    return job.micro_batch * job.encoder.heads * job.source**2 * job.bytes * job.encoder.bias
 
 
 def _activations(job: Job) -> float:
@@ -228,7 +138,10 @@ def _activations(job: Job) -> float:
     llm, tokens = job.llm, job.micro_batch * job.spliced
     attention = 2 * (llm.q + llm.kv) * job.bytes
     mlp = (3 if llm.gated else 2) * llm.ffn * job.bytes
-    layer = tokens * (8 * llm.width + attention + mlp)
+    # Each updated matrix casts its input to float32, for itself.
+    inputs = (3 + (2 if llm.gated else 1)) * llm.width + llm.q + llm.ffn + llm.matrices * job.lora
+    updates = 4 * inputs if job.lora else 0
+    layer = tokens * (8 * llm.width + attention + mlp + updates)
     # Backward of one layer holds the gradients of its widest tensors beside what it has kept.
     work = tokens * (2 * llm.ffn + 2 * llm.width) * job.bytes
     if job.checkpointing:

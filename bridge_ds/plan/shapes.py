@@ -5,11 +5,15 @@ Letters: W width, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.config.check import one_of
+from bridge_ds.config.names import resolve
 from bridge_ds.errors import ConfigError
 
 __all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "fusion_parameters", "lora_parameters", "mapping_parameters"]
@@ -36,11 +40,20 @@ class Shape:
     """The vocabulary projection is the embedding (or there is none)."""
     positions: int = 0
     """Rows of a learnt position table."""
+    bias: bool = False
+    """Attention adds a number for each head and pair of tokens to its scores (T5's relative positions)."""
+    source: str = ""
+    """Hub id, or folder: what a run names as its model."""
 
     @property
     def layer(self) -> int:
         """Parameters of one layer (biases left out: below 0.1 %)."""
         return 2 * self.width * (self.q + self.kv) + (3 if self.gated else 2) * self.width * self.ffn + 2 * self.width
+
+    @property
+    def matrices(self) -> int:
+        """Tensors of one layer that ZeRO-3 gathers: those below `stage3_param_persistence_threshold` stay whole."""
+        return 4 + (3 if self.gated else 2)
 
     @property
     def embedding(self) -> int:
@@ -54,92 +67,114 @@ class Shape:
         return self.layers * self.layer + tables + self.width
 
 
-def _t5(name: str, layers: int, width: int, ffn: int, heads: int, head: int = 64, vocab: int = 250112) -> Shape:
-    return Shape(name, layers, width, ffn, heads * head, heads * head, vocab, heads)
+def _t5(source: str, layers: int, width: int, ffn: int, heads: int, head: int = 64, vocab: int = 250112) -> Shape:
+    name = source.split("/")[-1]
+    return Shape(name, layers, width, ffn, heads * head, heads * head, vocab, heads, bias=True, source=source)
 
 
-def _roberta(name: str, layers: int, width: int, heads: int, vocab: int = 250002) -> Shape:
-    return Shape(name, layers, width, 4 * width, width, width, vocab, heads, gated=False, positions=514)
+def _roberta(source: str, layers: int, width: int, heads: int, vocab: int = 250002) -> Shape:
+    name = source.split("/")[-1]
+    return Shape(name, layers, width, 4 * width, width, width, vocab, heads, gated=False, positions=514, source=source)
+
+
+def _nllb(name: str, source: str, layers: int, width: int, ffn: int) -> Shape:
+    return Shape(name, layers, width, ffn, width, width, 256206, 16, gated=False, source=source)
 
 
 def _llm(
-    name: str, layers: int, width: int, ffn: int, heads: int, kv_heads: int, vocab: int, *, head: int = 0,
-    tied: bool = False,
+    name: str, source: str, layers: int, width: int, ffn: int, heads: int, kv_heads: int, vocab: int, *,
+    head: int = 0, tied: bool = False,
 ) -> Shape:  # fmt: skip
     head = head or width // heads
-    return Shape(name, layers, width, ffn, heads * head, kv_heads * head, vocab, heads, tied=tied)
+    return Shape(name, layers, width, ffn, heads * head, kv_heads * head, vocab, heads, tied=tied, source=source)
 
 
 # From the models' config.json on the hub.
 ENCODERS = {
     shape.name: shape
     for shape in (
-        _t5("mt5-small", 8, 512, 1024, 6),
-        _t5("mt5-base", 12, 768, 2048, 12),
-        _t5("mt5-large", 24, 1024, 2816, 16),
-        _t5("mt5-xl", 24, 2048, 5120, 32),
-        _t5("mt5-xxl", 24, 4096, 10240, 64),
-        _t5("umt5-xl", 24, 2048, 5120, 32, vocab=256384),
-        _roberta("xlm-roberta-base", 12, 768, 12),
-        _roberta("xlm-roberta-large", 24, 1024, 16),
-        _roberta("xlm-roberta-xl", 36, 2560, 32, vocab=250880),
-        Shape("nllb-600m", 12, 1024, 4096, 1024, 1024, 256206, 16, gated=False),
-        Shape("nllb-1.3b", 24, 1024, 8192, 1024, 1024, 256206, 16, gated=False),
-        Shape("nllb-3.3b", 24, 2048, 8192, 2048, 2048, 256206, 16, gated=False),
+        _t5("google/mt5-small", 8, 512, 1024, 6),
+        _t5("google/mt5-base", 12, 768, 2048, 12),
+        _t5("google/mt5-large", 24, 1024, 2816, 16),
+        _t5("google/mt5-xl", 24, 2048, 5120, 32),
+        _t5("google/mt5-xxl", 24, 4096, 10240, 64),
+        _t5("google/umt5-xl", 24, 2048, 5120, 32, vocab=256384),
+        _roberta("FacebookAI/xlm-roberta-base", 12, 768, 12),
+        _roberta("FacebookAI/xlm-roberta-large", 24, 1024, 16),
+        _roberta("facebook/xlm-roberta-xl", 36, 2560, 32, vocab=250880),
+        _nllb("nllb-600m", "facebook/nllb-200-distilled-600M", 12, 1024, 4096),
+        _nllb("nllb-1.3b", "facebook/nllb-200-1.3B", 24, 1024, 8192),
+        _nllb("nllb-3.3b", "facebook/nllb-200-3.3B", 24, 2048, 8192),
     )
 }
 """Name -> encoder half."""
 LLMS = {
     shape.name: shape
     for shape in (
-        _llm("llama-3.2-1b", 16, 2048, 8192, 32, 8, 128256, tied=True),
-        _llm("llama-3.2-3b", 28, 3072, 8192, 24, 8, 128256, tied=True),
-        _llm("llama-2-7b", 32, 4096, 11008, 32, 32, 32000),
-        _llm("llama-3.1-8b", 32, 4096, 14336, 32, 8, 128256),
-        _llm("llama-2-13b", 40, 5120, 13824, 40, 40, 32000),
-        _llm("llama-2-70b", 80, 8192, 28672, 64, 8, 32000),
-        _llm("llama-3.1-70b", 80, 8192, 28672, 64, 8, 128256),
-        _llm("mistral-7b", 32, 4096, 14336, 32, 8, 32768),
-        _llm("qwen2.5-1.5b", 28, 1536, 8960, 12, 2, 151936, tied=True),
-        _llm("qwen2.5-7b", 28, 3584, 18944, 28, 4, 152064),
-        _llm("qwen2.5-14b", 48, 5120, 13824, 40, 8, 152064),
-        _llm("qwen2.5-32b", 64, 5120, 27648, 40, 8, 152064),
-        _llm("qwen2.5-72b", 80, 8192, 29568, 64, 8, 152064),
-        _llm("gemma-2-2b", 26, 2304, 9216, 8, 4, 256000, head=256, tied=True),
-        _llm("gemma-2-9b", 42, 3584, 14336, 16, 8, 256000, head=256, tied=True),
-        _llm("gemma-2-27b", 46, 4608, 36864, 32, 16, 256000, head=128, tied=True),
+        _llm("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 16, 2048, 8192, 32, 8, 128256, tied=True),
+        _llm("llama-3.2-3b", "meta-llama/Llama-3.2-3B", 28, 3072, 8192, 24, 8, 128256, tied=True),
+        _llm("llama-2-7b", "meta-llama/Llama-2-7b-hf", 32, 4096, 11008, 32, 32, 32000),
+        _llm("llama-3.1-8b", "meta-llama/Llama-3.1-8B", 32, 4096, 14336, 32, 8, 128256),
+        _llm("llama-2-13b", "meta-llama/Llama-2-13b-hf", 40, 5120, 13824, 40, 40, 32000),
+        _llm("llama-2-70b", "meta-llama/Llama-2-70b-hf", 80, 8192, 28672, 64, 8, 32000),
+        _llm("llama-3.1-70b", "meta-llama/Llama-3.1-70B", 80, 8192, 28672, 64, 8, 128256),
+        _llm("metamath-7b", "meta-math/MetaMath-7B-V1.0", 32, 4096, 11008, 32, 32, 32001),
+        _llm("mistral-7b", "mistralai/Mistral-7B-v0.3", 32, 4096, 14336, 32, 8, 32768),
+        _llm("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B", 28, 1536, 8960, 12, 2, 151936, tied=True),
+        _llm("qwen2.5-7b", "Qwen/Qwen2.5-7B", 28, 3584, 18944, 28, 4, 152064),
+        _llm("qwen2.5-14b", "Qwen/Qwen2.5-14B", 48, 5120, 13824, 40, 8, 152064),
+        _llm("qwen2.5-32b", "Qwen/Qwen2.5-32B", 64, 5120, 27648, 40, 8, 152064),
+        _llm("qwen2.5-72b", "Qwen/Qwen2.5-72B", 80, 8192, 29568, 64, 8, 152064),
+        _llm("gemma-2-2b", "google/gemma-2-2b", 26, 2304, 9216, 8, 4, 256000, head=256, tied=True),
+        _llm("gemma-2-9b", "google/gemma-2-9b", 42, 3584, 14336, 16, 8, 256000, head=256, tied=True),
+        _llm("gemma-2-27b", "google/gemma-2-27b", 46, 4608, 36864, 32, 16, 256000, head=128, tied=True),
     )
 }
 """Name -> causal LLM."""
 
 
 def find_shape(name: str, known: dict[str, Shape]) -> Shape:
-    """A known model by its name (`mt5-xl`, `google/mt5-xl`, `meta-llama/Llama-2-13b-hf`), or a folder's config.json.
+    """A known model by its name (`mt5-xl`), by its hub id or that of its copy or instruction-tuned kind
+    (`meta-llama/Llama-2-13b-chat-hf`), an embedded one's (`testbed/llm`), or a folder's config.json. Its `source` is
+    the id that was given, or the folder.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: none of them.
     """
-    path = Path(name) / "config.json"
+    folder = resolve(name)
+    path = Path(folder) / "config.json"
     if path.is_file():
-        return _from_config(name, json.loads(path.read_text(encoding="utf-8")))
-    plain = name.split("/")[-1].lower()
-    for ending in ("-hf", "-instruct", "-chat"):
-        plain = plain.removesuffix(ending)
-    plain = plain.replace("meta-", "")
-    if plain in known:
-        return known[plain]
+        shape = _from_config(path)
+        return shape if folder == name else dataclasses.replace(shape, source=name)
+    if name.lower() in known:
+        return known[name.lower()]
+    if "/" in name:  # a name alone with such an ending would not say which repository is meant
+        for shape in known.values():
+            if _plain(name) in (shape.name, _plain(shape.source)):
+                return dataclasses.replace(shape, source=name)
     raise ConfigError(
-        f"no shape of a model {name!r} is known; expected a folder with config.json or one of {', '.join(known)}."
+        f"no shape of a model {name!r} is known; expected a folder with config.json, a hub id of, or one of "
+        f"{', '.join(known)}."
     )
 
 
-def _from_config(name: str, config: dict[str, Any]) -> Shape:
+def _plain(hub_id: str) -> str:
+    """Without owner, and without what tells kinds of one model apart: `Llama-2-13b-chat-hf` -> `llama-2-13b`."""
+    plain = hub_id.split("/")[-1].lower()
+    for ending in ("-hf", "-instruct", "-chat", "-it"):
+        plain = plain.removesuffix(ending)
+    return plain.replace("meta-", "")
+
+
+def _from_config(path: Path) -> Shape:
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+
     def first(*keys: str, default: int | None = None) -> int:
         for key in keys:
             if config.get(key):
                 return int(config[key])
         if default is None:
-            raise ConfigError(f"{name}/config.json has none of {', '.join(keys)}; give a known model's name.")
+            raise ConfigError(f"{path} has none of {', '.join(keys)}; give a known model's name.")
         return default
 
     width = first("hidden_size", "d_model", "n_embd")
@@ -147,7 +182,7 @@ def _from_config(name: str, config: dict[str, Any]) -> Shape:
     head = first("head_dim", "d_kv", default=width // heads)
     t5 = "d_kv" in config
     return Shape(
-        name=name,
+        name=path.absolute().parent.name,
         layers=first("num_layers", "encoder_layers", "num_hidden_layers", "n_layer"),
         width=width,
         ffn=first("intermediate_size", "d_ff", "encoder_ffn_dim", "n_inner", default=4 * width),
@@ -160,25 +195,39 @@ def _from_config(name: str, config: dict[str, Any]) -> Shape:
         positions=0
         if t5 or "rope_theta" in config or "rope_parameters" in config
         else first("max_position_embeddings", default=0),
+        bias=t5,
+        source=os.path.abspath(path.parent),
     )
 
 
 def fusion_parameters(name: str, layers: int, width: int, feedforward: int) -> int:
-    """Trained parameters of a fusion over `layers` states of `width`."""
-    if name == "last_layer":
-        return 0
-    if name == "global_softmax":
-        return layers + 1
+    """Trained parameters of a fusion over `layers` states of `width`.
+
+    Raises:
+        ConfigError: no fusion of that name.
+    """
     attention = 4 * width * width + 4 * width
     mlp = 2 * width * feedforward + feedforward + width
-    return width + layers * width + attention + mlp + 4 * width + layers * width + layers
+    found = {
+        "last_layer": 0,
+        "global_softmax": layers + 1,
+        "transformer_softmax": 2 * layers * width + layers + attention + mlp + 5 * width,
+    }
+    one_of("fusion.name", name, found)
+    return found[name]
 
 
 def mapping_parameters(kind: str, width: int, llm_width: int) -> int:
-    """Trained parameters of a mapping, its end vector included."""
-    if kind == "linear":
-        return width * llm_width + 2 * llm_width
-    return 2 * width * width + 2 * width + 2 * width * llm_width + 2 * llm_width
+    """Trained parameters of a mapping, its end vector included.
+
+    Raises:
+        ConfigError: no mapping of that kind.
+    """
+    linear = width * llm_width + 2 * llm_width
+    mlp = 2 * width * width + 2 * width + 2 * width * llm_width + 2 * llm_width
+    found = {"linear": linear, "mlp": mlp, "mlp_gelu": mlp}
+    one_of("mapping.kind", kind, found)
+    return found[kind]
 
 
 def lora_parameters(shape: Shape, rank: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bridge_ds.plan.memory import Job, bridge_parameters
+from bridge_ds.plan.job import Job, bridge_parameters
+from bridge_ds.plan.operators import operators
 
 __all__ = ["GPUS", "Gpu", "Network", "gathers", "step_time"]
 
@@ -42,7 +43,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Network:
-    """Between nodes."""
+    """Between nodes, and what of all rates is reached."""
 
     gbit: float = 200.0
     """Gbit/s of a node, all its adapters together, one direction."""
@@ -50,13 +51,16 @@ class Network:
     """Part of the links' rate that a gather reaches (assumed)."""
     compute_share: float = 0.4
     """Part of the GPU's rate that the matrix products reach (assumed)."""
+    launch: float = 5.0
+    """Microseconds of the host for one operator (assumed)."""
 
 
 def gathers(job: Job) -> dict[str, float]:
     """Bytes that each rank receives in one step, by where they come from: `nodes` (another node) and `links` (its own).
 
-    Under stage 3 each micro-batch gathers the encoder once (no backward passes through it, unless it is trained) and
-    the LLM twice; the gradients of a trained encoder are reduced in each micro-batch.
+    Under stage 3 each micro-batch (with `encode_once` each step) gathers the encoder once (no backward passes through
+    it, unless it is trained) and each micro-batch the LLM twice; the gradients of a trained encoder are reduced in each
+    micro-batch.
     """
     reduced = 2 * 4 * bridge_parameters(job) * (job.ranks - 1) / job.ranks
     if job.encoder_trained:
@@ -70,14 +74,15 @@ def gathers(job: Job) -> dict[str, float]:
         received = _gathered(job)
         if job.nodes == 1 or job.hpz:
             # The frozen second copy is never out of date, so forward reads it too.
-            inside += received * (job.gpus - 1) / job.gpus
+            inside += received * (job.shards - 1) / job.shards
         else:
-            between += received * (job.ranks - 1) / job.ranks
+            between += received * (job.shards - 1) / job.shards
     return {"links": inside, "nodes": between}
 
 
 def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
-    """Seconds of one step at least: `compute`, `gather`, `step` (the larger: they overlap), and tokens/s of the job."""
+    """Seconds of one step at least: `compute`, `gather`, `launch`, `step` (the largest: they overlap), and tokens/s of
+    the job."""
     moved = gathers(job)
     # A ring passes everything through each node once, over all its adapters.
     gather = moved["links"] / (gpu.link * 1e9 * network.share)
@@ -94,12 +99,14 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
     flops += 4 * samples * job.target * job.llm.embedding
     flops += 6 * samples * job.source * bridge_parameters(job)
     compute = flops / (gpu.tflops * 1e12 * network.compute_share)
-    step = max(compute, gather)
+    launch = operators(job) * network.launch * 1e-6
+    step = max(compute, gather, launch)
     tokens = samples * job.ranks * (job.source + job.prompt + job.target)
-    return {"compute": compute, "gather": gather, "step": step, "tokens_per_s": tokens / step}
+    return {"compute": compute, "gather": gather, "launch": launch, "step": step, "tokens_per_s": tokens / step}
 
 
 def _gathered(job: Job) -> float:
     """Bytes of weights that a step's micro-batches gather under stage 3."""
     encoder = (2 if job.encoder_trained else 1) * job.encoder.parameters * job.encoder_bytes
-    return (encoder + 2 * job.llm.parameters * job.bytes) * job.accumulation
+    llm = 2 * job.llm.parameters * job.bytes
+    return llm * job.accumulation + encoder * (1 if job.encode_once else job.accumulation)

@@ -200,3 +200,46 @@ def test_wrong_data_of_tasks(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as found:
         load_config("testbed", [text])
     assert words in str(found.value)
+
+
+def write(folder: Path, **recipes: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in recipes.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_a_recipe_inherits_key_by_key_along_a_chain(tmp_path: Path) -> None:
+    data = (
+        "evaluation:\n  tasks: [xnli, xcopa]\n  data:\n    xnli: {source: here, fields: {premise: a, hypothesis: b}}\n"
+    )
+    write(tmp_path, first=f"base: mt5xl_13b\ntrain: {{lr: 1.0, steps: 5}}\n{data}")
+    write(tmp_path / "of", second="base: ../first.yaml\ntrain: {steps: 7}\nevaluation: {tasks: [xnli]}\n",
+          third="base: second.yaml\nevaluation: {data: {xnli: {fields: {premise: c}}}}\n")  # fmt: skip
+    config, shipped = load_config(str(tmp_path / "of" / "third.yaml"), ["train.lr=2"]), load_config("mt5xl_13b")
+    assert (config.train.lr, config.train.steps, config.train.betas) == (2.0, 7, shipped.train.betas)
+    assert config.model == shipped.model and config.evaluation.tasks == ("xnli",)
+    xnli = config.evaluation.data["xnli"]
+    assert (xnli.source, xnli.fields) == ("here", {"premise": "c", "hypothesis": "b"})
+    save_config(config, tmp_path / "config.yaml")
+    assert "base:" not in (tmp_path / "config.yaml").read_text() and load_run_config(tmp_path) == config
+
+
+@pytest.mark.parametrize(
+    ("recipes", "words"),
+    [
+        ({"a": "base: b.yaml", "b": "base: a.yaml"}, "b.yaml has base: a.yaml, which leads back to {}/a.yaml"),
+        ({"a": "base: a.yaml"}, "a.yaml has base: a.yaml, which leads back to"),
+        ({"a": "base: c.yaml"}, "a.yaml has base: c.yaml, but there is neither {}/c.yaml nor"),
+        ({"a": "base: [b]", "b": ""}, "has base: ['b'], but there is neither"),
+        ({"a": "base: b.yaml", "b": "train: {stpes: 3}"}, "b.yaml: unknown key 'train.stpes'; did you mean"),
+        ({"a": "base: b.yaml\ntrain: {stpes: 3}", "b": ""}, "a.yaml: unknown key 'train.stpes'"),
+        ({"a": "base: b.yaml", "b": "train: 3"}, "b.yaml: train is 3; expected keys under it"),
+        ({"a": "base: b.yaml", "b": "- 1"}, "b.yaml holds list"),
+    ],
+)
+def test_wrong_bases_are_one_sentence_with_the_file(tmp_path: Path, recipes: dict[str, str], words: str) -> None:
+    write(tmp_path, **recipes)
+    with pytest.raises(ConfigError) as found:
+        load_config(str(tmp_path / "a.yaml"))
+    assert words.format(tmp_path) in str(found.value) and "\n" not in str(found.value)

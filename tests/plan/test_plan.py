@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bridge_ds.config.load import load_config
+from bridge_ds.config.load import RECIPES, load_config
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.streamed import PART_BYTES
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS, Projector
 from bridge_ds.plan.advice import LAYOUTS, choices
-from bridge_ds.plan.memory import PART, Job, memory, trained_parameters
+from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
+from bridge_ds.plan.memory import PART, memory
 from bridge_ds.plan.shapes import (
     ENCODERS,
     LLMS,
@@ -77,15 +78,15 @@ def test_trained_parameters_are_those_of_the_modules() -> None:
 
 
 def test_recipes_name_known_models() -> None:
-    for recipe in (
-        "mt5xl_13b",
-        "mt5xl_70b",
-        "xnli_mt5xl_llama1b",
-    ):  # MetaMath's shape is Llama 2's, under no known name
-        model = load_config(recipe).model
+    for recipe in RECIPES.glob("*.yaml"):
+        model = load_config(recipe.stem).model
         assert find_shape(model.encoder, ENCODERS) and find_shape(model.llm, LLMS)
     with pytest.raises(ConfigError, match=r"mt5-xl"):
         find_shape("mt6-xl", ENCODERS)
+    with pytest.raises(ConfigError, match="did you mean 'last_layer'"):
+        fusion_parameters("last_leyer", 2, 8, 8)
+    with pytest.raises(ConfigError, match="did you mean 'linear'"):
+        mapping_parameters("liner", 2, 8)
 
 
 def test_memory_moves_the_right_way() -> None:
@@ -97,6 +98,14 @@ def test_memory_moves_the_right_way() -> None:
     assert memory(job.having(micro_batch=4))["total"] < memory(job)["total"]
     assert gathers(job.having(hpz=True))["nodes"] < gathers(job)["nodes"] / 50
     assert gathers(job.having(stage=2))["links"] == 0
+    # NCCL: a layer as one buffer and as the tensors cut out of it, a table as one tensor; one ahead, one at work.
+    large, layer = job.having(llm=LLMS["llama-3.1-70b"]), LLMS["llama-3.1-70b"].layer * 2
+    assert memory(large)["gathered layers"] * 2**30 == pytest.approx(4 * layer)
+    assert memory(large.having(prefetch=1000))["gathered layers"] * 2**30 == pytest.approx(3 * layer + 2000)
+    table = ENCODERS["mt5-xxl"].embedding * 2
+    small = large.having(encoder=ENCODERS["mt5-xxl"], llm=LLMS["llama-3.2-1b"], prefetch=1000)
+    assert memory(small)["gathered layers"] * 2**30 == pytest.approx(table + ENCODERS["mt5-xxl"].layer * 2 + 2000)
+    assert memory(job.having(lora=8))["LLM activations"] > 1.8 * memory(job)["LLM activations"]
     for choice in choices(job, GPUS["a100-80"], Network()):
         assert choice.ds_config in LAYOUTS
         assert choice.job.micro_batch * choice.job.accumulation * 16 == job.global_batch
@@ -131,7 +140,7 @@ def test_the_command_prints_a_plan_that_fits_two_pages() -> None:
     page = run("plan_cluster", *sizes)
     assert page.returncode == 0 and page.stderr == ""
     assert page.stdout.count("\n") < 60 and max(map(len, page.stdout.splitlines())) <= 120
-    for word in ("frozen weights", "gathered layers", "LLM activations", "tokens/s", "sbatch --nodes=2", "host"):
+    for word in ("frozen weights", "gathered layers", "LLM activations", "tokens/s", "sbatch --nodes=2", "launches"):
         assert word in page.stdout
     found = json.loads(run("plan_cluster", *sizes, "--json").stdout)
     assert found["llm"]["parameters"] == 13_015_864_320
@@ -146,6 +155,27 @@ def test_the_command_prints_a_plan_that_fits_two_pages() -> None:
     for wrong in (["--llm", "llama-9"], ["--nodes", "3"]):
         refused = run("plan_cluster", *wrong)
         assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
+
+
+def test_the_readme_says_what_is_planned() -> None:
+    text = (ROOT / "README.md").read_text()
+    job = Job(ENCODERS["mt5-xl"], LLMS["llama-2-13b"], nodes=2, gpus=8, process=PROCESS_GIB)
+    for stage in (3, 2):
+        row = f"16 | {memory(job.having(stage=stage))['total']:.1f} | not measured |"
+        assert row in text, f"README's table of plans should have: {row}"
+
+
+def test_a_config_is_planned_for_its_nodes() -> None:
+    """hpZ's copy of the weights is shared by the GPUs of a node, and its size is that of a node."""
+    config = load_config("mt5xl_70b", ["data.tokens_per_micro_batch=2000"])
+    wide, narrow = (planned(config, nodes, 32 // nodes) for nodes in (4, 8))
+    copy = 2 * (ENCODERS["mt5-xl"].parameters + LLMS["llama-3.1-70b"].parameters) / 2**30
+    more = memory(narrow)["frozen weights"] - memory(wide)["frozen weights"]
+    assert more == pytest.approx(copy / 4 - copy / 8)
+    assert (wide.sizes["zero_hpz_partition_size"], narrow.sizes["zero_hpz_partition_size"]) == (8, 4)
+    assert wide.micro_batch == 2000 // (512 + 128), "rows that the budget of tokens allows"
+    # Numbers of a file win over those of the models.
+    assert planned(load_config("testbed"), 1, 2).having(prefetch=7).sizes["stage3_prefetch_bucket_size"] == 7
 
 
 @LONG

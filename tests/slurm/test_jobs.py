@@ -28,6 +28,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def options(small_run: list[str], **more: object) -> list[str]:
     settings = {"train.steps": STEPS, "train.micro_batch": 4, "checkpoint.every": 5}
+    settings |= {"run.ds_config": "zero3.json", "model.activation_checkpointing": "true"}
     settings |= {key.replace("__", "."): value for key, value in more.items()}
     return [*small_run, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))]
 

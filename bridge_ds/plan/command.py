@@ -1,0 +1,105 @@
+"""The command that submits a planned run: launcher, recipe, nodes, and every setting that the plan stands on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.config.load import flatten, load_config
+from bridge_ds.plan.job import ENCODE_ONCE, Job
+
+__all__ = ["command"]
+
+_LAUNCHERS = (
+    (4e9, "train_1b.sh", "mt5xl_13b"),
+    (40e9, "train_13b.sh", "mt5xl_13b"),
+    (math.inf, "train_70b.sh", "mt5xl_70b"),
+)
+"""Parameters of the LLM up to which a script of slurm/ is named, and the recipe that such runs begin with. The scripts
+differ in name, nodes and recipe alone; the recipe of train_1b.sh is the paper's XNLI run, which is not any 1B run."""
+_WHAT = ("model.encoder", "model.llm", "fusion.name", "mapping.kind", "lora.rank", "encoder.trainable",
+         "data.augment_prompt")  # fmt: skip
+"""Settings that make it another run, and not the same one in other batches or on other nodes."""
+
+
+def command(job: Job, ds_config: str, recipe: str = "") -> str:
+    """The shell command, several lines, that submits `job` under the DeepSpeed file `ds_config` from the checkout.
+
+    Args:
+        job: what was planned.
+        ds_config: value of run.ds_config.
+        recipe: what everything that the plan does not touch comes from; empty = the shipped one for LLMs of
+            this size.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    recipe = recipe or _launcher(job)[2]
+    config = load_config(recipe)
+    if Path(recipe).is_file():
+        recipe = os.path.abspath(recipe)
+    known = flatten(config)
+    named, modes = _settings(job, ds_config)
+    if any(known[key] != value for key, value in named[0].items()):
+        modes |= {"model.encoder_revision": None, "model.llm_revision": None}
+    changed = {key: value for key, value in modes.items() if known.get(key, False) != value}
+    planned = known | modes | {key: value for keys in named for key, value in keys.items()}
+    # A run folder holds one run.
+    output = config.run.output if all(planned[key] == known[key] for key in _WHAT) else f"runs/{_name(job)}"
+    lines = [
+        f"RECIPE={shlex.quote(recipe)} OUTPUT={shlex.quote(output)} sbatch --nodes={job.nodes} "
+        f"--gpus-per-node={job.gpus} slurm/{_launcher(job)[1]}"
+    ]
+    for keys in (*named, changed):
+        if keys:
+            lines.append(" ".join(f"--set {shlex.quote(f'{key}={_text(value)}')}" for key, value in keys.items()))
+    return " \\\n    ".join(lines)
+
+
+def _name(job: Job) -> str:
+    parts = [job.encoder.name, job.llm.name, job.fusion, job.mapping]
+    parts += ["trained-encoder"] * job.encoder_trained + [f"lora{job.lora}"] * (job.lora > 0)
+    parts += ["prompt"] * (job.prompt > 0)
+    return "_".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
+
+
+def _launcher(job: Job) -> tuple[float, str, str]:
+    return next(launcher for launcher in _LAUNCHERS if job.llm.parameters <= launcher[0])
+
+
+def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Settings that are always named, a line of them each; and those named where the recipe has another value."""
+    named: list[dict[str, Any]] = [
+        {"model.encoder": job.encoder.source, "model.llm": job.llm.source},
+        {"fusion.name": job.fusion, "mapping.kind": job.mapping},
+        {"run.ds_config": ds_config, "model.activation_checkpointing": job.checkpointing},
+        {"train.global_batch": job.global_batch, "train.micro_batch": job.micro_batch},
+        {"data.max_source_tokens": job.source, "data.max_target_tokens": job.target},
+    ]
+    modes: dict[str, Any] = {
+        "model.dtype": "float32" if job.bytes == 4 else "bfloat16",
+        ENCODE_ONCE: job.encode_once,
+        "fusion.feedforward": job.feedforward,
+        "lora.rank": job.lora,
+        "encoder.trainable": job.encoder_trained,
+        "encoder.activation_checkpointing": job.encoder_checkpointing,
+        "data.augment_prompt": job.prompt > 0,
+        "data.tokens_per_micro_batch": 0,
+    }
+    if job.prompt:
+        modes["data.max_prompt_tokens"] = job.prompt
+    return named, modes
+
+
+def _text(value: Any) -> str:
+    """`value` as --set reads it back, which is as YAML."""
+    import yaml
+
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return value if yaml.safe_load(value) == value else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,201 @@
+"""What is planned: models, GPUs, batch and modes; and how a run's config says the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bridge_ds.config.schema import Config
+from bridge_ds.config.zero import gather_sizes, read_ds_config
+from bridge_ds.plan.shapes import (
+    ENCODERS,
+    LLMS,
+    Shape,
+    find_shape,
+    fusion_parameters,
+    lora_parameters,
+    mapping_parameters,
+)
+
+__all__ = [
+    "ENCODE_ONCE",
+    "PROCESS_GIB",
+    "Job",
+    "bridge_parameters",
+    "layout",
+    "planned",
+    "trained_parameters",
+]
+
+PROCESS_GIB = 1.5
+"""Memory of a rank on a GPU before any model: CUDA's context, cuBLAS and NCCL."""
+ENCODE_ONCE = "train.encode_once"
+"""The setting behind :attr:`Job.encode_once`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is planned."""
+
+    encoder: Shape
+    llm: Shape
+    nodes: int = 1
+    gpus: int = 1
+    """GPUs (ranks) a node."""
+    fusion: str = "transformer_softmax"
+    feedforward: int = 2048
+    """Hidden width of the fusion's MLP."""
+    mapping: str = "linear"
+    source: int = 512
+    """Encoder tokens a sample, padding included."""
+    prompt: int = 0
+    """LLM prompt tokens a sample."""
+    target: int = 128
+    """Target tokens a sample."""
+    micro_batch: int = 8
+    """Samples a rank in one forward pass."""
+    global_batch: int = 128
+    """Samples an optimizer step."""
+    bytes: int = 2
+    """Bytes of a frozen weight or activation (bfloat16: 2)."""
+    stage: int = 3
+    """ZeRO stage."""
+    hpz: bool = False
+    """A second copy of the frozen shards in each node (zero_hpz_partition_size = GPUs of a node)."""
+    offload: bool = False
+    """Frozen shards live in host memory (offload_param)."""
+    checkpointing: bool = False
+    """The LLM's layers are computed again in backward (model.activation_checkpointing)."""
+    encoder_trained: bool = False
+    """The encoder is trained too, its embeddings included (encoder.trainable)."""
+    encoder_checkpointing: bool = False
+    """Its layers are computed again in backward (encoder.activation_checkpointing)."""
+    lora: int = 0
+    """Rank of LoRA's updates of all linear layers of the LLM (lora.rank)."""
+    encode_once: bool = False
+    """Under stage 3 a frozen encoder's layers are gathered once a step, for all micro-batches (train.encode_once)."""
+    prefetch: int = 0
+    """stage3_prefetch_bucket_size (elements); 0 = from the models, as all three."""
+    live: int = 0
+    """stage3_max_live_parameters (elements)."""
+    reuse: int = 0
+    """stage3_max_reuse_distance (elements)."""
+    bucket: int = 50_000_000
+    """reduce_bucket_size (elements, float32)."""
+    copies: int = 0
+    """Copies that the backend makes of a tensor it gathers: gloo goes through a flat one (1), NCCL does not (0)."""
+    process: float = 0.0
+    """Memory of the process before any model (GiB): CUDA's context, or the interpreter and its libraries on a CPU."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the job."""
+        return self.nodes * self.gpus
+
+    @property
+    def frozen(self) -> int:
+        """Parameters of both models that are not trained."""
+        return self.encoder.parameters * (not self.encoder_trained) + self.llm.parameters
+
+    @property
+    def encoder_bytes(self) -> int:
+        """Bytes of a weight of the encoder: trained ones are float32."""
+        return 4 if self.encoder_trained else self.bytes
+
+    @property
+    def weights(self) -> int:
+        """Bytes of both models' weights, the encoder's also where it is trained."""
+        return self.encoder.parameters * self.encoder_bytes + self.llm.parameters * self.bytes
+
+    @property
+    def spliced(self) -> int:
+        """LLM tokens a sample: BOS, soft prompt and its end vector, prompt, target."""
+        return 2 + self.source + self.prompt + self.target
+
+    @property
+    def shards(self) -> int:
+        """Ranks that a frozen weight is gathered from under stage 3."""
+        return self.gpus if self.hpz or self.nodes == 1 else self.ranks
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What DeepSpeed is told about gathering under stage 3 (elements; of hpZ, ranks): the file's numbers, the rest
+        from the models."""
+        found = gather_sizes(max(self.encoder.layer, self.llm.layer))
+        given = (self.prefetch, self.live, self.reuse)
+        sizes = {key: own or size for own, (key, size) in zip(given, found.items(), strict=True)}
+        return sizes | ({"zero_hpz_partition_size": self.gpus} if self.hpz and self.nodes > 1 else {})
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches a rank and step."""
+        return max(1, self.global_batch // (self.micro_batch * self.ranks))
+
+    def having(self, **changes: object) -> Job:
+        """A copy with some values changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def bridge_parameters(job: Job) -> int:
+    """Trained parameters of the bridge, and of LoRA's updates."""
+    fusion = fusion_parameters(job.fusion, job.encoder.layers, job.encoder.width, job.feedforward)
+    return (
+        fusion + mapping_parameters(job.mapping, job.encoder.width, job.llm.width) + lora_parameters(job.llm, job.lora)
+    )
+
+
+def trained_parameters(job: Job) -> int:
+    """All trained parameters."""
+    return bridge_parameters(job) + job.encoder.parameters * job.encoder_trained
+
+
+def planned(config: Config, nodes: int, gpus: int) -> Job:
+    """The run of `config` on `nodes` of `gpus` GPUs each.
+
+    Raises:
+        ConfigError: the shape of a model is not known, or there is no such DeepSpeed file.
+    """
+    data, train = config.data, config.train
+    job = Job(
+        encoder=find_shape(config.model.encoder, ENCODERS),
+        llm=find_shape(config.model.llm, LLMS),
+        nodes=nodes,
+        gpus=gpus,
+        fusion=config.fusion.name,
+        feedforward=config.fusion.feedforward,
+        mapping=config.mapping.kind,
+        source=data.max_source_tokens,
+        prompt=data.max_prompt_tokens if data.augment_prompt else 0,
+        target=data.max_target_tokens,
+        global_batch=train.global_batch,
+        bytes=4 if config.model.dtype == "float32" else 2,
+        checkpointing=config.model.activation_checkpointing,
+        encoder_trained=config.encoder.trainable,
+        encoder_checkpointing=config.encoder.trainable and config.encoder.activation_checkpointing,
+        lora=config.lora.rank,
+        encode_once=train.encode_once,
+        **layout(read_ds_config(config.run.ds_config)),
+    )
+    share = max(1, train.global_batch // job.ranks)
+    rows = train.micro_batch or share
+    if data.tokens_per_micro_batch:
+        rows = min(share, max(1, data.tokens_per_micro_batch // (job.source + job.prompt + job.target)))
+    return job.having(micro_batch=rows)
+
+
+def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a DeepSpeed file decides, as fields of a :class:`Job`."""
+    zero = ds_values["zero_optimization"]
+    sizes = {
+        "prefetch": "stage3_prefetch_bucket_size",
+        "live": "stage3_max_live_parameters",
+        "reuse": "stage3_max_reuse_distance",
+        "bucket": "reduce_bucket_size",
+    }
+    return {
+        "stage": int(zero["stage"]),
+        "hpz": zero.get("zero_hpz_partition_size", 1) != 1,
+        "offload": "offload_param" in zero,
+        **{field: int(zero[key]) for field, key in sizes.items() if key in zero},
+    }
