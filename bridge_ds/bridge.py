@@ -14,6 +14,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import Batch
 from bridge_ds.encoder.base import Encoder
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.place import input_device
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.loss import nll_sum, predicting
@@ -44,6 +45,13 @@ class BridgeModel(nn.Module):
         self.mapping = mapping
         self.llm = llm
         self.bos = bos
+        self.apart = False
+        """The encoder takes its input on another device than the LLM (by a device map)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input goes, encoder ids too: where the LLM takes its own. Not for models sharded by ZeRO-3."""
+        return input_device(self.llm.model)
 
     def is_trained(self, name: str) -> bool:
         """Whether the parameter (or the bridge's buffer) of that name belongs to what the run trains."""
@@ -71,10 +79,20 @@ class BridgeModel(nn.Module):
 
     def soft(self, batch: Batch) -> Segment:
         """The soft prompt: one vector for each encoder token and the end vector."""
-        states = self.encoder(batch.source_ids, batch.source_mask)
-        fused_BSD = self.fusion(states, batch.source_mask)
-        soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
-        return Segment(soft_BSH, mask_BS)
+        device = batch.source_ids.device
+        source_ids, source_mask = self.at_encoder(batch)
+        states = self.encoder(source_ids, source_mask)
+        fused_BSD = self.fusion(states, source_mask)
+        soft_BSH, mask_BS = self.mapping(fused_BSD, source_mask)
+        return Segment(soft_BSH.to(device), mask_BS.to(device))
+
+    def at_encoder(self, batch: Batch) -> Ids:
+        """Encoder ids and mask where the encoder takes them. Its states, fusion and mapping are there too; the soft
+        prompt comes back to the ids' device, where the LLM takes it."""
+        if not self.apart:
+            return batch.source_ids, batch.source_mask
+        home = input_device(self.encoder.model)
+        return batch.source_ids.to(home), batch.source_mask.to(home)
 
     def around(self, before: Ids, source: Ids, after: Ids, target: Ids | None = None, side: str = "left") -> Spliced:
         """[before | soft, end | after | target]: LLM tokens on both sides of the soft prompt, as a chat template needs.

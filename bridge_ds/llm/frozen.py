@@ -96,7 +96,8 @@ def _projecting_only(head: nn.Module, where_BX: torch.Tensor) -> Iterator[None]:
     """
 
     def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (args[0][where_BX][None], *args[1:])
+        # The head of an LLM that is split lies on another device than its input.
+        return (args[0][where_BX.to(args[0].device)][None], *args[1:])
 
     handle = head.register_forward_pre_hook(select)
     try:
