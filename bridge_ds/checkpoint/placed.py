@@ -63,16 +63,14 @@ def load_placed(
     device_map = place.read_device_map(placing.device_map)
     max_memory = place.read_max_memory(placing.max_memory, device_map)
     encoder_dtype, llm_dtype = _dtypes(placing.dtype, config.model.dtype)
-    _check_names(config, device_map, hub)
+    of_encoder, of_llm = _for_each(config, device_map, hub)
     llm_options: dict[str, Any] = {**hub, **placing.llm_options, "dtype": llm_dtype}
     if placing.quantization is not None:
         llm_options["quantization_config"] = placing.quantization
     try:
-        encoder = load_encoder(
-            config.model, config.encoder, hub, dtype=encoder_dtype, **_where(place.of_encoder(device_map), max_memory)
-        )
+        encoder = load_encoder(config.model, config.encoder, hub, dtype=encoder_dtype, **_where(of_encoder, max_memory))
         max_memory = place.room_beside(max_memory, encoder)
-        llm = load_llm(config.model, **llm_options, **_where(place.of_llm(device_map), max_memory))
+        llm = load_llm(config.model, **llm_options, **_where(of_llm, max_memory))
         if device_map is None:
             encoder.to(place.input_device(llm.model))  # quantizers choose a device for the LLM themselves
         model = build_bridge(config, encoder, llm, bos)
@@ -119,10 +117,11 @@ def _where(device_map: Any, max_memory: Mapping[int | str, int] | None) -> dict[
     return {"device_map": device_map} | ({} if max_memory is None else {"max_memory": dict(max_memory)})
 
 
-def _check_names(config: Config, device_map: Any, hub: Mapping[str, Any]) -> None:
-    """A mapping is compared with both models before the first weight is read."""
+def _for_each(config: Config, device_map: Any, hub: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The device map of the encoder and of the LLM; a mapping is compared with both before the first weight is read."""
+    maps = {"LLM": place.of_llm(device_map), "encoder": place.of_encoder(device_map)}
     if not isinstance(device_map, Mapping):
-        return
+        return maps["encoder"], maps["LLM"]
     from transformers import AutoConfig, AutoModelForCausalLM
 
     of = config.model
@@ -131,12 +130,14 @@ def _check_names(config: Config, device_map: Any, hub: Mapping[str, Any]) -> Non
         try:
             found = AutoConfig.from_pretrained(resolve(name), revision=revision, **trust, **hub)
         except (OSError, ValueError):
-            return  # loading says it better
-        if what == "LLM":
-            with torch.device("meta"):
-                place.check_names(what, AutoModelForCausalLM.from_config(found, **trust), place.of_llm(device_map))
+            break  # loading says it better
+        if what == "encoder":
+            skeleton = family_of(name, found).skeleton(found, **trust)
         else:
-            place.check_names(what, family_of(name, found).skeleton(found, **trust), place.of_encoder(device_map))
+            with torch.device("meta"):
+                skeleton = AutoModelForCausalLM.from_config(found, **trust)
+        maps[what] = place.fitted(what, skeleton, maps[what])
+    return maps["encoder"], maps["LLM"]
 
 
 def _refuse_offloaded(model: BridgeModel) -> None:

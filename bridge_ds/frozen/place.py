@@ -20,7 +20,7 @@ import torch
 from bridge_ds.errors import ConfigError
 
 __all__ = [
-    "STRATEGIES", "check_names", "input_device", "is_split", "of_encoder", "of_llm", "read_device_map",
+    "STRATEGIES", "fitted", "input_device", "is_split", "of_encoder", "of_llm", "read_device_map",
     "read_max_memory", "room_beside", "told",
 ]  # fmt: skip
 
@@ -118,18 +118,19 @@ def of_encoder(device_map: Any) -> Any:
     return own or {"": next((place for place in device_map.values() if place not in ("cpu", "disk")), "cpu")}
 
 
-def check_names(what: str, skeleton: torch.nn.Module, device_map: Mapping[str, Any]) -> None:
-    """Refuse a mapping that does not fit a model, before its weights are read.
+def fitted(what: str, skeleton: torch.nn.Module, device_map: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping in which no name lies under another, of a model whose weights have not been read.
 
-    accelerate passes over names that it does not find, and transformers puts what no name covers on the CPU.
+    accelerate passes over names that it does not find, and transformers puts what no name covers on the CPU. Where one
+    name lies under another (`''` and `lm_head`) accelerate 1.15 gives the modules below hooks of both, which differ.
 
     Args:
         what: `encoder` or `LLM`, for messages.
         skeleton: the model without weights.
-        device_map: of its modules.
+        device_map: of its modules; the longest name decides.
 
     Raises:
-        ConfigError: a name that no module or parameter has, or a weight that no name covers.
+        ConfigError: a name that no module or parameter has, a weight that no name covers, or one weight on two devices.
     """
     modules = {name for name, _ in skeleton.named_modules()}
     weights = list(skeleton.state_dict())
@@ -146,6 +147,14 @@ def check_names(what: str, skeleton: torch.nn.Module, device_map: Mapping[str, A
             f"the device map leaves out {len(left)} weights of the {what}, such as {left[0]}; expected each of its "
             f"modules ({_children(skeleton)}); name them too, or put the rest under ''."
         )
+    for one, other in (getattr(skeleton, "all_tied_weights_keys", None) or {}).items():
+        places = [device_map[str(_covering(weight, device_map))] for weight in (one, other)]
+        if places[0] != places[1]:
+            raise ConfigError(
+                f"the device map puts {one} on {places[0]} and {other} on {places[1]}, which are one weight of the "
+                f"{what}; expected one device for both; change one of them."
+            )
+    return _apart("", skeleton, device_map)
 
 
 def room_beside(max_memory: Mapping[int | str, int] | None, model: torch.nn.Module) -> dict[int | str, int] | None:
@@ -204,6 +213,19 @@ def _covering(weight: str, device_map: Mapping[str, Any]) -> str | None:
     """The longest name of a device map that a weight falls under."""
     names = [name for name in device_map if name in ("", weight) or weight.startswith(f"{name}.")]
     return max(names, key=len, default=None)
+
+
+def _apart(name: str, module: Any, device_map: Mapping[str, Any]) -> dict[str, Any]:
+    """Places of a module or, where some of what is below it has places of its own, of all that is directly below it."""
+    key = _covering(name, device_map)
+    if not any(other != name and (not name or other.startswith(f"{name}.")) for other in device_map):
+        return {} if key is None else {name: device_map[key]}
+    found: dict[str, Any] = {}
+    for below, child in (
+        *module.named_children(), *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
+    ):  # fmt: skip
+        found |= _apart(f"{name}.{below}" if name else below, child, device_map)
+    return found
 
 
 def _children(model: torch.nn.Module) -> str:
