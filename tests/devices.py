@@ -1,8 +1,9 @@
-"""Several devices on a machine that has none: real arithmetic on the CPU, with a label that must be the same in an operator.
+"""Several devices on a machine that has one: real arithmetic on the CPU, under labels that no operator may mix.
 
 While :class:`Devices` is open, a tensor made on or moved to `cpu:1` or `cpu:2` says that it is there (torch knows such
-devices, and ignores the number), every operator refuses tensors of different devices as CUDA does, and the values are
-those of the CPU, bit for bit. Code that forgets to move a tensor between two GPUs fails here in the same line.
+devices, and ignores the number), and every operator refuses tensors of different devices as CUDA does: code that
+forgets to move a tensor between two GPUs fails here in the same line. Where the data decide (`item`, `nonzero`), they
+are real. Modules are moved by replacing parameters, and code in C that takes pointers does not work.
 """
 
 from __future__ import annotations
