@@ -154,7 +154,7 @@ def fitted(what: str, skeleton: torch.nn.Module, device_map: Mapping[str, Any]) 
                 f"the device map puts {one} on {places[0]} and {other} on {places[1]}, which are one weight of the "
                 f"{what}; expected one device for both; change one of them."
             )
-    return _apart("", skeleton, device_map)
+    return _disjoint("", skeleton, device_map)
 
 
 def room_beside(max_memory: Mapping[int | str, int] | None, model: torch.nn.Module) -> dict[int | str, int] | None:
@@ -215,7 +215,7 @@ def _covering(weight: str, device_map: Mapping[str, Any]) -> str | None:
     return max(names, key=len, default=None)
 
 
-def _apart(name: str, module: Any, device_map: Mapping[str, Any]) -> dict[str, Any]:
+def _disjoint(name: str, module: Any, device_map: Mapping[str, Any]) -> dict[str, Any]:
     """Places of a module or, where some of what is below it has places of its own, of all that is directly below it."""
     key = _covering(name, device_map)
     if not any(other != name and (not name or other.startswith(f"{name}.")) for other in device_map):
@@ -224,7 +224,7 @@ def _apart(name: str, module: Any, device_map: Mapping[str, Any]) -> dict[str, A
     for below, child in (
         *module.named_children(), *module.named_parameters(recurse=False), *module.named_buffers(recurse=False)
     ):  # fmt: skip
-        found |= _apart(f"{name}.{below}" if name else below, child, device_map)
+        found |= _disjoint(f"{name}.{below}" if name else below, child, device_map)
     return found
 
 
