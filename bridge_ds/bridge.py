@@ -16,6 +16,7 @@ from bridge_ds.data.batch import Batch
 from bridge_ds.data.layout import Layout, layout_of
 from bridge_ds.encoder.base import Encoder
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.place import input_device
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels.rows import Rows
 from bridge_ds.llm.frozen import FrozenLLM
@@ -47,6 +48,13 @@ class BridgeModel(nn.Module):
         self.mapping = mapping
         self.llm = llm
         self.bos = bos
+        self.apart = False
+        """The encoder takes its input on another device than the LLM (by a device map)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input goes, encoder ids too: where the LLM takes its own. Not for models sharded by ZeRO-3."""
+        return input_device(self.llm.model)
 
     def is_trained(self, name: str) -> bool:
         """Whether the parameter (or the bridge's buffer) of that name belongs to what the run trains."""
@@ -79,10 +87,17 @@ class BridgeModel(nn.Module):
 
     def soft(self, batch: Batch) -> Segment:
         """The soft prompt: one vector for each encoder token and the end vector."""
+        device = batch.source_ids.device
+        batch = self.at_encoder(batch)
         states = self.encode(batch)
         fused_BSD = self.fusion(states, batch.source_mask, _source_rows(batch))
         soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
-        return Segment(soft_BSH, mask_BS)
+        return Segment(soft_BSH.to(device), mask_BS.to(device))
+
+    def at_encoder(self, batch: Batch) -> Batch:
+        """The batch where the encoder takes it. Its states, fusion and mapping are there too; the soft prompt comes
+        back to the ids' device, where the LLM takes it."""
+        return batch.to(input_device(self.encoder.model)) if self.apart else batch
 
     def encode(self, batch: Batch) -> tuple[torch.Tensor, ...]:
         """The encoder's states of the batch, L tensors [B, S, D]."""

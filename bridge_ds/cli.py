@@ -15,7 +15,7 @@ from typing import Any
 from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
 
-__all__ = ["parse_train", "show_plan", "user_errors"]
+__all__ = ["add_placing", "parse_train", "show_plan", "user_errors"]
 
 _TRAIN_HELP = """\
 Train the bridge between a frozen multilingual encoder and a frozen English LLM, on English data only.
@@ -56,6 +56,22 @@ def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
     if options.ds_config:
         options.overrides.append(f"run.ds_config={options.ds_config}")
     return options
+
+
+def add_placing(parser: argparse._ActionsContainer, default: str) -> None:
+    """Options on where the models lie, `device_map` and `max_memory`, for :mod:`bridge_ds.frozen.place`.
+
+    Args:
+        default: where they lie without.
+    """
+    parser.add_argument(
+        "--device-map", metavar="MAP",
+        help="split models that are too large for one device: auto, balanced, balanced_low_0, sequential; or a device "
+        "(cpu, cuda:1); or a JSON object (or a file of one) of the LLM's module names and devices, 'encoder' being the "
+        f"encoder (default: {default})",
+    )  # fmt: skip
+    sizes = "most memory by GPU and on the cpu for auto and the like: 0=20GiB,cpu=60GiB"
+    parser.add_argument("--max-memory", metavar="SIZES", help=sizes)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ examples:
   python tools/doctor.py runs/mine
   python tools/doctor.py runs/mine --samples 256 --json > doctor.json
 
-One process, both models whole in memory. Exit status 0: healthy. 1: something is wrong; the worst comes first.
+One process, both models in memory; --device-map auto splits them over the GPUs.
+Exit status 0: healthy. 1: something is wrong; the worst comes first.
 2: it cannot be examined (no run, no checkpoint, models or shards not here); one sentence says why.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import user_errors
+from bridge_ds.cli import add_placing, user_errors
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder (run.output of the training run)")
     parser.add_argument("--samples", type=int, default=64, help="training samples to look at (default: 64)")
-    parser.add_argument("--device", help="torch device (default: the GPU if there is one)")
+    parser.add_argument("--device", help="torch device, the same as --device-map DEVICE")
+    add_placing(parser, "the GPU if there is one, else the CPU")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
     options = parser.parse_args(argv)
     if options.samples < 2:
@@ -40,17 +42,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _examine(options: argparse.Namespace) -> int:
-    import torch
-
     from bridge_ds.doctor.diagnose import diagnose
     from bridge_ds.doctor.example import look
     from bridge_ds.doctor.load import load_patient
     from bridge_ds.doctor.measure import examine
     from bridge_ds.doctor.text import page
     from bridge_ds.engine.distributed import device_of
+    from bridge_ds.errors import ConfigError
     from bridge_ds.world import World
 
-    patient = load_patient(options.run, torch.device(options.device) if options.device else device_of(World()))
+    if options.device and options.device_map:
+        raise ConfigError("both --device and --device-map are given; expected one of them.")
+    device_map = options.device or options.device_map
+    patient = load_patient(options.run, device_of(World()) if device_map is None else device_map, options.max_memory)
     measured, rows = examine(patient, options.samples)
     findings = diagnose(measured)
     example = None if measured.outside_vocabulary or measured.not_finite else look(patient, rows[0])

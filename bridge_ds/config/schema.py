@@ -112,8 +112,7 @@ class FusionConfig:
     name: str = "transformer_softmax"
     """last_layer (LangBridge) | global_softmax | transformer_softmax (arXiv 2508.09091)."""
     path: str = "auto"
-    """Code path: auto (torch) | reference (the full layer, slow, the
-    oracle) | torch (the same function, collapsed, states read in place) | triton (the same in GPU kernels)."""
+    """Code path: auto (triton on a GPU, else torch) | reference (the full layer, slow) | torch | triton."""
     dropout: float = 0.1
     """Dropout probability inside transformer_softmax (0 to below 1); the other fusions have none."""
     heads: int = 1

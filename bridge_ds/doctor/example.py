@@ -57,11 +57,11 @@ class Example:
 
 @torch.no_grad()
 def look(patient: Patient, row: TokenizedSample) -> Example:
-    """Decode one sample; whole models in this process."""
+    """Decode one sample."""
     from transformers import GenerationConfig
 
     model, of = patient.model, patient.tokenizers
-    batch = collate([row], of.encoder_pad_id, of.pad_id).to(next(model.parameters()).device)
+    batch = collate([row], of.encoder_pad_id, of.pad_id).to(model.device)
     soft_MH = model.soft(batch).embeds_BKH[0].float()
     ids, cosines, usual = nearest_tokens(model, soft_MH)
 

@@ -15,6 +15,7 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest
+from bridge_ds.checkpoint.placed import Placing, load_placed
 from bridge_ds.config.load import load_run_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
@@ -24,7 +25,7 @@ from bridge_ds.data.samples import BadSample
 from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.doctor.measurements import BASES
 from bridge_ds.engine.distributed import import_deepspeed
-from bridge_ds.engine.setup import base_identities, build_model
+from bridge_ds.engine.setup import base_identities, quiet_transformers
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.testbed import english_rows
@@ -49,11 +50,17 @@ class Patient:
     """Fields of :class:`bridge_ds.doctor.measurements.Measurements` that loading has shown."""
 
 
-def load_patient(run: Path, device: torch.device) -> Patient:
+def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> Patient:
     """Load the newest valid checkpoint; other base models or tokenizers than its own are noted and not refused.
 
+    Args:
+        run: run folder.
+        device_map: see :class:`bridge_ds.checkpoint.placed.Placing`; likewise `max_memory`.
+        max_memory: see `device_map`.
+
     Raises:
-        ConfigError: no run folder, or a base model that cannot be loaded at all.
+        ConfigError: no run folder, a base model that cannot be loaded at all, or a device map that cannot be used.
+        LaunchError: the devices' memory does not suffice.
         CheckpointError: no valid checkpoint, or one that does not fit the models in shape.
     """
     config = load_run_config(run)
@@ -63,9 +70,10 @@ def load_patient(run: Path, device: torch.device) -> Patient:
         why = f" ({notes[0]})" if notes else ""
         raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}{why}; expected one; train the run first.")
     tokenizers = load_tokenizers(config.model)
-    model = build_model(config, tokenizers.bos_id)
+    quiet_transformers()
+    model = load_placed(config, tokenizers.bos_id, Placing(device_map=device_map, max_memory=max_memory))
     moved = model.state_dict()
-    initial = {name: moved[name].clone() for name in moved if name.startswith("mapping.project.")}
+    initial = {name: moved[name].cpu().clone() for name in moved if name.startswith("mapping.project.")}
     load_bridge(checkpoint, model)
     recorded = checkpoint.manifest["base"]
     now = base_identities(config, model, tokenizers, recorded)
@@ -80,7 +88,7 @@ def load_patient(run: Path, device: torch.device) -> Patient:
         "augmented": config.data.augment_prompt,
         "notes": tuple(notes),
     }
-    return Patient(run, config, model.to(device).eval(), tokenizers, checkpoint, facts)
+    return Patient(run, config, model, tokenizers, checkpoint, facts)
 
 
 def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Tensor]) -> float:

@@ -90,7 +90,7 @@ def _model_facts(patient: Patient, rows: list[TokenizedSample], not_finite: tupl
         facts |= {f"loss_{name}": wrong.mean, "gap" if name == "shuffled" else "near_gap": float(gap_B.mean())}
         facts[error] = float(gap_B.std() / len(gap_B) ** 0.5) if len(gap_B) > 1 else 0.0
     ids = torch.linspace(0, model.llm.vocab_size - 1, min(model.llm.vocab_size, 4096)).long()
-    embeds_MH = model.llm.embed(ids[None].to(_device(model)))[0].float()
+    embeds_MH = model.llm.embed(ids[None].to(model.device))[0].float()
     facts["embedding_norm"] = float(embeds_MH.norm(dim=-1).median())
     wrong_parts = [*not_finite, *statistics.not_finite]
     if not torch.isfinite(Losses.joined(right).nll_B).all():
@@ -177,7 +177,8 @@ class SoftStatistics:
 
     def add(self, model: BridgeModel, batch: Batch) -> None:
         """Run encoder, fusion and mapping on a batch and take its sums."""
-        states = model.encoder(batch.source_ids, batch.source_mask)
+        batch = model.at_encoder(batch)
+        states = model.encode(batch)
         mask_BS = batch.source_mask.bool()
         soft_BSH, _ = model.mapping(model.fusion(states, batch.source_mask), batch.source_mask)
         self._note("encoder states", all(bool(state[mask_BS].isfinite().all()) for state in states))
@@ -239,8 +240,4 @@ def _batches(rows: Sequence[TokenizedSample], patient: Patient) -> Iterator[Batc
     of = patient.tokenizers
     for start in range(0, len(rows), BATCH):
         batch = collate(rows[start : start + BATCH], of.encoder_pad_id, of.pad_id)
-        yield batch.to(_device(patient.model))
-
-
-def _device(model: BridgeModel) -> torch.device:
-    return next(model.parameters()).device
+        yield batch.to(patient.model.device)

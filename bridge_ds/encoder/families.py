@@ -24,9 +24,26 @@ class Family:
 
     def loader(self) -> Callable[..., Any]:
         """The class's from_pretrained."""
+        return self._class().from_pretrained
+
+    def skeleton(self, config: Any, **options: Any) -> Any:
+        """The model without weights.
+
+        Args:
+            config: of the model.
+            options: trust_remote_code.
+        """
+        import torch
+
+        kind = self._class()
+        with torch.device("meta"):
+            # AutoModel knows from_config, a model's own class the same with a mark before it.
+            return kind.from_config(config, **options) if hasattr(kind, "from_config") else kind._from_config(config)
+
+    def _class(self) -> Any:
         import importlib
 
-        return getattr(importlib.import_module(self.module), self.class_name).from_pretrained
+        return getattr(importlib.import_module(self.module), self.class_name)
 
 
 _NO_POOLER = {"add_pooling_layer": False}  # a pooler is never read and random in most checkpoints

@@ -27,7 +27,15 @@ from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
 from bridge_ds.world import World
 
-__all__ = ["base_identities", "build_model", "gathering", "initialize", "make_optimizer", "trainable_table"]
+__all__ = [
+    "base_identities",
+    "build_model",
+    "gathering",
+    "initialize",
+    "make_optimizer",
+    "quiet_transformers",
+    "trainable_table",
+]
 
 
 def build_model(
@@ -39,14 +47,14 @@ def build_model(
         config: the run.
         bos: id of the LLM's opening token, or none.
         ds_values: the DeepSpeed file; under stage 3 each rank then keeps only its shard while the models load.
-            None = whole models in this process (inference).
+            None = whole models on the CPU.
         world: needed with `ds_values`.
 
     Raises:
         ConfigError: a model is missing, incomplete or of the wrong kind, or its weights differ from its file.
     """
     world = world or World()
-    _quiet_transformers(world)
+    quiet_transformers(world)
     if ds_values is not None and stage(ds_values) == 3:
         _prepare_hpz(hpz_size(ds_values), world)
     keep_alive = _sharding(config, ds_values, "float32" if config.encoder.trainable else config.model.dtype)
@@ -250,7 +258,9 @@ def trainable_table(model: BridgeModel) -> str:
     return "\n".join(lines)
 
 
-def _quiet_transformers(world: World) -> None:
+def quiet_transformers(world: World | None = None) -> None:
+    """Errors only, and progress bars on rank 0's terminal alone."""
+    world = world or World()
     from transformers.utils import logging as hf_logging
 
     hf_logging.set_verbosity_error()

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import user_errors
+from bridge_ds.cli import add_placing, user_errors
 from bridge_ds.world import World
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _HELP = """\
 Score the newest checkpoint of a run, and the LLM alone, in every language of its tasks; print one table and write
 evaluation.json, evaluation/ (a line a sample) and plots/accuracy.png into the run folder. One process, or several under
-a launcher, each with whole models in memory and its share of the samples. Killed, the same command goes on.
+a launcher, each with whole models in memory and its share of the samples. Models that are too large for one GPU are
+split over several by one process with --device-map auto. Killed, the same command goes on.
 
 examples:
   python -m bridge_ds.evaluation --run runs/testbed
@@ -25,6 +26,7 @@ examples:
   python -m bridge_ds.evaluation --run runs/xnli --tasks xnli,indicxnli --batch 16 --calibrate
   python -m bridge_ds.evaluation --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
   torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele
+  python -m bridge_ds.evaluation --run runs/70b --tasks xnli --device-map auto --max-memory 0=60GiB,1=75GiB,2=75GiB
   python -m bridge_ds.evaluation report runs/one runs/two     (compares scored runs; report --help says more)"""
 
 
@@ -49,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
         help="override one key of the run's config, such as evaluation.data.xnli.source=FOLDER; repeatable",
     )  # fmt: skip
+    add_placing(parser, "this process's GPU, else the CPU")
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(argv)
     with user_errors() as world:
@@ -59,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 def _score(options: argparse.Namespace, world: World) -> None:
     config = _config(options)
 
+    from bridge_ds.checkpoint.placed import one_process
     from bridge_ds.checkpoint.trained import load_trained
     from bridge_ds.engine.distributed import device_of, init_distributed, shutdown
     from bridge_ds.evaluation.score import write_evaluation
@@ -66,13 +70,16 @@ def _score(options: argparse.Namespace, world: World) -> None:
     from bridge_ds.evaluation.table import table
     from bridge_ds.track.plots import plot_accuracy
 
+    one_process(options.device_map, world)
     if world.size > 1:
         init_distributed(world)
-    device = device_of(world)
     say = print if world.is_main else _nothing
-    model, tokenizers, checkpoint = load_trained(options.run, config, device, say)
+    device_map = device_of(world) if options.device_map is None else options.device_map
+    model, tokenizers, checkpoint = load_trained(options.run, config, device_map, say, options.max_memory)
     say(f"scoring {checkpoint.folder}")
-    results = score_run(model, tokenizers, config, world, device, run=options.run, checkpoint=checkpoint.folder.name)
+    results = score_run(
+        model, tokenizers, config, world, model.device, run=options.run, checkpoint=checkpoint.folder.name
+    )
     if world.is_main:
         write_evaluation(options.output or options.run / "evaluation.json", results)
         plot_accuracy(results, options.run / "plots" / "accuracy.png")

@@ -86,7 +86,8 @@ def verify_weights(
             if is_main and not wrong:
                 with safe_open(where[key], framework="pt") as file:
                     expected = file.get_tensor(key).to(parameter.dtype)
-                if not torch.equal(parameter.detach().cpu(), expected):
+                held = _offloaded(model, names[key]) if parameter.is_meta else parameter.detach()
+                if not torch.equal(held.cpu(), expected):
                     wrong = key
     if wrong:
         raise ConfigError(
@@ -94,6 +95,13 @@ def verify_weights(
             "these versions of transformers and deepspeed do not load sharded models rightly: use zero2.json."
         )
     return len(chosen)
+
+
+def _offloaded(model: Any, name: str) -> torch.Tensor:
+    """A weight that a device map keeps on the CPU or the disk, as its module will get it."""
+    from transformers.integrations.accelerate import load_offloaded_parameter
+
+    return load_offloaded_parameter(model, name)
 
 
 def _keys(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import user_errors
+from bridge_ds.cli import add_placing, user_errors
 from bridge_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--encoder", help="where the encoder is now, if not where the bridge says")
     models.add_argument("--llm", help="where the LLM is now, if not where the bridge says")
     models.add_argument("--dtype", help="auto (as in training, the default), bfloat16, float32, float16")
-    models.add_argument("--device-map", help="auto, cpu, cuda, cuda:1, ... (default: auto with a GPU, else cpu)")
+    add_placing(models, "auto with a GPU, else cpu")
     models.add_argument("--load-in", choices=("4bit", "8bit"), help="the LLM in 4 or 8 bits (needs bitsandbytes)")
     models.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a base model")
     models.add_argument(
@@ -121,12 +121,15 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
     """Options of from_pretrained from those of the command line."""
     import torch
 
-    device_map = options.device_map or ("auto" if torch.cuda.is_available() else None)
+    device_map = options.device_map
+    if device_map is None and torch.cuda.is_available():
+        device_map = "auto"
     return {
         "encoder": options.encoder,
         "llm": options.llm,
         "dtype": options.dtype,
         "device_map": device_map,
+        "max_memory": options.max_memory,
         "load_in_4bit": options.load_in == "4bit",
         "load_in_8bit": options.load_in == "8bit",
         "trust_remote_code": options.trust_remote_code,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
+from bridge_ds.checkpoint.placed import one_process
 from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.context import parse, render
@@ -33,7 +35,8 @@ GENERATED = 256
 class BridgeLM(LM):
     """A finished run as a model of lm_eval: contexts go through the encoder and the bridge, the LLM scores and writes.
 
-    Under torchrun, `accelerate launch` or srun each rank holds both models whole and answers its share of the samples.
+    Under torchrun, `accelerate launch` or srun each rank holds both models whole and answers its share of the samples;
+    with `device_map` one process splits them over several devices.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class BridgeLM(LM):
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
+        device_map: Any = None,
+        max_memory: Any = None,
         **unknown: Any,
     ) -> None:
         """Args:
@@ -64,6 +69,9 @@ class BridgeLM(LM):
         batch_size: contexts of a batch, or `auto`.
         max_batch_size: where `auto` begins.
         device: torch device (default: this rank's GPU; the CPU where there is none).
+        device_map: as `--device-map` of python -m bridge_ds.evaluation: `auto`, or the name of a JSON file; `device` is
+            then of no account.
+        max_memory: with `auto` and the like; `;` between the sizes: `0=20GiB;cpu=60GiB`.
 
         Raises:
             ConfigError: no run folder, an unknown argument, a base model that cannot be loaded.
@@ -71,18 +79,20 @@ class BridgeLM(LM):
         """
         super().__init__()
         if unknown or not run:
-            names = "run, bridge, prompt, end_token, max_source_tokens, max_prompt_tokens, window"
+            names = ", ".join(list(inspect.signature(type(self).__init__).parameters)[1:-1])
             raise ConfigError(
                 f"--model_args has {f'the unknown {sorted(unknown)[0]!r}' if unknown else 'no run'}; expected run=DIR, "
                 f"and of these what you need: {names}."
             )
         world = World.detect()
+        one_process(device_map, world)
         if world.size > 1:
             init_distributed(world)
         self._rank, self._world_size = world.rank, world.size
         # lm_eval's own default is cuda:0, on every machine and every rank.
         usable = device and world.size == 1 and (torch.cuda.is_available() or not device.startswith("cuda"))
-        self._device = torch.device(device) if device and usable else device_of(world)
+        if device_map is None:
+            device_map = torch.device(device) if device and usable else device_of(world)
         self.auto = str(batch_size).startswith("auto")
         self.batch_size = (max_batch_size or AUTO_BATCH) if self.auto else int(batch_size)
         self.run = Path(run)
@@ -96,7 +106,8 @@ class BridgeLM(LM):
             max_prompt_tokens=max_prompt_tokens or data.max_prompt_tokens,
         )
         self.window = window or max(1, data.max_target_tokens - 1)
-        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, self._device, self._say)
+        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, device_map, self._say, max_memory)
+        self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

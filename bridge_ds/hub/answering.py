@@ -38,8 +38,11 @@ class Answering:
     """What holds where generate is told nothing."""
     positions: int
     """Places of the LLM; 0 = unknown."""
-    device: torch.device
-    """Where the input goes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input goes."""
+        return self.bridge.device
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """Of the LLM."""

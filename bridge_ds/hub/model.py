@@ -14,10 +14,11 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.checkpoint.placed import Placing
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.errors import ConfigError
 from bridge_ds.hub.answering import Answering
-from bridge_ds.hub.bases import Placing, load_bases, quantization
+from bridge_ds.hub.bases import load_bases, quantization
 from bridge_ds.hub.config import BridgeConfig, to_run
 from bridge_ds.hub.source import Source, hub_options, open_source, renamed
 from bridge_ds.llm.generate import end_ids
@@ -123,8 +124,8 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
             llm_revision: see `encoder_revision`.
             allow_base_mismatch: take base models whose hashes are not those that are recorded.
             dtype: of both base models: auto (as in training), bfloat16, float32, float16 (the LLM alone).
-            device_map: of the LLM (`auto`, a device, a dict); encoder and bridge go to its first device.
-            max_memory: by device, with `device_map="auto"`.
+            device_map: of both base models (`auto`, a device, a dict), see :mod:`bridge_ds.frozen.place`.
+            max_memory: by device, with a strategy such as `device_map="auto"`.
             quantization_config: of the LLM.
             load_in_4bit: the LLM in 4 bits by bitsandbytes; likewise `load_in_8bit`.
             load_in_8bit: see `load_in_4bit`.

@@ -99,6 +99,7 @@ def _projecting_only(head: nn.Module, places_N: torch.Tensor) -> Iterator[None]:
 
     def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden_MH = args[0].flatten(0, 1)
+        # The head of an LLM that is split lies on another device than its input.
         return (hidden_MH.index_select(0, places_N.to(hidden_MH.device))[None], *args[1:])
 
     handle = head.register_forward_pre_hook(select)

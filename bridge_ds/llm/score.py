@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from bridge_ds.frozen.place import is_split
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.splice import Spliced
 
@@ -99,7 +100,8 @@ def _read_choices(
     llm: FrozenLLM, prefix: Spliced, row_R: torch.Tensor, ids_RT: torch.Tensor, real_RT: torch.Tensor, cache: object
 ) -> torch.Tensor:
     """Logits [N, V] after each choice token that has another behind it; the prefix is copied in the cache, not run."""
-    cache.batch_select_indices(row_R)  # type: ignore[attr-defined]
+    # Each layer's part of the cache is on that layer's device; only indices on the CPU select from any.
+    cache.batch_select_indices(row_R.cpu() if is_split(llm.model) else row_R)  # type: ignore[attr-defined]
     ids_RT, next_RT = ids_RT[:, :-1], real_RT[:, 1:]
     mask_RX = torch.cat([prefix.mask_BX[row_R], torch.ones_like(ids_RT)], dim=1)
     steps_T = torch.arange(ids_RT.shape[1], device=ids_RT.device)

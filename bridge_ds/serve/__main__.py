@@ -26,6 +26,7 @@ batches; each answer is the one that python -m bridge_ds.generate gives. Greedy 
 
 examples:
   python -m bridge_ds.serve --run runs/mine                          (on http://127.0.0.1:8000)
+  python -m bridge_ds.serve --run runs/mine --device-map auto        (over all GPUs of this machine)
   BRIDGE_DS_API_KEY=... python -m bridge_ds.serve --run runs/mine --host 0.0.0.0 --port 9000
   vllm serve LLM --enable-prompt-embeds --port 8001                  (elsewhere; the LLM that the bridge names)
   python -m bridge_ds.serve --run runs/mine --vllm http://127.0.0.1:8001

@@ -222,6 +222,12 @@ def test_a_wrong_label_or_column_is_one_sentence_on_all_ranks(run: Path, zygote:
         assert sum(line.startswith("error:") for line in outcome.outputs[0].splitlines()) == 1
 
 
+def test_ranks_do_not_split_models_each_for_itself(run: Path, zygote: Zygote) -> None:
+    outcome = score(zygote, run, 2, "--device-map", "auto")
+    assert set(outcome.codes) == {2} and "Traceback" not in outcome.text
+    assert "error: a device map is given to 2 ranks; expected one process" in outcome.outputs[0]
+
+
 def test_a_run_with_an_unknown_language_is_refused_before_training(
     zygote: Zygote, small_run: list[str], tmp_path: Path
 ) -> None:
