@@ -34,7 +34,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from bridge_ds.fusion.kernels import triton_rows
-from bridge_ds.fusion.kernels.dropout import Factors
+from bridge_ds.fusion.kernels.dropout import make_masks
 from bridge_ds.fusion.kernels.rows import Rows
 
 TARGETS = {
@@ -131,21 +131,21 @@ def _launch_all(layers: int, width: int, heads: int, dtype: torch.dtype, rms: bo
     tokens, wide = 64, torch.promote_types(dtype, torch.float32)
     states = [torch.zeros(2 * tokens, width, dtype=dtype) for _ in range(layers)]
     rows = Rows(2 * tokens, tokens, torch.arange(tokens))
-    keep = Factors(12345, 0, 6554)
+    masks = make_masks(0.1, 12345, 0, (heads * (layers + 1), width, 2048))
 
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=wide)
 
     given = (triton_rows.prepare(states), rows, 0, tokens)
     scale = zeros(tokens, layers) if rms else None
-    triton_rows.attend(*given, zeros(heads, width), zeros(heads, layers + 1), keep, rms)
+    triton_rows.attend(*given, zeros(heads, width), zeros(heads, layers + 1), masks.attention, rms)
     d_kept, attention, kept = (zeros(tokens, heads, layers + 1) for _ in range(3))
     triton_rows.attend_backward(*given, zeros(heads, tokens, width), d_kept, attention, kept, scale)
     if not attention_only:
         triton_rows.mix(*given, zeros(tokens, layers), states[0], scale)
         triton_rows.mix(*given, zeros(layers), states[0], None, rms)
         triton_rows.dots(*given, states[0], wide)
-        triton_rows.times(torch.zeros(tokens, width, dtype=dtype), keep)
+        triton_rows.times(torch.zeros(tokens, width, dtype=dtype), masks.output)
 
 
 def _facts(kernel: Any, gpu: str, encoder: str, heads: int, dtype: str, name: str) -> Compiled:

@@ -29,6 +29,10 @@ RECIPES = Path(__file__).parent / "recipes"
 """Folder of the shipped recipes; `--recipe testbed` reads testbed.yaml here."""
 
 
+_RENAMED = {("fusion.path", "native"): "torch"}
+"""Values of older runs and recipes -> what they are now. (native was the torch path in C, for CPUs.)"""
+
+
 def load_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Config:
     """The recipe (a name or a path) with `key.path=value` overrides put over it, checked.
 
@@ -120,7 +124,7 @@ def _build(kind: type, values: Mapping[str, Any], prefix: str) -> Any:
                 raise ConfigError(f"{path} is {value!r}; expected keys under it, such as {path}.{_first(hint)}.")
             built[key] = _build(typing.cast(type, hint), value, f"{path}.")
         else:
-            built[key] = _convert(path, value, hint)
+            built[key] = _convert(path, _RENAMED.get((path, str(value)), value), hint)
     return kind(**built)
 
 

@@ -243,3 +243,7 @@ def test_wrong_bases_are_one_sentence_with_the_file(tmp_path: Path, recipes: dic
     with pytest.raises(ConfigError) as found:
         load_config(str(tmp_path / "a.yaml"))
     assert words.format(tmp_path) in str(found.value) and "\n" not in str(found.value)
+
+
+def test_a_value_of_older_runs_is_what_it_became() -> None:
+    assert load_config("testbed", ["fusion.path=native"]).fusion.path == "torch"

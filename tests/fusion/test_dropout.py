@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge_ds.fusion.kernels import primitives
-from bridge_ds.fusion.kernels.dropout import Factors, Masks, draw, make_masks
+from bridge_ds.fusion.kernels.dropout import Masks, draw, make_masks
 from tests.fusion.cases import Case, check, compute
 
 CPU = torch.device("cpu")
@@ -31,21 +31,22 @@ def test_the_published_numbers() -> None:
 
 @given(SEEDS, DROPPED, st.integers(0, 2**40), COUNTS)
 def test_factors_are_the_generators(seed: int, dropped: int, first: int, count: int) -> None:
-    factors = Factors(seed, first, dropped)
+    kept = 65536 / (65536 - dropped)
     expected = []
     for number in range(first, first + count):
         sixteen = splitmix64(seed, number // 4) >> 16 * (number % 4) & 0xFFFF
         signed = sixteen - 65536 if sixteen >= 32768 else sixteen
-        expected.append(factors.kept_scale if signed >= dropped - 32768 else 0.0)
-    assert draw(count, factors, torch.float64, CPU).tolist() == expected
+        expected.append(kept if signed >= dropped - 32768 else 0.0)
+    assert draw(first, count, seed, dropped, torch.float64, CPU).tolist() == expected
 
 
 @given(SEEDS, st.integers(1, 40), st.integers(0, 40))
 def test_a_chunk_has_the_factors_that_the_whole_has_there(seed: int, size: int, lo: int) -> None:
-    whole, part = (make_masks(0.3, seed // 2, token, (7, size, 9)) for token in (0, lo))
+    whole, part = (make_masks(0.3, seed, token, (7, size, 9)) for token in (0, lo))
     for of_all, of_part, width in zip(vars(whole).values(), vars(part).values(), (7, size, 9, size), strict=True):
-        expected = of_all.like(torch.empty(lo + 3, width))[lo:]
+        expected = of_all.like(torch.empty(43, width))[lo : lo + 3]
         assert torch.equal(of_part.like(torch.empty(3, width)), expected)
+        assert of_part.first == of_all.first + lo * of_all.draws.size
 
 
 def test_the_share_and_the_masks() -> None:
@@ -54,11 +55,11 @@ def test_the_share_and_the_masks() -> None:
     for factors, width in zip(vars(masks).values(), (18, 64, 100, 64), strict=True):
         values = factors.like(torch.empty(500, width, dtype=torch.float64))
         assert values.shape == (500, width) and values.dtype == torch.float64
-        assert set(values.unique().tolist()) == {0.0, factors.kept_scale}
+        assert set(values.unique().tolist()) == {0.0, factors.draws.kept_scale}
         assert abs(values.mean().item() - 1) < 0.02
-        assert abs(factors.kept_scale - 1 / 0.7) < 1e-4
+        assert abs(factors.draws.kept_scale - 1 / 0.7) < 1e-4
         drawn.append(values)
-    assert not torch.equal(drawn[1], drawn[3])  # each kind has its own
+    assert not torch.equal(drawn[1], drawn[3])  # each has its own
     assert make_masks(0.0, 5, 0, (1, 1, 1)) == Masks()
 
 

@@ -15,20 +15,22 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Factors", "Masks", "make_masks"]
+__all__ = ["Draws", "Factors", "Masks", "make_masks"]
 
 STEP, FIRST_FACTOR, SECOND_FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """SplitMix64's constants."""
 
 
 @dataclass
-class Factors:
-    """Dropout factors of consecutive elements, 0 or 1 / (1 - p): described, and drawn when they are asked for."""
+class Draws:
+    """All elements of one chunk's tokens, token by token: described, and drawn when they are asked for."""
 
     seed: int
     """Below 2**63."""
-    first: int
-    """Number of the first element."""
+    lo: int
+    """Number of the first token."""
+    size: int
+    """Elements a token."""
     dropped: int
     """Of 65536 on average."""
     _drawn: torch.Tensor | None = field(default=None, repr=False)
@@ -38,11 +40,34 @@ class Factors:
         """The factor of what is not dropped."""
         return 65536 / (65536 - self.dropped)
 
-    def like(self, x: torch.Tensor) -> torch.Tensor:
-        """The factors of as many elements as `x` has, in its shape, float32 or wider; drawn once and kept here."""
+    def drawn(self, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The factors [tokens, size], 0 or 1 / (1 - p); drawn once and kept with this object."""
         if self._drawn is None:
-            self._drawn = draw(x.numel(), self, torch.promote_types(x.dtype, torch.float32), x.device).view(x.shape)
+            found = draw(self.lo * self.size, tokens * self.size, self.seed, self.dropped, dtype, device)
+            self._drawn = found.view(tokens, self.size)
         return self._drawn
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Dropout factors of one of the quantities on which it falls."""
+
+    draws: Draws
+    offset: int
+    """Of its elements among a token's."""
+    width: int
+    """Its elements a token."""
+
+    @property
+    def first(self) -> int:
+        """Number of the first token's first element; the next token's is `draws.size` further on."""
+        return self.draws.lo * self.draws.size + self.offset
+
+    def like(self, x: torch.Tensor) -> torch.Tensor:
+        """The factors of `x`, [m, ...] of `width` elements each, float32 or wider."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        drawn = self.draws.drawn(x.numel() // self.width, wide, x.device)
+        return drawn[:, self.offset : self.offset + self.width].view(x.shape)
 
 
 @dataclass(frozen=True)
@@ -64,27 +89,32 @@ def make_masks(dropout: float, seed: int, lo: int, sizes: tuple[int, int, int]) 
 
     Args:
         dropout: probability.
-        seed: below 2**62; each of the four kinds has one of its own.
+        seed: below 2**63.
         sizes: elements a token: H x P, D and F.
     """
     dropped = min(round(dropout * 65536), 65535)
     if dropped == 0:
         return Masks()
-    attention, width, hidden = (lo * size for size in sizes)
-    return Masks(*(Factors(seed + n, first, dropped) for n, first in enumerate((attention, width, hidden, width))))
+    attention, width, hidden = sizes
+    draws = Draws(seed, lo, attention + 2 * width + hidden, dropped)
+    return Masks(
+        Factors(draws, 0, attention),
+        Factors(draws, attention, width),
+        Factors(draws, attention + width, hidden),
+        Factors(draws, attention + width + hidden, width),
+    )
 
 
-def draw(count: int, factors: Factors, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The first `count` of the factors."""
-    skipped = factors.first % 4
-    begin = factors.first // 4 + 1
-    z = torch.arange(begin, begin + -(-(count + skipped) // 4), device=device).mul_(_signed(STEP)).add_(factors.seed)
+def draw(first: int, count: int, seed: int, dropped: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The factors of elements first, first + 1, ..., as many as `count`."""
+    skipped, begin = first % 4, first // 4 + 1
+    z = torch.arange(begin, begin + -(-(count + skipped) // 4), device=device).mul_(_signed(STEP)).add_(seed)
     z = z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(FIRST_FACTOR))
     z = z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(SECOND_FACTOR))
     bits = z.bitwise_xor_(_shifted(z, 31)).view(torch.int16)[skipped : skipped + count]
     drawn = torch.empty(count, dtype=dtype, device=device)
     # Written as numbers at once: through booleans it takes five times as long on a CPU.
-    return torch.ge(bits, factors.dropped - 32768, out=drawn).mul_(factors.kept_scale)
+    return torch.ge(bits, dropped - 32768, out=drawn).mul_(65536 / (65536 - dropped))
 
 
 def _signed(value: int) -> int:

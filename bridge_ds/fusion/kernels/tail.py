@@ -110,7 +110,7 @@ def backward(
     # A dropped unit is 0 after its mask, as one that ReLU closed: both let nothing through.
     d_hidden_mF = torch.ops.aten.threshold_backward(d_hidden_mF, hidden_mF, 0)
     if masks.hidden is not None:
-        d_hidden_mF.mul_(masks.hidden.kept_scale)
+        d_hidden_mF.mul_(masks.hidden.draws.kept_scale)
     d_x_mD = _linear_backward(d_hidden_mF, x_mD, "linear1", p, dtype, totals, slots, d_second_mD.dtype)
     d_x_mD.add_(d_second_mD)
     del x_mD, hidden_mF, d_hidden_mF, d_ffn_mD, d_second_mD

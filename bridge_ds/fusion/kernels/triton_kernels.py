@@ -66,14 +66,17 @@ def _factor(seed, element, DROPPED: tl.constexpr, ACC):
     return tl.where((bits ^ 0x8000) >= DROPPED, 65536 / (65536 - DROPPED), 0.0).to(ACC)
 
 
-@triton.jit(do_not_specialize=["lo", "tokens", "seed"])
+@triton.jit(do_not_specialize=["lo", "tokens", "seed", "element", "elements"])
 def attend(
-    table, index, u, position_scores, attention, kept, pooled, scale, lo, tokens, seed,
+    table, index, u, position_scores, attention, kept, pooled, scale, lo, tokens, seed, element, elements,
     LAYERS: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, TYPE: tl.constexpr,
     HEADS: tl.constexpr, ACC: tl.constexpr,
     INDEXED: tl.constexpr, DROPPED: tl.constexpr, RMS: tl.constexpr,
 ):  # fmt: skip
-    """attention [m, H, P] before dropout, kept [m, H, P] after it, pooled [H, m, D], scale [m, L] (inverse RMS)."""
+    """attention [m, H, P] before dropout, kept [m, H, P] after it, pooled [H, m, D], scale [m, L] (inverse RMS).
+
+    element is the number of the first token's first element for dropout, elements how many a token has.
+    """
     P: tl.constexpr = LAYERS + 1
     PP: tl.constexpr = triton.next_power_of_2(P)
     layer = tl.arange(0, GROUP)
@@ -87,7 +90,7 @@ def attend(
     position = tl.arange(0, PP)
     if DROPPED > 0:
         # Each once, by one thread; a draw where it is used would be every thread's.
-        factor = _factor(seed, lo * HEADS * P + at + position, DROPPED, ACC)
+        factor = _factor(seed, element + token * elements + head * P + position, DROPPED, ACC)
         tl.store(kept + at + position, factor, mask=position < P)
         tl.debug_barrier()
     # The softmax so far: its largest score, its sum of exponentials, and the states weighed by them.
@@ -233,10 +236,13 @@ def dots(
         tl.store(out + token * LAYERS + first + layer, found, mask=first + layer < LAYERS)
 
 
-@triton.jit(do_not_specialize=["first", "count", "seed"])
-def times(x, out, first, count, seed, DROPPED: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr):
-    """out = x times the dropout factors of elements first, first + 1, ..."""
+@triton.jit(do_not_specialize=["count", "seed", "element", "elements"])
+def times(
+    x, out, count, seed, element, elements, WIDTH: tl.constexpr, DROPPED: tl.constexpr, BLOCK: tl.constexpr,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """out = x [m, WIDTH] times its dropout factors; element and elements as for attend."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + place, mask=place < count, other=0.0).to(ACC)
-    value *= _factor(seed, first + place, DROPPED, ACC)
+    value *= _factor(seed, element + place // WIDTH * elements + place % WIDTH, DROPPED, ACC)
     tl.store(out + place, value.to(out.dtype.element_ty), mask=place < count)

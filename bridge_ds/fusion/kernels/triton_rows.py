@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from bridge_ds.fusion.kernels import triton_kernels as kernels
-from bridge_ds.fusion.kernels.dropout import Factors
+from bridge_ds.fusion.kernels.dropout import Draws, Factors
 from bridge_ds.fusion.kernels.rows import Rows
 
 __all__ = ["attend", "attend_backward", "dot_totals", "dots", "mix", "prepare", "times"]
@@ -64,11 +64,11 @@ def attend(
     kept_mHP = attention_mHP if keep is None else torch.empty_like(attention_mHP)
     pooled_HmD = u_HD.new_empty(heads, hi - lo, width)
     scale_mL = u_HD.new_empty(hi - lo, len(table)) if rms else None
-    seed, dropped = (keep.seed, keep.dropped) if keep else (0, 0)
+    draws = keep.draws if keep else Draws(0, 0, 0, 0)
     _launch(
         kernels.attend, (hi - lo) * heads, table, rows, u_HD.contiguous(), position_scores_HP.contiguous(),
-        attention_mHP, kept_mHP, pooled_HmD, attention_mHP if scale_mL is None else scale_mL, lo, hi - lo, seed,
-        wide=u_HD.dtype, HEADS=heads, DROPPED=dropped, RMS=rms,
+        attention_mHP, kept_mHP, pooled_HmD, attention_mHP if scale_mL is None else scale_mL, lo, hi - lo,
+        draws.seed, keep.first if keep else 0, draws.size, wide=u_HD.dtype, HEADS=heads, DROPPED=draws.dropped, RMS=rms,
     )  # fmt: skip
     return attention_mHP, kept_mHP, pooled_HmD, scale_mL
 
@@ -126,11 +126,13 @@ def times(x: torch.Tensor, factors: Factors | None, in_place: bool = False) -> t
         return x
     x = x.contiguous()
     out = x if in_place else torch.empty_like(x)
-    if x.numel():
+    draws, programs = factors.draws, triton.cdiv(x.numel(), BLOCK)
+    if programs:
         with _device(x):
-            kernels.times[triton.cdiv(x.numel(), BLOCK),](
-                x, out, factors.first, x.numel(), factors.seed, DROPPED=factors.dropped, BLOCK=BLOCK,
-                ACC=DTYPES[torch.promote_types(x.dtype, torch.float32)], num_warps=4, enable_fp_fusion=True,
+            kernels.times[(programs,)](
+                x, out, x.numel(), draws.seed, factors.first, draws.size, WIDTH=factors.width, DROPPED=draws.dropped,
+                BLOCK=BLOCK, ACC=DTYPES[torch.promote_types(x.dtype, torch.float32)], num_warps=4,
+                enable_fp_fusion=True,
             )  # fmt: skip
     return out
 
