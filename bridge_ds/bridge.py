@@ -20,10 +20,12 @@ from bridge_ds.llm.loss import nll_sum, predicting
 from bridge_ds.llm.splice import Segment, Spliced, splice
 from bridge_ds.mapping import Projector
 
-__all__ = ["TRAINABLE", "BridgeModel", "Ids", "build_bridge"]
+__all__ = ["TRAINABLE", "BridgeModel", "Ids", "States", "build_bridge"]
 
 Ids: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Token ids and mask, both [B, K]."""
+States: TypeAlias = tuple[torch.Tensor, ...]
+"""What the encoder hands out, see :meth:`bridge_ds.encoder.base.Encoder.forward`."""
 
 TRAINABLE = ("fusion.", "mapping.")
 """Prefixes of the parameters that are trained always, the bridge's."""
@@ -50,18 +52,22 @@ class BridgeModel(nn.Module):
         part, _, rest = name.partition(".")
         return name.startswith(TRAINABLE) or (part in ("encoder", "llm") and rest in getattr(self, part).trained)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Sum of -log p over the batch's target tokens, in nats, a float32 scalar."""
-        spliced = self.spliced(batch)
+    def forward(self, batch: Batch, states: States | None = None) -> torch.Tensor:
+        """Sum of -log p over the batch's target tokens, in nats, a float32 scalar.
+
+        Args:
+            states: of the batch's sources, where the encoder has made them before (`train.encode_once`).
+        """
+        spliced = self.spliced(batch, states)
         where_BX, labels_N = predicting(spliced.labels_BX)
         # Right padding and a causal model: no real place ever sees padding, so no mask is needed.
         logits_NV, _ = self.llm.logits_at(spliced.embeds_BXH, where_BX, use_cache=False)
         return nll_sum(logits_NV, labels_N)
 
-    def spliced(self, batch: Batch) -> Spliced:
+    def spliced(self, batch: Batch, states: States | None = None) -> Spliced:
         """[BOS | soft | end | prompt | target], right-padded, with labels on the targets."""
         open_BK, prompt, target = self._text(batch, with_targets=True)
-        return splice([open_BK, self.soft(batch), prompt, target])
+        return splice([open_BK, self.soft(batch, states), prompt, target])
 
     def prefix(self, batch: Batch, use_bridge: bool = True) -> Spliced:
         """All that comes before the answer, left-padded; without the bridge the soft prompt is left out."""
@@ -69,9 +75,10 @@ class BridgeModel(nn.Module):
         soft = [self.soft(batch)] if use_bridge else []
         return splice([open_BK, *soft, prompt], side="left")
 
-    def soft(self, batch: Batch) -> Segment:
+    def soft(self, batch: Batch, states: States | None = None) -> Segment:
         """The soft prompt: one vector for each encoder token and the end vector."""
-        states = self.encoder(batch.source_ids, batch.source_mask)
+        if states is None:
+            states = self.encoder(batch.source_ids, batch.source_mask)
         fused_BSD = self.fusion(states, batch.source_mask)
         soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
         return Segment(soft_BSH, mask_BS)

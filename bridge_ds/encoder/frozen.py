@@ -5,7 +5,8 @@ Letters: L encoder layers, B batch, S encoder tokens, D encoder width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +18,7 @@ from bridge_ds.encoder.base import Encoder
 from bridge_ds.encoder.families import family_of
 from bridge_ds.encoder.trained import TrainedEncoder
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.gather import LayerGather
 from bridge_ds.frozen.load import DTYPES, load_complete
 
 __all__ = ["FrozenEncoder", "load_encoder"]
@@ -24,6 +26,9 @@ __all__ = ["FrozenEncoder", "load_encoder"]
 
 class FrozenEncoder(Encoder):
     """Always in evaluation mode, never with a gradient, whatever `train()` says."""
+
+    by_layer: LayerGather | None = None
+    """What gathers the layers where ZeRO-3 has sharded them and DeepSpeed does not; none = they are whole."""
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: `engine.train()` is recursive and would turn on the encoder's dropout."""
@@ -33,7 +38,26 @@ class FrozenEncoder(Encoder):
     @torch.no_grad()
     def forward(self, source_ids: torch.Tensor, source_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """As :meth:`Encoder.forward`, without a gradient: L tensors [B, S, D]."""
-        return super().forward(source_ids, source_mask)
+        return self.encode_all([(source_ids, source_mask)])[0]
+
+    @torch.no_grad()
+    def encode_all(self, inputs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, ...]]:
+        """:meth:`forward` of several inputs, the same in every bit; a sharded layer is gathered once for all of them.
+
+        Memory: the states of all are there at once, (L + 1) * B * S * D * bytes of `model.dtype` for each input, and
+        until the last is through the last layer what the model carries from layer to layer beside them (T5's position
+        bias: heads * S * S * bytes for each input). A caller that drops each input's states once they are used has the
+        first of the two go down input by input. The work inside a layer is that of one input.
+
+        Args:
+            inputs: ids and mask [B, S] of each; B and S may differ.
+
+        Returns:
+            The states of each input, as `forward` gives them.
+        """
+        encode = super().forward
+        works = [partial(encode, ids, mask) for ids, mask in inputs]
+        return self.by_layer.run(works) if self.by_layer else [work() for work in works]
 
 
 def load_encoder(

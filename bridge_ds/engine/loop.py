@@ -75,6 +75,7 @@ def fit(
             world=world,
             device=device,
             waited=waited,
+            encode_once=config.train.encode_once,
             mark=mark,
         )
         record["bad_samples"] = left_out

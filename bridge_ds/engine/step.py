@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bridge_ds.bridge import BridgeModel, States
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.samples import KINDS
 from bridge_ds.engine.distributed import peak_memory_gib
@@ -114,6 +115,7 @@ def train_step(
     world: World,
     device: torch.device,
     waited: float,
+    encode_once: bool = False,
     mark: Callable[[str], None] = lambda phase: None,
 ) -> StepRecord:
     """Run one step and return its record, the same on every rank.
@@ -127,6 +129,7 @@ def train_step(
         lr: learning rate of this step.
         seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
         waited: seconds spent waiting for this step's data.
+        encode_once: let the encoder, which must be frozen, read all micro-batches before the first forward.
         mark: told each phase (:data:`bridge_ds.engine.heartbeat.PHASES`) as it begins.
     """
     began = time.perf_counter()
@@ -135,11 +138,13 @@ def train_step(
     targets = max(1, totals.target_tokens)
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)
+    mark("forward")
+    encoded = _encoded(engine.module, batches, device) if encode_once else [None] * len(batches.micro)
     for number, batch in enumerate(batches.micro, start=1):
         # Said and not counted by DeepSpeed, because with a token budget the number of micro-batches differs by step.
         engine.set_gradient_accumulation_boundary(number == len(batches.micro))
         mark("forward")
-        loss = engine(batch.to(device))
+        loss = engine(batch.to(device), encoded.pop(0))  # its states go once backward has read them
         mark("backward")
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
         mark("update")
@@ -176,6 +181,12 @@ def train_step(
         "skipped": engine.skipped_steps > skipped_before,
         "cut": batches.cut,
     }
+
+
+def _encoded(model: BridgeModel, batches: StepBatches, device: torch.device) -> list[States | None]:
+    """The encoder's states of each micro-batch."""
+    sources = [(batch.source_ids.to(device), batch.source_mask.to(device)) for batch in batches.micro]
+    return list(model.encoder.encode_all(sources))  # type: ignore[operator]
 
 
 def _all_sum(values: list[Any], device: torch.device) -> torch.Tensor:
