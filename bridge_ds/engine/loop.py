@@ -66,6 +66,7 @@ def fit(
             raise Preempted(f"preempted after step {step - 1} of {config.train.steps}")
         assert batches is not None
         left_out = allow_bad_samples(batches, totals, left_out, config.data.max_bad_samples, world)
+        mark("forward")
         record = train_step(
             engine,
             batches,

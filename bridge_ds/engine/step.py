@@ -138,7 +138,6 @@ def train_step(
     targets = max(1, totals.target_tokens)
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)
-    mark("forward")
     encoded = _encoded(engine.module, batches, device) if encode_once else [None] * len(batches.micro)
     for number, batch in enumerate(batches.micro, start=1):
         # Said and not counted by DeepSpeed, because with a token budget the number of micro-batches differs by step.
