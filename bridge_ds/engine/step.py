@@ -129,7 +129,7 @@ def train_step(
         lr: learning rate of this step.
         seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
         waited: seconds spent waiting for this step's data.
-        encode_once: let the encoder, which must be frozen, read all micro-batches before the first forward.
+        encode_once: `train.encode_once`.
         mark: told each phase (:data:`bridge_ds.engine.heartbeat.PHASES`) as it begins.
     """
     began = time.perf_counter()
@@ -138,7 +138,7 @@ def train_step(
     targets = max(1, totals.target_tokens)
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)
-    encoded = _encoded(engine.module, batches, device) if encode_once else [None] * len(batches.micro)
+    encoded = _encoded(engine.module, batches, device, encode_once)
     for number, batch in enumerate(batches.micro, start=1):
         # Said and not counted by DeepSpeed, because with a token budget the number of micro-batches differs by step.
         engine.set_gradient_accumulation_boundary(number == len(batches.micro))
@@ -182,10 +182,13 @@ def train_step(
     }
 
 
-def _encoded(model: BridgeModel, batches: StepBatches, device: torch.device) -> list[States | None]:
-    """The encoder's states of each micro-batch."""
+def _encoded(model: BridgeModel, batches: StepBatches, device: torch.device, wanted: bool) -> list[States | None]:
+    """The encoder's states of each micro-batch; none where its own forward is to make them."""
+    encoder: Any = model.encoder
+    if not wanted or encoder.by_layer is None:  # where nothing is gathered, it would only take memory
+        return [None] * len(batches.micro)
     sources = [(batch.source_ids.to(device), batch.source_mask.to(device)) for batch in batches.micro]
-    return list(model.encoder.encode_all(sources))  # type: ignore[operator]
+    return list(encoder.encode_all(sources))
 
 
 def _all_sum(values: list[Any], device: torch.device) -> torch.Tensor:
