@@ -1,8 +1,8 @@
 """One rank that encodes with sharded encoders: encode_sharded.py FOLDER...
 
 Prints a JSON line for each encoder under each DeepSpeed file: whether the states of 1, 2 and 4 inputs, encoded
-together, equal those of the whole model in every bit; how often each parameter was gathered; elements that were whole
-at once.
+together, equal those of the whole model in every bit, also after an error; how often each parameter was gathered; and
+elements that were whole at once.
 """
 
 from __future__ import annotations
@@ -60,6 +60,23 @@ def inputs(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
+def fail_inside(encoder: FrozenEncoder) -> bool:
+    """Let a layer in the middle fail while the next one is on its way; whether the error came out."""
+
+    def fail(*_: Any) -> None:
+        raise KeyError("inside a layer")
+
+    modules = [module for module, _ in gather._units(encoder.model)]
+    handle = modules[len(modules) // 2].register_forward_pre_hook(fail)
+    try:
+        encoder.encode_all(inputs(2))
+    except KeyError:
+        return True
+    finally:
+        handle.remove()
+    return False
+
+
 def report(encoder: Any, whole: Any, ahead: bool) -> dict[str, Any]:
     assert isinstance(encoder, FrozenEncoder)
     every = list(encoder.parameters())
@@ -68,9 +85,10 @@ def report(encoder: Any, whole: Any, ahead: bool) -> dict[str, Any]:
     encoder.by_layer = gather.LayerGather(encoder.model, ahead)
     seen, equal, gathers = watch(encoder.model), [], []
     for count in (1, 2, 4):
+        assert count != 2 or fail_inside(encoder)
+        assert all(parameter.ds_status.name == "NOT_AVAILABLE" for parameter in every)
         seen["gathers"].clear()
         found = encoder.encode_all(inputs(count))
-        assert all(parameter.ds_status.name == "NOT_AVAILABLE" for parameter in every)
         gathers.append([seen["gathers"][parameter.ds_id] for parameter in every])
         for states, source in zip(found, inputs(count), strict=True):
             equal += [torch.equal(*pair) for pair in zip(states, whole(*source), strict=True)]

@@ -60,14 +60,14 @@ def count_gathers(path: str) -> None:
         return gather(group, **options)
 
     def recorded(engine: Any, *rest: Any, **more: Any) -> Any:
-        every = list(engine.module.encoder.parameters())
-        for parameter in every:
+        # Of all, since DeepSpeed asks any one of those that it gathers together.
+        for parameter in engine.module.parameters():
             if not isinstance(parameter.all_gather_coalesced, functools.partial):
                 parameter.all_gather_coalesced = functools.partial(counted, parameter.all_gather_coalesced)
         counts.clear()
         result = real(engine, *rest, **more)
         with open(path, "a") as file:
-            file.write(json.dumps([counts[parameter.ds_id] for parameter in every]) + "\n")
+            file.write(json.dumps([counts[parameter.ds_id] for parameter in engine.module.encoder.parameters()]) + "\n")
         return result
 
     loop.train_step = recorded
