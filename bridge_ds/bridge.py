@@ -14,7 +14,7 @@ from torch import nn
 from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import Batch
 from bridge_ds.data.layout import Layout, layout_of
-from bridge_ds.encoder.base import Encoder
+from bridge_ds.encoder.base import Encoder, Input, States
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.place import input_device
 from bridge_ds.fusion import FUSIONS
@@ -61,14 +61,17 @@ class BridgeModel(nn.Module):
         part, _, rest = name.partition(".")
         return name.startswith(TRAINABLE) or (part in ("encoder", "llm") and rest in getattr(self, part).trained)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch, states: States | None = None) -> torch.Tensor:
         """Sum of -log p over the batch's target tokens, in nats, a float32 scalar.
 
         A batch that has its layout is computed without waiting for the device (tests/test_host_waits.py).
+
+        Args:
+            states: of the batch's sources, where the encoder has made them before (`train.encode_once`).
         """
         layout = self._layout(batch)
         open_BK, prompt, target = self._text(batch, with_targets=True)
-        segments = [open_BK, self.soft(batch), prompt, replace(target, labels_BK=None)]
+        segments = [open_BK, self.soft(batch, states), prompt, replace(target, labels_BK=None)]
         embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
         # Right padding and a causal model: no real place ever sees padding, so no mask is needed.
         logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.places, use_cache=False)
@@ -85,11 +88,12 @@ class BridgeModel(nn.Module):
         soft = [self.soft(batch)] if use_bridge else []
         return splice([open_BK, *soft, prompt], side="left")
 
-    def soft(self, batch: Batch) -> Segment:
+    def soft(self, batch: Batch, states: States | None = None) -> Segment:
         """The soft prompt: one vector for each encoder token and the end vector."""
         device = batch.source_ids.device
         batch = self.at_encoder(batch)
-        states = self.encode(batch)
+        if states is None:
+            states = self.encode(batch)
         fused_BSD = self.fusion(states, batch.source_mask, _source_rows(batch))
         soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
         return Segment(soft_BSH.to(device), mask_BS.to(device))
@@ -99,10 +103,14 @@ class BridgeModel(nn.Module):
         back to the ids' device, where the LLM takes it."""
         return batch.to(input_device(self.encoder.model)) if self.apart else batch
 
-    def encode(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+    def encode(self, batch: Batch) -> States:
         """The encoder's states of the batch, L tensors [B, S, D]."""
+        return self.encoder(*self.encoder_input(batch))
+
+    def encoder_input(self, batch: Batch) -> Input:
+        """What the encoder takes of the batch."""
         rows = _source_rows(batch)
-        return self.encoder(batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None)
+        return batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None
 
     def around(self, before: Ids, source: Ids, after: Ids, target: Ids | None = None, side: str = "left") -> Spliced:
         """[before | soft, end | after | target]: LLM tokens on both sides of the soft prompt, as a chat template needs.

@@ -123,15 +123,15 @@ def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     from bridge_ds.config.names import resolve
     from bridge_ds.config.zero import engine_config, fill_sizes
     from bridge_ds.errors import ConfigError
-    from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
+    from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape, largest_layer
 
     if not world.is_main:
         return
     print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
     left_open = fill_sizes(ds_values, 1) != ds_values
     try:
-        pairs = ((config.model.encoder, ENCODERS), (config.model.llm, LLMS))
-        ds_values = fill_sizes(ds_values, max(find_shape(resolve(name), known).layer for name, known in pairs))
+        encoder, llm = find_shape(resolve(config.model.encoder), ENCODERS), find_shape(resolve(config.model.llm), LLMS)
+        ds_values = fill_sizes(ds_values, largest_layer(encoder, llm, config.encoder.trainable))
         remark = "from the models' shapes, without biases; a run takes them from the models"
     except ConfigError as error:
         remark = f"from the models, at the start ({str(error).partition(';')[0]})"

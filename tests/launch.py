@@ -121,7 +121,8 @@ class Zygote:
         env: dict[str, str] | None = None,
         program: str = "train",
     ) -> ForkedJob:
-        """One job (`train` or `evaluation`); wait for it before the next. One that a test has left behind is killed."""
+        """One job (`train`, `evaluation`, or a file of tests/programs); wait for it before the next. One that a test
+        has left behind is killed."""
         if self._job:
             self._job.kill()
         folder.mkdir(parents=True, exist_ok=True)

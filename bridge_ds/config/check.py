@@ -93,11 +93,6 @@ def check(config: Config) -> None:
             f"data.tokens_per_micro_batch is {data.tokens_per_micro_batch}; one sample may have {longest} tokens; "
             "raise it, or lower the lengths in data.max_*_tokens."
         )
-    if config.train.encode_once and config.encoder.trainable:
-        raise ConfigError(
-            "train.encode_once is true and encoder.trainable too; expected a frozen encoder, whose states no "
-            "micro-batch's gradient needs; set one of the two to false."
-        )
     if config.lora.rank and importlib.util.find_spec("peft") is None:
         raise ConfigError(NO_PEFT.format(config.lora.rank))
     for name in config.run.stop_signals:

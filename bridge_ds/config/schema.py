@@ -198,10 +198,10 @@ class TrainConfig:
     """Samples per optimizer step over all ranks; micro_batch x ranks must divide it."""
     micro_batch: int = 8
     """Samples per rank per forward pass; 0 = the rank's whole share of the global batch at once."""
-    encode_once: bool = False
-    """Let the frozen encoder read all micro-batches of a step together (yes/no): under ZeRO-3 its layers are then
-    gathered once a step and not once a micro-batch, and the losses are the same in every bit. The states of all of a
-    rank's micro-batches are there at once: micro-batches x (layers + 1) x tokens x width x 2 bytes (4 in float32)."""
+    encode_once: bool = True
+    """Let a frozen encoder read all micro-batches of a step together (yes/no): under ZeRO-3 its layers are then
+    gathered once a step and not once a micro-batch, with the same losses. All states of a rank's step are there at
+    once: micro-batches x (layers + 1) x tokens x width x 2 bytes (4 in float32). Under ZeRO-2 it changes nothing."""
     lr: float = 3e-5
     """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.8, 0.999)

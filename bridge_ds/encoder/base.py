@@ -6,7 +6,7 @@ Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -14,7 +14,12 @@ from torch import nn
 from bridge_ds.compat import masks_known
 from bridge_ds.errors import ConfigError
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "Input", "States"]
+
+Input: TypeAlias = tuple[torch.Tensor, torch.Tensor, bool | None]
+"""What :meth:`Encoder.forward` takes."""
+States: TypeAlias = tuple[torch.Tensor, ...]
+"""What it gives: a tensor [B, S, D] for each layer."""
 
 
 class Encoder(nn.Module):

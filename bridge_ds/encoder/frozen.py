@@ -5,7 +5,8 @@ Letters: L encoder layers, B batch, S encoder tokens, D encoder width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import EncoderConfig, ModelConfig
-from bridge_ds.encoder.base import Encoder
+from bridge_ds.encoder.base import Encoder, Input, States
 from bridge_ds.encoder.families import family_of
 from bridge_ds.encoder.trained import TrainedEncoder
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.gather import LayerGather
 from bridge_ds.frozen.load import DTYPES, load_complete
 
 __all__ = ["FrozenEncoder", "load_encoder"]
@@ -24,6 +26,9 @@ __all__ = ["FrozenEncoder", "load_encoder"]
 
 class FrozenEncoder(Encoder):
     """Always in evaluation mode, never with a gradient, whatever `train()` says."""
+
+    by_layer: LayerGather | None = None
+    """What gathers the layers where ZeRO-3 has sharded them and DeepSpeed does not; none = they are whole."""
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: `engine.train()` is recursive and would turn on the encoder's dropout."""
@@ -35,7 +40,26 @@ class FrozenEncoder(Encoder):
         self, source_ids: torch.Tensor, source_mask: torch.Tensor, padded: bool | None = None
     ) -> tuple[torch.Tensor, ...]:
         """As :meth:`Encoder.forward`, without a gradient: L tensors [B, S, D]."""
-        return super().forward(source_ids, source_mask, padded)
+        return self.encode_all([(source_ids, source_mask, padded)])[0]
+
+    @torch.no_grad()
+    def encode_all(self, inputs: Sequence[Input]) -> list[States]:
+        """:meth:`forward` of several inputs, the same in every bit; a sharded layer is gathered once for all of them.
+
+        Memory: the states of all are there at once, (L + 1) * B * S * D * bytes of `model.dtype` for each input, and
+        until the last is through the last layer what the model carries from layer to layer beside them (T5's position
+        bias: heads * S * S * bytes for each input). A caller that drops each input's states once they are used has the
+        first of the two go down input by input. The work inside a layer is that of one input.
+
+        Args:
+            inputs: what :meth:`forward` takes, for each input; B and S may differ.
+
+        Returns:
+            The states of each input, as `forward` gives them.
+        """
+        encode = super().forward
+        works = [partial(encode, *taken) for taken in inputs]
+        return self.by_layer.run(works) if self.by_layer else [work() for work in works]
 
 
 def load_encoder(

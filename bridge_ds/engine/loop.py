@@ -66,6 +66,7 @@ def fit(
             raise Preempted(f"preempted after step {step - 1} of {config.train.steps}")
         assert batches is not None
         left_out = allow_bad_samples(batches, totals, left_out, config.data.max_bad_samples, world)
+        mark("forward")
         record = train_step(
             engine,
             batches,
@@ -75,6 +76,7 @@ def fit(
             world=world,
             device=device,
             waited=waited,
+            encode_once=config.train.encode_once,
             mark=mark,
         )
         record["bad_samples"] = left_out

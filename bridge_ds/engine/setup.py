@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -18,9 +19,10 @@ from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, fill_sizes, hpz_size, shard_config, stage
 from bridge_ds.data.tokenize import Tokenizers
-from bridge_ds.encoder.frozen import load_encoder
+from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
 from bridge_ds.engine.distributed import agree, import_deepspeed, on_all, whole_shape
 from bridge_ds.errors import LaunchError
+from bridge_ds.frozen.gather import LayerGather
 from bridge_ds.frozen.identity import as_first_recorded, model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
@@ -116,19 +118,40 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
     assert not wrong, f"trained and frozen are mixed up: {wrong[:5]}"
     wrong = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
     assert not wrong, f"trained, but not in float32: {wrong[:5]}"
-    if stage(ds_values) == 3:
-        for part in (model.encoder, model.llm):
-            if not part.trained:
-                _gather_by_layer(part)
-    ds_values = fill_sizes(ds_values, _largest_layer(model.encoder, model.llm))
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=make_optimizer(model, config),
-        config=engine_config(config, ds_values, world.size),
-        dist_init_required=False,
-    )
+    if stage(ds_values) == 3 and not model.llm.trained:
+        _gather_by_layer(model.llm)
+    optimizer = make_optimizer(model, config)
+    with _encoder_apart(model, ds_values):
+        ds_values = fill_sizes(ds_values, _largest_layer(model.encoder, model.llm))
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=engine_config(config, ds_values, world.size),
+            dist_init_required=False,
+        )
     engine.train()
     return engine
+
+
+@contextmanager
+def _encoder_apart(model: BridgeModel, ds_values: dict[str, Any]) -> Iterator[None]:
+    """Keep DeepSpeed's hooks out of a frozen encoder under stage 3: its layers are gathered by LayerGather.
+
+    The order of modules that DeepSpeed records and prefetches by is then that of bridge and LLM, whether or not the
+    encoder runs in a micro-batch; and none of its parameters is among those that stay gathered for being small.
+    """
+    encoder = model.encoder
+    if stage(ds_values) != 3 or not isinstance(encoder, FrozenEncoder):
+        yield
+        return
+    model.encoder = torch.nn.Identity()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        model.encoder = encoder
+    # A file that allows no prefetching at all wants no more than one layer whole at a time.
+    ahead = ds_values["zero_optimization"].get("stage3_prefetch_bucket_size", 1) > 0
+    encoder.by_layer = LayerGather(encoder.model, ahead)
 
 
 def _gather_by_layer(part: torch.nn.Module) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from bridge_ds.data.batch import StepBatches
+from bridge_ds.bridge import BridgeModel
+from bridge_ds.data.batch import Batch, StepBatches
 from bridge_ds.data.samples import KINDS
+from bridge_ds.encoder.base import States
 from bridge_ds.engine.distributed import everyones, peak_memory_gib, sum_counts
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.engine.schedule import set_learning_rate
@@ -109,6 +111,7 @@ def train_step(
     world: World,
     device: torch.device,
     waited: float,
+    encode_once: bool = False,
     mark: Callable[[str], None] = lambda phase: None,
 ) -> StepRecord:
     """Run one step and return its record, the same on every rank.
@@ -122,6 +125,7 @@ def train_step(
         lr: learning rate of this step.
         seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
         waited: seconds spent waiting for this step's data.
+        encode_once: `train.encode_once`.
         mark: told each phase (:attr:`bridge_ds.engine.heartbeat.Beat.phase`) as it begins.
     """
     began = time.perf_counter()
@@ -130,11 +134,13 @@ def train_step(
     targets = max(1, totals.target_tokens)
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)
-    for number, batch in enumerate(batches.micro, start=1):
+    micro = [batch.to(device) for batch in batches.micro]
+    encoded = _encoded(engine.module, micro, encode_once)
+    for number, batch in enumerate(micro, start=1):
         # Said and not counted by DeepSpeed, because with a token budget the number of micro-batches differs by step.
-        engine.set_gradient_accumulation_boundary(number == len(batches.micro))
+        engine.set_gradient_accumulation_boundary(number == len(micro))
         mark("forward")
-        loss = engine(batch.to(device))
+        loss = engine(batch, encoded.pop(0))  # its states go once backward has read them
         mark("backward")
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
         mark("update")
@@ -189,3 +195,11 @@ def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, devi
     sums = torch.cat([norm.view(1), nll.view(1), beside.flatten().to(device), weights])
     torch.distributed.all_reduce(sums)
     return sums.cpu()
+
+
+def _encoded(model: BridgeModel, micro: list[Batch], wanted: bool) -> list[States | None]:
+    """The encoder's states of each micro-batch; none where its own forward is to make them."""
+    encoder: Any = model.encoder
+    if not wanted or encoder.by_layer is None:  # where nothing is gathered, it would only take memory
+        return [None] * len(micro)
+    return list(encoder.encode_all([model.encoder_input(batch) for batch in micro]))

@@ -62,7 +62,7 @@ def choices(job: Job, gpu: Gpu, network: Network) -> list[Choice]:
 
 
 def _useful(job: Job) -> bool:
-    return not job.encode_once or (job.stage == 3 and job.accumulation > 1 and not job.encoder_trained)
+    return job.may_encode_once or not job.encode_once
 
 
 def _choice(name: str, job: Job, gpu: Gpu, network: Network) -> Choice:
@@ -72,13 +72,13 @@ def _choice(name: str, job: Job, gpu: Gpu, network: Network) -> Choice:
 
 def _order(choice: Choice) -> tuple[float, ...]:
     # Of ways that do not fit, the smallest. Of those that do: the fastest, then the one that leans least on the
-    # network, then the one of fewest and so largest passes. States of all micro-batches are kept, weights put in host
-    # memory, and layers computed again where that is faster or nothing else fits.
+    # network, then the one of fewest and so largest passes. Weights are put in host memory, and layers computed again,
+    # where that is faster or nothing else fits.
     if not choice.fits:
         return 1, choice.total
     seconds, of = float(f"{choice.seconds:.3g}"), choice.job
-    extras = of.encode_once + of.offload + of.checkpointing
-    return 0, seconds, extras, round(choice.gather, 1), of.accumulation, choice.total
+    extras = of.offload + of.checkpointing
+    return 0, seconds, extras, round(choice.gather, 1), of.accumulation, not of.encode_once, choice.total
 
 
 def _micro_batches(job: Job) -> list[int]:

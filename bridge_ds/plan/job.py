@@ -14,6 +14,7 @@ from bridge_ds.plan.shapes import (
     Shape,
     find_shape,
     fusion_parameters,
+    largest_layer,
     lora_parameters,
     mapping_parameters,
 )
@@ -122,10 +123,15 @@ class Job:
     def sizes(self) -> dict[str, int]:
         """What DeepSpeed is told about gathering under stage 3 (elements; of hpZ, ranks): the file's numbers, the rest
         from the models."""
-        found = gather_sizes(max(self.encoder.layer, self.llm.layer))
+        found = gather_sizes(largest_layer(self.encoder, self.llm, self.encoder_trained))
         given = (self.prefetch, self.live, self.reuse)
         sizes = {key: own or size for own, (key, size) in zip(given, found.items(), strict=True)}
         return sizes | ({"zero_hpz_partition_size": self.gpus} if self.hpz and self.nodes > 1 else {})
+
+    @property
+    def may_encode_once(self) -> bool:
+        """Whether `encode_once` changes anything."""
+        return self.stage == 3 and self.accumulation > 1 and not self.encoder_trained
 
     @property
     def accumulation(self) -> int:

@@ -16,7 +16,16 @@ from bridge_ds.config.check import one_of
 from bridge_ds.config.names import resolve
 from bridge_ds.errors import ConfigError
 
-__all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "fusion_parameters", "lora_parameters", "mapping_parameters"]
+__all__ = [
+    "ENCODERS",
+    "LLMS",
+    "Shape",
+    "find_shape",
+    "fusion_parameters",
+    "largest_layer",
+    "lora_parameters",
+    "mapping_parameters",
+]
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,12 @@ LLMS = {
     )
 }
 """Name -> causal LLM."""
+
+
+def largest_layer(encoder: Shape, llm: Shape, encoder_trained: bool) -> int:
+    """Parameters of the largest layer that DeepSpeed gathers under stage 3: a frozen encoder's are gathered by
+    :mod:`bridge_ds.frozen.gather`."""
+    return max(llm.layer, encoder.layer if encoder_trained else 0)
 
 
 def find_shape(name: str, known: dict[str, Shape]) -> Shape:

@@ -2,18 +2,22 @@
 
 Reads a JSON object a line: {"ranks", "arguments", "folder", "env", "program"}; answers with {"pids": [...]} and, when
 all ranks have ended, {"codes": [...]}. A rank is a process group of its own, runs the main of bridge_ds/train.py (or,
-as program `evaluation`, of bridge_ds.evaluation) as it stands, and writes to FOLDER/rankN.log. With RECORD in its
-environment it also appends what each finished step was trained on to the file RECORD.RANK: {"step", "rows"}, a row
-being the encoder ids of one source. With GATHERS, see watch_gathers.py.
+as program `evaluation`, of bridge_ds.evaluation; as a path, that file) as it stands, and writes to FOLDER/rankN.log.
+With RECORD in its environment it also appends what each finished step was trained on to the file RECORD.RANK: {"step",
+"rows"}, a row being the encoder ids of one source; with ENCODER_GATHERS how often the step gathered each parameter of
+the encoder to ENCODER_GATHERS.RANK: a list of counts. With GATHERS, see watch_gathers.py.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
+import runpy
 import sys
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,29 @@ def record_steps(path: str) -> None:
     loop.train_step = recorded
 
 
+def count_encoder_gathers(path: str) -> None:
+    """Note how often the step has gathered each parameter of the encoder, whoever did it."""
+    real = loop.train_step
+    counts: Counter[int] = Counter()
+
+    def counted(gather: Any, group: list[Any], **options: Any) -> Any:
+        counts.update(parameter.ds_id for parameter in group)
+        return gather(group, **options)
+
+    def recorded(engine: Any, *rest: Any, **more: Any) -> Any:
+        # Of all, since DeepSpeed asks any one of those that it gathers together.
+        for parameter in engine.module.parameters():
+            if not isinstance(parameter.all_gather_coalesced, functools.partial):
+                parameter.all_gather_coalesced = functools.partial(counted, parameter.all_gather_coalesced)
+        counts.clear()
+        result = real(engine, *rest, **more)
+        with open(path, "a") as file:
+            file.write(json.dumps([counts[parameter.ds_id] for parameter in engine.module.encoder.parameters()]) + "\n")
+        return result
+
+    loop.train_step = recorded
+
+
 def run_rank(rank: int, job: dict[str, Any]) -> None:
     os.setsid()
     log = os.open(Path(job["folder"]) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -62,9 +89,16 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
         from watch_gathers import count_gathers
 
         count_gathers(f"{os.environ['GATHERS']}.{rank}")
+    if "ENCODER_GATHERS" in os.environ:
+        count_encoder_gathers(f"{os.environ['ENCODER_GATHERS']}.{rank}")
     code = 1
     try:
-        code = (evaluate if job.get("program") == "evaluation" else main)(job["arguments"])
+        if job["program"].endswith(".py"):
+            sys.argv = [job["program"], *job["arguments"]]
+            runpy.run_path(job["program"], run_name="__main__")
+            code = 0
+        else:
+            code = (evaluate if job["program"] == "evaluation" else main)(job["arguments"])
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:
