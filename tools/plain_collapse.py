@@ -1,6 +1,6 @@
 """The collapsed formula of Transformer Softmax in plain PyTorch, for tools/bench_fusion.py to run under torch.compile.
 
-It is what one gets without the project's own backward: autograd keeps every intermediate. No dropout.
+It is what one gets without the project's own backward: autograd keeps every intermediate. Dropout is torch's.
 """
 
 from __future__ import annotations
@@ -34,15 +34,21 @@ class PlainCollapse(nn.Module):
         u_D = w_k.T @ F.linear(p["cls"], w_q, b_q) / math.sqrt(width)
         scores = torch.stack([(state.to(wide) * u_D).sum(-1) for state in states], dim=-1)
         attention = torch.softmax(F.pad(scores, (1, 0)) + places_PD @ u_D, dim=-1)
+        attention = self.drop(attention)
         pooled = attention @ places_PD
         for place, state in enumerate(states, start=1):
             pooled = pooled + attention[..., place, None] * state.to(wide)
-        o = F.linear(F.linear(pooled, w_v, b_v), p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"])
-        x = F.layer_norm(p["cls"] + o, (width,), p["norm1_weight"], p["norm1_bias"])
-        hidden = F.relu(F.linear(x, p["linear1_weight"], p["linear1_bias"]))
-        y = x + F.linear(hidden, p["linear2_weight"], p["linear2_bias"])
+        value = F.linear(pooled, w_v) + attention.sum(-1, keepdim=True) * b_v
+        o = F.linear(value, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"])
+        x = F.layer_norm(p["cls"] + self.drop(o), (width,), p["norm1_weight"], p["norm1_bias"])
+        hidden = self.drop(F.relu(F.linear(x, p["linear1_weight"], p["linear1_bias"])))
+        y = x + self.drop(F.linear(hidden, p["linear2_weight"], p["linear2_bias"]))
         y = F.layer_norm(y, (width,), p["norm2_weight"], p["norm2_bias"])
         weights = torch.softmax(F.linear(y, p["score_weight"], p["score_bias"]), dim=-1)
         fused = sum(weights[..., n, None] * state.to(wide) for n, state in enumerate(states))
         assert isinstance(fused, torch.Tensor)
         return (fused * mask[..., None]).to(states[0].dtype)
+
+    def drop(self, x: torch.Tensor) -> torch.Tensor:
+        """Dropout of the fusion's probability, in training mode."""
+        return F.dropout(x, self.fusion.dropout, self.training)  # type: ignore[arg-type]

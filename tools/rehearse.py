@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Rehearse a run at the real size of its models with random weights: load them sharded, take 2 steps on CPU ranks, and
-print each rank's peak memory beside the plan's and beside an unsharded load."""
+"""Rehearse a run at the real size of its models with random weights: load them sharded, take a few steps on CPU ranks
+(or GPUs), and print each rank's peak memory beside the plan's and beside an unsharded load."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ examples:
       mT5-XL's encoder (1.7 B) and a 1 B Llama, 6 GB on disk once, two ranks under ZeRO-3 in bfloat16; about 10 GiB of
       memory and some minutes
   tools/rehearse.py --folder /tmp/r --encoder mt5-small --llm llama-3.2-1b --llm-layers 2 --ranks 4
+  tools/rehearse.py --folder /scratch/rehearsal --cuda --ranks 1 --steps 20 --source 512 --target 64 --no-unsharded
+      on a GPU a rank, over NCCL: memory of the device beside the plan's, with tokens as many as a real step has
 """
 _SHARD = 2**30  # bytes of one weight file
-_DS_CONFIG = "zero3.json"
-_SOURCE, _TARGET = 16, 4  # tokens a sample: the weights are what is rehearsed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,8 +65,9 @@ def rehearse(options: argparse.Namespace) -> dict[str, Any]:
         if not (folders[part] / "done").exists():
             write_model(shape, folders[part])
     job = Job(
-        shapes["encoder"], shapes["llm"], nodes=1, gpus=options.ranks, source=_SOURCE, target=_TARGET, micro_batch=1,
-        global_batch=options.ranks, copies=1, **layout(read_ds_config(_DS_CONFIG)),
+        shapes["encoder"], shapes["llm"], nodes=1, gpus=options.ranks, source=options.source, target=options.target,
+        micro_batch=1, global_batch=options.ranks, copies=0 if options.cuda else 1,
+        **layout(read_ds_config(options.ds_config)),
     )  # fmt: skip
     # The testbed's models weigh 10 MB: what a rank takes with them is the process, its libraries and their buffers.
     base = max(_train(options, {"encoder": "testbed/encoder", "llm": "testbed/llm"}, f"base-{options.ranks}"))
@@ -133,7 +134,7 @@ def _architecture(shape: Shape) -> tuple[Any, Any, str]:
 
 
 def _train(options: argparse.Namespace, models: Mapping[str, object], name: str) -> list[float]:
-    """Two steps on `ranks` processes; each rank's peak memory, GiB."""
+    """A few steps on `ranks` processes; each rank's peak memory (of its device, where that is a GPU), GiB."""
     run = options.folder / name
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
@@ -143,16 +144,16 @@ def _train(options: argparse.Namespace, models: Mapping[str, object], name: str)
         "model.llm": models["llm"],
         "model.dtype": "bfloat16",
         "data.workers": 0,
-        "data.max_source_tokens": _SOURCE,
-        "data.max_target_tokens": _TARGET,
-        "train.steps": 2,
+        "data.max_source_tokens": options.source,
+        "data.max_target_tokens": options.target,
+        "train.steps": options.steps,
         "train.global_batch": options.ranks,
         "train.micro_batch": 1,
         "run.hang_seconds": 0,
         "evaluation.tasks": "[]",
         "track.uri": "none",
     }
-    command = [sys.executable, str(ROOT / "bridge_ds" / "train.py"), "--ds_config", _DS_CONFIG]
+    command = [sys.executable, str(ROOT / "bridge_ds" / "train.py"), "--ds_config", options.ds_config]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -160,12 +161,17 @@ def _train(options: argparse.Namespace, models: Mapping[str, object], name: str)
     ranks = []
     for rank in range(options.ranks):
         world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": options.ranks, "LOCAL_WORLD_SIZE": options.ranks}
-        env = os.environ | _CPU | {name: str(value) for name, value in world.items()} | {"MASTER_PORT": port}
+        env = (
+            os.environ
+            | ({} if options.cuda else _CPU)
+            | {name: str(value) for name, value in world.items()}
+            | {"MASTER_PORT": port}
+        )
         with (run / f"rank-{rank}.log").open("w") as log:
             ranks.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
     if any([process.wait() for process in ranks]):
         tail = (run / "rank-0.log").read_text()[-1500:]
-        raise LaunchError(f"a rank failed; expected two steps; see {run}/rank-*.log, which ends:\n{tail}")
+        raise LaunchError(f"a rank failed; expected {options.steps} steps; see {run}/rank-*.log, which ends:\n{tail}")
     record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     return list(record["peak_memory_gib_by_rank"])
 
@@ -190,7 +196,7 @@ _CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": 
 
 
 def _page(found: dict[str, Any]) -> str:
-    lines = ["peak resident memory, GiB"]
+    lines = ["peak memory, GiB"]
     lines += [f"  rank {rank}, measured       {gib:6.2f}" for rank, gib in enumerate(found["measured_gib"])]
     lines += [f"  a rank, planned        {found['planned_gib']['total']:6.2f}"]
     if found["unsharded_gib"]:
@@ -208,7 +214,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--llm", default="llama-3.2-1b", help="a Llama of it (default: llama-3.2-1b)")
     parser.add_argument("--encoder-layers", type=int, help="fewer layers than the real one")
     parser.add_argument("--llm-layers", type=int, help="fewer layers than the real one")
-    parser.add_argument("--ranks", type=int, default=2, help="CPU processes (default: 2)")
+    parser.add_argument("--ranks", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--cuda", action="store_true", help="a GPU a rank, in place of CPU processes")
+    parser.add_argument("--ds_config", default="zero3.json", help="DeepSpeed file (default: zero3.json)")
+    parser.add_argument("--steps", type=int, default=2, help="optimizer steps (default: 2)")
+    parser.add_argument("--source", type=int, default=16, help="encoder tokens a sample (default: 16)")
+    parser.add_argument("--target", type=int, default=4, help="target tokens a sample (default: 4)")
     parser.add_argument("--no-unsharded", action="store_true", help="leave out the load of both models whole")
     parser.add_argument("--json", action="store_true", help="the numbers as JSON")
     return parser

@@ -59,30 +59,30 @@ def make_fusion(case: Case, path: str) -> Fusion:
     return fusion
 
 
-def compute(case: Case, path: str, dtype: torch.dtype) -> Result:
+def compute(case: Case, path: str, dtype: torch.dtype, device: str = "cpu") -> Result:
     """Forward and backward on states that `case.dtype` can hold exactly, parameters in float32 or float64."""
-    fusion = make_fusion(case, path).to(torch.promote_types(dtype, torch.float32))
+    fusion = make_fusion(case, path).to(device, torch.promote_types(dtype, torch.float32))
     torch.manual_seed(1)
     shape = (case.batch, case.length, case.width)
     values = [torch.randn(shape, dtype=torch.float64).to(case.dtype) for _ in range(case.layers)]
-    states = [value.to(dtype).requires_grad_(not case.frozen) for value in values]
-    upstream = torch.randn(shape, dtype=torch.float64).to(case.dtype).to(dtype)
+    states = [value.to(device, dtype).requires_grad_(not case.frozen) for value in values]
+    upstream = torch.randn(shape, dtype=torch.float64).to(case.dtype).to(device, dtype)
     # Ragged: from no token at all in a row to all of them.
     mask = (torch.arange(case.length) < torch.randint(0, case.length + 1, (case.batch, 1))).long()
     mask = mask if case.ragged else torch.ones_like(mask)
-    fused = fusion(states, mask)
+    fused = fusion(states, mask.to(device))
     (fused * upstream).sum().backward()
-    gradients = {name: p.grad.double() for name, p in fusion.named_parameters() if p.grad is not None}
+    gradients = {name: p.grad.double().cpu() for name, p in fusion.named_parameters() if p.grad is not None}
     if not case.frozen:
-        gradients |= {f"state {n}": s.grad.double() for n, s in enumerate(states) if s.grad is not None}
+        gradients |= {f"state {n}": s.grad.double().cpu() for n, s in enumerate(states) if s.grad is not None}
     assert fused.dtype == dtype
-    return Result(fused.detach().double(), fusion.weights().double(), gradients)
+    return Result(fused.detach().double().cpu(), fusion.weights().double().cpu(), gradients)
 
 
-def check(case: Case, path: str) -> None:
+def check(case: Case, path: str, device: str = "cpu") -> None:
     """The path equals the float64 reference in output, logged weights and every gradient."""
     expected = compute(case, "torch" if case.dropout else "reference", torch.float64)
-    got = compute(case, path, case.dtype)
+    got = compute(case, path, case.dtype, device)
     output_tolerance, gradient_tolerance = TOLERANCES[case.dtype]
     assert _difference(got.fused, expected.fused, 0.0) < output_tolerance
     assert _difference(got.weights, expected.weights, 0.0) < output_tolerance

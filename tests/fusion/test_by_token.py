@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bridge_ds.fusion.kernels import PATHS, by_token, choose
+from bridge_ds.fusion.kernels import PATHS, by_token, choose, paths
 from bridge_ds.fusion.kernels.paths import fuse_by_layer, fuse_by_token
 from bridge_ds.fusion.kernels.primitives import chunk_rows
 from bridge_ds.fusion.transformer_softmax import TransformerSoftmax
@@ -184,6 +186,21 @@ def test_auto_and_wrong_paths() -> None:
     assert choose("auto") == "torch"
     with pytest.raises(ValueError, match="expected auto or one of"):
         choose("cuda")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_auto_is_triton_on_a_gpu_where_it_can_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("CC", "gcc")
+    paths._why_no_triton.cache_clear()
+    assert [choose("auto", device) for device in ("cuda", "cpu", "mps")] == ["triton", "torch", "torch"]
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    paths._why_no_triton.cache_clear()
+    assert choose("auto", "cuda") == "torch"
+    with pytest.raises(ValueError, match="needs a C compiler"):
+        choose("triton", "cuda")
+    paths._why_no_triton.cache_clear()
 
 
 def test_order_of_names_is_the_modules() -> None:

@@ -80,6 +80,13 @@ def test_triton_equals_the_reference(case: Case) -> None:
     check(case, "triton")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here (tools/bench_gpu.sh runs this where one is)")
+@pytest.mark.parametrize("case", CASES + [in_bfloat16(case) for case in CASES + SMALL], ids=str)
+def test_triton_equals_the_reference_on_a_gpu(case: Case) -> None:
+    check(case, "triton", "cuda")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install 'bridge_ds[kernels]')")
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from bridge_ds.fusion.kernels.native_build import why_not
-
 ROOT = Path(__file__).parents[2]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -30,7 +28,7 @@ def rows_of(tool: str, output: Path, interpreted: bool = False) -> list[dict[str
 @pytest.mark.slow
 def test_fusion_rows(tmp_path: Path) -> None:
     rows = rows_of("bench_fusion", tmp_path / "rows.csv", interpreted=HAS_TRITON)
-    paths = {"reference", "torch"} | ({"triton"} if HAS_TRITON else set()) | (set() if why_not() else {"native"})
+    paths = {"reference", "torch"} | ({"triton"} if HAS_TRITON else set())
     for fusion in ("global_softmax", "transformer_softmax"):
         assert {row["path"] for row in rows if row["fusion"] == fusion} == paths
     for row in rows:
