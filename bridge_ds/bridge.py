@@ -101,7 +101,10 @@ class BridgeModel(nn.Module):
     def at_encoder(self, batch: Batch) -> Batch:
         """The batch where the encoder takes it. Its states, fusion and mapping are there too; the soft prompt comes
         back to the ids' device, where the LLM takes it."""
-        return batch.to(input_device(self.encoder.model)) if self.apart else batch
+        if not self.apart:
+            return batch
+        home = input_device(self.encoder.model)
+        return Batch.of({name: tensor.to(home) for name, tensor in batch.tensors().items()})
 
     def encode(self, batch: Batch) -> States:
         """The encoder's states of the batch, L tensors [B, S, D]."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from bridge_ds.compat import masks_known
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.gather import LayerGather
 
 __all__ = ["Encoder", "Input", "States"]
 
@@ -27,6 +28,8 @@ class Encoder(nn.Module):
 
     trained: frozenset[str] = frozenset()
     """Names of the parameters that are trained."""
+    by_layer: LayerGather | None = None
+    """What gathers the layers where ZeRO-3 has sharded them and DeepSpeed does not; none = they are whole."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

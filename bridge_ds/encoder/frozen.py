@@ -18,7 +18,6 @@ from bridge_ds.encoder.base import Encoder, Input, States
 from bridge_ds.encoder.families import family_of
 from bridge_ds.encoder.trained import TrainedEncoder
 from bridge_ds.errors import ConfigError
-from bridge_ds.frozen.gather import LayerGather
 from bridge_ds.frozen.load import DTYPES, load_complete
 
 __all__ = ["FrozenEncoder", "load_encoder"]
@@ -26,9 +25,6 @@ __all__ = ["FrozenEncoder", "load_encoder"]
 
 class FrozenEncoder(Encoder):
     """Always in evaluation mode, never with a gradient, whatever `train()` says."""
-
-    by_layer: LayerGather | None = None
-    """What gathers the layers where ZeRO-3 has sharded them and DeepSpeed does not; none = they are whole."""
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: `engine.train()` is recursive and would turn on the encoder's dropout."""

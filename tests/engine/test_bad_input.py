@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bridge_ds.config.names import resolve
-from bridge_ds.plan.shapes import ENCODERS, find_shape
+from bridge_ds.plan.shapes import LLMS, find_shape
 from tests import launch, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def test_dry_run_shows_what_would_run() -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert "lr: 0.5" in run.stdout
     assert '"gradient_accumulation_steps"' in run.stdout
-    layer = find_shape(resolve("testbed/encoder"), ENCODERS).layer  # larger than the LLM's
+    layer = find_shape(resolve("testbed/llm"), LLMS).layer  # the encoder's are gathered by our own code
     assert f'"stage3_max_live_parameters": {3 * layer}' in run.stdout
 
 
