@@ -44,7 +44,7 @@ from bridge_ds.engine.setup import base_identities, build_model, gathering, init
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, LaunchError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.fusion.kernels import choose
+from bridge_ds.fusion.kernels import choose, why_no_triton
 from bridge_ds.world import World
 
 __all__ = ["Run"]
@@ -202,9 +202,12 @@ class Run:
         if "path" not in FUSIONS[self.config.fusion.name].OPTIONS:
             return ""
         try:
-            return choose(self.config.fusion.path, self.device.type)
+            path = choose(self.config.fusion.path, self.device.type)
         except ValueError as error:
             raise ConfigError(f"{error}.") from None
+        if (self.config.fusion.path, self.device.type, path) == ("auto", "cuda", "torch"):
+            return f"torch, as triton {why_no_triton()}"
+        return path
 
     def _make_folder(self) -> str:
         try:

@@ -109,7 +109,7 @@ def compiled(
     gpu: str, encoder: str, heads: int, dtype: torch.dtype, rms: bool = False, attention_only: bool = False
 ) -> list[Compiled]:
     """Every kernel that forward and backward launch, as compiled for `gpu`; `attention_only`: those that depend on the
-    heads."""
+    heads. (Global Softmax's sum is `mix` with one factor less; it is compiled with `rms`, which it computes itself.)"""
     device, caught, run = _Device(), [], JITFunction.run
     device.target = TARGETS[gpu]
 
@@ -143,7 +143,8 @@ def _launch_all(layers: int, width: int, heads: int, dtype: torch.dtype, rms: bo
     triton_rows.attend_backward(*given, zeros(heads, tokens, width), d_kept, attention, kept, scale)
     if not attention_only:
         triton_rows.mix(*given, zeros(tokens, layers), states[0], scale)
-        triton_rows.mix(*given, zeros(layers), states[0], None, rms)
+        if rms:
+            triton_rows.mix(*given, zeros(layers), states[0], None, rms)
         triton_rows.dots(*given, states[0], wide)
         triton_rows.times(torch.zeros(tokens, width, dtype=dtype), masks.output)
 

@@ -53,6 +53,10 @@ SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
         {"d_model": 192, "d_ff": 384, "d_kv": 32, "num_heads": 6, "num_layers": 6},
         {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4},
     ),
+    "mt5-small+1b": (
+        {"d_model": 512, "d_ff": 1024, "d_kv": 64, "num_heads": 6, "num_layers": 8},
+        {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+    ),
     "mt5-large+1b": (
         {"d_model": 1024, "d_ff": 2816, "d_kv": 64, "num_heads": 16, "num_layers": 24},
         {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},

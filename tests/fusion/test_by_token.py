@@ -192,15 +192,15 @@ def test_auto_and_wrong_paths() -> None:
 def test_auto_is_triton_on_a_gpu_where_it_can_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("CC", "gcc")
-    paths._why_no_triton.cache_clear()
+    paths.why_no_triton.cache_clear()
     assert [choose("auto", device) for device in ("cuda", "cpu", "mps")] == ["triton", "torch", "torch"]
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
-    paths._why_no_triton.cache_clear()
+    paths.why_no_triton.cache_clear()
     assert choose("auto", "cuda") == "torch"
     with pytest.raises(ValueError, match="needs a C compiler"):
         choose("triton", "cuda")
-    paths._why_no_triton.cache_clear()
+    paths.why_no_triton.cache_clear()
 
 
 def test_order_of_names_is_the_modules() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fusion.cases import Case, check, in_bfloat16
+from tests.fusion.cases import Case, check, in_bfloat16, make_fusion
 
 ROOT = Path(__file__).parents[2]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -78,6 +78,39 @@ def test_torch_equals_the_reference_anywhere(case: Case) -> None:
 @pytest.mark.parametrize("case", SMALL + [in_bfloat16(case) for case in SMALL], ids=str)
 def test_triton_equals_the_reference(case: Case) -> None:
     check(case, "triton")
+
+
+def lying_otherwise(state: torch.Tensor, how: str) -> torch.Tensor:
+    """The same numbers elsewhere in memory."""
+    if how == "columns first":
+        return state.transpose(1, 2).contiguous().transpose(1, 2)
+    wide = torch.zeros(*state.shape[:2], state.shape[2] + 3)[..., 3:]
+    if how == "gaps between rows":
+        return wide.copy_(state)
+    assert how == "not aligned"
+    return torch.zeros(state.numel() + 1)[1:].view(state.shape).copy_(state)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed (pip install 'bridge_ds[kernels]')")
+@pytest.mark.skipif(not INTERPRETED, reason="run by test_triton_in_the_interpreter, with TRITON_INTERPRET=1")
+@pytest.mark.parametrize("how", ["columns first", "gaps between rows", "not aligned"])
+@pytest.mark.parametrize("which", ["first", "last", "all"])
+@pytest.mark.parametrize("name", ["global_softmax", "transformer_softmax"])
+def test_triton_equals_the_reference_however_states_lie(name: str, which: str, how: str) -> None:
+    case = Case(2, 3, 4, 16, fusion=name)
+    torch.manual_seed(0)
+    plain = [torch.randn(2, 4, 16) for _ in range(3)]
+    chosen = {"first": [0], "last": [2], "all": [0, 1, 2]}[which]
+    states = [lying_otherwise(state, how) if n in chosen else state for n, state in enumerate(plain)]
+    upstream = lying_otherwise(torch.randn(2, 4, 16), how)
+    found = []
+    for path, given in (("reference", plain), ("triton", states)):
+        fusion = make_fusion(case, path).float()
+        fused = fusion(given, torch.ones(2, 4))
+        fused.backward(upstream)
+        found.append([fused, *(p.grad for p in fusion.parameters() if p.grad is not None)])
+    for expected, got in zip(*found, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.gpu

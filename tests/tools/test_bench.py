@@ -56,3 +56,9 @@ def test_scoring_rows(tmp_path: Path) -> None:
     assert [int(row["labels"]) for row in rows] == [1, 3, 5]
     assert float(rows[0]["vs_one"]) == 1
     assert all(float(row["batch_ms"]) > 0 and row["commit"] for row in rows)
+
+
+def test_what_needs_a_gpu_says_so() -> None:
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "tools/bench_gpu.sh"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("error: no GPU is seen") and done.stderr.count("\n") == 1

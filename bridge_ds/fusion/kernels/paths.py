@@ -10,7 +10,9 @@ import importlib
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -18,7 +20,7 @@ from bridge_ds.fusion.kernels import by_layer, by_token, reference
 from bridge_ds.fusion.kernels.primitives import Primitives
 from bridge_ds.fusion.kernels.rows import Rows, real_rows
 
-__all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_token", "primitives"]
+__all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_token", "primitives", "why_no_triton"]
 
 PATHS = ("reference", "torch", "triton")
 """Values of `fusion.path`, beside `auto`."""
@@ -35,11 +37,11 @@ def choose(path: str, device: str = "cpu") -> str:
         ValueError: no such path, or triton where it cannot run.
     """
     if path == "auto":
-        return "triton" if device == "cuda" and not _why_no_triton() else "torch"
+        return "triton" if device == "cuda" and not why_no_triton() else "torch"
     if path not in PATHS:
         raise ValueError(f"fusion.path is {path!r}; expected auto or one of {', '.join(PATHS)}")
-    if path == "triton" and _why_no_triton():
-        raise ValueError(f"fusion.path is triton, which {_why_no_triton()}; mend that or use torch")
+    if path == "triton" and why_no_triton():
+        raise ValueError(f"fusion.path is triton, which {why_no_triton()}; mend that or use torch")
     return path
 
 
@@ -90,8 +92,8 @@ def fuse_by_layer(
 
 
 @functools.cache
-def _why_no_triton() -> str:
-    """Empty where the kernels can run."""
+def why_no_triton() -> str:
+    """What triton lacks here; empty where the kernels can run."""
     if importlib.util.find_spec("triton") is None:
         return "is not installed (pip install 'bridge_ds[kernels]')"
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -99,6 +101,8 @@ def _why_no_triton() -> str:
     # Triton builds the stub that launches a kernel where it runs (triton/runtime/build.py).
     if not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
         return "needs a C compiler (gcc, clang, or the one that CC names) and finds none"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "needs Python's header files and finds no Python.h (python3-dev, or a Python that has them)"
     return ""
 
 

@@ -56,8 +56,9 @@ def flat(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def empty_result(rows: Rows, like_ND: torch.Tensor) -> torch.Tensor:
-    """[N, D] to be written where tokens stand: zero elsewhere."""
-    return torch.empty_like(like_ND) if rows.index is None else torch.zeros_like(like_ND)
+    """[N, D], row by row in memory, to be written where tokens stand: zero elsewhere."""
+    make = torch.empty_like if rows.index is None else torch.zeros_like
+    return make(like_ND, memory_format=torch.contiguous_format)
 
 
 def gradients_of(needed: Sequence[bool], states: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:

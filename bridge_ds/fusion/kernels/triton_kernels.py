@@ -20,12 +20,12 @@ import triton
 import triton.language as tl
 
 from bridge_ds.fusion.kernels.dropout import FIRST_FACTOR, SECOND_FACTOR, STEP
+from bridge_ds.fusion.kernels.primitives import RMS_EPSILON
 
 __all__ = ["addresses", "attend", "attend_backward", "dots", "mix", "times"]
 
 _STEP, _FIRST, _SECOND = (tl.constexpr(value) for value in (STEP, FIRST_FACTOR, SECOND_FACTOR))
-EPSILON = tl.constexpr(1e-6)
-"""Added to the mean square, as in T5's norm."""
+EPSILON = tl.constexpr(RMS_EPSILON)
 
 
 @triton.jit
@@ -242,7 +242,7 @@ def times(
     ACC: tl.constexpr,
 ):  # fmt: skip
     """out = x [m, WIDTH] times its dropout factors; element and elements as for attend."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(x + place, mask=place < count, other=0.0).to(ACC)
-    value *= _factor(seed, element + place // WIDTH * elements + place % WIDTH, DROPPED, ACC)
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=place < count)
+    number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(x + number, mask=number < count, other=0.0).to(ACC)
+    value *= _factor(seed, element + number // WIDTH * elements + number % WIDTH, DROPPED, ACC)
+    tl.store(out + number, value.to(out.dtype.element_ty), mask=number < count)

@@ -50,7 +50,7 @@ def prepare(states: Sequence[torch.Tensor]) -> Table:
     lined = [s if s.stride() == (width, 1) and s.data_ptr() % 16 == 0 else _copy(s) for s in states]
     table = Table(lined, torch.empty(len(lined), dtype=torch.int64, device=lined[0].device))
     with _device(lined[0]):
-        kernels.addresses[(1,)](tuple(lined), table.addresses_L, num_warps=1)
+        kernels.addresses[(1,)](tuple(lined), table.addresses_L, num_warps=1, enable_fp_fusion=True)
     return table
 
 
@@ -140,11 +140,12 @@ def times(x: torch.Tensor, factors: Factors | None, in_place: bool = False) -> t
 def shape_of(width: int, dtype: torch.dtype, backend: str, lanes: int) -> dict[str, int]:
     """Columns of a tile (DP, a power of two), layers (GROUP), warps of `lanes` threads, and the bound on registers.
 
-    A thread loads 16 bytes of each layer, up to 16 warps; then more of each, and of fewer layers. It holds 32 numbers.
+    A thread loads 16 bytes of each layer, up to 16 warps; then more of each, and of fewer layers. It holds 64 bytes.
     """
     columns = triton.next_power_of_2(width)
     warps = max(1, min(16, columns * dtype.itemsize // (16 * lanes)))
-    shape = {"DP": columns, "GROUP": max(1, min(8, 32 * lanes * warps // columns)), "num_warps": warps}
+    group = max(1, min(8, 64 * lanes * warps // (columns * dtype.itemsize)))
+    shape = {"DP": columns, "GROUP": group, "num_warps": warps}
     # Without a bound ptxas spills a few bytes to fit one block more on a multiprocessor, which is worth less.
     return shape | ({"maxnreg": 128} if backend == "cuda" else {})
 
