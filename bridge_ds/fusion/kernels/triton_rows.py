@@ -140,12 +140,15 @@ def times(x: torch.Tensor, factors: Factors | None, in_place: bool = False) -> t
 def shape_of(width: int, dtype: torch.dtype, backend: str, lanes: int) -> dict[str, int]:
     """Columns of a tile (DP, a power of two), layers (GROUP), warps of `lanes` threads, and the bound on registers.
 
-    A thread loads 16 bytes of each layer, up to 16 warps; then more of each, and of fewer layers. It holds 64 bytes.
+    A thread loads 16 bytes of each layer and holds 32 numbers. Beyond 16 warps it loads more of each layer, and holds
+    half as many.
     """
     columns = triton.next_power_of_2(width)
     warps = max(1, min(16, columns * dtype.itemsize // (16 * lanes)))
-    group = max(1, min(8, 64 * lanes * warps // (columns * dtype.itemsize)))
-    shape = {"DP": columns, "GROUP": group, "num_warps": warps}
+    group = min(8, 32 * lanes * warps // columns)
+    if columns * dtype.itemsize > 16 * lanes * warps:
+        group //= 2
+    shape = {"DP": columns, "GROUP": max(1, group), "num_warps": warps}
     # Without a bound ptxas spills a few bytes to fit one block more on a multiprocessor, which is worth less.
     return shape | ({"maxnreg": 128} if backend == "cuda" else {})
 
