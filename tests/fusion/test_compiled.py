@@ -55,6 +55,7 @@ def test_every_shape(tmp_path: Path, gpu: str) -> None:
         ("tl.multiple_of = lambda x, n: x", "states are read in pieces of [2] bytes"),
         ("triton_rows.shape_of = lambda *_: {'DP': 2048, 'GROUP': 8, 'num_warps': 8, 'maxnreg': 32}", "bytes spilled"),
     ],
+    ids=["narrow reads", "spills"],
 )
 def test_the_audit_sees(fault: str, wrong: str, tmp_path: Path) -> None:
     """An address that says nothing of its alignment; fewer registers than a thread needs."""
