@@ -81,7 +81,7 @@ def free_workspaces() -> None:
     itself (aten/src/ATen/cuda/CublasHandlePool.cpp). :func:`bridge_ds.frozen.lockstep.lockstep` has such threads. A
     workspace goes back to the stream that used it, so nothing is waited for.
 
-    It can go when tests/frozen/test_lockstep.py passes without it on a GPU.
+    tests/frozen/test_lockstep.py says on a GPU when it can go.
     """
     import torch
 
