@@ -12,7 +12,7 @@ from typing import Any
 
 from bridge_ds.errors import LaunchError
 
-__all__ = ["hpz_group_is_reused", "masks_known", "reuse_hpz_group"]
+__all__ = ["free_workspaces", "hpz_group_is_reused", "masks_known", "reuse_hpz_group"]
 
 _CREATE = "groups._create_zero_param_parallel_group("
 _LOOK_UP = "groups._get_zero_param_intra_parallel_group()"
@@ -71,6 +71,22 @@ def hpz_group_is_reused(init: str, create: str) -> bool:
         "expected that of 0.19.8, whose fault is mended, or that of deepspeedai/DeepSpeed#8361; install deepspeed "
         "0.19.8, or use zero3.json."
     )
+
+
+def free_workspaces() -> None:
+    """Give the workspaces of cuBLAS back to torch's allocator; the next matrix product takes one again.
+
+    torch (2.13 at least) has a handle of cuBLAS for each thread that multiplies while others live, and keeps a
+    workspace for each pair of handle and stream (32 MiB on Hopper) after the thread has ended: neither is freed by
+    itself (aten/src/ATen/cuda/CublasHandlePool.cpp). :func:`bridge_ds.frozen.lockstep.lockstep` has such threads. A
+    workspace goes back to the stream that used it, so nothing is waited for.
+
+    tests/frozen/test_lockstep.py says on a GPU when it can go.
+    """
+    import torch
+
+    if torch.cuda.is_initialized() and hasattr(torch._C, "_cuda_clearCublasWorkspaces"):  # a build for CPUs has none
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @contextmanager

@@ -55,6 +55,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.steps": (lambda v: v >= 1, "1 or more"),
     "train.global_batch": (lambda v: v >= 1, "1 or more"),
     "train.micro_batch": (lambda v: v >= 0, "0 or more"),
+    "train.encode_once_gib": (lambda v: v >= 0, "0 or more"),
     "train.lr": (lambda v: v >= 0, "0 or more"),
     "train.betas": (lambda v: all(0 <= b < 1 for b in v), "two numbers from 0 to below 1"),
     "train.eps": (lambda v: v > 0, "above 0"),

@@ -133,8 +133,7 @@ class MappingConfig:
     """From the encoder's width D to the LLM's width H."""
 
     kind: str = "linear"
-    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (the same with GELU, LangBridge's
-    ffn)."""
+    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (with GELU, LangBridge's ffn)."""
     calibrate: bool = True
     """Scale the initial mapping so that soft tokens start at the RMS of the LLM's token embeddings (yes/no)."""
 
@@ -199,9 +198,11 @@ class TrainConfig:
     micro_batch: int = 8
     """Samples per rank per forward pass; 0 = the rank's whole share of the global batch at once."""
     encode_once: bool = True
-    """Let a frozen encoder read all micro-batches of a step together (yes/no): under ZeRO-3 its layers are then
-    gathered once a step and not once a micro-batch, with the same losses. All states of a rank's step are there at
-    once: micro-batches x (layers + 1) x tokens x width x 2 bytes (4 in float32). Under ZeRO-2 it changes nothing."""
+    """Let a frozen encoder read the micro-batches of a step together, as many as encode_once_gib allows (yes/no): under
+    ZeRO-3 its layers are then gathered once for all of these, with the same losses. Under ZeRO-2 it changes nothing."""
+    encode_once_gib: float = 4.0
+    """Encoder states of a rank that may be there together (GiB; 0 = those of one micro-batch). A micro-batch counts as
+    (layers + 1) x rows x data.max_source_tokens x width x 2 bytes (4 in float32), however short its texts are."""
     lr: float = 3e-5
     """Peak learning rate of AdamW."""
     betas: tuple[float, float] = (0.8, 0.999)
@@ -233,8 +234,7 @@ class CheckpointConfig:
     keep_best: int = 1
     """Checkpoints kept besides these for the lowest loss (training loss, mean since the save before; 0 = none)."""
     max_failed_saves: int = 3
-    """Saves in a row that may fail (full disk, lost folder) before the run ends; each is named, none is retried but
-    the last of the run."""
+    """Saves in a row that may fail (full disk, lost folder) before the run ends; only the run's last one is retried."""
 
 
 @dataclass(frozen=True, kw_only=True)

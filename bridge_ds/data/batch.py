@@ -48,12 +48,16 @@ class Batch:
         return cls(**own, layout=Layout(**layout) if layout else None)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`: by one copy where the tensors lie end to end, as the loader's do."""
+        """The same batch on `device`: by one copy where the tensors lie end to end, as the loader's do.
+
+        A copy to a GPU is not waited for: what reads it there comes behind it in the stream.
+        """
         tensors = self.tensors()
+        ahead = torch.device(device).type != "cpu"  # the host would read a copy to it before it is there
         block = _block(list(tensors.values()))
         if block is None or block.device == torch.device(device):
-            return Batch.of({name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
-        return Batch.of(pieces_of(block.to(device, non_blocking=True), {n: t.shape for n, t in tensors.items()}))
+            return Batch.of({name: tensor.to(device, non_blocking=ahead) for name, tensor in tensors.items()})
+        return Batch.of(pieces_of(block.to(device, non_blocking=ahead), {n: t.shape for n, t in tensors.items()}))
 
     @property
     def target_tokens(self) -> int:

@@ -37,13 +37,14 @@ class Encoder(nn.Module):
         config = model.config
         self.include_embeddings = False
         """Hand out the embedding output too, first (`fusion.include_embeddings`)."""
-        self._blocks = int(_first(config, "num_layers", "encoder_layers", "num_hidden_layers", "n_layers"))
+        self.blocks = int(_first(config, "num_layers", "encoder_layers", "num_hidden_layers", "n_layers"))
+        """L."""
         self.width = int(_first(config, "d_model", "hidden_size", "dim"))
 
     @property
     def num_layers(self) -> int:
         """States that `forward` hands out: L, one more with the embeddings."""
-        return self._blocks + int(self.include_embeddings)
+        return self.blocks + int(self.include_embeddings)
 
     @property
     def vocab_size(self) -> int:
@@ -73,9 +74,9 @@ class Encoder(nn.Module):
                 input_ids=source_ids, attention_mask=source_mask, output_hidden_states=True, return_dict=True
             )
         states = getattr(output, "hidden_states", None) or ()
-        if len(states) != self._blocks + 1:
+        if len(states) != self.blocks + 1:
             raise ConfigError(
-                f"the encoder gives {len(states)} states; expected {self._blocks + 1} "
+                f"the encoder gives {len(states)} states; expected {self.blocks + 1} "
                 "(the embeddings and each layer); choose an encoder that supports output_hidden_states."
             )
         # states[0] is the embedding output; the last is after the final norm (transformers output_capturing).

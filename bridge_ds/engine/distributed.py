@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from bridge_ds.engine.cpu import settle_on_cpu
-from bridge_ds.engine.gpu import gpu_of, grow_segments
+from bridge_ds.engine.gpu import gpu_of, grow_segments, refuse_shared
 from bridge_ds.errors import BridgeError
 from bridge_ds.world import World
 
@@ -84,7 +84,7 @@ def init_distributed(world: World, workers: int = 0) -> None:
         workers: data workers of this rank, which want a core too.
 
     Raises:
-        LaunchError: see :func:`bridge_ds.engine.gpu.gpu_of`.
+        LaunchError: see :func:`bridge_ds.engine.gpu.gpu_of` and :func:`bridge_ds.engine.gpu.refuse_shared`.
     """
     world.export()
     if world.size == 1:
@@ -101,6 +101,8 @@ def init_distributed(world: World, workers: int = 0) -> None:
         global _control
         name_interface(os.environ, [name for _, name in socket.if_nameindex()])
         _control = torch.distributed.new_group(timeout=INIT_TIMEOUT, backend="gloo")
+        own = socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)
+        refuse_shared(everyones(own, world))
     else:
         settle_on_cpu(world.local_size, workers)
     import_deepspeed().init_distributed(dist_backend=backend, timeout=INIT_TIMEOUT, verbose=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections import Counter, deque
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from bridge_ds.errors import LaunchError
 from bridge_ds.world import World
 
-__all__ = ["Event", "Place", "Trail", "device_event", "gpu_of", "grow_segments", "settle_numbers"]
+__all__ = ["Event", "Place", "Trail", "device_event", "gpu_of", "grow_segments", "refuse_shared", "settle_numbers"]
 
 Place = tuple[int, int, str]
 """Step, phases of it that have begun, and the last of these."""
@@ -37,6 +38,24 @@ def gpu_of(world: World, visible: int) -> int:
             "each of them, or only its own; start fewer ranks a node, or ask for more GPUs."
         )
     return world.local_rank
+
+
+def refuse_shared(gpus: Sequence[tuple[str, str]]) -> None:
+    """Each rank has a GPU of its own: NCCL fails at two on one, and its words do not say so.
+
+    Args:
+        gpus: host name and UUID of the GPU of each rank, in their order.
+
+    Raises:
+        LaunchError: two ranks have the same one.
+    """
+    gpu, count = Counter(gpus).most_common(1)[0]
+    if count > 1:
+        ranks = [str(rank) for rank, own in enumerate(gpus) if own == gpu]
+        raise LaunchError(
+            f"ranks {', '.join(ranks)} have the same GPU of {gpu[0]}; expected one for each rank; start "
+            "fewer ranks a node, or show them more GPUs (CUDA_VISIBLE_DEVICES, --gpus-per-task)."
+        )
 
 
 def grow_segments(environ: MutableMapping[str, str] | None = None) -> None:
@@ -105,7 +124,11 @@ class Trail:
             self._ahead.append((place, event))
 
     def reached(self) -> Place | None:
-        """The last place that the device has come to; none before the first, and without a device."""
-        while self._ahead and self._ahead[0][1].query():
-            self._reached = self._ahead.popleft()[0]
+        """The last place that the device has come to; none before the first, and without a device.
+
+        After a fault of the device, whose events then raise one, it is the last that was known before.
+        """
+        with suppress(RuntimeError):
+            while self._ahead and self._ahead[0][1].query():
+                self._reached = self._ahead.popleft()[0]
         return self._reached

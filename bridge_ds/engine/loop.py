@@ -16,7 +16,7 @@ from bridge_ds.engine.distributed import set_timeout
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.schedule import learning_rate
-from bridge_ds.engine.step import agree_on_data, allow_bad_samples, train_step
+from bridge_ds.engine.step import agree_on_data, allow_bad_samples, read_together, train_step
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import BridgeError, Preempted, TrainingError
 from bridge_ds.world import World
@@ -54,6 +54,7 @@ def fit(
     left_out = {kind: (bad_samples or {}).get(kind, 0) for kind in KINDS}
     steps = iter(loader)
     mark = watchdog.mark if watchdog else _ignore
+    together = read_together(engine.module.encoder, config)
     for step in range(done + 1, config.train.steps + 1):
         mark("data", step)
         asked = time.perf_counter()
@@ -76,7 +77,7 @@ def fit(
             world=world,
             device=device,
             waited=waited,
-            encode_once=config.train.encode_once,
+            together=together,
             mark=mark,
         )
         record["bad_samples"] = left_out

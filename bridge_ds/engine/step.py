@@ -11,16 +11,20 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.compat import free_workspaces
+from bridge_ds.config.encoding import encoded_together
+from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import Batch, StepBatches
 from bridge_ds.data.samples import KINDS
-from bridge_ds.encoder.base import States
+from bridge_ds.encoder.base import Encoder, States
 from bridge_ds.engine.distributed import everyones, peak_memory_gib, sum_counts
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.engine.schedule import set_learning_rate
 from bridge_ds.errors import BridgeError, DataError
+from bridge_ds.frozen.load import DTYPES
 from bridge_ds.world import World
 
-__all__ = ["Totals", "agree_on_data", "allow_bad_samples", "train_step"]
+__all__ = ["Totals", "agree_on_data", "allow_bad_samples", "read_together", "train_step"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def train_step(
     world: World,
     device: torch.device,
     waited: float,
-    encode_once: bool = False,
+    together: int = 1,
     mark: Callable[[str], None] = lambda phase: None,
 ) -> StepRecord:
     """Run one step and return its record, the same on every rank.
@@ -125,7 +129,7 @@ def train_step(
         lr: learning rate of this step.
         seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
         waited: seconds spent waiting for this step's data.
-        encode_once: `train.encode_once`.
+        together: micro-batches that a frozen encoder reads together (:func:`read_together`).
         mark: told each phase (:attr:`bridge_ds.engine.heartbeat.Beat.phase`) as it begins.
     """
     began = time.perf_counter()
@@ -135,11 +139,12 @@ def train_step(
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)
     micro = [batch.to(device) for batch in batches.micro]
-    encoded = _encoded(engine.module, micro, encode_once)
+    encoded: list[States | None] = []
     for number, batch in enumerate(micro, start=1):
         # Said and not counted by DeepSpeed, because with a token budget the number of micro-batches differs by step.
         engine.set_gradient_accumulation_boundary(number == len(micro))
         mark("forward")
+        encoded = encoded or _encoded(engine.module, micro[number - 1 :][:together])
         loss = engine(batch, encoded.pop(0))  # its states go once backward has read them
         mark("backward")
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
@@ -197,9 +202,21 @@ def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, devi
     return sums.cpu()
 
 
-def _encoded(model: BridgeModel, micro: list[Batch], wanted: bool) -> list[States | None]:
-    """The encoder's states of each micro-batch; none where its own forward is to make them."""
+def read_together(encoder: Encoder, config: Config) -> int:
+    """Most micro-batches that a frozen encoder reads together, by the config's numbers: the same on every rank."""
+    data, train = config.data, config.train
+    if not train.encode_once:
+        return 1
+    tokens = data.tokens_per_micro_batch or train.micro_batch * data.max_source_tokens
+    size = DTYPES[config.model.dtype].itemsize
+    return encoded_together(train.encode_once_gib, tokens, encoder.blocks, encoder.width, size)
+
+
+def _encoded(model: BridgeModel, micro: list[Batch]) -> list[States | None]:
+    """The encoder's states of each of these micro-batches; none where its own forward is to make them."""
     encoder: Any = model.encoder
-    if not wanted or encoder.by_layer is None:  # where nothing is gathered, it would only take memory
+    if len(micro) == 1 or encoder.by_layer is None:  # where nothing is gathered, it would only take memory
         return [None] * len(micro)
-    return list(encoder.encode_all([model.encoder_input(batch) for batch in micro]))
+    states = encoder.encode_all([model.encoder_input(batch) for batch in micro])
+    free_workspaces()
+    return list(states)

@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from bridge_ds.engine.distributed import device_of
 from bridge_ds.engine.gpu import Trail
 from bridge_ds.engine.heartbeat import Beat, blamed, owner, read_beats, where_is_main, write_beat
 from bridge_ds.errors import EXIT_HUNG, EXIT_LOST
@@ -74,11 +77,16 @@ class Watchdog:
 
     def _work(self) -> None:
         before = time.monotonic()
+        on_gpu = False
         while not self._stop.wait(self._interval):
             now = time.monotonic()
             # A process that was stopped as a whole (SIGSTOP, a suspended node) has not hung: such time does not count.
             self._age += min(now - before, 2 * self._interval)
             before = now
+            if not on_gpu and torch.cuda.is_initialized():
+                # Every thread begins on device 0, where a question to CUDA would make a context of this rank's.
+                torch.cuda.set_device(device_of(self._world))
+                on_gpu = True
             self._write()
             self._leave_if_superseded()
             if self._armed and self._age > self._limit:

@@ -86,15 +86,15 @@ class LayerGather:
     def _enter(self, unit: _Unit) -> None:
         if not self._runs:
             raise RuntimeError("a model that LayerGather gathers was called by itself; expected a call of its run().")
-        place = len(self._seen)
+        position = len(self._seen)
         self._seen.append(unit)
         unit.inside = self._runs
         self._launch(unit)
         self._arrive(unit.parameters)
         # Now, before the first kernel of this unit is enqueued: a gather waits for what the stream holds when it is
         # launched. So this one runs beside this unit's kernels; launched behind them it would run after them.
-        if self._ahead and self._order[place : place + 1] == [unit] and place + 1 < len(self._order):
-            self._launch(self._order[place + 1])
+        if self._ahead and self._order[position : position + 1] == [unit] and position + 1 < len(self._order):
+            self._launch(self._order[position + 1])
 
     def _leave(self, unit: _Unit) -> None:
         unit.inside -= 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bridge_ds.config.schema import Config
+from bridge_ds.config.encoding import encoded_together
+from bridge_ds.config.schema import Config, TrainConfig
 from bridge_ds.config.zero import gather_sizes, read_ds_config
 from bridge_ds.plan.shapes import (
     ENCODERS,
@@ -75,7 +77,9 @@ class Job:
     lora: int = 0
     """Rank of LoRA's updates of all linear layers of the LLM (lora.rank)."""
     encode_once: bool = False
-    """Under stage 3 a frozen encoder's layers are gathered once a step, for all micro-batches (train.encode_once)."""
+    """Under stage 3 a frozen encoder's layers are gathered once for several micro-batches (train.encode_once)."""
+    encode_once_gib: float = TrainConfig.encode_once_gib
+    """GiB of encoder states that may be there together (train.encode_once_gib)."""
     prefetch: int = 0
     """stage3_prefetch_bucket_size (elements); 0 = from the models, as all three."""
     live: int = 0
@@ -131,7 +135,22 @@ class Job:
     @property
     def may_encode_once(self) -> bool:
         """Whether `encode_once` changes anything."""
-        return self.stage == 3 and self.accumulation > 1 and not self.encoder_trained
+        return self.stage == 3 and min(self.accumulation, self._fitting) > 1 and not self.encoder_trained
+
+    @property
+    def together(self) -> int:
+        """Micro-batches that the encoder reads together."""
+        return min(self.accumulation, self._fitting) if self.encode_once and self.may_encode_once else 1
+
+    @property
+    def readings(self) -> int:
+        """Times a step that the encoder's layers are gathered under stage 3, each way."""
+        return math.ceil(self.accumulation / self.together)
+
+    @property
+    def _fitting(self) -> int:
+        tokens = self.micro_batch * self.source
+        return encoded_together(self.encode_once_gib, tokens, self.encoder.layers, self.encoder.width, self.bytes)
 
     @property
     def accumulation(self) -> int:
@@ -181,6 +200,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         encoder_checkpointing=config.encoder.trainable and config.encoder.activation_checkpointing,
         lora=config.lora.rank,
         encode_once=train.encode_once,
+        encode_once_gib=train.encode_once_gib,
         **layout(read_ds_config(config.run.ds_config)),
     )
     share = max(1, train.global_batch // job.ranks)

@@ -117,13 +117,13 @@ def _gathered(job: Job) -> float:
 
 
 def _states(job: Job) -> float:
-    # All L states live until the fusion's backward has read them again, those of all micro-batches where they are made
-    # at once, and with them the bias that all layers share; the encoder's own work is one layer's of one micro-batch.
+    # All L states live until the fusion's backward has read them again, those of several micro-batches where they are
+    # made together, and with them the bias that all layers share; the encoder's own work is one layer's of one of them.
     tokens = job.micro_batch * job.source
     work = tokens * (2 * job.encoder.ffn + 3 * job.encoder.q) * job.bytes
     states = (job.encoder.layers + 1) * tokens * job.encoder.width * job.bytes
     shared = _scores(job) / job.micro_batch
-    return (states + shared) * (job.accumulation if job.encode_once else 1) + max(work, _scores(job))
+    return (states + shared) * job.together + max(work, _scores(job))
 
 
 def _scores(job: Job) -> float:

@@ -31,7 +31,7 @@ def operators(job: Job) -> float:
     found = job.accumulation * (encoder * reading + llm * writing + _REST)
     if job.stage == 2 or job.ranks == 1:
         return float(found)
-    reads = encoder * ((2 if job.encoder_trained else 1) * (1 if job.encode_once else job.accumulation))
+    reads = encoder * (2 if job.encoder_trained else 1) * job.readings
     return (
         found
         + reads * _gather(job.encoder.matrices, job.shards)

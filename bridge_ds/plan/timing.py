@@ -58,9 +58,9 @@ class Network:
 def gathers(job: Job) -> dict[str, float]:
     """Bytes that each rank receives in one step, by where they come from: `nodes` (another node) and `links` (its own).
 
-    Under stage 3 each micro-batch (with `encode_once` each step) gathers the encoder once (no backward passes through
-    it, unless it is trained) and each micro-batch the LLM twice; the gradients of a trained encoder are reduced in each
-    micro-batch.
+    Under stage 3 each micro-batch (with `encode_once` those that are read together) gathers the encoder once (no
+    backward passes through it, unless it is trained) and each micro-batch the LLM twice; the gradients of a trained
+    encoder are reduced in each micro-batch.
     """
     reduced = 2 * 4 * bridge_parameters(job) * (job.ranks - 1) / job.ranks
     if job.encoder_trained:
@@ -109,4 +109,4 @@ def _gathered(job: Job) -> float:
     """Bytes of weights that a step's micro-batches gather under stage 3."""
     encoder = (2 if job.encoder_trained else 1) * job.encoder.parameters * job.encoder_bytes
     llm = 2 * job.llm.parameters * job.bytes
-    return llm * job.accumulation + encoder * (1 if job.encode_once else job.accumulation)
+    return llm * job.accumulation + encoder * job.readings

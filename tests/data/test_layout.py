@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from bridge_ds.data.batch import Batch, StepBatches
 from bridge_ds.data.collate import collate, unwrap, wrap
@@ -49,3 +53,35 @@ def test_a_batch_moves_in_one_copy() -> None:
     loose = Batch(*(torch.ones(1, 2, dtype=torch.long) for _ in range(6)))
     assert all(tensor.is_meta for tensor in loose.to("meta").tensors().values())
     assert torch.equal(loose.to("cpu").source_ids, loose.source_ids)
+
+
+class Moves(TorchFunctionMode):
+    """Notes for each copy between devices whether it was to be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ahead: list[bool] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to:
+            self.ahead.append((kwargs or {}).get("non_blocking", False))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loose", [False, True])
+def test_only_a_copy_to_the_cpu_is_waited_for(loose: bool) -> None:
+    rows = [TokenizedSample([5, 6, 7], [], [4, 5], ())]
+    (batch,) = unwrap(wrap(StepBatches(1, [collate(rows, 0, 1, True)], "", 0))).micro
+    if loose:
+        batch = Batch.of({name: tensor.clone() for name, tensor in batch.tensors().items()})
+    with Moves() as moves:
+        there = batch.to("meta")
+    count = len(batch.tensors()) if loose else 1
+    assert moves.ahead == [True] * count
+    for device in ("cpu", torch.device("cpu")):
+        # From the other device, whose tensors have no values: what is asked for is seen before torch refuses it.
+        with Moves() as moves, pytest.raises(NotImplementedError):
+            there.to(device)
+        with moves:
+            batch.to(device)
+        assert len(moves.ahead) > 1 and not any(moves.ahead)

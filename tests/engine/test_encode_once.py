@@ -1,27 +1,64 @@
-"""Whole runs with `train.encode_once`: the same losses, one gather of each of the encoder's parameters a step."""
+"""Whole runs with `train.encode_once`: the same losses, one gather of each of the encoder's parameters a step, or as
+few as `train.encode_once_gib` allows; and the plan knows how many."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from bridge_ds.config.load import load_config
+from bridge_ds.encoder.frozen import load_encoder
+from bridge_ds.engine.step import read_together
+from bridge_ds.plan.job import planned
+from bridge_ds.plan.shapes import ENCODERS, find_shape
 from tests import launch, tiny
 from tests.engine.test_bad_input import settings
 from tests.engine.test_runs import lines
 
 STEPS = 3
 VARIANTS = {
-    # family, accumulation on each of two ranks, DeepSpeed file, encode_once
-    "each": ("mt5", 4, "zero3.json", False),
-    "once": ("mt5", 4, "zero3.json", True),
-    "offload": ("mt5", 4, "zero3_offload.json", True),
-    "xlm-r each": ("xlm-roberta", 2, "zero3.json", False),
-    "xlm-r once": ("xlm-roberta", 2, "zero3.json", True),
-    "alone": ("mt5", 1, "zero3.json", True),
-    "trained": ("mt5", 2, "zero3.json", False),
+    # family, accumulation on each of two ranks, DeepSpeed file, micro-batches that the limit allows (none = all of
+    # them; 0 = not encode_once)
+    "each": ("mt5", 4, "zero3.json", 0),
+    "once": ("mt5", 4, "zero3.json", None),
+    "twice": ("mt5", 4, "zero3.json", 3),
+    "offload": ("mt5", 4, "zero3_offload.json", None),
+    "xlm-r each": ("xlm-roberta", 2, "zero3.json", 1),
+    "xlm-r once": ("xlm-roberta", 2, "zero3.json", None),
+    "alone": ("mt5", 1, "zero3.json", None),
+    "trained": ("mt5", 2, "zero3.json", 0),
 }
+
+
+def limit(encoder: Path, micro_batches: float) -> float:
+    """train.encode_once_gib that has room for so many of 2 rows of 512 tokens in float32."""
+    shape = find_shape(str(encoder), ENCODERS)
+    return micro_batches * (shape.layers + 1) * 2 * 512 * shape.width * 4 / 2**30
+
+
+def test_a_run_reads_as_many_together_as_its_plan_says(models: dict[str, Path]) -> None:
+    base = [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32",
+            "train.micro_batch=2", "train.global_batch=256", "run.ds_config=zero3.json"]  # fmt: skip
+    encoder = load_encoder(load_config("testbed", base).model)
+    of_one = limit(models["encoder"], 1)
+    for gib, together in ((0, 1), (0.9, 1), (1, 1), (2, 2), (3.7, 3), (63.5, 63), (500, 500)):
+        config = load_config("testbed", [*base, "data.max_source_tokens=512", f"train.encode_once_gib={gib * of_one}"])
+        assert read_together(encoder, config) == together
+        job = planned(config, 1, 2)
+        assert (job.accumulation, job.together) == (64, min(64, together))
+        assert job.readings == math.ceil(64 / together)
+        half = load_config("testbed", [*base, "data.max_source_tokens=512", "model.dtype=bfloat16",
+                                       f"train.encode_once_gib={gib * of_one}"])  # fmt: skip
+        assert read_together(encoder, half) == max(1, int(2 * gib))
+        # Under a budget of tokens no micro-batch has more of the encoder's.
+        budget = load_config("testbed", [*base, f"train.encode_once_gib={gib * of_one}", "data.max_source_tokens=512",
+                                         "data.max_target_tokens=64", "data.tokens_per_micro_batch=2048"])  # fmt: skip
+        assert read_together(encoder, budget) == max(1, int(gib / 2))
+        never = load_config("testbed", [*base, "train.encode_once=false"])
+        assert read_together(encoder, never) == planned(never, 1, 2).together == 1
 
 
 @pytest.mark.slow
@@ -30,12 +67,15 @@ def test_the_same_losses_and_one_gather_of_each_parameter_a_step(
 ) -> None:
     folders = {"mt5": models["encoder"], "xlm-roberta": tiny.make_encoder("xlm-roberta", tmp_path / "xlm-r")}
     ends, losses = {}, {}
-    for name, (family, accumulation, ds, once) in VARIANTS.items():
+    for name, (family, accumulation, ds, room) in VARIANTS.items():
+        # Half a micro-batch more, so that the last one does not fit by a hair.
+        limits = {"train__encode_once_gib": limit(folders[family], room + 0.5)} if room else {}
+        together = accumulation if room is None else max(1, room)
         run = tmp_path / name
         values = settings(
-            run__output=run, model__encoder=folders[family], train__encode_once=once, train__steps=STEPS,
+            run__output=run, model__encoder=folders[family], train__encode_once=room != 0, train__steps=STEPS,
             train__global_batch=4 * accumulation, data__workers=0, checkpoint__every=STEPS,
-            encoder__trainable=name == "trained",
+            encoder__trainable=name == "trained", data__max_source_tokens=512, **limits,
         )  # fmt: skip
         counts = tmp_path / f"{name}-gathers"
         job = zygote.start(
@@ -48,9 +88,9 @@ def test_the_same_losses_and_one_gather_of_each_parameter_a_step(
             if name == "trained":  # by DeepSpeed: small ones stay gathered, layers come again in backward
                 assert max(map(max, gathers)) > accumulation
             else:
-                assert {count for step in gathers for count in step} == {1 if once else accumulation}, name
+                assert {count for step in gathers for count in step} == {math.ceil(accumulation / together)}, name
         losses[name] = [line["loss"] for line in lines(run)]
         ends[name] = (run / "checkpoints" / f"step-{STEPS:08d}" / "bridge.safetensors").read_bytes()
-    for one, other in (("each", "once"), ("each", "offload"), ("xlm-r each", "xlm-r once")):
+    for one, other in (("each", "once"), ("each", "twice"), ("each", "offload"), ("xlm-r each", "xlm-r once")):
         assert losses[one] == losses[other] and ends[one] == ends[other], other
     assert ends["each"] != ends["xlm-r each"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from bridge_ds.engine.distributed import name_interface
-from bridge_ds.engine.gpu import Event, Trail, device_event, gpu_of, grow_segments, settle_numbers
-from bridge_ds.engine.heartbeat import read_beats
+from bridge_ds.engine.gpu import Event, Trail, device_event, gpu_of, grow_segments, refuse_shared, settle_numbers
+from bridge_ds.engine.heartbeat import Beat, read_beats
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import LaunchError
 from bridge_ds.world import World
@@ -29,6 +30,12 @@ def test_a_rank_takes_its_own_gpu(local_rank: int, local_size: int, visible: int
 def test_too_few_gpus_are_one_sentence() -> None:
     with pytest.raises(LaunchError, match="rank 5 sees 2 GPUs for the 4 ranks of its node; expected one for each"):
         gpu_of(World(rank=5, size=8, local_rank=1, local_size=4), 2)
+
+
+def test_ranks_on_one_gpu_are_one_sentence() -> None:
+    refuse_shared([("a", "GPU-1"), ("a", "GPU-2"), ("b", "GPU-1"), ("b", "GPU-2")])
+    with pytest.raises(LaunchError, match=r"^ranks 1, 3 have the same GPU of a; expected one for each rank;"):
+        refuse_shared([("a", "GPU-1"), ("a", "GPU-2"), ("b", "GPU-2"), ("a", "GPU-2")])
 
 
 def test_the_allocator_is_the_users_to_set() -> None:
@@ -106,6 +113,46 @@ def test_a_device_is_where_its_last_event_is_done() -> None:
     assert trail.reached() == trail.reached() == places[2]
 
 
+class Broken:
+    """An event after a fault of the device."""
+
+    def query(self) -> bool:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def test_after_a_fault_a_device_is_where_it_was_last_seen(tmp_path: Path) -> None:
+    events: list[Event] = [Mark(True), Broken(), Mark(True)]
+    trail = Trail(iter(events).__next__)
+    watchdog = Watchdog(tmp_path, World(), limit=1.0, trail=trail)
+    for phase in ("data", "forward", "backward"):
+        watchdog.mark(phase, 1 if phase == "data" else None)
+    assert trail.reached() == trail.reached() == (1, 1, "data")
+    watchdog.start("")
+    first = beat_of(tmp_path)
+    deadline = time.monotonic() + 30
+    while beat_of(tmp_path).time == first.time:  # the thread goes on
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    watchdog.stop()
+    assert (first.phase, first.device_phase) == ("backward", "data")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_watchdog_stands_on_its_ranks_gpu(tmp_path: Path) -> None:
+    torch.cuda.set_device(1)
+    seen: list[int] = []
+
+    class Seen(Trail):
+        def reached(self) -> None:
+            seen.append(torch.cuda.current_device())
+
+    watchdog = Watchdog(tmp_path, World(rank=1, size=2, local_rank=1, local_size=2), limit=1.0, trail=Seen())
+    watchdog.start("")
+    beat_of(tmp_path, rank=1)
+    watchdog.stop()
+    assert set(seen) == {1}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_without_a_gpu_there_is_no_trail() -> None:
     assert device_event() is None
@@ -126,9 +173,17 @@ def test_a_heartbeat_says_where_host_and_device_are(tmp_path: Path) -> None:
         watchdog.mark(phase, 4 if phase == "data" else None)
     marks[0].done = marks[1].done = True
     watchdog.start("")
-    while not (beats := read_beats(tmp_path, 1)):
-        pass
+    beat = beat_of(tmp_path)
     watchdog.stop()
-    assert (beats[0].step, beats[0].count, beats[0].phase) == (4, 3, "forward")
-    assert (beats[0].device_step, beats[0].device_count, beats[0].device_phase) == (4, 2, "agree")
-    assert "phase forward (its GPU: step 4, phase agree)" in beats[0].describe()
+    assert (beat.step, beat.count, beat.phase) == (4, 3, "forward")
+    assert (beat.device_step, beat.device_count, beat.device_phase) == (4, 2, "agree")
+    assert "phase forward (its GPU: step 4, phase agree)" in beat.describe()
+
+
+def beat_of(folder: Path, rank: int = 0) -> Beat:
+    """The rank's heartbeat, once there is one."""
+    deadline = time.monotonic() + 30
+    while not (found := [beat for beat in read_beats(folder, rank + 1) if beat.rank == rank]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found[0]

@@ -95,7 +95,10 @@ def test_no_micro_batch_waits_and_determinism_changes_nothing_on_a_cpu(
     for rank in range(2):
         seen = json.loads((tmp_path / f"seen.json.{rank}").read_text())
         assert seen.pop("heard") == "the last rank has a fault"  # over the group that ranks have beside NCCL's
-        assert seen == {"forward": 40, "backward": 40, "deterministic": True, "deepspeed_clock": False}
+        operators = seen.pop("encoder_operators")
+        assert len(operators) == 40 and min(operators) > 100  # in each thread the mode is open
+        assert {seen.pop(name) for name in ("forward", "backward", "encoder", "threads")} == {40}
+        assert seen == {"deterministic": True, "deepspeed_clock": False}
     for key in ("loss", "grad_norm", "layer_weights"):
         assert [line[key] for line in lines(run)] == [line[key] for line in lines(two_ranks)], key
     last = "checkpoints/step-00000020/bridge.safetensors"

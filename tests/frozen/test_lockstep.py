@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bridge_ds.compat import free_workspaces
 from bridge_ds.frozen.lockstep import lockstep, pause
 
 
@@ -106,3 +107,20 @@ def test_a_run_sees_what_its_caller_has_set_and_changes_none_of_it() -> None:
             assert lockstep([partial(work, name) for name in "ab"], lambda point: None) == [expected] * 2
             assert state() == expected
     assert state() == plain == (True, False, None, "caller's")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_threads_leave_no_workspaces() -> None:
+    matrix = torch.ones(256, 256, device="cuda", dtype=torch.bfloat16)
+
+    def work() -> None:
+        pause("here")
+        torch.mm(matrix, matrix)
+        pause("there")
+
+    free_workspaces()
+    before = torch.cuda.memory_allocated()
+    lockstep([work] * 4, lambda point: None)
+    assert torch.cuda.memory_allocated() > before  # where this fails, free_workspaces can go
+    free_workspaces()
+    assert torch.cuda.memory_allocated() == before

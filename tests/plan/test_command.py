@@ -89,6 +89,12 @@ def test_the_encoder_is_read_once_where_that_is_faster_and_fits() -> None:
     assert not any(choice.job.encode_once for choice in trained)
 
 
+def test_a_limit_of_its_own_is_named() -> None:
+    job = planned(load_config("mt5xl_70b", ["train.encode_once_gib=1.5"]), 4, 8)
+    assert "--set train.encode_once_gib=1.5" in command(job, "zero3_hpz.json")
+    assert as_chosen(read_back(command(job, "zero3_hpz.json"))[0]) == as_chosen(job)
+
+
 def test_another_recipe_keeps_its_own_settings() -> None:
     config = load_config("testbed")
     job = planned(config, 1, 2)

@@ -18,6 +18,7 @@ from bridge_ds.mapping import MAPPINGS, Projector
 from bridge_ds.plan.advice import LAYOUTS, choices
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import PART, memory
+from bridge_ds.plan.operators import operators
 from bridge_ds.plan.shapes import (
     ENCODERS,
     LLMS,
@@ -110,6 +111,27 @@ def test_memory_moves_the_right_way() -> None:
         assert choice.ds_config in LAYOUTS
         assert choice.job.micro_batch * choice.job.accumulation * 16 == job.global_batch
         assert choice.fits == (choice.total <= 72)
+
+
+def test_what_is_encoded_together_is_bounded() -> None:
+    """64 micro-batches of 8 rows of 512 tokens at mT5-XL: 25 GiB of states, were they all there."""
+    job = Job(ENCODERS["mt5-xl"], LLMS["llama-2-13b"], nodes=2, gpus=8, global_batch=64 * 8 * 16, encode_once=True)
+    one = memory(job.having(encode_once=False))["encoder states"]
+    state = 25 * 8 * 512 * 2048 * 2 / 2**30
+    assert (job.accumulation, job.together, job.readings) == (64, 10, 7)
+    bias = job.encoder.heads * 512**2 * 2 / 2**30
+    assert memory(job)["encoder states"] == pytest.approx(one + 9 * (state + bias))
+    free = job.having(encode_once_gib=64 * state + 1e-6)
+    assert (free.together, free.readings) == (64, 1) and memory(free)["encoder states"] > 25
+    gathered = {name: gathers(each)["nodes"] for name, each in (("free", free), ("job", job))}
+    assert gathered["job"] - gathered["free"] == pytest.approx(6 * job.encoder.parameters * 2 * 15 / 16)
+    assert operators(job) > operators(free)
+    none = job.having(encode_once_gib=state * 1.9)
+    assert not none.may_encode_once and memory(none) == memory(job.having(encode_once=False))
+    # A trained encoder, or one that is not sharded, is never read so, whatever the setting.
+    for other in ({"stage": 2}, {"encoder_trained": True}):
+        apart = job.having(**other)
+        assert apart.together == 1 and memory(apart) == memory(apart.having(encode_once=False))
 
 
 def test_what_else_is_trained_is_counted() -> None:

@@ -1,5 +1,7 @@
 """train.py, where an operator inside a micro-batch for which the host would wait for a GPU ends the run.
 
+The encoder reads micro-batches together, before their forward and in threads of its own, so it is watched by itself.
+
 Usage: watch_waits.py REPORT TRAIN_ARGUMENTS...; writes REPORT.<rank> as JSON: what was watched, and the settings.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 from bridge_ds import run as run_module
+from bridge_ds.encoder.base import Encoder
 from bridge_ds.engine import distributed
 from bridge_ds.errors import BridgeError
 from bridge_ds.train import main
@@ -24,7 +28,7 @@ from tests.host_waits import NoHostWait
 
 UNWATCHED = 3
 """First micro-batches: in these ZeRO-3 writes down the order of the modules and compares it between the ranks."""
-SEEN: dict[str, Any] = {"forward": 0, "backward": 0}
+SEEN: dict[str, Any] = {"forward": 0, "backward": 0, "encoder": 0, "threads": 0, "encoder_operators": []}
 
 
 def watched(engine: Any, name: str) -> Callable[..., Any]:
@@ -39,6 +43,21 @@ def watched(engine: Any, name: str) -> Callable[..., Any]:
     return call
 
 
+def watch_encoder() -> None:
+    """What the encoder computes of one micro-batch refuses waits, in whatever thread it runs."""
+    forward = Encoder.forward
+
+    def call(*args: Any, **options: Any) -> Any:
+        SEEN["encoder"] += 1
+        SEEN["threads"] += threading.current_thread().name == "lockstep"
+        with NoHostWait() as mode:
+            states = forward(*args, **options)
+        SEEN["encoder_operators"].append(mode.operators)
+        return states
+
+    Encoder.forward = call  # type: ignore[method-assign]
+
+
 class WatchedRun(run_module.Run):
     def prepare(self) -> None:
         super().prepare()
@@ -48,6 +67,7 @@ class WatchedRun(run_module.Run):
             distributed.on_all(self._fail_on_the_last, self.world)
         except BridgeError as error:
             SEEN["heard"] = str(error)
+        watch_encoder()
         for name in ("forward", "backward"):
             setattr(self.engine, name, watched(self.engine, name))
 
