@@ -112,6 +112,18 @@ def test_memory_moves_the_right_way() -> None:
         assert choice.fits == (choice.total <= 72)
 
 
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+def test_stage_2_is_chosen_where_it_fits_and_is_as_fast(gpus: int) -> None:
+    """As the README says. A 1B LLM: gathers are short and hidden, and memory is no reason."""
+    job = Job(ENCODERS["mt5-xl"], LLMS["llama-3.2-1b"], gpus=gpus, process=PROCESS_GIB)
+    best, *others = choices(job, GPUS["a100-80"], Network())
+    assert best.ds_config == "zero2.json" and best.fits
+    assert any(other.fits and other.total < best.total for other in others), "nothing to be preferred to"
+    # Of one file's ways the order is by gathers and passes, where they make a difference.
+    (full,) = (other for other in others if other.ds_config == "zero3.json")
+    assert full.job.encode_once == full.job.may_encode_once
+
+
 def test_what_else_is_trained_is_counted() -> None:
     job = Job(ENCODERS["mt5-xl"], LLMS["llama-2-13b"], nodes=2, gpus=8)
     count = job.encoder.parameters
