@@ -71,7 +71,7 @@ def _choice(name: str, job: Job, gpu: Gpu, network: Network) -> Choice:
 
 
 def _order(choice: Choice) -> tuple[float, ...]:
-    # Of ways that do not fit, the smallest. Of those that do: the fastest, then stage 2, which gathers nothing, then the
+    # Of ways that do not fit, the smallest. Of those that do: the fastest, then stage 2 (it gathers nothing), then the
     # one that leans least on the network, then the one of fewest and so largest passes. Weights are put in host memory,
     # and layers computed again, where that is faster or nothing else fits.
     if not choice.fits:

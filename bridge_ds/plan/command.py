@@ -84,6 +84,7 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
     modes: dict[str, Any] = {
         "model.dtype": "float32" if job.bytes == 4 else "bfloat16",
         ENCODE_ONCE: job.encode_once or not job.may_encode_once,
+        "fusion.heads": job.heads,
         "fusion.feedforward": job.feedforward,
         "lora.rank": job.lora,
         "encoder.trainable": job.encoder_trained,
