@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bridge_ds.cli import positive
 from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
@@ -37,6 +38,8 @@ examples:
 Takes the --recipe, --ds_config and --set of train.py. Exit status 0: green. 2: something is red; the last line says
 what to change.
 """
+_HUB_SECONDS = 10
+"""Time for the hub to answer."""
 _PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "webdataset", "mlflow")
 
 
@@ -46,6 +49,10 @@ class Subject:
 
     options: argparse.Namespace
     config: Config = dataclasses.field(default_factory=Config)
+    hub: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Options of what may ask the hub: `local_files_only` where it cannot be asked."""
+    why_local: str = ""
+    """Why it cannot."""
 
     @property
     def ranks(self) -> int:
@@ -54,9 +61,18 @@ class Subject:
 
     @property
     def gpus(self) -> int:
-        """Of a node."""
+        """Of a node.
+
+        Raises:
+            LaunchError: the nodes do not divide the ranks.
+        """
         nodes = self.options.nodes or int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-        return max(1, self.ranks // nodes)
+        if self.ranks % nodes:
+            raise LaunchError(
+                f"{self.ranks} ranks do not divide over {nodes} nodes; expected as many on each; change --ranks or "
+                "--nodes (without it: the Slurm job's)."
+            )
+        return self.ranks // nodes
 
     @property
     def ds_values(self) -> dict[str, Any]:
@@ -73,6 +89,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.ds_config:
         options.overrides.append(f"run.ds_config={options.ds_config}")
     subject, problem = Subject(options), None
+    try:
+        subject.gpus  # noqa: B018 (else each check that needs them would say so)
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
     for name, check in CHECKS.items():
         try:
             _show("ok", name, check(subject))
@@ -115,20 +136,41 @@ def models_on_disk(subject: Subject) -> str:
 
     said = []
     of = subject.config.model
+    _ask_hub(subject)
     for key, name, revision in (("encoder", of.encoder, of.encoder_revision), ("llm", of.llm, of.llm_revision)):
         try:
-            files = weight_files(resolve(name), revision)
+            files = weight_files(resolve(name), revision, subject.hub)
         except Exception as error:  # the hub client's own kinds
             raise ConfigError(f"model.{key} {name!r} cannot be looked up ({error}); download it first.") from None
         if not files:
+            where = f"in the hub's cache, and {subject.why_local}" if subject.why_local else "here"
             raise ConfigError(
-                f"model.{key} {name!r} has no safetensors files here; expected them on disk; "
+                f"model.{key} {name!r} has no safetensors files {where}; expected them on disk; "
                 "download it on a node with network (hf download), or give a folder."
             )
         for path in files:
             _check_safetensors(f"model.{key}", path)
         said.append(f"{key} {sum(path.stat().st_size for path in files) / 2**30:.2f} GiB in {len(files)} files")
     return "; ".join(said)
+
+
+def _ask_hub(subject: Subject) -> None:
+    """Where a model is a hub id: can the hub be asked? The hub's client would try each file six times, and say so."""
+    of = subject.config.model
+    if all(Path(resolve(name)).is_dir() for name in (of.encoder, of.llm)):
+        return
+    from huggingface_hub import constants, get_session
+    from transformers.utils.hub import is_offline_mode
+
+    if is_offline_mode():
+        subject.why_local = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
+    else:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+        except Exception as error:  # of whichever client it uses
+            subject.why_local = f"{constants.ENDPOINT} does not answer ({error})"
+    if subject.why_local:
+        subject.hub = {"local_files_only": True}
 
 
 def tokenizers_match(subject: Subject) -> str:
@@ -138,13 +180,15 @@ def tokenizers_match(subject: Subject) -> str:
     from bridge_ds.data.tokenize import check_vocabulary, load_tokenizers
 
     of = subject.config.model
-    tokenizers = load_tokenizers(of)
+    tokenizers = load_tokenizers(of, subject.hub)
     pairs = (
         ("model.encoder", tokenizers.encoder, of.encoder, of.encoder_revision),
         ("model.llm", tokenizers.llm, of.llm, of.llm_revision),
     )
     for key, tokenizer, name, revision in pairs:
-        found = AutoConfig.from_pretrained(resolve(name), revision=revision, trust_remote_code=of.trust_remote_code)
+        found = AutoConfig.from_pretrained(
+            resolve(name), revision=revision, trust_remote_code=of.trust_remote_code, **subject.hub
+        )
         check_vocabulary(tokenizer, found.vocab_size, key)
     return f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
 
@@ -283,9 +327,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", default="testbed", help="as train.py")
     parser.add_argument("--ds_config", default="", help="as train.py")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as train.py")
-    parser.add_argument("--ranks", type=int, default=1, help="processes of the job (default: 1)")
-    parser.add_argument("--nodes", type=int, default=0, help="nodes they are on (default: the Slurm job's, else 1)")
-    parser.add_argument("--gpu-gib", type=float, default=0.0, help="memory of the GPUs to be used, in GiB")
+    parser.add_argument("--ranks", type=positive(int), default=1, help="processes of the job (default: 1)")
+    parser.add_argument("--nodes", type=positive(int), help="nodes they are on (default: the Slurm job's, else 1)")
+    parser.add_argument("--gpu-gib", type=positive(float), help="memory of the GPUs to be used, in GiB")
     parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
     parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")
     return parser

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -29,6 +31,7 @@ from bridge_ds.plan.shapes import (
 )
 from bridge_ds.plan.timing import GPUS, Network, gathers
 from tests import tiny
+from tools import plan_cluster
 
 ROOT = Path(__file__).parents[2]
 LONG = pytest.mark.skipif(not os.environ.get("BRIDGE_DS_LONG"), reason="minutes long: set BRIDGE_DS_LONG=1")
@@ -167,6 +170,27 @@ def test_the_command_prints_a_plan_that_fits_two_pages() -> None:
     for wrong in (["--llm", "llama-9"], ["--nodes", "3"]):
         refused = run("plan_cluster", *wrong)
         assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
+
+
+def test_numbers_that_mean_nothing_are_refused() -> None:
+    sizes = ("nodes", "gpus", "gpu-gib", "network-gbit", "network-share", "utilization", "global-batch",
+             "source-tokens", "target-tokens")  # fmt: skip
+    for name in sizes:
+        for value in ("0", "-8"):
+            refuse_by_parser("--" + name, value, "is not a number above 0")
+    for name in ("prompt-tokens", "launch-us", "lora"):
+        refuse_by_parser("--" + name, "-1", "is not 0 or more")
+    refuse_by_parser("--network-share", "1.5", "up to 1")
+    refuse_by_parser("--gpu-gib", "nan", "above 0")
+    refuse_by_parser("--gpus", "two", "invalid int value")
+    assert run("plan_cluster", "--nodes", "0").returncode == 2
+
+
+def refuse_by_parser(option: str, value: str, words: str) -> None:
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as left, contextlib.redirect_stderr(said):
+        plan_cluster.main([f"{option}={value}"])
+    assert left.value.code == 2 and words in said.getvalue(), (option, value)
 
 
 def test_the_readme_says_what_is_planned() -> None:
