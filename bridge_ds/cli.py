@@ -86,9 +86,12 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
 
     def convert(text: str) -> int | float:
         value = kind(text)
-        if not (value > 0 or (zero and value == 0)) or not value <= most or math.isinf(value):
-            above = "0 or more" if zero else "a number above 0"
-            raise argparse.ArgumentTypeError(f"{text} is not {above}{'' if math.isinf(most) else f', up to {most:g}'}")
+        if not (value > 0 or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"{text} is not {'0 or more' if zero else 'above 0'}")
+        if value > most or math.isinf(value):
+            raise argparse.ArgumentTypeError(
+                f"{text} is more than {most:g}" if value > most else f"{text} is not finite"
+            )
         return value
 
     convert.__name__ = kind.__name__

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,6 @@ examples:
 Takes the --recipe, --ds_config and --set of train.py. Exit status 0: green. 2: something is red; the last line says
 what to change.
 """
-_HUB_SECONDS = 10
-"""Time for the hub to answer."""
 _PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "webdataset", "mlflow")
 
 
@@ -49,15 +47,18 @@ class Subject:
 
     options: argparse.Namespace
     config: Config = dataclasses.field(default_factory=Config)
-    hub: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Options of what may ask the hub: `local_files_only` where it cannot be asked."""
     why_local: str = ""
-    """Why it cannot."""
+    """Why the hub cannot be asked, where a model is not a folder."""
 
     @property
     def ranks(self) -> int:
         """Processes of the job."""
         return int(self.options.ranks)
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """Options of what may ask the hub: its client would try each file six times, and say so."""
+        return {"local_files_only": True} if self.why_local else {}
 
     @property
     def gpus(self) -> int:
@@ -132,11 +133,12 @@ def deepspeed_config(subject: Subject) -> str:
 
 def models_on_disk(subject: Subject) -> str:
     """Config and every weight file of both models are here, of the sizes that their headers promise."""
-    from bridge_ds.frozen.verify import weight_files
+    from bridge_ds.frozen.verify import check_length, weight_files, why_no_hub
 
     said = []
     of = subject.config.model
-    _ask_hub(subject)
+    if not all(Path(resolve(name)).is_dir() for name in (of.encoder, of.llm)):
+        subject.why_local = why_no_hub()
     for key, name, revision in (("encoder", of.encoder, of.encoder_revision), ("llm", of.llm, of.llm_revision)):
         try:
             files = weight_files(resolve(name), revision, subject.hub)
@@ -149,28 +151,9 @@ def models_on_disk(subject: Subject) -> str:
                 "download it on a node with network (hf download), or give a folder."
             )
         for path in files:
-            _check_safetensors(f"model.{key}", path)
+            check_length(f"model.{key}", path)
         said.append(f"{key} {sum(path.stat().st_size for path in files) / 2**30:.2f} GiB in {len(files)} files")
     return "; ".join(said)
-
-
-def _ask_hub(subject: Subject) -> None:
-    """Where a model is a hub id: can the hub be asked? The hub's client would try each file six times, and say so."""
-    of = subject.config.model
-    if all(Path(resolve(name)).is_dir() for name in (of.encoder, of.llm)):
-        return
-    from huggingface_hub import constants, get_session
-    from transformers.utils.hub import is_offline_mode
-
-    if is_offline_mode():
-        subject.why_local = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
-    else:
-        try:
-            get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
-        except Exception as error:  # of whichever client it uses
-            subject.why_local = f"{constants.ENDPOINT} does not answer ({error})"
-    if subject.why_local:
-        subject.hub = {"local_files_only": True}
 
 
 def tokenizers_match(subject: Subject) -> str:
@@ -297,22 +280,6 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "memory": memory_fits,
 }
 """Name in the report -> check: returns a remark, raises BridgeError."""
-
-
-def _check_safetensors(key: str, path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(8)
-        size = int.from_bytes(head, "little")
-        try:
-            header = json.loads(file.read(size)) if len(head) == 8 and size < 2**28 else None
-            end = max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__") if header else -1
-        except (ValueError, KeyError, TypeError, AttributeError):
-            end = -1
-    if path.stat().st_size != 8 + size + end:
-        raise ConfigError(
-            f"{key}: {path} has {path.stat().st_size} bytes; expected {8 + size + end if end >= 0 else 'a header'}; "
-            "the file was cut or damaged: download it again."
-        )
 
 
 def _show(state: str, name: str, text: str) -> None:

@@ -177,11 +177,12 @@ def test_numbers_that_mean_nothing_are_refused() -> None:
              "source-tokens", "target-tokens")  # fmt: skip
     for name in sizes:
         for value in ("0", "-8"):
-            refuse_by_parser("--" + name, value, "is not a number above 0")
+            refuse_by_parser("--" + name, value, "is not above 0")
     for name in ("prompt-tokens", "launch-us", "lora"):
         refuse_by_parser("--" + name, "-1", "is not 0 or more")
-    refuse_by_parser("--network-share", "1.5", "up to 1")
+    refuse_by_parser("--network-share", "1.5", "is more than 1")
     refuse_by_parser("--gpu-gib", "nan", "above 0")
+    refuse_by_parser("--network-gbit", "inf", "is not finite")
     refuse_by_parser("--gpus", "two", "invalid int value")
     assert run("plan_cluster", "--nodes", "0").returncode == 2
 
