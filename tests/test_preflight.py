@@ -82,18 +82,30 @@ def test_nodes_divide_the_ranks(preflight: ModuleType, capsys: pytest.CaptureFix
         assert left.value.code == 2 and "above 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("offline", [True, False])
-def test_a_hub_that_cannot_be_asked_is_said_at_once(offline: bool, small_run: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("offline", "cached"), [(True, False), (False, False), (False, True)])
+def test_a_hub_that_cannot_be_asked_is_said_at_once(
+    offline: bool, cached: bool, small_run: list[str], models: dict[str, Path], tmp_path: Path
+) -> None:
+    names = {"encoder": "google/mt5-xl", "llm": "some/llm"}
+    for which, name in names.items() if cached else ():
+        folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(models[which], folder / "snapshots" / ("0" * 40))
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0" * 40)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # refuses every connection
         env = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
         env |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{taken.getsockname()[1]}"}
         env |= {"HF_HUB_OFFLINE": "1"} if offline else {}
-        settings = arguments(small_run, tmp_path / "run", "model.encoder=google/mt5-xl", "model.llm=some/llm")
+        settings = arguments(small_run, tmp_path / "run", *(f"model.{which}={name}" for which, name in names.items()))
         begin = time.monotonic()
         call = [sys.executable, "tools/preflight.py", *settings]
         done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and time.monotonic() - begin < 25
+    assert time.monotonic() - begin < 25
+    if cached:
+        assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+        return
+    assert done.returncode == 2
     why = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set" if offline else "does not answer (["
     assert done.stderr.startswith("error: model.encoder 'google/mt5-xl' has no safetensors files in the hub's cache")
     assert why in done.stderr and done.stderr.count("\n") == 1
