@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
 
-__all__ = ["add_placing", "parse_train", "show_plan", "user_errors"]
+__all__ = ["add_placing", "among", "listed", "parse_train", "positive", "show_plan", "user_errors"]
 
 _TRAIN_HELP = """\
 Train the bridge between a frozen multilingual encoder and a frozen English LLM, on English data only.
@@ -72,6 +73,51 @@ def add_placing(parser: argparse._ActionsContainer, default: str) -> None:
     )  # fmt: skip
     sizes = "most memory by GPU and on the cpu for auto and the like: 0=20GiB,cpu=60GiB"
     parser.add_argument("--max-memory", metavar="SIZES", help=sizes)
+
+
+def positive(kind: type[int] | type[float], *, zero: bool = False, most: float = math.inf) -> Callable[[str], Any]:
+    """A `type` for argparse: a finite number above 0.
+
+    Args:
+        kind: int or float.
+        zero: 0 will do, too.
+        most: largest value.
+    """
+
+    def convert(text: str) -> int | float:
+        value = kind(text)
+        if not (value > 0 or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"{text} is not {'0 or more' if zero else 'above 0'}")
+        if value > most or math.isinf(value):
+            raise argparse.ArgumentTypeError(
+                f"{text} is more than {most:g}" if value > most else f"{text} is not finite"
+            )
+        return value
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def among(names: Iterable[str]) -> Callable[[str], str]:
+    """A `type` for argparse: one of `names`; what `choices` does, for a part of :func:`listed`."""
+    known = list(names)
+
+    def convert(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+        return text
+
+    return convert
+
+
+def listed(convert: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A `type` for argparse: parts between commas, each as `convert` reads it."""
+
+    def split(text: str) -> list[Any]:
+        return [convert(part) for part in text.split(",")]
+
+    split.__name__ = f"list of {convert.__name__}"
+    return split
 
 
 @contextmanager

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -18,8 +23,6 @@ def preflight() -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     # A dataclass looks its module up by name.
-    import sys
-
     sys.modules["preflight"] = module
     spec.loader.exec_module(module)
     return module
@@ -66,6 +69,47 @@ def test_red(
         said = capsys.readouterr()
         assert said.err.startswith("error: ") and words in said.err, (name, said.err)
         assert " RED " in said.out and "green" not in said.out
+
+
+def test_nodes_divide_the_ranks(preflight: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert preflight.main(["--nodes", "3", "--ranks", "16"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: 16 ranks do not divide over 3 nodes") and said.err.count("\n") == 1
+    assert said.out == ""
+    for wrong in (["--nodes", "0"], ["--ranks", "-2"], ["--gpu-gib", "0"]):
+        with pytest.raises(SystemExit) as left:
+            preflight.main(wrong)
+        assert left.value.code == 2 and "above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("offline", "cached"), [(True, False), (False, False), (False, True)])
+def test_a_hub_that_cannot_be_asked_is_said_at_once(
+    offline: bool, cached: bool, small_run: list[str], models: dict[str, Path], tmp_path: Path
+) -> None:
+    names = {"encoder": "google/mt5-xl", "llm": "some/llm"}
+    for which, name in names.items() if cached else ():
+        folder = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        shutil.copytree(models[which], folder / "snapshots" / ("0" * 40))
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0" * 40)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # refuses every connection
+        env = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")}
+        env |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{taken.getsockname()[1]}"}
+        env |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+        settings = arguments(small_run, tmp_path / "run", *(f"model.{which}={name}" for which, name in names.items()))
+        begin = time.monotonic()
+        call = [sys.executable, "tools/preflight.py", *settings]
+        done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert time.monotonic() - begin < 25
+    if cached:
+        assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
+        return
+    assert done.returncode == 2
+    why = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set" if offline else "does not answer (["
+    assert done.stderr.startswith("error: model.encoder 'google/mt5-xl' has no safetensors files in the hub's cache")
+    assert why in done.stderr and done.stderr.count("\n") == 1
+    assert " RED  tokenizers " in done.stdout and "  ok  output" in done.stdout
 
 
 def test_versions_are_one_line(preflight: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from bridge_ds.cli import among, listed, positive
 from bridge_ds.fusion.kernels import triton_rows
 from bridge_ds.fusion.kernels.dropout import make_masks
 from bridge_ds.fusion.kernels.rows import Rows
@@ -46,6 +47,7 @@ TARGETS = {
 """A100, H100 and H200, B200, MI300X."""
 ENCODERS = {"small": (8, 512), "base": (12, 768), "large": (24, 1024), "xl": (24, 2048), "xxl": (24, 4096)}
 """mT5's layers and width."""
+DTYPES = ("bfloat16", "float16", "float32")
 SHARED_KIB = {80: 164, 90: 228, 100: 228}
 """Shared memory of a multiprocessor (CUDA C++ programming guide, table of compute capabilities)."""
 
@@ -200,19 +202,25 @@ def _number(pattern: str, text: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Compile, print a line a kernel; 1 where something must not be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", default="sm90", help=f"of {', '.join(TARGETS)} (default: sm90)")
-    parser.add_argument("--encoders", default="xl", help=f"of {', '.join(ENCODERS)} (default: xl)")
-    parser.add_argument("--heads", default="1", help="attention heads of transformer_softmax (default: 1)")
-    parser.add_argument("--dtypes", default="bfloat16,float32", help="of the states (default: bfloat16,float32)")
+    parser.add_argument(
+        "--gpus", default="sm90", type=listed(among(TARGETS)), help=f"of {', '.join(TARGETS)} (default: sm90)"
+    )
+    parser.add_argument(
+        "--encoders", default="xl", type=listed(among(ENCODERS)), help=f"of {', '.join(ENCODERS)} (default: xl)"
+    )
+    parser.add_argument(
+        "--heads", default="1", type=listed(positive(int)), help="attention heads of transformer_softmax (default: 1)"
+    )
+    parser.add_argument(
+        "--dtypes", default="bfloat16,float32", type=listed(among(DTYPES)),
+        help=f"of the states, of {', '.join(DTYPES)} (default: bfloat16,float32)",
+    )  # fmt: skip
     parser.add_argument("--rms", action="store_true", help="with fusion.normalize=rms")
     options = parser.parse_args(argv)
     os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp())
     wrong = 0
-    heads = [int(count) for count in options.heads.split(",")]
-    for gpu, encoder, dtype, count in product(
-        options.gpus.split(","), options.encoders.split(","), options.dtypes.split(","), heads
-    ):
-        for row in compiled(gpu, encoder, count, getattr(torch, dtype), options.rms, count != heads[0]):
+    for gpu, encoder, dtype, count in product(options.gpus, options.encoders, options.dtypes, options.heads):
+        for row in compiled(gpu, encoder, count, getattr(torch, dtype), options.rms, count != options.heads[0]):
             wrong += bool(row.wrong)
             print(row, flush=True)
     print(f"{wrong} kernels spill, fail, or read a state less than 16 bytes at a time")

@@ -4,7 +4,7 @@
 examples:
   python tools/bench_fusion.py                    # this machine's standard shapes (2 threads on a CPU)
   python tools/bench_fusion.py --quick            # tiny shapes; with TRITON_INTERPRET=1 the triton path too, on a CPU
-  python tools/bench_fusion.py --compile          # also torch.compile of the reference and of the collapsed formula
+  python tools/bench_fusion.py --compile          # also torch.compile of the reference and of the shortcut
   python tools/bench_fusion.py --plot-only        # the plot from the rows that are there
 
 Rows are appended to tools/bench_fusion.csv, the plot is tools/bench_fusion.png. A row holds the machine, versions and

@@ -7,13 +7,14 @@ import argparse
 import os
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bridge_ds.cli import positive
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, DataError
 
 if TYPE_CHECKING:
@@ -232,9 +233,9 @@ def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     pack.add_argument("--config", metavar="NAME", help="configuration of the data set, such as a language")
     pack.add_argument("--split", default="train", metavar="S", help="split of the data set (default: train)")
     pack.add_argument("--revision", metavar="R", help="hub revision of the data set")
-    pack.add_argument("--shard-size", type=_positive(float), default=256.0, metavar="MiB", help="default: 256")
-    pack.add_argument("--samples-per-shard", type=_positive(int), default=100_000, metavar="N", help="default: 100000")
-    pack.add_argument("--limit", type=_positive(int), metavar="N", help="pack the first N samples only (one process)")
+    pack.add_argument("--shard-size", type=positive(float), default=256.0, metavar="MiB", help="default: 256")
+    pack.add_argument("--samples-per-shard", type=positive(int), default=100_000, metavar="N", help="default: 100000")
+    pack.add_argument("--limit", type=positive(int), metavar="N", help="pack the first N samples only (one process)")
     pack.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle all samples")
     pack.add_argument("--key", default="", metavar="FIELD", help="field that holds each sample's key; default: numbers")
     pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards, or unfinished work")
@@ -246,19 +247,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="", metavar="TEXT", help="what the texts come from, for the index")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
-        "--processes", type=_positive(int), default=cores, metavar="N", help=f"at work at a time (default: {cores})"
+        "--processes", type=positive(int), default=cores, metavar="N", help=f"at work at a time (default: {cores})"
     )
-
-
-def _positive(kind: type[int] | type[float]) -> Callable[[str], int | float]:
-    def convert(text: str) -> int | float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text} is not above 0")
-        return value
-
-    convert.__name__ = kind.__name__
-    return convert
 
 
 if __name__ == "__main__":

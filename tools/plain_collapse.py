@@ -1,6 +1,7 @@
-"""The collapsed formula of Transformer Softmax in plain PyTorch, for tools/bench_fusion.py to run under torch.compile.
+"""Transformer Softmax on one vector a token in plain PyTorch, for tools/bench_fusion.py to run under torch.compile.
 
-It is what one gets without the project's own backward: autograd keeps every intermediate. Dropout is torch's.
+The formula is that of bridge_ds/fusion/kernels/by_token.py. This is what one gets without the project's own backward:
+autograd keeps every intermediate. Dropout is torch's.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ class PlainCollapse(nn.Module):
         wide = torch.promote_types(states[0].dtype, torch.float32)
         w_q, w_k, w_v = p["self_attn_in_proj_weight"].chunk(3)
         b_q, _, b_v = p["self_attn_in_proj_bias"].chunk(3)
-        places_PD = torch.cat([p["cls"][None], p["layer_positions"]])
+        positions_PD = torch.cat([p["cls"][None], p["layer_positions"]])
         u_D = w_k.T @ F.linear(p["cls"], w_q, b_q) / math.sqrt(width)
         scores = torch.stack([(state.to(wide) * u_D).sum(-1) for state in states], dim=-1)
-        attention = torch.softmax(F.pad(scores, (1, 0)) + places_PD @ u_D, dim=-1)
+        attention = torch.softmax(F.pad(scores, (1, 0)) + positions_PD @ u_D, dim=-1)
         attention = self.drop(attention)
-        pooled = attention @ places_PD
-        for place, state in enumerate(states, start=1):
-            pooled = pooled + attention[..., place, None] * state.to(wide)
+        pooled = attention @ positions_PD
+        for position, state in enumerate(states, start=1):
+            pooled = pooled + attention[..., position, None] * state.to(wide)
         value = F.linear(pooled, w_v) + attention.sum(-1, keepdim=True) * b_v
         o = F.linear(value, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"])
         x = F.layer_norm(p["cls"] + self.drop(o), (width,), p["norm1_weight"], p["norm1_bias"])

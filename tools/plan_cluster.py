@@ -12,6 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bridge_ds.cli import positive
 from bridge_ds.config.load import load_config
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
 from bridge_ds.plan.advice import Choice, choices
@@ -164,19 +165,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--train-encoder", dest="encoder_trained", action="store_const", const=True, help="as encoder.trainable=true"
     )
-    parser.add_argument("--lora", type=int, metavar="RANK", help="as lora.rank, on all linear layers")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus", type=int, default=8, help="a node (default: 8)")
+    parser.add_argument(
+        "--lora", type=positive(int, zero=True), metavar="RANK", help="as lora.rank, on all linear layers"
+    )
+    parser.add_argument("--nodes", type=positive(int), default=1, help="default: 1")
+    parser.add_argument("--gpus", type=positive(int), default=8, help="a node (default: 8)")
     parser.add_argument("--gpu", default="a100-80", choices=tuple(GPUS), help="default: a100-80")
-    parser.add_argument("--gpu-gib", type=float, help="memory of another device, in GiB")
-    parser.add_argument("--network-gbit", type=float, default=200, help="Gbit/s of a node, all adapters (default: 200)")
-    parser.add_argument("--network-share", type=float, default=0.7, help="part of it that gathers reach (assumed)")
-    parser.add_argument("--utilization", type=float, default=0.4, help="part of the GPU's rate reached (assumed)")
-    parser.add_argument("--launch-us", type=float, default=5.0, help="microseconds to launch an operator (assumed)")
-    parser.add_argument("--global-batch", type=int, help="samples a step (default: 128)")
-    parser.add_argument("--source-tokens", dest="source", type=int, metavar="N", help="default: 512")
-    parser.add_argument("--prompt-tokens", dest="prompt", type=int, metavar="N", help="default: 0")
-    parser.add_argument("--target-tokens", dest="target", type=int, metavar="N", help="default: 128")
+    parser.add_argument("--gpu-gib", type=positive(float), help="memory of another device, in GiB")
+    parser.add_argument(
+        "--network-gbit", type=positive(float), default=200, help="Gbit/s of a node, all adapters (default: 200)"
+    )
+    part = positive(float, most=1)
+    parser.add_argument(
+        "--network-share", type=part, default=0.7,
+        help="part of their rate that gathers reach of the network and of the links inside a node (assumed: 0.7)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--utilization", type=part, default=0.4, help="part of the GPU's rate that products reach (assumed: 0.4)"
+    )
+    parser.add_argument(
+        "--launch-us", type=positive(float, zero=True), default=5.0,
+        help="microseconds to launch an operator (assumed: 5)",
+    )  # fmt: skip
+    parser.add_argument("--global-batch", type=positive(int), help="samples a step (default: 128)")
+    for name, default in (("source", 512), ("prompt", 0), ("target", 128)):
+        least = positive(int, zero=name == "prompt")
+        parser.add_argument(f"--{name}-tokens", dest=name, type=least, metavar="N", help=f"default: {default}")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     return parser
 

@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bridge_ds.cli import positive
 from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
@@ -46,6 +47,8 @@ class Subject:
 
     options: argparse.Namespace
     config: Config = dataclasses.field(default_factory=Config)
+    why_local: str = ""
+    """Why the hub cannot be asked, where a model is not a folder."""
 
     @property
     def ranks(self) -> int:
@@ -53,10 +56,24 @@ class Subject:
         return int(self.options.ranks)
 
     @property
+    def hub(self) -> dict[str, Any]:
+        """Options of what may ask the hub: its client would try each file six times, and say so."""
+        return {"local_files_only": True} if self.why_local else {}
+
+    @property
     def gpus(self) -> int:
-        """Of a node."""
+        """Of a node.
+
+        Raises:
+            LaunchError: the nodes do not divide the ranks.
+        """
         nodes = self.options.nodes or int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-        return max(1, self.ranks // nodes)
+        if self.ranks % nodes:
+            raise LaunchError(
+                f"{self.ranks} ranks do not divide over {nodes} nodes; expected as many on each; change --ranks or "
+                "--nodes (without it: the Slurm job's)."
+            )
+        return self.ranks // nodes
 
     @property
     def ds_values(self) -> dict[str, Any]:
@@ -73,6 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.ds_config:
         options.overrides.append(f"run.ds_config={options.ds_config}")
     subject, problem = Subject(options), None
+    try:
+        subject.gpus  # noqa: B018 (else each check that needs them would say so)
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
     for name, check in CHECKS.items():
         try:
             _show("ok", name, check(subject))
@@ -111,22 +133,25 @@ def deepspeed_config(subject: Subject) -> str:
 
 def models_on_disk(subject: Subject) -> str:
     """Config and every weight file of both models are here, of the sizes that their headers promise."""
-    from bridge_ds.frozen.verify import weight_files
+    from bridge_ds.frozen.verify import check_length, weight_files, why_no_hub
 
     said = []
     of = subject.config.model
+    if not all(Path(resolve(name)).is_dir() for name in (of.encoder, of.llm)):
+        subject.why_local = why_no_hub()
     for key, name, revision in (("encoder", of.encoder, of.encoder_revision), ("llm", of.llm, of.llm_revision)):
         try:
-            files = weight_files(resolve(name), revision)
+            files = weight_files(resolve(name), revision, subject.hub)
         except Exception as error:  # the hub client's own kinds
             raise ConfigError(f"model.{key} {name!r} cannot be looked up ({error}); download it first.") from None
         if not files:
+            where = f"in the hub's cache, and {subject.why_local}" if subject.why_local else "here"
             raise ConfigError(
-                f"model.{key} {name!r} has no safetensors files here; expected them on disk; "
+                f"model.{key} {name!r} has no safetensors files {where}; expected them on disk; "
                 "download it on a node with network (hf download), or give a folder."
             )
         for path in files:
-            _check_safetensors(f"model.{key}", path)
+            check_length(f"model.{key}", path)
         said.append(f"{key} {sum(path.stat().st_size for path in files) / 2**30:.2f} GiB in {len(files)} files")
     return "; ".join(said)
 
@@ -138,13 +163,15 @@ def tokenizers_match(subject: Subject) -> str:
     from bridge_ds.data.tokenize import check_vocabulary, load_tokenizers
 
     of = subject.config.model
-    tokenizers = load_tokenizers(of)
+    tokenizers = load_tokenizers(of, subject.hub)
     pairs = (
         ("model.encoder", tokenizers.encoder, of.encoder, of.encoder_revision),
         ("model.llm", tokenizers.llm, of.llm, of.llm_revision),
     )
     for key, tokenizer, name, revision in pairs:
-        found = AutoConfig.from_pretrained(resolve(name), revision=revision, trust_remote_code=of.trust_remote_code)
+        found = AutoConfig.from_pretrained(
+            resolve(name), revision=revision, trust_remote_code=of.trust_remote_code, **subject.hub
+        )
         check_vocabulary(tokenizer, found.vocab_size, key)
     return f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
 
@@ -255,22 +282,6 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 """Name in the report -> check: returns a remark, raises BridgeError."""
 
 
-def _check_safetensors(key: str, path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(8)
-        size = int.from_bytes(head, "little")
-        try:
-            header = json.loads(file.read(size)) if len(head) == 8 and size < 2**28 else None
-            end = max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__") if header else -1
-        except (ValueError, KeyError, TypeError, AttributeError):
-            end = -1
-    if path.stat().st_size != 8 + size + end:
-        raise ConfigError(
-            f"{key}: {path} has {path.stat().st_size} bytes; expected {8 + size + end if end >= 0 else 'a header'}; "
-            "the file was cut or damaged: download it again."
-        )
-
-
 def _show(state: str, name: str, text: str) -> None:
     color = {"ok": "\033[32m", "RED": "\033[31m"}[state] if sys.stdout.isatty() else ""
     print(f"{color}{state:>4}{color and chr(27) + '[0m'}  {name:<11} {text}", flush=True)
@@ -283,9 +294,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", default="testbed", help="as train.py")
     parser.add_argument("--ds_config", default="", help="as train.py")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as train.py")
-    parser.add_argument("--ranks", type=int, default=1, help="processes of the job (default: 1)")
-    parser.add_argument("--nodes", type=int, default=0, help="nodes they are on (default: the Slurm job's, else 1)")
-    parser.add_argument("--gpu-gib", type=float, default=0.0, help="memory of the GPUs to be used, in GiB")
+    parser.add_argument("--ranks", type=positive(int), default=1, help="processes of the job (default: 1)")
+    parser.add_argument("--nodes", type=positive(int), help="nodes they are on (default: the Slurm job's, else 1)")
+    parser.add_argument("--gpu-gib", type=positive(float), help="memory of the GPUs to be used, in GiB")
     parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
     parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")
     return parser

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bridge_ds.cli import positive
 from bridge_ds.config.names import resolve
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, LaunchError
@@ -212,14 +213,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, required=True, help="where models (kept) and runs are written")
     parser.add_argument("--encoder", default="mt5-xl", help="an mT5 of tools/plan_cluster.py (default: mt5-xl)")
     parser.add_argument("--llm", default="llama-3.2-1b", help="a Llama of it (default: llama-3.2-1b)")
-    parser.add_argument("--encoder-layers", type=int, help="fewer layers than the real one")
-    parser.add_argument("--llm-layers", type=int, help="fewer layers than the real one")
-    parser.add_argument("--ranks", type=int, default=2, help="processes (default: 2)")
+    parser.add_argument("--encoder-layers", type=positive(int), help="fewer layers than the real one")
+    parser.add_argument("--llm-layers", type=positive(int), help="fewer layers than the real one")
+    parser.add_argument("--ranks", type=positive(int), default=2, help="processes (default: 2)")
     parser.add_argument("--cuda", action="store_true", help="a GPU a rank, in place of CPU processes")
     parser.add_argument("--ds_config", default="zero3.json", help="DeepSpeed file (default: zero3.json)")
-    parser.add_argument("--steps", type=int, default=2, help="optimizer steps (default: 2)")
-    parser.add_argument("--source", type=int, default=16, help="encoder tokens a sample (default: 16)")
-    parser.add_argument("--target", type=int, default=4, help="target tokens a sample (default: 4)")
+    parser.add_argument("--steps", type=positive(int), default=2, help="optimizer steps (default: 2)")
+    parser.add_argument("--source", type=positive(int), default=16, help="encoder tokens a sample (default: 16)")
+    parser.add_argument("--target", type=positive(int), default=4, help="target tokens a sample (default: 4)")
     parser.add_argument("--no-unsharded", action="store_true", help="leave out the load of both models whole")
     parser.add_argument("--json", action="store_true", help="the numbers as JSON")
     return parser

@@ -1,4 +1,7 @@
-"""After loading: do the weights in memory equal the file's? Gathered one at a time, so that no rank holds the model."""
+"""The files of a model: where they are, whether they are whole, and whether the weights in memory equal them.
+
+Weights are gathered one at a time, so that no rank holds the model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ import torch
 
 from bridge_ds.errors import ConfigError
 
-__all__ = ["model_file", "verify_weights", "weight_files"]
+__all__ = ["check_length", "model_file", "verify_weights", "weight_files", "why_no_hub"]
+
+HUB_SECONDS = 10
+"""Time for the hub to answer."""
 
 
 def weight_files(name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})) -> list[Path]:
@@ -50,6 +56,44 @@ def model_file(
 
     found = cached_file(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
     return Path(found) if found else None
+
+
+def why_no_hub() -> str:
+    """Why the Hugging Face hub cannot be asked, found with one request; empty where it answers."""
+    from huggingface_hub import constants, get_session
+    from transformers.utils.hub import is_offline_mode
+
+    if is_offline_mode():
+        return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except Exception as error:  # of whichever client it uses
+        return f"{constants.ENDPOINT} does not answer ({error})"
+    return ""
+
+
+def check_length(key: str, path: Path) -> None:
+    """Compare the size of a safetensors file with what its header promises.
+
+    Args:
+        key: the setting that names the model.
+
+    Raises:
+        ConfigError: it was cut, or has no header.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+        size = int.from_bytes(head, "little")
+        try:
+            header = json.loads(file.read(size)) if len(head) == 8 and size < 2**28 else None
+            end = max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__") if header else -1
+        except (ValueError, KeyError, TypeError, AttributeError):
+            end = -1
+    if path.stat().st_size != 8 + size + end:
+        raise ConfigError(
+            f"{key}: {path} has {path.stat().st_size} bytes; expected {8 + size + end if end >= 0 else 'a header'}; "
+            "the file was cut or damaged: download it again."
+        )
 
 
 def verify_weights(

@@ -71,14 +71,15 @@ def _choice(name: str, job: Job, gpu: Gpu, network: Network) -> Choice:
 
 
 def _order(choice: Choice) -> tuple[float, ...]:
-    # Of ways that do not fit, the smallest. Of those that do: the fastest, then the one that leans least on the
-    # network, then the one of fewest and so largest passes. Weights are put in host memory, and layers computed again,
-    # where that is faster or nothing else fits.
+    # Of ways that do not fit, the smallest. Of those that do: the fastest, then stage 2 (it gathers nothing), then the
+    # one that leans least on the network, then the one of fewest and so largest passes. Weights are put in host memory,
+    # and layers computed again, where that is faster or nothing else fits.
     if not choice.fits:
         return 1, choice.total
-    seconds, of = float(f"{choice.seconds:.3g}"), choice.job
-    extras = of.offload + of.checkpointing
-    return 0, seconds, extras, round(choice.gather, 1), of.accumulation, not of.encode_once, choice.total
+    of, extras = choice.job, choice.job.offload + choice.job.checkpointing
+    seconds, gather = (float(f"{time:.{digits}g}") for time, digits in ((choice.seconds, 3), (choice.gather, 2)))
+    each = of.may_encode_once and not of.encode_once
+    return 0, seconds, extras, of.stage == 3, gather, of.accumulation, each, choice.total
 
 
 def _micro_batches(job: Job) -> list[int]:

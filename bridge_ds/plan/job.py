@@ -47,6 +47,8 @@ class Job:
     gpus: int = 1
     """GPUs (ranks) a node."""
     fusion: str = "transformer_softmax"
+    heads: int = 1
+    """Attention heads of the fusion's layer (fusion.heads)."""
     feedforward: int = 2048
     """Hidden width of the fusion's MLP."""
     mapping: str = "linear"
@@ -188,6 +190,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         nodes=nodes,
         gpus=gpus,
         fusion=config.fusion.name,
+        heads=config.fusion.heads,
         feedforward=config.fusion.feedforward,
         mapping=config.mapping.kind,
         source=data.max_source_tokens,

@@ -14,6 +14,8 @@ __all__ = ["host_gib", "memory"]
 GIB = 2**30
 PART = 2**28
 """Bytes of a model's files that rank 0 reads at once (:data:`bridge_ds.frozen.streamed.PART_BYTES`)."""
+CHUNK = 8192
+"""Tokens at a time in the fusion on a GPU (:func:`bridge_ds.fusion.kernels.primitives.chunk_rows`)."""
 
 
 def memory(job: Job) -> dict[str, float]:
@@ -150,13 +152,23 @@ def _activations(job: Job) -> float:
 
 
 def _bridge_activations(job: Job) -> float:
-    # The collapse keeps 3 D float32 numbers a token; the mapping its float32 input and output, and the soft prompt.
-    tokens = job.micro_batch * job.source
-    return tokens * (4 * 4 * job.encoder.width + (2 * 4 + job.bytes) * job.llm.width)
+    # The mapping keeps its float32 input, hidden units (GELU's input too) and output, and the soft prompt. Transformer
+    # Softmax keeps for each token (fusion/kernels/by_token.py) the pooled states of its heads in the model's dtype, the
+    # inputs of its two norms, its attention before and after dropout, and the layers' weights; for the first tokens
+    # also the value and the MLP's hidden units in the model's dtype. The other fusions keep next to nothing. Triton's
+    # kernels store no dropout.
+    encoder, tokens = job.encoder, job.micro_batch * job.source
+    hidden = {"mlp": 2, "mlp_gelu": 4}.get(job.mapping, 0) * encoder.width
+    mapping = tokens * (4 * (encoder.width + hidden) + (2 * 4 + job.bytes) * job.llm.width)
+    if job.fusion != "transformer_softmax":
+        return mapping
+    scores = 2 * job.heads * (encoder.layers + 1) + encoder.layers
+    kept = job.heads * encoder.width * job.bytes + 4 * (2 * encoder.width + scores)
+    return mapping + tokens * kept + min(tokens, CHUNK) * (encoder.width + job.feedforward) * job.bytes
 
 
 def _logits(job: Job) -> float:
-    # At target places only: in the model's dtype, float32, log-softmax, and the gradient of both.
+    # At target positions only: in the model's dtype, float32, log-softmax, and the gradient of both.
     return job.micro_batch * job.target * job.llm.vocab * (2 * job.bytes + 3 * 4)
 
 

@@ -39,6 +39,25 @@ def test_the_largest_usual_shape(tmp_path: Path) -> None:
     assert len(registers(lines, "attend")) == 1 and max(registers(lines, "attend")) <= 128
 
 
+def test_unknown_names_are_refused() -> None:
+    """In one process: each refusal leaves before anything is compiled."""
+    cases = {"--gpus": "sm90,sm70", "--dtypes": "foo", "--encoders": "tiny", "--heads": "1,0"}
+    program = f"""
+import sys
+sys.path.insert(0, "tools")
+import audit_kernels
+for option, value in {cases!r}.items():
+    try:
+        audit_kernels.main([option, value])
+    except SystemExit as left:
+        print(option, left.code)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines() == [f"{option} 2" for option in cases], done.stderr[-3000:]
+    for words in ("'sm70' is none of sm80, sm90", "'foo' is none of bfloat16", "'tiny' is none of small", "0 is not"):
+        assert words in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", ["sm80", "sm90", "sm100", "gfx942"])
 def test_every_shape(tmp_path: Path, gpu: str) -> None:

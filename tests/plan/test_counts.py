@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -14,11 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge_ds.config.schema import LoraConfig
 from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
+from bridge_ds.fusion import FUSIONS
+from bridge_ds.fusion.kernels.primitives import chunk_rows
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.lora import add_lora
+from bridge_ds.mapping import Projector
 from bridge_ds.plan import operators
 from bridge_ds.plan.job import Job
-from bridge_ds.plan.memory import GIB, memory
+from bridge_ds.plan.memory import CHUNK, GIB, memory
 from bridge_ds.plan.shapes import Shape
 
 # Operators that start no kernel: other views of the same memory, and memory alone.
@@ -114,6 +117,53 @@ def test_t5_holds_one_bias_a_layer_and_no_scores() -> None:
     assert memory(plain)["encoder states"] * GIB == pytest.approx(states + work)
 
 
+def kept_by(run: Callable[[], torch.Tensor], others: Iterable[torch.Tensor]) -> int:
+    """Bytes that autograd keeps of `run`, tensors that are there without it (`others`) aside."""
+    found, there = {}, {tensor.untyped_storage().data_ptr() for tensor in others}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there:
+            found[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept alive, so that no address comes twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        assert run().requires_grad
+    return sum(size for size, _ in found.values())
+
+
+def kept_by_mapping(kind: str, fused: torch.Tensor) -> int:
+    mapping = Projector(kind, D, D)
+    return kept_by(lambda: mapping(fused, torch.ones(B, S))[0], [*mapping.parameters(), *mapping.buffers()])
+
+
+@pytest.mark.parametrize(("name", "heads"), [("transformer_softmax", 1), ("transformer_softmax", 4), ("last_layer", 1)])
+def test_what_the_fusion_keeps_is_the_planned_part(name: str, heads: int) -> None:
+    layers, feedforward = 6, 80
+    options = {"heads": heads, "feedforward": feedforward, "path": "torch"} if name == "transformer_softmax" else {}
+    fusion = FUSIONS[name](num_layers=layers, width=D, **options)
+    states = [torch.randn(B, S, D, dtype=torch.bfloat16, requires_grad=True) for _ in range(layers)]
+    mask = torch.ones(B, S, dtype=torch.long)
+    shape = Shape("x", layers, D, F, D, D, VOCAB, HEADS)
+    job = Job(shape, shape, fusion=name, heads=heads, feedforward=feedforward, source=S, micro_batch=B)
+    mapping = B * S * (4 * D + (2 * 4 + 2) * D)
+    planned = memory(job)["fusion and mapping"] * GIB - mapping
+    query = 4 * (heads + 1) * D if options else 0  # the same for all tokens
+    kept = kept_by(lambda: fusion(states, mask), [*fusion.parameters(), *states])
+    assert kept == pytest.approx(planned + query, abs=B * S)  # a mask
+    # Hidden units of a mapping that has them.
+    fused = torch.randn(B, S, D, dtype=torch.bfloat16)
+    of_linear, of_mlp, of_gelu = (kept_by_mapping(kind, fused) for kind in ("linear", "mlp", "mlp_gelu"))
+    for kind, found in (("mlp", of_mlp), ("mlp_gelu", of_gelu)):
+        more = (memory(job.having(mapping=kind))["fusion and mapping"] - memory(job)["fusion and mapping"]) * GIB
+        assert more == pytest.approx(found - of_linear), kind
+    # Further chunks keep neither value nor hidden units.
+    assert chunk_rows(torch.empty(1, D, device="meta")) == CHUNK
+    more, less = (memory(job.having(source=n * CHUNK))["fusion and mapping"] * GIB for n in (2, 1))
+    inside = (D + feedforward) * 2 if options else 0
+    assert more - less == pytest.approx(B * CHUNK * (planned + mapping) / (B * S) - B * CHUNK * inside)
+
+
 @pytest.mark.parametrize("rank", [0, 4])
 def test_kept_activations_of_a_layer_are_the_planned_ones(rank: int) -> None:
     """Bytes that autograd keeps of one Llama layer in bfloat16, weights aside; with LoRA's updates too."""
@@ -122,20 +172,8 @@ def test_kept_activations_of_a_layer_are_the_planned_ones(rank: int) -> None:
         llm = FrozenLLM(llama(layers))
         if rank:
             add_lora(llm, LoraConfig(rank=rank), 0)
-        model, found = llm.model, {}
-        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                found[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept alive, so that no address comes twice
-            return tensor
-
         embeds = torch.randn(B, S, D, dtype=torch.bfloat16, requires_grad=True)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = model(inputs_embeds=embeds, use_cache=False)
-        assert out.logits.requires_grad
-        return sum(size for size, _ in found.values())
+        return kept_by(lambda: llm.model(inputs_embeds=embeds, use_cache=False).logits, llm.model.parameters())
 
     shape = Shape("x", 3, D, F, D, D // 2, VOCAB, HEADS)
     job = Job(shape, shape, source=S - 2, target=0, micro_batch=B, global_batch=B, lora=rank)

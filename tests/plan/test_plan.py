@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -30,6 +32,7 @@ from bridge_ds.plan.shapes import (
 )
 from bridge_ds.plan.timing import GPUS, Network, gathers
 from tests import tiny
+from tools import plan_cluster
 
 ROOT = Path(__file__).parents[2]
 LONG = pytest.mark.skipif(not os.environ.get("BRIDGE_DS_LONG"), reason="minutes long: set BRIDGE_DS_LONG=1")
@@ -134,6 +137,18 @@ def test_what_is_encoded_together_is_bounded() -> None:
         assert apart.together == 1 and memory(apart) == memory(apart.having(encode_once=False))
 
 
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+def test_stage_2_is_chosen_where_it_fits_and_is_as_fast(gpus: int) -> None:
+    """As the README says. A 1B LLM: gathers are short and hidden, and memory is no reason."""
+    job = Job(ENCODERS["mt5-xl"], LLMS["llama-3.2-1b"], gpus=gpus, process=PROCESS_GIB)
+    best, *others = choices(job, GPUS["a100-80"], Network())
+    assert best.ds_config == "zero2.json" and best.fits
+    assert any(other.fits and other.total < best.total for other in others), "nothing to be preferred to"
+    # Of one file's ways the order is by gathers and passes, where they make a difference.
+    (full,) = (other for other in others if other.ds_config == "zero3.json")
+    assert full.job.encode_once == full.job.may_encode_once
+
+
 def test_what_else_is_trained_is_counted() -> None:
     job = Job(ENCODERS["mt5-xl"], LLMS["llama-2-13b"], nodes=2, gpus=8)
     count = job.encoder.parameters
@@ -177,6 +192,28 @@ def test_the_command_prints_a_plan_that_fits_two_pages() -> None:
     for wrong in (["--llm", "llama-9"], ["--nodes", "3"]):
         refused = run("plan_cluster", *wrong)
         assert refused.returncode == 2 and refused.stderr.startswith("error: ") and "Traceback" not in refused.stderr
+
+
+def test_numbers_that_mean_nothing_are_refused() -> None:
+    sizes = ("nodes", "gpus", "gpu-gib", "network-gbit", "network-share", "utilization", "global-batch",
+             "source-tokens", "target-tokens")  # fmt: skip
+    for name in sizes:
+        for value in ("0", "-8"):
+            refuse_by_parser("--" + name, value, "is not above 0")
+    for name in ("prompt-tokens", "launch-us", "lora"):
+        refuse_by_parser("--" + name, "-1", "is not 0 or more")
+    refuse_by_parser("--network-share", "1.5", "is more than 1")
+    refuse_by_parser("--gpu-gib", "nan", "above 0")
+    refuse_by_parser("--network-gbit", "inf", "is not finite")
+    refuse_by_parser("--gpus", "two", "invalid int value")
+    assert run("plan_cluster", "--nodes", "0").returncode == 2
+
+
+def refuse_by_parser(option: str, value: str, words: str) -> None:
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as left, contextlib.redirect_stderr(said):
+        plan_cluster.main([f"{option}={value}"])
+    assert left.value.code == 2 and words in said.getvalue(), (option, value)
 
 
 def test_the_readme_says_what_is_planned() -> None:
