@@ -68,8 +68,7 @@ class _Fuse(torch.autograd.Function):
             attention_mHP, kept_mHP, pooled_HmD, scale_mL = plan.path.attend(
                 read, plan.rows, lo, hi, query.u_HD, query.position_scores_HP, masks.attention, plan.rms
             )
-            for head, pooled_mD in enumerate(pooled_HmD):  # (as one batch the product takes ten times as long on a CPU)
-                pooled_mD.addmm_(kept_mHP[:, head], query.positions_PD)
+            pooled_HmD.baddbmm_(kept_mHP.transpose(0, 1), query.positions_PD.expand(len(pooled_HmD), -1, -1))
             narrow_HmD = pooled_HmD.to(plan.dtype)
             value_mD, first_mD, second_mD, scores_mL, hidden_mF = tail.forward(
                 p, narrow_HmD, kept_mHP.sum(-1), masks, plan

@@ -24,34 +24,12 @@ CACHE_BYTES = 16 << 20
 SLAB_BYTES = 2 << 20
 """Bytes of one state read together where each is read once only: the sum stays in cache, operators stay few."""
 
-
-class States:
-    """L tensors [N, D], and the rows of them that were copied last: two primitives of one direction read the same."""
-
-    def __init__(self, layers: Sequence[torch.Tensor]) -> None:
-        self.layers = layers
-        self._kept: tuple[tuple[int, int], torch.Tensor] | None = None
-
-    def __len__(self) -> int:
-        return len(self.layers)
-
-    def copied(self, rows: Rows, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
-        """Tokens first..last of all layers, [L, m, D] in `dtype`."""
-        if self._kept is None or self._kept[0] != (first, last):
-            like = self.layers[0]
-            block_LmD = like.new_empty(len(self), last - first, like.shape[1], dtype=dtype)
-            for state, out_mD in zip(self.layers, block_LmD, strict=True):
-                if state.dtype == dtype and rows.index is not None:
-                    torch.index_select(state, 0, rows.index[first:last], out=out_mD)
-                else:
-                    out_mD.copy_(rows.take(state, first, last))
-            self._kept = (first, last), block_LmD
-        return self._kept[1]
+States = Sequence[torch.Tensor]
 
 
-def prepare(states: Sequence[torch.Tensor]) -> States:
-    """What the other primitives take as `states`. Once in each direction."""
-    return States(states)
+def prepare(states: States) -> States:
+    """What the other primitives take as `states`: L tensors [N, D]. Once in each direction."""
+    return states
 
 
 def attend(
@@ -81,9 +59,7 @@ def attend(
     for part, block in _blocks(states, rows, lo, hi, wide):
         raw_LmH = u_HD.new_empty(layers, part.stop - part.start, heads)
         norms = []
-        pairs = [(block, raw_LmH)] if isinstance(block, torch.Tensor) else zip(block, raw_LmH, strict=True)
-        for state, out in pairs:
-            state, out = state.to(wide).flatten(0, -2), out.flatten(0, -2)
+        for state, out in zip((state.to(wide) for state in block), raw_LmH, strict=True):
             if heads == 1:  # a matrix times a vector is faster than a product with one column
                 torch.mv(state, u_HD[0], out=out[:, 0])
             else:
@@ -91,7 +67,7 @@ def attend(
             if scale_mL is not None:
                 norms.append(torch.linalg.vector_norm(state, dim=-1))
         if scale_mL is not None:
-            scale_mL[part] = _inverse_rms(norms, layers, u_HD.shape[1])
+            scale_mL[part] = _inverse_rms(norms, u_HD.shape[1])
         scores_mHP = attention_mHP[part]
         scores_mHP[..., 0] = 0
         raw_mHL = raw_LmH.permute(1, 2, 0)
@@ -129,11 +105,8 @@ def attend_backward(
         d_part_mHP *= kept_mHP[part]
         d_part_mHP.addcmul_(attention_mHP[part], d_part_mHP.sum(-1, keepdim=True), value=-1)
         factors_mHL = d_part_mHP[..., 1:] if scale_mL is None else d_part_mHP[..., 1:] * scale_mL[part, None]
-        if isinstance(block, torch.Tensor):
-            d_u_HD.addmm_(factors_mHL.permute(1, 2, 0).flatten(1), block.flatten(0, 1))
-        else:
-            for layer, state in enumerate(block):
-                d_u_HD.addmm_(factors_mHL[..., layer].T, state.to(d_u_HD.dtype))
+        for layer, state in enumerate(block):
+            d_u_HD.addmm_(factors_mHL[..., layer].T, state.to(d_u_HD.dtype))
     return d_scores_mHP, d_u_HD
 
 
@@ -160,7 +133,7 @@ def mix(
         if rms:
             assert scale_mL is not None
             norms = [torch.linalg.vector_norm(state.to(wide), dim=-1) for state in block]
-            scale_mL[part] = _inverse_rms(norms, len(states), out_ND.shape[1])
+            scale_mL[part] = _inverse_rms(norms, out_ND.shape[1])
         weights_mL = weights.expand(part.stop - part.start, -1) if shared else weights[part]
         if scale_mL is not None:
             weights_mL = weights_mL * scale_mL[part]
@@ -193,8 +166,7 @@ def dot_totals(
     found_L = vectors_ND.new_zeros(len(states), dtype=dtype)
     for first, last in _slabs(states, lo, hi, dtype):
         vector = rows.take(vectors_ND, first, last).to(dtype).reshape(-1)
-        taken = (rows.take(state, first, last).to(dtype).reshape(-1) for state in states.layers)
-        found_L += torch.stack([torch.dot(state, vector) for state in taken])
+        found_L += torch.stack([torch.dot(rows.take(s, first, last).to(dtype).reshape(-1), vector) for s in states])
     return found_L
 
 
@@ -212,22 +184,18 @@ def on_cpu(x: torch.Tensor) -> bool:
 
 def _blocks(
     states: States, rows: Rows, lo: int, hi: int, dtype: torch.dtype
-) -> Iterator[tuple[slice, Sequence[torch.Tensor] | torch.Tensor]]:
-    """Blocks of tokens lo..hi: their position counted from lo, and their L states [rows, D]; one tensor, in `dtype`,
-    where a CPU has to copy them."""
-    like = states.layers[0]
-    cached = on_cpu(like)
-    size = max(8, CACHE_BYTES // max(1, len(states) * like.shape[1] * dtype.itemsize)) if cached else hi - lo
+) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+    """Blocks of tokens lo..hi: their position counted from lo, and their L states [rows, D]; on a CPU in `dtype`."""
+    cached = on_cpu(states[0])
+    size = max(8, CACHE_BYTES // max(1, len(states) * states[0].shape[1] * dtype.itemsize)) if cached else hi - lo
     for first in range(lo, hi, max(1, size)):
         last = min(hi, first + size)
-        if cached and (rows.index is not None or like.dtype != dtype):
-            yield slice(first - lo, last - lo), states.copied(rows, first, last, dtype)
-        else:
-            yield slice(first - lo, last - lo), [rows.take(state, first, last) for state in states.layers]
+        taken = [rows.take(state, first, last) for state in states]
+        yield slice(first - lo, last - lo), [state.to(dtype) for state in taken] if cached else taken
 
 
 def _slabs(states: States, lo: int, hi: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
-    size = max(8, SLAB_BYTES // (states.layers[0].shape[1] * dtype.itemsize))
+    size = max(8, SLAB_BYTES // (states[0].shape[1] * dtype.itemsize))
     for first in range(lo, hi, size):
         yield first, min(hi, first + size)
 
@@ -238,19 +206,19 @@ def _mix_shared(states: States, rows: Rows, lo: int, hi: int, weights_L: torch.T
     in_place = rows.index is None and out_ND.dtype == wide
     for first, last in _slabs(states, lo, hi, wide):
         part_mD = rows.take(out_ND, first, last) if in_place else weights_L.new_empty(last - first, out_ND.shape[1])
-        torch.mul(rows.take(states.layers[0], first, last).to(wide), factors[0], out=part_mD)
-        for state, factor in zip(states.layers[1:], factors[1:], strict=True):
+        torch.mul(rows.take(states[0], first, last).to(wide), factors[0], out=part_mD)
+        for state, factor in zip(states[1:], factors[1:], strict=True):
             part_mD.add_(rows.take(state, first, last).to(wide), alpha=factor)
         if not in_place:
             rows.put(out_ND, first, last, part_mD)
 
 
-def _inverse_rms(norms: Sequence[torch.Tensor], layers: int, width: int) -> torch.Tensor:
-    """[m, L] of norms, layer by layer."""
-    return torch.cat(list(norms)).view(layers, -1).T.square().div_(width).add_(RMS_EPSILON).rsqrt_()
+def _inverse_rms(norms: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """[m, L] of L norms [m]."""
+    return torch.stack(list(norms), dim=-1).square_().div_(width).add_(RMS_EPSILON).rsqrt_()
 
 
-def _accumulate(block: Sequence[torch.Tensor] | torch.Tensor, weights_mL: torch.Tensor, out_mD: torch.Tensor) -> None:
+def _accumulate(block: Sequence[torch.Tensor], weights_mL: torch.Tensor, out_mD: torch.Tensor) -> None:
     # Operators on two dtypes compute in the wider one.
     first_m1, *others = weights_mL[..., None].unbind(1)
     torch.mul(block[0], first_m1, out=out_mD)
@@ -258,10 +226,8 @@ def _accumulate(block: Sequence[torch.Tensor] | torch.Tensor, weights_mL: torch.
         out_mD.addcmul_(state, weight_m1)
 
 
-def _dots(block: Sequence[torch.Tensor] | torch.Tensor, vector_mD: torch.Tensor) -> torch.Tensor:
+def _dots(block: Sequence[torch.Tensor], vector_mD: torch.Tensor) -> torch.Tensor:
     """[m, L]."""
-    if isinstance(block, torch.Tensor):
-        return (block * vector_mD).sum(-1).T
     found_Lm = vector_mD.new_empty(len(block), len(vector_mD))
     product_mD = torch.empty_like(vector_mD)  # one for all: fresh memory for each costs more than the product
     for state, found_m in zip(block, found_Lm, strict=True):
