@@ -33,7 +33,7 @@ examples:
       resolve and check everything, print it, train nothing
 
 The same command again continues a run that was stopped (run.resume, default auto).
-Every key that --set takes, with its unit, stands in bridge_ds/config/schema.py."""
+Every key that --set takes, with its unit, stands in bridge_ds/config/schema/."""
 
 
 def parse_train(argv: list[str] | None = None) -> argparse.Namespace:

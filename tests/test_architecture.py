@@ -124,8 +124,9 @@ def test_names_written_twice_agree() -> None:
 
 
 def test_every_field_of_the_schema_has_its_sentence() -> None:
-    tree = ast.parse((PACKAGE / "config" / "schema.py").read_text(encoding="utf-8"))
-    for node in tree.body:
+    files = list((PACKAGE / "config" / "schema").glob("*.py"))
+    assert len(files) > 1
+    for node in (node for file in files for node in ast.parse(file.read_text(encoding="utf-8")).body):
         if isinstance(node, ast.ClassDef):
             for field, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign):

@@ -1,0 +1,100 @@
+"""The two base models and the bridge between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["EncoderConfig", "FusionConfig", "LoraConfig", "MappingConfig", "ModelConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The two base models, frozen unless `encoder` or `lora` say otherwise."""
+
+    encoder: str = "testbed/encoder"
+    """Multilingual encoder (hub id, local folder, or `testbed/encoder`); only its encoder half is loaded."""
+    llm: str = "testbed/llm"
+    """Causal language model (hub id, local folder, or `testbed/llm`)."""
+    encoder_revision: str | None = None
+    """Hub revision of the encoder (commit, tag or branch); none = the default branch."""
+    llm_revision: str | None = None
+    """Hub revision of the LLM; none = the default branch."""
+    dtype: str = "bfloat16"
+    """Number format of both base models: bfloat16 | float32 (float16 overflows in T5, transformers#9295). What is
+    trained is float32 always."""
+    activation_checkpointing: bool = False
+    """Recompute the LLM's layers in the backward pass instead of keeping their activations (yes/no)."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a hub model (yes/no)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Whether the encoder is trained along with the bridge. Defaults beside `trainable` are LangBridge's (arXiv
+    2401.10695 and its public code), except `dropout`."""
+
+    trainable: bool = False
+    """Train the encoder's weights too (yes/no). LangBridge advises it for LLMs trained on unlabelled text alone, and a
+    frozen encoder for instruction-tuned ones. The weights are then float32 and computed on in model.dtype."""
+    train_embeddings: bool = True
+    """Train its token embeddings as well (yes/no). No = tokens of languages that the data does not hold stay exactly
+    where they are, and mT5's largest tensor needs no gradient and no moments."""
+    lr_scale: float = 0.03
+    """Learning rate of the encoder's parameters, as a multiple of train.lr (LangBridge: 2e-5 beside 6e-4)."""
+    weight_decay: float = 0.1
+    """AdamW's decoupled weight decay of the encoder's matrices, in place of train.weight_decay."""
+    dropout: bool = False
+    """The encoder's own dropout while it is trained (yes/no; LangBridge: yes). Without it the losses depend on neither
+    ranks nor micro-batches; layers are never dropped."""
+    activation_checkpointing: bool = False
+    """Recompute the encoder's layers in the backward pass instead of keeping their activations (yes/no)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank updates of the LLM's matrices (arXiv 2106.09685), through `peft`, trained along with the bridge."""
+
+    rank: int = 0
+    """Rank of each update; 0 = off, the LLM stays as it is."""
+    alpha: int = 16
+    """Each update is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout probability on the input of each update (0 to below 1)."""
+    targets: tuple[str, ...] = ()
+    """Endings of the names of the linear layers that get an update, such as [q_proj, v_proj]; empty = all of them but
+    the output head."""
+    lr_scale: float = 1.0
+    """Learning rate of the updates, as a multiple of train.lr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """How the encoder's L layers become one."""
+
+    name: str = "transformer_softmax"
+    """last_layer (LangBridge) | global_softmax | transformer_softmax (arXiv 2508.09091)."""
+    path: str = "auto"
+    """Code path: auto (triton on a GPU, else torch) | reference (the full layer, slow) | torch | triton."""
+    dropout: float = 0.1
+    """Dropout probability inside transformer_softmax (0 to below 1); the other fusions have none."""
+    heads: int = 1
+    """Attention heads of transformer_softmax's layer (the paper has 1); must divide the encoder's width."""
+    normalize: str = "none"
+    """none | rms: divide each layer's state of each token by its root mean square before both softmax fusions."""
+    include_embeddings: bool = False
+    """Fuse the encoder's embedding output too, as layer 0 before its L layers (yes/no)."""
+    feedforward: int = 2048
+    """Hidden width of the MLP in transformer_softmax's layer (2048 in the paper, whatever the encoder's width)."""
+    lr_scale: float = 1.0
+    """Learning rate of the fusion's parameters, as a multiple of train.lr; below 1 the layer weights move more slowly
+    than the mapping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappingConfig:
+    """From the encoder's width D to the LLM's width H."""
+
+    kind: str = "linear"
+    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (with GELU, LangBridge's ffn)."""
+    calibrate: bool = True
+    """Scale the initial mapping so that soft tokens start at the RMS of the LLM's token embeddings (yes/no)."""

@@ -1,0 +1,47 @@
+"""What is scored after training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["EvaluationConfig", "TaskDataConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskDataConfig:
+    """Where one benchmark's rows come from and how they are read, where that differs from the task's own."""
+
+    source: str = ""
+    """Hub id, or a local folder: LANGUAGE.jsonl (csv, tsv, parquet) for the test, train/en.jsonl to pack, or a copy of
+    the hub's files; empty = the task's own hub id."""
+    revision: str | None = None
+    """Hub revision (commit, tag, branch; refs/convert/parquet where a repository has a loading script, which is never
+    run); none = the task's own for its own id, else the default branch."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """Field of the task -> column of the data, where the names differ, such as {premise: sentence1}."""
+    prompt: str = ""
+    """Prompt with the task's fields in braces, such as "Review: {text} Label:"; empty = the task's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The tasks scored after training, in every language they have."""
+
+    tasks: tuple[str, ...] = ()
+    """Names in bridge_ds.tasks.TASKS; empty = no evaluation at the end."""
+    languages: tuple[str, ...] = ()
+    """Language codes; empty = every language of each task."""
+    limit: int = 0
+    """Samples per task and language; 0 = all."""
+    batch: int = 32
+    """Samples per rank per forward pass."""
+    calibrate: bool = False
+    """Score each choice after a null source too (the prompt with its fields left empty), so that a label that is likely
+    anyway can be told from one that the text makes likely (yes/no)."""
+    max_new_tokens: int = 512
+    """Most LLM tokens that are written as an answer, where a task asks for a number."""
+    llm_from: str = ""
+    """Another scored run: its answers of the LLM alone are taken where models, settings and samples are the same, and
+    not made again (in a comparison of bridges on one LLM they are the same for every run)."""
+    data: dict[str, TaskDataConfig] = field(default_factory=dict)
+    """By task: other rows than the hub's, such as {xnli: {source: FOLDER, fields: {premise: sentence1}}}."""
