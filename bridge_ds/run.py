@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from bridge_ds.checkpoint.format import step_folder
 from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_optimizer, restore
 from bridge_ds.config.load import save_config, to_dict
+from bridge_ds.config.recorded import followed
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import stage
 from bridge_ds.data.batch import StepBatches
+from bridge_ds.data.convention import settled
 from bridge_ds.data.corpus import Corpus, open_corpus
 from bridge_ds.data.embedded import is_embedded, write_embedded
 from bridge_ds.data.index import INDEX_NAME
@@ -74,10 +77,10 @@ class Run:
         on_all(self._check_evaluation, self.world)
         self.fusion_path = on_all(self._choose_path, self.world)
         self.watchdog.start(on_main(self._make_folder, self.world))
-        self.tokenizers: Tokenizers = load_tokenizers(self.config.model)
+        checkpoint, start = on_main(self._find_checkpoints, self.world)
+        self._settle(checkpoint, start)
         config = self._with_shards()
         corpus = self._open_corpus(config)
-        checkpoint, start = on_main(self._find_checkpoints, self.world)
         self.done = checkpoint.step if checkpoint else 0
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         loader = on_all(
@@ -221,15 +224,23 @@ class Run:
                 "choose another with --set run.output=PATH."
             ) from None
 
+    def _settle(self, checkpoint: Checkpoint | None, start: Checkpoint | None) -> None:
+        """Load the tokenizers, and record how the run writes text for the LLM: as the run that it goes on from, else as
+        the tokenizer has it."""
+        if before := checkpoint or start:
+            self.config = followed(self.config, before.manifest["config"])
+        self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
+        if not checkpoint:
+            self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
+        on_main(lambda: save_config(self.config, self.folder / "config.yaml"), self.world)
+
     def _with_shards(self) -> Config:
         """The config with the embedded shards' name replaced by the folder they are written to."""
-        import dataclasses
-
         if not is_embedded(self.config.data.shards):
             return self.config
         folder = self.folder / "shards"
         on_main(lambda: write_embedded(folder), self.world)
-        return dataclasses.replace(self.config, data=dataclasses.replace(self.config.data, shards=str(folder)))
+        return replace(self.config, data=replace(self.config.data, shards=str(folder)))
 
     def _open_corpus(self, config: Config) -> Corpus:
         corpus: Corpus = on_all(lambda: open_corpus(config.data, config.run.seed, self.world), self.world)

@@ -163,7 +163,7 @@ def tokenizers_match(subject: Subject) -> str:
     from bridge_ds.data.tokenize import check_vocabulary, load_tokenizers
 
     of = subject.config.model
-    tokenizers = load_tokenizers(of, subject.hub)
+    tokenizers = load_tokenizers(of, subject.hub, subject.config.data)
     pairs = (
         ("model.encoder", tokenizers.encoder, of.encoder, of.encoder_revision),
         ("model.llm", tokenizers.llm, of.llm, of.llm_revision),

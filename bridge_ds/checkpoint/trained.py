@@ -38,7 +38,7 @@ def load_trained(
     checkpoint = newest(run / "checkpoints", say)
     if checkpoint is None:
         raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}; expected one; train the run first.")
-    tokenizers = load_tokenizers(config.model)
+    tokenizers = load_tokenizers(config.model, data=config.data)
     quiet_transformers()
     model = load_placed(config, tokenizers.bos_id, Placing(device_map=device_map, max_memory=max_memory))
     refuse_other_run(checkpoint, {}, base_identities(config, model, tokenizers, checkpoint.manifest["base"]))

@@ -24,6 +24,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "fusion.normalize": ("none", "rms"),
     "mapping.kind": ("linear", "mlp", "mlp_gelu"),
     "data.objective": ("task", "prefix_lm"),
+    "data.bos": ("auto", "always", "never", "unless_eos"),
+    "data.target_space": ("auto", "space", "none"),
     "train.schedule": ("cosine", "linear", "constant"),
 }
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {

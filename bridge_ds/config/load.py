@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.check import check
+from bridge_ds.config.recorded import completed
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError
 
@@ -68,7 +69,7 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
     path = run / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run} holds no config.yaml; expected a run folder; give the run.output of a training run.")
-    values = _read_yaml(path)
+    values = completed(_read_yaml(path))
     for text in overrides:
         _override(values, text)
     return from_dict(values)

@@ -27,6 +27,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.convert.bases import Base, match, refuse_other_tokens, write_tokenizer, write_weights
 from bridge_ds.convert.layout import Layout, Source
 from bridge_ds.convert.stored import Stored, read_checkpoint
+from bridge_ds.data.convention import settled
 from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.setup import base_identities, build_model
@@ -129,7 +130,7 @@ class Conversion:
         here = _with_folders(config, written, root)
         tokenizers = self.tokenizers
         if written:
-            tokenizers = load_tokenizers(here.model)
+            tokenizers = load_tokenizers(here.model, data=here.data)
             refuse_other_tokens(self.tokenizers, tokenizers, self.added_tokens)
         if "encoder" in written:
             self.model.encoder = load_encoder(here.model)
@@ -180,7 +181,8 @@ def prepare(
     layout = source.read(stored)
     _refuse_other_keys(layout, stored)
     config = _config(source, layout, _named(source, checkpoint, encoder, llm, say), overrides)
-    tokenizers = load_tokenizers(config.model)
+    tokenizers = load_tokenizers(config.model, data=config.data)
+    config = replace(config, data=settled(config.data, tokenizers))
     model = build_model(config, tokenizers.bos_id)
     _refuse_other_shapes(layout, stored, model)
     _load(layout, stored, model)

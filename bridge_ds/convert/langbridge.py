@@ -11,6 +11,16 @@ state of the encoder's last layer and appends ONE learnt vector, `enc_eos`. The 
   experiments"); their rows are among those that mT5's embedding has to spare. The checkpoint does not say so.
 - The LLMs that were not instruction-tuned were trained with the encoder (`freeze_encoder=False`).
 
+The text (python_scripts/train_langbridge.py, evaluation-harness/lm_eval/models/langbridge.py):
+
+- A target is tokenised alone, with no space before it, with the special tokens that the LLM's tokenizer puts by itself:
+  a BOS in front, which the model moves before the soft prompt, and no end token. (Its answers end because the LLM, which
+  is frozen, has learnt to end them.) Its likelihoods have no end token either.
+- To generate, BOS is the LLM tokenizer's `bos_token_id`, always. (Where that is not `bos_token_id` of the LLM's
+  config.json, its BOS stays behind the soft prompt; none of the LLMs that it knows is such a one.)
+- The LLM is shown no text. The encoder reads its text as it stands: with the tokens for white space, a line end at the
+  end of a text is a token.
+
 A padded batch of its own has a hole between the soft tokens of the shorter rows and their text, which its LLM sees as
 distance. Ours has none: rows are as they are there one by one.
 """
@@ -85,9 +95,17 @@ differs from --encoder, because it was trained, that one is written to OUTPUT/en
 LangBridge adds eight tokens of white space to the encoder's tokenizer before it trains, so a tokenizer with these is
 written to OUTPUT/encoder, with the encoder. If yours was trained with add_new_lines_to_enc=False: --no-added-tokens.
 
+Targets are as there: no space before them and no end token behind; BOS always opens. If the answers that yours was
+trained on hold the text of an end token: --set data.target_end=true.
+
 For a model trained on unlabelled text: --set data.objective=prefix_lm.""",
     read=read,
-    settings={"data.max_source_tokens": 1024},
+    settings={
+        "data.bos": "always",
+        "data.target_space": "none",
+        "data.target_end": False,
+        "data.max_source_tokens": 1024,
+    },
     # In the order in which python_scripts/train_langbridge.py adds them, for it decides their ids.
     added_tokens=(*string.whitespace[1:], "  ", "   ", "    "),
     bases=bases,

@@ -7,6 +7,17 @@ encoder's last layer. Its first releases called the module `Adapter` and its `ml
 frozen. The LLM reads [BOS | soft | end_boundary | prompt], closed up to the left; the prompt is there in the second
 stage, augmentation, whose checkpoint is the one that it evaluates.
 
+The text around it (input_features.py, run_training.py, evaluation.py, mindmerger_tools/prompts.py; the later
+mindmerger_tools/input_features.py has the same under another name):
+
+- BOS is the LLM tokenizer's `bos_token_id`, always, whatever that tokenizer does by itself.
+- A target is tokenised alone, with no space before it; the tokenizer's `add_bos_token` is set to no and its
+  `add_eos_token` to yes, so that Llama 2's closes it with the end token. Tokenizers that pass over these two settings
+  (those of Llama 3 in transformers 4) put what they put by themselves: such a checkpoint wants data.target_end=false.
+- A prompt is tokenised alone, as it stands, with both settings at no; its templates end with a colon or a full stop.
+- Its evaluation generates up to `max_gen_len` tokens, greedily, up to an end token of the LLM's generation_config.json,
+  and compares the stripped text with the label (`exact` here), or the last number.
+
 For M2M-100 and NLLB it puts each text's own language token in front; ours has the tokenizer's default there.
 """
 
@@ -51,8 +62,19 @@ be its mt_path and llm_path.
 
 The LLM is shown the text, too (data.augment_prompt), as after the second stage. For the checkpoint of the first stage,
 mapping: --set data.augment_prompt=false. What the LLM is shown is a sample's `prompt` where it has one (MindMerger puts
-its own template around the question there), else its `source`.""",
+its own template around the question there), else its `source`.
+
+Targets and prompts are as there: no space before a target, an end token behind it; BOS always opens.""",
     read=read,
-    settings={"data.augment_prompt": True, "data.max_source_tokens": 512},
+    settings={
+        "data.augment_prompt": True,
+        "data.bos": "always",
+        "data.separator": "keep",
+        "data.target_space": "none",
+        "data.target_end": True,
+        "data.max_source_tokens": 512,
+        "data.max_prompt_tokens": 512,
+        "data.max_target_tokens": 512,
+    },
 )
-"""`max_seq_len` of its second stage is 512."""
+"""`max_seq_len` and `max_gen_len` of its second stage are 512."""

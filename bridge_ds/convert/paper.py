@@ -10,7 +10,20 @@ JSMEmbeddingModel.py and TransSMEmbeddingModel.py, experiments/utils.py): accele
 - `mapping.mlp.fc.`: D -> H (or `linear1`, `linear2`: MindMerger's MLP, which stands in the same file), and
   `mapping.end_boundary` of shape 1 x 1 x H.
 
-The LLM reads [BOS | soft | end_boundary | prompt]. Names of the fusions' parameters come from `paper_names` of our own.
+The LLM reads [BOS | soft | end_boundary | prompt]. The text around it (experiments/read_data.py, trainer.py, eval.py,
+utils.py, IDPDatasets/*.py):
+
+- BOS is the LLM tokenizer's `bos_token_id`, always, whatever that tokenizer does by itself.
+- A target is tokenised alone, with no space before it and without special tokens; the text of the end token is appended
+  to it (so that one that is cut at `max_gen_len` has none; ours keeps it).
+- A prompt is shown with `augmentation` only, tokenised alone, without special tokens. Its templates end with a colon and
+  a blank ("... Label: "), which stays; the tasks here have no blank there, so `data.separator` puts it.
+- Its evaluation generates up to `max_gen_len` tokens, greedily, up to an end token of the LLM's generation_config.json,
+  and compares the stripped text with the label: `exact` here.
+- With a system prompt (experiments/trainer.py) the prompt is the LLM's chat template around a system text and one fixed
+  user text, behind the soft prompt. Give it as each sample's `prompt`, with data.separator=keep.
+
+Names of the fusions' parameters come from `paper_names` of our own.
 Its other variants (queries, gates, aggregators) have keys that are none of these, and are refused by these.
 """
 
@@ -69,8 +82,19 @@ PAPER = Source(
 Reads outputs/.../pytorch_model.bin as the paper's training writes it (the whole model, in parts, too): Global Softmax,
 Transformer Softmax, or its baseline, whichever the keys say. --encoder and --llm are its mt_path and llm_path.
 
-If it was trained with augmentation=True, so that the LLM is shown a prompt too: --set data.augment_prompt=true.""",
+If it was trained with augmentation=True, so that the LLM is shown a prompt too: --set data.augment_prompt=true.
+
+Targets are as there: no space before them, an end token behind; BOS always opens, and a prompt ends with a blank (where
+yours do not: --set data.separator=keep).""",
     read=read,
-    settings={"data.max_source_tokens": 500},
+    settings={
+        "data.bos": "always",
+        "data.separator": " ",
+        "data.target_space": "none",
+        "data.target_end": True,
+        "data.max_source_tokens": 500,
+        "data.max_prompt_tokens": 500,
+        "data.max_target_tokens": 500,
+    },
 )
-"""`max_seq_len` of its training is 500."""
+"""`max_seq_len` and `max_gen_len` of its training are 500."""

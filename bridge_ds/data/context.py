@@ -97,12 +97,13 @@ def context_ids(
     head, tail = plain_ids(of, context.head), plain_ids(of, context.tail)
     if of.bos_id is not None and head[:1] != [of.bos_id]:
         head = [of.bos_id, *head]
-    text = (context.source or "").strip()
-    shown = text if context.prompt is None else context.prompt.strip()
+    # As they stand, as training has them: what a text ends with may be tokens of its own.
+    text = context.source or ""
+    shown = text if context.prompt is None else context.prompt
     source = of.source_ids(text) if bridge and context.source is not None else []
-    ids = of.prompt_ids(shown) if shown and (prompt or not bridge) else []
+    ids = of.prompt_ids(shown) if shown.strip() and (prompt or not bridge) else []
     if not head and not source and not ids and not tail:
-        head = [of.eos_id]  # an LLM without an opening token still needs a place to predict from
+        head = of.opened(head)
     room = _room(limits.positions, len(head) + len(tail) + following)
     kept = _end(ids, min(limits.prompt, room // 2 if source else room))
     kept_source = _end(source, min(limits.source, room - len(kept) - 1))

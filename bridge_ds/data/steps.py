@@ -146,11 +146,10 @@ class StepDataset(Dataset[Parcel | BridgeError]):
                 continue
             text = sample.get("source") or sample.get("text", "")
             target = sample.get("target") or text
-            for side, (made, ids) in enumerate(
-                ((text, self._tokenizers.source_ids(text)), (target, self._tokenizers.label_ids(target)))
-            ):
+            counts = len(self._tokenizers.source_ids(text)) - 1, len(self._tokenizers.targets([target])[0])
+            for side, (made, count) in enumerate(zip((text, target), counts, strict=True)):
                 characters[side] += len(made)
-                tokens[side] += len(ids) - 1
+                tokens[side] += count
         return tokens[0] / characters[0], tokens[1] / characters[1]
 
     def _show(self, sample: TokenizedSample, place: str) -> str:

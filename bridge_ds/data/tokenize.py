@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import DataConfig, ModelConfig
+from bridge_ds.data.convention import KEEP, begins_with_space, opening
 from bridge_ds.data.order import uniform
 from bridge_ds.data.samples import BadSample
 from bridge_ds.data.spiece import with_spiece
@@ -39,45 +40,70 @@ class TokenizedSample:
     prompt: list[int]
     """LLM ids shown beside the soft prompt; empty unless `data.augment_prompt`."""
     target: list[int]
-    """LLM ids to predict, end token included."""
+    """LLM ids to predict, the end token included where the run has one."""
     cut: tuple[str, ...]
     """Which of `source`, `prompt`, `target` were longer than allowed."""
 
 
 @dataclass(frozen=True)
 class Tokenizers:
-    """Both tokenizers and what was decided about their special tokens."""
+    """Both tokenizers and how the run writes text for the LLM: the settings `data.bos`, `data.separator`,
+    `data.target_space` and `data.target_end`, followed here and nowhere else."""
 
     encoder: PreTrainedTokenizerBase
     """Of the multilingual encoder."""
     llm: PreTrainedTokenizerBase
     """Of the causal language model."""
     bos_id: int | None
-    """LLM id that goes before everything, or none (see `_bos_id`)."""
+    """LLM id that goes before everything, or none (see :func:`bridge_ds.data.convention.opening`)."""
     eos_id: int
-    """LLM id that ends every target."""
+    """LLM id of the end token; it closes every target where `end` is set."""
     pad_id: int
     """LLM id on padding places; may equal `eos_id`, so masks are never made by comparing ids with it."""
     encoder_pad_id: int
     """Encoder id on padding places."""
     leading_space: bool
-    """Whether a target is tokenised with a space before it (see `_wants_leading_space`)."""
+    """Whether a target is tokenised with a space before it (see :func:`bridge_ds.data.convention.begins_with_space`)."""
 
     special: frozenset[int]
     """Special ids of the encoder tokenizer."""
+    end: bool = True
+    """Whether the end token closes a target."""
+    separator: str = ""
+    """Text behind a prompt, in place of the white space at its end; `keep` = that white space."""
 
     def sources(self, texts: Sequence[str]) -> list[list[int]]:
         """Encoder ids of source texts, the tokenizer's own special tokens included, uncut."""
         return _ids(self.encoder, texts, special=True)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """LLM ids of prompts without special tokens, uncut; the space before the target belongs to the target."""
-        return _ids(self.llm, [text.rstrip() for text in texts], special=False)
+        """LLM ids of prompts and of what stands between them and the target, without special tokens, uncut."""
+        if self.separator != KEEP:
+            texts = [text.rstrip() + self.separator if text.strip() else "" for text in texts]
+        return _ids(self.llm, texts, special=False)
+
+    def targets(self, texts: Sequence[str]) -> list[list[int]]:
+        """LLM ids of targets as training predicts them, without what closes them, uncut."""
+        space = " " if self.leading_space else ""
+        return _ids(self.llm, [space + text.strip() for text in texts], special=False)
 
     def labels(self, texts: Sequence[str]) -> list[list[int]]:
-        """LLM ids of targets as training predicts them, end token included, uncut."""
-        space = " " if self.leading_space else ""
-        return [[*ids, self.eos_id] for ids in _ids(self.llm, [space + text.strip() for text in texts], special=False)]
+        """:meth:`targets`, each closed as training closes it."""
+        return [[*ids, *self.closing] for ids in self.targets(texts)]
+
+    @property
+    def closing(self) -> list[int]:
+        """LLM ids that close a target: the end token, or none."""
+        return [self.eos_id] if self.end else []
+
+    def opened(self, ids: list[int]) -> list[int]:
+        """All that the LLM reads before an answer, where it reads no soft prompt: never nothing, for a token can only
+        be predicted from another."""
+        return ids if ids or self.bos_id is not None else [self.eos_id]
+
+    def answer(self, text: str) -> str:
+        """A written text without the space that training puts before a target."""
+        return text.removeprefix(" ") if self.leading_space else text
 
     def source_ids(self, text: str) -> list[int]:
         """:meth:`sources` of one text."""
@@ -92,19 +118,23 @@ class Tokenizers:
         return self.labels([text])[0]
 
 
-def load_tokenizers(model: ModelConfig, hub: Mapping[str, Any] = MappingProxyType({})) -> Tokenizers:
+def load_tokenizers(
+    model: ModelConfig, hub: Mapping[str, Any] = MappingProxyType({}), data: DataConfig | None = None
+) -> Tokenizers:
     """Load both tokenizers of a run.
 
     Args:
         model: which.
         hub: where from (cache_dir, token, local_files_only).
+        data: how the run writes text for the LLM; none = as a new run does by default.
 
     Raises:
-        ConfigError: one cannot be loaded, or the LLM's has no end token.
+        ConfigError: one cannot be loaded, or the LLM's has no end token, or no BOS where the run wants one.
     """
     encoder = _load("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code, hub)
     encoder = with_spiece(encoder, model.encoder, model.encoder_revision, hub)
     llm = _load("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
+    data = data or DataConfig()
     eos_id = llm.eos_token_id
     if eos_id is None:
         raise ConfigError(
@@ -114,12 +144,14 @@ def load_tokenizers(model: ModelConfig, hub: Mapping[str, Any] = MappingProxyTyp
     return Tokenizers(
         encoder=encoder,
         llm=llm,
-        bos_id=_bos_id(llm, model.llm, model.llm_revision, hub),
+        bos_id=opening(llm, data.bos, model, hub),
         eos_id=eos_id,
         pad_id=eos_id if llm.pad_token_id is None else llm.pad_token_id,
         encoder_pad_id=encoder.pad_token_id or 0,
-        leading_space=_wants_leading_space(llm),
+        leading_space=begins_with_space(llm, data.target_space),
         special=frozenset(encoder.all_special_ids),
+        end=data.target_end,
+        separator=data.separator,
     )
 
 
@@ -229,7 +261,7 @@ def _cut_all(
     kept = {
         "source": _cut(source, data.max_source_tokens, int(source[-1] in tokenizers.special), keep_tail=tail),
         "prompt": _cut(prompt, data.max_prompt_tokens, 0, keep_tail=tail),
-        "target": _cut(target, data.max_target_tokens, 1, keep_tail=False),
+        "target": _cut(target, data.max_target_tokens, len(tokenizers.closing), keep_tail=False),
     }
     full = {"source": source, "prompt": prompt, "target": target}
     return TokenizedSample(**kept, cut=tuple(name for name in full if len(kept[name]) < len(full[name])))
@@ -245,34 +277,6 @@ def _cut(ids: list[int], limit: int, end: int, *, keep_tail: bool) -> list[int]:
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
     # verbose=False: lengths are cut and counted here, so "longer than the maximum length" would only be noise.
     return tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]  # type: ignore[return-value]
-
-
-def _bos_id(tokenizer: PreTrainedTokenizerBase, name: str, revision: str | None, hub: Mapping[str, Any]) -> int | None:
-    """The token that opened texts in pretraining, as far as the tokenizer tells.
-
-    Most that want one put it there themselves, but not all: Llama 3.1 was published without (transformers#32172), and
-    transformers 5 passes over `add_bos_token` beside a tokenizer.json. So the file itself is asked, and where it is
-    silent a begin token counts unless it is the end token under another name (GPT-2).
-    """
-    from transformers.models.auto.tokenization_auto import get_tokenizer_config
-
-    bos_id = tokenizer.bos_token_id
-    if bos_id is None or _ids(tokenizer, ["a"], special=True)[0][:1] == [bos_id]:
-        return bos_id
-    wanted = get_tokenizer_config(resolve(name), revision=revision, **hub).get("add_bos_token")
-    return bos_id if (bos_id != tokenizer.eos_token_id if wanted is None else wanted) else None
-
-
-def _wants_leading_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a word that follows other words must be given with a space before it to become its usual tokens.
-
-    A target continues a text. Byte-level BPE (GPT-2, Qwen, Llama 3) and Gemma keep the space in the word's token, so
-    "b" alone is not the token that the model has learnt to expect after "a". SentencePiece with its dummy prefix
-    (Llama 2, T5) adds the space itself, and one more would be an extra token. No attribute says which holds; so compare
-    the tail of "a b" with both ways of writing "b".
-    """
-    inside, alone, spaced = _ids(tokenizer, ["a b", "b", " b"], special=False)
-    return bool(spaced) and spaced != alone and inside[-len(spaced) :] == spaced
 
 
 def _load(

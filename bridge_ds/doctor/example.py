@@ -14,6 +14,7 @@ from bridge_ds.bridge import BridgeModel
 from bridge_ds.data.collate import collate
 from bridge_ds.data.tokenize import TokenizedSample
 from bridge_ds.doctor.load import Patient
+from bridge_ds.llm.generate import end_ids
 
 __all__ = ["Example", "SoftToken", "look", "nearest_tokens"]
 
@@ -46,7 +47,7 @@ class Example:
     prompt: str
     """Text beside it; empty unless data.augment_prompt."""
     target: str
-    """What training asks for, end token included."""
+    """What training asks for, the end token included where the run has one."""
     written: str
     """What the LLM writes, greedily."""
 
@@ -73,16 +74,16 @@ def look(patient: Patient, row: TokenizedSample) -> Example:
         SoftToken(str(name), decode([id]), cosine, float(vector.norm()) / usual)
         for name, id, cosine, vector in zip(names, ids, cosines, soft_MH, strict=True)
     )
-    prefix = model.prefix(batch)
+    prefix, ends = model.prefix(batch), end_ids(model.llm.model, of.eos_id)
     written = model.llm.model.generate(
         inputs_embeds=prefix.embeds_BXH,
         attention_mask=prefix.mask_BX,
         # Our own: a model's generation_config.json may hold penalties, which cannot see a soft prompt.
         generation_config=GenerationConfig(
-            max_new_tokens=len(row.target) + 4, do_sample=False, eos_token_id=of.eos_id, pad_token_id=of.pad_id
+            max_new_tokens=len(row.target) + 4, do_sample=False, eos_token_id=sorted(ends), pad_token_id=of.pad_id
         ),
     )[0].tolist()
-    end = written.index(of.eos_id) + 1 if of.eos_id in written else len(written)
+    end = next((place for place, id in enumerate(written, 1) if id in ends), len(written))
     opening = "" if of.bos_id is None else decode([of.bos_id])
     return Example(opening, soft, decode(row.prompt), decode(row.target), decode(written[:end]))
 

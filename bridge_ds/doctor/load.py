@@ -69,7 +69,7 @@ def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> Patient:
     if checkpoint is None:
         why = f" ({notes[0]})" if notes else ""
         raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}{why}; expected one; train the run first.")
-    tokenizers = load_tokenizers(config.model)
+    tokenizers = load_tokenizers(config.model, data=config.data)
     quiet_transformers()
     model = load_placed(config, tokenizers.bos_id, Placing(device_map=device_map, max_memory=max_memory))
     moved = model.state_dict()

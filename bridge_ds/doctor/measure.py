@@ -60,7 +60,8 @@ def _data_facts(rows: list[TokenizedSample], uncut: list[TokenizedSample], token
     shares: dict[str, object] = {
         f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")
     }
-    kept, full = (sum(len(row.target) - 1 for row in some) for some in (rows, uncut))
+    closing = len(tokenizers.closing)
+    kept, full = (sum(len(row.target) - closing for row in some) for some in (rows, uncut))
     unknown = getattr(tokenizers.encoder, "unk_token_id", None)
     ids = [each for row in rows for each in row.source]
     return shares | {

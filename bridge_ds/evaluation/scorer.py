@@ -13,6 +13,7 @@ from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config, DataConfig
 from bridge_ds.data.collate import collate
+from bridge_ds.data.convention import WRITTEN
 from bridge_ds.data.samples import BadSample
 from bridge_ds.data.tokenize import TokenizedSample, Tokenizers, tokenize_samples
 from bridge_ds.engine.distributed import any_rank
@@ -20,8 +21,9 @@ from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import Prediction, Scored
 from bridge_ds.evaluation.score import compare
 from bridge_ds.evaluation.store import Answers, Store, llm_of
-from bridge_ds.llm.generate import generate
-from bridge_ds.llm.score import score_choices
+from bridge_ds.evaluation.written import Wanted
+from bridge_ds.llm.generate import end_ids, generate
+from bridge_ds.llm.score import score_and_begin
 from bridge_ds.llm.splice import Spliced
 from bridge_ds.tasks import find_tasks
 from bridge_ds.tasks.base import Example, Task
@@ -49,12 +51,13 @@ class Scorer:
         """Args:
         bridge: True = soft prompt, and the text prompt where the run has one; False = the LLM reads the source itself.
         calibrate: score every choice after a null source too.
-        max_new_tokens: most tokens of a number's answer.
+        max_new_tokens: most tokens of a written answer.
         any_of: whether a flag is set on some rank (a collective), see :func:`bridge_ds.llm.generate.generate`.
         """
         self.model, self.tokenizers, self.device, self.bridge = model, tokenizers, device, bridge
         self.calibrate, self.max_new_tokens, self.any_of = calibrate, max_new_tokens, any_of
         self.data = dataclasses.replace(data, objective="task", augment_prompt=data.augment_prompt or not bridge)
+        self.ends = end_ids(model.llm.model, tokenizers.eos_id)
         self._null: dict[tuple[str, tuple[str, ...]], tuple[float, ...]] = {}
 
     @torch.no_grad()
@@ -89,7 +92,10 @@ class Scorer:
 
     def _choices(self, examples: Sequence[Example], task: Task, prefix: Spliced) -> list[Prediction]:
         texts = [example.choices or task.labels for example in examples]
-        scores, lengths, greedy = self._score(prefix, texts)
+        scores, lengths, greedy, begins = self._score(prefix, texts)
+        exact = self._written(prefix, [example.target for example in examples], [
+            row[example.label] for row, example in zip(greedy, examples, strict=True)
+        ], begins)
         nulls = self._nulls(examples, task) if self.calibrate else [()] * len(examples)
         return [
             Prediction(
@@ -101,13 +107,13 @@ class Scorer:
                 scores=tuple(scores[row]),
                 tokens=tuple(lengths[row]),
                 null=nulls[row],
-                exact=greedy[row][example.label],
+                exact=exact[row],
             )
             for row, example in enumerate(examples)
         ]
 
     def _numbers(self, examples: Sequence[Example], prefix: Spliced) -> list[Prediction]:
-        written = generate(self.model.llm, prefix, self.tokenizers.eos_id, self.max_new_tokens, self.any_of)
+        written = generate(self.model.llm, prefix, self.ends, self.max_new_tokens, self.any_of)
         texts = [str(self.tokenizers.llm.decode(ids, skip_special_tokens=True)).strip() for ids in written]
         return [
             Prediction(
@@ -120,24 +126,47 @@ class Scorer:
             for example, text in zip(examples, texts, strict=True)
         ]
 
+    def _written(self, prefix: Spliced, targets: Sequence[str], greedy: Sequence[bool], begins: list[int]) -> list[bool]:
+        """Whether greedy decoding writes each row's right text, in whatever tokens and white space around it.
+
+        Args:
+            prefix: what it is written after.
+            targets: the right texts.
+            greedy: whether its usual tokens are what is written.
+            begins: each row's first token.
+        """
+        of = self.tokenizers
+        wanted = [Wanted(target, of) for target in targets]
+        ids = [[] if begin in self.ends else [begin] for begin in begins]
+        unsure = [
+            not sure and bool(row) and each.open(row) for sure, each, row in zip(greedy, wanted, ids, strict=True)
+        ]
+        if self.any_of(any(unsure)):  # seldom: other answers begin otherwise
+            longer = generate(
+                self.model.llm, prefix, self.ends, self.max_new_tokens, self.any_of,
+                lambda row, so_far: unsure[row] and wanted[row].open(so_far),
+            )  # fmt: skip
+            ids = [new if row else old for row, new, old in zip(unsure, longer, ids, strict=True)]
+        return [sure or each.done(row) for sure, each, row in zip(greedy, wanted, ids, strict=True)]
+
     def _score(
         self, prefix: Spliced, texts: Sequence[Sequence[str]]
-    ) -> tuple[list[list[float]], list[list[int]], list[list[bool]]]:
-        """For each row: scores, token counts and greedy matches of its choices."""
+    ) -> tuple[list[list[float]], list[list[int]], list[list[bool]], list[int]]:
+        """For each row: scores, token counts and greedy matches of its choices, and its likeliest first token."""
         flat = list(dict.fromkeys(text for row in texts for text in row))
         ids = dict(zip(flat, self.tokenizers.labels(flat), strict=True))
         choices = [[ids[text] for text in row] for row in texts]
         counts = [len(row) for row in choices]
-        scores_R, greedy_R = score_choices(self.model.llm, prefix, choices)
+        scores_R, greedy_R, begins = score_and_begin(self.model.llm, prefix, choices, self.any_of)
         scores = [part.tolist() for part in scores_R.cpu().split(counts)]
         greedy = [part.tolist() for part in greedy_R.cpu().split(counts)]
-        return scores, [[len(choice) for choice in row] for row in choices], greedy
+        return scores, [[len(choice) for choice in row] for row in choices], greedy, begins
 
     def _nulls(self, examples: Sequence[Example], task: Task) -> list[tuple[float, ...]]:
         """Scores of each sample's choices after its null source; of labels they are computed once."""
         if any(example.choices for example in examples):
             rows = self._rows([(example.null or " ", example.target) for example in examples], task)
-            scores, _, _ = self._score(self._prefix(rows), [example.choices for example in examples])
+            scores = self._score(self._prefix(rows), [example.choices for example in examples])[0]
             return [tuple(row) for row in scores]
         key = (examples[0].null, task.labels)  # one prompt a task, so all ranks compute it in the same turn
         if key not in self._null:
@@ -151,7 +180,7 @@ class Scorer:
         for sample, row in zip(samples, tokenize_samples(samples, self.tokenizers, self.data), strict=True):
             if isinstance(row, BadSample):
                 raise DataError(f"a sample of {task.name} ({sample['source'][:60]!r}) {row}; mend its data.")
-            rows.append(row)
+            rows.append(row if self.bridge else dataclasses.replace(row, prompt=self.tokenizers.opened(row.prompt)))
         return rows
 
     def _prefix(self, rows: Sequence[TokenizedSample]) -> Spliced:
@@ -223,9 +252,12 @@ def _stores(config: Config, run: Path | None, checkpoint: str) -> tuple[Store, S
     values = to_dict(config)
     # All of the config that a score of the LLM alone depends on; a bridge's depends on its training, too.
     lengths = {key: values["data"][key] for key in ("max_source_tokens", "max_prompt_tokens", "augment_prompt")}
+    # Of runs before these settings they are left out: their answers are still theirs.
+    before = to_dict(DataConfig(bos="unless_eos"))
+    written = {key: values["data"][key] for key in WRITTEN if values["data"][key] != before[key]}
     shared = {
         "model": values["model"],
-        "lengths": lengths,
+        "lengths": lengths | written,
         "scoring": {key: values["evaluation"][key] for key in ("calibrate", "max_new_tokens")},
     }
     parts = ("encoder", "lora", "fusion", "mapping", "data", "train")

@@ -60,7 +60,7 @@ class Answerer:
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """LLM tokens of each text, as targets."""
-        return [len(ids) - 1 for ids in self.tokenizers.labels(texts)]
+        return [len(ids) for ids in self.tokenizers.targets(texts)]
 
     @torch.no_grad()
     def score(
@@ -112,15 +112,13 @@ class Answerer:
         return [self._finish(context, text, stops) for context, text in zip(contexts, texts, strict=True)]
 
     def _finish(self, context: Context, text: str, stops: Sequence[str]) -> str:
-        if self.tokenizers.leading_space and not context.is_chat:
-            text = text.removeprefix(" ")  # training puts it before a target; it belongs to no answer
-        return cut_at(text, stops)
+        return cut_at(text if context.is_chat else self.tokenizers.answer(text), stops)
 
     def _continuation(self, context: Context, of: Continuation) -> list[int]:
         if context.is_chat:  # stands at the start of a turn, not in the middle of a text
             ids = self._plain(of.text)
         else:
-            ids = self.tokenizers.label_ids(of.text)[:-1] if of.text.strip() else []
+            ids = self.tokenizers.targets([of.text])[0] if of.text.strip() else []
         return [*ids, self.tokenizers.eos_id] if of.whole and self.options.end_token else ids
 
     def _plain(self, text: str) -> list[int]:

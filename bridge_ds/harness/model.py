@@ -60,8 +60,8 @@ class BridgeLM(LM):
         run: run folder; its newest valid checkpoint is loaded.
         bridge: False = the LLM alone, which reads the context itself: the baseline on the same samples.
         prompt: the LLM reads the context itself beside the soft prompt (default: the run's data.augment_prompt).
-        end_token: an answer is scored with the end token after it (default: yes for objective `task`, which trains
-            answers closed by it; no for `prefix_lm`, whose texts go on).
+        end_token: an answer is scored with the end token after it (default: as data.target_end for objective `task`,
+            which trains answers closed by it; no for `prefix_lm`, whose texts go on).
         max_source_tokens: encoder tokens of a context; more are cut from its beginning (default: the run's).
         max_prompt_tokens: the same for what the LLM reads (default: the run's).
         window: LLM tokens that are scored after one context in loglikelihood_rolling (default: the longest target that
@@ -101,7 +101,7 @@ class BridgeLM(LM):
         self.options = Options(
             bridge=bridge,
             prompt=data.augment_prompt if prompt is None else prompt,
-            end_token=data.objective == "task" if end_token is None else end_token,
+            end_token=data.objective == "task" and data.target_end if end_token is None else end_token,
             max_source_tokens=max_source_tokens or data.max_source_tokens,
             max_prompt_tokens=max_prompt_tokens or data.max_prompt_tokens,
         )

@@ -68,7 +68,8 @@ class Answering:
         Args:
             input_ids: [B, S] encoder ids.
             attention_mask: [B, S], 1 on real tokens; none = all are.
-            prefix_ids: [B, K] LLM ids before the soft prompt; none = the LLM's opening token, where it has one.
+            prefix_ids: [B, K] LLM ids before the soft prompt; none = the token that opens the LLM's input in this
+                bridge, where one does (and the end token in rows in which the LLM would read nothing at all).
             prefix_mask: likewise, as for `input_ids`.
             suffix_ids: [B, K] LLM ids after it: the text itself with `augment_prompt`, the end of a chat template.
             suffix_mask: as for `input_ids`.
@@ -76,10 +77,9 @@ class Answering:
             side: of the padding of the result.
         """
         device, rows = self.device, input_ids.shape[0]
-        bos = self.tokenizers.bos_id
         none = input_ids.new_zeros(rows, 0)
         if prefix_ids is None:
-            prefix_ids, prefix_mask = (none if bos is None else input_ids.new_full((rows, 1), bos)), None
+            prefix_ids, prefix_mask = self._opening(input_ids, attention_mask, suffix_ids, suffix_mask)
         target = None
         if labels is not None:
             real = labels != IGNORE
@@ -89,6 +89,23 @@ class Answering:
         before = _on(device, prefix_ids, prefix_mask)
         after = _on(device, none if suffix_ids is None else suffix_ids, suffix_mask)
         return self.bridge.around(before, source, after, target, side)
+
+    def _opening(self, *sides: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What stands before the soft prompt where nothing is given: [B, 1] ids and mask.
+
+        Args:
+            sides: ids and mask in turn of all that stands behind it.
+        """
+        of = self.tokenizers
+        ids = sides[0]
+        assert ids is not None
+        empty_B = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+        for some, mask in zip(sides[::2], sides[1::2], strict=True):
+            if some is not None and some.shape[1]:
+                empty_B &= torch.zeros_like(empty_B) if mask is None else ~mask.bool().any(1).to(empty_B.device)
+        opening = of.eos_id if of.bos_id is None else of.bos_id
+        mask_B = empty_B if of.bos_id is None else torch.ones_like(empty_B)
+        return ids.new_full((len(ids), 1), opening), mask_B[:, None].long()
 
     def forward(
         self,

@@ -66,7 +66,7 @@ def load_bases(
         ConfigError: a base model cannot be loaded.
     """
     tensors = source.tensors()
-    tokenizers = load_tokenizers(run.model, hub)
+    tokenizers = load_tokenizers(run.model, hub, run.data)
     model = load_placed(run, tokenizers.bos_id, placing, hub)
     check_vocabulary(tokenizers.encoder, model.encoder.vocab_size, "encoder")
     check_vocabulary(tokenizers.llm, model.llm.vocab_size, "llm")

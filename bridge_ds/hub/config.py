@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from bridge_ds.data.convention import WRITTEN
+
 __all__ = ["MODEL_TYPE", "BridgeConfig", "from_run", "register", "to_run"]
 
 MODEL_TYPE = "bridge_ds"
@@ -19,6 +21,8 @@ _NOT_SHARED = {
     "mapping": ("calibrate",),
 }
 """Keys of the recipe that only matter where and while a bridge is trained."""
+_DATA = ("augment_prompt", *WRITTEN, "max_source_tokens", "max_prompt_tokens")
+"""Keys of the recipe's `data:` part that decide what the models read and write."""
 _registered = False
 
 
@@ -49,6 +53,14 @@ class BridgeConfig(PreTrainedConfig):
     """Keys of the recipe's `lora:` part where the LLM has updates; empty = it has none."""
     augment_prompt: bool = False
     """The LLM reads the source text too, after the soft prompt (as data.augment_prompt)."""
+    bos: str = "unless_eos"
+    """As data.bos; the default is what was done before there was a choice, likewise in the next three."""
+    separator: str = ""
+    """As data.separator."""
+    target_space: str = "auto"
+    """As data.target_space."""
+    target_end: bool = True
+    """As data.target_end."""
     max_source_tokens: int = 512
     """Encoder tokens of a text; of a longer one the end is read."""
     max_prompt_tokens: int = 512
@@ -88,9 +100,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         llm_revision=config.model.llm_revision,
         base=dict(base),
         base_dtype=config.model.dtype,
-        augment_prompt=config.data.augment_prompt,
-        max_source_tokens=config.data.max_source_tokens,
-        max_prompt_tokens=config.data.max_prompt_tokens,
+        **{key: values["data"][key] for key in _DATA},
         encoder_training=training if config.encoder.trainable else {},
         lora=lora if config.lora.rank else {},
         architectures=["BridgeForCausalLM"],
@@ -125,11 +135,7 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
             "lora": config.lora,
             "fusion": config.fusion,
             "mapping": config.mapping,
-            "data": {
-                "augment_prompt": config.augment_prompt,
-                "max_source_tokens": config.max_source_tokens,
-                "max_prompt_tokens": config.max_prompt_tokens,
-            },
+            "data": {key: getattr(config, key) for key in _DATA},
         }
     )
     check(found)

@@ -128,8 +128,8 @@ def _prove(model: BridgeForCausalLM, folder: Path) -> None:
         ) from None
     ours, theirs = model.tokenizers, processor.tokenizers
     probe = ["a b c", "one, two; 3?"]
-    same = (ours.sources(probe), ours.labels(probe), ours.bos_id, ours.pad_id) == (
-        theirs.sources(probe), theirs.labels(probe), theirs.bos_id, theirs.pad_id,
+    same = (ours.sources(probe), ours.prompts(probe), ours.labels(probe), ours.bos_id, ours.pad_id) == (
+        theirs.sources(probe), theirs.prompts(probe), theirs.labels(probe), theirs.bos_id, theirs.pad_id,
     )  # fmt: skip
     if not same:
         raise CheckpointError(

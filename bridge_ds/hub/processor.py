@@ -95,8 +95,9 @@ class BridgeProcessor(ProcessorMixin):
             open_source(os.fspath(pretrained_model_name_or_path), revision, hub),
             {"encoder": encoder, "llm": llm, "encoder_revision": encoder_revision, "llm_revision": llm_revision},
         )
-        model = to_run(source.config, bool(trust_remote_code)).model
-        tokenizers = load_tokenizers(model, hub)
+        run = to_run(source.config, bool(trust_remote_code))
+        model = run.model
+        tokenizers = load_tokenizers(model, hub, run.data)
         if not allow_base_mismatch:
             _compare(source.config, tokenizers)
         llm_config = AutoConfig.from_pretrained(
@@ -180,11 +181,11 @@ class BridgeProcessor(ProcessorMixin):
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = True, **options: Any) -> list[str]:
         """What was written, as text; the one space that training puts before an answer is taken off."""
         found = self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **options)
-        return [self._bare(text) for text in found]
+        return [self.tokenizers.answer(text) for text in found]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **options: Any) -> str:
         """:meth:`batch_decode` of one answer."""
-        return self._bare(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options))
+        return self.tokenizers.answer(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options))
 
     @property
     def model_input_names(self) -> list[str]:
@@ -262,9 +263,6 @@ class BridgeProcessor(ProcessorMixin):
         heads, sources, tails = (list(part) for part in zip(*rows, strict=True))
         lists = {"input_ids": sources, "prefix_ids": heads, "suffix_ids": tails}
         return BatchFeature(lists | ({} if labels is None else {"labels": list(labels)}))
-
-    def _bare(self, text: str) -> str:
-        return text.removeprefix(" ") if self.tokenizers.leading_space else text
 
 
 def _compare(config: BridgeConfig, tokenizers: Tokenizers) -> None:

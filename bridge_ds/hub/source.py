@@ -15,6 +15,7 @@ from typing import Any
 from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.load import Checkpoint, newest
 from bridge_ds.config.load import from_dict, load_run_config
+from bridge_ds.config.recorded import completed
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.hub.config import MODEL_TYPE, BridgeConfig, from_run
@@ -77,7 +78,7 @@ def open_source(
         return _of_checkpoint(name, folder, checkpoint, run_config, config)
     if (folder / layout.MANIFEST).is_file():
         checkpoint = Checkpoint.read(folder)
-        run_config = from_dict(checkpoint.manifest["config"])
+        run_config = from_dict(completed(checkpoint.manifest["config"]))
         return _of_checkpoint(name, folder.absolute().parents[1], checkpoint, run_config, config)
     _refuse_misspelt(folder)
     if folder.is_dir() and not (folder / CONFIG).is_file():

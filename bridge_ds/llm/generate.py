@@ -5,7 +5,7 @@ Letters: B batch, X prefix length and what has been written, H LLM width, V voca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -21,18 +21,21 @@ __all__ = ["cut_at", "end_ids", "generate"]
 def generate(
     llm: FrozenLLM,
     prefix: Spliced,
-    end: int,
+    ends: Collection[int],
     most: int,
     any_of: Callable[[bool], bool] = bool,
+    going: Callable[[int, list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """What the model writes, the likeliest token each time.
 
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
-        end: token id after which a row is done.
+        ends: token ids after each of which a row is done (see :func:`end_ids`).
         most: most tokens of a row, the end included.
         any_of: whether a flag is set on some rank (a collective). Under ZeRO-3 every rank must run the model as often
             as the others, so all go on while one has a row to finish.
+        going: whether a row is still wanted, asked with its place and what it has written before its first token and
+            after each one; none = all are.
 
     Returns:
         For each row the ids up to the end token, which is left out.
@@ -41,14 +44,15 @@ def generate(
     mask_BX, position_B = prefix.mask_BX, prefix.mask_BX.sum(1)
     rows = mask_BX.shape[0]
     written: list[list[int]] = [[] for _ in range(rows)]
-    open_B = torch.ones(rows, dtype=torch.bool, device=mask_BX.device)
+    open_ = [going is None or going(row, []) for row in range(rows)]
     for step in range(most):
         next_B = logits_BV.argmax(-1)
-        open_B &= next_B != end
-        for row, (token, going) in enumerate(zip(next_B.tolist(), open_B.tolist(), strict=True)):
-            if going:
+        for row, token in enumerate(next_B.tolist()):
+            open_[row] = open_[row] and token not in ends
+            if open_[row]:
                 written[row].append(token)
-        if step == most - 1 or not any_of(bool(open_B.any())):
+                open_[row] = going is None or going(row, written[row])
+        if step == most - 1 or not any_of(any(open_)):
             break
         mask_BX = torch.cat([mask_BX, mask_BX.new_ones(rows, 1)], dim=1)
         logits_BV, output = llm.logits_at(

@@ -6,7 +6,7 @@ predicted, H LLM width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,7 +14,7 @@ from bridge_ds.frozen.place import is_split
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.splice import Spliced
 
-__all__ = ["read_prefix", "score_choices", "score_labels"]
+__all__ = ["read_prefix", "score_and_begin", "score_choices", "score_labels"]
 
 _ROWS = 1024
 """Rows of logits that are turned to float32 at a time."""
@@ -40,40 +40,55 @@ def score_labels(llm: FrozenLLM, prefix: Spliced, labels: Sequence[Sequence[int]
 def score_choices(
     llm: FrozenLLM, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Likelihood and greedy match of each row's own choices. The model runs twice, whatever these are (once where none
-    has two tokens).
+    """Likelihood and greedy match of each row's own choices; see :func:`score_and_begin`."""
+    return score_and_begin(llm, prefix, choices)[:2]
+
+
+@torch.no_grad()
+def score_and_begin(
+    llm: FrozenLLM,
+    prefix: Spliced,
+    choices: Sequence[Sequence[Sequence[int]]],
+    any_of: Callable[[bool], bool] = bool,
+) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+    """Likelihood and greedy match of each row's own choices, and each row's likeliest first token. The model runs twice,
+    whatever these are (once where none has two tokens).
 
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
-        choices: for each row its choices, lists of token ids; of none the log-probability is 0. Under ZeRO-3 each rank
-            must have one of two tokens or more (a text and its end token).
+        choices: for each row its choices, lists of token ids; of none the log-probability is 0.
+        any_of: whether a flag is set on some rank (a collective). Under ZeRO-3 every rank must run the model as often
+            as the others.
 
     Returns:
         scores [R], row by row: sum of log p over the choice's tokens, in nats; greedy [R]: true where each token of the
-        choice is the likeliest after the ones before it, which is to say that greedy decoding gives exactly this one.
+        choice is the likeliest after the ones before it, which is to say that greedy decoding gives exactly this one;
+        and a token id for each row, empty where there is nothing to score.
     """
     device = prefix.mask_BX.device
     flat = [ids for row in choices for ids in row]
     row_R = torch.tensor([place for place, row in enumerate(choices) for _ in row], device=device)
     length_R = torch.tensor([len(ids) for ids in flat])
     longest = int(length_R.max()) if flat else 0
-    if not longest:
-        return torch.zeros(len(flat), device=device), torch.ones(len(flat), dtype=torch.bool, device=device)
-    ids_RT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in flat])
+    if not any_of(longest > 0):
+        return torch.zeros(len(flat), device=device), torch.ones(len(flat), dtype=torch.bool, device=device), []
+    longest = max(longest, 1 + any_of(longest > 1))
+    ids_RT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in flat]).reshape(len(flat), longest)
     real_RT = torch.arange(longest) < length_R[:, None]
     ids_RT, real_RT = ids_RT.to(device), real_RT.to(device)
 
     first_BV, cache = read_prefix(llm, prefix)
+    begins = first_BV.argmax(-1).tolist()
     log_p_R, greedy_R = _look_up(first_BV[row_R], ids_RT[:, 0])
     if not real_RT[:, 0].all():
         log_p_R, greedy_R = log_p_R.where(real_RT[:, 0], 0.0), greedy_R | ~real_RT[:, 0]
     if longest == 1:
-        return log_p_R, greedy_R
+        return log_p_R, greedy_R, begins
     rest_NV = _read_choices(llm, prefix, row_R, ids_RT, real_RT, cache)
     log_p_N, greedy_N = _look_up(rest_NV, ids_RT[:, 1:][real_RT[:, 1:]])
     log_p_RT = log_p_R.new_zeros(real_RT[:, 1:].shape).masked_scatter(real_RT[:, 1:], log_p_N)
     greedy_RT = torch.ones_like(real_RT[:, 1:]).masked_scatter(real_RT[:, 1:], greedy_N)
-    return log_p_R + log_p_RT.sum(-1), greedy_R & greedy_RT.all(-1)
+    return log_p_R + log_p_RT.sum(-1), greedy_R & greedy_RT.all(-1), begins
 
 
 def read_prefix(llm: FrozenLLM, prefix: Spliced) -> tuple[torch.Tensor, object]:

@@ -59,6 +59,10 @@ def make_llm_tokenizer(folder: Path) -> Any:
     )
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
     wrapped.save_pretrained(folder)
+    # Its model was pretrained on texts that begin with BOS; transformers 5 does not save this.
+    path = folder / "tokenizer_config.json"
+    settings = {"add_bos_token": True} | json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return wrapped
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge_ds.config.schema import DataConfig, ModelConfig
+from bridge_ds.config.load import from_dict, to_dict
+from bridge_ds.config.recorded import completed, followed
+from bridge_ds.config.schema import Config, DataConfig, ModelConfig
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.collate import collate, pad, unwrap, wrap
+from bridge_ds.data.convention import settled
 from bridge_ds.data.tokenize import (
     TokenizedSample,
     check_vocabulary,
@@ -27,8 +32,8 @@ from tests.data.conftest import save_byte_level, save_metaspace
 SAMPLE = {"source": "the cat sat on a mat", "target": "two birds"}
 
 
-def _load(encoder: Path, llm: Path):
-    return load_tokenizers(ModelConfig(encoder=str(encoder), llm=str(llm)))
+def _load(encoder: Path, llm: Path, **data: object):
+    return load_tokenizers(ModelConfig(encoder=str(encoder), llm=str(llm)), data=DataConfig(**data))  # type: ignore[arg-type]
 
 
 def test_byte_level_targets_begin_with_a_space(tokenizers) -> None:
@@ -65,21 +70,105 @@ def test_special_tokens_are_decided_by_the_tokenizer(tokenizers, encoder_folder:
     assert with_start.bos_id not in with_start.label_ids("cat")
 
 
-def test_a_begin_token_that_the_tokenizer_forgets_to_add_still_opens(encoder_folder: Path, tmp_path: Path) -> None:
+OWN, FORGOTTEN, SAID, DENIED, ONE_ID, ONE_ID_SAID = range(6)
+
+
+@pytest.mark.parametrize(
+    ("rule", "opened"),
+    [
+        ("auto", {OWN, SAID, ONE_ID_SAID}),  # what the tokenizer, or its own file, says: SmolLM2's opens no text
+        ("always", {OWN, FORGOTTEN, SAID, DENIED, ONE_ID, ONE_ID_SAID}),
+        ("never", set()),
+        ("unless_eos", {OWN, FORGOTTEN, SAID, ONE_ID_SAID}),  # runs before there was a choice
+    ],
+)
+def test_opening_token_is_what_the_tokenizer_does_by_itself_or_what_the_run_says(
+    encoder_folder: Path, tmp_path: Path, rule: str, opened: set[int]
+) -> None:
+    changes: dict[int, dict[str, object]] = {
+        OWN: {}, FORGOTTEN: {}, SAID: {"add_bos_token": True}, DENIED: {"add_bos_token": False},
+        ONE_ID: {"eos_token": "<start>"}, ONE_ID_SAID: {"eos_token": "<start>", "add_bos_token": True},
+    }  # fmt: skip
     save_byte_level(tmp_path, bos=True)
-    core = json.loads((tmp_path / "tokenizer.json").read_text())
-    (tmp_path / "tokenizer.json").write_text(json.dumps({**core, "post_processor": None}))
-    forgetful = _load(encoder_folder, tmp_path)
-    assert forgetful.llm("cat")["input_ids"][0] != forgetful.llm.bos_token_id == forgetful.bos_id
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": False}))
-    assert _load(encoder_folder, tmp_path).bos_id is None
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<start>"}))
-    assert _load(encoder_folder, tmp_path).bos_id is None
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({**settings, "eos_token": "<start>", "add_bos_token": True})
-    )
-    assert _load(encoder_folder, tmp_path).bos_id == forgetful.bos_id
+    found = set()
+    for case, change in changes.items():
+        if case == FORGOTTEN:
+            core = json.loads((tmp_path / "tokenizer.json").read_text())
+            (tmp_path / "tokenizer.json").write_text(json.dumps({**core, "post_processor": None}))
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **change}))
+        loaded = _load(encoder_folder, tmp_path, bos=rule)
+        assert loaded.bos_id in (None, 1) and loaded.llm.bos_token_id == 1
+        found |= {case} if loaded.bos_id == 1 else set()
+    assert found == opened
+
+
+def test_a_run_that_wants_an_opening_token_needs_one(encoder_folder: Path, llm_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data.bos is always, and the tokenizer of model.llm .* has no BOS"):
+        _load(encoder_folder, llm_folder, bos="always")
+
+
+def test_targets_are_written_as_the_run_says(encoder_folder: Path, llm_folder: Path, tmp_path: Path) -> None:
+    plain = _load(encoder_folder, llm_folder)
+    spaced, bare = (plain.llm(text, add_special_tokens=False)["input_ids"] for text in (" cat", "cat"))
+    assert spaced != bare
+    for space, ids in (("auto", spaced), ("space", spaced), ("none", bare)):
+        assert _load(encoder_folder, llm_folder, target_space=space).label_ids(" cat ") == [*ids, plain.eos_id]
+        assert _load(encoder_folder, llm_folder, target_space=space, target_end=False).label_ids("cat") == ids
+    metaspace = save_metaspace(tmp_path)
+    usual = _load(encoder_folder, metaspace, target_space="none").label_ids("cat")
+    assert usual == _load(encoder_folder, metaspace).label_ids("cat")
+    # What was put in front is no part of an answer.
+    assert _load(encoder_folder, llm_folder).answer(" cat") == "cat"
+    assert _load(encoder_folder, llm_folder, target_space="none").answer(" cat") == " cat"
+
+
+@pytest.mark.parametrize(
+    ("separator", "shown"), [("", "cat"), (" ", "cat "), ("\n\n", "cat\n\n"), (" =>", "cat =>"), ("keep", "cat \n")]
+)
+def test_a_prompt_ends_as_the_run_says(encoder_folder: Path, llm_folder: Path, separator: str, shown: str) -> None:
+    found = _load(encoder_folder, llm_folder, separator=separator)
+    assert found.llm.decode(found.prompt_ids("cat \n")) == shown
+    assert found.prompt_ids("") == []
+
+
+def test_a_target_without_end_token_is_cut_to_its_full_length(encoder_folder: Path, llm_folder: Path) -> None:
+    data = DataConfig(target_end=False, max_target_tokens=2)
+    found = load_tokenizers(ModelConfig(encoder=str(encoder_folder), llm=str(llm_folder)), data=data)
+    target = tokenize_sample({"source": "the cat", "target": "two red birds fly"}, found, data).target
+    assert target == found.label_ids("two red birds fly")[:2]
+
+
+def test_what_auto_has_come_to_is_recorded_and_followed(encoder_folder: Path, tmp_path: Path) -> None:
+    opened = _load(encoder_folder, save_byte_level(tmp_path / "bos", bos=True))
+    new = settled(DataConfig(), opened)
+    assert (new.bos, new.target_space) == ("always", "space")
+    other = _load(encoder_folder, save_metaspace(tmp_path / "metaspace"))
+    assert settled(DataConfig(), other) == replace(DataConfig(), bos="never", target_space="none")
+    said = DataConfig(bos="unless_eos", target_space="none")
+    assert settled(said, opened) == said
+
+    # A run that goes on takes what was recorded; one from before the settings has none of them.
+    assert followed(Config(), to_dict(Config(data=new))).data == new
+    assert followed(Config(data=said), to_dict(Config(data=new))).data == said
+    old = to_dict(Config())
+    del old["data"]["bos"], old["data"]["target_space"]
+    assert followed(Config(), old).data == replace(DataConfig(), bos="unless_eos")
+    assert from_dict(completed(old)).data == replace(DataConfig(), bos="unless_eos")
+    assert from_dict(completed({})).data.bos == "unless_eos" and completed({"data": None})["data"]["bos"]
+    assert from_dict(completed({"data": {"bos": "never"}})).data.bos == "never"
+
+
+def test_every_place_that_loads_tokenizers_says_how_the_run_writes() -> None:
+    root = Path(__file__).parents[2]
+    calls = [
+        (path, call)
+        for folder in ("bridge_ds", "tools")
+        for path in (root / folder).rglob("*.py")
+        for call in re.findall(r"(?<!def )load_tokenizers\((.*)\)", path.read_text(encoding="utf-8"))
+    ]
+    assert len(calls) >= 7
+    assert all(".data" in call for _, call in calls), [each for each in calls if ".data" not in each[1]]
 
 
 def test_a_language_model_needs_an_end_token(encoder_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""Is a text that is being written the right one? As text: tokens and the white space around it do not count. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bridge_ds.data.tokenize import Tokenizers
+
+__all__ = ["Wanted"]
+
+_WHITE = 16
+"""Letters of white space in front or behind, after which nothing else is expected to come."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A right answer, asked about as an answer grows."""
+
+    target: str
+    """The right text."""
+    of: Tokenizers
+    """Of the run. Where its targets have no end token nothing ends an answer, so what begins right is right."""
+
+    def open(self, ids: Sequence[int]) -> bool:
+        """Whether more tokens must be seen to know: what is written may still become the right text, or go beyond it."""
+        text, right = self._text(ids).rstrip("\ufffd"), self.target.strip()  # half a letter decodes to U+FFFD
+        bare = text.lstrip()
+        if len(text) - len(bare) > _WHITE or len(bare) - len(right) > _WHITE:
+            return False
+        return right.startswith(bare) if len(bare) < len(right) else self.of.end and bare.rstrip() == right
+
+    def done(self, ids: Sequence[int]) -> bool:
+        """Whether an answer, whole or no longer open, is the right text."""
+        text, right = self._text(ids).strip(), self.target.strip()
+        return text == right if self.of.end else text.startswith(right)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        tokens = list(ids)
+        text: str = self.of.llm.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[assignment]
+        return text
