@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.checkpoint.save import Snapshot, write
 from bridge_ds.config.load import load_config, save_config, to_dict
+from bridge_ds.data.convention import settled
 from bridge_ds.data.tokenize import load_tokenizers
 from bridge_ds.engine.setup import base_identities, build_model
 
 
-def make_run(folder: Path, settings: list[str], scale: float = 0.1) -> Path:
+def make_run(
+    folder: Path, settings: list[str], scale: float = 0.1, change: Callable[[BridgeModel], None] = lambda _: None
+) -> Path:
     """Write `folder` as a training run would, after no step.
 
     Args:
         settings: `key=value` over the testbed's recipe.
         scale: mapping.scale, so that soft tokens are about as large as the LLM's own.
+        change: sets what the run is to have trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = load_config("testbed", [*settings, f"run.output={folder}"])
-    tokenizers = load_tokenizers(config.model)
+    tokenizers = load_tokenizers(config.model, data=config.data)
+    config = replace(config, data=settled(config.data, tokenizers))
     model = build_model(config, tokenizers.bos_id)
     with torch.no_grad():
         model.mapping.scale.fill_(scale)
@@ -30,6 +38,7 @@ def make_run(folder: Path, settings: list[str], scale: float = 0.1) -> Path:
             if name.startswith(("encoder.", "llm.")):
                 # As training would leave them: a run that lost these would answer otherwise.
                 tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name))), alpha=0.05)
+        change(model)
     tensors = {name: tensor.detach().clone() for name, tensor in trained_tensors(model).items()}
     save_config(config, folder / "config.yaml")
     write(
