@@ -39,6 +39,4 @@ def followed(config: Config, recorded: Mapping[str, Any]) -> Config:
     theirs = completed(recorded)["data"]
     open_ = [key for key in _OPEN if getattr(config.data, key) == "auto"]
     defaults = DataConfig()
-    return replace(
-        config, data=replace(config.data, **{key: theirs.get(key, getattr(defaults, key)) for key in open_})
-    )
+    return replace(config, data=replace(config.data, **{key: theirs.get(key, getattr(defaults, key)) for key in open_}))

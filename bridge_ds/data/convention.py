@@ -80,7 +80,7 @@ def begins_with_space(tokenizer: PreTrainedTokenizerBase, rule: str) -> bool:
 
 def settled(data: DataConfig, tokenizers: Tokenizers) -> DataConfig:
     """What `auto` has come to, to be recorded: another release of transformers may come to something else."""
-    found = {
+    found: dict[str, Any] = {
         "bos": "never" if tokenizers.bos_id is None else "always",
         "target_space": "space" if tokenizers.leading_space else "none",
     }

@@ -63,7 +63,7 @@ class Tokenizers:
     encoder_pad_id: int
     """Encoder id on padding places."""
     leading_space: bool
-    """Whether a target is tokenised with a space before it (see :func:`bridge_ds.data.convention.begins_with_space`)."""
+    """Whether a target is tokenised with a space before it (:func:`bridge_ds.data.convention.begins_with_space`)."""
 
     special: frozenset[int]
     """Special ids of the encoder tokenizer."""

@@ -93,9 +93,10 @@ class Scorer:
     def _choices(self, examples: Sequence[Example], task: Task, prefix: Spliced) -> list[Prediction]:
         texts = [example.choices or task.labels for example in examples]
         scores, lengths, greedy, begins = self._score(prefix, texts)
-        exact = self._written(prefix, [example.target for example in examples], [
-            row[example.label] for row, example in zip(greedy, examples, strict=True)
-        ], begins)
+        labels = [example.label for example in examples]
+        right = [own[label] for own, label in zip(texts, labels, strict=True)]
+        usual = [row[label] for row, label in zip(greedy, labels, strict=True)]
+        exact = self._written(prefix, right, usual, begins)
         nulls = self._nulls(examples, task) if self.calibrate else [()] * len(examples)
         return [
             Prediction(
@@ -126,7 +127,9 @@ class Scorer:
             for example, text in zip(examples, texts, strict=True)
         ]
 
-    def _written(self, prefix: Spliced, targets: Sequence[str], greedy: Sequence[bool], begins: list[int]) -> list[bool]:
+    def _written(
+        self, prefix: Spliced, targets: Sequence[str], greedy: Sequence[bool], begins: list[int]
+    ) -> list[bool]:
         """Whether greedy decoding writes each row's right text, in whatever tokens and white space around it.
 
         Args:

@@ -10,7 +10,7 @@ from bridge_ds.data.tokenize import Tokenizers
 __all__ = ["Wanted"]
 
 _WHITE = 16
-"""Letters of white space in front or behind, after which nothing else is expected to come."""
+"""Letters of white space in front or behind, or tokens that write nothing, after which nothing else is expected."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,11 @@ class Wanted:
     """Of the run. Where its targets have no end token nothing ends an answer, so what begins right is right."""
 
     def open(self, ids: Sequence[int]) -> bool:
-        """Whether more tokens must be seen to know: what is written may still become the right text, or go beyond it."""
+        """Whether more tokens must be seen to know: what is written may still become the right text, or run on."""
         text, right = self._text(ids).rstrip("\ufffd"), self.target.strip()  # half a letter decodes to U+FFFD
         bare = text.lstrip()
-        if len(text) - len(bare) > _WHITE or len(bare) - len(right) > _WHITE:
+        # A token writes at least a byte, or nothing that is seen.
+        if len(text) - len(bare) > _WHITE or len(ids) > len(right.encode()) + _WHITE:
             return False
         return right.startswith(bare) if len(bare) < len(right) else self.of.end and bare.rstrip() == right
 

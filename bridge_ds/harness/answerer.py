@@ -18,7 +18,7 @@ from bridge_ds.data.collate import pad
 from bridge_ds.data.context import Context, Limits, context_ids, plain_ids
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.harness.requests import Continuation
-from bridge_ds.llm.generate import cut_at, end_ids
+from bridge_ds.llm.generate import cut_at, end_ids, positions_of
 from bridge_ds.llm.score import score_choices
 from bridge_ds.llm.splice import Spliced
 
@@ -49,8 +49,7 @@ class Answerer:
     ) -> None:
         self.model, self.tokenizers, self.device, self.options = model, tokenizers, device, options
         llm = model.llm.model
-        config = llm.config.get_text_config()
-        self.positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+        self.positions = positions_of(llm)
         """Places that the LLM was built for; 0 = unknown."""
         self.ends = end_ids(llm, tokenizers.eos_id)
         # generate() fills what it is not told from here: the penalties that some models ship cannot see a soft prompt.

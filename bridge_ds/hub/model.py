@@ -21,7 +21,7 @@ from bridge_ds.hub.answering import Answering
 from bridge_ds.hub.bases import load_bases, quantization
 from bridge_ds.hub.config import BridgeConfig, to_run
 from bridge_ds.hub.source import Source, hub_options, open_source, renamed
-from bridge_ds.llm.generate import end_ids
+from bridge_ds.llm.generate import end_ids, positions_of
 
 __all__ = ["BridgeForCausalLM"]
 
@@ -81,7 +81,7 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
                 **(generation or {}),
             }
         )
-        self.positions = int(getattr(llm.config.get_text_config(), "max_position_embeddings", 0) or 0)
+        self.positions = positions_of(llm)
         self.eval()
 
     @functools.cached_property

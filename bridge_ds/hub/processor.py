@@ -185,7 +185,9 @@ class BridgeProcessor(ProcessorMixin):
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **options: Any) -> str:
         """:meth:`batch_decode` of one answer."""
-        return self.tokenizers.answer(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options))
+        return self.tokenizers.answer(
+            self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
+        )
 
     @property
     def model_input_names(self) -> list[str]:

@@ -14,7 +14,7 @@ from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.score import read_prefix
 from bridge_ds.llm.splice import Spliced
 
-__all__ = ["cut_at", "end_ids", "generate"]
+__all__ = ["cut_at", "end_ids", "generate", "positions_of"]
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def generate(
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
         ends: token ids after each of which a row is done (see :func:`end_ids`).
-        most: most tokens of a row, the end included.
+        most: most tokens of a row, the end included; fewer where the LLM has no place for them.
         any_of: whether a flag is set on some rank (a collective). Under ZeRO-3 every rank must run the model as often
             as the others, so all go on while one has a row to finish.
         going: whether a row is still wanted, asked with its place and what it has written before its first token and
@@ -42,8 +42,9 @@ def generate(
     """
     logits_BV, cache = read_prefix(llm, prefix)
     mask_BX, position_B = prefix.mask_BX, prefix.mask_BX.sum(1)
-    rows = mask_BX.shape[0]
+    rows, places = mask_BX.shape[0], positions_of(llm.model) or 1 << 30
     written: list[list[int]] = [[] for _ in range(rows)]
+    used = position_B.tolist()
     open_ = [going is None or going(row, []) for row in range(rows)]
     for step in range(most):
         next_B = logits_BV.argmax(-1)
@@ -51,7 +52,8 @@ def generate(
             open_[row] = open_[row] and token not in ends
             if open_[row]:
                 written[row].append(token)
-                open_[row] = going is None or going(row, written[row])
+                fits = used[row] + step < places
+                open_[row] = fits and (going is None or going(row, written[row]))
         if step == most - 1 or not any_of(any(open_)):
             break
         mask_BX = torch.cat([mask_BX, mask_BX.new_ones(rows, 1)], dim=1)
@@ -59,7 +61,7 @@ def generate(
             llm.embed(next_B[:, None]),
             torch.arange(rows, device=mask_BX.device),
             attention_mask=mask_BX,
-            position_ids=(position_B + step)[:, None],
+            position_ids=(position_B + step).clamp(max=places - 1)[:, None],
             past_key_values=cache,
             use_cache=True,
         )
@@ -84,3 +86,8 @@ def end_ids(model: Any, eos: int) -> set[int]:
     """
     own = model.generation_config.eos_token_id
     return {eos, *(own if isinstance(own, list) else [] if own is None else [own])}
+
+
+def positions_of(model: Any) -> int:
+    """Places that a causal language model was built for; 0 = unknown."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0)

@@ -51,8 +51,8 @@ def score_and_begin(
     choices: Sequence[Sequence[Sequence[int]]],
     any_of: Callable[[bool], bool] = bool,
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Likelihood and greedy match of each row's own choices, and each row's likeliest first token. The model runs twice,
-    whatever these are (once where none has two tokens).
+    """Likelihood and greedy match of each row's own choices, and each row's likeliest first token. The model runs
+    twice, whatever these are (once where none has two tokens).
 
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.

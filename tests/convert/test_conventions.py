@@ -89,7 +89,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def follows(case: Case) -> dict[int, int]:
-    """The LLM's table: the answer after the last place; and Neutral after other places that a wrong prompt ends with."""
+    """The LLM's table: the answer after the last place; and Neutral after others, with which a wrong prompt ends."""
     neutral = [293, 292] if case.tokenizer is LLAMA2 else [273, 275]
     wrong = {END: neutral[0], 27: neutral[0], 1: neutral[0], neutral[0]: neutral[1]}
     last = case.shown[-1] if case.shown else END
@@ -165,9 +165,7 @@ def test_every_door_reads_and_answers_as_the_sources_own_code(name: str, encoder
     before = [*case.head, *soft, END, *case.shown]
     with_target = [*before, *case.target]
     reads = {door: asked.reads for door, asked in found.items()}
-    assert reads == {
-        door: with_target if door == "training" or door.endswith("loss") else before for door in found
-    }
+    assert reads == {door: with_target if door == "training" or door.endswith("loss") else before for door in found}
     answers = {door: asked.answer for door, asked in found.items()}
     usual = case.written == case.target[: len(case.written)]
     expected = dict.fromkeys(found, "Entailment")

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bridge_ds.config.load import load_run_config, to_dict
 from tests import launch
 
 pytestmark = pytest.mark.slow
@@ -145,7 +146,6 @@ def wait_for_lines(run: Path, count: int, job: launch.Job | launch.ForkedJob) ->
 
 
 def test_run_folder(two_ranks: Path) -> None:
-    assert (two_ranks / "config.yaml").is_file()
     # The newest two, and the best by training loss where that is another.
     kept = sorted(path.name for path in (two_ranks / "checkpoints").iterdir())
     losses = [sum(line["loss"] for line in lines(two_ranks)[step - 5 : step]) for step in (5, 10, 15, 20)]
@@ -155,6 +155,10 @@ def test_run_folder(two_ranks: Path) -> None:
     assert (two_ranks / "plots" / "layer_weights.png").is_file()
     manifest = json.loads((two_ranks / "checkpoints" / "step-00000020" / "manifest.json").read_text())
     assert set(manifest["files"]) == {"bridge.safetensors", "optimizer.safetensors", "state.json"}
+    # How text is written for the LLM is recorded as what `auto` has come to, in both places.
+    recorded = load_run_config(two_ranks)
+    assert (recorded.data.bos, recorded.data.target_space) == ("always", "space")
+    assert to_dict(recorded) == manifest["config"]
     assert manifest["base"].keys() == {"encoder", "llm", "encoder_tokenizer", "llm_tokenizer"}
 
 

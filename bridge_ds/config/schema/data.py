@@ -32,14 +32,14 @@ class DataConfig:
     augment_prompt: bool = False
     """Also show the LLM the source text with its own embeddings, after the soft prompt (MindMerger; yes/no)."""
     bos: str = "auto"
-    """Whether the LLM's BOS opens its input: auto (as its tokenizer opens a text by itself) | always | never | unless_eos
-    (as in runs before this setting: also a BOS that the tokenizer does not add, unless it is the end token as well)."""
+    """Whether the LLM's BOS opens its input: auto (as its tokenizer opens a text by itself) | always | never |
+    unless_eos (as in runs before this setting: also one that the tokenizer does not add, unless it is the EOS)."""
     separator: str = ""
-    """Text between the LLM's prompt and the target, in place of the white space that the prompt ends with; `keep` = that
-    white space as it is."""
+    """Text between the LLM's prompt and the target, in place of the white space that the prompt ends with; `keep` =
+    that white space as it is."""
     target_space: str = "auto"
-    """A space before each target: auto (where the LLM's tokenizer has it in the token of a word inside a text: byte-level
-    BPE has, SentencePiece adds it by itself) | space | none."""
+    """A space before each target: auto (where the LLM's tokenizer has it in the token of a word inside a text:
+    byte-level BPE has, SentencePiece adds it by itself) | space | none."""
     target_end: bool = True
     """Close each target with the LLM's end token (yes/no)."""
     max_source_tokens: int = 512
