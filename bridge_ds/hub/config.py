@@ -49,8 +49,14 @@ class BridgeConfig(PreTrainedConfig):
     """Keys of the recipe's `lora:` part where the LLM has updates; empty = it has none."""
     augment_prompt: bool = False
     """The LLM reads the source text too, after the soft prompt (as data.augment_prompt)."""
+    chat_template: bool = False
+    """The LLM's chat template stands around the soft prompt (as data.chat_template)."""
+    system_prompt: str = ""
+    """System message in front of it (as data.system_prompt)."""
+    truncation_side: str = "right"
+    """Which part of a text that is too long is cut: right = its end | left = its beginning."""
     max_source_tokens: int = 512
-    """Encoder tokens of a text; of a longer one the end is read."""
+    """Encoder tokens of a text; longer ones are cut."""
     max_prompt_tokens: int = 512
     """LLM tokens of a text that the LLM reads too."""
 
@@ -74,6 +80,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         base: identities of the base models, as a checkpoint's manifest holds them.
     """
     from bridge_ds.config.load import to_dict
+    from bridge_ds.data.truncate import side_of
 
     values = to_dict(config)
     parts: dict[str, Any] = {
@@ -89,6 +96,9 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         base=dict(base),
         base_dtype=config.model.dtype,
         augment_prompt=config.data.augment_prompt,
+        chat_template=config.data.chat_template,
+        system_prompt=config.data.system_prompt,
+        truncation_side=side_of(config.data),
         max_source_tokens=config.data.max_source_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
         encoder_training=training if config.encoder.trainable else {},
@@ -127,6 +137,9 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
             "mapping": config.mapping,
             "data": {
                 "augment_prompt": config.augment_prompt,
+                "chat_template": config.chat_template,
+                "system_prompt": config.system_prompt,
+                "truncation_side": config.truncation_side,
                 "max_source_tokens": config.max_source_tokens,
                 "max_prompt_tokens": config.max_prompt_tokens,
             },

@@ -125,7 +125,6 @@ class VllmWriter:
         self.answerer, self.texts, self.upstream = answerer, texts, upstream
         self.model = upstream.model()
         """Its name there."""
-        self._leading_space = answerer.processor.tokenizers.leading_space
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="vllm")
 
     @torch.no_grad()
@@ -166,7 +165,7 @@ class VllmWriter:
             for choice in event.get("choices", []):
                 text = choice.get("text") or ""
                 if text and not begun:
-                    begun, text = True, text.removeprefix(" ") if self._leading_space else text
+                    begun, text = True, self.answerer.processor.bare(text, row.chat)
                 if text:
                     row.sink(Event(row.index, text))
                 reason = choice.get("finish_reason") or reason
