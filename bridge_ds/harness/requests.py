@@ -92,7 +92,7 @@ def plan(asked: Sequence[Asked], cut: Callable[[str], list[tuple[str, str]]]) ->
         beginning = shared.get(request.sample, "")
         pieces = _windowed(made, cut(beginning)) if beginning else []
         rest = Continuation(request.continuation[len(beginning) :])
-        made.parts.append([*pieces, made.place(Context(beginning, continues=bool(beginning)), rest)])
+        made.parts.append([*pieces, made.place(Context(beginning), rest)])
     return made
 
 
@@ -133,7 +133,8 @@ def windows(text: str, count: Callable[[Sequence[str]], list[int]], limit: int) 
 
 def _windowed(made: Plan, cuts: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
     return [
-        made.place(Context(before or None, continues=True), Continuation(piece, whole=False)) for before, piece in cuts
+        made.place(Context(before or None, continues=bool(before)), Continuation(piece, whole=False))
+        for before, piece in cuts
     ]
 
 
