@@ -91,24 +91,24 @@ class _Control:
         self.names = control_tokens(tokenizer)
         unknown = tokenizer.unk_token_id
         marks = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        # An unknown letter gives <unk> by right; only where the text says so is it a control token.
+        # An unknown letter gives <unk> by right.
         self.ids = frozenset(self.names.values()) - ({unknown} - marks)
-        self.unknown = "" if unknown is None or unknown in self.ids else str(tokenizer.unk_token)
         longest_first = sorted(self.names, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._anywhere = re.compile(f"(?=({self.pattern.pattern}))")
         self._twin: Any = None
         self._made = False
-        self._frame: tuple[int, int] | None = None
 
     def mended(self, texts: list[str], rows: list[list[int]], special: bool) -> list[list[int]]:
         """The rows, those that hold a control token made anew."""
-        before, after = self._framing() if special else (0, 0)
+        before, after = self._frame() if special else ([], [])
         found = []
         for text, row in zip(texts, rows, strict=True):
-            end = len(row) - after
-            if not self.ids.isdisjoint(row[before:end]) or (self.unknown and self.unknown in text):
-                row = [*row[:before], *self._letters(text), *row[end:]]
+            # Both are asked: some tokenizers take an end token in the text for their own, and some normalise letters
+            # (fullwidth ones) until they are a control token.
+            inner = row[len(before) : len(row) - len(after)]
+            if self.pattern.search(text) or not self.ids.isdisjoint(inner):
+                row = [*before, *self._letters(text), *after]
             found.append(row)
         return found
 
@@ -143,17 +143,15 @@ class _Control:
         parts = tokenizer(self.broken(text).split(BREAK), add_special_tokens=False, verbose=False)["input_ids"]
         return [number for part in parts for number in part]
 
-    def _framing(self) -> tuple[int, int]:
-        """How many special ids stand before and after a text."""
-        if self._frame is None:
-            tokenizer = self._of()
-            assert tokenizer is not None
-            bare = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
-            framed = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
-            starts = (at for at in range(len(framed) - len(bare) + 1) if framed[at : at + len(bare)] == bare)
-            before = next(starts)
-            self._frame = before, len(framed) - len(bare) - before
-        return self._frame
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """Special ids before and after a text, as the tokenizer is now: a language tag may change."""
+        tokenizer = self._of()
+        assert tokenizer is not None
+        bare = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
+        framed = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
+        starts = (at for at in range(len(framed) - len(bare) + 1) if framed[at : at + len(bare)] == bare)
+        before = next(starts)
+        return framed[:before], framed[before + len(bare) :]
 
     def _load_twin(self) -> Any:
         """The backend (package `tokenizers`) with guarded control tokens; none where the tokenizer has no such."""

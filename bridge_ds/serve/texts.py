@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -73,6 +74,10 @@ class Texts:
         if most < 1:
             raise Refused("the text leaves the LLM no place to answer.", code="context_length_exceeded", param=param)
         return Row(ids, length, most, ask.sampling, ask.stops, ask.stream, index, sink, ask.chat, truncated)
+
+    def decoder(self, row: Row) -> Callable[[Sequence[int]], tuple[str, str]]:
+        """:meth:`decode` for the answers of a row."""
+        return functools.partial(self.decode, chat=row.chat)
 
     def decode(self, ids: Sequence[int], chat: bool = False) -> tuple[str, str]:
         """An answer as the LLM wrote it, and as it is answered; `chat`: after a chat template."""

@@ -11,7 +11,6 @@ from bridge_ds.serve.schema import Refused, Sampling
 
 __all__ = ["Event", "Row"]
 
-Decode = Callable[[Sequence[int], bool], tuple[str, str]]
 _numbers = itertools.count()
 
 
@@ -76,21 +75,20 @@ class Row:
         """Rows of one batch have the same."""
         return self.sampling, self.number if self.sampling.seed is not None else -1
 
-    def add(self, token: int, ends: frozenset[int], decode: Decode) -> None:
+    def add(self, token: int, ends: frozenset[int], decode: Callable[[Sequence[int]], tuple[str, str]]) -> None:
         """Take one more token.
 
         Args:
             token: LLM id.
             ends: ids that end an answer.
-            decode: ids, and whether after a chat template, to (text as it is, text as it is answered: without the
-                leading space of training).
+            decode: ids to (text as it is, text as it is answered: without the leading space of training).
         """
         if self.ended:
             return
         self.tokens.append(token)
         if token in ends:
             self.reason = "stop"
-        raw, text = decode(self.tokens, self.chat) if self.stops or self.streamed else ("", "")
+        raw, text = decode(self.tokens) if self.stops or self.streamed else ("", "")
         # Half a letter, which decodes to U+FFFD, is no stop yet.
         if self.reason is None and any(stop in raw.rstrip("\ufffd") for stop in self.stops):
             self.reason = "stop"
@@ -101,9 +99,9 @@ class Row:
         elif self.streamed:
             self.show(text, self.reason)
 
-    def finish(self, decode: Decode) -> None:
+    def finish(self, decode: Callable[[Sequence[int]], tuple[str, str]]) -> None:
         """Send what is left, and the end."""
-        self.show(decode(self.tokens, self.chat)[1], self.reason or "length")
+        self.show(decode(self.tokens)[1], self.reason or "length")
 
     def show(self, text: str, reason: str | None) -> None:
         """Send what is new and certain in `text`, the answer so far; all of it with a `reason` to end."""

@@ -89,7 +89,8 @@ def test_streams_joined_are_the_offline_answers(server: Server, offline: Offline
 
 def test_bad_requests_get_openais_error_object(server: Server) -> None:
     client, _ = server
-    long = " ".join(["the cat sat on the mat"] * 40)
+    # A system message is not to be truncated.
+    endless = [{"role": "system", "content": "the cat sat on the mat " * 40}, {"role": "user", "content": "a"}]
     for status, told, method, path, body, headers in (
         (400, "no JSON", "POST", "/v1/completions", b'{"model": ', {}),
         (400, "no JSON", "POST", "/v1/completions", b"\xff\xfe", {}),
@@ -97,7 +98,7 @@ def test_bad_requests_get_openais_error_object(server: Server) -> None:
         (400, "no JSON object", "POST", "/v1/completions", [1], {}),
         (400, "prompt is no text", "POST", "/v1/completions", {"model": "tiny"}, {}),
         (400, "max_tokens is 65", "POST", "/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 65}, {}),
-        (400, "too long", "POST", "/v1/completions", {"model": "tiny", "prompt": long}, {}),
+        (400, "besides its context", "POST", "/v1/chat/completions", {"model": "tiny", "messages": endless}, {}),
         (404, "is not here", "POST", "/v1/completions", {"model": "gpt-4", "prompt": "a"}, {}),
         (404, "no such path", "GET", "/v1/embeddings", None, {}),
         (405, "this method", "GET", "/v1/completions", None, {}),
