@@ -6,20 +6,22 @@ What lies between the marks goes to the encoder, the rest stays text for the LLM
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bridge_ds.data.plain import NONCHARACTERS, guarded
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, DataError
 
-__all__ = ["MARKS", "Frame", "collapse", "frame_of", "has_template", "mark", "render", "take_apart"]
+__all__ = ["MARKS", "Frame", "collapse", "frame_of", "has_template", "mark", "messages_of", "render", "take_apart"]
 
 MARKS = ("\ufdd0", "\ufdd1")
 """Noncharacters of Unicode around the user's turn: no text holds them, and no chat template changes them."""
 _OPEN, _CLOSE = MARKS
 _BEGUN = "\ufdd5"
 """Stands before an answer that has been begun."""
+_DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _TODAY = datetime.date(2024, 7, 26)
 """What templates that write the date (Llama 3.2) are told: the one that they name themselves where they cannot ask. Of
 the real one a run would change from day to day."""
@@ -63,6 +65,23 @@ def frame_of(tokenizer: Any, chat_template: bool, system: str) -> Frame:
             "choose an instruction-tuned LLM."
         ) from None
     return Frame(head, tail)
+
+
+def messages_of(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Messages with text alone; a list of text parts is joined.
+
+    Raises:
+        DataError: a message that is not text.
+    """
+    found = []
+    for message in chat:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+            content = "".join(str(part.get("text", "")) for part in content)
+        if not isinstance(content, str) or not isinstance(message.get("role"), str):
+            raise DataError(f"a message is {str(message)[:80]!r}; expected a role and text content.")
+        found.append({"role": message["role"], "content": content})
+    return found
 
 
 def mark(source: str) -> str:
@@ -109,7 +128,8 @@ def render(
         begins = len(answer) - len(answer.lstrip())
         answer = guarded(tokenizer, answer)
         turns.append({"role": "assistant", "content": answer[:begins] + _BEGUN + answer[begins:]})
-    options = {"strftime_now": _TODAY.strftime, **options}
+    template = tokenizer.get_chat_template(options.pop("chat_template", None), options.get("tools"))
+    options["chat_template"] = _DATE.sub(lambda match: repr(_TODAY.strftime(match[2])), template)
 
     def fill(messages: list[dict[str, str]]) -> str:
         return str(

@@ -68,8 +68,8 @@ class BridgeLM(LM):
             answers closed by it; no for `prefix_lm`, whose texts go on).
         max_source_tokens: encoder tokens of a context; longer ones are cut (default: the run's).
         max_prompt_tokens: the same for what the LLM reads (default: the run's).
-        truncation_side: right = the end of a context that is too long is cut | left = its beginning, so that the
-            question after many worked examples stays (default: as in the run's training).
+        truncation_side: where: right = the end | left = the beginning, so that a question at the end stays (default:
+            the run's).
         window: LLM tokens that are scored after one context in loglikelihood_rolling (default: the longest target that
             the run trained on).
         batch_size: contexts of a batch, or `auto`.
@@ -84,12 +84,7 @@ class BridgeLM(LM):
             CheckpointError: no valid checkpoint, or other base models than it was trained with.
         """
         super().__init__()
-        if unknown or not run:
-            names = ", ".join(list(inspect.signature(type(self).__init__).parameters)[1:-1])
-            raise ConfigError(
-                f"--model_args has {f'the unknown {sorted(unknown)[0]!r}' if unknown else 'no run'}; expected run=DIR, "
-                f"and of these what you need: {names}."
-            )
+        self._refuse_unknown(run, unknown)
         world = World.detect()
         one_process(device_map, world)
         if world.size > 1:
@@ -104,21 +99,30 @@ class BridgeLM(LM):
         self.run = Path(run)
         self.config = load_run_config(self.run)
         data = self.config.data
+        side = truncation_side or side_of(data)
+        one_of("truncation_side in --model_args", side, tuple(LOST))
+        self.window = window or max(1, data.max_target_tokens - 1)
+        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, device_map, self._say, max_memory)
         self.options = Options(
             bridge=bridge,
             prompt=data.augment_prompt if prompt is None else prompt,
             end_token=data.objective == "task" if end_token is None else end_token,
             max_source_tokens=max_source_tokens or data.max_source_tokens,
             max_prompt_tokens=max_prompt_tokens or data.max_prompt_tokens,
-            truncation_side=truncation_side or side_of(data),
+            truncation_side=side,
+            frame=frame_of(self.tokenizers.llm, data.chat_template, data.system_prompt),
         )
-        one_of("truncation_side in --model_args", self.options.truncation_side, tuple(LOST))
-        self.window = window or max(1, data.max_target_tokens - 1)
-        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, device_map, self._say, max_memory)
-        frame = frame_of(self.tokenizers.llm, data.chat_template, data.system_prompt)
-        self.options = dataclasses.replace(self.options, frame=frame)
         self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
+
+    @classmethod
+    def _refuse_unknown(cls, run: str, unknown: dict[str, Any]) -> None:
+        if unknown or not run:
+            names = ", ".join(list(inspect.signature(cls.__init__).parameters)[1:-1])
+            raise ConfigError(
+                f"--model_args has {f'the unknown {sorted(unknown)[0]!r}' if unknown else 'no run'}; expected run=DIR, "
+                f"and of these what you need: {names}."
+            )
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy decoding writes it) of each continuation after its context."""

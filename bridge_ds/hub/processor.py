@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, BatchFeature, ProcessorMixin
 
 from bridge_ds.config.names import resolve
-from bridge_ds.data.chat import frame_of, render
+from bridge_ds.data.chat import frame_of, messages_of, render
 from bridge_ds.data.collate import pad
 from bridge_ds.data.context import Context, answers, context_ids, framed, parse
 from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
@@ -25,7 +25,7 @@ from bridge_ds.hub.config import BridgeConfig, to_run
 from bridge_ds.hub.source import CONFIG, hub_options, open_source, renamed
 from bridge_ds.llm.splice import IGNORE
 
-__all__ = ["BridgeProcessor", "messages_of"]
+__all__ = ["BridgeProcessor"]
 
 _log = logging.getLogger(__name__)
 
@@ -310,20 +310,3 @@ def _listed(what: str, value: Any, count: int | None = None) -> list[str]:
     if count is not None and len(texts) != count:
         raise DataError(f"there are {len(texts)} of {what} for {count} texts; expected as many.")
     return texts
-
-
-def messages_of(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Messages with text alone; a list of text parts is joined.
-
-    Raises:
-        DataError: a message that is not text.
-    """
-    found = []
-    for message in chat:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-            content = "".join(str(part.get("text", "")) for part in content)
-        if not isinstance(content, str) or not isinstance(message.get("role"), str):
-            raise DataError(f"a message is {str(message)[:80]!r}; expected a role and text content.")
-        found.append({"role": message["role"], "content": content})
-    return found
