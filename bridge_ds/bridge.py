@@ -78,7 +78,7 @@ class BridgeModel(nn.Module):
         return nll_sum(logits_NV, layout.labels)
 
     def spliced(self, batch: Batch) -> Spliced:
-        """[BOS | soft | end | prompt | target], right-padded, with labels on the targets."""
+        """[head | soft | end | prompt | target], right-padded, with labels on the targets."""
         open_BK, prompt, target = self._text(batch, with_targets=True)
         return splice([open_BK, self.soft(batch), prompt, target], order=self._layout(batch).splice_order())
 
@@ -146,18 +146,25 @@ class BridgeModel(nn.Module):
         soft = self.soft(Batch(source_ids, seen_BS, none, none, none, none))
         return Segment(soft.embeds_BKH, soft.mask_BK * has_B[:, None].to(soft.mask_BK))
 
+    def head(self, batch: Batch) -> Ids:
+        """LLM ids before the soft prompt: those of the batch, else BOS, where the LLM has one."""
+        if batch.head_ids is not None and batch.head_mask is not None:
+            return batch.head_ids, batch.head_mask
+        rows = batch.source_ids.shape[0]
+        opening = batch.prompt_ids.new_full((rows, 0 if self.bos is None else 1), self.bos or 0)
+        return opening, torch.ones_like(opening)
+
     def _layout(self, batch: Batch) -> Layout:
         opening = self.bos is not None
         return batch.layout or layout_of(
-            batch.source_mask, batch.prompt_mask, batch.target_mask, batch.target_ids, opening
+            batch.source_mask, batch.prompt_mask, batch.target_mask, batch.target_ids, opening, batch.head_mask
         )
 
     def _text(self, batch: Batch, with_targets: bool) -> tuple[Segment, Segment, Segment]:
-        """BOS, prompt and target segments from ONE call of the embedding (under ZeRO-3 each call gathers it)."""
-        rows = batch.source_ids.shape[0]
-        opening = batch.prompt_ids.new_full((rows, 0 if self.bos is None else 1), self.bos or 0)
-        masks = [torch.ones_like(opening), batch.prompt_mask, batch.target_mask]
-        ids = [opening, batch.prompt_ids, batch.target_ids]
+        """Head, prompt and target segments from ONE call of the embedding (under ZeRO-3 each call gathers it)."""
+        first_ids, first_mask = self.head(batch)
+        masks = [first_mask, batch.prompt_mask, batch.target_mask]
+        ids = [first_ids, batch.prompt_ids, batch.target_ids]
         if not with_targets:
             ids[2], masks[2] = ids[2][:, :0], masks[2][:, :0]
         parts = self.llm.embed(torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)

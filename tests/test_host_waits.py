@@ -47,6 +47,7 @@ def make(
     samples: list[dict[str, str]] = SAMPLES,
     *,
     prompt: bool = True,
+    head: tuple[int, ...] = (),
     checkpointing: bool = False,
     trained: EncoderConfig | None = None,
     **parts: Any,
@@ -60,6 +61,7 @@ def make(
     tokenizers = load_tokenizers(config.model)
     model = build_model(config, tokenizers.bos_id).train()
     rows = [tokenize_sample(sample, tokenizers, DataConfig(augment_prompt=prompt)) for sample in samples]
+    rows = [replace(row, head=head) for row in rows]
     batch = collate(rows, tokenizers.encoder_pad_id, tokenizers.pad_id, opening=tokenizers.bos_id is not None)
     return model, unwrap(wrap(StepBatches(1, [batch], "", 0))).micro[0]
 
@@ -93,12 +95,13 @@ def test_no_family_waits(folders: dict[str, Path], encoder: str, llm: str, sampl
         {"fusion": TOKEN},
         {"fusion": LAYER},
         {"fusion": LAST},
+        {"head": (2, 5, 9, 6)},
         {"checkpointing": True, "prompt": False},
         {"lora": LoraConfig(rank=2, dropout=0.1), "checkpointing": True, "fusion": LAYER},
         {"trained": EncoderConfig(trainable=True, dropout=True, activation_checkpointing=True), "fusion": LAYER},
         {"trained": EncoderConfig(trainable=True), "fusion": TOKEN},
     ],
-    ids=["heads-rms", "by-layer", "last", "recomputed", "lora", "encoder-recomputed", "encoder"],
+    ids=["heads-rms", "by-layer", "last", "chat-template", "recomputed", "lora", "encoder-recomputed", "encoder"],
 )
 def test_nothing_that_can_be_chosen_waits(folders: dict[str, Path], parts: dict[str, Any]) -> None:
     model, batch = make(folders, **parts)

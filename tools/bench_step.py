@@ -184,7 +184,7 @@ def make_batch(options: argparse.Namespace) -> Batch:
     mask = (torch.arange(options.source) < lengths).long()
     target_mask = torch.ones_like(target)
     layout = layout_of(mask, nothing, target_mask, target, opening=True)
-    return Batch(source, mask, nothing, nothing, target, target_mask, layout)
+    return Batch(source, mask, nothing, nothing, target, target_mask, layout=layout)
 
 
 def needed_flops(model: BridgeModel, batch: Batch) -> float:

@@ -157,9 +157,10 @@ def models_on_disk(subject: Subject) -> str:
 
 
 def tokenizers_match(subject: Subject) -> str:
-    """Both tokenizers load, and no token lies outside its model's embedding table."""
+    """Both tokenizers load, no token lies outside its model's embedding table, a chat template is there if wanted."""
     from transformers import AutoConfig
 
+    from bridge_ds.data.chat import frame_of
     from bridge_ds.data.tokenize import check_vocabulary, load_tokenizers
 
     of = subject.config.model
@@ -173,6 +174,8 @@ def tokenizers_match(subject: Subject) -> str:
             resolve(name), revision=revision, trust_remote_code=of.trust_remote_code, **subject.hub
         )
         check_vocabulary(tokenizer, found.vocab_size, key)
+    data = subject.config.data
+    frame_of(tokenizers.llm, data.chat_template, data.system_prompt)
     return f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
 
 

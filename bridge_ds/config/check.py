@@ -26,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "data.objective": ("task", "prefix_lm"),
     "data.bos": ("auto", "always", "never", "unless_eos"),
     "data.target_space": ("auto", "space", "none"),
+    "data.truncation_side": ("right", "left"),
     "train.schedule": ("cosine", "linear", "constant"),
 }
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -95,6 +96,16 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"data.tokens_per_micro_batch is {data.tokens_per_micro_batch}; one sample may have {longest} tokens; "
             "raise it, or lower the lengths in data.max_*_tokens."
+        )
+    if data.system_prompt and not data.chat_template:
+        raise ConfigError(
+            "data.system_prompt is set and data.chat_template is false; a system message is part of a chat; "
+            "set data.chat_template=true, or leave the message out."
+        )
+    if data.chat_template and data.objective != "task":
+        raise ConfigError(
+            f"data.chat_template is true and data.objective is {data.objective!r}; expected task, for the rest of a "
+            "text is no answer in a chat; set data.chat_template=false."
         )
     if config.lora.rank and importlib.util.find_spec("peft") is None:
         raise ConfigError(NO_PEFT.format(config.lora.rank))

@@ -24,19 +24,24 @@ class Batch:
     source_mask: torch.Tensor
     """[B, S] int64."""
     prompt_ids: torch.Tensor
-    """[B, P] int64, LLM token ids shown beside the soft prompt; P may be 0."""
+    """[B, P] int64, LLM token ids after the soft prompt; P may be 0."""
     prompt_mask: torch.Tensor
     """[B, P] int64."""
     target_ids: torch.Tensor
     """[B, T] int64, LLM token ids to predict, end token included."""
     target_mask: torch.Tensor
     """[B, T] int64."""
+    head_ids: torch.Tensor | None = None
+    """[B, K] int64, LLM token ids before the soft prompt, BOS included (of a chat template); none = BOS alone, where
+    the LLM has one."""
+    head_mask: torch.Tensor | None = None
+    """[B, K] int64."""
     layout: Layout | None = None
     """What follows from the lengths, where it is known: the forward pass then never waits for the device."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name."""
-        own = {name: value for name, value in vars(self).items() if name != "layout"}
+        own = {name: value for name, value in vars(self).items() if name != "layout" and value is not None}
         return own | (vars(self.layout) if self.layout else {})
 
     @classmethod
@@ -63,6 +68,17 @@ class Batch:
     def target_tokens(self) -> int:
         """Tokens whose loss counts."""
         return int(self.target_mask.sum())
+
+    @property
+    def beside_tokens(self) -> int:
+        """Real LLM tokens around the soft prompt, but for BOS alone."""
+        return int(self.prompt_mask.sum()) + (0 if self.head_mask is None else int(self.head_mask.sum()))
+
+    @property
+    def places(self) -> int:
+        """Places of all ids, padding included."""
+        masks = (self.source_mask, self.prompt_mask, self.target_mask, self.head_mask)
+        return sum(mask.numel() for mask in masks if mask is not None)
 
     @property
     def source_tokens(self) -> int:

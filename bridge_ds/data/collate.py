@@ -46,7 +46,10 @@ def collate(
     source_ids, source_mask = pad([row.source for row in rows], encoder_pad_id)
     prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
     target_ids, target_mask = pad([row.target for row in rows], llm_pad_id)
-    layout = None if opening is None else layout_of(source_mask, prompt_mask, target_mask, target_ids, opening)
+    head_ids, head_mask = pad([row.head for row in rows], llm_pad_id) if any(row.head for row in rows) else (None, None)
+    layout = None
+    if opening is not None:
+        layout = layout_of(source_mask, prompt_mask, target_mask, target_ids, opening, head_mask)
     return Batch(
         source_ids=source_ids,
         source_mask=source_mask,
@@ -54,6 +57,8 @@ def collate(
         prompt_mask=prompt_mask,
         target_ids=target_ids,
         target_mask=target_mask,
+        head_ids=head_ids,
+        head_mask=head_mask,
         layout=layout,
     )
 

@@ -1,34 +1,24 @@
-"""All that comes before an answer, as text and then as token ids: what the encoder reads, what the LLM reads. Pure.
-
-A chat template stands around the soft prompt: it is rendered with the user's turn between two marks, and what lies
-between them goes to the encoder, the rest stays text for the LLM.
-"""
+"""All that comes before an answer, as text and then as token ids: what the encoder reads, what the LLM reads. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.data.chat import Frame, take_apart
+from bridge_ds.data.plain import template_ids, text_ids
+from bridge_ds.data.truncate import Limits, fit
 from bridge_ds.errors import DataError
 
-__all__ = [
-    "MARKS",
-    "Context",
-    "ContextIds",
-    "Limits",
-    "collapse",
-    "context_ids",
-    "mark",
-    "parse",
-    "plain_ids",
-    "render",
-]
+if TYPE_CHECKING:
+    from bridge_ds.data.tokenize import Tokenizers
 
-MARKS = ("\ufdd0", "\ufdd1")
-"""Noncharacters of Unicode around the user's turn: no text holds them, and no chat template changes them."""
-_OPEN, _CLOSE = MARKS
+__all__ = ["Context", "ContextIds", "DoesNotFit", "answers", "context_ids", "frame_ids", "framed", "parse"]
+
+
+class DoesNotFit(DataError):
+    """What must not be truncated is longer than the LLM's input."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +33,16 @@ class Context:
     """Text for the LLM after it (of a chat template)."""
     prompt: str | None = None
     """What the LLM reads in the source's place where it reads text at all; none = the source."""
+    begun: bool = False
+    """The tail holds the beginning of an answer, which goes on from there."""
+    continues: bool = False
+    """No answer follows but the rest of the same text: of a long one the end is read, as prefix_lm trains it, and no
+    chat template stands around it."""
 
     @property
     def is_chat(self) -> bool:
         """Whether a chat template stands around it."""
         return bool(self.head or self.tail)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many tokens a context may have."""
-
-    source: int
-    """Encoder tokens of a source."""
-    prompt: int
-    """LLM tokens of a source that the LLM reads."""
-    positions: int = 0
-    """Places of the LLM, for context and answer together; 0 = unknown."""
 
 
 @dataclass(frozen=True)
@@ -75,132 +58,84 @@ class ContextIds:
     tail: list[int]
     """LLM ids."""
     cut: tuple[str, ...] = ()
-    """Which of `source` and `prompt` lost their beginning."""
+    """Which of `source` and `prompt` were truncated."""
 
 
 def context_ids(
     of: Tokenizers, context: Context, limits: Limits, following: int, *, bridge: bool = True, prompt: bool = False
 ) -> ContextIds:
-    """Token ids of a context, cut to what fits: the question stands at the end, so the beginning is what goes.
+    """Token ids of a context, truncated to what fits, as in training.
 
     Args:
         of: both tokenizers.
         context: the text.
-        limits: most tokens.
+        limits: most tokens, and the side at which more are cut.
         following: places to keep free behind the context.
         bridge: the encoder reads the source; else the LLM alone does.
         prompt: the LLM reads it too.
 
     Raises:
-        DataError: what is not to be cut does not fit.
+        DoesNotFit: what is not to be cut is too long.
     """
-    head, tail = plain_ids(of, context.head), plain_ids(of, context.tail)
-    if of.bos_id is not None and head[:1] != [of.bos_id]:
-        head = [of.bos_id, *head]
     # As they stand, as training has them: what a text ends with may be tokens of its own.
+    head, tail = frame_ids(of, Frame(context.head, context.tail))
     text = context.source or ""
     shown = text if context.prompt is None else context.prompt
     source = of.source_ids(text) if bridge and context.source is not None else []
     ids = of.prompt_ids(shown) if shown.strip() and (prompt or not bridge) else []
     if not head and not source and not ids and not tail:
         head = of.opened(head)
+    if context.continues:
+        limits = replace(limits, side="left")
     room = _room(limits.positions, len(head) + len(tail) + following)
-    kept = _end(ids, min(limits.prompt, room // 2 if source else room))
-    kept_source = _end(source, min(limits.source, room - len(kept) - 1))
-    lost = {"source": len(kept_source) < len(source), "prompt": len(kept) < len(ids)}
-    return ContextIds(head, kept_source, kept, tail, tuple(name for name, was in lost.items() if was))
+    source, ids, cut = fit(source, ids, limits, of.special, room)
+    return ContextIds(head, source, ids, tail, cut)
 
 
-def plain_ids(of: Tokenizers, text: str) -> list[int]:
-    """LLM ids of a text, no special tokens added."""
-    return list(of.llm(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
+def frame_ids(of: Tokenizers, frame: Frame) -> tuple[list[int], list[int]]:
+    """LLM ids before the soft prompt, BOS first, and after it."""
+    head, tail = template_ids(of.llm, frame.head), template_ids(of.llm, frame.tail)
+    if of.bos_id is not None and head[:1] != [of.bos_id]:
+        head = [of.bos_id, *head]
+    return head, tail
+
+
+def framed(context: Context, frame: Frame) -> Context:
+    """A plain context in the run's own chat template; one that has a template already is left as it is."""
+    if context.is_chat or context.continues or context.source is None:
+        return context
+    return replace(context, head=frame.head, tail=frame.tail)
+
+
+def answers(of: Tokenizers, texts: Sequence[str], chat: bool, closed: bool = True) -> list[list[int]]:
+    """LLM ids of whole answers, uncut.
+
+    Args:
+        of: both tokenizers.
+        texts: the answers.
+        chat: after a chat template, which an answer follows at once; else as :meth:`Tokenizers.targets`.
+        closed: with what closes a target in training.
+    """
+    found = text_ids(of.llm, [text.strip() for text in texts], special=False) if chat else of.targets(texts)
+    return [[*ids, *of.closing] for ids in found] if closed else found
 
 
 def parse(context: str) -> Context:
-    """A context from one text, with the chat template's part taken off where there is one (see :func:`mark`)."""
-    head, opened, rest = context.partition(_OPEN)
-    if not opened:
-        return Context(context)
-    source, _, tail = rest.partition(_CLOSE)
-    return Context(source, head, tail)
-
-
-def mark(source: str) -> str:
-    """A user's turn for the chat template, from which :func:`parse` finds the place of the soft prompt again."""
-    return f"{_OPEN}{source}{_CLOSE}"
-
-
-def render(tokenizer: Any, history: Sequence[dict[str, str]], answering: bool = True, **options: Any) -> str:
-    """The LLM's chat template around ONE user turn, in whose place the soft prompt will stand; :func:`parse` reads it.
-
-    The encoder reads the worked examples and the question as one text; a system message stays text for the LLM.
-
-    Args:
-        tokenizer: the LLM's.
-        history: messages with `role` and `content`.
-        answering: the assistant's turn is opened; else the last message, if it is the assistant's, is gone on with.
-        options: of the template.
-
-    Raises:
-        ValueError: the tokenizer has no chat template.
-    """
-    import jinja2
-
-    system, source, answer = collapse(history, answering=not answering)
-    turns = [{"role": "user", "content": mark(source)}]
-    if answer:
-        turns.append({"role": "assistant", "content": answer})
-
-    def fill(messages: list[dict[str, str]]) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=not answer,
-                continue_final_message=bool(answer),
-                **options,
-            )
-        )
-
-    if not system:
-        return fill(turns)
+    """A context from one text, with the chat template's part taken off where there is one."""
     try:
-        return fill([{"role": "system", "content": system}, *turns])
-    except jinja2.exceptions.TemplateError:  # some templates know no system role
-        return fill([{"role": "user", "content": f"{system}\n\n{mark(source)}"}, *turns[1:]])
+        head, source, tail, begun = take_apart(context)
+    except ValueError:
+        return Context(context)
+    return Context(source, head, tail, begun=begun)
 
 
-def collapse(history: Sequence[dict[str, str]], answering: bool) -> tuple[str, str, str]:
-    """A chat as (system text, the encoder's source, beginning of the answer).
-
-    There is one soft prompt, so worked examples and the question are one text, as lm_eval writes them without a chat
-    template. The system text stays text: it is an instruction to the LLM, and in the LLM's own language.
-
-    Args:
-        history: messages with `role` and `content`.
-        answering: the last message, if it is the assistant's, is the beginning of the answer.
-    """
-    messages = list(history)
-    system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ""
-    answer = messages.pop()["content"] if answering and messages and messages[-1]["role"] == "assistant" else ""
-    source = ""
-    for message in messages:
-        between = "" if not source else " " if message["role"] == "assistant" else "\n\n"
-        source = source.rstrip() + between + message["content"].strip() if source else message["content"].strip()
-    return system, source, answer
-
-
-def _room(positions: int, taken: int) -> int:
+def _room(positions: int, taken: int) -> int | None:
+    """Places that are left; none = any number."""
     if not positions:
-        return 1 << 30
+        return None
     if taken + 2 > positions:
-        raise DataError(
+        raise DoesNotFit(
             f"a request needs {taken} places besides its context; the LLM has {positions}; shorten what is to be "
             "scored or written (choices, max_new_tokens, max_gen_toks), or choose another LLM."
         )
     return positions - taken
-
-
-def _end(ids: list[int], limit: int) -> list[int]:
-    # With the end of the text the encoder's end token is kept.
-    return ids if len(ids) <= limit else ids[len(ids) - limit :] if limit > 0 else []

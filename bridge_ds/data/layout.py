@@ -38,7 +38,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Layout:
-    """All of a micro-batch that follows from its lengths. The LLM reads [BOS | soft, end | prompt | target]."""
+    """All of a micro-batch that follows from its lengths. The LLM reads [head | soft, end | prompt | target], where
+    the head is BOS or the beginning of a chat template."""
 
     source_rows: torch.Tensor
     """[M] int64, flat places among B x S that hold an encoder token, in order."""
@@ -80,14 +81,17 @@ def layout_of(
     target_mask: torch.Tensor,
     target_ids: torch.Tensor,
     opening: bool,
+    head_mask: torch.Tensor | None = None,
 ) -> Layout:
     """The layout of a right-padded batch, see :class:`bridge_ds.data.batch.Batch`.
 
     Args:
         opening: whether the LLM has a BOS, which stands first.
+        head_mask: of what stands before the soft prompt, BOS included, where that is more.
     """
     one_B1 = torch.ones_like(source_mask[:, :1])
-    order = close_up(torch.cat([one_B1[:, : int(opening)], source_mask, one_B1, prompt_mask, target_mask], dim=1))
+    head_BK = one_B1[:, : int(opening)] if head_mask is None else head_mask
+    order = close_up(torch.cat([head_BK, source_mask, one_B1, prompt_mask, target_mask], dim=1))
     wanted_BT = target_mask.bool()
     rows, targets = wanted_BT.shape
     starts_B = torch.arange(rows, device=target_mask.device) * order.index_BX.shape[1]

@@ -53,15 +53,15 @@ class Plan:
         return rows.at(dealt_KG[place])
 
     def deal(
-        self, rows: Rows, world_size: int, tokens_per_character: tuple[float, float] | None = None
+        self, rows: Rows, world_size: int, tokens_per_character: tuple[float, float, int] | None = None
     ) -> list[list[np.ndarray]]:
         """Deal the rows of a step to ranks and micro-batches, like lengths together.
 
         Args:
             rows: of a step.
             world_size: W.
-            tokens_per_character: of the encoder's and of the LLM's tokenizer; needed where data.tokens_per_micro_batch
-                is set.
+            tokens_per_character: of the encoder's and of the LLM's tokenizer, and the tokens of a chat template; needed
+                where data.tokens_per_micro_batch is set.
 
         Returns:
             [W][A] arrays of indices into `rows`; A is the same on every rank, each row comes once.
@@ -76,13 +76,13 @@ class Plan:
         assert tokens_per_character is not None
         return deal_by_budget(self._tokens(lengths, *tokens_per_character), budget, world_size)
 
-    def _tokens(self, lengths: np.ndarray, encoder: float, llm: float) -> np.ndarray:
+    def _tokens(self, lengths: np.ndarray, encoder: float, llm: float, around: int) -> np.ndarray:
         # Estimated tokens of each row after cutting, int64 [G].
         data = self._config.data
         source, prompt, target = lengths.T
         if data.objective == "prefix_lm":
             target = source  # either part of the text may be the longer one
-        total = np.minimum(np.ceil(source * encoder) + 1, data.max_source_tokens)
+        total = np.minimum(np.ceil(source * encoder) + 1, data.max_source_tokens) + around
         total += np.minimum(np.ceil(target * llm) + 1, data.max_target_tokens)
         if data.augment_prompt:
             total += np.minimum(np.ceil(np.where(prompt > 0, prompt, source) * llm), data.max_prompt_tokens)

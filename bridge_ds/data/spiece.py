@@ -3,7 +3,8 @@
 transformers 5 rebuilds T5's and mT5's tokenizer without byte fallback: a character outside the vocabulary, which
 SentencePiece spells in bytes, becomes `<unk>` and is gone. Its normaliser also differs on some clusters of marks, and
 it takes `</s>` inside a text for the end token. Where the model's own `spiece.model` is at hand it is used instead.
-Tokens that somebody has added to the model's own (LangBridge adds white space) are still found in texts.
+Tokens that somebody has added to the model's own (LangBridge adds white space) are still found in texts, but for
+control tokens (:mod:`bridge_ds.data.plain`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
+from bridge_ds.data.plain import BREAK, control_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,12 +38,11 @@ PROBES: Mapping[str, str] = {
 """A sentence of each language, for every script in which the benchmarks are written and some more."""
 
 
-_SENTINEL = re.compile(r"<extra_id_\d+>")
-"""T5's own places beyond its pieces; in a text they are text, as `</s>` is."""
-
-
 class SentencePieceTokenizer:
     """The parts of a Hugging Face tokenizer that this project uses, its ids those of SentencePiece. May be pickled."""
+
+    reads_text = True
+    """No text holds a control token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
         """Args:
@@ -55,9 +56,15 @@ class SentencePieceTokenizer:
         self._names = {number: token for token, number in self._vocabulary.items()}
         self._before, self._after = _frame(tokenizer)
         size = self._spiece.get_piece_size()
-        added = [name for name, number in self._vocabulary.items() if number >= size and not _SENTINEL.fullmatch(name)]
+        control = control_tokens(tokenizer)
+        added = [name for name, number in self._vocabulary.items() if number >= size and name not in control]
         # The longest first, as Hugging Face tokenizers match them.
         self._added = "|".join(re.escape(name) for name in sorted(added, key=len, reverse=True))
+        names = [*control, *(f"<extra_id_{number}>" for number in range(100))]
+        # mT5's own model holds the sentinels as pieces.
+        pieces = {self._vocabulary.get(mark + name, size) for name in names for mark in ("", "\u2581")}
+        self._control = frozenset(i for i in pieces if i < size and not self._never_in_texts(i))
+        self._broken = re.compile(f"(.)(?={'|'.join(re.escape(name[1:]) for name in names if name[1:])})")
         self.pad_token_id = tokenizer.pad_token_id
         self.eos_token_id = tokenizer.eos_token_id
         self.bos_token_id = tokenizer.bos_token_id
@@ -72,9 +79,18 @@ class SentencePieceTokenizer:
     ) -> dict[str, list[list[int]]]:
         """{"input_ids": ids of each text}."""
         rows = [self._split(text) for text in texts] if self._added else self._spiece.encode(list(texts))
+        if self._control:
+            rows = [
+                row if self._control.isdisjoint(row) else self._letters(text)
+                for row, text in zip(rows, texts, strict=True)
+            ]
         if add_special_tokens:
             rows = [[*self._before, *row, *self._after] for row in rows]
         return {"input_ids": rows}
+
+    def _never_in_texts(self, piece: int) -> bool:
+        of = self._spiece
+        return bool(of.is_control(piece) or of.is_unknown(piece) or of.is_unused(piece))
 
     def _split(self, text: str) -> list[int]:
         """Ids of a text that may hold added tokens; what stands between these is SentencePiece's."""
@@ -82,6 +98,12 @@ class SentencePieceTokenizer:
         for place, part in enumerate(re.split(f"({self._added})", text)):
             ids += [self._vocabulary[part]] if place % 2 else self._spiece.encode(part)
         return ids
+
+    def _letters(self, text: str) -> list[int]:
+        """Ids of a text that holds a control token which is a piece of the model: it is read in two parts."""
+        encode = self._split if self._added else self._spiece.encode
+        parts = self._broken.sub(f"\\1{BREAK}", text).split(BREAK)
+        return [number for part in parts for number in encode(part)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text again; special tokens are left out."""

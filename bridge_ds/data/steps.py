@@ -9,7 +9,9 @@ from torch.utils.data import Dataset
 
 from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import Batch, StepBatches
+from bridge_ds.data.chat import frame_of
 from bridge_ds.data.collate import Parcel, collate, wrap
+from bridge_ds.data.context import frame_ids
 from bridge_ds.data.corpus import Corpus, Rows
 from bridge_ds.data.order import batch_positions, ids_hash
 from bridge_ds.data.plan import Plan
@@ -40,6 +42,7 @@ class StepDataset(Dataset[Parcel | BridgeError]):
 
         Raises:
             DataError: a token budget is set, and the samples to estimate tokens from cannot be read.
+            ConfigError: data.chat_template, and the LLM's tokenizer has none.
         """
         self._config = config
         self._world = world
@@ -47,6 +50,9 @@ class StepDataset(Dataset[Parcel | BridgeError]):
         self._corpus = corpus
         self._plan = Plan(config, corpus)
         self._first_step = first_step
+        data = config.data
+        around = frame_ids(tokenizers, frame_of(tokenizers.llm, data.chat_template, data.system_prompt))
+        self._around = sum(map(len, around)) if data.chat_template else 0
         self._ratios = self._tokens_per_character() if config.data.tokens_per_micro_batch else None
 
     def __len__(self) -> int:
@@ -136,7 +142,7 @@ class StepDataset(Dataset[Parcel | BridgeError]):
             found[row] = sample
         return [found[row] for row in which.tolist()]
 
-    def _tokens_per_character(self) -> tuple[float, float]:
+    def _tokens_per_character(self) -> tuple[float, float, int]:
         rows = self._corpus.rows(np.arange(_RATIO_SAMPLES, dtype=np.int64))
         characters, tokens = [1, 1], [1, 1]
         for row in range(_RATIO_SAMPLES):
@@ -150,10 +156,11 @@ class StepDataset(Dataset[Parcel | BridgeError]):
             for side, (made, count) in enumerate(zip((text, target), counts, strict=True)):
                 characters[side] += len(made)
                 tokens[side] += count
-        return tokens[0] / characters[0], tokens[1] / characters[1]
+        return tokens[0] / characters[0], tokens[1] / characters[1], self._around
 
     def _show(self, sample: TokenizedSample, place: str) -> str:
         parts = [
+            ("head", self._tokenizers.llm, list(sample.head)),
             ("source", self._tokenizers.encoder, sample.source),
             ("prompt", self._tokenizers.llm, sample.prompt),
         ]

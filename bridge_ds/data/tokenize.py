@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import DataConfig, ModelConfig
+from bridge_ds.data.chat import frame_of
+from bridge_ds.data.context import answers, frame_ids
 from bridge_ds.data.convention import KEEP, begins_with_space, opening
 from bridge_ds.data.order import uniform
+from bridge_ds.data.plain import text_ids as _ids
 from bridge_ds.data.samples import BadSample
 from bridge_ds.data.spiece import with_spiece
+from bridge_ds.data.truncate import Limits, fit, truncated
 from bridge_ds.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -38,11 +42,13 @@ class TokenizedSample:
     source: list[int]
     """Encoder ids with the encoder tokenizer's own special tokens."""
     prompt: list[int]
-    """LLM ids shown beside the soft prompt; empty unless `data.augment_prompt`."""
+    """LLM ids after the soft prompt: the text itself with `data.augment_prompt`, then the end of a chat template."""
     target: list[int]
     """LLM ids to predict, the end token included where the run has one."""
     cut: tuple[str, ...]
     """Which of `source`, `prompt`, `target` were longer than allowed."""
+    head: tuple[int, ...] = ()
+    """LLM ids before the soft prompt, of a chat template, BOS included; empty = BOS alone, where the LLM has one."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +205,7 @@ def tokenize_samples(
 ) -> list[TokenizedSample | BadSample]:
     """Turn checked samples into ids, cut to the lengths of the config; one call of each tokenizer for all of them.
 
-    A task's source and prompt keep their beginning when cut; those of prefix_lm keep their end, for the target goes on
-    from there. End tokens are kept.
+    Sources and prompts are cut as :mod:`bridge_ds.data.truncate` says, end tokens are kept.
 
     Args:
         samples: with the fields that the objective requires.
@@ -224,11 +229,18 @@ def tokenize_samples(
         texts = [(sample["source"], sample["target"]) for sample in samples]
         prompts = [sample.get("prompt") or sample["source"] for sample in samples]
     sources = tokenizers.sources([source for source, _ in texts])
-    targets = tokenizers.labels([target for _, target in texts])
+    targets = answers(tokenizers, [target for _, target in texts], data.chat_template)
     shown = tokenizers.prompts(prompts) if data.augment_prompt else [[] for _ in samples]
-    return [
+    rows = [
         _cut_all(source, prompt, target, tokenizers, data)
         for source, prompt, target in zip(sources, shown, targets, strict=True)
+    ]
+    if not data.chat_template:
+        return rows
+    head, tail = frame_ids(tokenizers, frame_of(tokenizers.llm, data.chat_template, data.system_prompt))
+    return [
+        row if isinstance(row, BadSample) else replace(row, head=tuple(head), prompt=[*row.prompt, *tail])
+        for row in rows
     ]
 
 
@@ -257,26 +269,9 @@ def _cut_all(
         return BadSample(
             "empty", "has a source without any token of the encoder; expected text that its tokenizer knows"
         )
-    tail = data.objective == "prefix_lm"
-    kept = {
-        "source": _cut(source, data.max_source_tokens, int(source[-1] in tokenizers.special), keep_tail=tail),
-        "prompt": _cut(prompt, data.max_prompt_tokens, 0, keep_tail=tail),
-        "target": _cut(target, data.max_target_tokens, len(tokenizers.closing), keep_tail=False),
-    }
-    full = {"source": source, "prompt": prompt, "target": target}
-    return TokenizedSample(**kept, cut=tuple(name for name in full if len(kept[name]) < len(full[name])))
-
-
-def _cut(ids: list[int], limit: int, end: int, *, keep_tail: bool) -> list[int]:
-    # `end` is how many closing ids (0 or 1) must survive; a special token in front is given up with the head.
-    if len(ids) <= limit:
-        return ids
-    return ids[-limit:] if keep_tail else ids[: limit - end] + ids[len(ids) - end :]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-    # verbose=False: lengths are cut and counted here, so "longer than the maximum length" would only be noise.
-    return tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]  # type: ignore[return-value]
+    source, prompt, cut = fit(source, prompt, Limits.of(data), tokenizers.special)
+    kept = truncated(target, data.max_target_tokens, "right", closing=len(tokenizers.closing))
+    return TokenizedSample(source, prompt, kept, cut + (("target",) if len(kept) < len(target) else ()))
 
 
 def _load(

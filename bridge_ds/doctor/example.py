@@ -41,11 +41,11 @@ class Example:
     """What the LLM gets, in order, and what it does with it."""
 
     opening: str
-    """The opening token; empty where the LLM has none."""
+    """What stands before it: the opening token, or the beginning of a chat template; empty where there is neither."""
     soft: tuple[SoftToken, ...]
     """The soft prompt with its end vector."""
     prompt: str
-    """Text beside it; empty unless data.augment_prompt."""
+    """What stands behind it: the text itself with data.augment_prompt, the end of a chat template."""
     target: str
     """What training asks for, the end token included where the run has one."""
     written: str
@@ -84,7 +84,7 @@ def look(patient: Patient, row: TokenizedSample) -> Example:
         ),
     )[0].tolist()
     end = next((place for place, id in enumerate(written, 1) if id in ends), len(written))
-    opening = "" if of.bos_id is None else decode([of.bos_id])
+    opening = decode(model.head(batch)[0][0].tolist())
     return Example(opening, soft, decode(row.prompt), decode(row.target), decode(written[:end]))
 
 

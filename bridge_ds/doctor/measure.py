@@ -132,11 +132,13 @@ def losses(model: BridgeModel, spliced: Spliced) -> Losses:
 
 
 def without_soft(model: BridgeModel, batch: Batch, stand_in: int) -> Spliced:
-    """[BOS | prompt | target]; `stand_in` opens the row where the LLM has no BOS."""
-    rows = len(batch.target_ids)
-    opening = batch.target_ids.new_full((rows, 1), stand_in if model.bos is None else model.bos)
-    ids = [opening, batch.prompt_ids, batch.target_ids]
-    masks = [torch.ones_like(opening), batch.prompt_mask, batch.target_mask]
+    """[head | prompt | target]; `stand_in` opens the row where the LLM has no BOS."""
+    first, first_mask = model.head(batch)
+    if not first.shape[1]:
+        first = batch.target_ids.new_full((len(batch.target_ids), 1), stand_in)
+        first_mask = torch.ones_like(first)
+    ids = [first, batch.prompt_ids, batch.target_ids]
+    masks = [first_mask, batch.prompt_mask, batch.target_mask]
     parts = model.llm.embed(torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
     labels = [None, None, batch.target_ids]
     return splice([Segment(e, m, y) for e, m, y in zip(parts, masks, labels, strict=True)])

@@ -73,7 +73,7 @@ def _numbers(m: Measurements) -> list[str]:
 def _example(of: Example) -> list[str]:
     lines = ["one sample as the LLM sees it (soft vectors: encoder token, nearest LLM token, cosine, norm / embedding)"]
     if of.opening:
-        lines.append(f"  {of.opening}")
+        lines.append(f"  {of.opening if of.opening.isprintable() else repr(of.opening)}")
     shown = of.soft if len(of.soft) <= _SHOWN else (*of.soft[: _SHOWN - 1], of.soft[-1])
     for number, token in enumerate(shown, 1):
         if len(shown) < len(of.soft) and number == len(shown):

@@ -36,7 +36,7 @@ class Totals:
     source_tokens: int
     """Real encoder tokens."""
     prompt_tokens: int
-    """Real LLM prompt tokens."""
+    """Real LLM tokens around the soft prompt."""
     places: int
     """Places of all three tensors, padding included."""
     bad: tuple[int, ...]
@@ -63,10 +63,8 @@ def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world:
     """
     micro = batches.micro if batches else []
     counts = [int(fault is not None)]
-    counts += [
-        sum(int(getattr(b, name).sum()) for b in micro) for name in ("target_mask", "source_mask", "prompt_mask")
-    ]
-    counts += [sum(b.source_mask.numel() + b.prompt_mask.numel() + b.target_mask.numel() for b in micro), int(stop)]
+    counts += [sum(getattr(b, of) for b in micro) for of in ("target_tokens", "source_tokens", "beside_tokens")]
+    counts += [sum(b.places for b in micro), int(stop)]
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
     faults, targets, sources, prompts, places, stopping, *bad = sum_counts(counts)
     if not faults:

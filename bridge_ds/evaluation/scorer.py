@@ -13,9 +13,11 @@ from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config, DataConfig
 from bridge_ds.data.collate import collate
+from bridge_ds.data.context import answers
 from bridge_ds.data.convention import WRITTEN
 from bridge_ds.data.samples import BadSample
 from bridge_ds.data.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.data.truncate import LOST, side_of
 from bridge_ds.engine.distributed import any_rank
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import Prediction, Scored
@@ -56,7 +58,9 @@ class Scorer:
         """
         self.model, self.tokenizers, self.device, self.bridge = model, tokenizers, device, bridge
         self.calibrate, self.max_new_tokens, self.any_of = calibrate, max_new_tokens, any_of
-        self.data = dataclasses.replace(data, objective="task", augment_prompt=data.augment_prompt or not bridge)
+        self.data = dataclasses.replace(
+            data, objective="task", augment_prompt=data.augment_prompt or not bridge, truncation_side=side_of(data)
+        )
         self.ends = end_ids(model.llm.model, tokenizers.eos_id)
         self._null: dict[tuple[str, tuple[str, ...]], tuple[float, ...]] = {}
 
@@ -72,6 +76,8 @@ class Scorer:
 
     def _answers(self, examples: Sequence[Example], task: Task) -> Answers:
         rows = self._rows([(example.source, example.target) for example in examples], task)
+        read = ("source",) * self.bridge + ("prompt",) * self.data.augment_prompt
+        cut = {"texts": len(rows)} | {name: sum(name in row.cut for row in rows) for name in read}
         prefix = self._prefix(rows)
         # Before anything else goes through the fusion.
         weights_L = self.model.fusion.weights() if self.bridge else torch.zeros(0)  # type: ignore[operator]
@@ -88,6 +94,7 @@ class Scorer:
             ],
             [weight * tokens for weight in weights_L.tolist()],
             tokens,
+            cut,
         )
 
     def _choices(self, examples: Sequence[Example], task: Task, prefix: Spliced) -> list[Prediction]:
@@ -157,7 +164,7 @@ class Scorer:
     ) -> tuple[list[list[float]], list[list[int]], list[list[bool]], list[int]]:
         """For each row: scores, token counts and greedy matches of its choices, and its likeliest first token."""
         flat = list(dict.fromkeys(text for row in texts for text in row))
-        ids = dict(zip(flat, self.tokenizers.labels(flat), strict=True))
+        ids = dict(zip(flat, answers(self.tokenizers, flat, self.data.chat_template), strict=True))
         choices = [[ids[text] for text in row] for row in texts]
         counts = [len(row) for row in choices]
         scores_R, greedy_R, begins = score_and_begin(self.model.llm, prefix, choices, self.any_of)
@@ -238,7 +245,7 @@ def score_run(
     )  # fmt: skip
     stores = _stores(config, run, checkpoint)
     tasks = find_tasks(wanted.tasks, wanted.data)
-    return compare(
+    results = compare(
         bridge,
         llm,
         tasks,
@@ -249,15 +256,33 @@ def score_run(
         before_batch=before_batch,
         stores=stores,
     )
+    if world.is_main:
+        _tell_cuts(stores, config.data)
+    return results
+
+
+def _tell_cuts(stores: Sequence[Store], data: DataConfig) -> None:
+    """Say how many of the texts that were scored now were truncated."""
+    for store in stores:
+        for what, limit in (("source", data.max_source_tokens), ("prompt", data.max_prompt_tokens)):
+            if store.cut[what]:
+                print(
+                    f"{store.scored.name}: {store.cut[what]} of {store.cut['texts']} texts lost their "
+                    f"{LOST[side_of(data)]}: at most {limit} {what} tokens are read (data.max_{what}_tokens).",
+                    flush=True,
+                )
 
 
 def _stores(config: Config, run: Path | None, checkpoint: str) -> tuple[Store, Store]:
     values = to_dict(config)
     # All of the config that a score of the LLM alone depends on; a bridge's depends on its training, too.
     lengths = {key: values["data"][key] for key in ("max_source_tokens", "max_prompt_tokens", "augment_prompt")}
-    # Of runs before these settings they are left out: their answers are still theirs.
+    # Left out where they say what always was, so that what was scored before there were such settings still counts.
     before = to_dict(DataConfig(bos="unless_eos"))
     written = {key: values["data"][key] for key in WRITTEN if values["data"][key] != before[key]}
+    lengths |= {} if side_of(config.data) == "right" else {"truncation_side": side_of(config.data)}
+    if config.data.chat_template:
+        lengths |= {"chat_template": True, "system_prompt": config.data.system_prompt}
     shared = {
         "model": values["model"],
         "lengths": lengths | written,

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ class Answers:
     """Weight of each encoder layer, summed over the sources' tokens [L]; empty where there is no bridge."""
     tokens: int = 0
     """These tokens."""
+    cut: dict[str, int] = field(default_factory=dict)
+    """Texts (`texts`), and how many were truncated: for the encoder (`source`), for the LLM (`prompt`). Not kept."""
 
     def line(self) -> str:
         """As one line of JSON."""
@@ -66,6 +69,8 @@ class Store:
         """
         self.scored, self.folder, self._reuse = scored, folder, reuse
         self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.cut: Counter[str] = Counter()
+        """Sums of :attr:`Answers.cut` over what was added."""
         self._answers: dict[tuple[str, str], list[Answers]] = {}
         self._parts: list[Path] = []
 
@@ -100,6 +105,7 @@ class Store:
 
     def add(self, job: Job, answers: Answers) -> None:
         """Keep a block."""
+        self.cut.update(answers.cut)
         line = answers.line()
         # What is counted is what is written, to the last decimal: a rerun finds the same.
         self._answers[job.task.name, job.language].append(Answers.parse(line))

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint.load import trained_tensors
-from bridge_ds.data.context import Context, parse, render
+from bridge_ds.data.chat import has_template, messages_of, render
+from bridge_ds.data.context import Context, parse
+from bridge_ds.data.truncate import LOST
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
-from bridge_ds.hub.processor import BridgeProcessor, messages_of
+from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.llm.generate import cut_at
 
 __all__ = ["Answerer", "Style"]
@@ -83,7 +85,7 @@ class Answerer:
         both = ("encoder", "llm", "trust_remote_code", "allow_base_mismatch")
         shared = {name: loading[name] for name in both if name in loading}
         processor = BridgeProcessor.from_pretrained(run, **shared)
-        if style.chat and not getattr(processor.tokenizer, "chat_template", None):
+        if style.chat and not has_template(processor.tokenizer):
             raise ConfigError(
                 f"--chat needs a chat template, and the tokenizer of {processor.config.llm!r} has none; leave the "
                 "option out, or choose an instruction-tuned LLM."
@@ -102,7 +104,7 @@ class Answerer:
             history = messages_of([{"role": "user", "content": text}] if isinstance(text, str) else text)
             if self.style.system and history[0]["role"] != "system":
                 history.insert(0, {"role": "system", "content": self.style.system})
-            context = parse(render(self.processor.tokenizer, history))
+            context = parse(render(self.processor.tokenizer, history, system=self.processor.config.system_prompt))
         elif isinstance(text, str):
             context = Context(text)
         else:
@@ -130,7 +132,7 @@ class Answerer:
                 f"{len(rows)} texts at a time do not fit into the device's memory; expected fewer; lower --batch or "
                 "--max-new-tokens, or load the LLM with --load-in 4bit."
             ) from None
-        return [self.cut(text) for text in self.processor.batch_decode(written)]
+        return [self.cut(text) for text in self.processor.batch_decode(written, chat=self.style.chat)]
 
     @staticmethod
     def mixed(seed: int, number: int = 0) -> int:
@@ -154,12 +156,13 @@ class Answerer:
         return digest.hexdigest()
 
     def tell_cuts(self) -> None:
-        """Say on stderr how many texts lost their beginning."""
+        """Say on stderr how many texts were truncated."""
         cut, limits = self.processor.cut, self.processor
+        lost = LOST[limits.config.truncation_side]
         for part, limit in (("source", limits.max_source_tokens), ("prompt", limits.max_prompt_tokens)):
             if cut[part]:
                 print(
-                    f"{cut[part]} of {cut['texts']} texts lost their beginning: at most {limit} {part} tokens fit.",
+                    f"{cut[part]} of {cut['texts']} texts lost their {lost}: at most {limit} {part} tokens fit.",
                     file=sys.stderr,
                 )
 

@@ -27,7 +27,7 @@ class _Spoken(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Of TextStreamer: more text is certain."""
         if not self.text:
-            text = self.answerer.processor.tokenizers.answer(text)
+            text = self.answerer.processor.bare(text, self.answerer.style.chat)
         self.text += text
         whole = self.answerer.cut(self.text)
         end = len(whole) if stream_end or len(whole) < len(self.text) else max(self.shown, len(whole) - self.held)

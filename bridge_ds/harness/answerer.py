@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.data.chat import Frame
 from bridge_ds.data.collate import pad
-from bridge_ds.data.context import Context, Limits, context_ids, plain_ids
+from bridge_ds.data.context import Context, answers, context_ids, framed
+from bridge_ds.data.plain import text_ids
 from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.data.truncate import Limits
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.llm.generate import cut_at, end_ids, positions_of
 from bridge_ds.llm.score import score_choices
@@ -39,6 +42,10 @@ class Options:
     """Encoder tokens of a source."""
     max_prompt_tokens: int = 512
     """LLM tokens of a source that the LLM reads."""
+    truncation_side: str = "right"
+    """Which part of a longer context is cut."""
+    frame: Frame = field(default_factory=Frame)
+    """The chat template that stands around contexts which have none."""
 
 
 class Answerer:
@@ -55,7 +62,7 @@ class Answerer:
         # generate() fills what it is not told from here: the penalties that some models ship cannot see a soft prompt.
         llm.generation_config = type(llm.generation_config)()
         self.cut: Counter[str] = Counter()
-        """Contexts seen (`contexts`), and how many sources and prompts lost their beginning (`source`, `prompt`)."""
+        """Contexts seen (`contexts`), and how many sources and prompts were truncated (`source`, `prompt`)."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """LLM tokens of each text, as targets."""
@@ -70,6 +77,7 @@ class Answerer:
         Raises:
             DataError: a continuation is longer than the LLM's input.
         """
+        contexts = self._framed(contexts)
         ids = [
             [self._continuation(context, each) for each in of]
             for context, of in zip(contexts, continuations, strict=True)
@@ -91,6 +99,7 @@ class Answerer:
         """
         from transformers import GenerationConfig, StoppingCriteriaList
 
+        contexts = self._framed(contexts)
         tokens = min(tokens, self.positions // 2) if self.positions else tokens
         prefix = self._prefix(contexts, [tokens] * len(contexts))
         llm, of = self.model.llm.model, self.tokenizers
@@ -113,15 +122,15 @@ class Answerer:
     def _finish(self, context: Context, text: str, stops: Sequence[str]) -> str:
         return cut_at(text if context.is_chat else self.tokenizers.answer(text), stops)
 
-    def _continuation(self, context: Context, of: Continuation) -> list[int]:
-        if context.is_chat:  # stands at the start of a turn, not in the middle of a text
-            ids = self._plain(of.text)
-        else:
-            ids = self.tokenizers.targets([of.text])[0] if of.text.strip() else []
-        return [*ids, self.tokenizers.eos_id] if of.whole and self.options.end_token else ids
+    def _framed(self, contexts: Sequence[Context]) -> list[Context]:
+        return [framed(context, self.options.frame) for context in contexts]
 
-    def _plain(self, text: str) -> list[int]:
-        return plain_ids(self.tokenizers, text)
+    def _continuation(self, context: Context, of: Continuation) -> list[int]:
+        if context.begun:  # goes on in the middle of an answer
+            ids = text_ids(self.tokenizers.llm, [of.text], special=False)[0] if of.text else []
+        else:
+            ids = answers(self.tokenizers, [of.text], context.is_chat, closed=False)[0] if of.text.strip() else []
+        return [*ids, self.tokenizers.eos_id] if of.whole and self.options.end_token else ids
 
     def _prefix(self, contexts: Sequence[Context], following: Sequence[int]) -> Spliced:
         """[BOS, head | soft, end | prompt | tail], left-padded; `following` = places to keep free behind each."""
@@ -140,7 +149,9 @@ class Answerer:
     def _row(self, context: Context, following: int) -> tuple[list[int], list[int], list[int], list[int]]:
         """Token ids: head, source, prompt, tail."""
         options = self.options
-        limits = Limits(options.max_source_tokens, options.max_prompt_tokens, self.positions)
+        limits = Limits(
+            options.max_source_tokens, options.max_prompt_tokens, self.positions, side=options.truncation_side
+        )
         ids = context_ids(self.tokenizers, context, limits, following, bridge=options.bridge, prompt=options.prompt)
         self.cut.update(contexts=1, source="source" in ids.cut, prompt="prompt" in ids.cut)
         return ids.head, ids.source, ids.prompt, ids.tail

@@ -16,8 +16,11 @@ from tqdm import tqdm
 
 from bridge_ds.checkpoint.placed import one_process
 from bridge_ds.checkpoint.trained import load_trained
+from bridge_ds.config.check import one_of
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.context import parse, render
+from bridge_ds.data.chat import frame_of, render
+from bridge_ds.data.context import parse
+from bridge_ds.data.truncate import LOST, side_of
 from bridge_ds.engine.distributed import device_of, init_distributed
 from bridge_ds.errors import ConfigError
 from bridge_ds.harness.answerer import Answerer, Options
@@ -48,6 +51,7 @@ class BridgeLM(LM):
         end_token: bool | None = None,
         max_source_tokens: int | None = None,
         max_prompt_tokens: int | None = None,
+        truncation_side: str | None = None,
         window: int | None = None,
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
@@ -62,8 +66,10 @@ class BridgeLM(LM):
         prompt: the LLM reads the context itself beside the soft prompt (default: the run's data.augment_prompt).
         end_token: an answer is scored with the end token after it (default: as data.target_end for objective `task`,
             which trains answers closed by it; no for `prefix_lm`, whose texts go on).
-        max_source_tokens: encoder tokens of a context; more are cut from its beginning (default: the run's).
+        max_source_tokens: encoder tokens of a context; longer ones are cut (default: the run's).
         max_prompt_tokens: the same for what the LLM reads (default: the run's).
+        truncation_side: where: right = the end | left = the beginning, so that a question at the end stays (default:
+            the run's).
         window: LLM tokens that are scored after one context in loglikelihood_rolling (default: the longest target that
             the run trained on).
         batch_size: contexts of a batch, or `auto`.
@@ -78,12 +84,7 @@ class BridgeLM(LM):
             CheckpointError: no valid checkpoint, or other base models than it was trained with.
         """
         super().__init__()
-        if unknown or not run:
-            names = ", ".join(list(inspect.signature(type(self).__init__).parameters)[1:-1])
-            raise ConfigError(
-                f"--model_args has {f'the unknown {sorted(unknown)[0]!r}' if unknown else 'no run'}; expected run=DIR, "
-                f"and of these what you need: {names}."
-            )
+        self._refuse_unknown(run, unknown)
         world = World.detect()
         one_process(device_map, world)
         if world.size > 1:
@@ -98,17 +99,30 @@ class BridgeLM(LM):
         self.run = Path(run)
         self.config = load_run_config(self.run)
         data = self.config.data
+        side = truncation_side or side_of(data)
+        one_of("truncation_side in --model_args", side, tuple(LOST))
+        self.window = window or max(1, data.max_target_tokens - 1)
+        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, device_map, self._say, max_memory)
         self.options = Options(
             bridge=bridge,
             prompt=data.augment_prompt if prompt is None else prompt,
             end_token=data.objective == "task" and data.target_end if end_token is None else end_token,
             max_source_tokens=max_source_tokens or data.max_source_tokens,
             max_prompt_tokens=max_prompt_tokens or data.max_prompt_tokens,
+            truncation_side=side,
+            frame=frame_of(self.tokenizers.llm, data.chat_template, data.system_prompt),
         )
-        self.window = window or max(1, data.max_target_tokens - 1)
-        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, device_map, self._say, max_memory)
         self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
+
+    @classmethod
+    def _refuse_unknown(cls, run: str, unknown: dict[str, Any]) -> None:
+        if unknown or not run:
+            names = ", ".join(list(inspect.signature(cls.__init__).parameters)[1:-1])
+            raise ConfigError(
+                f"--model_args has {f'the unknown {sorted(unknown)[0]!r}' if unknown else 'no run'}; expected run=DIR, "
+                f"and of these what you need: {names}."
+            )
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy decoding writes it) of each continuation after its context."""
@@ -207,8 +221,9 @@ class BridgeLM(LM):
         cut = self.answerer.cut
         for part, limit in (("source", self.options.max_source_tokens), ("prompt", self.options.max_prompt_tokens)):
             if cut[part]:
+                lost = LOST[self.options.truncation_side]
                 self._say(
-                    f"{cut[part]} of {cut['contexts']} contexts lost the beginning of their {part}: at most {limit} "
+                    f"{cut[part]} of {cut['contexts']} contexts lost the {lost} of their {part}: at most {limit} "
                     f"tokens fit; raise max_{part}_tokens in --model_args if both models can read more."
                 )
         cut.clear()
@@ -244,7 +259,7 @@ class BridgeLM(LM):
 
         The encoder reads the worked examples and the question as one text; a system message stays text for the LLM.
         """
-        return render(self.tokenizers.llm, chat_history, answering=add_generation_prompt)
+        return render(self.tokenizers.llm, chat_history, add_generation_prompt, self.config.data.system_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
         """What goes into lm_eval's results beside the scores."""

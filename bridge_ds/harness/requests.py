@@ -132,7 +132,10 @@ def windows(text: str, count: Callable[[Sequence[str]], list[int]], limit: int) 
 
 
 def _windowed(made: Plan, cuts: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
-    return [made.place(Context(before or None), Continuation(piece, whole=False)) for before, piece in cuts]
+    return [
+        made.place(Context(before or None, continues=bool(before)), Continuation(piece, whole=False))
+        for before, piece in cuts
+    ]
 
 
 def _shared_beginnings(asked: Sequence[Asked]) -> dict[object, str]:

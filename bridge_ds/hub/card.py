@@ -11,6 +11,7 @@ from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
+from bridge_ds.data.truncate import LOST, side_of
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.frozen.verify import model_file
@@ -124,7 +125,9 @@ def _training(config: Config, checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("fusion", f"`{config.fusion.name}`"),
         ("mapping", f"`{config.mapping.kind}`"),
         ("the LLM reads the text too", "yes" if data.augment_prompt else "no"),
+        ("the LLM's chat template", "yes" if data.chat_template else "no"),
         ("longest source, target", f"{data.max_source_tokens}, {data.max_target_tokens} tokens"),
+        ("a longer source loses", f"its {LOST[side_of(data)]}"),
         ("base models in", config.model.dtype),
         ("learning rate, weight decay", f"{train.lr:g} ({train.schedule}), {train.weight_decay:g}"),
         ("seed", str(config.run.seed)),

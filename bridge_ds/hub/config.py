@@ -21,7 +21,7 @@ _NOT_SHARED = {
     "mapping": ("calibrate",),
 }
 """Keys of the recipe that only matter where and while a bridge is trained."""
-_DATA = ("augment_prompt", *WRITTEN, "max_source_tokens", "max_prompt_tokens")
+_DATA = ("augment_prompt", *WRITTEN, "chat_template", "system_prompt", "max_source_tokens", "max_prompt_tokens")
 """Keys of the recipe's `data:` part that decide what the models read and write."""
 _registered = False
 
@@ -61,8 +61,14 @@ class BridgeConfig(PreTrainedConfig):
     """As data.target_space."""
     target_end: bool = True
     """As data.target_end."""
+    chat_template: bool = False
+    """The LLM's chat template stands around the soft prompt (as data.chat_template)."""
+    system_prompt: str = ""
+    """System message in front of it (as data.system_prompt)."""
+    truncation_side: str = "right"
+    """Which part of a text that is too long is cut: right = its end | left = its beginning."""
     max_source_tokens: int = 512
-    """Encoder tokens of a text; of a longer one the end is read."""
+    """Encoder tokens of a text; longer ones are cut."""
     max_prompt_tokens: int = 512
     """LLM tokens of a text that the LLM reads too."""
 
@@ -86,6 +92,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         base: identities of the base models, as a checkpoint's manifest holds them.
     """
     from bridge_ds.config.load import to_dict
+    from bridge_ds.data.truncate import side_of
 
     values = to_dict(config)
     parts: dict[str, Any] = {
@@ -101,6 +108,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         base=dict(base),
         base_dtype=config.model.dtype,
         **{key: values["data"][key] for key in _DATA},
+        truncation_side=side_of(config.data),
         encoder_training=training if config.encoder.trainable else {},
         lora=lora if config.lora.rank else {},
         architectures=["BridgeForCausalLM"],
@@ -135,7 +143,7 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
             "lora": config.lora,
             "fusion": config.fusion,
             "mapping": config.mapping,
-            "data": {key: getattr(config, key) for key in _DATA},
+            "data": {key: getattr(config, key) for key in (*_DATA, "truncation_side")},
         }
     )
     check(found)

@@ -14,16 +14,18 @@ import torch
 from transformers import AutoConfig, BatchFeature, ProcessorMixin
 
 from bridge_ds.config.names import resolve
+from bridge_ds.data.chat import frame_of, messages_of, render
 from bridge_ds.data.collate import pad
-from bridge_ds.data.context import Context, Limits, context_ids, parse, render
+from bridge_ds.data.context import Context, answers, context_ids, framed, parse
 from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.truncate import LOST, Limits
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import BridgeConfig, to_run
 from bridge_ds.hub.source import CONFIG, hub_options, open_source, renamed
 from bridge_ds.llm.splice import IGNORE
 
-__all__ = ["BridgeProcessor", "messages_of"]
+__all__ = ["BridgeProcessor"]
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,9 @@ class BridgeProcessor(ProcessorMixin):
         tokenizers: both.
         positions: places of the LLM; 0 = unknown.
         max_new_tokens: places that are kept free for an answer.
+
+        Raises:
+            ConfigError: the bridge was trained with a chat template, and the LLM's tokenizer has none.
         """
         self.config, self.tokenizers, self.positions, self.max_new_tokens = (
             config,
@@ -57,8 +62,9 @@ class BridgeProcessor(ProcessorMixin):
         """The encoder's."""
         self.chat_template = getattr(tokenizers.llm, "chat_template", None)
         self.cut: Counter[str] = Counter()
-        """Texts seen (`texts`), and how many of them lost their beginning: to the encoder (`source`), to the LLM
+        """Texts seen (`texts`), and how many of them were truncated: for the encoder (`source`), for the LLM
         (`prompt`)."""
+        self._frame = frame_of(tokenizers.llm, config.chat_template, config.system_prompt)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -117,7 +123,8 @@ class BridgeProcessor(ProcessorMixin):
         """Token ids of texts.
 
         Args:
-            text: one text or several; the encoder reads it. Of a text that is too long the end is read.
+            text: one text or several; the encoder reads it. One that is too long is cut as in training
+                (`config.truncation_side`); a bridge trained with the LLM's chat template gets it here too.
             prompt: what the LLM reads beside the soft prompt, if the bridge was trained with `augment_prompt`; none =
                 the text itself.
             text_target: right answers; adds `labels` [B, T], IGNORE (-100) on padding, for a loss.
@@ -131,7 +138,7 @@ class BridgeProcessor(ProcessorMixin):
         prompts = [None] * len(texts) if prompt is None else _listed("prompt", prompt, len(texts))
         contexts = [Context(each, prompt=shown) for each, shown in zip(texts, prompts, strict=True)]
         targets = None if text_target is None else _listed("text_target", text_target, len(texts))
-        labels = None if targets is None else self.tokenizers.labels(targets)
+        labels = None if targets is None else answers(self.tokenizers, targets, self.config.chat_template)
         return self._features(contexts, labels, max_new_tokens, return_tensors)
 
     def apply_chat_template(  # type: ignore[override]
@@ -148,7 +155,8 @@ class BridgeProcessor(ProcessorMixin):
     ) -> Any:
         """The LLM's chat template around the soft prompt, which takes the place of ONE user turn.
 
-        Earlier turns and the question are one text for the encoder; a system message stays text for the LLM.
+        Earlier turns and the question are one text for the encoder; a system message stays text for the LLM (that of
+        the training where there is none). What the template writes are its control tokens; in messages they are text.
 
         Args:
             conversation: messages with `role` and `content`, or several such lists.
@@ -168,7 +176,8 @@ class BridgeProcessor(ProcessorMixin):
         chats: Any = [conversation] if single else conversation
         answering = add_generation_prompt and not continue_final_message
         try:
-            texts = [render(self.tokenizer, messages_of(chat), answering, **options) for chat in chats]
+            system = self.config.system_prompt
+            texts = [render(self.tokenizer, messages_of(chat), answering, system, **options) for chat in chats]
         except ValueError as error:
             raise ConfigError(
                 f"the tokenizer of {self.config.llm!r} cannot render a chat ({' '.join(str(error).split())[:120]}); "
@@ -178,16 +187,27 @@ class BridgeProcessor(ProcessorMixin):
             return texts[0] if single else texts
         return self._features([parse(text) for text in texts], None, max_new_tokens, return_tensors)
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = True, **options: Any) -> list[str]:
-        """What was written, as text; the one space that training puts before an answer is taken off."""
-        found = self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **options)
-        return [self.tokenizers.answer(text) for text in found]
+    def batch_decode(
+        self, sequences: Any, skip_special_tokens: bool = True, *, chat: bool = False, **options: Any
+    ) -> list[str]:
+        """What was written, as text; the one space that training puts before an answer is taken off.
 
-    def decode(self, token_ids: Any, skip_special_tokens: bool = True, **options: Any) -> str:
+        Args:
+            sequences: LLM ids.
+            skip_special_tokens: as transformers.
+            chat: written after a chat template (of a bridge trained with it: always), which has no such space.
+            options: of the tokenizer.
+        """
+        found = self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **options)
+        return [self.bare(text, chat) for text in found]
+
+    def decode(self, token_ids: Any, skip_special_tokens: bool = True, *, chat: bool = False, **options: Any) -> str:
         """:meth:`batch_decode` of one answer."""
-        return self.tokenizers.answer(
-            self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
-        )
+        return self.bare(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options), chat)
+
+    def bare(self, text: str, chat: bool = False) -> str:
+        """An answer without the space that training puts before it."""
+        return text if chat or self.config.chat_template else self.tokenizers.answer(text)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -220,10 +240,13 @@ class BridgeProcessor(ProcessorMixin):
         self, context: Context, max_new_tokens: int | None = None
     ) -> tuple[list[int], list[int], list[int]]:
         """Ids before the soft prompt (LLM), of the text (encoder), after the soft prompt (LLM), counted in `cut`."""
-        limits = Limits(self.max_source_tokens, self.max_prompt_tokens, self.positions)
+        limits = Limits(
+            self.max_source_tokens, self.max_prompt_tokens, self.positions, side=self.config.truncation_side
+        )
         room = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         if self.positions:
             room = min(room, self.positions // 2)
+        context = framed(context, self._frame)
         ids = context_ids(self.tokenizers, context, limits, room, prompt=self.config.augment_prompt)
         self.cut.update(texts=1, **{name: name in ids.cut for name in ("source", "prompt")})
         return ids.head, ids.source, [*ids.prompt, *ids.tail]
@@ -258,8 +281,9 @@ class BridgeProcessor(ProcessorMixin):
         for name, limit in (("source", self.max_source_tokens), ("prompt", self.max_prompt_tokens)):
             if lost := self.cut[name] - before[name]:
                 _log.warning(
-                    "%d of %d texts lost their beginning: at most %d %s tokens fit.", lost, len(rows), limit, name
-                )
+                    "%d of %d texts lost their %s: at most %d %s tokens fit.",
+                    lost, len(rows), LOST[self.config.truncation_side], limit, name,
+                )  # fmt: skip
         if return_tensors == "pt":
             return self.collate(rows, labels)
         heads, sources, tails = (list(part) for part in zip(*rows, strict=True))
@@ -286,20 +310,3 @@ def _listed(what: str, value: Any, count: int | None = None) -> list[str]:
     if count is not None and len(texts) != count:
         raise DataError(f"there are {len(texts)} of {what} for {count} texts; expected as many.")
     return texts
-
-
-def messages_of(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Messages with text alone; a list of text parts is joined.
-
-    Raises:
-        DataError: a message that is not text.
-    """
-    found = []
-    for message in chat:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-            content = "".join(str(part.get("text", "")) for part in content)
-        if not isinstance(content, str) or not isinstance(message.get("role"), str):
-            raise DataError(f"a message is {str(message)[:80]!r}; expected a role and text content.")
-        found.append({"role": message["role"], "content": content})
-    return found

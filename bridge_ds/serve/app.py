@@ -142,7 +142,8 @@ async def _answer(service: Service, request: Request, parse: Callable[[Any, str,
     reply = Reply(rows, service.name, ask.chat)
     if ask.stream:
         stream = _stream(service, request, ask, reply, events, began)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        headers = {"Cache-Control": "no-cache", **reply.headers}
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
     try:
         while not reply.complete:
             event = await _next(request, events)
@@ -152,7 +153,7 @@ async def _answer(service: Service, request: Request, parse: Callable[[Any, str,
     finally:
         _leave(rows)
     _count(service, request, reply, began)
-    return JSONResponse(reply.whole())
+    return JSONResponse(reply.whole(), headers=reply.headers)
 
 
 async def _stream(
@@ -199,6 +200,7 @@ def _count(service: Service, request: Request, reply: Reply, began: float) -> No
     service.metrics.seconds.observe(time.monotonic() - began)
     service.metrics.tokens.labels("prompt").inc(reply.usage["prompt_tokens"])
     service.metrics.tokens.labels("completion").inc(reply.written)
+    service.metrics.truncated.inc(reply.truncated)
 
 
 async def _json(request: Request, most: int) -> Any:

@@ -30,7 +30,7 @@ class _Reading(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:  # type: ignore[override]
         for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
-            row.add(token, self.texts.ends, self.texts.decode)
+            row.add(token, self.texts.ends, self.texts.decoder(row))
         return torch.tensor([row.ended for row in self.rows], dtype=torch.bool, device=input_ids.device)
 
 
@@ -64,7 +64,7 @@ class LocalWriter:
             for row in rows:
                 if not row.ended:  # the LLM had fewer places than its config says
                     row.reason = "length"
-                    row.finish(self.texts.decode)
+                    row.finish(self.texts.decoder(row))
         finally:
             done(len(rows))
 

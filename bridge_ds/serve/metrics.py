@@ -24,6 +24,9 @@ class Metrics:
         self.tokens = Counter(
             "bridge_tokens", "LLM places of prompts, tokens of answers.", ["kind"], registry=self.registry
         )
+        self.truncated = Counter(
+            "bridge_truncated_texts", "Texts that were too long to be read whole.", registry=self.registry
+        )
         self.seconds = Histogram(
             "bridge_request_seconds", "From the first byte to the end of the answer.", registry=self.registry,
             buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),

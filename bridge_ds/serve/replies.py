@@ -14,8 +14,10 @@ from typing import Any
 from bridge_ds.serve.schema import Refused
 from bridge_ds.serve.work import Event, Row
 
-__all__ = ["DONE", "Reply", "line"]
+__all__ = ["DONE", "TRUNCATED", "Reply", "line"]
 
+TRUNCATED = "X-Bridge-Truncated"
+"""Header with the number of texts that were too long to be read whole; absent = none was."""
 DONE = b"data: [DONE]\n\n"
 """The last line of a stream."""
 
@@ -65,9 +67,21 @@ class Reply:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Places that the prompts take in the LLM (a soft prompt's among them), and tokens written."""
+        """Places that the prompts take in the LLM (a soft prompt's among them), tokens written, and texts that were not
+        read whole (`truncated`, a field of ours)."""
         read = sum(row.length for row in self.rows)
-        return {"prompt_tokens": read, "completion_tokens": self.written, "total_tokens": read + self.written}
+        counts = {"prompt_tokens": read, "completion_tokens": self.written, "total_tokens": read + self.written}
+        return counts | {"truncated": self.truncated}
+
+    @property
+    def truncated(self) -> int:
+        """Texts that were too long to be read whole."""
+        return sum(row.truncated for row in self.rows)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response, known before anything is written."""
+        return {TRUNCATED: str(self.truncated)} if self.truncated else {}
 
     def whole(self) -> dict[str, Any]:
         """The answer in one piece."""

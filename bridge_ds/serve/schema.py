@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bridge_ds.data.context import MARKS
+from bridge_ds.data.plain import NONCHARACTERS
 
 __all__ = ["Ask", "Limits", "Refused", "Sampling", "parse_chat", "parse_completion"]
 
@@ -190,8 +190,8 @@ def _sound(text: str, where: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise Refused(f"{where} holds half of a surrogate pair; expected Unicode text.", param=where) from None
-    if any(mark in text for mark in MARKS):
-        raise Refused(f"{where} holds U+FDD0 or U+FDD1, which are no characters; leave them out.", param=where)
+    if NONCHARACTERS.search(text):
+        raise Refused(f"{where} holds one of U+FDD0 to U+FDD5, which are no characters; leave it out.", param=where)
 
 
 def _ask(values: Mapping[str, Any], texts: tuple[Any, ...], chat: bool, most: Any, limits: Limits) -> Ask:

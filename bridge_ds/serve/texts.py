@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bridge_ds.data.chat import has_template
+from bridge_ds.data.context import DoesNotFit
 from bridge_ds.errors import BridgeError
 from bridge_ds.generate.answer import Answerer
 from bridge_ds.serve.schema import Ask, Refused
@@ -34,13 +37,14 @@ class Texts:
     @property
     def has_chat(self) -> bool:
         """Whether the LLM's tokenizer has a chat template."""
-        return bool(getattr(self._processor.tokenizer, "chat_template", None))
+        return has_template(self._processor.tokenizer)
 
     def rows(self, ask: Ask, sink: Callable[[Event], None]) -> list[Row]:
-        """A row for each text, with the ids that `python -m bridge_ds.generate` would give it.
+        """A row for each text, with the ids that `python -m bridge_ds.generate` would give it: cut as in training where
+        it is too long, which the reply says.
 
         Raises:
-            Refused: it is too long. Nothing is cut here: who asks would not see it.
+            Refused: it leaves no place to answer.
         """
         if ask.chat and not self.has_chat:
             raise Refused(
@@ -59,27 +63,25 @@ class Texts:
         try:
             ids = answerer.row(ask.texts[index])
         except BridgeError as error:
-            raise Refused(str(error), param=param) from None
+            code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None
+            raise Refused(str(error), param=param, code=code) from None
         head, source, tail = ids
         length = len(head) + (len(source) + 1 if source else 0) + len(tail)  # the soft prompt has an end of its own
-        if cut["source"] or cut["prompt"]:
-            raise Refused(
-                f"the text is too long: of it at most {self._processor.max_source_tokens} encoder tokens are read, and "
-                f"with the answer it must fit into {self.positions or 'the'} places of the LLM; shorten it, or lower "
-                "max_tokens.",
-                code="context_length_exceeded",
-                param=param,
-            )
+        truncated = bool(cut["source"] or cut["prompt"])
         most = ask.max_tokens or self.default_tokens
         if self.positions:
             most = min(most, self.positions - length)
         if most < 1:
             raise Refused("the text leaves the LLM no place to answer.", code="context_length_exceeded", param=param)
-        return Row(ids, length, most, ask.sampling, ask.stops, ask.stream, index, sink)
+        return Row(ids, length, most, ask.sampling, ask.stops, ask.stream, index, sink, ask.chat, truncated)
 
-    def decode(self, ids: Sequence[int]) -> tuple[str, str]:
-        """An answer as the LLM wrote it, and as it is answered."""
+    def decoder(self, row: Row) -> Callable[[Sequence[int]], tuple[str, str]]:
+        """:meth:`decode` for the answers of a row."""
+        return functools.partial(self.decode, chat=row.chat)
+
+    def decode(self, ids: Sequence[int], chat: bool = False) -> tuple[str, str]:
+        """An answer as the LLM wrote it, and as it is answered; `chat`: after a chat template."""
         listed: Any = list(ids)
         with self._lock:
             raw = self._processor.tokenizer.decode(listed, skip_special_tokens=True)
-            return raw, self._processor.decode(listed)
+            return raw, self._processor.bare(raw, chat)

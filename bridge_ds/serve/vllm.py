@@ -125,7 +125,6 @@ class VllmWriter:
         self.answerer, self.texts, self.upstream = answerer, texts, upstream
         self.model = upstream.model()
         """Its name there."""
-        self._answer = answerer.processor.tokenizers.answer
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="vllm")
 
     @torch.no_grad()
@@ -166,7 +165,7 @@ class VllmWriter:
             for choice in event.get("choices", []):
                 text = choice.get("text") or ""
                 if text and not begun:
-                    begun, text = True, self._answer(text)
+                    begun, text = True, self.answerer.processor.bare(text, row.chat)
                 if text:
                     row.sink(Event(row.index, text))
                 reason = choice.get("finish_reason") or reason

@@ -50,6 +50,10 @@ class Row:
     """In its request."""
     sink: Callable[[Event], None]
     """Takes events, from any thread."""
+    chat: bool = False
+    """The answer stands after a chat template that was asked for."""
+    truncated: bool = False
+    """Of the text only a part was read."""
     cancelled: bool = False
     """Nobody waits for it any more."""
     tokens: list[int] = field(default_factory=list)

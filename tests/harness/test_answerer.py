@@ -10,6 +10,7 @@ import torch
 from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.context import Context
+from bridge_ds.data.plain import template_ids
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.harness.answerer import Answerer, Options
@@ -112,21 +113,30 @@ def test_a_chat_template_stands_around_the_soft_prompt(runs: dict[str, Path]) ->
     of, model = answerer.tokenizers, answerer.model
     head, tail = "<s>one river", "\nmat:"
     spliced = answerer._prefix([Context("a dog", head, tail)], [4])
-    text = [model.llm.embed(torch.tensor([answerer._plain(part)])) for part in (head, tail)]
-    assert answerer._plain(head)[0] == of.bos_id, "the template's own opening token is the only one"
+    parts = [template_ids(of.llm, part) for part in (head, tail)]
+    text = [model.llm.embed(torch.tensor([part])) for part in parts]
+    assert parts[0][0] == of.bos_id, "the template's own opening token is the only one"
     source = torch.tensor([of.source_ids("a dog")])
     soft = model.soft_of(source, torch.ones_like(source)).embeds_BKH
     assert torch.allclose(spliced.embeds_BXH, torch.cat([text[0], soft, text[1]], dim=1), atol=1e-6)
-    assert answerer._continuation(Context("a dog", head, tail), Continuation("mat")) == [
-        *answerer._plain("mat"),
-        of.eos_id,
-    ]
+    alone = of.llm("mat", add_special_tokens=False)["input_ids"]
+    for given in ("mat", " mat"):  # lm_eval may put a delimiter before it
+        assert answerer._continuation(Context("a dog", head, tail), Continuation(given)) == [*alone, of.eos_id]
+    begun = Context("a dog", head, f"{tail}on the", begun=True)
+    spaced = of.llm(" mat", add_special_tokens=False)["input_ids"]
+    assert answerer._continuation(begun, Continuation(" mat")) == [*spaced, of.eos_id] != [*alone, of.eos_id]
 
 
-def test_long_contexts_keep_their_end_and_are_counted(runs: dict[str, Path]) -> None:
-    answerer = load(runs["llama"], prompt=True, max_source_tokens=5, max_prompt_tokens=3)
-    of = answerer.tokenizers
+def test_long_contexts_are_truncated_at_the_side_of_the_run_and_counted(runs: dict[str, Path]) -> None:
+    of = (answerer := load(runs["llama"], prompt=True, max_source_tokens=5, max_prompt_tokens=3)).tokenizers
     text = " ".join(SOURCES)
+    _, source, prompt, _ = answerer._row(Context(text), 4)
+    assert source == [*of.source_ids(text)[:4], of.source_ids(text)[-1]] and prompt == of.prompt_ids(text)[:3]
+    assert answerer.cut == {"contexts": 1, "source": 1, "prompt": 1}
+    # The rest of a text goes on from its context's end, as in prefix_lm.
+    _, source, prompt, _ = answerer._row(Context(text, continues=True), 4)
+    assert source == of.source_ids(text)[-5:] and prompt == of.prompt_ids(text)[-3:]
+    answerer = load(runs["llama"], prompt=True, max_source_tokens=5, max_prompt_tokens=3, truncation_side="left")
     _, source, prompt, _ = answerer._row(Context(text), 4)
     assert source == of.source_ids(text)[-5:] and prompt == of.prompt_ids(text)[-3:]
     assert answerer.cut == {"contexts": 1, "source": 1, "prompt": 1}

@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_cut_and_said(runs: dict[str, Path], caplog: pytest
     model, processor = load(runs["gpt2"])
     with caplog.at_level("WARNING"):
         inputs = processor([" ".join(TEXTS * 9), "a dog"])
-        assert "1 of 2 texts lost their beginning: at most 70 source" in caplog.text
+        assert "1 of 2 texts lost their end: at most 70 source" in caplog.text
         written = model.generate(**inputs, max_new_tokens=1000, min_new_tokens=1000)
         assert "at most 57 are written" in caplog.text
     assert inputs["attention_mask"].sum(1).tolist()[0] == 70 and written.shape[1] == 128 - 71

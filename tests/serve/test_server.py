@@ -87,9 +87,24 @@ def test_streams_joined_are_the_offline_answers(server: Server, offline: Offline
     assert joined == offline(messages, chat=True)
 
 
+def test_texts_that_are_too_long_are_cut_as_offline_and_the_reply_counts_them(server: Server, offline: Offline) -> None:
+    client, service = server
+    long = " ".join(["the cat sat on the mat"] * 40)
+    status, headers, body = client.complete([long, TEXTS[0]], max_tokens=9)
+    assert (status, headers["x-bridge-truncated"], body["usage"]["truncated"]) == (200, "1", 1)
+    assert texts_of(body) == [offline(text, max_new_tokens=9) for text in (long, TEXTS[0])]
+    connection, answer = client.open("POST", "/v1/completions", {"model": "tiny", "stream": True, "prompt": long})
+    with contextlib.closing(connection):
+        assert answer.headers["x-bridge-truncated"] == "1" and answer.read().endswith(b"[DONE]\n\n")
+    status, headers, body = client.complete(TEXTS[0], max_tokens=9)
+    assert "x-bridge-truncated" not in headers and body["usage"]["truncated"] == 0
+    assert "bridge_truncated_texts_total 2.0" in service.metrics.page().decode()
+
+
 def test_bad_requests_get_openais_error_object(server: Server) -> None:
     client, _ = server
-    long = " ".join(["the cat sat on the mat"] * 40)
+    # A system message is not to be truncated.
+    endless = [{"role": "system", "content": "the cat sat on the mat " * 40}, {"role": "user", "content": "a"}]
     for status, told, method, path, body, headers in (
         (400, "no JSON", "POST", "/v1/completions", b'{"model": ', {}),
         (400, "no JSON", "POST", "/v1/completions", b"\xff\xfe", {}),
@@ -97,7 +112,7 @@ def test_bad_requests_get_openais_error_object(server: Server) -> None:
         (400, "no JSON object", "POST", "/v1/completions", [1], {}),
         (400, "prompt is no text", "POST", "/v1/completions", {"model": "tiny"}, {}),
         (400, "max_tokens is 65", "POST", "/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 65}, {}),
-        (400, "too long", "POST", "/v1/completions", {"model": "tiny", "prompt": long}, {}),
+        (400, "besides its context", "POST", "/v1/chat/completions", {"model": "tiny", "messages": endless}, {}),
         (404, "is not here", "POST", "/v1/completions", {"model": "gpt-4", "prompt": "a"}, {}),
         (404, "no such path", "GET", "/v1/embeddings", None, {}),
         (405, "this method", "GET", "/v1/completions", None, {}),

@@ -42,6 +42,14 @@ class DataConfig:
     byte-level BPE has, SentencePiece adds it by itself) | space | none."""
     target_end: bool = True
     """Close each target with the LLM's end token (yes/no)."""
+    chat_template: bool = False
+    """Put the LLM's own chat template around the soft prompt, as an instruction-tuned LLM expects it (yes/no); an
+    answer begins right after it, with no space of ours. Every use of the run does the same unless told otherwise."""
+    system_prompt: str = ""
+    """System message for the LLM in front of the chat template, in the LLM's own language; empty = none."""
+    truncation_side: str = "right"
+    """Where a source or prompt that is too long is cut: right = its end goes | left = its beginning (a question that
+    stands at the end stays). Of prefix_lm the beginning always goes. Targets lose their end."""
     max_source_tokens: int = 512
     """Encoder tokens per sample, end token included; longer sources are cut and counted."""
     max_prompt_tokens: int = 512

@@ -1,0 +1,80 @@
+"""Which part of a text that is too long is read: decided here, for training and for every other use. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from bridge_ds.config.schema import DataConfig
+
+__all__ = ["LOST", "Limits", "fit", "side_of", "truncated"]
+
+LOST = {"right": "end", "left": "beginning"}
+"""What is lost by `data.truncation_side`, in words."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many tokens a context may have, and which end of it goes where it has more."""
+
+    source: int
+    """Encoder tokens of a source."""
+    prompt: int
+    """LLM tokens of a source that the LLM reads."""
+    positions: int = 0
+    """Places of the LLM, for context and answer together; 0 = unknown."""
+    side: str = "right"
+    """right: the end is cut off | left: the beginning."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Limits:
+        """Those of training."""
+        return cls(data.max_source_tokens, data.max_prompt_tokens, side=side_of(data))
+
+
+def side_of(data: DataConfig) -> str:
+    """The side at which a run cuts its texts: of prefix_lm the beginning, for the target goes on from the end."""
+    return "left" if data.objective == "prefix_lm" else data.truncation_side
+
+
+def fit(
+    source: list[int], prompt: list[int], limits: Limits, special: Set[int], room: int | None = None
+) -> tuple[list[int], list[int], tuple[str, ...]]:
+    """A source and a prompt cut to what is allowed.
+
+    Args:
+        source: encoder ids, special tokens included; where its end goes, its closing special token stays.
+        prompt: LLM ids.
+        limits: lengths and side.
+        special: special ids of the encoder.
+        room: places that the LLM has for both and the end vector; none = as many as they need.
+
+    Returns:
+        source, prompt, and which of `source` and `prompt` were cut.
+    """
+    most_source, most_prompt = limits.source, limits.prompt
+    closing = int(bool(source) and source[-1] in special)
+    if room is not None:
+        most_prompt = min(most_prompt, room // 2 if source else room)
+    kept_prompt = truncated(prompt, most_prompt, limits.side)
+    if room is not None:
+        most_source = min(most_source, room - len(kept_prompt) - 1)
+    kept_source = truncated(source, most_source, limits.side, closing)
+    lost = {"source": len(kept_source) < len(source), "prompt": len(kept_prompt) < len(prompt)}
+    return kept_source, kept_prompt, tuple(name for name, was in lost.items() if was)
+
+
+def truncated(ids: list[int], limit: int, side: str, closing: int = 0) -> list[int]:
+    """At most `limit` ids.
+
+    Args:
+        ids: of a text.
+        limit: most of them.
+        side: where they go.
+        closing: how many ids at the end (0 or 1) stay in any case; a special token in front goes with the beginning.
+    """
+    if len(ids) <= limit:
+        return ids
+    if limit <= 0:
+        return []
+    return ids[len(ids) - limit :] if side == "left" else ids[: limit - closing] + ids[len(ids) - closing :]
