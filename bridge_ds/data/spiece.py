@@ -8,6 +8,7 @@ Tokens that somebody has added to the model's own (LangBridge adds white space) 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,8 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         self._spiece = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.tokenizer = tokenizer
+        self.pieces_sha256 = hashlib.sha256(self._spiece.serialized_model_proto()).hexdigest()
         self._vocabulary = tokenizer.get_vocab()
         self._names = {number: token for token, number in self._vocabulary.items()}
         self._before, self._after = _frame(tokenizer)
