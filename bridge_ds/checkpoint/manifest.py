@@ -38,7 +38,7 @@ def fault_in_manifest(manifest: Any, there: Set[str], always: Set[str], known: S
         if manifest["sha256"] != manifest_sha256(manifest):
             return "has another sha256 than it says of itself"
     elif not _OLD_KEYS <= set(manifest) <= _OLD_KEYS | {"converted"}:
-        odd = sorted(set(manifest) ^ _OLD_KEYS)[0]
+        odd = sorted((set(manifest) - {"converted"}) ^ _OLD_KEYS)[0]
         return f"has no sha256 of itself, and {'an unknown' if odd in manifest else 'no'} {odd!r}; expected a whole one"
     if type(manifest.get("format")) is not int:
         return f"has format {manifest.get('format')!r}; expected a number"

@@ -222,9 +222,9 @@ def base_identities(
         ("encoder", model.encoder.model, resolve(of.encoder), of.encoder_revision, tokenizers.encoder),
         ("llm", model.llm.model, resolve(of.llm), of.llm_revision, tokenizers.llm),
     ):
-        first = as_first_recorded(part.config, of.dtype)
         config_json, before = published_config(name, revision, hub), like.get(key, "")
-        found[key] = model_identity(config_json, name, revision, hub, writes=key == "llm", like=before, first=first)
+        first = as_first_recorded(part.config, of.dtype) if before else ""
+        found[key] = model_identity(config_json, name, revision, hub, like=before, first=first)
         both = f"{key}_tokenizer"
         found[both] = tokenizer_identity(tokenizer, name, revision, hub, like.get(both, ""))
     return found

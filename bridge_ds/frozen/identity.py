@@ -45,7 +45,6 @@ def model_identity(
     revision: str | None = None,
     hub: Mapping[str, Any] = MappingProxyType({}),
     *,
-    writes: bool = False,
     like: str = "",
     first: str = "",
 ) -> str:
@@ -56,7 +55,6 @@ def model_identity(
         name: folder or hub id.
         revision: hub revision.
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
-        writes: it is the LLM, whose generation_config.json says what ends an answer.
         like: what a checkpoint recorded. Where that is a hash of the kind of before which still holds, it is given.
         first: the architecture as the first checkpoints recorded it, see :func:`as_first_recorded`.
 
@@ -69,9 +67,8 @@ def model_identity(
                 _say_weak(name)
                 return like
     digest = hashlib.sha256(config_json.encode())
-    ends = _ends(name, config_json, revision, hub) if writes else ""
     code = _code(name, config_json, revision, hub)
-    for part in (ends, *digests([*loaded_files(name, revision, hub), *code]), _places(name, revision, hub)):
+    for part in (*digests([*loaded_files(name, revision, hub), *code]), _places(name, revision, hub)):
         digest.update(b"\0" + part.encode())
     return _FORMAT + digest.hexdigest()
 
@@ -96,14 +93,6 @@ def _say_weak(name: str) -> None:
         "are written from now on hold one over all of it.",
         name,
     )
-
-
-def _ends(name: str, config_json: str, revision: str | None, hub: Mapping[str, Any]) -> str:
-    """The ids that end an answer, where generation_config.json has others than config.json."""
-    path = cached_file(name, "generation_config.json", revision, hub)
-    found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path else None
-    known = json.loads(config_json).get("eos_token_id") if config_json else None
-    return "" if found is None or found == known else json.dumps(found)
 
 
 def _code(name: str, config_json: str, revision: str | None, hub: Mapping[str, Any]) -> list[Path]:

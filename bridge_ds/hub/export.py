@@ -96,7 +96,7 @@ def _write(model: BridgeForCausalLM, folder: Path) -> list[str]:
         spiece = find_spiece(name, revision)
         if spiece and not (place / spiece.name).exists():
             shutil.copyfile(spiece, place / spiece.name)
-        same = model_identity(published_config(str(place)), str(place), writes=part == "llm")
+        same = model_identity(published_config(str(place)), str(place))
         (place / KEPT).unlink(missing_ok=True)  # of no use elsewhere
         config.base = {**config.base, part: same}
         setattr(config, part, part)
