@@ -156,6 +156,7 @@ class Run:
             self._leave_if_asked,
             run=self.folder,
             checkpoint=step_folder(self.folder, self.config.train.steps).name,
+            base=self.base,
         )
         if self.world.is_main:
             from bridge_ds.evaluation.score import write_evaluation
