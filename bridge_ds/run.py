@@ -95,15 +95,16 @@ class Run:
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
-        recorded = checkpoint.manifest["base"] if checkpoint else None
-        self.base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
+        self.base = on_main(lambda: base_identities(self.config, model, self.tokenizers), self.world)
+        recorded = found.manifest["base"] if (found := checkpoint or start) else None
+        base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
         self.state = {
             "seed": self.config.run.seed,
             "global_batch": self.config.train.global_batch,
             "shards_sha256": corpus.identity,
             "order": order_of(config),
         }
-        restore(model, checkpoint, start, self.state, self.base)
+        restore(model, checkpoint, start, self.state, base)
         table = trainable_table(model)
         self.engine = initialize(model, self.config, self.ds_values, self.world)
         scales = None
@@ -158,6 +159,7 @@ class Run:
             self._leave_if_asked,
             run=self.folder,
             checkpoint=step_folder(self.folder, self.config.train.steps).name,
+            base=self.base,
         )
         if self.world.is_main:
             from bridge_ds.evaluation.score import write_evaluation

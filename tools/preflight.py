@@ -133,7 +133,7 @@ def deepspeed_config(subject: Subject) -> str:
 
 def models_on_disk(subject: Subject) -> str:
     """Config and every weight file of both models are here, of the sizes that their headers promise."""
-    from bridge_ds.frozen.verify import check_length, weight_files, why_no_hub
+    from bridge_ds.frozen.verify import check_length, loaded_files, why_no_hub
 
     said = []
     of = subject.config.model
@@ -141,13 +141,15 @@ def models_on_disk(subject: Subject) -> str:
         subject.why_local = why_no_hub()
     for key, name, revision in (("encoder", of.encoder, of.encoder_revision), ("llm", of.llm, of.llm_revision)):
         try:
-            files = weight_files(resolve(name), revision, subject.hub)
+            files = loaded_files(resolve(name), revision, subject.hub)
+        except BridgeError:
+            raise
         except Exception as error:  # the hub client's own kinds
             raise ConfigError(f"model.{key} {name!r} cannot be looked up ({error}); download it first.") from None
         if not files:
             where = f"in the hub's cache, and {subject.why_local}" if subject.why_local else "here"
             raise ConfigError(
-                f"model.{key} {name!r} has no safetensors files {where}; expected them on disk; "
+                f"model.{key} {name!r} has no safetensors files {where}; expected them, or pytorch_model.bin, on disk; "
                 "download it on a node with network (hf download), or give a folder."
             )
         for path in files:

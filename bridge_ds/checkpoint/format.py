@@ -6,7 +6,8 @@
       lora.safetensors        likewise of LoRA's updates of the LLM, where there are any
       optimizer.safetensors   AdamW's `exp_avg/<name>` and `exp_avg_sq/<name>`, full tensors
       state.json              step, consumed samples, optimizer step, seed, global batch, hash of the shard index
-      manifest.json           written last: size and sha256 of each file, resolved config, base models, versions
+      manifest.json           written last: size and sha256 of each file and of itself, resolved config, base models,
+                              versions
 
 Nothing in it depends on the world size, nothing is pickled, nothing frozen is in it.
 """
@@ -21,11 +22,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.checkpoint.manifest import fault_in_manifest, manifest_sha256
 from bridge_ds.errors import CheckpointError
 
 __all__ = [
-    "BRIDGE", "FORMAT", "MANIFEST", "OPTIMIZER", "STATE", "TRAINED", "check", "file_of", "folders", "seal",
-    "step_folder", "trained_files",
+    "BRIDGE", "FORMAT", "MANIFEST", "OPTIMIZER", "STATE", "TRAINED", "check", "check_file", "entry_of", "file_of",
+    "folders", "seal", "step_folder", "trained_files",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -62,9 +64,10 @@ def folders(root: Path) -> list[tuple[int, Path]]:
 
 def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Hash every file, write the manifest last, flush all to disk, and rename: the folder is whole or not there."""
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(temporary.iterdir())}
-    text = json.dumps({"format": FORMAT, "files": files} | manifest, indent=1, sort_keys=True)
-    (temporary / MANIFEST).write_text(text, encoding="utf-8")
+    files = {path.name: entry_of(path) for path in sorted(temporary.iterdir())}
+    values = {"format": FORMAT, "files": files} | manifest
+    values["sha256"] = manifest_sha256(values)
+    (temporary / MANIFEST).write_text(json.dumps(values, indent=1, sort_keys=True), encoding="utf-8")
     for path in temporary.iterdir():
         _fsync(path)
     _fsync(temporary)
@@ -78,29 +81,49 @@ def check(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that is whole.
 
     Raises:
-        CheckpointError: a file is missing, of another size or with another hash, or the manifest is unreadable.
+        CheckpointError: a file is missing, of another size or with another hash, or the manifest is unreadable or not
+            what was written.
     """
+    path = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder} has no readable {MANIFEST} ({type(error).__name__}); expected a whole checkpoint."
         ) from None
-    if manifest.get("format") != FORMAT:
+    if isinstance(manifest, dict) and type(manifest.get("format")) is int and manifest["format"] != FORMAT:
         raise CheckpointError(
-            f"{folder} has format {manifest.get('format')}; expected {FORMAT}; use the version that wrote it."
+            f"{folder} has format {manifest['format']}; expected {FORMAT}; use the version that wrote it."
         )
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder} lacks {name}; expected {expected['bytes']} bytes.")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise CheckpointError(f"{path} has {size} bytes; expected {expected['bytes']}.")
-        if _sha256(path) != expected["sha256"]:
-            raise CheckpointError(f"{path} has another sha256 than its manifest says; the file was changed or damaged.")
-    return manifest
+    there = {each.name for each in folder.iterdir()}
+    always = {BRIDGE, OPTIMIZER, STATE}
+    fault = fault_in_manifest(manifest, there, always, always | set(TRAINED.values()))
+    if fault:
+        raise CheckpointError(f"{path} {fault}; the file was changed or damaged.")
+    try:
+        for name, expected in manifest["files"].items():
+            check_file(folder / name, expected)
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or folder} cannot be read ({error.strerror or error}); expected a whole checkpoint."
+        ) from None
+    return manifest  # type: ignore[no-any-return]
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """What is recorded of a file."""
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def check_file(path: Path, expected: dict[str, Any]) -> None:
+    """Raises CheckpointError unless a file is what :func:`entry_of` recorded."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} lacks {path.name}; expected {expected['bytes']} bytes.")
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise CheckpointError(f"{path} has {size} bytes; expected {expected['bytes']}.")
+    if _sha256(path) != expected["sha256"]:
+        raise CheckpointError(f"{path} has another sha256 than its manifest says; the file was changed or damaged.")
 
 
 def _sha256(path: Path) -> str:

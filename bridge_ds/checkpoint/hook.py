@@ -6,6 +6,7 @@ tried again at the next save; only more than `checkpoint.max_failed_saves` failu
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.checkpoint.format import step_folder
 from bridge_ds.checkpoint.save import Snapshot, gather, prune, write
 from bridge_ds.config.schema import CheckpointConfig
 from bridge_ds.engine.distributed import agree
-from bridge_ds.engine.hooks import Hook, HookList, StepRecord
-from bridge_ds.errors import CheckpointError
+from bridge_ds.engine.hooks import Hook, HookList, StepRecord, is_bad
+from bridge_ds.errors import CheckpointError, TrainingError
 from bridge_ds.world import World
 
 __all__ = ["CheckpointHook"]
@@ -65,6 +67,7 @@ class CheckpointHook(Hook):
         self._under_way: _Save | None = None
         self._failures = 0
         self._reason = ""
+        self._to_prune = False
 
     def on_start(self, *, step: int, total_steps: int) -> None:
         self.total_steps, self._saved_step = total_steps, step
@@ -74,20 +77,38 @@ class CheckpointHook(Hook):
         self._losses.append(record["loss"])
         if self._under_way and self._under_way.future.done():
             self._collect()
+        if not is_bad(record):
+            self._prune()
         if record["step"] == self.total_steps:
             self._save_last()
-        elif record["step"] % self.config.every == 0:
+        elif record["step"] % self.config.every == 0 and not is_bad(record):
             self._save()
+
+    def on_not_finite(self, step: int) -> None:
+        """Put the checkpoint of `step` aside: its weights are what a step that was not finite computed with."""
+        self._collect()
+        folder = step_folder(self.root, step)
+        if not self._writer or not folder.is_dir():
+            return
+        aside = folder.with_name(f"{folder.name}.not-finite")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        self.say(
+            f"{folder} is {aside.name} now: the step after it was not finite, and its weights may be why; the next "
+            "start uses the one before it. If the batch is to blame, rename it back."
+        )
 
     def on_stop(self) -> None:
         """Save where the ranks stand. If that fails, the newest whole checkpoint is what the next start uses."""
-        if self._last is not None and self._last["step"] != self._saved_step:
+        if self._last is not None and self._last["step"] != self._saved_step and not is_bad(self._last):
             self._save()
         self._collect()
 
     def on_end(self, status: str) -> None:
         """Let a write that is under way finish."""
         self._collect()
+        if status == "finished":
+            self._prune()
         if self._writer:
             self._writer.shutdown()
 
@@ -106,11 +127,17 @@ class CheckpointHook(Hook):
         step = int(self._last["step"])
         self.hooks.on_save(step)
         snapshot = gather(self.engine)
+        fault = agree(snapshot.fault, self.world)
+        if fault:
+            raise TrainingError(
+                f"after step {step} {fault}; expected finite numbers; no checkpoint of it was written, and the one "
+                "before is what the next start uses; lower train.lr."
+            )
         finite = [loss for loss in self._losses if loss == loss]
         mean = sum(finite) / len(finite) if finite else None
         state = self.state | {"step": step, "loss": mean}
         state |= {name: self._last[name] for name in ("consumed", "bad_samples")}
-        self._losses, self._saved_step = [], step
+        self._losses, self._saved_step, self._to_prune = [], step, True
         if self._writer:
             self._under_way = _Save(step, self._writer.submit(self._write, snapshot, state))
 
@@ -124,12 +151,20 @@ class CheckpointHook(Hook):
             time.sleep(_RETRY_SECONDS)
 
     def _write(self, snapshot: Snapshot, state: dict[str, Any]) -> Path:
-        folder = write(snapshot, self.root, state=state, manifest=self.manifest)
+        return write(snapshot, self.root, state=state, manifest=self.manifest)
+
+    def _prune(self) -> None:
+        """Remove old checkpoints, behind what is being written. Not before a step has gone well with the weights of the
+        newest: else that one might be put aside, and it might be the only one."""
+        if self._writer and self._to_prune:
+            self._writer.submit(self._remove_old)
+        self._to_prune = False
+
+    def _remove_old(self) -> None:
         try:
             prune(self.root, self.config.keep, self.config.keep_best)
         except OSError as error:
             self.say(f"warning: old checkpoints in {self.root} cannot be removed ({error}); remove them by hand.")
-        return folder
 
     def _collect(self) -> None:
         """Wait for the write under way, on rank 0; say how it went."""

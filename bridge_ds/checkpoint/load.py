@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.finite import fault_in_files
+from bridge_ds.checkpoint.manifest import fault_in_state
 from bridge_ds.checkpoint.state import restore_moments, trained
 from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError
@@ -20,6 +22,10 @@ __all__ = [
     "Checkpoint", "find", "find_start", "load_bridge", "load_optimizer", "newest", "put_trained", "refuse_other_run",
     "restore", "trained_tensors",
 ]  # fmt: skip
+
+
+_KINDS = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
+"""Number formats of trained parameters (the first) and of buffers, as safetensors names them."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,20 @@ class Checkpoint:
         return int(self.state["step"])
 
     @classmethod
-    def read(cls, folder: Path) -> Checkpoint:
-        """Raises CheckpointError unless the folder is whole."""
-        manifest = layout.check(folder)
-        return cls(folder, json.loads((folder / layout.STATE).read_text(encoding="utf-8")), manifest)
+    def read(cls, folder: Path, finite: bool = True) -> Checkpoint:
+        """Raises CheckpointError unless the folder is whole and, with `finite`, holds the numbers of a training that
+        went well."""
+        manifest, path = layout.check(folder), folder / layout.STATE
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            wrong = fault_in_state(state)
+        except ValueError as error:
+            wrong = f"is no JSON ({error})"
+        if wrong:
+            raise CheckpointError(f"{path} {wrong}; the file was changed or damaged.")
+        if finite and (fault := _numbers_wrong(folder)):
+            raise CheckpointError(f"{folder} is of a step that was not finite: {fault}; expected an older one.")
+        return cls(folder, state, manifest)
 
 
 def find(resume: str, root: Path, say: Callable[[str], None]) -> Checkpoint | None:
@@ -70,14 +86,30 @@ def find(resume: str, root: Path, say: Callable[[str], None]) -> Checkpoint | No
     return found
 
 
-def newest(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest valid checkpoint; broken ones are named through `say` and passed over."""
+def newest(root: Path, say: Callable[[str], None], finite: bool = True) -> Checkpoint | None:
+    """The newest valid checkpoint; broken ones are named through `say` and passed over.
+
+    Args:
+        finite: see :meth:`Checkpoint.read`.
+    """
     for _, folder in layout.folders(root):
         try:
-            return Checkpoint.read(folder)
+            return Checkpoint.read(folder, finite)
         except CheckpointError as error:
             say(f"checkpoint passed over: {error}")
     return None
+
+
+def _numbers_wrong(folder: Path) -> str:
+    """What of a checkpoint's tensors is no number that training can have made; empty if nothing is."""
+    from safetensors import SafetensorError
+
+    try:
+        return fault_in_files(layout.trained_files(folder)) or fault_in_files(
+            [folder / layout.OPTIMIZER], squares=False
+        )
+    except (OSError, SafetensorError) as error:
+        return f"its tensors cannot be read ({' '.join(str(error).split())[:200]})"
 
 
 def find_start(start_from: str, say: Callable[[str], None]) -> Checkpoint | None:
@@ -184,6 +216,11 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
             shape, wanted = tuple(file.get_slice(name).get_shape()), whole_shape(targets[name])
             if shape != wanted:
                 raise _unlike(paths, name, f"differ in {name}; shape {shape} in the file, expected {wanted}", remedy)
+            kind, dtype = file.get_slice(name).get_dtype(), targets[name].dtype
+            if _KINDS.get(kind) != dtype:
+                raise _unlike(
+                    paths, name, f"differ in {name}; number format {kind} in the file, expected {dtype}", remedy
+                )
         for name, file in sorted(held.items()):
             _fill(targets[name], file, name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.finite import fault_in
 from bridge_ds.checkpoint.state import optimizer_step, read_moments, read_trained
+from bridge_ds.errors import CheckpointError
 
 __all__ = ["Snapshot", "gather", "prune", "write"]
 
@@ -26,6 +29,11 @@ class Snapshot:
     """AdamW's state."""
     optimizer_step: int
     """AdamW's own count."""
+
+    @functools.cached_property
+    def fault(self) -> str:
+        """What of it is not finite, for a message; empty if nothing is (and on all ranks but 0)."""
+        return fault_in(self.trained.items()) or fault_in(self.moments.items(), squares=False)
 
 
 def gather(engine: Any) -> Snapshot:
@@ -44,11 +52,14 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
         the folder, valid on disk. After an error nothing of it is left.
 
     Raises:
+        CheckpointError: something of it is not finite.
         OSError: the disk is full, the folder cannot be written.
         safetensors.SafetensorError: likewise, while tensors were written.
     """
     from safetensors.torch import save_file
 
+    if snapshot.fault:
+        raise CheckpointError(f"{snapshot.fault}; expected finite numbers; no checkpoint was written.")
     final = layout.step_folder(root, state["step"])
     temporary = root / f".{final.name}.tmp"
     state = state | {"optimizer_step": snapshot.optimizer_step}
@@ -89,6 +100,6 @@ def prune(root: Path, keep: int, best: int = 0) -> list[Path]:
 def _loss(folder: Path) -> float | None:
     try:
         loss = json.loads((folder / layout.STATE).read_text(encoding="utf-8")).get("loss")
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return None
     return loss if isinstance(loss, int | float) and loss == loss else None

@@ -6,14 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest, refuse_other_run
 from bridge_ds.checkpoint.placed import Placing, load_placed
 from bridge_ds.config.schema import Config
 from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.engine.distributed import on_main
 from bridge_ds.engine.setup import base_identities, quiet_transformers
 from bridge_ds.errors import CheckpointError
 from bridge_ds.frozen.place import told
+from bridge_ds.world import World
 
 __all__ = ["load_trained"]
 
@@ -41,7 +45,10 @@ def load_trained(
     tokenizers = load_tokenizers(config.model, data=config.data)
     quiet_transformers()
     model = load_placed(config, tokenizers.bos_id, Placing(device_map=device_map, max_memory=max_memory))
-    refuse_other_run(checkpoint, {}, base_identities(config, model, tokenizers, checkpoint.manifest["base"]))
+    world = World.detect() if torch.distributed.is_initialized() else World()
+    recorded = checkpoint.manifest["base"]
+    base = on_main(lambda: base_identities(config, model, tokenizers, recorded), world)  # one reads the files
+    refuse_other_run(checkpoint, {}, base)
     load_bridge(checkpoint, model)
     if isinstance(device_map, str | dict):
         say(told(model.encoder.model, model.llm.model))

@@ -9,6 +9,7 @@ control tokens (:mod:`bridge_ds.data.plain`).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ class SentencePieceTokenizer:
         import sentencepiece
 
         self._spiece = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.tokenizer = tokenizer
+        self.pieces_sha256 = hashlib.sha256(self._spiece.serialized_model_proto()).hexdigest()
         self._vocabulary = tokenizer.get_vocab()
         self._names = {number: token for token, number in self._vocabulary.items()}
         self._before, self._after = _frame(tokenizer)

@@ -65,7 +65,7 @@ def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> Patient:
     """
     config = load_run_config(run)
     notes: list[str] = []
-    checkpoint = newest(run / "checkpoints", lambda line: notes.append(line[:1].upper() + line[1:]))
+    checkpoint = newest(run / "checkpoints", lambda line: notes.append(line[:1].upper() + line[1:]), finite=False)
     if checkpoint is None:
         why = f" ({notes[0]})" if notes else ""
         raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}{why}; expected one; train the run first.")

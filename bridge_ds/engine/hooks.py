@@ -6,14 +6,21 @@ talks to other ranks must be added on all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Hook", "HookList", "StepRecord"]
+__all__ = ["Hook", "HookList", "StepRecord", "is_bad"]
 
 StepRecord = dict[str, Any]
 """One line of metrics.jsonl. Keys and units are in README.md and in :mod:`bridge_ds.engine.loop`."""
+
+
+def is_bad(record: StepRecord) -> bool:
+    """Whether a step's loss or gradient was not finite."""
+    # DeepSpeed itself leaves out the update when the gradient norm is not finite (`skipped`), on every rank alike.
+    return bool(record["skipped"]) or not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]))
 
 
 class Hook:
@@ -33,6 +40,9 @@ class Hook:
 
     def on_stop(self) -> None:
         """All ranks have agreed to leave early: save what is not saved. `on_end` follows."""
+
+    def on_not_finite(self, step: int) -> None:
+        """Steps after `step` had no finite numbers, and the run ends for it: the weights of `step` may be to blame."""
 
     def on_evaluation(self, results: dict[str, Any]) -> None:
         """The final scores are there: the content of evaluation.json."""
@@ -66,6 +76,10 @@ class HookList(Hook):
     def on_checkpoint(self, step: int, folder: Path) -> None:
         for hook in self.hooks:
             hook.on_checkpoint(step, folder)
+
+    def on_not_finite(self, step: int) -> None:
+        for hook in self.hooks:
+            hook.on_not_finite(step)
 
     def on_evaluation(self, results: dict[str, Any]) -> None:
         for hook in self.hooks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,7 +12,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.samples import KINDS
 from bridge_ds.engine.distributed import set_timeout
-from bridge_ds.engine.hooks import Hook, StepRecord
+from bridge_ds.engine.hooks import Hook, is_bad
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.schedule import learning_rate
 from bridge_ds.engine.step import agree_on_data, allow_bad_samples, read_together, train_step
@@ -81,8 +80,9 @@ def fit(
             mark=mark,
         )
         record["bad_samples"] = left_out
-        bad_in_a_row = bad_in_a_row + 1 if _is_bad(record) else 0
+        bad_in_a_row = bad_in_a_row + 1 if is_bad(record) else 0
         if bad_in_a_row > config.train.max_bad_steps:
+            hooks.on_not_finite(step - bad_in_a_row)
             raise TrainingError(
                 f"step {record['step']} has loss {record['loss']} and gradient norm {record['grad_norm']} "
                 f"(global batch {record['ids_hash']}); expected finite numbers; lower train.lr, look at that batch, "
@@ -105,8 +105,3 @@ def _next(steps: Iterator[StepBatches]) -> tuple[StepBatches | None, BridgeError
         return next(steps), None
     except BridgeError as error:
         return None, error
-
-
-def _is_bad(record: StepRecord) -> bool:
-    # DeepSpeed itself leaves out the update when the gradient norm is not finite (`skipped`), on every rank alike.
-    return bool(record["skipped"]) or not (math.isfinite(record["loss"]) and math.isfinite(record["grad_norm"]))

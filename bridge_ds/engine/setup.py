@@ -212,24 +212,22 @@ def base_identities(
         config: the run.
         model: loaded.
         tokenizers: both.
-        like: what a checkpoint recorded. The first ones hashed a model's config as transformers wrote it; a hash that
-            still holds in that way is given in that way.
+        like: what a checkpoint recorded. A hash of before that still holds, and that of a tokenizer which does the
+            same, is given as it was recorded; a new checkpoint records what is found without `like`.
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
     """
     of, like = config.model, like or {}
     found = {}
-    for key, part, name, revision in (
-        ("encoder", model.encoder.model, resolve(of.encoder), of.encoder_revision),
-        ("llm", model.llm.model, resolve(of.llm), of.llm_revision),
+    for key, part, name, revision, tokenizer in (
+        ("encoder", model.encoder.model, resolve(of.encoder), of.encoder_revision, tokenizers.encoder),
+        ("llm", model.llm.model, resolve(of.llm), of.llm_revision, tokenizers.llm),
     ):
-        found[key] = model_identity(published_config(name, revision, hub), name, revision, hub)
-        if like.get(key, found[key]) != found[key]:
-            first = model_identity(as_first_recorded(part.config, of.dtype), name, revision, hub)
-            found[key] = first if first == like[key] else found[key]
-    return found | {
-        "encoder_tokenizer": tokenizer_identity(tokenizers.encoder),
-        "llm_tokenizer": tokenizer_identity(tokenizers.llm),
-    }
+        config_json, before = published_config(name, revision, hub), like.get(key, "")
+        first = as_first_recorded(part.config, of.dtype) if before else ""
+        found[key] = model_identity(config_json, name, revision, hub, like=before, first=first)
+        both = f"{key}_tokenizer"
+        found[both] = tokenizer_identity(tokenizer, name, revision, hub, like.get(both, ""))
+    return found
 
 
 def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:

@@ -78,8 +78,9 @@ def _score(options: argparse.Namespace, world: World) -> None:
     model, tokenizers, checkpoint = load_trained(options.run, config, device_map, say, options.max_memory)
     say(f"scoring {checkpoint.folder}")
     results = score_run(
-        model, tokenizers, config, world, model.device, run=options.run, checkpoint=checkpoint.folder.name
-    )
+        model, tokenizers, config, world, model.device, run=options.run, checkpoint=checkpoint.folder.name,
+        base=checkpoint.manifest["base"],
+    )  # fmt: skip
     if world.is_main:
         write_evaluation(options.output or options.run / "evaluation.json", results)
         plot_accuracy(results, options.run / "plots" / "accuracy.png")

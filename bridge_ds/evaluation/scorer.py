@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +217,7 @@ def score_run(
     *,
     run: Path | None = None,
     checkpoint: str = "",
+    base: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Score the bridge and the LLM alone on the run's tasks: the content of evaluation.json (a collective).
 
@@ -225,6 +226,7 @@ def score_run(
         run: run folder, where predictions go (see :mod:`bridge_ds.evaluation.predictions`) and where a scoring that was
             killed is taken up; none = they are not kept.
         checkpoint: name of the checkpoint's folder that the bridge is of.
+        base: hashes of the base models as the checkpoint records them: answers of others are not taken up.
 
     Raises:
         ConfigError: an unknown task or language.
@@ -243,7 +245,7 @@ def score_run(
         )
         for with_bridge in (True, False)
     )  # fmt: skip
-    stores = _stores(config, run, checkpoint)
+    stores = _stores(config, run, checkpoint, base)
     tasks = find_tasks(wanted.tasks, wanted.data)
     results = compare(
         bridge,
@@ -273,7 +275,9 @@ def _tell_cuts(stores: Sequence[Store], data: DataConfig) -> None:
                 )
 
 
-def _stores(config: Config, run: Path | None, checkpoint: str) -> tuple[Store, Store]:
+def _stores(
+    config: Config, run: Path | None, checkpoint: str, base: Mapping[str, str] | None = None
+) -> tuple[Store, Store]:
     values = to_dict(config)
     # All of the config that a score of the LLM alone depends on; a bridge's depends on its training, too.
     lengths = {key: values["data"][key] for key in ("max_source_tokens", "max_prompt_tokens", "augment_prompt")}
@@ -288,8 +292,10 @@ def _stores(config: Config, run: Path | None, checkpoint: str) -> tuple[Store, S
         "lengths": lengths | written,
         "scoring": {key: values["evaluation"][key] for key in ("calibrate", "max_new_tokens")},
     }
+    # The names of models say too little: a folder may hold others by now.
+    shared |= {"base": {key: base[key] for key in ("llm", "llm_tokenizer") if key in base}} if base else {}
     parts = ("encoder", "lora", "fusion", "mapping", "data", "train")
-    trained = {part: values[part] for part in parts} | {"checkpoint": checkpoint}
+    trained = {part: values[part] for part in parts} | {"checkpoint": checkpoint, "base": dict(base or {})}
     folder = None if run is None else run / "evaluation"
     seed = config.run.seed
     return (

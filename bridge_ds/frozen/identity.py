@@ -1,45 +1,120 @@
-"""Which base model a bridge belongs to: a hash that is cheap at 140 GB and changes when the model does."""
+"""Which base models and tokenizers a bridge belongs to: hashes over all that decides what they compute."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
+import logging
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bridge_ds.frozen.verify import model_file, weight_files
+from bridge_ds.frozen.digest import digests
+from bridge_ds.frozen.verify import cached_file, loaded_files, model_file, weight_files
 
-__all__ = ["as_first_recorded", "model_identity", "published_config", "tokenizer_identity"]
+__all__ = [
+    "as_first_recorded", "model_identity", "published_config", "tokenizer_files", "tokenizer_identity",
+    "vocabulary_identity", "weak_model_identity",
+]  # fmt: skip
 
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+"""What every tokenizer of transformers is read from, where it is there; each class has files of its own besides."""
 _OF_THE_SAVE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 """Keys of a config.json that say how it was saved and nothing about the model."""
+_DECIDING = (
+    "add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "legacy",
+    "split_special_tokens", "src_lang", "tgt_lang",
+)  # fmt: skip
+"""Options of a tokenizer that decide ids and do not all stand in its backend."""
+_FORMAT = "2:"
+"""Stands before hashes of this kind. Those of before have nothing there: of the weights they see the sizes, the headers
+and 64 KiB of each file, of a tokenizer the vocabulary."""
+
+_log = logging.getLogger(__name__)
 
 
 def model_identity(
-    config_json: str, name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
+    config_json: str,
+    name: str,
+    revision: str | None = None,
+    hub: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    like: str = "",
+    first: str = "",
 ) -> str:
-    """Hex digest over the architecture and each weight file's name, size and safetensors header.
-
-    The header holds every tensor's name, dtype and shape; together with the size it tells two models apart without
-    reading the weights. (Two fine-tunes of one model differ in `name`, which the manifest also holds.)
+    """Hash over the architecture and every byte of every file of weights that loading reads.
 
     Args:
         config_json: the architecture, see :func:`published_config`.
         name: folder or hub id.
         revision: hub revision.
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
+        like: what a checkpoint recorded. Where that is a hash of the kind of before which still holds, it is given.
+        first: the architecture as the first checkpoints recorded it, see :func:`as_first_recorded`.
+
+    Raises:
+        ConfigError: a file of the weights is missing or cannot be read.
     """
+    if like and not like.startswith(_FORMAT):
+        for text in filter(None, (config_json, first)):
+            if weak_model_identity(text, name, revision, hub) == like:
+                _say_weak(name)
+                return like
     digest = hashlib.sha256(config_json.encode())
-    for path in weight_files(name, revision, hub):
+    code = _code(name, config_json, revision, hub)
+    for part in (*digests([*loaded_files(name, revision, hub), *code]), _places(name, revision, hub)):
+        digest.update(b"\0" + part.encode())
+    return _FORMAT + digest.hexdigest()
+
+
+def weak_model_identity(
+    config_json: str, name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
+) -> str:
+    """The hash that was recorded before: of each weight file name, size, header and 64 KiB; arguments as above."""
+    digest = hashlib.sha256(config_json.encode())
+    folder = Path(name)
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else weight_files(name, revision, hub):
         with path.open("rb") as file:
             header = file.read(struct.unpack("<Q", file.read(8))[0])
-            # A slice of the data itself: fine-tunes share the header.
             file.seek(max(8 + len(header), path.stat().st_size // 2))
             digest.update(f"{path.name}:{path.stat().st_size}".encode() + header + file.read(1 << 16))
     return digest.hexdigest()
+
+
+def _say_weak(name: str) -> None:
+    _log.warning(
+        "note: %s is known by a hash of an earlier version, which does not see every change of it; checkpoints that "
+        "are written from now on hold one over all of it.",
+        name,
+    )
+
+
+def _code(name: str, config_json: str, revision: str | None, hub: Mapping[str, Any]) -> list[Path]:
+    """Python files that come with the model and are run with `model.trust_remote_code`."""
+    named = json.loads(config_json).get("auto_map") if config_json else None
+    if not isinstance(named, dict):
+        return []
+    modules = sorted({str(value).partition(".")[0] for value in named.values()})
+    if Path(name).is_dir():
+        return sorted(Path(name).glob("*.py"))  # they import one another
+    return [path for each in modules if (path := cached_file(name, f"{each}.py", revision, hub))]
+
+
+def _places(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
+    """Which tensor is read from which file, where there are several."""
+    for each in ("model.safetensors", "pytorch_model.bin"):
+        if cached_file(name, each, revision, hub):
+            return ""
+        index = cached_file(name, f"{each}.index.json", revision, hub)
+        if index:
+            return json.dumps(json.loads(index.read_text(encoding="utf-8"))["weight_map"], sort_keys=True)
+    return ""
 
 
 def published_config(name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})) -> str:
@@ -69,10 +144,115 @@ def as_first_recorded(config: Any, dtype: str) -> str:
     return str(config.to_json_string())
 
 
-def tokenizer_identity(tokenizer: object) -> str:
-    """Hex digest over the vocabulary with its ids."""
-    vocabulary: dict[str, int] = tokenizer.get_vocab()  # type: ignore[attr-defined]
+def tokenizer_identity(
+    tokenizer: Any,
+    name: str,
+    revision: str | None = None,
+    hub: Mapping[str, Any] = MappingProxyType({}),
+    like: str = "",
+) -> str:
+    """Two hashes: over the files that a tokenizer is read from, and over what it does once it is loaded.
+
+    One that agrees is enough: the same files are the same tokenizer, however the library at hand writes it down, and
+    one that was saved again by another version is the same if it does the same.
+
+    Args:
+        tokenizer: loaded.
+        name: folder or hub id that it was loaded from.
+        revision: hub revision.
+        hub: see :func:`bridge_ds.frozen.verify.weight_files`.
+        like: what a checkpoint recorded; given where it is this tokenizer's, in this way or in that of before.
+    """
+    files = _hash_of(tokenizer_files(tokenizer, name, revision, hub))
+    meaning = _meaning_of(tokenizer, cached_file(name, "tokenizer_config.json", revision, hub))
+    found = f"{_FORMAT}{files}:{meaning}"
+    if not like or like == found:
+        return found
+    if not like.startswith(_FORMAT):
+        if vocabulary_identity(tokenizer) != like:
+            return found
+        _say_weak(f"the tokenizer of {name}")
+        return like
+    same_files, _, same_meaning = like.removeprefix(_FORMAT).partition(":")
+    if files == same_files or (
+        meaning and meaning == same_meaning and _saved_as_loaded(tokenizer, name, revision, hub)
+    ):
+        return like
+    return found
+
+
+def vocabulary_identity(tokenizer: Any) -> str:
+    """The hash that was recorded before: over the vocabulary with its ids."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
     text = "\n".join(
         f"{token}\t{number}" for token, number in sorted(vocabulary.items(), key=lambda item: (item[1], item[0]))
     )
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tokenizer_files(
+    tokenizer: Any, name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Path]:
+    """Each file that a tokenizer is read from, by its place in the model's folder; arguments as above."""
+    own = getattr(type(_of_transformers(tokenizer)), "vocab_files_names", None) or {}
+    names = {*_TOKENIZER, *own.values()}
+    found = {each: path for each in names if (path := cached_file(name, each, revision, hub))}
+    if Path(name).is_dir():
+        more = ("additional_chat_templates/*.jinja", "tokenization*.py")
+        found |= {str(path.relative_to(name)): path for each in more for path in Path(name).glob(each)}
+    return dict(sorted(found.items()))
+
+
+def _hash_of(files: Mapping[str, Path]) -> str:
+    hashes = digests(list(files.values()))
+    return hashlib.sha256(json.dumps([*zip(files, hashes, strict=True)]).encode()).hexdigest()
+
+
+def _of_transformers(tokenizer: Any) -> Any:
+    """transformers' own tokenizer, also of a :class:`bridge_ds.data.spiece.SentencePieceTokenizer`."""
+    return getattr(tokenizer, "tokenizer", tokenizer)
+
+
+def _meaning_of(tokenizer: Any, config: Path | None) -> str:
+    """Over the backend as it serialises itself, special tokens, chat template and options (of which this project reads
+    one from the file); empty for a tokenizer in Python, which cannot say what it does."""
+    inner = _of_transformers(tokenizer)
+    backend = getattr(inner, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    told = json.loads(config.read_text(encoding="utf-8")) if config else {}
+    options = {key: (getattr(inner, key, None), told.get(key)) for key in _DECIDING}
+    special = {key: str(value) for key, value in inner.special_tokens_map.items()}
+    facts = [special, inner.chat_template, options, getattr(tokenizer, "pieces_sha256", "")]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    digest.update(_serialised(backend).encode())
+    return digest.hexdigest()
+
+
+def _serialised(backend: Any) -> str:
+    """The backend without truncation and padding, which the last call has set."""
+    cut, filled = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        return str(backend.to_str())
+    finally:
+        if cut:
+            backend.enable_truncation(**cut)
+        if filled:
+            backend.enable_padding(**filled)
+
+
+def _saved_as_loaded(tokenizer: Any, name: str, revision: str | None, hub: Mapping[str, Any]) -> bool:
+    """Whether tokenizer.json, where there is one, says what was loaded: the classes of some families pass over parts
+    of it, in this version of transformers."""
+    from tokenizers import Tokenizer
+
+    path = cached_file(name, "tokenizer.json", revision, hub)
+    backend = _of_transformers(tokenizer).backend_tokenizer
+    return path is None or _parsed(Tokenizer.from_file(str(path))) == _parsed(backend)
+
+
+def _parsed(backend: Any) -> Any:
+    """The serialised backend, scores to nine digits: reading them from a file changes the last bit of some."""
+    return json.loads(_serialised(backend), parse_float=lambda text: f"{float(text):.9g}")

@@ -4,9 +4,11 @@ HfDeepSpeedConfig lives)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from bridge_ds.errors import ConfigError
@@ -33,6 +35,15 @@ def load_complete(what: str, name: str, from_pretrained: Callable[..., Any], **o
     try:
         with streamed():
             model, info = from_pretrained(name, output_loading_info=True, **options)
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        if type(error) is RuntimeError and "PytorchStreamReader" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:80]
+        raise ConfigError(
+            f"a file of weights of the {what} {name!r} cannot be read ({reason}); expected safetensors, or "
+            "pytorch_model.bin with tensors alone, for pickled objects are never run; it was cut or damaged: download "
+            "it again."
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

@@ -5,7 +5,9 @@ Weights are gathered one at a time, so that no rank holds the model.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,34 +17,95 @@ import torch
 
 from bridge_ds.errors import ConfigError
 
-__all__ = ["check_length", "model_file", "verify_weights", "weight_files", "why_no_hub"]
+__all__ = [
+    "cached_file", "check_length", "loaded_files", "model_file", "shard_names", "verify_weights", "weight_files",
+    "why_no_hub",
+]  # fmt: skip
 
+_INDEX = ".index.json"
 HUB_SECONDS = 10
 """Time for the hub to answer."""
 
 
 def weight_files(name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})) -> list[Path]:
-    """The safetensors files of a local folder or of a hub model in the cache; empty if it has none.
+    """The safetensors files that transformers reads of a local folder or of a hub model; empty if it has none.
+
+    That is `model.safetensors`, or else what `model.safetensors.index.json` names; what else lies there is not read.
 
     Args:
         name: folder or hub id.
         revision: hub revision.
         hub: more options of transformers' `cached_file` (cache_dir, token, local_files_only).
+
+    Raises:
+        ConfigError: a file that the index names is missing.
     """
-    if Path(name).is_dir():
-        return sorted(Path(name).glob("*.safetensors"))
+    config = model_file(name, "config.json", revision, hub)
+    named = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") if config else None
+    return _weights(name, str(named or "model.safetensors"), revision, hub)
 
-    def cached(filename: str) -> Path | None:
-        return model_file(name, filename, revision, hub)
 
-    single = cached("model.safetensors")
+def loaded_files(name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})) -> list[Path]:
+    """Every file of weights that loading a model reads: those of :func:`weight_files` or, where there are none,
+    `pytorch_model.bin` (which torch reads with `weights_only=True`); and those of a PEFT adapter that lies there.
+
+    Args:
+        name: see :func:`weight_files`; likewise `revision` and `hub`.
+        revision: see `name`.
+        hub: see `name`.
+
+    Raises:
+        ConfigError: a file that an index names is missing.
+    """
+    adapter = cached_file(name, "adapter_config.json", revision, hub)
+    if adapter is None or importlib.util.find_spec("peft") is None:
+        return weight_files(name, revision, hub) or _weights(name, "pytorch_model.bin", revision, hub)
+    # transformers puts the adapter on the model that lies there too or, where none does, on the one that it names.
+    values = json.loads(adapter.read_text(encoding="utf-8"))
+    base = name if (Path(name) / "config.json").is_file() else str(values.get("base_model_name_or_path"))
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    updates = next((path for each in names if (path := cached_file(name, each, revision, hub))), None)
+    files = weight_files(base, None, hub) or _weights(base, "pytorch_model.bin", None, hub)
+    return [*files, adapter, *([updates] if updates else [])]
+
+
+def _weights(name: str, whole: str, revision: str | None, hub: Mapping[str, Any]) -> list[Path]:
+    single = None if whole.endswith(_INDEX) else model_file(name, whole, revision, hub)
     if single:
         return [single]
-    index = cached("model.safetensors.index.json")
+    index = model_file(name, whole.removesuffix(_INDEX) + _INDEX, revision, hub)
     if not index:
         return []
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return [path for shard in shards if (path := cached(shard))]
+    found = []
+    for shard in shard_names(index):
+        try:
+            path = model_file(name, shard, revision, hub)
+        except OSError:  # offline, and not in the cache
+            path = None
+        if path is None:
+            raise ConfigError(
+                f"{name} lacks {shard}, which its {index.name} names; expected all of its files; download it again."
+            )
+        found.append(path)
+    return found
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of weights names, sorted.
+
+    Raises:
+        ConfigError: it is no index, or names files elsewhere.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{index} is no readable index ({type(error).__name__}); expected `weight_map`; download it again."
+        ) from None
+    for name in names:
+        if Path(str(name)).name != name:
+            raise ConfigError(f"{index} names the file {name!r}; expected a file name without a folder.")
+    return names
 
 
 def model_file(
@@ -52,9 +115,25 @@ def model_file(
     if Path(name).is_dir():
         path = Path(name) / filename
         return path if path.is_file() else None
-    from transformers.utils.hub import cached_file
+    from transformers.utils.hub import cached_file as fetched
 
-    found = cached_file(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
+    found = fetched(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
+    return Path(found) if found else None
+
+
+def cached_file(
+    name: str, filename: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
+) -> Path | None:
+    """:func:`model_file` of what loading has fetched already: the hub's cache is asked, and the network is not."""
+    if Path(name).is_dir():
+        return model_file(name, filename)
+    from transformers.utils.hub import cached_file as fetched
+
+    found = fetched(
+        name, filename, revision=revision, **{**hub, "local_files_only": True, "force_download": False},
+        _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
     return Path(found) if found else None
 
 
@@ -73,14 +152,24 @@ def why_no_hub() -> str:
 
 
 def check_length(key: str, path: Path) -> None:
-    """Compare the size of a safetensors file with what its header promises.
+    """Compare the size of a safetensors file with what its header promises, and see that a `.bin` has its end.
 
     Args:
         key: the setting that names the model.
+        path: of :func:`loaded_files`.
 
     Raises:
-        ConfigError: it was cut, or has no header.
+        ConfigError: it was cut, or is of another kind.
     """
+    if path.suffix != ".safetensors":
+        with path.open("rb") as file:
+            old = file.read(2) == b"\x80\x02"  # torch's format before 1.6 says nothing about its length
+        if path.suffix == ".bin" and not old and not zipfile.is_zipfile(path):
+            raise ConfigError(
+                f"{key}: {path} is no file of torch, or its end is missing; the file was cut or damaged: download it "
+                "again."
+            )
+        return
     with path.open("rb") as file:
         head = file.read(8)
         size = int.from_bytes(head, "little")
@@ -116,7 +205,7 @@ def verify_weights(
     import deepspeed
     from safetensors import safe_open
 
-    where = {key: path for path in files for key in _keys(path)}
+    where = {key: path for path in files if path.suffix == ".safetensors" for key in _keys(path)}
     # A matrix beside which LoRA has put an update is called its layer's base_layer (peft).
     parameters = {name.replace(".base_layer.", "."): p for name, p in model.named_parameters()}
     names = _match(getattr(model, "base_model_prefix", ""), set(parameters), sorted(where))

@@ -41,6 +41,9 @@ class BridgeConfig(PreTrainedConfig):
     """Hub revision of the LLM; none = the default branch."""
     base: dict[str, str] = dataclasses.field(default_factory=dict)
     """Hashes of `encoder`, `llm`, `encoder_tokenizer`, `llm_tokenizer` (:mod:`bridge_ds.frozen.identity`)."""
+    files: dict[str, Any] | None = None
+    """`bytes` and `sha256` of each file of what was trained, by name; none in a folder of before, and where whoever
+    changed a file has taken them out."""
     base_dtype: str = "bfloat16"
     """Number format of both base models in training, and the one in which they are loaded by default."""
     fusion: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -10,7 +10,8 @@ from typing import Any
 from bridge_ds.config.names import resolve
 from bridge_ds.data.spiece import find_spiece
 from bridge_ds.errors import CheckpointError, ConfigError
-from bridge_ds.frozen.identity import model_identity, published_config
+from bridge_ds.frozen.digest import KEPT
+from bridge_ds.frozen.identity import model_identity, published_config, tokenizer_files
 from bridge_ds.frozen.verify import model_file, weight_files
 from bridge_ds.hub.card import ELSEWHERE
 from bridge_ds.hub.config import to_run
@@ -25,11 +26,6 @@ PARTS = ("encoder", "llm")
 """Folders of the base models in an exported folder; its config.json names them so."""
 INSIDE = "The base models lie beside it, in `encoder/` and `llm/`, proven by hash when they are loaded."
 """Stands in the model card in place of :data:`bridge_ds.hub.card.ELSEWHERE`."""
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model",
-    "sentencepiece.bpe.model", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
-    "chat_template.json",
-)  # fmt: skip
 _BESIDE = (
     "config.json", "generation_config.json", "model.safetensors.index.json", "README.md", "LICENSE", "LICENSE.txt",
     "LICENSE.md", "NOTICE", "USE_POLICY.md",
@@ -86,18 +82,23 @@ def _write(model: BridgeForCausalLM, folder: Path) -> list[str]:
         place.mkdir()
         weights = weight_files(resolve(name), revision)
         if weights:
-            _copy(name, revision, place, (*_BESIDE, *_TOKENIZER))
+            _copy(name, revision, place, _BESIDE)
             for path in weights:
                 shutil.copyfile(path, place / path.name)
         else:
             if part == "llm" and model.bridge.llm.trained:
                 loaded = load_llm(to_run(model.config).model).model  # without what peft has put into this one
             loaded.save_pretrained(place)
-            _copy(name, revision, place, (*_BESIDE[3:], *_TOKENIZER))
+            _copy(name, revision, place, _BESIDE[3:])
+        for each, path in tokenizer_files(getattr(model.tokenizers, part), resolve(name), revision).items():
+            (place / each).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place / each)
         spiece = find_spiece(name, revision)
         if spiece and not (place / spiece.name).exists():
             shutil.copyfile(spiece, place / spiece.name)
-        config.base = {**config.base, part: model_identity(published_config(str(place)), str(place))}
+        same = model_identity(published_config(str(place)), str(place))
+        (place / KEPT).unlink(missing_ok=True)  # of no use elsewhere
+        config.base = {**config.base, part: same}
         setattr(config, part, part)
         setattr(config, f"{part}_revision", None)
         how = "copied byte for byte" if weights else "saved as safetensors, for it is published otherwise"

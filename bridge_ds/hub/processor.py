@@ -105,7 +105,7 @@ class BridgeProcessor(ProcessorMixin):
         model = run.model
         tokenizers = load_tokenizers(model, hub, run.data)
         if not allow_base_mismatch:
-            _compare(source.config, tokenizers)
+            _compare(source.config, tokenizers, hub)
         llm_config = AutoConfig.from_pretrained(
             resolve(model.llm), revision=model.llm_revision, trust_remote_code=model.trust_remote_code, **hub
         )
@@ -291,15 +291,17 @@ class BridgeProcessor(ProcessorMixin):
         return BatchFeature(lists | ({} if labels is None else {"labels": list(labels)}))
 
 
-def _compare(config: BridgeConfig, tokenizers: Tokenizers) -> None:
-    for key, name, tokenizer in (
-        ("encoder_tokenizer", config.encoder, tokenizers.encoder),
-        ("llm_tokenizer", config.llm, tokenizers.llm),
+def _compare(config: BridgeConfig, tokenizers: Tokenizers, hub: Mapping[str, Any]) -> None:
+    for key, name, revision, tokenizer in (
+        ("encoder_tokenizer", config.encoder, config.encoder_revision, tokenizers.encoder),
+        ("llm_tokenizer", config.llm, config.llm_revision, tokenizers.llm),
     ):
-        if config.base.get(key) != tokenizer_identity(tokenizer):
+        recorded = config.base.get(key, "")
+        if recorded != tokenizer_identity(tokenizer, resolve(name), revision, hub, recorded):
             raise ConfigError(
-                f"the tokenizer of {name!r} is not the one that the bridge was trained with (another vocabulary); "
-                "expected the same; give its place or revision, or pass allow_base_mismatch=True."
+                f"the tokenizer of {name!r} is not the one that the bridge was trained with (another vocabulary, "
+                "normaliser, special token or chat template); expected the same; give its place or revision, or pass "
+                "allow_base_mismatch=True."
             )
 
 

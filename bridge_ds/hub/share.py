@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.finite import fault_in
 from bridge_ds.checkpoint.load import trained_tensors
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.hub.card import HERE
 from bridge_ds.hub.source import CARD
 
@@ -26,9 +28,14 @@ def write_folder(model: Any, folder: Path, card: str | None = None) -> None:
         card: instead of the model's own.
 
     Raises:
+        CheckpointError: what was trained holds NaN or infinities.
         ConfigError: a file of that name, or the folder cannot be written.
     """
     from safetensors.torch import save_file
+
+    fault = fault_in(trained_tensors(model.bridge).items())
+    if fault:
+        raise CheckpointError(f"{fault}; expected finite numbers; nothing was written: export another checkpoint.")
 
     files: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in trained_tensors(model.bridge).items():
@@ -38,7 +45,9 @@ def write_folder(model: Any, folder: Path, card: str | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             save_file(tensors, folder / name, metadata={"format": "pt"})
-        model.config.save_pretrained(folder)
+        config = copy.deepcopy(model.config)
+        config.files = {name: layout.entry_of(folder / name) for name in sorted(files)}
+        config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         (folder / CARD).write_text(model.card if card is None else card, encoding="utf-8")
     except OSError as error:

@@ -7,12 +7,13 @@ import dataclasses
 import difflib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.finite import fault_in_files
 from bridge_ds.checkpoint.load import Checkpoint, newest
 from bridge_ds.config.load import from_dict, load_run_config
 from bridge_ds.config.recorded import completed
@@ -137,6 +138,7 @@ def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: 
             if path is None:
                 raise CheckpointError(f"{name} has no {file}; expected it beside {CONFIG}; export the bridge again.")
             found.append(path)
+        _prove(name, found, shared)
         return found
 
     path = _file(name, CONFIG, revision, hub)
@@ -161,6 +163,36 @@ def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: 
         _json(generation) if generation else {},
         lambda _: text,
     )
+
+
+def _prove(name: str, paths: Sequence[Path], config: BridgeConfig) -> None:
+    """Every file is the one that was exported, and holds numbers.
+
+    Raises:
+        CheckpointError: a file was changed, is not listed, or holds NaN or infinities.
+    """
+    from safetensors import SafetensorError
+
+    edited = f"export the bridge again or, if you changed it on purpose, take `files` out of {CONFIG}"
+    if config.files is not None and set(config.files) != {path.name for path in paths}:
+        raise CheckpointError(
+            f"{CONFIG} of {name} lists the files {', '.join(sorted(config.files)) or 'none'}; expected "
+            f"{', '.join(path.name for path in paths)}; {edited}."
+        )
+    for path in paths:
+        told = None if config.files is None else config.files[path.name]
+        try:
+            if told is not None and told != layout.entry_of(path):
+                raise CheckpointError(
+                    f"{path} is not what was exported (another size or sha256 than {CONFIG} says); expected "
+                    f"safetensors that nobody changed; {edited}."
+                )
+            fault = fault_in_files([path])
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path} cannot be read ({reason}); expected safetensors; get it again.") from None
+        if fault:
+            raise CheckpointError(f"{name}: {fault}; expected finite numbers; export another checkpoint of the run.")
 
 
 def _inside(folder: Path, config: BridgeConfig) -> BridgeConfig:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from bridge_ds.checkpoint import format as layout
-from bridge_ds.checkpoint.load import Checkpoint, find, load_bridge, newest, refuse_other_run
+from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_bridge, newest, refuse_other_run
+from bridge_ds.checkpoint.manifest import manifest_sha256
 from bridge_ds.checkpoint.save import prune
 from bridge_ds.errors import CheckpointError
 
 
-def write(root: Path, step: int, tensors: dict[str, torch.Tensor] | None = None) -> Path:
+def write(
+    root: Path, step: int, tensors: dict[str, torch.Tensor] | None = None, more: dict[str, Any] | None = None
+) -> Path:
     temporary, final = root / ".tmp", layout.step_folder(root, step)
     temporary.mkdir(parents=True)
     save_file(tensors or {"fusion.a": torch.arange(3.0)}, temporary / layout.BRIDGE)
     save_file({"exp_avg/fusion.a": torch.zeros(3)}, temporary / layout.OPTIMIZER)
     (temporary / layout.STATE).write_text(json.dumps({"step": step, "consumed": 8 * step, "seed": 0}))
-    layout.seal(temporary, final, {"base": {"llm": "abc"}})
+    layout.seal(temporary, final, {"base": {"llm": "abc"}} | (more or {}))
     return final
 
 
@@ -122,3 +127,125 @@ def test_tensors_must_match(tmp_path: Path) -> None:
         load_bridge(checkpoint, Model(4))
     with pytest.raises(CheckpointError, match="differ in bias"):
         load_bridge(checkpoint, torch.nn.Linear(2, 2))
+
+
+def edited(folder: Path, change: Callable[[dict[str, Any]], Any], name: str = layout.MANIFEST) -> None:
+    """Change a JSON file of a checkpoint, as a bug or a person would; of a manifest its own hash goes along."""
+    values = json.loads((folder / name).read_text())
+    result = change(values)
+    values = result if isinstance(result, list) else values
+    if name == layout.MANIFEST and "sha256" in values:
+        values["sha256"] = manifest_sha256(values)
+    (folder / name).write_text(json.dumps(values))
+
+
+def test_every_flipped_bit_of_a_manifest_is_damage_and_the_older_checkpoint_is_used(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    newer = write(tmp_path, 10) / layout.MANIFEST
+    whole = newer.read_bytes()
+    said: list[str] = []
+    for place in range(len(whole)):
+        bit = 1 << place % 8
+        newer.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        found = newest(tmp_path, said.append)
+        same = _same(newer, whole)
+        assert found is not None and found.step == (10 if same else 5), whole[place - 20 : place + 20]
+    assert all("step-00000010" in line for line in said) and len(said) > 0.8 * len(whole)
+
+
+def _same(path: Path, whole: bytes) -> bool:
+    """Whether it still says the same: a bit in its white space, say."""
+    try:
+        return bool(json.loads(path.read_bytes()) == json.loads(whole))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.update(files={}), "does not list bridge.safetensors"),
+        (lambda v: v["files"].pop("optimizer.safetensors"), "does not list optimizer.safetensors"),
+        (lambda v: v.update(files=[1]), "has no `files`"),
+        (lambda v: v["files"].update({"../x": v["files"]["state.json"]}), "has no `files`"),
+        (lambda v: v["files"]["state.json"].update(bytes="12"), "has no `files`"),
+        (lambda v: v.pop("base"), "has no `base`"),
+        (lambda v: v.update(base={"llm": 3}), "has no `base`"),
+        (lambda v: v.update(config=[]), "a `config` that is no object"),
+        (lambda v: v.update(format="1"), "expected a number"),
+        (lambda v: v.update(format=2), "use the version that wrote it"),
+        (lambda v: [v], "holds list"),
+        (lambda v: v.pop("sha256"), "has no sha256 of itself, and no 'config'"),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_another_kind_is_damage(tmp_path: Path, change: Any, words: str) -> None:
+    older, newer = write(tmp_path, 5), write(tmp_path, 10)
+    edited(newer, change)
+    said: list[str] = []
+    found = newest(tmp_path, said.append)
+    assert found is not None and found.folder == older and words in said[0], said
+
+
+def test_a_file_that_is_read_and_not_listed_is_damage(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    (folder / "notes.txt").write_text("mine")
+    Checkpoint.read(folder)
+    save_file({"llm.a": torch.zeros(2)}, folder / "lora.safetensors")
+    with pytest.raises(CheckpointError, match="does not list lora"):
+        Checkpoint.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.pop("step"), "has step None"),
+        (lambda v: v.update(step="10"), "has step '10'"),
+        (lambda v: v.update(step=True), "has step True"),
+        (lambda v: v.update(consumed=-1), "has consumed -1"),
+        (lambda v: v.update(optimizer_step=1.5), "has optimizer_step 1.5"),
+        (lambda v: v.update(loss="low"), "has loss 'low'"),
+        (lambda v: v.update(bad_samples=[1]), "has bad_samples"),
+        (lambda v: [v], "holds list"),
+    ],
+)
+def test_a_state_of_another_kind_is_damage(tmp_path: Path, change: Any, words: str) -> None:
+    older, newer = write(tmp_path, 5), write(tmp_path, 10)
+    edited(newer, change, layout.STATE)
+    edited(newer, lambda v: v["files"].update({layout.STATE: layout.entry_of(newer / layout.STATE)}))
+    said: list[str] = []
+    found = newest(tmp_path, said.append)
+    assert found is not None and found.folder == older and words in said[0], said
+    prune(tmp_path, 1, best=1)
+
+
+def test_a_whole_manifest_of_before_is_taken(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5, more={"config": {}, "versions": {"torch": "2"}, "converted": {"source": "x"}})
+    edited(folder, lambda v: v.pop("sha256"))
+    assert Checkpoint.read(folder).step == 5
+    edited(folder, lambda v: v.update(sha356="0" * 64))
+    with pytest.raises(CheckpointError, match="an unknown 'sha356'"):
+        Checkpoint.read(folder)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_weights_that_are_not_finite_are_no_checkpoint_to_continue_begin_or_use(tmp_path: Path, value: float) -> None:
+    root = tmp_path / "checkpoints"
+    older = write(root, 5)
+    newer = write(root, 10, {"fusion.a": torch.tensor([0.0, 1.0, value])})
+    said: list[str] = []
+    found = newest(root, said.append)
+    assert found is not None and found.folder == older and "was not finite: fusion.a" in said[0]
+    begun = find_start(str(tmp_path), said.append)
+    assert begun is not None and begun.folder == older
+    with pytest.raises(CheckpointError, match="not finite"):
+        find_start(str(newer), said.append)
+    with pytest.raises(CheckpointError, match="not finite"):
+        find(str(newer), root, said.append)
+    looked_at = newest(root, said.append, finite=False)  # the doctor says what is wrong with it
+    assert looked_at is not None and looked_at.folder == newer
+
+
+def test_integers_where_floats_belong_are_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.read(write(tmp_path, 5, {"fusion.a": torch.arange(3, dtype=torch.int32)}))
+    with pytest.raises(CheckpointError, match="number format I32 in the file, expected torch"):
+        load_bridge(checkpoint, Model(3))

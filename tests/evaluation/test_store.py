@@ -126,3 +126,18 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     (tmp_path / "bridge").write_text("a file")
     with pytest.raises(LaunchError, match="cannot be written"):
         _run(tmp_path)
+
+
+def test_answers_of_another_llm_under_the_same_name_are_not_taken_up() -> None:
+    from bridge_ds.config.load import load_config
+    from bridge_ds.evaluation.scorer import _stores
+
+    config, base = load_config("testbed", []), {"llm": "1", "llm_tokenizer": "2", "encoder": "3"}
+
+    def identities(**changed: str) -> list[str]:
+        return [store._identity for store in _stores(config, None, "step-1", base | changed)]
+
+    assert identities() == identities()
+    assert all(one != other for one, other in zip(identities(), identities(llm="9"), strict=True))
+    bridge, llm = zip(identities(), identities(encoder="9"), strict=True)
+    assert bridge[0] != bridge[1] and llm[0] == llm[1], "the LLM alone does not read the encoder"

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from bridge_ds import BridgeConfig, BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
 from bridge_ds.errors import CheckpointError, ConfigError
-from bridge_ds.frozen.identity import as_first_recorded, model_identity
+from bridge_ds.frozen.identity import as_first_recorded, weak_model_identity
 from bridge_ds.hub.card import licence
 from tests.hub.server import local_hub
 
@@ -147,7 +148,8 @@ def test_the_version_of_transformers_and_the_number_format_are_no_part_of_an_ide
     manifest = json.loads((step / layout.MANIFEST).read_text())
     for part, kind in (("encoder", "mt5"), ("llm", "llama")):
         text = as_first_recorded(getattr(model.bridge, part).model.config, "float32")
-        manifest["base"][part] = model_identity(text, str(bases[kind]))
+        manifest["base"][part] = weak_model_identity(text, str(bases[kind]))
+    del manifest["sha256"]  # as manifests were then
     (step / layout.MANIFEST).write_text(json.dumps(manifest))
     assert manifest["base"] != model.config.base
     BridgeForCausalLM.from_pretrained(run, dtype="bfloat16")
@@ -267,3 +269,52 @@ def test_pushed_to_a_hub_and_loaded_from_it(shared: Path, tmp_path: Path, monkey
     assert answers(again, BridgeProcessor.from_pretrained(shared)) == answers(
         model, BridgeProcessor.from_pretrained(shared)
     )
+
+
+def test_an_exported_folder_with_other_bytes_is_refused_and_with_numbers_that_are_none(
+    shared: Path, tmp_path: Path
+) -> None:
+    """NaN, infinities, integers under the name of floats and floats under that of integers; with and without hashes."""
+    config = json.loads((shared / "config.json").read_text())
+    assert (
+        list(config["files"]) == ["bridge.safetensors"] and len(config["files"]["bridge.safetensors"]["sha256"]) == 64
+    )
+    proven, unproven = (shutil.copytree(shared, tmp_path / name) for name in ("proven", "unproven"))
+    # As a folder of before, and as one that somebody has edited on purpose.
+    (unproven / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "files"}))
+    expected = BridgeForCausalLM.from_pretrained(shared).bridge.mapping.end.detach()
+    assert torch.equal(BridgeForCausalLM.from_pretrained(unproven).bridge.mapping.end, expected)
+
+    whole = (shared / "bridge.safetensors").read_bytes()
+    tensors = load_file(shared / "bridge.safetensors")
+    size = len(tensors["mapping.end"])
+    nan, infinite = (tensors["mapping.end"].clone().fill_(value) for value in (torch.nan, -torch.inf))
+    integers = torch.arange(size, dtype=torch.int32)
+    for name, change, told in (
+        ("NaN", {"mapping.end": nan}, "mapping.end holds NaN"),
+        ("infinite", {"mapping.scale": infinite[0]}, "mapping.scale holds NaN or infinite"),
+        ("integers", {"mapping.end": integers}, "number format I32 in the file"),
+        ("halves", {"mapping.end": expected.half()}, "number format F16 in the file"),
+        ("integers as floats", {"mapping.end": integers.view(torch.float32)}, ""),
+    ):
+        save_file(tensors | change, proven / "bridge.safetensors", metadata={"format": "pt"})
+        shutil.copy(proven / "bridge.safetensors", unproven)
+        with pytest.raises(CheckpointError, match="is not what was exported"):
+            BridgeForCausalLM.from_pretrained(proven)
+        if told:
+            with pytest.raises(CheckpointError, match=told):
+                BridgeForCausalLM.from_pretrained(unproven)
+        else:
+            assert BridgeForCausalLM.from_pretrained(unproven), f"{name}: nothing but the hash tells them"
+    (proven / "bridge.safetensors").write_bytes(whole)
+    for files in ({}, {"bridge.safetensors": 1}, config["files"] | {"lora.safetensors": {}}):
+        (proven / "config.json").write_text(json.dumps(config | {"files": files}))
+        with pytest.raises(CheckpointError, match=r"take `files` out of config\.json"):
+            BridgeForCausalLM.from_pretrained(proven)
+
+    model = BridgeForCausalLM.from_pretrained(shared)
+    with torch.no_grad():
+        model.bridge.mapping.end[0] = torch.nan
+    with pytest.raises(CheckpointError, match=r"mapping\.end holds NaN"):
+        model.save_pretrained(tmp_path / "nan")
+    assert not (tmp_path / "nan").exists()
