@@ -15,8 +15,8 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 
 from bridge_ds.checkpoint.placed import one_process
-from bridge_ds.checkpoint.trained import load_trained
-from bridge_ds.config.load import load_run_config
+from bridge_ds.checkpoint.trained import load_trained, open_run
+from bridge_ds.config.text import expand
 from bridge_ds.data.context import parse, render
 from bridge_ds.engine.distributed import device_of, init_distributed
 from bridge_ds.errors import ConfigError
@@ -95,8 +95,8 @@ class BridgeLM(LM):
             device_map = torch.device(device) if device and usable else device_of(world)
         self.auto = str(batch_size).startswith("auto")
         self.batch_size = (max_batch_size or AUTO_BATCH) if self.auto else int(batch_size)
-        self.run = Path(run)
-        self.config = load_run_config(self.run)
+        self.run = Path(expand("run", run))  # no shell expands what stands behind a comma
+        self.config, checkpoint = open_run(self.run, self._say)
         data = self.config.data
         self.options = Options(
             bridge=bridge,
@@ -106,7 +106,9 @@ class BridgeLM(LM):
             max_prompt_tokens=max_prompt_tokens or data.max_prompt_tokens,
         )
         self.window = window or max(1, data.max_target_tokens - 1)
-        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, device_map, self._say, max_memory)
+        model, self.tokenizers, self.checkpoint = load_trained(
+            self.run, self.config, device_map, self._say, max_memory, checkpoint
+        )
         self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
 
