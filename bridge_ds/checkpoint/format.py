@@ -17,10 +17,10 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.disk import remove
 from bridge_ds.errors import CheckpointError
 
 __all__ = [
@@ -69,7 +69,7 @@ def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
         _fsync(path)
     _fsync(temporary)
     if final.exists():
-        shutil.rmtree(final)
+        remove(final)
     os.replace(temporary, final)
     _fsync(final.parent)
 

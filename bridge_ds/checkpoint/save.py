@@ -12,6 +12,7 @@ import torch
 
 from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.state import optimizer_step, read_moments, read_trained
+from bridge_ds.disk import remove
 
 __all__ = ["Snapshot", "gather", "prune", "write"]
 
@@ -82,7 +83,7 @@ def prune(root: Path, keep: int, best: int = 0) -> list[Path]:
     kept = set(range(keep)) | {place for _, place in rated[:best]}
     old = [path for place, path in enumerate(every) if place not in kept]
     for path in old:
-        shutil.rmtree(path)
+        remove(path)
     return old
 
 

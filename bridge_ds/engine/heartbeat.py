@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from bridge_ds.disk import real
+
 __all__ = [
     "Beat", "await_leaving", "blamed", "claim", "living", "owner", "read_beats", "where_is_main", "write_beat",
 ]  # fmt: skip
@@ -113,7 +115,7 @@ def read_beats(folder: Path, ranks: int) -> list[Beat]:
 def claim(folder: Path) -> str:
     """Take the run over: an earlier start of it that still lives (its node was lost to the scheduler, not to itself)
     reads this and leaves. Returns the mark to compare :func:`owner` with. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    real(folder).mkdir(parents=True, exist_ok=True)
     mark = f"{socket.gethostname()}, pid {os.getpid()}, {uuid.uuid4().hex[:8]}"
     temporary = folder / "owner.tmp"
     temporary.write_text(mark, encoding="utf-8")

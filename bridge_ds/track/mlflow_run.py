@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.schema import TrackConfig
+from bridge_ds.disk import write_text
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.track.metrics import parse_line
 from bridge_ds.track.mlflow_points import UNITS, is_due, numbers, score_points
@@ -53,9 +54,7 @@ class RunState:
 
     def save(self, path: Path) -> None:
         """Write it by temp + rename."""
-        temp = path.with_name(path.name + ".tmp")
-        temp.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        temp.replace(path)
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 class MlflowRun:

@@ -14,8 +14,8 @@ from bridge_ds.errors import ConfigError
 
 GUESSED = [
     "/d/run #2", "0123456", "1e5", "1_000", "0x1F", "12:30:00", "2024-01-01", "no", "Yes", "on", "true", "null",
-    "None", "'quoted'", '"quoted"', "a: b", "- a", "[a", "{a}", "a, b", "&a", "*a", "!a", "%a", "@a", "`a`", "|", ">", "<<",
-    "=", " two  spaces ", "ends:", "ünï ", "a\\nb", "?", "a=b=c", "",
+    "None", "'quoted'", '"quoted"', "a: b", "- a", "[a", "{a}", "a, b", "&a", "*a", "!a", "%a", "@a", "`a`", "|", ">",
+    "<<", "=", " two  spaces ", "ends:", "ünï ", "a\\nb", "?", "a=b=c", "",
 ]  # fmt: skip
 """Texts that YAML takes for something else, refuses, or shortens."""
 
