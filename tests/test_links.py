@@ -1,4 +1,4 @@
-"""A symlink where something is to be written stays one: what it leads to is written, also where nothing is there yet."""
+"""A symlink where something is to be written stays one: what it leads to is written, also where it is not there yet."""
 
 from __future__ import annotations
 
