@@ -56,7 +56,7 @@ def export(run: str, folder: Path, **loading: Any) -> list[str]:
         ConfigError: the folder is there already, or cannot be written.
         CheckpointError: what was written does not load as what it was made from.
     """
-    if not missing_or_empty(folder):
+    if not missing_or_empty(folder) or (folder.exists() and not folder.is_symlink()):
         raise ConfigError(f"{folder} is there already; expected a new folder; choose another --output.")
     model = BridgeForCausalLM.from_pretrained(run, **loading)
     final = real(folder)
