@@ -163,9 +163,7 @@ def _leave(world: World, text: str, status: int) -> None:
 
 def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     """Print the resolved config and what DeepSpeed will get."""
-    import yaml
-
-    from bridge_ds.config.load import to_dict
+    from bridge_ds.config.load import config_text
     from bridge_ds.config.names import resolve
     from bridge_ds.config.zero import engine_config, fill_sizes
     from bridge_ds.errors import ConfigError
@@ -173,7 +171,7 @@ def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
 
     if not world.is_main:
         return
-    print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    print(config_text(config))
     left_open = fill_sizes(ds_values, 1) != ds_values
     try:
         encoder, llm = find_shape(resolve(config.model.encoder), ENCODERS), find_shape(resolve(config.model.llm), LLMS)

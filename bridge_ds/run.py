@@ -6,25 +6,25 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bridge_ds import __version__
 from bridge_ds.checkpoint.format import step_folder
 from bridge_ds.checkpoint.hook import CheckpointHook
-from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_optimizer, restore
-from bridge_ds.config.load import save_config, to_dict
-from bridge_ds.config.recorded import followed
+from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run, restore
+from bridge_ds.checkpoint.origin import Origin, find_origin
+from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import stage
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.convention import settled
 from bridge_ds.data.corpus import Corpus, open_corpus
-from bridge_ds.data.embedded import is_embedded, write_embedded
+from bridge_ds.data.embedded import is_embedded
 from bridge_ds.data.index import INDEX_NAME
 from bridge_ds.data.loader import make_loader
 from bridge_ds.data.plan import order_of
 from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.disk import real
 from bridge_ds.engine.calibrate import calibrate
 from bridge_ds.engine.distributed import (
     INIT_TIMEOUT,
@@ -39,15 +39,15 @@ from bridge_ds.engine.distributed import (
     shutdown,
 )
 from bridge_ds.engine.gpu import settle_numbers
-from bridge_ds.engine.heartbeat import claim
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import base_identities, build_model, gathering, initialize, trainable_table
 from bridge_ds.engine.watchdog import Watchdog
-from bridge_ds.errors import ConfigError, DataError, LaunchError, Preempted, last_words
+from bridge_ds.errors import ConfigError, DataError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose, why_no_triton
+from bridge_ds.start import RunFolder
 from bridge_ds.world import World
 
 __all__ = ["Run"]
@@ -61,7 +61,8 @@ class Run:
 
     def __init__(self, config: Config, ds_values: dict[str, Any], world: World, stop: StopRequest) -> None:
         self.config, self.ds_values, self.world, self.stop = config, ds_values, world, stop
-        self.folder = Path(config.run.output).absolute()
+        self.place = RunFolder(config.run.output)
+        self.folder = self.place.path
         self.hooks = HookList()
         self.watchdog = Watchdog(self.folder / "heartbeat", world, config.run.hang_seconds, last_words)
         self.began = time.perf_counter()
@@ -69,19 +70,28 @@ class Run:
         self.bad_samples: dict[str, int] = {}
 
     def prepare(self) -> None:
-        """Folder, data, models, checkpoint, engine, hooks."""
+        """Data, models, checkpoint, engine; when nothing can be refused any more, the folder; hooks."""
         # TF32 has more digits than bfloat16, and fewer than whoever chooses float32 asks for.
         settle_numbers(self.config.run.deterministic, self.config.train.tf32 and self.config.model.dtype == "bfloat16")
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
         on_all(self._check_evaluation, self.world)
         self.fusion_path = on_all(self._choose_path, self.world)
-        self.watchdog.start(on_main(self._make_folder, self.world))
-        checkpoint, start = on_main(self._find_checkpoints, self.world)
-        self._settle(checkpoint, start)
+        on_main(self.place.check, self.world)
+        self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder, self.say), self.world)
+        checkpoint, start = self.origin.checkpoint, self.origin.start
+        self.done = checkpoint.step if checkpoint else 0
+        self._load_tokenizers()
         config = self._with_shards()
         corpus = self._open_corpus(config)
-        self.done = checkpoint.step if checkpoint else 0
+        self.state = {
+            "seed": self.config.run.seed,
+            "global_batch": self.config.train.global_batch,
+            "shards_sha256": corpus.identity,
+            "order": order_of(config),
+        }
+        if checkpoint:
+            refuse_other_run(checkpoint, self.state, {})  # the base models are compared when they are there
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         loader = on_all(
             lambda: make_loader(
@@ -98,12 +108,6 @@ class Run:
         self.base = on_main(lambda: base_identities(self.config, model, self.tokenizers), self.world)
         recorded = found.manifest["base"] if (found := checkpoint or start) else None
         base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
-        self.state = {
-            "seed": self.config.run.seed,
-            "global_batch": self.config.train.global_batch,
-            "shards_sha256": corpus.identity,
-            "order": order_of(config),
-        }
         restore(model, checkpoint, start, self.state, base)
         table = trainable_table(model)
         self.engine = initialize(model, self.config, self.ds_values, self.world)
@@ -113,8 +117,9 @@ class Run:
         elif self.config.mapping.calibrate and not start:
             rows = loader.first_rows(CALIBRATION_ROWS).to(self.device)
             scales = calibrate(self.engine, rows)
+        self.watchdog.start(on_main(lambda: self.place.accept(self.config), self.world))
         self._add_hooks()
-        self._introduce(table, checkpoint, start, scales)
+        self._introduce(table, scales)
 
     def fit(self) -> None:
         """Train the remaining steps."""
@@ -175,6 +180,8 @@ class Run:
 
     def close(self, status: str, together: bool = False) -> None:
         """Tell the hooks how it ended; leave the process group after success only. `together`: on every rank."""
+        if self.world.is_main:
+            self.place.undo()
         self.watchdog.mark("end")
         self.watchdog.arm(False)
         self.hooks.on_end(status)
@@ -214,34 +221,19 @@ class Run:
             return f"torch, as triton {why_no_triton()}"
         return path
 
-    def _make_folder(self) -> str:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_config(self.config, self.folder / "config.yaml")
-            return claim(self.folder / "heartbeat")
-        except OSError as error:
-            raise LaunchError(
-                f"run.output {self.config.run.output} cannot be written ({error.strerror}); "
-                "expected a folder that you may write; "
-                "choose another with --set run.output=PATH."
-            ) from None
-
-    def _settle(self, checkpoint: Checkpoint | None, start: Checkpoint | None) -> None:
-        """Load the tokenizers, and record how the run writes text for the LLM: as the run that it goes on from, else as
+    def _load_tokenizers(self) -> None:
+        """Both, and in the config how the run writes text for the LLM: as the run that it goes on from does, else as
         the tokenizer has it."""
-        if before := checkpoint or start:
-            self.config = followed(self.config, before.manifest["config"])
+        self.config = self.origin.config
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
-        if not checkpoint:
+        if not self.origin.checkpoint:
             self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
-        on_main(lambda: save_config(self.config, self.folder / "config.yaml"), self.world)
 
     def _with_shards(self) -> Config:
         """The config with the embedded shards' name replaced by the folder they are written to."""
         if not is_embedded(self.config.data.shards):
             return self.config
-        folder = self.folder / "shards"
-        on_main(lambda: write_embedded(folder), self.world)
+        folder = on_main(self.place.embedded_shards, self.world)
         return replace(self.config, data=replace(self.config.data, shards=str(folder)))
 
     def _open_corpus(self, config: Config) -> Corpus:
@@ -257,11 +249,6 @@ class Run:
 
         on_all(compare, self.world)
         return corpus
-
-    def _find_checkpoints(self) -> tuple[Checkpoint | None, Checkpoint | None]:
-        """The one to go on from, and where there is none, the other run's to begin with."""
-        found = find(self.config.run.resume, self.folder / "checkpoints", self.say)
-        return found, None if found else find_start(self.config.run.start_from, self.say)
 
     def _add_hooks(self) -> None:
         """Order matters: the record on disk first, then what may fail, the checkpoint after its own step's line."""
@@ -280,31 +267,30 @@ class Run:
                 MetricsLog(self.folder / "metrics.jsonl", self.say),
                 Console(self.config.run.output, facts, self.config.track.every),
                 PlotHook(self.folder, self.say),
-                MlflowTracker(self.folder, self.config, facts, self.say),
+                MlflowTracker(self.folder, self.config, facts | self.origin.facts(), self.say),
             ]
         hooks.append(
             CheckpointHook(
                 self.engine,
-                self.folder / "checkpoints",
+                real(self.folder / "checkpoints"),
                 self.config.checkpoint,
                 state=self.state,
-                manifest={"base": self.base, "config": to_dict(self.config), "versions": _versions()},
+                manifest={
+                    "base": self.base,
+                    "config": to_dict(self.config),
+                    "changes": self.origin.record(),
+                    "versions": _versions(),
+                },
                 world=self.world,
                 hooks=self.hooks,
                 say=self.say,
             )
         )
 
-    def _introduce(
-        self, table: str, checkpoint: Checkpoint | None, start: Checkpoint | None, scales: tuple[float, float] | None
-    ) -> None:
+    def _introduce(self, table: str, scales: tuple[float, float] | None) -> None:
         self.say(table)
-        if start:
-            self.say(f"beginning with the weights of {start.folder}")
-        if checkpoint:
-            self.say(
-                f"continuing from {checkpoint.folder} (step {checkpoint.step}, {checkpoint.state['consumed']} samples)"
-            )
+        for line in self.origin.lines():
+            self.say(line)
         if scales:
             self.say(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")
 

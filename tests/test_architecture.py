@@ -17,14 +17,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A file may import its own folder and lower layers.
 LAYERS = [
     {"auto_classes"},
-    {"__init__", "errors"},
+    {"__init__", "errors", "disk"},
     {"world", "testbed", "config", "compat"},
     {"data", "frozen", "plan"},
     {"encoder", "fusion", "mapping"},
     {"llm"},
     {"bridge"},
     {"engine", "tasks"},
-    {"checkpoint", "track", "evaluation"},
+    {"checkpoint", "track", "evaluation", "start"},
     {"cli", "run", "harness", "doctor", "convert", "hub"},
     {"train", "generate"},
     {"serve"},

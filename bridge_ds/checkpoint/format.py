@@ -18,11 +18,11 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint.manifest import fault_in_manifest, manifest_sha256
+from bridge_ds.disk import remove
 from bridge_ds.errors import CheckpointError
 
 __all__ = [
@@ -72,7 +72,7 @@ def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
         _fsync(path)
     _fsync(temporary)
     if final.exists():
-        shutil.rmtree(final)
+        remove(final)
     os.replace(temporary, final)
     _fsync(final.parent)
 

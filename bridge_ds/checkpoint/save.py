@@ -14,6 +14,7 @@ import torch
 from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.finite import fault_in
 from bridge_ds.checkpoint.state import optimizer_step, read_moments, read_trained
+from bridge_ds.disk import remove
 from bridge_ds.errors import CheckpointError
 
 __all__ = ["Snapshot", "gather", "prune", "write"]
@@ -93,7 +94,7 @@ def prune(root: Path, keep: int, best: int = 0) -> list[Path]:
     kept = set(range(keep)) | {place for _, place in rated[:best]}
     old = [path for place, path in enumerate(every) if place not in kept]
     for path in old:
-        shutil.rmtree(path)
+        remove(path)
     return old
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from bridge_ds.config.schema import Config
+from bridge_ds.config.schema.kinds import FUNCTION, KINDS
 from bridge_ds.errors import ConfigError
 
 __all__ = ["NO_PEFT", "check", "one_of"]
@@ -111,6 +112,10 @@ def check(config: Config) -> None:
         raise ConfigError(NO_PEFT.format(config.lora.rank))
     for name in config.run.stop_signals:
         one_of("run.stop_signals", name, ("USR1", "USR2", "TERM", "HUP"))
+    for name in config.run.allow_changes:
+        one_of("run.allow_changes", name, (key for key, kind in KINDS.items() if kind == FUNCTION))
+    if not config.track.experiment:
+        raise ConfigError("track.experiment is empty; expected the name of an MLflow experiment.")
     if not config.run.output:
         raise ConfigError("run.output is empty; expected the path of the run folder.")
 

@@ -29,6 +29,7 @@ from bridge_ds.convert.layout import Layout, Source
 from bridge_ds.convert.stored import Stored, read_checkpoint
 from bridge_ds.data.convention import settled
 from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.disk import missing_or_empty, real
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.setup import base_identities, build_model
 from bridge_ds.errors import CheckpointError, ConfigError
@@ -90,7 +91,7 @@ class Conversion:
             CheckpointError: a model or tokenizer is not the same after it was written.
         """
         refuse_used(output)
-        final = output.absolute()
+        final = real(output)
         temporary = final.parent / f".{final.name}.tmp"
         try:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -196,7 +197,7 @@ def prepare(
 
 def refuse_used(output: Path) -> None:
     """Raises ConfigError if something is in the way of a new run folder."""
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if not missing_or_empty(output):
         raise ConfigError(f"{output} exists and is not empty; expected a new folder; choose another --output.")
 
 

@@ -20,6 +20,7 @@ from bridge_ds.data.index import INDEX_NAME, ShardIndex, load_index, write_index
 from bridge_ds.data.samples import REQUIRED_FIELDS, fault_in
 from bridge_ds.data.scan import Scan, scan_shard
 from bridge_ds.data.table import ShardEntry, table_name
+from bridge_ds.disk import real
 from bridge_ds.errors import DataError
 
 __all__ = ["MANIFEST_NAME", "MIB", "check_output", "encoded", "index_shard", "pack_rows", "publish", "write_shards"]
@@ -60,6 +61,7 @@ def pack_rows(
     """
     output = Path(output)
     check_output(output, overwrite)
+    output = real(output)  # beside a link's target, so that the folder is renamed to there
     temporary = output.parent / f".{output.name}.packing-{os.getpid()}"
     # Not tempfile.mkdtemp: its folder is closed to everyone else, and the shards are for a whole group.
     temporary.mkdir(parents=True)
@@ -184,7 +186,8 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 def publish(folder: Path, output: Path) -> None:
-    """Put a complete folder in the place of `output` by renaming."""
+    """Put a complete folder in the place of `output` (a link: of what it leads to) by renaming."""
+    output = real(output)
     old = output.parent / f".{output.name}.replaced-{os.getpid()}"
     if output.exists():
         output.rename(old)

@@ -37,6 +37,7 @@ from bridge_ds.data.pack import (
 )
 from bridge_ds.data.scan import file_sha256
 from bridge_ds.data.sources import map_fields
+from bridge_ds.disk import real
 from bridge_ds.errors import DataError
 
 __all__ = ["PackOptions", "pack_parts"]
@@ -108,6 +109,7 @@ def pack_parts(
             options or of another process is there.
     """
     check_output(output, overwrite)
+    output = real(output)
     folder = output.parent / f".{output.name}.packing"
     job = _Job(options, tuple(parts), folder, _buckets(parts, options))
     folder.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def _belonging(m: Measurements, _: Limits) -> Iterator[Finding]:
             f"{part}_changed", True,
             f"The {_NAMES[part]} is not the one that this bridge was trained with (its identity in the checkpoint's "
             "manifest is another).",
-            "Put the one back that config.yaml named when the run began (name and revision), or train anew with this "
+            "Put the one back that its manifest.json names (config: model, name and revision), or train anew with this "
             "one: a bridge fits one encoder, one LLM and their own tokenizers only.",
         )  # fmt: skip
     for part in m.outside_vocabulary:
@@ -217,7 +217,7 @@ def _recorded(m: Measurements, limits: Limits) -> Iterator[Finding]:
             "above_recorded", True,
             f"The loss is {m.loss_right:.3f}; the run recorded {m.loss_recorded:.3f} at this checkpoint: what is "
             "loaded now is not what was trained then.",
-            "See the findings above; without any, look for another checkpoint, other shards, or a changed config.yaml.",
+            "See the findings above; without any, look for another checkpoint or other shards.",
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import torch
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest
 from bridge_ds.checkpoint.placed import Placing, load_placed
+from bridge_ds.checkpoint.trained import config_of
 from bridge_ds.config.load import load_run_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
@@ -63,12 +64,17 @@ def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> Patient:
         LaunchError: the devices' memory does not suffice.
         CheckpointError: no valid checkpoint, or one that does not fit the models in shape.
     """
-    config = load_run_config(run)
+    last_start = load_run_config(run)
     notes: list[str] = []
-    checkpoint = newest(run / "checkpoints", lambda line: notes.append(line[:1].upper() + line[1:]), finite=False)
+
+    def note(line: str) -> None:
+        notes.append(line[:1].upper() + line[1:])
+
+    checkpoint = newest(run / "checkpoints", note, finite=False)
     if checkpoint is None:
         why = f" ({notes[0]})" if notes else ""
         raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}{why}; expected one; train the run first.")
+    config = config_of(checkpoint, last_start, note)
     tokenizers = load_tokenizers(config.model, data=config.data)
     quiet_transformers()
     model = load_placed(config, tokenizers.bos_id, Placing(device_map=device_map, max_memory=max_memory))

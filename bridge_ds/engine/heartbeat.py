@@ -8,12 +8,20 @@ import os
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-__all__ = ["Beat", "blamed", "claim", "owner", "read_beats", "where_is_main", "write_beat"]
+from bridge_ds.disk import real
+
+__all__ = [
+    "Beat", "await_leaving", "blamed", "claim", "living", "owner", "read_beats", "where_is_main", "write_beat",
+]  # fmt: skip
+
+_FRESH_SECONDS = 30.0
+"""Three times the longest pause between two heartbeats."""
 
 _COLLECTIVES = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
 
@@ -107,7 +115,7 @@ def read_beats(folder: Path, ranks: int) -> list[Beat]:
 def claim(folder: Path) -> str:
     """Take the run over: an earlier start of it that still lives (its node was lost to the scheduler, not to itself)
     reads this and leaves. Returns the mark to compare :func:`owner` with. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
+    real(folder).mkdir(parents=True, exist_ok=True)
     mark = f"{socket.gethostname()}, pid {os.getpid()}, {uuid.uuid4().hex[:8]}"
     temporary = folder / "owner.tmp"
     temporary.write_text(mark, encoding="utf-8")
@@ -121,6 +129,49 @@ def owner(folder: Path) -> str:
         return (folder / "owner.txt").read_text(encoding="utf-8")
     except OSError:
         return ""
+
+
+def living(folder: Path) -> list[Beat]:
+    """Heartbeats of ranks that have written within the last half minute and may live still."""
+    numbers = [int(path.stem[5:]) for path in folder.glob("rank-*.json") if path.stem[5:].isdigit()]
+    beats = read_beats(folder, max(numbers, default=-1) + 1)
+    return [beat for beat in beats if abs(time.time() - beat.time) < _FRESH_SECONDS and not _has_ended(beat)]
+
+
+def await_leaving(folder: Path, beats: Sequence[Beat], patience: float = 25.0) -> None:
+    """Wait until the ranks of an earlier start have left, which they do after their next heartbeat once the run is
+    claimed; two starts that write checkpoints would take each other's files away.
+
+    Args:
+        folder: with the heartbeats.
+        beats: theirs, read after :func:`claim`.
+        patience: seconds after which they count as gone: their node is.
+    """
+    deadline = time.monotonic() + patience
+    waited_for = {beat.rank: beat for beat in beats}
+    while waited_for and time.monotonic() < deadline:
+        now = {beat.rank: beat for beat in read_beats(folder, max(waited_for) + 1)}
+        for rank, beat in list(waited_for.items()):
+            if _has_ended(beat) or (beat.host != socket.gethostname() and now.get(rank, beat).time != beat.time):
+                del waited_for[rank]
+        time.sleep(0.1)
+
+
+def _has_ended(beat: Beat) -> bool:
+    """Whether the process is known to be gone: it was on this host, and is not there or waits to be buried."""
+    if beat.host != socket.gethostname():
+        return False
+    try:
+        os.kill(beat.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    try:
+        state = Path(f"/proc/{beat.pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except OSError:
+        return False
+    return beat.pid == os.getpid() or state.split()[0] in "ZX"
 
 
 def where_is_main() -> tuple[str, bool]:

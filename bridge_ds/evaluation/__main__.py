@@ -60,10 +60,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _score(options: argparse.Namespace, world: World) -> None:
-    config = _config(options)
+    from bridge_ds.config.load import load_run_config
+
+    _asked(load_run_config(options.run, options.overrides), options)  # a wrong name is said before anything slow
 
     from bridge_ds.checkpoint.placed import one_process
-    from bridge_ds.checkpoint.trained import load_trained
+    from bridge_ds.checkpoint.trained import load_trained, open_run
     from bridge_ds.engine.distributed import device_of, init_distributed, shutdown
     from bridge_ds.evaluation.score import write_evaluation
     from bridge_ds.evaluation.scorer import score_run
@@ -75,7 +77,9 @@ def _score(options: argparse.Namespace, world: World) -> None:
         init_distributed(world)
     say = print if world.is_main else _nothing
     device_map = device_of(world) if options.device_map is None else options.device_map
-    model, tokenizers, checkpoint = load_trained(options.run, config, device_map, say, options.max_memory)
+    config, checkpoint = open_run(options.run, say, options.overrides)
+    config = _asked(config, options)
+    model, tokenizers, _ = load_trained(options.run, config, device_map, say, options.max_memory, checkpoint)
     say(f"scoring {checkpoint.folder}")
     results = score_run(
         model, tokenizers, config, world, model.device, run=options.run, checkpoint=checkpoint.folder.name,
@@ -89,16 +93,14 @@ def _score(options: argparse.Namespace, world: World) -> None:
         shutdown()
 
 
-def _config(options: argparse.Namespace) -> Config:
-    """The run's config with what the command line changes; tasks and languages are checked before anything loads."""
+def _asked(config: Config, options: argparse.Namespace) -> Config:
+    """The run's config with what the command line changes of the scoring; tasks and languages are checked."""
     from bridge_ds.config.check import check
-    from bridge_ds.config.load import load_run_config
     from bridge_ds.errors import ConfigError
     from bridge_ds.evaluation.jobs import wanted
     from bridge_ds.evaluation.store import llm_of
     from bridge_ds.tasks import find_tasks
 
-    config = load_run_config(options.run, options.overrides)
     changed: dict[str, Any] = {
         key: tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
         for key in ("tasks", "languages", "limit", "batch", "calibrate")

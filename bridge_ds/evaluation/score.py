@@ -10,11 +10,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from bridge_ds.disk import real, write_text
 from bridge_ds.engine.distributed import agree, on_main
 from bridge_ds.errors import BridgeError
 from bridge_ds.evaluation.jobs import Block, Job, blocks_of, load_jobs
 from bridge_ds.evaluation.predictions import Scored
-from bridge_ds.evaluation.store import Answers, Store, write_text
+from bridge_ds.evaluation.store import Answers, Store
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
@@ -99,7 +100,7 @@ def compare(
 
 def write_evaluation(path: Path, results: dict[str, Any]) -> None:
     """Write evaluation.json by temp + rename; for the main rank."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    real(path.parent).mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

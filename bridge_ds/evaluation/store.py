@@ -12,18 +12,18 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.disk import real, write_text
 from bridge_ds.errors import DataError, LaunchError
 from bridge_ds.evaluation.jobs import Job
 from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index, read_predictions
 
-__all__ = ["Answers", "Store", "llm_of", "write_text"]
+__all__ = ["Answers", "Store", "llm_of"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Store:
             found.append(answers)
         header = json.dumps({"identity": self._identity})
         with _writing(part):
-            part.parent.mkdir(parents=True, exist_ok=True)
+            real(part.parent).mkdir(parents=True, exist_ok=True)
             write_text(part, "".join(line + "\n" for line in (header, *(answers.line() for answers in found))))
         return done
 
@@ -120,7 +120,7 @@ class Store:
         if self.folder is not None:
             path = self.folder / job.task.name / f"{job.language}.jsonl"
             with _writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                real(path.parent).mkdir(parents=True, exist_ok=True)
                 write_text(path, "".join(prediction.line() + "\n" for prediction in predictions))
                 self._write_index(self.folder, job)
         return _shares(predictions)
@@ -195,16 +195,6 @@ def llm_of(run: str) -> Path | None:
     folder = Path(run) / "evaluation" / "llm"
     read_index(folder)
     return folder
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _shares(predictions: list[Prediction]) -> dict[str, float]:

@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError, DataError, LaunchError
-from bridge_ds.evaluation.store import write_text
 from bridge_ds.generate.answer import Answerer
 
 __all__ = ["ANSWER", "answer_file", "batches"]

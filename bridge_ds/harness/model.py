@@ -15,9 +15,9 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 
 from bridge_ds.checkpoint.placed import one_process
-from bridge_ds.checkpoint.trained import load_trained
+from bridge_ds.checkpoint.trained import load_trained, open_run
 from bridge_ds.config.check import one_of
-from bridge_ds.config.load import load_run_config
+from bridge_ds.config.text import expand
 from bridge_ds.data.chat import frame_of, render
 from bridge_ds.data.context import parse
 from bridge_ds.data.truncate import LOST, side_of
@@ -96,13 +96,15 @@ class BridgeLM(LM):
             device_map = torch.device(device) if device and usable else device_of(world)
         self.auto = str(batch_size).startswith("auto")
         self.batch_size = (max_batch_size or AUTO_BATCH) if self.auto else int(batch_size)
-        self.run = Path(run)
-        self.config = load_run_config(self.run)
+        self.run = Path(expand("run", run))  # no shell expands what stands behind a comma
+        self.config, checkpoint = open_run(self.run, self._say)
         data = self.config.data
         side = truncation_side or side_of(data)
         one_of("truncation_side in --model_args", side, tuple(LOST))
         self.window = window or max(1, data.max_target_tokens - 1)
-        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, device_map, self._say, max_memory)
+        model, self.tokenizers, self.checkpoint = load_trained(
+            self.run, self.config, device_map, self._say, max_memory, checkpoint
+        )
         self.options = Options(
             bridge=bridge,
             prompt=data.augment_prompt if prompt is None else prompt,

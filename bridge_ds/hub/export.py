@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.data.spiece import find_spiece
+from bridge_ds.disk import beside, missing_or_empty, real
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.digest import KEPT
 from bridge_ds.frozen.identity import model_identity, published_config, tokenizer_files
@@ -51,16 +52,19 @@ def export(run: str, folder: Path, **loading: Any) -> list[str]:
         ConfigError: the folder is there already, or cannot be written.
         CheckpointError: what was written does not load as what it was made from.
     """
-    if folder.exists():
+    if not missing_or_empty(folder) or (folder.exists() and not folder.is_symlink()):
         raise ConfigError(f"{folder} is there already; expected a new folder; choose another --output.")
     model = BridgeForCausalLM.from_pretrained(run, **loading)
-    part = folder.with_name(f".{folder.name}.part")
+    final = real(folder)
+    part = beside(final, "part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         lines = _write(model, part)
         _prove(model, part)
-        part.rename(folder)
+        if final.exists():
+            final.rmdir()
+        part.rename(final)
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror or error}); expected room for both models; choose another "

@@ -12,6 +12,7 @@ import torch
 from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.finite import fault_in
 from bridge_ds.checkpoint.load import trained_tensors
+from bridge_ds.disk import real
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.hub.card import HERE
 from bridge_ds.hub.source import CARD
@@ -42,7 +43,7 @@ def write_folder(model: Any, folder: Path, card: str | None = None) -> None:
         assert tensor.dtype == torch.float32, name
         files.setdefault(layout.file_of(name), {})[name] = tensor.detach().cpu().contiguous()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        real(folder).mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             save_file(tensors, folder / name, metadata={"format": "pt"})
         config = copy.deepcopy(model.config)

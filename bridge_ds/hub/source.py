@@ -14,9 +14,9 @@ from typing import Any
 
 from bridge_ds.checkpoint import format as layout
 from bridge_ds.checkpoint.finite import fault_in_files
-from bridge_ds.checkpoint.load import Checkpoint, newest
-from bridge_ds.config.load import from_dict, load_run_config
-from bridge_ds.config.recorded import completed
+from bridge_ds.checkpoint.load import Checkpoint
+from bridge_ds.checkpoint.origin import config_in
+from bridge_ds.checkpoint.trained import open_run
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.hub.config import MODEL_TYPE, BridgeConfig, from_run
@@ -70,16 +70,11 @@ def open_source(
     """
     folder = Path(name)
     if (folder / "config.yaml").is_file():
-        run_config = load_run_config(folder)
-        checkpoint = newest(folder / "checkpoints", lambda line: _log.warning("%s", line))
-        if checkpoint is None:
-            raise CheckpointError(
-                f"no valid checkpoint in {folder / 'checkpoints'}; expected one; train the run first."
-            )
+        run_config, checkpoint = open_run(folder, lambda line: _log.warning("%s", line))
         return _of_checkpoint(name, folder, checkpoint, run_config, config)
     if (folder / layout.MANIFEST).is_file():
         checkpoint = Checkpoint.read(folder)
-        run_config = from_dict(completed(checkpoint.manifest["config"]))
+        run_config = config_in(checkpoint)
         return _of_checkpoint(name, folder.absolute().parents[1], checkpoint, run_config, config)
     _refuse_misspelt(folder)
     if folder.is_dir() and not (folder / CONFIG).is_file():

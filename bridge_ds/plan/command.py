@@ -99,9 +99,5 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
 
 
 def _text(value: Any) -> str:
-    """`value` as --set reads it back, which is as YAML."""
-    import yaml
-
-    if not isinstance(value, str):
-        return json.dumps(value)
-    return value if yaml.safe_load(value) == value else json.dumps(value, ensure_ascii=False)
+    """`value` as --set reads it back: a text letter by letter."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -16,9 +16,11 @@ from typing import Any
 from bridge_ds.config.load import flatten
 from bridge_ds.config.schema import Config, TrackConfig
 from bridge_ds.engine.hooks import Hook, StepRecord
-from bridge_ds.track.mlflow_run import MlflowRun, without_password
+from bridge_ds.track.mlflow_database import sqlite_uri
+from bridge_ds.track.mlflow_faults import one_line
+from bridge_ds.track.mlflow_run import MlflowRun
 
-__all__ = ["MlflowTracker", "one_line", "set_defaults", "tracking_uri"]
+__all__ = ["MlflowTracker", "set_defaults", "tracking_uri"]
 
 _DEFAULTS = {
     # MLflow's own defaults (7 retries, 120 s) hold a call to a dead server for 4 to 20 minutes.
@@ -128,7 +130,8 @@ class MlflowTracker(Hook):
             self._wake.clear()
             ending = self._ending.is_set()
             try:
-                run.open(self._facts)
+                if said := run.open(self._facts):
+                    self._say(said)
                 run.send_new()
                 if ending:
                     run.finish(self._status)
@@ -158,17 +161,10 @@ def tracking_uri(track: TrackConfig, folder: Path, environ: Mapping[str, str] | 
     uri = track.uri or env.get("MLFLOW_TRACKING_URI", "")
     if uri.lower() == "none":
         return None
-    return uri or f"sqlite:///{folder.absolute().parent / 'mlflow.db'}"
+    return uri or sqlite_uri(folder.absolute().parent / "mlflow.db")
 
 
 def set_defaults() -> None:
     """Give MLflow's variables short defaults; values that the user has set stay."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-
-
-def one_line(error: Exception | None) -> str:
-    """The error for a line of text, without passwords."""
-    # The cause stands at the end of a transport error, the request at its start.
-    text = without_password(" ".join(f"{type(error).__name__}: {error}".split()))
-    return text if len(text) <= 170 else f"{text[:80]} ... {text[-85:]}"

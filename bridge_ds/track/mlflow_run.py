@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -14,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.schema import TrackConfig
+from bridge_ds.disk import write_text
 from bridge_ds.engine.hooks import StepRecord
+from bridge_ds.errors import LaunchError
 from bridge_ds.track.metrics import parse_line
+from bridge_ds.track.mlflow_database import explain, prepare
+from bridge_ds.track.mlflow_faults import experiment_id, one_line, refuse_deleted, without_password
 from bridge_ds.track.mlflow_points import UNITS, is_due, numbers, score_points
 
-__all__ = ["MlflowRun", "RunState", "without_password"]
+__all__ = ["MlflowRun", "RunState"]
 
 _BATCH = 1000
 """Metrics in one call, MLflow's limit; params and tags have a tenth of it."""
@@ -53,9 +56,7 @@ class RunState:
 
     def save(self, path: Path) -> None:
         """Write it by temp + rename."""
-        temp = path.with_name(path.name + ".tmp")
-        temp.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        temp.replace(path)
+        write_text(path, json.dumps(asdict(self), indent=2) + "\n")
 
 
 class MlflowRun:
@@ -87,17 +88,28 @@ class MlflowRun:
         """Whether a step is one of the points in MLflow."""
         return is_due(step, self._track.every, self._total)
 
-    def open(self, facts: Mapping[str, object] | None) -> None:
-        """Connect, and create the run or take it up, unless it is open. `facts` None: no new attempt."""
+    def open(self, facts: Mapping[str, object] | None) -> str:
+        """Connect, and create the run or take it up, unless it is open. `facts` None: no new attempt.
+
+        Returns:
+            what the user should know of the database, mostly nothing.
+
+        Raises:
+            LaunchError: the store answers, and something there must be mended first.
+        """
         if self._client is not None:
-            return
+            return ""
         import mlflow
         from mlflow.entities import RunTag
 
         for name in ("mlflow", "alembic"):  # their notes would tear the progress bar
             logging.getLogger(name).setLevel(logging.ERROR)
-        client = mlflow.MlflowClient(tracking_uri=self.uri)
-        run = self._take_up(client) or self._create(client)
+        said = prepare(self.uri)
+        try:
+            client = mlflow.MlflowClient(tracking_uri=self.uri)
+            run = self._take_up(client) or self._create(client)
+        except Exception as error:
+            raise explain(self.uri, error) from error
         self._send_params(client, run)
         if facts is not None:
             if not self._attempt:
@@ -111,6 +123,7 @@ class MlflowRun:
         self._save()
         self._offset = 0
         self._client = client
+        return said
 
     def close(self) -> None:
         """Forget the connection; the next :meth:`open` asks the store anew what it has."""
@@ -143,12 +156,20 @@ class MlflowRun:
                 self._send_scores()
                 self._send_files()
             except Exception as error:
-                problem = error
+                problem = self._unsent(error)
         self._client.set_terminated(run_id, status=_STATUS[status])
         self.state.status = status
         self._save()
         if problem is not None:
             raise problem
+
+    def _unsent(self, error: Exception) -> LaunchError:
+        place = self._client.get_run(self.state.run_id).info.artifact_uri
+        return LaunchError(
+            f"files of MLflow run {self.state.run_id} cannot be written to {without_password(str(place))} "
+            f"({one_line(error)}), the numbers are there; expected a place that can be written from here; mend it, and "
+            f"send them with: python -m bridge_ds.track.sync {self.folder}"
+        )
 
     def note_unsent(self, status: str) -> None:
         """Write down how the attempt ended, for a later `sync`."""
@@ -186,35 +207,23 @@ class MlflowRun:
                 raise
             self.state = RunState(uri=self.state.uri, experiment=self.state.experiment)
             return None
+        refuse_deleted(client, run, self.public_uri, self._state_path)
         # The store knows best: a kill may fall between its commit and our note.
         self.state.logged_step = max([self.state.logged_step, *(point.step for point in history)])
         return run
 
     def _create(self, client: Any) -> Any:
+        # A database has no place for files of its own, and MLflow would take the working directory.
+        place = self.folder.absolute().parent / "mlartifacts" if self.is_database else None
         note = "| metric | unit |\n|---|---|\n" + "".join(f"| {name} | {unit} |\n" for name, unit in UNITS.items())
         run = client.create_run(
-            self._experiment_id(client),
+            experiment_id(client, self._track.experiment, place, self.public_uri),
             run_name=self._track.name or self.folder.absolute().name,
             tags={"mlflow.note.content": note},
         )
         self.state.run_id = run.info.run_id
         self._save()
         return run
-
-    def _experiment_id(self, client: Any) -> str:
-        from mlflow.exceptions import MlflowException
-
-        found = client.get_experiment_by_name(self._track.experiment)
-        if found is None:
-            # A database has no place for files of its own, and MLflow would take the working directory.
-            place = (self.folder.absolute().parent / "mlartifacts").as_uri() if self.is_database else None
-            try:
-                return client.create_experiment(self._track.experiment, artifact_location=place)
-            except MlflowException:
-                found = client.get_experiment_by_name(self._track.experiment)
-                if found is None:
-                    raise
-        return found.experiment_id
 
     def _send_params(self, client: Any, run: Any) -> None:
         from mlflow.entities import Param
@@ -273,11 +282,6 @@ class MlflowRun:
         for path, place in files:
             if path.is_file() and os.path.getsize(path) <= _LARGEST_ARTIFACT:
                 self._client.log_artifact(self.state.run_id, str(path), artifact_path=place)
-
-
-def without_password(text: str) -> str:
-    """The text with `user:password@` taken out of every URI in it."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:

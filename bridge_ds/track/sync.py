@@ -9,7 +9,8 @@ from pathlib import Path
 from bridge_ds.config.load import flatten, load_run_config
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
-from bridge_ds.track.mlflow import one_line, set_defaults, tracking_uri
+from bridge_ds.track.mlflow import set_defaults, tracking_uri
+from bridge_ds.track.mlflow_faults import one_line
 from bridge_ds.track.mlflow_run import MlflowRun
 
 __all__ = ["main", "sync"]
@@ -44,16 +45,19 @@ def sync(folder: Path, config: Config) -> str:
     run = MlflowRun(folder, uri, config.track, flatten(config))
     before = run.state.logged_step
     try:
-        run.open(None)
+        said = run.open(None)
         run.send_new()
         if run.state.status:
             run.finish(run.state.status)
+    except LaunchError:
+        raise  # it answers, and says what is to be mended
     except Exception as error:
         raise LaunchError(
             f"MLflow at {run.public_uri} failed ({one_line(error)}); expected a store that answers; "
             "start the server, or set track.uri in config.yaml."
         ) from error
-    return f"MLflow: run {run.state.run_id} at {run.public_uri}: steps {before} to {run.state.logged_step} sent"
+    sent = f"MLflow: run {run.state.run_id} at {run.public_uri}: steps {before} to {run.state.logged_step} sent"
+    return f"{said}\n{sent}" if said else sent
 
 
 if __name__ == "__main__":

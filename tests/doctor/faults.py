@@ -26,19 +26,24 @@ def copied(run: Path, folder: Path) -> Path:
 
 
 def configure(run: Path, part: str, **values: Any) -> None:
-    """Change the run's config.yaml, as a user's mistake would."""
+    """Change the run's config.yaml, as a user's mistake would, and what its newest checkpoint says of it."""
     path = run / "config.yaml"
     config = yaml.safe_load(path.read_text())
     config[part] |= values
     path.write_text(yaml.safe_dump(config))
+    retensor(run, lambda tensors: None, {part: values})
 
 
-def retensor(run: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Change the bridge in the newest checkpoint and seal it again, so that it is whole."""
+def retensor(
+    run: Path, change: Callable[[dict[str, torch.Tensor]], None], settings: dict[str, dict[str, Any]] | None = None
+) -> None:
+    """Change the bridge (and settings) in the newest checkpoint and seal it again, so that it is whole."""
     _, folder = layout.folders(run / "checkpoints")[0]
     manifest = json.loads((folder / layout.MANIFEST).read_text())
     tensors = load_file(folder / layout.BRIDGE)
     change(tensors)
+    for part, values in (settings or {}).items():
+        manifest["config"][part] |= values
     temporary = folder.with_name(".changed")
     shutil.copytree(folder, temporary)
     (temporary / layout.MANIFEST).unlink()

@@ -129,6 +129,13 @@ def test_a_start_that_was_superseded_leaves(small_run: list[str], tmp_path: Path
     more = ("train.steps=3000", "checkpoint.every=3000", "run.hang_seconds=10")
     old = launch.Job(launch.train_command(arguments(small_run, run, *more)), 1, tmp_path / "old")
     wait_for_lines(run, 3, old)
+    # One that is refused leaves it alone.
+    kept = [run / "config.yaml", run / "heartbeat" / "owner.txt"]
+    before = [(path.read_bytes(), path.stat().st_mtime_ns) for path in kept]
+    refused = launch.train(arguments(small_run, run, *more, "evaluation.tasks=nothing"), 1, tmp_path / "refused")
+    assert refused.codes == [2]
+    time.sleep(2.5)  # two of its heartbeats
+    assert old.running and before == [(path.read_bytes(), path.stat().st_mtime_ns) for path in kept]
     new = launch.begin(arguments(small_run, run, *more), 1, tmp_path / "new")
     assert old.wait(60).codes == [74]
     assert "this run was started again (" in old.logs[0].read_text()

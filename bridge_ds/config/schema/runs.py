@@ -18,6 +18,9 @@ class RunConfig:
     resume: str = "auto"
     """`auto` continues from the newest valid checkpoint if there is one, `never` starts anew in an empty folder,
     `must` demands a checkpoint; or the path of one step folder."""
+    allow_changes: tuple[str, ...] = ()
+    """Settings that may differ from those of the checkpoint that is continued (or begun with) although the bridge then
+    computes or reads something else, such as [data.max_source_tokens]; every change is told and recorded."""
     start_from: str = ""
     """Run folder (its newest checkpoint) or step folder whose trained weights this run begins with, at step 0 and with
     a new optimizer, such as the stage before this one; empty = weights made from `seed`."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.disk import real, write_text
 from bridge_ds.evaluation.report.details import last_sections
 from bridge_ds.evaluation.report.markdown import markdown
 from bridge_ds.evaluation.report.page import page
@@ -29,14 +29,12 @@ def write_report(folder: Path, results: dict[str, Any]) -> None:
     ]
     title = f"Bridges compared: {', '.join(trained)}" if len(trained) < 4 else f"{len(trained)} bridges compared"
     sections = [*first_sections(results), *last_sections(results)]
-    folder.mkdir(parents=True, exist_ok=True)
+    real(folder).mkdir(parents=True, exist_ok=True)
     _write(folder / "report.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     _write(folder / "report.md", markdown(title, sections))
     _write(folder / "report.html", page(title, sections))
 
 
 def _write(path: Path, text: str) -> None:
-    temp = path.with_name(f".{path.name}")
     # Half a surrogate pair may stand in a source; it must not cost the report.
-    temp.write_text(text.encode("utf-8", "replace").decode("utf-8"), encoding="utf-8")
-    os.replace(temp, path)
+    write_text(path, text.encode("utf-8", "replace").decode("utf-8"))

@@ -1,0 +1,91 @@
+"""Where a start goes on, or begins: the checkpoint, and every setting that is not what it was there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.checkpoint.load import Checkpoint, find, find_start
+from bridge_ds.config.build import from_dict
+from bridge_ds.config.changes import Change, changes, refuse_changed, refuse_other_bridge
+from bridge_ds.config.recorded import completed, followed
+from bridge_ds.config.schema import Config
+from bridge_ds.errors import CheckpointError, ConfigError
+
+__all__ = ["Origin", "config_in", "find_origin"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a start has found."""
+
+    checkpoint: Checkpoint | None
+    """The run's own, to go on from."""
+    start: Checkpoint | None
+    """Another run's, to begin with, where there is no own one."""
+    config: Config
+    """Of this start; what it leaves to the tokenizer is what it was there."""
+    changes: tuple[Change, ...]
+    """Settings that are not those of either."""
+
+    def lines(self) -> list[str]:
+        """For the user."""
+        if self.start:
+            lines = [f"beginning with the weights of {self.start.folder}"]
+            return lines + [f"  there {change.key} was {change.old!r}, here {change.new!r}" for change in self.changes]
+        if not self.checkpoint:
+            return []
+        step = self.checkpoint.step
+        lines = [f"continuing from {self.checkpoint.folder} (step {step}, {self.checkpoint.state['consumed']} samples)"]
+        return lines + [f"  changed after step {step}: {change}" for change in self.changes]
+
+    def facts(self) -> dict[str, str]:
+        """For the tracker: `changed.KEY` -> `old -> new`."""
+        return {f"changed.{change.key}": f"{change.old} -> {change.new}" for change in self.changes}
+
+    def record(self) -> list[dict[str, Any]]:
+        """For the manifest: all changes since the run began, and from the step after which they hold."""
+        earlier = self.checkpoint.manifest.get("changes", []) if self.checkpoint else []
+        step = self.checkpoint.step if self.checkpoint else 0
+        return [*earlier, *({"after_step": step, "key": c.key, "old": c.old, "new": c.new} for c in self.changes)]
+
+
+def find_origin(config: Config, folder: Path, say: Callable[[str], None]) -> Origin:
+    """What `run.resume` and `run.start_from` lead to, its settings compared with those of this start.
+
+    Args:
+        config: of this start.
+        folder: the run folder.
+        say: gets one line for each broken checkpoint that is passed over.
+
+    Raises:
+        CheckpointError: there is none and one was asked for, or with these settings the weights that are there would
+            compute something else than they were trained for.
+    """
+    found = find(config.run.resume, folder / "checkpoints", say)
+    if found:
+        config = followed(config, found.manifest["config"])
+        differing = changes(config_in(found), config)
+        refuse_changed(differing, config.run.allow_changes, found.folder, config.train.steps - found.step)
+        return Origin(found, None, config, tuple(differing))
+    start = find_start(config.run.start_from, say)
+    if start is None:
+        return Origin(None, None, config, ())
+    config = followed(config, start.manifest["config"])
+    return Origin(None, start, config, tuple(refuse_other_bridge(config_in(start), config, start.folder)))
+
+
+def config_in(checkpoint: Checkpoint) -> Config:
+    """The config that a checkpoint was written with.
+
+    Raises:
+        CheckpointError: it has a key that this version does not know.
+    """
+    try:
+        return from_dict(completed(checkpoint.manifest["config"]))
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{checkpoint.folder} was written by another version of bridge_ds ({error}); use the version that wrote it."
+        ) from None

@@ -1,0 +1,112 @@
+"""Settings of a run against those of the checkpoint that it goes on with: what may change, and what is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridge_ds.config.load import flatten, from_dict, to_dict
+from bridge_ds.config.schema import Config
+from bridge_ds.config.schema.kinds import FUNCTION, KINDS, NEITHER, kind_of
+from bridge_ds.errors import CheckpointError
+
+__all__ = ["Change", "changes", "refuse_changed", "refuse_other_bridge", "with_places"]
+
+_BRIDGE = ("fusion.", "mapping.")
+"""What a bridge is made of: whatever run begins with its weights."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that is not what it was."""
+
+    key: str
+    """As a user types it."""
+    old: Any
+    new: Any
+
+    @property
+    def in_function(self) -> bool:
+        """Whether the bridge computes or reads something else with it."""
+        return kind_of(self.key) == FUNCTION
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.old!r} -> {self.new!r}"
+
+
+def changes(old: Config, new: Config) -> list[Change]:
+    """Settings of both other kinds than NEITHER that differ, in the schema's order."""
+    before, after = flatten(old), flatten(new)
+    differing = [key for key in after if before[key] != after[key] and kind_of(key) != NEITHER]
+    return [Change(key, before[key], after[key]) for key in differing]
+
+
+def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: object, left: int) -> None:
+    """A run goes on as the function that it was.
+
+    Args:
+        found: what differs.
+        allowed: run.allow_changes.
+        where: the checkpoint.
+        left: steps that are still to be trained.
+
+    Raises:
+        CheckpointError: a setting of the function differs and is not allowed to; or it is, and no step is left after
+            which a checkpoint could hold it.
+    """
+    of_function = [change for change in found if change.in_function]
+    refused = [change for change in of_function if change.key not in allowed]
+    if refused:
+        first = refused[0]
+        others = f" (and {', '.join(str(change) for change in refused[1:])})" if refused[1:] else ""
+        names = ",".join(change.key for change in of_function)
+        raise CheckpointError(
+            f"{where} was trained with {first.key} {first.old!r}; this start has {first.new!r}{others}, with which the "
+            "same weights compute something else; restore that value, choose another run.output, or go on with it "
+            f"knowingly by --set run.allow_changes={names}."
+        )
+    if of_function and not left:
+        raise CheckpointError(
+            f"{where} is the last step, so no checkpoint would hold {of_function[0]}; expected the value of the "
+            "training; restore it, or raise train.steps."
+        )
+
+
+def refuse_other_bridge(old: Config, new: Config, where: object) -> list[Change]:
+    """A run that begins with another one's weights (`run.start_from`) has a bridge of the same make.
+
+    Returns:
+        what else differs in the function, to be told: it may (the next stage reads longer texts, or the prompt too).
+
+    Raises:
+        CheckpointError: fusion or mapping compute something else, or the scale of LoRA's updates differs.
+    """
+    found = [change for change in changes(old, new) if change.in_function]
+    both_lora = old.lora.rank > 0 and new.lora.rank > 0
+    other = [c for c in found if c.key.startswith(_BRIDGE) or (c.key.startswith("lora.") and both_lora)]
+    refused = [change for change in other if change.key not in new.run.allow_changes]
+    if refused:
+        first = refused[0]
+        raise CheckpointError(
+            f"run.start_from leads to {where}, which was trained with {first.key} {first.old!r}; this run has "
+            f"{first.new!r}, with which the same weights compute something else; set it as there, or begin with it "
+            f"knowingly by --set run.allow_changes={','.join(change.key for change in other)}."
+        )
+    return found
+
+
+def with_places(trained: Config, now: Config) -> Config:
+    """The config to use a checkpoint with: all that made it what it is, and the places and scoring of the last start.
+
+    Args:
+        trained: the one in the checkpoint's manifest.
+        now: the one in the run's config.yaml.
+    """
+    values: dict[str, Any] = to_dict(trained)
+    places = to_dict(now)
+    for key, kind in KINDS.items():
+        if kind == NEITHER:
+            part, name = key.split(".")
+            values[part][name] = places[part][name]
+    return from_dict(values)

@@ -1,0 +1,141 @@
+"""Scalars as they were written: the schema, and not YAML's guess, decides what `0123456`, `no` or `/d/run #2` is."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from typing import Any
+
+from bridge_ds.config.schema.kinds import PATHS
+from bridge_ds.errors import ConfigError
+
+__all__ = ["Plain", "Typed", "boolean", "expand", "is_path", "loader", "number", "parse"]
+
+_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+_NULLS = ("", "~", "null", "Null", "NULL")
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+
+
+class Plain(str):
+    """A scalar without quotation marks in YAML, letter by letter."""
+
+    def __repr__(self) -> str:
+        """As YAML would read it, for messages: numbers and truth values without quotation marks."""
+        known = boolean(self)
+        if known is not None:
+            return str(known)
+        return str(self) if number(self, float) is not None else str.__repr__(self)
+
+
+class Typed(Plain):
+    """What follows `key=` on a command line, letter by letter."""
+
+    @property
+    def is_null(self) -> bool:
+        """Whether it means none, where a setting may be none."""
+        return self in _NULLS
+
+    def parsed(self) -> Any:
+        """Lists and mappings in YAML's brackets; else itself. Their elements are :class:`Typed` too.
+
+        Raises:
+            yaml.YAMLError: brackets that are not closed, and the like.
+        """
+        return _typed(parse(self)) if self.lstrip().startswith(("[", "{")) else self
+
+
+def _typed(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_typed(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _typed(item) for key, item in value.items()}
+    return Typed(value) if isinstance(value, str) else value
+
+
+def parse(text: str) -> Any:
+    """YAML with plain scalars as :class:`Plain`, and null as None. Raises yaml.YAMLError."""
+    import yaml
+
+    return yaml.load(text, loader())
+
+
+@functools.cache
+def loader() -> Any:
+    """The class of the loader."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("null", "merge")]
+            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    def text(self: Any, node: Any) -> str:
+        value: str = self.construct_scalar(node)
+        return value if node.style else Plain(value)
+
+    Loader.add_constructor("tag:yaml.org,2002:str", text)
+    return Loader
+
+
+def boolean(text: str) -> bool | None:
+    """YAML 1.1's words for yes and no; none for others."""
+    for words, value in ((_TRUE, True), (_FALSE, False)):
+        if text in {form for word in words for form in (word, word.capitalize(), word.upper())}:
+            return value
+    return None
+
+
+def number(text: str, kind: type) -> float | int | None:
+    """A number as people and YAML write it (1e-3, 1_000, .5, .inf); none for all else, and for a fraction as an int."""
+    text = text.strip()
+    if re.fullmatch(r"[-+]?\.(inf|nan)", text, re.IGNORECASE):
+        text = text.replace(".", "")
+    try:
+        if kind is int and re.fullmatch(r"[-+]?[\d_]+", text):
+            return int(text)  # not by way of a float, which has 53 bits
+        value = float(text)
+    except ValueError:
+        return None
+    if kind is float:
+        return value
+    return int(value) if value.is_integer() else None
+
+
+def is_path(key: str) -> bool:
+    """Whether the text of that key (`part.key`, or `evaluation.data.TASK.source`) is a place on disk."""
+    parts = key.split(".")
+    if len(parts) > 2:
+        parts[2] = "*"
+    return ".".join(parts) in PATHS
+
+
+def expand(key: str, text: str) -> str:
+    """`text` with `~` at its start, `$NAME` and `${NAME}` replaced, as a shell would.
+
+    Raises:
+        ConfigError: no such user or variable; a folder of that very name is not meant.
+    """
+
+    def value_of(found: re.Match[str]) -> str:
+        name = found[1].strip("{}")
+        if name not in os.environ:
+            raise ConfigError(
+                f"{key} is {str(text)!r}, and the environment has no {name}; expected a variable that is set; export "
+                "it, or write the path out."
+            )
+        return os.environ[name]
+
+    scheme = re.match(r"(?:sqlite|file):///(?=~)", text)  # a URI with a path of the user's own
+    start = scheme.end() if scheme else 0
+    head, rest = text[:start], text[start:]
+    if rest.startswith("~"):
+        home = os.path.expanduser(rest)
+        if home == rest:
+            raise ConfigError(
+                f"{key} is {str(text)!r}, and there is no user of that name; expected ~ or ~USER before a path; write "
+                f"./{rest} for a folder that is called so."
+            )
+        rest = home
+    return _VARIABLE.sub(value_of, head + rest)

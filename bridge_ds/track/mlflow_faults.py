@@ -1,0 +1,84 @@
+"""What MLflow refuses, in words that name the remedy; and errors for a line of text."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.errors import BridgeError, LaunchError
+
+__all__ = ["experiment_id", "one_line", "refuse_deleted", "without_password"]
+
+
+def without_password(text: str) -> str:
+    """The text with `user:password@` taken out of every URI in it."""
+    return re.sub(r"(?<!/)//[^/@\s]*@", "//", text)
+
+
+def one_line(error: Exception | None) -> str:
+    """The error for a line of text, without passwords."""
+    text = without_password(" ".join(str(error).split()))
+    if isinstance(error, BridgeError):
+        return text
+    # The cause stands at the end of a transport error, the request at its start.
+    text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= 170 else f"{text[:80]} ... {text[-85:]}"
+
+
+def experiment_id(client: Any, name: str, place: Path | None, uri: str) -> str:
+    """The experiment of that name, made if there is none.
+
+    Args:
+        client: of MLflow.
+        name: `track.experiment`.
+        place: folder for the files of its runs; none = the server's own.
+        uri: of the store, without a password.
+
+    Raises:
+        LaunchError: it was deleted, and MLflow keeps the name.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=place.as_uri() if place else None))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # by another start, just now
+            if found is None:
+                raise
+    _refuse_deleted_experiment(found, uri)
+    return str(found.experiment_id)
+
+
+def refuse_deleted(client: Any, run: Any, uri: str, note: Path) -> None:
+    """Raises LaunchError if a run that is to be continued, or its experiment, was deleted in MLflow.
+
+    Args:
+        client: of MLflow.
+        run: as MLflow has it.
+        uri: of the store, without a password.
+        note: the mlflow.json that names it.
+    """
+    if run.info.lifecycle_stage != "deleted":
+        return
+    _refuse_deleted_experiment(client.get_experiment(run.info.experiment_id), uri)
+    raise LaunchError(
+        f"MLflow run {run.info.run_id} of {note.parent} was deleted there; expected it as it was; bring it back with "
+        f"`{_command(uri)} runs restore --run-id {run.info.run_id}`, or remove {note} to begin a new one."
+    )
+
+
+def _refuse_deleted_experiment(found: Any, uri: str) -> None:
+    if found.lifecycle_stage == "deleted":
+        raise LaunchError(
+            f"the MLflow experiment {found.name!r} was deleted there, which keeps its name; expected one that is not; "
+            f"bring it back with `{_command(uri)} experiments restore -x {found.experiment_id}`, or set "
+            "track.experiment to another name."
+        )
+
+
+def _command(uri: str) -> str:
+    return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow"
