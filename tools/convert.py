@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bridge_ds.cli import user_errors
 from bridge_ds.convert import SOURCES
+from bridge_ds.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,4 +87,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

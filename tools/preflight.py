@@ -25,6 +25,7 @@ from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
+from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import memory
@@ -259,7 +260,7 @@ def _gpu_gib() -> float:
     if not shutil.which("nvidia-smi"):
         return 0.0
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    found = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(query, capture_output=True, text=True, encoding="utf-8").stdout.split()
     return float(found[0]) / 1024 if found and found[0].isdigit() else 0.0
 
 
@@ -303,4 +304,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.cli import add_placing, user_errors
+from bridge_ds.entry import run_command
 from bridge_ds.world import World
 
 if TYPE_CHECKING:
@@ -117,4 +118,4 @@ def _nothing(_: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -41,7 +41,7 @@ def weight_files(name: str, revision: str | None = None, hub: Mapping[str, Any] 
     index = cached("model.safetensors.index.json")
     if not index:
         return []
-    shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     return [path for shard in shards if (path := cached(shard))]
 
 

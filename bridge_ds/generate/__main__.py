@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.cli import add_placing, user_errors
+from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -154,4 +154,4 @@ def _answer(answerer: Answerer, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
