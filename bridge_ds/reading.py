@@ -12,7 +12,7 @@ import json
 from collections.abc import Hashable, Iterable
 from typing import Any, TypeVar
 
-__all__ = ["NotText", "decoded", "is_macos", "json_value", "twice", "yaml_value"]
+__all__ = ["BOM", "NotText", "decoded", "is_macos", "json_value", "twice", "yaml_value"]
 
 _Item = TypeVar("_Item", bound=Hashable)
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin or end with them

@@ -109,13 +109,14 @@ def _pack(options: argparse.Namespace) -> None:
 def _pack_task(options: argparse.Namespace) -> None:
     from bridge_ds.config.schema import TaskDataConfig
     from bridge_ds.data import pack
+    from bridge_ds.data.sources import parse_map
     from bridge_ds.tasks import TASKS, TableTask, find_tasks
 
     name = options.task.removeprefix(_TASK)
     if options.input or not options.task.startswith(_TASK):
         raise DataError(f"pack has {options.task!r}; expected task:NAME without --input, such as task:xnli.")
     if isinstance(TASKS.get(name), TableTask):
-        fields = dict(entry.partition("=")[::2] for entry in options.map)
+        fields = parse_map(options.map, TASKS[name].columns)
         given = TaskDataConfig(source=options.dataset or "", revision=options.revision, fields=fields)
         (task,) = find_tasks([name], {name: given})
     else:

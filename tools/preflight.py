@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import positive
+from bridge_ds.cli import positive, say_repeated
 from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
@@ -90,6 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.ds_config:
         options.overrides.append(f"run.ds_config={options.ds_config}")
+    say_repeated(options.overrides)
     subject, problem = Subject(options), None
     try:
         subject.gpus  # noqa: B018 (else each check that needs them would say so)

@@ -13,6 +13,7 @@ from typing import Any
 from bridge_ds.config.check import check
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError
+from bridge_ds.reading import NotText, decoded, yaml_value
 
 __all__ = [
     "RECIPES",
@@ -249,8 +250,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml_value(decoded(path.read_bytes())) or {}
+    except (yaml.YAMLError, NotText) as error:
         where = " ".join(str(error).split())
         raise ConfigError(f"{path} is not readable as YAML ({where}); expected keys and values.") from None
     if not isinstance(values, dict):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from bridge_ds.data.reader import SampleReader
 from bridge_ds.data.store import GIB, NodeCache, is_remote, open_store
 from bridge_ds.data.table import BUCKETS
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.reading import twice
 from bridge_ds.world import World
 
 __all__ = ["SPLITS", "Corpus", "Rows", "locations", "open_corpus", "open_index"]
@@ -170,7 +172,7 @@ def locations(data: DataConfig) -> tuple[list[str], list[float]]:
     """Folders or URLs of the data sets, and their weights.
 
     Raises:
-        ConfigError: an entry of data.mixture is not of the form PLACE=WEIGHT.
+        ConfigError: an entry of data.mixture is no PLACE=WEIGHT, or names a data set again.
     """
     if not data.mixture:
         return [data.shards], [1.0]
@@ -185,6 +187,12 @@ def locations(data: DataConfig) -> tuple[list[str], list[float]]:
             raise ConfigError(f"data.mixture has {entry!r}; expected FOLDER=WEIGHT with a weight above 0.")
         places.append(place)
         weights.append(number)
+    again = twice(place.rstrip("/") if is_remote(place) else os.path.realpath(place) for place in places)
+    if again is not None:
+        raise ConfigError(
+            f"data.mixture has {again} twice, whose samples would then come twice in the same order; expected each "
+            "data set once; add the weights."
+        )
     return places, weights
 
 

@@ -21,6 +21,7 @@ from bridge_ds.data.samples import REQUIRED_FIELDS, fault_in
 from bridge_ds.data.scan import Scan, scan_shard
 from bridge_ds.data.table import ShardEntry, table_name
 from bridge_ds.errors import DataError
+from bridge_ds.reading import is_macos
 
 __all__ = ["MANIFEST_NAME", "MIB", "check_output", "encoded", "index_shard", "pack_rows", "publish", "write_shards"]
 
@@ -169,7 +170,7 @@ def check_output(output: Path, overwrite: bool) -> None:
         return
     if not output.is_dir():
         raise DataError(f"the output folder {output} is a file; expected a folder: choose another name.")
-    content = [path.name for path in output.iterdir()]
+    content = [path.name for path in output.iterdir() if not is_macos(path.name)]
     if content and not overwrite:
         raise DataError(
             f"the output folder {output} is not empty; expected a new or empty one: choose another or pass --overwrite."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.order import uniform
 from bridge_ds.data.samples import BadSample
 from bridge_ds.data.spiece import with_spiece
+from bridge_ds.data.words import starts
 from bridge_ds.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def tokenize_samples(
 
 
 def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]:
-    """Split a text between two words, after 10 % to 90 % of them: a pure function of its arguments.
+    """Split a text between two words (see :mod:`bridge_ds.data.words`), after 10 % to 90 % of them: a pure function.
 
     Returns:
         The words before the split and the words after it, inner white space kept.
@@ -209,12 +209,12 @@ def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]
     Raises:
         DataError: the text has fewer than two words.
     """
-    starts = [match.start() for match in re.finditer(r"\S+", text)]
-    if len(starts) < 2:
-        raise DataError(f"has {len(starts)} words in `text`; a prefix and a rest need at least two: join or remove it.")
-    lowest = max(1, math.ceil(0.1 * len(starts)))
-    highest = min(len(starts) - 1, math.floor(0.9 * len(starts)))
-    at = starts[lowest + int(uniform(seed, epoch, number) * (highest - lowest + 1))]
+    places = starts(text)
+    if len(places) < 2:
+        raise DataError(f"has {len(places)} words in `text`; a prefix and a rest need at least two: join or remove it.")
+    lowest = max(1, math.ceil(0.1 * len(places)))
+    highest = min(len(places) - 1, math.floor(0.9 * len(places)))
+    at = places[lowest + int(uniform(seed, epoch, number) * (highest - lowest + 1))]
     return text[:at].strip(), text[at:].strip()
 
 

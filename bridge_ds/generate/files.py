@@ -22,6 +22,7 @@ from tqdm import tqdm
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.evaluation.store import write_text
 from bridge_ds.generate.answer import Answerer
+from bridge_ds.reading import NotText, decoded, json_value
 
 __all__ = ["ANSWER", "answer_file", "batches"]
 
@@ -94,16 +95,21 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
     """
     try:
         content = source.read_bytes()
+        text = decoded(content)
     except OSError as error:
         raise DataError(f"{source} cannot be read ({error.strerror}); expected a file of JSON lines.") from None
+    except NotText as error:
+        raise DataError(f"{source} {error}.") from None
     items = []
-    for number, line in enumerate(content.split(b"\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-        except ValueError as error:
+            item = json_value(line)
+        except json.JSONDecodeError as error:
             raise DataError(f"{source} line {number} is no JSON ({error}); expected an object a line.") from None
+        except ValueError as error:
+            raise DataError(f"{source} line {number} cannot be used: {error}.") from None
         if not isinstance(item, dict) or field not in item:
             raise DataError(
                 f"{source} line {number} has no {field!r}; expected an object with it; name it with --field."
