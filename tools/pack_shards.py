@@ -115,8 +115,8 @@ def _pack_task(options: argparse.Namespace) -> None:
     name = options.task.removeprefix(_TASK)
     if options.input or not options.task.startswith(_TASK):
         raise DataError(f"pack has {options.task!r}; expected task:NAME without --input, such as task:xnli.")
-    if isinstance(TASKS.get(name), TableTask):
-        fields = parse_map(options.map, TASKS[name].columns)
+    if isinstance(table := TASKS.get(name), TableTask):
+        fields = parse_map(options.map, table.columns)
         given = TaskDataConfig(source=options.dataset or "", revision=options.revision, fields=fields)
         (task,) = find_tasks([name], {name: given})
     else:

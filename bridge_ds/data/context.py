@@ -43,6 +43,8 @@ class Context:
     """Text for the LLM after it (of a chat template)."""
     prompt: str | None = None
     """What the LLM reads in the source's place where it reads text at all; none = the source."""
+    language: str = ""
+    """Of the source, for an encoder that is told it; empty = not known."""
 
     @property
     def is_chat(self) -> bool:
@@ -99,13 +101,14 @@ def context_ids(
         head = [of.bos_id, *head]
     text = (context.source or "").strip()
     shown = text if context.prompt is None else context.prompt.strip()
-    source = of.source_ids(text) if bridge and context.source is not None else []
+    source = of.source_ids(text, context.language) if bridge and context.source is not None else []
     ids = of.prompt_ids(shown) if shown and (prompt or not bridge) else []
     if not head and not source and not ids and not tail:
         head = [of.eos_id]  # an LLM without an opening token still needs a place to predict from
     room = _room(limits.positions, len(head) + len(tail) + following)
     kept = _end(ids, min(limits.prompt, room // 2 if source else room))
-    kept_source = _end(source, min(limits.source, room - len(kept) - 1))
+    head_ids = of.kept_ends(source)[0] if source else 0
+    kept_source = _end(source, min(limits.source, room - len(kept) - 1), head_ids)
     lost = {"source": len(kept_source) < len(source), "prompt": len(kept) < len(ids)}
     return ContextIds(head, kept_source, kept, tail, tuple(name for name, was in lost.items() if was))
 
@@ -200,6 +203,8 @@ def _room(positions: int, taken: int) -> int:
     return positions - taken
 
 
-def _end(ids: list[int], limit: int) -> list[int]:
-    # With the end of the text the encoder's end token is kept.
-    return ids if len(ids) <= limit else ids[len(ids) - limit :] if limit > 0 else []
+def _end(ids: list[int], limit: int, head: int = 0) -> list[int]:
+    # With the end of the text the encoder's end token is kept, and its first `head` ids (a language tag) are, too.
+    if len(ids) <= limit:
+        return ids
+    return ids[:head] + ids[len(ids) - limit + head :] if limit > head else []

@@ -15,6 +15,7 @@ import numpy as np
 
 from bridge_ds.config.schema import DataConfig
 from bridge_ds.data.index import ShardIndex, load_index, stage
+from bridge_ds.data.languages import SHARD_LANGUAGE
 from bridge_ds.data.order import BlockShuffle, mix, quotas
 from bridge_ds.data.reader import SampleReader
 from bridge_ds.data.store import GIB, NodeCache, is_remote, open_store
@@ -153,7 +154,10 @@ class Corpus:
             DataError: see :meth:`SampleReader.read`.
             BadSample: see :meth:`SampleReader.read`.
         """
-        return self._readers[int(rows.sets[which])].read(int(rows.shards[which]), int(rows.places[which]))
+        number, shard = int(rows.sets[which]), int(rows.shards[which])
+        sample = self._readers[number].read(shard, int(rows.places[which]))
+        language = self.sets[number].shards[shard].language
+        return sample | {SHARD_LANGUAGE: language} if language else sample
 
     def describe(self, rows: Rows, which: int) -> str:
         """A row's place in words, for messages."""

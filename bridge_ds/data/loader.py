@@ -111,9 +111,12 @@ def make_loader(
 
     Raises:
         LaunchError: the batch sizes do not fit the world.
+        ConfigError: data.source_language is none of the encoder's.
         DataError: the shards are missing or damaged; while iterating, also a sample that cannot be used.
     """
     accumulation(config, world.size)
+    if tokenizers.languages:
+        tokenizers.languages.check("data.source_language", config.data.source_language)
     corpus = corpus or open_corpus(config.data, config.run.seed, world)
     dataset = StepDataset(config, world, tokenizers, corpus, start_step + 1)
     steps = range(start_step + 1, config.train.steps + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import DataConfig, ModelConfig
-from bridge_ds.data.order import uniform
+from bridge_ds.data.languages import SHARD_LANGUAGE, SourceLanguages, find_languages
 from bridge_ds.data.samples import BadSample
 from bridge_ds.data.spiece import with_spiece
-from bridge_ds.data.words import starts
+from bridge_ds.data.words import split_text
 from bridge_ds.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -65,10 +64,31 @@ class Tokenizers:
 
     special: frozenset[int]
     """Special ids of the encoder tokenizer."""
+    languages: SourceLanguages | None = None
+    """What the encoder tokenizer puts around a text in each language, where it does so."""
 
-    def sources(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encoder ids of source texts, the tokenizer's own special tokens included, uncut."""
-        return _ids(self.encoder, texts, special=True)
+    def sources(self, texts: Sequence[str], languages: Sequence[object] | None = None) -> list[list[int]]:
+        """Encoder ids of source texts, the tokenizer's own special tokens included, uncut.
+
+        Args:
+            texts: of sources.
+            languages: of each, for an encoder that is told it; an empty one is not known. None = the tokenizer's own.
+
+        Raises:
+            DataError: a language that the encoder does not have.
+        """
+        if self.languages is None or languages is None:
+            return _ids(self.encoder, texts, special=True)
+        frames = [self.languages.frames[self.languages.tag(language)] for language in languages]
+        bare = _ids(self.encoder, texts, special=False)
+        return [[*before, *ids, *after] for ids, (before, after) in zip(bare, frames, strict=True)]
+
+    def kept_ends(self, ids: Sequence[int]) -> tuple[int, int]:
+        """How many ids of a source a cut must leave at its beginning (a language tag) and at its end (an end token)."""
+        if self.languages:
+            before, after = self.languages.frames[self.languages.default]
+            return len(before), len(after)
+        return 0, int(ids[-1] in self.special)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """LLM ids of prompts without special tokens, uncut; the space before the target belongs to the target."""
@@ -79,9 +99,9 @@ class Tokenizers:
         space = " " if self.leading_space else ""
         return [[*ids, self.eos_id] for ids in _ids(self.llm, [space + text.strip() for text in texts], special=False)]
 
-    def source_ids(self, text: str) -> list[int]:
+    def source_ids(self, text: str, language: object = None) -> list[int]:
         """:meth:`sources` of one text."""
-        return self.sources([text])[0]
+        return self.sources([text], None if language is None else [language])[0]
 
     def prompt_ids(self, text: str) -> list[int]:
         """:meth:`prompts` of one text."""
@@ -120,6 +140,7 @@ def load_tokenizers(model: ModelConfig, hub: Mapping[str, Any] = MappingProxyTyp
         encoder_pad_id=encoder.pad_token_id or 0,
         leading_space=_wants_leading_space(llm),
         special=frozenset(encoder.all_special_ids),
+        languages=find_languages(encoder),
     )
 
 
@@ -191,7 +212,15 @@ def tokenize_samples(
     else:
         texts = [(sample["source"], sample["target"]) for sample in samples]
         prompts = [sample.get("prompt") or sample["source"] for sample in samples]
-    sources = tokenizers.sources([source for source, _ in texts])
+    try:
+        sources = tokenizers.sources([source for source, _ in texts], [_language(sample, data) for sample in samples])
+    except DataError as error:
+        if len(samples) == 1:
+            return [BadSample("malformed", f"cannot be tokenised: {error}")]
+        return [
+            tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])[0]
+            for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
+        ]
     targets = tokenizers.labels([target for _, target in texts])
     shown = tokenizers.prompts(prompts) if data.augment_prompt else [[] for _ in samples]
     return [
@@ -200,22 +229,8 @@ def tokenize_samples(
     ]
 
 
-def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]:
-    """Split a text between two words (see :mod:`bridge_ds.data.words`), after 10 % to 90 % of them: a pure function.
-
-    Returns:
-        The words before the split and the words after it, inner white space kept.
-
-    Raises:
-        DataError: the text has fewer than two words.
-    """
-    places = starts(text)
-    if len(places) < 2:
-        raise DataError(f"has {len(places)} words in `text`; a prefix and a rest need at least two: join or remove it.")
-    lowest = max(1, math.ceil(0.1 * len(places)))
-    highest = min(len(places) - 1, math.floor(0.9 * len(places)))
-    at = places[lowest + int(uniform(seed, epoch, number) * (highest - lowest + 1))]
-    return text[:at].strip(), text[at:].strip()
+def _language(sample: dict[str, Any], data: DataConfig) -> object:
+    return sample.get("language") or data.source_language or sample.get(SHARD_LANGUAGE)
 
 
 def _cut_all(
@@ -227,19 +242,19 @@ def _cut_all(
         )
     tail = data.objective == "prefix_lm"
     kept = {
-        "source": _cut(source, data.max_source_tokens, int(source[-1] in tokenizers.special), keep_tail=tail),
-        "prompt": _cut(prompt, data.max_prompt_tokens, 0, keep_tail=tail),
-        "target": _cut(target, data.max_target_tokens, 1, keep_tail=False),
+        "source": _cut(source, data.max_source_tokens, *tokenizers.kept_ends(source), keep_tail=tail),
+        "prompt": _cut(prompt, data.max_prompt_tokens, 0, 0, keep_tail=tail),
+        "target": _cut(target, data.max_target_tokens, 0, 1, keep_tail=False),
     }
     full = {"source": source, "prompt": prompt, "target": target}
     return TokenizedSample(**kept, cut=tuple(name for name in full if len(kept[name]) < len(full[name])))
 
 
-def _cut(ids: list[int], limit: int, end: int, *, keep_tail: bool) -> list[int]:
-    # `end` is how many closing ids (0 or 1) must survive; a special token in front is given up with the head.
+def _cut(ids: list[int], limit: int, head: int, end: int, *, keep_tail: bool) -> list[int]:
+    # `head` and `end` are how many ids at either end must survive; other special tokens in front go with the text.
     if len(ids) <= limit:
         return ids
-    return ids[-limit:] if keep_tail else ids[: limit - end] + ids[len(ids) - end :]
+    return ids[:head] + ids[len(ids) - limit + head :] if keep_tail else ids[: limit - end] + ids[len(ids) - end :]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:

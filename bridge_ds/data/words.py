@@ -8,11 +8,15 @@ annex 29, with the vowels of Thai and Lao that are written apart).
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["joined", "starts"]
+from bridge_ds.data.order import uniform
+from bridge_ds.errors import DataError
+
+__all__ = ["joined", "split_text", "starts"]
 
 _UNSPACED = re.compile(
     "[\u0e01-\u0e3a\u0e40-\u0e4e\u0e80-\u0edf\u0f40-\u0fbc\u1000-\u103f\u1050-\u109f\u1780-\u17d3\u1950-\u19df\u1a20-\u1aad"
@@ -43,6 +47,24 @@ def starts(text: str) -> list[int]:
         return words
     first, *rest = (place for place in range(words[0], len(text)) if not text[place].isspace())
     return [first, *(place for place in rest if _begins(text, place))]
+
+
+def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]:
+    """Split a text between two words, after 10 % to 90 % of them: a pure function.
+
+    Returns:
+        The words before the split and the words after it, inner white space kept.
+
+    Raises:
+        DataError: the text has fewer than two words.
+    """
+    places = starts(text)
+    if len(places) < 2:
+        raise DataError(f"has {len(places)} words in `text`; a prefix and a rest need at least two: join or remove it.")
+    lowest = max(1, math.ceil(0.1 * len(places)))
+    highest = min(len(places) - 1, math.floor(0.9 * len(places)))
+    at = places[lowest + int(uniform(seed, epoch, number) * (highest - lowest + 1))]
+    return text[:at].strip(), text[at:].strip()
 
 
 def joined(lines: Iterable[str]) -> str:

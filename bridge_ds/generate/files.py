@@ -26,6 +26,8 @@ from bridge_ds.reading import NotText, decoded, json_value
 
 __all__ = ["ANSWER", "answer_file", "batches"]
 
+LANGUAGE = "language"
+"""Field of the input that holds the text's language, for an encoder that is told it."""
 ANSWER = "answer"
 """Field of the output that holds the answer."""
 
@@ -41,7 +43,7 @@ def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batc
         batch: texts at a time.
 
     Raises:
-        DataError: a line is no JSON object or has no text.
+        DataError: a line is no JSON object or has no text, or names a language that the encoder does not have.
         ConfigError: the output is there already, or another command is writing it.
         LaunchError: it cannot be written.
     """
@@ -51,7 +53,7 @@ def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batc
     rows = []
     for number, item in items:
         try:
-            rows.append(answerer.row(item[field]))
+            rows.append(answerer.row(item[field], _language(item)))
         except DataError as error:
             raise DataError(f"{source} line {number}: {error}") from None
     plan = batches([len(head) + len(text) + len(tail) for head, text, tail in rows], batch)
@@ -76,6 +78,13 @@ def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batc
         write_text(output, "".join(line + "\n" for line in lines))
         part.unlink()
     print(f"{len(rows)} answers in {output}", file=sys.stderr)
+
+
+def _language(item: dict[str, Any]) -> str:
+    language = item.get(LANGUAGE) or ""
+    if not isinstance(language, str):
+        raise DataError(f"its {LANGUAGE!r} is {str(language)[:80]!r}; expected a text, such as 'si'.")
+    return language
 
 
 def batches(lengths: list[int], size: int) -> list[list[int]]:

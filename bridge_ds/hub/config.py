@@ -49,6 +49,8 @@ class BridgeConfig(PreTrainedConfig):
     """Keys of the recipe's `lora:` part where the LLM has updates; empty = it has none."""
     augment_prompt: bool = False
     """The LLM reads the source text too, after the soft prompt (as data.augment_prompt)."""
+    source_language: str = ""
+    """Language of texts of which none is given, where the encoder is told it (as data.source_language)."""
     max_source_tokens: int = 512
     """Encoder tokens of a text; of a longer one the end is read."""
     max_prompt_tokens: int = 512
@@ -89,6 +91,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         base=dict(base),
         base_dtype=config.model.dtype,
         augment_prompt=config.data.augment_prompt,
+        source_language=config.data.source_language,
         max_source_tokens=config.data.max_source_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
         encoder_training=training if config.encoder.trainable else {},
@@ -127,6 +130,7 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
             "mapping": config.mapping,
             "data": {
                 "augment_prompt": config.augment_prompt,
+                "source_language": config.source_language,
                 "max_source_tokens": config.max_source_tokens,
                 "max_prompt_tokens": config.max_prompt_tokens,
             },
