@@ -75,7 +75,9 @@ class SourceLanguages:
             return self.default
         found = self.find(language) if isinstance(language, str) else None
         if found is None:
-            near = difflib.get_close_matches(str(language), [*self.frames, *_FIRST], n=1, cutoff=0.5)
+            own = {_parts(name)[0] for name in self.frames}
+            names = [*self.frames, *(code for code, first in _FIRST.items() if first in own)]
+            near = difflib.get_close_matches(str(language), names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else "choose one of them."
             raise DataError(
                 f"the language {language!r} is none of the encoder's; expected one of its {len(self.frames)} tags, "
@@ -99,16 +101,16 @@ class SourceLanguages:
             raise ConfigError(f"{setting}: {error}") from None
 
     def _say(self, what: str) -> None:
-        if what not in _said and _speaks():
+        if (what, self.default) not in _said and _speaks():
             _log.warning(
                 "%s, and this encoder puts a tag of it beside each text: %s is used; name it (a field `language`, "
                 "data.source_language, --language).",
                 what, self.default,
             )  # fmt: skip
-        _said.add(what)
+        _said.add((what, self.default))
 
 
-_said: set[str] = set()
+_said: set[tuple[str, str]] = set()
 
 
 def find_languages(tokenizer: Any) -> SourceLanguages | None:
