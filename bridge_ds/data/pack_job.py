@@ -28,6 +28,7 @@ from bridge_ds.data.index import ShardIndex, load_index, write_index
 from bridge_ds.data.pack import (
     MANIFEST_NAME,
     MIB,
+    check_keys,
     check_output,
     encoded,
     index_shard,
@@ -143,6 +144,8 @@ def _pack(job: _Job, processes: int, progress: bool) -> None:
     entries = [read_entry(entry) for record in records for entry in record["entries"]]
     if not entries:
         raise DataError("the input holds no sample; expected at least one; check the input and --limit.")
+    if job.options.key:
+        check_keys(job.shards, entries, job.options.key)
     write_index(job.shards, entries)
     _write_manifest(job, sum(entry.samples for entry in entries))
 

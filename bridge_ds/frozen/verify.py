@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from bridge_ds.errors import ConfigError
+from bridge_ds.reading import is_macos
 
 __all__ = ["check_length", "model_file", "verify_weights", "weight_files", "why_no_hub"]
 
@@ -30,7 +31,7 @@ def weight_files(name: str, revision: str | None = None, hub: Mapping[str, Any] 
         hub: more options of transformers' `cached_file` (cache_dir, token, local_files_only).
     """
     if Path(name).is_dir():
-        return sorted(Path(name).glob("*.safetensors"))
+        return sorted(path for path in Path(name).glob("*.safetensors") if not is_macos(path.name))
 
     def cached(filename: str) -> Path | None:
         return model_file(name, filename, revision, hub)
