@@ -166,6 +166,8 @@ def tokenizers_match(subject: Subject) -> str:
 
     of = subject.config.model
     tokenizers = load_tokenizers(of, subject.hub)
+    if tokenizers.languages:
+        tokenizers.languages.check("data.source_language", subject.config.data.source_language)
     pairs = (
         ("model.encoder", tokenizers.encoder, of.encoder, of.encoder_revision),
         ("model.llm", tokenizers.llm, of.llm, of.llm_revision),

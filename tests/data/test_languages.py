@@ -112,6 +112,10 @@ def test_language_that_the_encoder_lacks_is_refused_with_the_nearest(tagged: Tok
         tokenize_sample({"source": "the", "target": "the", "language": ["si"]}, tagged, DataConfig())
     pack_rows([{"source": "the cat", "target": "the"}] * 16, tmp_path / "shards")
     config = make_config(tmp_path / "shards", source_language="sinn")
+    pack_rows([{"source": "the cat", "target": "the"}] * 16, tmp_path / "named", language="sinn")
+    with pytest.raises(ConfigError, match=r"the index of .*named .data.source_language overrides it.: the language"):
+        make_loader(make_config(tmp_path / "named"), World(), tagged)
+    make_loader(make_config(tmp_path / "named", source_language="si"), World(), tagged)
     with pytest.raises(ConfigError, match=r"data.source_language: the language 'sinn' .* did you mean 'sin"):
         make_loader(config, World(), tagged)
 
