@@ -9,14 +9,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
 
-__all__ = ["add_placing", "among", "listed", "parse_train", "positive", "show_plan", "user_errors"]
+__all__ = ["add_placing", "among", "listed", "parse_train", "positive", "say_repeated", "show_plan", "user_errors"]
 
 _TRAIN_HELP = """\
 Train the bridge between a frozen multilingual encoder and a frozen English LLM, on English data only.
@@ -56,7 +56,23 @@ def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.ds_config:
         options.overrides.append(f"run.ds_config={options.ds_config}")
+    say_repeated(options.overrides)
     return options
+
+
+def say_repeated(overrides: Sequence[str]) -> None:
+    """Say on the first rank's stderr which keys --set gives more than once, and what holds: the last."""
+    values: dict[str, str] = {}
+    repeated: dict[str, str] = {}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if values.setdefault(key.strip(), value) != value:
+            repeated[key.strip()] = value
+        values[key.strip()] = value
+    # Before World.detect, which may refuse the launch.
+    first = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    for key, value in repeated.items() if first == "0" else ():
+        print(f"note: {key} is given more than once; the last one holds: {value}", file=sys.stderr)
 
 
 def add_placing(parser: argparse._ActionsContainer, default: str) -> None:

@@ -10,6 +10,7 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent)] + [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 
 from bridge_ds.cli import parse_train, user_errors  # noqa: E402
+from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.errors import Preempted  # noqa: E402
 
 
@@ -53,4 +54,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

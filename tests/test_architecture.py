@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A file may import its own folder and lower layers.
 LAYERS = [
     {"auto_classes"},
-    {"__init__", "errors", "disk"},
+    {"__init__", "disk", "entry", "errors", "reading"},
     {"world", "testbed", "config", "compat"},
     {"data", "frozen", "plan"},
     {"encoder", "fusion", "mapping"},
@@ -131,6 +132,24 @@ def test_every_field_of_the_schema_has_its_sentence() -> None:
             for field, after in zip(node.body, [*node.body[1:], None], strict=True):
                 if isinstance(field, ast.AnnAssign):
                     assert isinstance(after, ast.Expr), f"{node.name}.{field.target.id} has no docstring"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tools").glob("*.py"))], ids=lambda p: p.name)
+def test_text_is_utf8_by_name_and_every_command_begins_so(path: Path) -> None:
+    """No text file, pipe or child is read in the machine's locale."""
+    text = path.read_text(encoding="utf-8")
+    for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        values = [arg.value for arg in [*call.args, *given.values()] if isinstance(arg, ast.Constant)]
+        text_mode = any(isinstance(value, str) and re.fullmatch(r"[rwaxt+]{1,3}", value) for value in values)
+        is_open = name in ("open", "fdopen", "NamedTemporaryFile") and (text_mode or not (call.args or given))
+        is_open = is_open or (isinstance(call.func, ast.Name) and name == "open" and len(call.args) == 1)
+        of_path = name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute)
+        if is_open or of_path or ("text" in given and name in ("run", "Popen")):
+            assert "encoding" in given, f"{path.name}:{call.lineno} names no encoding"
+    if '\nif __name__ == "__main__":' in text:
+        assert text.endswith("\n    run_command(main)\n")
 
 
 def test_no_machine_stands_in_the_project() -> None:

@@ -34,6 +34,7 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from bridge_ds.cli import among, listed, positive
+from bridge_ds.entry import run_command
 from bridge_ds.fusion.kernels import triton_rows
 from bridge_ds.fusion.kernels.dropout import make_masks
 from bridge_ds.fusion.kernels.rows import Rows
@@ -191,7 +192,9 @@ def _resources(cubin: bytes) -> str:
         file.write(cubin)
         file.flush()
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        return subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [tool, "-res-usage", file.name], capture_output=True, text=True, encoding="utf-8", check=True
+        ).stdout
 
 
 def _number(pattern: str, text: str) -> int:
@@ -228,4 +231,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

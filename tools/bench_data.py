@@ -25,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bridge_ds.entry import run_command
 from tools.bench_rows import append, provenance
 
 CHUNK = 64
@@ -237,4 +238,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

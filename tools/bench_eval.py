@@ -32,6 +32,7 @@ import torch  # noqa: E402
 from bridge_ds.bridge import BridgeModel  # noqa: E402
 from bridge_ds.data.batch import Batch  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
+from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.llm.score import score_labels  # noqa: E402
 from tools.bench_rows import append, provenance  # noqa: E402
 from tools.bench_step import FEEDFORWARD, SIZES, VOCABULARY, frozen_pair, make_batch, make_model  # noqa: E402
@@ -101,4 +102,4 @@ def one_batch(model: BridgeModel, batch: Batch, labels: list[list[int]]) -> floa
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

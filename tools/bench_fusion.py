@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from bridge_ds.engine.cpu import keep_freed_memory  # noqa: E402
+from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.fusion.kernels import choose  # noqa: E402
 from tools.bench_rows import append, provenance  # noqa: E402
@@ -253,4 +254,4 @@ def plot(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

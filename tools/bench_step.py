@@ -38,6 +38,7 @@ from bridge_ds.data.batch import Batch  # noqa: E402
 from bridge_ds.data.layout import layout_of  # noqa: E402
 from bridge_ds.encoder.frozen import FrozenEncoder  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
+from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.llm.frozen import FrozenLLM  # noqa: E402
 from bridge_ds.mapping import Projector  # noqa: E402
@@ -227,4 +228,4 @@ def facts(options: argparse.Namespace, device: torch.device, encoder: FrozenEnco
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

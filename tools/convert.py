@@ -27,13 +27,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import user_errors
+from bridge_ds.cli import say_repeated, user_errors
 from bridge_ds.convert import SOURCES
+from bridge_ds.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Convert, or say what would be done."""
     options = _parser().parse_args(argv)
+    say_repeated(options.overrides)
     with user_errors():
         _convert(options)
     return 0
@@ -86,4 +88,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bridge_ds.cli import add_placing, user_errors
+from bridge_ds.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,4 +87,4 @@ def _finite(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bridge_ds.cli import positive
+from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, DataError
 
 if TYPE_CHECKING:
@@ -108,13 +109,14 @@ def _pack(options: argparse.Namespace) -> None:
 def _pack_task(options: argparse.Namespace) -> None:
     from bridge_ds.config.schema import TaskDataConfig
     from bridge_ds.data import pack
+    from bridge_ds.data.sources import parse_map
     from bridge_ds.tasks import TASKS, TableTask, find_tasks
 
     name = options.task.removeprefix(_TASK)
     if options.input or not options.task.startswith(_TASK):
         raise DataError(f"pack has {options.task!r}; expected task:NAME without --input, such as task:xnli.")
-    if isinstance(TASKS.get(name), TableTask):
-        fields = dict(entry.partition("=")[::2] for entry in options.map)
+    if isinstance(table := TASKS.get(name), TableTask):
+        fields = parse_map(options.map, table.columns)
         given = TaskDataConfig(source=options.dataset or "", revision=options.revision, fields=fields)
         (task,) = find_tasks([name], {name: given})
     else:
@@ -252,4 +254,4 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bridge_ds.cli import positive
 from bridge_ds.config.load import load_config
+from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
 from bridge_ds.plan.advice import Choice, choices
 from bridge_ds.plan.command import command
@@ -196,4 +197,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

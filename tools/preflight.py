@@ -20,11 +20,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import positive
+from bridge_ds.cli import positive, say_repeated
 from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
+from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import memory
@@ -89,6 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.ds_config:
         options.overrides.append(f"run.ds_config={options.ds_config}")
+    say_repeated(options.overrides)
     subject, problem = Subject(options), None
     try:
         subject.gpus  # noqa: B018 (else each check that needs them would say so)
@@ -167,6 +169,8 @@ def tokenizers_match(subject: Subject) -> str:
 
     of = subject.config.model
     tokenizers = load_tokenizers(of, subject.hub, subject.config.data)
+    if tokenizers.languages:
+        tokenizers.languages.check("data.source_language", subject.config.data.source_language)
     pairs = (
         ("model.encoder", tokenizers.encoder, of.encoder, of.encoder_revision),
         ("model.llm", tokenizers.llm, of.llm, of.llm_revision),
@@ -264,7 +268,7 @@ def _gpu_gib() -> float:
     if not shutil.which("nvidia-smi"):
         return 0.0
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    found = subprocess.run(query, capture_output=True, text=True).stdout.split()
+    found = subprocess.run(query, capture_output=True, text=True, encoding="utf-8").stdout.split()
     return float(found[0]) / 1024 if found and found[0].isdigit() else 0.0
 
 
@@ -308,4 +312,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bridge_ds.cli import positive
 from bridge_ds.config.names import resolve
 from bridge_ds.config.zero import read_ds_config
+from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, LaunchError
 from bridge_ds.plan.job import Job, layout
 from bridge_ds.plan.memory import memory
@@ -111,7 +112,7 @@ def write_model(shape: Shape, folder: Path) -> None:
     if batch:
         flush()
     index = {"metadata": {"total_size": sum(2 * size.numel() for size in sizes.values())}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     (folder / "done").touch()
 
 
@@ -168,12 +169,12 @@ def _train(options: argparse.Namespace, models: Mapping[str, object], name: str)
             | {name: str(value) for name, value in world.items()}
             | {"MASTER_PORT": port}
         )
-        with (run / f"rank-{rank}.log").open("w") as log:
+        with (run / f"rank-{rank}.log").open("w", encoding="utf-8") as log:
             ranks.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
     if any([process.wait() for process in ranks]):
-        tail = (run / "rank-0.log").read_text()[-1500:]
+        tail = (run / "rank-0.log").read_text(encoding="utf-8")[-1500:]
         raise LaunchError(f"a rank failed; expected {options.steps} steps; see {run}/rank-*.log, which ends:\n{tail}")
-    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    record = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return list(record["peak_memory_gib_by_rank"])
 
 
@@ -187,7 +188,7 @@ def _load_whole(folders: dict[str, Path]) -> float:
         "total = sum(float(p.sum()) for model in kept for p in model.parameters())\nprint(peak_memory_gib())"
     )
     command = [sys.executable, "-c", code, str(folders["encoder"]), str(folders["llm"])]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | _CPU, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | _CPU, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise LaunchError(f"the unsharded load failed; expected room for both models; it said: {done.stderr[-500:]}")
     return float(done.stdout.split()[-1])
@@ -227,4 +228,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm  # noqa: E402
 
 from bridge_ds.data.embedded import write_embedded  # noqa: E402
+from bridge_ds.entry import run_command  # noqa: E402
 from tools import testbed_rows  # noqa: E402
 
 QUICK = ("train.steps=4", "train.global_batch=8", "checkpoint.every=4", "evaluation.limit=8")
@@ -129,7 +130,7 @@ def train(
     arguments = [part for text in settings for part in ("--set", text)]
     began = time.perf_counter()
     run_logged(["bridge_ds/train.py", "--ds_config", ds_config, *arguments], threads, log)
-    (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
+    (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began), encoding="utf-8")
 
 
 def run_logged(command: list[str], threads: int, log: Path) -> None:
@@ -179,4 +180,4 @@ def report(output: Path, runs: list[tuple[Arm, int]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -23,7 +23,7 @@ def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
     """
     import torch
 
-    results = json.loads((folder / "evaluation.json").read_text())
+    results = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     found: dict[str, Any] = {"system": system, "seed": seed}
     for task, chance in results["chance"].items():
         name = task.removeprefix("testbed_")
@@ -38,7 +38,7 @@ def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
         found[f"{name} LLM alone off chance"] = percent(max(abs(llm[x]["likelihood"] - chance) for x in others))
         found[f"{name} n"] = bridge["en"]["n"]
     seconds = folder / "seconds.json"
-    found["seconds"] = round(json.loads(seconds.read_text())) if seconds.is_file() else ""
+    found["seconds"] = round(json.loads(seconds.read_text(encoding="utf-8"))) if seconds.is_file() else ""
     where = provenance(torch.device("cpu"), torch.get_num_threads())
     return found | {name: where[name] for name in ("date", "machine", "torch", "commit")}
 

@@ -14,6 +14,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.config.text import Typed, expand, parse
 from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError
+from bridge_ds.reading import NotText, decoded
 
 __all__ = [
     "RECIPES",
@@ -183,8 +184,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = parse(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = parse(decoded(path.read_bytes())) or {}
+    except (yaml.YAMLError, NotText) as error:
         where = " ".join(str(error).split())
         raise ConfigError(f"{path} is not readable as YAML ({where}); expected keys and values.") from None
     if not isinstance(values, dict):

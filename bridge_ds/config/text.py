@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge_ds.config.schema.kinds import PATHS
 from bridge_ds.errors import ConfigError
+from bridge_ds.reading import yaml_loader
 
 __all__ = ["Plain", "Typed", "boolean", "expand", "is_path", "loader", "number", "parse"]
 
@@ -54,7 +55,7 @@ def _typed(value: Any) -> Any:
 
 
 def parse(text: str) -> Any:
-    """YAML with plain scalars as :class:`Plain`, and null as None. Raises yaml.YAMLError."""
+    """YAML with plain scalars as :class:`Plain`, and null as None; a key twice is an error. Raises yaml.YAMLError."""
     import yaml
 
     return yaml.load(text, loader())
@@ -65,7 +66,7 @@ def loader() -> Any:
     """The class of the loader."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml_loader()):  # type: ignore[misc]
         yaml_implicit_resolvers = {  # noqa: RUF012
             first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("null", "merge")]
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError, LaunchError
+from bridge_ds.reading import NotText, decoded, json_value
 
 __all__ = [
     "accumulation",
@@ -59,16 +60,21 @@ def read_ds_config(name: str) -> dict[str, Any]:
     What depends on the job may stay open: :func:`resolve_hpz` and :func:`fill_sizes` settle it.
 
     Raises:
-        ConfigError: no such file, not JSON, a stage other than 2 or 3, an "auto" value (only the HF Trainer resolves
-            those; elsewhere DeepSpeed drops them in silence), a key that DeepSpeed removed, or one the recipe owns.
+        ConfigError: no such file, not JSON, a key twice, a stage other than 2 or 3, an "auto" value (only the HF
+            Trainer resolves those; elsewhere DeepSpeed drops them in silence), a key that DeepSpeed removed, or one the
+            recipe owns.
     """
     path = _find(name)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_value(decoded(path.read_bytes()))
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path} is not JSON (line {error.lineno}: {error.msg}); expected a DeepSpeed config."
         ) from None
+    except NotText as error:
+        raise ConfigError(f"{path} {error}.") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be used: {error}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; expected an object with zero_optimization.")
     for where, value in _walk(values, ""):

@@ -38,6 +38,8 @@ class Context:
     continues: bool = False
     """No answer follows but the rest of the same text: of a long one the end is read, as prefix_lm trains it, and no
     chat template stands around it."""
+    language: str = ""
+    """Of the source, for an encoder that is told it; empty = not known."""
 
     @property
     def is_chat(self) -> bool:
@@ -81,14 +83,14 @@ def context_ids(
     head, tail = frame_ids(of, Frame(context.head, context.tail))
     text = context.source or ""
     shown = text if context.prompt is None else context.prompt
-    source = of.source_ids(text) if bridge and context.source is not None else []
+    source = of.source_ids(text, context.language) if bridge and context.source is not None else []
     ids = of.prompt_ids(shown) if shown.strip() and (prompt or not bridge) else []
     if not head and not source and not ids and not tail:
         head = of.opened(head)
     if context.continues:
         limits = replace(limits, side="left")
     room = _room(limits.positions, len(head) + len(tail) + following)
-    source, ids, cut = fit(source, ids, limits, of.special, room)
+    source, ids, cut = fit(source, ids, limits, of.kept_ends(source), room)
     return ContextIds(head, source, ids, tail, cut)
 
 

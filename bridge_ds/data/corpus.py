@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +15,13 @@ import numpy as np
 
 from bridge_ds.config.schema import DataConfig
 from bridge_ds.data.index import ShardIndex, load_index, stage
+from bridge_ds.data.languages import SHARD_LANGUAGE
 from bridge_ds.data.order import BlockShuffle, mix, quotas
 from bridge_ds.data.reader import SampleReader
 from bridge_ds.data.store import GIB, NodeCache, is_remote, open_store
 from bridge_ds.data.table import BUCKETS
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.reading import twice
 from bridge_ds.world import World
 
 __all__ = ["SPLITS", "Corpus", "Rows", "locations", "open_corpus", "open_index"]
@@ -151,7 +154,10 @@ class Corpus:
             DataError: see :meth:`SampleReader.read`.
             BadSample: see :meth:`SampleReader.read`.
         """
-        return self._readers[int(rows.sets[which])].read(int(rows.shards[which]), int(rows.places[which]))
+        number, shard = int(rows.sets[which]), int(rows.shards[which])
+        sample = self._readers[number].read(shard, int(rows.places[which]))
+        language = self.sets[number].shards[shard].language
+        return sample | {SHARD_LANGUAGE: language} if language else sample
 
     def describe(self, rows: Rows, which: int) -> str:
         """A row's place in words, for messages."""
@@ -170,7 +176,7 @@ def locations(data: DataConfig) -> tuple[list[str], list[float]]:
     """Folders or URLs of the data sets, and their weights.
 
     Raises:
-        ConfigError: an entry of data.mixture is not of the form PLACE=WEIGHT.
+        ConfigError: an entry of data.mixture is no PLACE=WEIGHT, or names a data set again.
     """
     if not data.mixture:
         return [data.shards], [1.0]
@@ -185,6 +191,12 @@ def locations(data: DataConfig) -> tuple[list[str], list[float]]:
             raise ConfigError(f"data.mixture has {entry!r}; expected FOLDER=WEIGHT with a weight above 0.")
         places.append(place)
         weights.append(number)
+    again = twice(place.rstrip("/") if is_remote(place) else os.path.realpath(place) for place in places)
+    if again is not None:
+        raise ConfigError(
+            f"data.mixture has {again} twice, whose samples would then come twice in the same order; expected each "
+            "data set once; add the weights."
+        )
     return places, weights
 
 

@@ -6,15 +6,19 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from bridge_ds.data.words import joined, starts
 from bridge_ds.errors import DataError
+from bridge_ds.reading import NotText, decoded, json_value, twice
 
 __all__ = ["COMPRESSIONS", "FORMATS", "Part", "Row", "load_dataset", "parquet_file", "part_rows"]
 
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Row = tuple[str, Any]
 """(place such as `train.jsonl:17`, what was found there)."""
 
@@ -51,8 +55,8 @@ def part_rows(part: Part) -> Iterator[Row]:
     readers = {
         "jsonl": _jsonl,
         "text": _paragraphs,
-        "csv": _table,
-        "tsv": _table,
+        "csv": _csv,
+        "tsv": _tsv,
         "parquet": _parquet,
         "dataset": _dataset,
     }
@@ -76,7 +80,7 @@ def _open(part: Part) -> IO[bytes]:
 
 def _lines(part: Part) -> Iterator[Row]:
     # A part has the lines that begin in it, so that every line is in exactly one.
-    number, text = 0, ""
+    number = 0
     since = f" after byte {part.start}" if part.start else ""
     try:
         with _open(part) as file:
@@ -88,8 +92,10 @@ def _lines(part: Part) -> Iterator[Row]:
                 if part.stop is not None and position >= part.stop:
                     return
                 position += len(line)
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield f"{part.name}:{number}{since}", text
+                # A byte-order mark stands before a file, not before each part of it.
+                yield f"{part.name}:{number}{since}", decoded(line) if number == 1 and not since else line.decode()
+    except NotText as error:
+        raise DataError(f"{part.name} {error}.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{part.name}:{number}{since} is not UTF-8 ({error.reason}); convert it to UTF-8.") from None
     except (OSError, EOFError) as error:
@@ -104,45 +110,80 @@ def _jsonl(part: Part) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            yield place, json.loads(line)
+            yield place, json_value(line)
         except json.JSONDecodeError as error:
             # Its own text counts lines inside this one line, which reads like a line of the file.
             raise DataError(
                 f"{place} is malformed JSON ({error.msg} at character {error.pos + 1}); "
                 "expected one JSON object per line: mend or remove it."
             ) from None
+        except ValueError as error:
+            raise DataError(f"{place} cannot be used: {error}.") from None
         except RecursionError:
             raise DataError(f"{place} is JSON nested too deep to read; expected one flat object: mend it.") from None
 
 
 def _paragraphs(part: Part) -> Iterator[Row]:
     # A paragraph of one word is mostly a heading: it goes with the next, since alone it could not be split in two.
-    words: list[str] = []
+    lines: list[str] = []
     start = ""
     for place, line in _lines(part):
-        start = start if words else place
-        if not line.strip() and len(words) > 1:
-            yield start, {"text": " ".join(words)}
-            words = []
-        words += line.split()
-    if words:
-        yield start, {"text": " ".join(words)}
+        start = start if lines else place
+        if words := line.split():
+            lines.append(" ".join(words))
+        elif lines and len(starts(text := joined(lines))) > 1:
+            yield start, {"text": text}
+            lines = []
+    if lines:
+        yield start, {"text": joined(lines)}
 
 
-def _table(part: Part) -> Iterator[Row]:
+def _tsv(part: Part) -> Iterator[Row]:
+    # In tab-separated values quotation marks are letters, and no field holds a tab or a line end (IANA).
+    lines = ((place, line.rstrip("\n").removesuffix("\r")) for place, line in _lines(part))
+    rows = ((place, line.split("\t")) for place, line in lines if line)
+    place, header = next(rows, ("", []))
+    _check_header(place, header)
+    for place, values in rows:
+        _check_width(place, len(values), len(header))
+        if any('""' in value[1:-1] and _QUOTED.fullmatch(value) for value in values):
+            raise DataError(
+                f"{place} has a field in quotation marks with doubled ones inside, as csv writes them; in tsv they are "
+                "letters: write the file without quoting, or as csv or jsonl."
+            )
+        yield place, dict(zip(header, values, strict=True))
+
+
+def _csv(part: Part) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)
-    lines = (line for _, line in _lines(part))
-    rows = csv.DictReader(lines, delimiter="\t" if part.kind == "tsv" else ",", strict=True)
+    rows = csv.reader((line for _, line in _lines(part)), strict=True)
+    header: list[str] = []
+    first = 1  # line at which a record begins; quoted fields may go over several
     try:
-        for row in rows:
-            place = f"{part.name}:{rows.line_num}"
-            if None in row or None in row.values():
-                raise DataError(
-                    f"{place} has another number of columns than the header ({len(rows.fieldnames or [])}); mend it."
-                )
-            yield place, row
+        for values in rows:
+            place, first = f"{part.name}:{first}", rows.line_num + 1
+            if header and values:
+                _check_width(place, len(values), len(header))
+                yield place, dict(zip(header, values, strict=True))
+            elif values:
+                header = values
+                _check_header(place, header)
     except csv.Error as error:
-        raise DataError(f"{part.name}:{rows.line_num} is malformed {part.kind} ({error}); mend the file.") from None
+        why = "a quotation mark opens there and never closes" if "unexpected end of data" in str(error) else str(error)
+        raise DataError(f"{part.name}:{first} is malformed csv ({why}); mend the file.") from None
+
+
+def _check_header(place: str, names: Sequence[str]) -> None:
+    name = twice(names)
+    if name is not None:
+        raise DataError(
+            f"{place} has two columns named {name!r}, of which one would be lost; expected each name once; rename one."
+        )
+
+
+def _check_width(place: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise DataError(f"{place} has {found} columns and the header has {wanted}; mend it.")
 
 
 def _parquet(part: Part) -> Iterator[Row]:
@@ -166,7 +207,9 @@ def parquet_file(path: Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path)
+        _check_header(f"{path}", file.schema_arrow.names)
+        return file
     except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
         raise DataError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); check the file.") from None
 

@@ -37,6 +37,7 @@ from bridge_ds.data.samples import FIELDS
 from bridge_ds.data.store import Folder, NodeCache, Store, open_store
 from bridge_ds.data.table import BUCKETS, LAYOUTS, ShardEntry, buckets, read_table, table_name
 from bridge_ds.errors import DataError
+from bridge_ds.reading import json_value, twice
 
 __all__ = ["INDEX_NAME", "INDEX_VERSION", "ShardIndex", "load_index", "write_index"]
 
@@ -158,11 +159,13 @@ def load_index(location: str | Path, store: Store | None = None) -> ShardIndex:
     raw = store.read(INDEX_NAME)
     where = f"{store.location}/{INDEX_NAME}"
     try:
-        content = json.loads(raw)
+        content = json_value(raw)
         version = content["version"]
         if version == INDEX_VERSION:
             shards = tuple(_entry(shard) for shard in content["shards"])
             fields = _fields(content["fields"])
+            if (name := twice(shard.name for shard in shards)) is not None:
+                raise ValueError(f"it lists the shard {name} twice")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{where} is malformed ({type(error).__name__}: {error}); {_REMEDY}.") from None
     if version != INDEX_VERSION:

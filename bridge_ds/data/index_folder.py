@@ -12,6 +12,7 @@ from bridge_ds.data.index import ShardIndex, load_index, write_index
 from bridge_ds.data.pack import index_shard
 from bridge_ds.data.scan import Scan
 from bridge_ds.errors import DataError
+from bridge_ds.reading import is_macos
 
 __all__ = ["index_folder"]
 
@@ -45,8 +46,10 @@ def index_folder(
         DataError: no tar, a compressed one, or one that may not be trained on (see
             :func:`bridge_ds.data.scan.scan_shard`); an index that was there stays as it was.
     """
-    paths = sorted(folder.glob("*.tar"))
-    packed = sorted(path.name for ending in ("*.tar.*", "*.tgz") for path in folder.glob(ending))
+    paths = sorted(path for path in folder.glob("*.tar") if not is_macos(path.name))
+    packed = sorted(
+        path.name for ending in ("*.tar.*", "*.tgz") for path in folder.glob(ending) if not is_macos(path.name)
+    )
     if packed:
         raise DataError(f"{folder} holds {packed[0]}, a compressed tar, which has no random access; unpack it to .tar.")
     if not paths:
@@ -56,7 +59,7 @@ def index_folder(
     write_index(folder, [scan.entry for scan in scans], dict(fields or {}))
     remarks = []
     if left_out := sum(scan.left_out for scan in scans):
-        remarks.append(f"{left_out} members were left out (--skip, or __meta__ names)")
+        remarks.append(f"{left_out} members were left out (--skip, __meta__ names, or files of macOS)")
     if malformed := sum(scan.malformed for scan in scans):
         first = next(scan.first_malformed for scan in scans if scan.malformed)
         remarks.append(f"{malformed} samples are bad and count against data.max_bad_samples; the first: {first}")

@@ -111,13 +111,27 @@ def make_loader(
 
     Raises:
         LaunchError: the batch sizes do not fit the world.
+        ConfigError: data.source_language, or what an index says in its place, is none of the encoder's languages.
         DataError: the shards are missing or damaged; while iterating, also a sample that cannot be used.
     """
     accumulation(config, world.size)
     corpus = corpus or open_corpus(config.data, config.run.seed, world)
+    _check_languages(config, tokenizers, corpus)
     dataset = StepDataset(config, world, tokenizers, corpus, start_step + 1)
     steps = range(start_step + 1, config.train.steps + 1)
     return StepLoader(dataset, steps, workers=config.data.workers, prefetch=config.data.prefetch, pin_memory=pin_memory)
+
+
+def _check_languages(config: Config, tokenizers: Tokenizers, corpus: Corpus) -> None:
+    if tokenizers.languages is None:
+        return
+    tokenizers.languages.check("data.source_language", config.data.source_language)
+    if not config.data.source_language:
+        for part in corpus.sets:
+            for language in sorted({shard.language for shard in part.shards}):
+                tokenizers.languages.check(
+                    f"the index of {part.location} (data.source_language overrides it)", language
+                )
 
 
 def _unwrap_all(items: Iterator[Parcel | BridgeError]) -> Generator[StepBatches, None, None]:

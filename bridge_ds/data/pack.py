@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,19 @@ from bridge_ds.data.scan import Scan, scan_shard
 from bridge_ds.data.table import ShardEntry, table_name
 from bridge_ds.disk import real
 from bridge_ds.errors import DataError
+from bridge_ds.reading import is_macos
 
-__all__ = ["MANIFEST_NAME", "MIB", "check_output", "encoded", "index_shard", "pack_rows", "publish", "write_shards"]
+__all__ = [
+    "MANIFEST_NAME",
+    "MIB",
+    "check_keys",
+    "check_output",
+    "encoded",
+    "index_shard",
+    "pack_rows",
+    "publish",
+    "write_shards",
+]
 
 MIB = 1 << 20
 """Bytes in a MiB."""
@@ -165,13 +176,29 @@ def index_shard(path: Path, **options: Any) -> Scan:
     return scan
 
 
+def check_keys(folder: Path, shards: Sequence[ShardEntry], field: str) -> None:
+    """Raises DataError where two samples of different shards have one key (in one shard the scan finds them)."""
+    ids = np.concatenate([np.load(folder / table_name(shard.name))["id"] for shard in shards])
+    if len(np.unique(ids)) == len(ids):
+        return
+    order = np.argsort(ids, kind="stable")
+    again = order[:-1][ids[order][1:] == ids[order][:-1]][0]
+    ends = np.cumsum([shard.samples for shard in shards])
+    number = int(np.searchsorted(ends, again, side="right"))
+    row = int(again - (ends[number] - shards[number].samples))
+    raise DataError(
+        f"the key (field `{field}`) of sample {row} of {shards[number].name} comes again in a later shard; expected "
+        "each key once; mend the input or choose another --key."
+    )
+
+
 def check_output(output: Path, overwrite: bool) -> None:
     """Raises DataError unless shards may be put at `output`: absent, empty, or only shards and `overwrite`."""
     if not output.exists():
         return
     if not output.is_dir():
         raise DataError(f"the output folder {output} is a file; expected a folder: choose another name.")
-    content = [path.name for path in output.iterdir()]
+    content = [path.name for path in output.iterdir() if not is_macos(path.name)]
     if content and not overwrite:
         raise DataError(
             f"the output folder {output} is not empty; expected a new or empty one: choose another or pass --overwrite."

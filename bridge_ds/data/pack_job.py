@@ -28,6 +28,7 @@ from bridge_ds.data.index import ShardIndex, load_index, write_index
 from bridge_ds.data.pack import (
     MANIFEST_NAME,
     MIB,
+    check_keys,
     check_output,
     encoded,
     index_shard,
@@ -113,7 +114,7 @@ def pack_parts(
     folder = output.parent / f".{output.name}.packing"
     job = _Job(options, tuple(parts), folder, _buckets(parts, options))
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -141,10 +142,12 @@ def _pack(job: _Job, processes: int, progress: bool) -> None:
         _run(job, "deal", _deal_unit, units, sizes, processes, progress)
         _run(job, "gather", _gather, [(n,) for n in range(job.buckets)], [1] * job.buckets, processes, progress)
         last, count = "gather", job.buckets
-    records = [json.loads(job.record(last, number).read_text()) for number in range(count)]
+    records = [json.loads(job.record(last, number).read_text(encoding="utf-8")) for number in range(count)]
     entries = [read_entry(entry) for record in records for entry in record["entries"]]
     if not entries:
         raise DataError("the input holds no sample; expected at least one; check the input and --limit.")
+    if job.options.key:
+        check_keys(job.shards, entries, job.options.key)
     write_index(job.shards, entries)
     _write_manifest(job, sum(entry.samples for entry in entries))
 
@@ -153,7 +156,7 @@ def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
     marks = [(part.name, *_stamp(part)) for part in job.parts]
     wanted = json.dumps([asdict(job.options), [asdict(part) for part in job.parts], marks, __version__])
     record = job.folder / "job.json"
-    if record.is_file() and record.read_text() != wanted:
+    if record.is_file() and record.read_text(encoding="utf-8") != wanted:
         if not overwrite:
             raise DataError(
                 f"{job.folder} holds unfinished work of another input, version or options; repeat that command to "
@@ -166,7 +169,7 @@ def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         job.shards.mkdir()
         (job.folder / "spool").mkdir()
-        record.write_text(wanted)
+        record.write_text(wanted, encoding="utf-8")
 
 
 def _stamp(part: Part) -> tuple[int, ...]:
@@ -225,7 +228,7 @@ def _run(
 def _do(job: _Job, stage: str, work: Callable[..., dict[str, Any]], number: int, unit: tuple[int, ...]) -> None:
     record = job.record(stage, number)
     temporary = record.with_suffix(".part")
-    temporary.write_text(json.dumps(work(job, number, unit)))
+    temporary.write_text(json.dumps(work(job, number, unit)), encoding="utf-8")
     temporary.replace(record)
     if stage == "gather":
         for spool in (job.folder / "spool").glob(f"{number:05d}-*.tsv"):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from bridge_ds.data.words import starts
 from bridge_ds.errors import DataError
+from bridge_ds.reading import NotText, decoded, is_macos, json_value
 
 __all__ = [
     "FIELDS",
@@ -17,6 +19,7 @@ __all__ = [
     "BadSample",
     "Fault",
     "fault_in",
+    "is_left_out",
     "join_members",
     "parse",
     "split_name",
@@ -31,6 +34,9 @@ REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {"task": ("source", "target"), "pr
 KINDS = ("malformed", "missing", "empty", "too_long")
 """Kinds of bad samples: no JSON object or not UTF-8 or of wrong type; a field is missing; a text is empty; a text has
 more characters than `data.max_characters`."""
+
+
+_META = re.compile(r"__[^/]*__($|/)")
 
 
 class Fault(NamedTuple):
@@ -83,7 +89,7 @@ def parse(raw: bytes, layout: str, fields: Mapping[str, str]) -> dict[str, Any]:
             content = join_members(
                 (split_name(member.name)[1], tar.extractfile(member).read())  # type: ignore[union-attr]
                 for member in tar
-                if member.name.lower().endswith((".json", ".txt"))
+                if member.name.lower().endswith((".json", ".txt")) and not is_left_out(member.name)
             )
     for name, there in fields.items():
         if there in content:
@@ -91,11 +97,17 @@ def parse(raw: bytes, layout: str, fields: Mapping[str, str]) -> dict[str, Any]:
     return content
 
 
+def is_left_out(name: str) -> bool:
+    """Whether a member is never read: `__meta__` names, which webdataset passes over too, and files of macOS."""
+    return bool(_META.match(name)) or is_macos(name)
+
+
 def join_members(members: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
     """One object from the members of a sample.
 
     A `.json` member gives all its fields; `NAME.txt` gives the field NAME, `.txt` alone (or as a lone member, whatever
-    stands before it) gives `text`.
+    stands before it) gives `text`. What belongs to a text file and not to its text is taken off: a byte-order mark,
+    line ends at its end; other line ends become those of Unix.
 
     Args:
         members: (extension, content) of each.
@@ -148,14 +160,15 @@ def fault_in(sample: Any, objective: str, max_characters: int = 0) -> Fault | No
             )
         if not _is_unicode(value):
             return Fault("malformed", f"has half a surrogate pair in `{field}`; expected text that UTF-8 can hold")
-    if objective == "prefix_lm" and len(sample["text"].split(maxsplit=1)) < 2:
+    # The first half alone would do; it is the quick one.
+    if objective == "prefix_lm" and len(sample["text"].split(maxsplit=1)) < 2 and len(starts(sample["text"])) < 2:
         return Fault("empty", "has fewer than two words in `text`; a prefix and a rest need at least two")
     return None
 
 
 def _object(raw: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(raw)
+        content = json_value(raw)
     except (ValueError, RecursionError) as error:
         raise BadSample("malformed", f"is malformed JSON ({error}); expected one object") from None
     if not isinstance(content, dict):
@@ -165,9 +178,9 @@ def _object(raw: bytes) -> dict[str, Any]:
 
 def _text(raw: bytes) -> str:
     try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadSample("malformed", f"is not UTF-8 ({error.reason} at byte {error.start}); expected text") from None
+        return decoded(raw).replace("\r\n", "\n").rstrip("\r\n")
+    except NotText as error:
+        raise BadSample("malformed", str(error)) from None
 
 
 def _is_unicode(text: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bridge_ds.data.samples import BadSample, join_members, parse, split_name
+from bridge_ds.data.samples import BadSample, is_left_out, join_members, parse, split_name
 from bridge_ds.data.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets, sample_id
 from bridge_ds.errors import DataError
 
@@ -27,8 +26,6 @@ __all__ = ["Scan", "diagnose", "file_sha256", "scan_shard"]
 _BLOCK = 512
 _READ = ("json", "txt")
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt", "dill", "joblib")
-# Members that plain webdataset passes over too.
-_META = re.compile(r"__[^/]*__($|/)")
 
 
 @dataclass
@@ -44,7 +41,7 @@ class Scan:
     first_malformed: str = ""
     """Key and reason of the first of them."""
     left_out: int = 0
-    """Members that are not read: of a suffix in `skip`, or `__meta__` members, which webdataset passes over too."""
+    """Members that are not read: of a suffix in `skip`, `__meta__` members, files of macOS."""
 
 
 @dataclass
@@ -117,7 +114,7 @@ def _samples(shard: str, tar: tarfile.TarFile, skip: Sequence[str], counts: dict
             continue
         key, extension = split_name(member.name)
         suffix = extension.rpartition(".")[2]
-        if _META.match(member.name) or suffix in skip:
+        if is_left_out(member.name) or suffix in skip:
             counts["left out"] += 1
             continue
         if suffix not in _READ or not key.rpartition("/")[2]:

@@ -6,12 +6,14 @@ processes, so that the same input always makes the same shards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import difflib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from bridge_ds.data.formats import COMPRESSIONS, FORMATS, Part, Row, load_dataset, parquet_file
 from bridge_ds.data.samples import FIELDS
 from bridge_ds.errors import DataError
+from bridge_ds.reading import is_macos, twice
 
 __all__ = ["PART_BYTES", "dataset_parts", "file_parts", "map_fields", "parse_map"]
 
@@ -30,10 +32,16 @@ def file_parts(paths: Iterable[Path], format: str = "auto") -> list[Part]:
         format: one of them, or `auto` (by the ending).
 
     Raises:
-        DataError: a file is missing, or of unknown format.
+        DataError: a file is missing, given twice, or of unknown format.
     """
     parts: list[Part] = []
+    paths = list(paths)
+    again = twice(path.resolve() for path in paths)
+    if again is not None:
+        raise DataError(f"{again} is given twice, so that all its rows would be there twice; give each file once.")
     for path in paths:
+        if is_macos(path.name):
+            raise DataError(f"{path} is what macOS puts beside a file, and holds no rows; leave it out.")
         kind, compression = _format_of(path, format)
         try:
             size = path.stat().st_size
@@ -95,18 +103,28 @@ def map_fields(rows: Iterable[Row], mapping: Mapping[str, str]) -> Iterator[Row]
         yield place, {name: row[field] for name, field in mapping.items()}
 
 
-def parse_map(entries: Iterable[str]) -> dict[str, str]:
+def parse_map(entries: Iterable[str], known: Collection[str] = FIELDS) -> dict[str, str]:
     """`["source=premise"]` -> `{"source": "premise"}`.
 
+    Args:
+        entries: of --map.
+        known: fields that may be filled.
+
     Raises:
-        DataError: an entry has another shape or fills an unknown sample field.
+        DataError: an entry has another shape, or fills an unknown field or one that is filled already.
     """
     mapping: dict[str, str] = {}
     for entry in entries:
         name, equals, field = entry.partition("=")
-        if not equals or not field or name not in FIELDS:
+        if not equals or not field or name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near and name not in known else "."
             raise DataError(
-                f"--map {entry!r} cannot be used; expected NAME=FIELD with NAME one of {', '.join(FIELDS)}."
+                f"--map {entry!r} cannot be used; expected NAME=FIELD with NAME one of {', '.join(known)}{hint}"
+            )
+        if name in mapping:
+            raise DataError(
+                f"--map fills {name} twice, from {mapping[name]!r} and from {field!r}; expected it once; drop one."
             )
         mapping[name] = field
     return mapping

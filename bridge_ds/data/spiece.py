@@ -22,7 +22,7 @@ from bridge_ds.data.plain import BREAK, control_tokens
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PROBES", "SentencePieceTokenizer", "find_spiece", "unk_shares", "with_spiece"]
+__all__ = ["PROBES", "SentencePieceTokenizer", "find_spiece", "frame", "unk_shares", "with_spiece"]
 
 PROBES: Mapping[str, str] = {
     "am": "ድመቷ ምንጣፉ ላይ ተቀመጠች።", "ar": "جلست القطة على الحصيرة.", "bn": "বিড়ালটি মাদুরে বসেছিল।",
@@ -57,7 +57,7 @@ class SentencePieceTokenizer:
         self.pieces_sha256 = hashlib.sha256(self._spiece.serialized_model_proto()).hexdigest()
         self._vocabulary = tokenizer.get_vocab()
         self._names = {number: token for token, number in self._vocabulary.items()}
-        self._before, self._after = _frame(tokenizer)
+        self._before, self._after = frame(tokenizer)
         size = self._spiece.get_piece_size()
         control = control_tokens(tokenizer)
         added = [name for name, number in self._vocabulary.items() if number >= size and name not in control]
@@ -171,8 +171,8 @@ def find_spiece(name: str, revision: str | None, hub: Mapping[str, Any] = Mappin
     return Path(found) if found else None
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Special ids before and after a text."""
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Special ids that a tokenizer puts before and after a text."""
     bare: list[int] = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
     framed: list[int] = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
     for start in range(len(framed) - len(bare) + 1):

@@ -225,7 +225,7 @@ class NodeCache(Store):
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with (self._root / f".{name}.lock").open("w") as lock:
+        with (self._root / f".{name}.lock").open("w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # a kill lets go of it
             try:
                 yield

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -14,11 +12,12 @@ from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.chat import frame_of
 from bridge_ds.data.context import answers, frame_ids
 from bridge_ds.data.convention import KEEP, begins_with_space, opening
-from bridge_ds.data.order import uniform
+from bridge_ds.data.languages import SHARD_LANGUAGE, SourceLanguages, find_languages
 from bridge_ds.data.plain import text_ids as _ids
 from bridge_ds.data.samples import BadSample
 from bridge_ds.data.spiece import with_spiece
 from bridge_ds.data.truncate import Limits, fit, truncated
+from bridge_ds.data.words import split_text
 from bridge_ds.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -77,10 +76,31 @@ class Tokenizers:
     """Whether the end token closes a target."""
     separator: str = ""
     """Text behind a prompt, in place of the white space at its end; `keep` = that white space."""
+    languages: SourceLanguages | None = None
+    """What the encoder tokenizer puts around a text in each language, where it does so."""
 
-    def sources(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encoder ids of source texts, the tokenizer's own special tokens included, uncut."""
-        return _ids(self.encoder, texts, special=True)
+    def sources(self, texts: Sequence[str], languages: Sequence[object] | None = None) -> list[list[int]]:
+        """Encoder ids of source texts, the tokenizer's own special tokens included, uncut.
+
+        Args:
+            texts: of sources.
+            languages: of each, for an encoder that is told it; an empty one is not known. None = the tokenizer's own.
+
+        Raises:
+            DataError: a language that the encoder does not have.
+        """
+        if self.languages is None or languages is None:
+            return _ids(self.encoder, texts, special=True)
+        frames = [self.languages.frames[self.languages.tag(language)] for language in languages]
+        bare = _ids(self.encoder, texts, special=False)
+        return [[*before, *ids, *after] for ids, (before, after) in zip(bare, frames, strict=True)]
+
+    def kept_ends(self, ids: Sequence[int]) -> tuple[int, int]:
+        """How many ids of a source a cut must leave at its beginning (a language tag) and at its end (an end token)."""
+        if self.languages:
+            before, after = self.languages.frames[self.languages.default]
+            return len(before), len(after)
+        return 0, int(bool(ids) and ids[-1] in self.special)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """LLM ids of prompts and of what stands between them and the target, without special tokens, uncut."""
@@ -111,9 +131,9 @@ class Tokenizers:
         """A written text without the space that training puts before a target."""
         return text.removeprefix(" ") if self.leading_space else text
 
-    def source_ids(self, text: str) -> list[int]:
+    def source_ids(self, text: str, language: object = None) -> list[int]:
         """:meth:`sources` of one text."""
-        return self.sources([text])[0]
+        return self.sources([text], None if language is None else [language])[0]
 
     def prompt_ids(self, text: str) -> list[int]:
         """:meth:`prompts` of one text."""
@@ -158,6 +178,7 @@ def load_tokenizers(
         special=frozenset(encoder.all_special_ids),
         end=data.target_end,
         separator=data.separator,
+        languages=find_languages(encoder),
     )
 
 
@@ -228,7 +249,15 @@ def tokenize_samples(
     else:
         texts = [(sample["source"], sample["target"]) for sample in samples]
         prompts = [sample.get("prompt") or sample["source"] for sample in samples]
-    sources = tokenizers.sources([source for source, _ in texts])
+    try:
+        sources = tokenizers.sources([source for source, _ in texts], [_language(sample, data) for sample in samples])
+    except DataError as error:
+        if len(samples) == 1:
+            return [BadSample("malformed", f"cannot be tokenised: {error}")]
+        return [
+            tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])[0]
+            for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
+        ]
     targets = answers(tokenizers, [target for _, target in texts], data.chat_template)
     shown = tokenizers.prompts(prompts) if data.augment_prompt else [[] for _ in samples]
     rows = [
@@ -244,22 +273,8 @@ def tokenize_samples(
     ]
 
 
-def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]:
-    """Split a text between two words, after 10 % to 90 % of them: a pure function of its arguments.
-
-    Returns:
-        The words before the split and the words after it, inner white space kept.
-
-    Raises:
-        DataError: the text has fewer than two words.
-    """
-    starts = [match.start() for match in re.finditer(r"\S+", text)]
-    if len(starts) < 2:
-        raise DataError(f"has {len(starts)} words in `text`; a prefix and a rest need at least two: join or remove it.")
-    lowest = max(1, math.ceil(0.1 * len(starts)))
-    highest = min(len(starts) - 1, math.floor(0.9 * len(starts)))
-    at = starts[lowest + int(uniform(seed, epoch, number) * (highest - lowest + 1))]
-    return text[:at].strip(), text[at:].strip()
+def _language(sample: dict[str, Any], data: DataConfig) -> object:
+    return sample.get("language") or data.source_language or sample.get(SHARD_LANGUAGE)
 
 
 def _cut_all(
@@ -269,7 +284,7 @@ def _cut_all(
         return BadSample(
             "empty", "has a source without any token of the encoder; expected text that its tokenizer knows"
         )
-    source, prompt, cut = fit(source, prompt, Limits.of(data), tokenizers.special)
+    source, prompt, cut = fit(source, prompt, Limits.of(data), tokenizers.kept_ends(source))
     kept = truncated(target, data.max_target_tokens, "right", closing=len(tokenizers.closing))
     return TokenizedSample(source, prompt, kept, cut + (("target",) if len(kept) < len(target) else ()))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass
 
 from bridge_ds.config.schema import DataConfig
@@ -38,43 +37,45 @@ def side_of(data: DataConfig) -> str:
 
 
 def fit(
-    source: list[int], prompt: list[int], limits: Limits, special: Set[int], room: int | None = None
+    source: list[int], prompt: list[int], limits: Limits, ends: tuple[int, int], room: int | None = None
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
     """A source and a prompt cut to what is allowed.
 
     Args:
-        source: encoder ids, special tokens included; where its end goes, its closing special token stays.
+        source: encoder ids, special tokens included.
         prompt: LLM ids.
         limits: lengths and side.
-        special: special ids of the encoder.
+        ends: ids at the source's beginning (a language tag) and at its end (an end token) that stay in any case.
         room: places that the LLM has for both and the end vector; none = as many as they need.
 
     Returns:
         source, prompt, and which of `source` and `prompt` were cut.
     """
     most_source, most_prompt = limits.source, limits.prompt
-    closing = int(bool(source) and source[-1] in special)
     if room is not None:
         most_prompt = min(most_prompt, room // 2 if source else room)
     kept_prompt = truncated(prompt, most_prompt, limits.side)
     if room is not None:
         most_source = min(most_source, room - len(kept_prompt) - 1)
-    kept_source = truncated(source, most_source, limits.side, closing)
+    kept_source = truncated(source, most_source, limits.side, *ends)
     lost = {"source": len(kept_source) < len(source), "prompt": len(kept_prompt) < len(prompt)}
     return kept_source, kept_prompt, tuple(name for name, was in lost.items() if was)
 
 
-def truncated(ids: list[int], limit: int, side: str, closing: int = 0) -> list[int]:
+def truncated(ids: list[int], limit: int, side: str, opening: int = 0, closing: int = 0) -> list[int]:
     """At most `limit` ids.
 
     Args:
         ids: of a text.
         limit: most of them.
         side: where they go.
-        closing: how many ids at the end (0 or 1) stay in any case; a special token in front goes with the beginning.
+        opening: how many ids at the beginning stay in any case (other special tokens there go with the text).
+        closing: how many ids at the end (0 or 1) do.
     """
     if len(ids) <= limit:
         return ids
-    if limit <= 0:
+    if limit <= opening:
         return []
-    return ids[len(ids) - limit :] if side == "left" else ids[: limit - closing] + ids[len(ids) - closing :]
+    if side == "left":
+        return ids[:opening] + ids[len(ids) - limit + opening :]
+    return ids[: limit - closing] + ids[len(ids) - closing :]

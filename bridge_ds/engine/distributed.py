@@ -250,7 +250,7 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     try:
         # Not getrusage: what it gives is at least what the parent had when it started this process (exec(2) keeps it).
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
     except (OSError, StopIteration):
         import resource

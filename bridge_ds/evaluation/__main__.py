@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import add_placing, user_errors
+from bridge_ds.cli import add_placing, say_repeated, user_errors
+from bridge_ds.entry import run_command
 from bridge_ds.world import World
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     add_placing(parser, "this process's GPU, else the CPU")
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(argv)
+    say_repeated(options.overrides)
     with user_errors() as world:
         _score(options, world)
     return 0
@@ -120,4 +122,4 @@ def _nothing(_: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

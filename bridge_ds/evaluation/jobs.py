@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bridge_ds.engine.distributed import agree
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.reading import twice
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
@@ -42,7 +43,7 @@ def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, 
         languages: codes; empty = every language of each task. A task is scored in those that it has.
 
     Raises:
-        ConfigError: a language that no task has, or a task without any of the languages.
+        ConfigError: a language that no task has or that is given twice, or a task without any of the languages.
     """
     unknown = [code for code in languages if not any(code in task.languages for task in tasks)]
     if unknown:
@@ -50,6 +51,9 @@ def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, 
         raise ConfigError(
             f"evaluation.languages has {unknown[0]!r}, which no task has; expected some of {known}; remove it."
         )
+    again = twice(languages)
+    if again is not None:
+        raise ConfigError(f"evaluation.languages names {again} twice; expected each language once; remove one.")
     return [(task, language) for task in tasks for language in _languages(task, languages)]
 
 

@@ -34,6 +34,9 @@ from bridge_ds.world import World
 
 __all__ = ["Scorer", "score_run"]
 
+ENGLISH = "en"
+"""Language of the prompts around a benchmark's texts."""
+
 
 class Scorer:
     """`scorer(examples, task) -> Answers`, by the bridge or by the LLM alone."""
@@ -75,7 +78,7 @@ class Scorer:
             return self._answers(examples, task)
 
     def _answers(self, examples: Sequence[Example], task: Task) -> Answers:
-        rows = self._rows([(example.source, example.target) for example in examples], task)
+        rows = self._rows([(example.source, example.target, example.language) for example in examples], task)
         read = ("source",) * self.bridge + ("prompt",) * self.data.augment_prompt
         cut = {"texts": len(rows)} | {name: sum(name in row.cut for row in rows) for name in read}
         prefix = self._prefix(rows)
@@ -175,23 +178,29 @@ class Scorer:
     def _nulls(self, examples: Sequence[Example], task: Task) -> list[tuple[float, ...]]:
         """Scores of each sample's choices after its null source; of labels they are computed once."""
         if any(example.choices for example in examples):
-            rows = self._rows([(example.null or " ", example.target) for example in examples], task)
+            rows = self._rows([(example.null or " ", example.target, example.language) for example in examples], task)
             scores = self._score(self._prefix(rows), [example.choices for example in examples])[0]
             return [tuple(row) for row in scores]
         key = (examples[0].null, task.labels)  # one prompt a task, so all ranks compute it in the same turn
         if key not in self._null:
-            prefix = self._prefix(self._rows([(key[0], task.labels[0])], task))
+            prefix = self._prefix(self._rows([(key[0], task.labels[0], ENGLISH)], task))
             self._null[key] = tuple(self._score(prefix, [task.labels])[0][0])
         return [self._null[key]] * len(examples)
 
-    def _rows(self, pairs: Sequence[tuple[str, str]], task: Task) -> list[TokenizedSample]:
-        samples = [{"source": source, "target": target} for source, target in pairs]
+    def _rows(self, texts: Sequence[tuple[str, str, str]], task: Task) -> list[TokenizedSample]:
+        """Token ids of (source, target, language of the source)."""
+        samples = [
+            {"source": source, "target": target, "language": self._tag(language)} for source, target, language in texts
+        ]
         rows: list[TokenizedSample] = []
         for sample, row in zip(samples, tokenize_samples(samples, self.tokenizers, self.data), strict=True):
             if isinstance(row, BadSample):
                 raise DataError(f"a sample of {task.name} ({sample['source'][:60]!r}) {row}; mend its data.")
             rows.append(row if self.bridge else dataclasses.replace(row, prompt=self.tokenizers.opened(row.prompt)))
         return rows
+
+    def _tag(self, language: str) -> str:
+        return self.tokenizers.languages.tag_or_default(language) if self.tokenizers.languages else ""
 
     def _prefix(self, rows: Sequence[TokenizedSample]) -> Spliced:
         batch = collate(rows, self.tokenizers.encoder_pad_id, self.tokenizers.pad_id).to(self.device)
@@ -202,7 +211,8 @@ class Scorer:
         unknown = self.tokenizers.encoder.unk_token_id
         counts = []
         for example, row in zip(examples, rows, strict=True):
-            ids = self.tokenizers.source_ids(example.source) if "source" in row.cut else row.source
+            whole = "source" not in row.cut
+            ids = row.source if whole else self.tokenizers.source_ids(example.source, self._tag(example.language))
             counts.append((len(ids), 0 if unknown is None else ids.count(unknown)))
         return counts
 

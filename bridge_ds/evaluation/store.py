@@ -161,7 +161,7 @@ class Store:
         weights = [sum(answers.weights[layer] for answers in blocks) / max(1, tokens) for layer in range(layers)]
         task = job.task
         # Several jobs may score one run, a language each.
-        with (folder / ".lock").open("w") as lock:
+        with (folder / ".lock").open("w", encoding="utf-8") as lock:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
             tasks: dict[str, ScoredTask] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from bridge_ds.errors import ConfigError
+from bridge_ds.reading import decoded, json_value, twice
 
 __all__ = [
     "STRATEGIES", "fitted", "input_device", "is_split", "of_encoder", "of_llm", "read_device_map",
@@ -241,7 +241,7 @@ def _from_text(text: str) -> Any:
     path = Path(text)
     if text.lstrip().startswith("{") or path.suffix == ".json":
         try:
-            content = json.loads(text if text.lstrip().startswith("{") else path.read_text(encoding="utf-8"))
+            content = json_value(text if text.lstrip().startswith("{") else decoded(path.read_bytes()))
         except (OSError, ValueError) as error:
             raise ConfigError(f"the device map {text[:80]!r} cannot be read ({error}); {_EXPECTED}.") from None
         if not isinstance(content, dict) or not all(isinstance(each, str | int) for each in content.values()):
@@ -272,4 +272,7 @@ def _device(place: Any, what: str = "") -> Any:
 
 def _pairs(text: str) -> list[tuple[str, str]]:
     pairs = [part.partition("=") for part in str(text).replace(";", ",").split(",") if part.strip()]
-    return [(name.strip(), size.strip()) for name, _, size in pairs]
+    found = [(name.strip(), size.strip()) for name, _, size in pairs]
+    if again := twice(name for name, _ in found):
+        raise ConfigError(f"max_memory has {again} twice; expected each device once; drop one.")
+    return found

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.cli import add_placing, user_errors
+from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,8 +47,10 @@ def main(argv: list[str] | None = None) -> int:
             stop=tuple(options.stop),
             chat=options.chat,
             system=options.system,
+            language=options.language,
         )
         answerer = Answerer.load(options.run, style, **loading(options))
+        answerer.check_language()
         _answer(answerer, options)
     return 0
 
@@ -66,6 +68,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--batch", type=int, default=16, help="texts of a file answered at a time (default: 16)")
     what.add_argument("--chat", action="store_true", help="put the LLM's chat template around the text")
     what.add_argument("--system", default="", help="system message for the LLM, in its own language (implies --chat)")
+    what.add_argument(
+        "--language", default="", metavar="CODE",
+        help="language of the texts, for an encoder that is told it (NLLB, M2M-100, mBART); a line's own field "
+        "`language` comes first",
+    )  # fmt: skip
     how = parser.add_argument_group("how to write")
     how.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: as long as in training)")
     how.add_argument("--temperature", type=float, default=0.0, help="sample at this temperature; 0 = greedy (default)")
@@ -154,4 +161,4 @@ def _answer(answerer: Answerer, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -48,6 +48,8 @@ class Style:
     """The LLM's chat template stands around the soft prompt."""
     system: str = ""
     """Message for the LLM in front of a chat."""
+    language: str = ""
+    """Of the texts, for an encoder that is told it; empty = not known."""
 
     def generation(self) -> dict[str, Any]:
         """As options of transformers' generate."""
@@ -92,11 +94,15 @@ class Answerer:
             )
         return cls(BridgeForCausalLM.from_pretrained(run, **loading), processor, style)
 
-    def row(self, text: Any) -> Row:
+    def row(self, text: Any, language: str = "") -> Row:
         """Token ids of one text, or with `chat` of one list of messages.
 
+        Args:
+            text: the one or the other.
+            language: of this text; empty = the style's.
+
         Raises:
-            DataError: neither of these.
+            DataError: neither of these, or a language that the encoder does not have.
         """
         if self.style.chat:
             if not text or not isinstance(text, str | list):
@@ -109,7 +115,20 @@ class Answerer:
             context = Context(text)
         else:
             raise DataError(f"{str(text)[:80]!r} is no text; expected one (a list of messages needs --chat).")
+        context = dataclasses.replace(context, language=language or self.style.language)
         return self.processor.context_ids(context, self.style.max_new_tokens)
+
+    def check_language(self) -> None:
+        """Say that a language is of no use to this encoder.
+
+        Raises:
+            ConfigError: the encoder does not have the style's language.
+        """
+        languages = self.processor.tokenizers.languages
+        if languages:
+            languages.check("--language", self.style.language)
+        elif self.style.language:
+            print("note: this encoder is not told a language; --language changes nothing.", file=sys.stderr)
 
     @torch.no_grad()
     def write(self, rows: Sequence[Row], seed: int = 0, **options: Any) -> list[str]:
@@ -150,7 +169,10 @@ class Answerer:
         for name, tensor in sorted(trained_tensors(self.model.bridge).items()):
             digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
         formats = [str(part.model.dtype) for part in (self.model.bridge.encoder, self.model.bridge.llm)]
-        facts = [self.model.config.to_json_string(), formats, dataclasses.asdict(self.style)]
+        style = dataclasses.asdict(self.style)
+        if not style["language"]:
+            del style["language"]  # as before there was one: a file that was begun then goes on
+        facts = [self.model.config.to_json_string(), formats, style]
         quantized = getattr(self.model.bridge.llm.model.config, "quantization_config", None)
         digest.update(repr([*facts, str(quantized), self.model.generation_config.to_json_string()]).encode())
         return digest.hexdigest()

@@ -22,9 +22,12 @@ from tqdm import tqdm
 from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.generate.answer import Answerer
+from bridge_ds.reading import NotText, decoded, json_value
 
 __all__ = ["ANSWER", "answer_file", "batches"]
 
+LANGUAGE = "language"
+"""Field of the input that holds the text's language, for an encoder that is told it."""
 ANSWER = "answer"
 """Field of the output that holds the answer."""
 
@@ -40,7 +43,7 @@ def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batc
         batch: texts at a time.
 
     Raises:
-        DataError: a line is no JSON object or has no text.
+        DataError: a line is no JSON object or has no text, or names a language that the encoder does not have.
         ConfigError: the output is there already, or another command is writing it.
         LaunchError: it cannot be written.
     """
@@ -50,7 +53,7 @@ def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batc
     rows = []
     for number, item in items:
         try:
-            rows.append(answerer.row(item[field]))
+            rows.append(answerer.row(item[field], _language(item)))
         except DataError as error:
             raise DataError(f"{source} line {number}: {error}") from None
     plan = batches([len(head) + len(text) + len(tail) for head, text, tail in rows], batch)
@@ -77,6 +80,13 @@ def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batc
     print(f"{len(rows)} answers in {output}", file=sys.stderr)
 
 
+def _language(item: dict[str, Any]) -> str:
+    language = item.get(LANGUAGE) or ""
+    if not isinstance(language, str):
+        raise DataError(f"its {LANGUAGE!r} is {str(language)[:80]!r}; expected a text, such as 'si'.")
+    return language
+
+
 def batches(lengths: list[int], size: int) -> list[list[int]]:
     """Places in batches of `size`, texts of like length together, the longest first: a pure function.
 
@@ -94,16 +104,21 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
     """
     try:
         content = source.read_bytes()
+        text = decoded(content)
     except OSError as error:
         raise DataError(f"{source} cannot be read ({error.strerror}); expected a file of JSON lines.") from None
+    except NotText as error:
+        raise DataError(f"{source} {error}.") from None
     items = []
-    for number, line in enumerate(content.split(b"\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-        except ValueError as error:
+            item = json_value(line)
+        except json.JSONDecodeError as error:
             raise DataError(f"{source} line {number} is no JSON ({error}); expected an object a line.") from None
+        except ValueError as error:
+            raise DataError(f"{source} line {number} cannot be used: {error}.") from None
         if not isinstance(item, dict) or field not in item:
             raise DataError(
                 f"{source} line {number} has no {field!r}; expected an object with it; name it with --field."

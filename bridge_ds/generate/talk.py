@@ -10,6 +10,7 @@ from transformers import TextStreamer
 
 from bridge_ds.errors import DataError
 from bridge_ds.generate.answer import Answerer
+from bridge_ds.reading import BOM
 
 __all__ = ["say", "talk"]
 
@@ -59,9 +60,23 @@ def talk(answerer: Answerer) -> None:
             print(f"error: {error}", file=sys.stderr)
 
 
+def _piped() -> Iterator[str]:
+    number = 0
+    try:
+        for number, line in enumerate(sys.stdin, 1):
+            text = line.rstrip("\n")
+            if "\0" in text:
+                raise DataError(f"line {number} of the standard input holds a zero byte; expected UTF-8 (not UTF-16).")
+            yield text.removeprefix(BOM) if number == 1 else text
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the standard input is not UTF-8 ({error.reason}, after line {number}); convert it to UTF-8."
+        ) from None
+
+
 def _lines() -> Iterator[str]:
     if not sys.stdin.isatty():
-        yield from (line.rstrip("\n") for line in sys.stdin)
+        yield from _piped()
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (arrow keys and history)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from bridge_ds.cli import user_errors
+from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 
 __all__ = ["main", "register"]
@@ -45,4 +46,4 @@ def register() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

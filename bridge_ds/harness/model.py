@@ -24,7 +24,7 @@ from bridge_ds.data.truncate import LOST, side_of
 from bridge_ds.engine.distributed import device_of, init_distributed
 from bridge_ds.errors import ConfigError
 from bridge_ds.harness.answerer import Answerer, Options
-from bridge_ds.harness.requests import Asked, Plan, plan, plan_texts, windows
+from bridge_ds.harness.requests import Asked, Plan, of_task, plan, plan_texts, windows
 from bridge_ds.world import World
 
 __all__ = ["BridgeLM"]
@@ -53,6 +53,7 @@ class BridgeLM(LM):
         max_prompt_tokens: int | None = None,
         truncation_side: str | None = None,
         window: int | None = None,
+        language: str = "",
         batch_size: int | str = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -72,6 +73,8 @@ class BridgeLM(LM):
             the run's).
         window: LLM tokens that are scored after one context in loglikelihood_rolling (default: the longest target that
             the run trained on).
+        language: of all contexts, where the encoder is told it (NLLB, M2M-100, mBART): its tag or an ISO 639 code
+            (default: the end of a task's name, such as xnli_sw or belebele_sin_Sinh; else data.source_language).
         batch_size: contexts of a batch, or `auto`.
         max_batch_size: where `auto` begins.
         device: torch device (default: this rank's GPU; the CPU where there is none).
@@ -114,6 +117,7 @@ class BridgeLM(LM):
             truncation_side=side,
             frame=frame_of(self.tokenizers.llm, data.chat_template, data.system_prompt),
         )
+        self._set_language(language)
         self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
 
@@ -129,7 +133,12 @@ class BridgeLM(LM):
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy decoding writes it) of each continuation after its context."""
         asked = [
-            Asked(context, continuation, None if request.doc_id is None else (request.task_name, request.doc_id))
+            Asked(
+                context,
+                continuation,
+                None if request.doc_id is None else (request.task_name, request.doc_id),
+                self._language_of(request),
+            )
             for request in requests
             for context, continuation in [request.args]
         ]
@@ -137,7 +146,9 @@ class BridgeLM(LM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability (nats) of each whole text, see :mod:`bridge_ds.harness.requests`."""
-        made = plan_texts([request.args[0] for request in requests], self._cut)
+        made = plan_texts(
+            [request.args[0] for request in requests], self._cut, [self._language_of(request) for request in requests]
+        )
         answers = self._answer("loglikelihood_rolling", requests, made, disable_tqdm)
         return [score for score, _ in answers]
 
@@ -154,7 +165,10 @@ class BridgeLM(LM):
                 options = dict(normalize_gen_kwargs(requests[numbers[0]].args[1], GENERATED))
                 stops, tokens = options.pop("until"), options.pop("max_gen_toks")
                 sampling = options if options.get("do_sample") else None
-                contexts = [parse(requests[number].args[0]) for number in numbers]
+                contexts = [
+                    dataclasses.replace(parse(requests[n].args[0]), language=self._language_of(requests[n]))
+                    for n in numbers
+                ]
 
                 def write(rows: list[int], contexts: Any = contexts, of: Any = (tokens, stops, sampling)) -> list[str]:
                     return self.answerer.write([contexts[row] for row in rows], *of)
@@ -212,6 +226,25 @@ class BridgeLM(LM):
                 continue
             yield from zip(part, results, strict=True)
             at += len(part)
+
+    def _set_language(self, language: str) -> None:
+        self._language = language
+        self._languages: dict[str, str] = {}
+        if self.tokenizers.languages:
+            self.tokenizers.languages.check("language in --model_args", language)
+
+    def _language_of(self, request: Any) -> str:
+        """Of a request's context; nothing where the encoder is not told it."""
+        known = self.tokenizers.languages
+        if known is None or self._language:
+            return self._language
+        name = str(getattr(request, "task_name", None) or "")
+        if name not in self._languages:
+            found = of_task(name, known) or self.config.data.source_language
+            self._languages[name] = found
+            if found:
+                self._say(f"task {name}: its contexts are given to the encoder as {known.tag(found)}")
+        return self._languages[name]
 
     def _cut(self, text: str) -> list[tuple[str, str]]:
         return windows(text, self.answerer.count_tokens, self.window)

@@ -13,6 +13,8 @@ the bridge, the CONTINUATION is scored by the LLM. Two kinds of request have no 
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -20,8 +22,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bridge_ds.data.context import Context, parse
+from bridge_ds.data.languages import SourceLanguages
+from bridge_ds.data.words import starts
 
-__all__ = ["Asked", "Continuation", "Plan", "plan", "plan_texts", "windows"]
+__all__ = ["Asked", "Continuation", "Plan", "of_task", "plan", "plan_texts", "windows"]
 
 FIRST_SHARE = 0.1
 """Words of a text, as a share, that the LLM predicts with nothing to go by: the least that prefix_lm training leaves
@@ -48,6 +52,8 @@ class Asked:
     """The text whose likelihood is wanted."""
     sample: object = None
     """Requests of one sample have the same."""
+    language: str = ""
+    """Of the context; empty = not known."""
 
 
 @dataclass
@@ -87,19 +93,23 @@ def plan(asked: Sequence[Asked], cut: Callable[[str], list[tuple[str, str]]]) ->
     shared = _shared_beginnings(asked)
     for request in asked:
         if request.context:
-            made.parts.append([made.place(parse(request.context), Continuation(request.continuation))])
+            context = dataclasses.replace(parse(request.context), language=request.language)
+            made.parts.append([made.place(context, Continuation(request.continuation))])
             continue
         beginning = shared.get(request.sample, "")
-        pieces = _windowed(made, cut(beginning)) if beginning else []
+        pieces = _windowed(made, cut(beginning), request.language) if beginning else []
         rest = Continuation(request.continuation[len(beginning) :])
-        made.parts.append([*pieces, made.place(Context(beginning), rest)])
+        made.parts.append([*pieces, made.place(Context(beginning, language=request.language), rest)])
     return made
 
 
-def plan_texts(texts: Sequence[str], cut: Callable[[str], list[tuple[str, str]]]) -> Plan:
-    """What to score for whole texts."""
+def plan_texts(
+    texts: Sequence[str], cut: Callable[[str], list[tuple[str, str]]], languages: Sequence[str] | None = None
+) -> Plan:
+    """What to score for whole texts; `languages` of each, empty = not known."""
     made = Plan()
-    made.parts = [_windowed(made, cut(text)) for text in texts]
+    of = [""] * len(texts) if languages is None else languages
+    made.parts = [_windowed(made, cut(text), language) for text, language in zip(texts, of, strict=True)]
     return made
 
 
@@ -112,6 +122,9 @@ def windows(text: str, count: Callable[[Sequence[str]], list[int]], limit: int) 
         limit: tokens of a piece; a word of more is cut between its characters.
     """
     words = re.findall(r"\s*\S+", text)
+    if len(words) == 1 and len(places := starts(text)) > 1:  # of a script without spaces
+        cuts = [0, *places[1:], len(text.rstrip())]
+        words = [text[start:end] for start, end in itertools.pairwise(cuts)]
     counts = count(words) if words else []
     atoms: list[tuple[str, int]] = []
     for word, tokens in zip(words, counts, strict=True):
@@ -131,9 +144,15 @@ def windows(text: str, count: Callable[[Sequence[str]], list[int]], limit: int) 
     return [*found, (before, piece)] if piece else found
 
 
-def _windowed(made: Plan, cuts: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+def of_task(name: str, languages: SourceLanguages) -> str:
+    """The language in which a task's name ends, by the encoder's tag: `xnli_sw`, `belebele_sin_Sinh`; or nothing."""
+    code = re.search(r"_([a-z]{2,3}(?:_[A-Z][a-z]{3}|_[A-Z]{2})?)$", name)
+    return (code and languages.find(code[1])) or ""
+
+
+def _windowed(made: Plan, cuts: Sequence[tuple[str, str]], language: str) -> list[tuple[int, int]]:
     return [
-        made.place(Context(before or None, continues=bool(before)), Continuation(piece, whole=False))
+        made.place(Context(before or None, continues=bool(before), language=language), Continuation(piece, whole=False))
         for before, piece in cuts
     ]
 
@@ -153,4 +172,9 @@ def _shared_beginnings(asked: Sequence[Asked]) -> dict[object, str]:
         at = re.match(r"(.*\S)\s", low[:length], re.DOTALL) if len(texts) > 1 else None
         if at:
             found[sample] = at[1]
+        elif len(texts) > 1 and not re.search(r"\S\s", low.strip()):
+            # Without spaces, up to the last letter that all have whole.
+            place = max(set(starts(low)[1:]) & {place for place in starts(high)[1:] if place <= length}, default=0)
+            if place:
+                found[sample] = low[:place]
     return found

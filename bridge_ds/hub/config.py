@@ -21,7 +21,10 @@ _NOT_SHARED = {
     "mapping": ("calibrate",),
 }
 """Keys of the recipe that only matter where and while a bridge is trained."""
-_DATA = ("augment_prompt", *WRITTEN, "chat_template", "system_prompt", "max_source_tokens", "max_prompt_tokens")
+_DATA = (
+    "augment_prompt", *WRITTEN, "chat_template", "system_prompt", "source_language", "max_source_tokens",
+    "max_prompt_tokens",
+)  # fmt: skip
 """Keys of the recipe's `data:` part that decide what the models read and write."""
 _registered = False
 
@@ -70,6 +73,8 @@ class BridgeConfig(PreTrainedConfig):
     """System message in front of it (as data.system_prompt)."""
     truncation_side: str = "right"
     """Which part of a text that is too long is cut: right = its end | left = its beginning."""
+    source_language: str = ""
+    """Language of texts of which none is given, where the encoder is told it (as data.source_language)."""
     max_source_tokens: int = 512
     """Encoder tokens of a text; longer ones are cut."""
     max_prompt_tokens: int = 512

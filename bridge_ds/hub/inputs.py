@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from bridge_ds.errors import DataError
 
-__all__ = ["refuse_unseeing", "right_padded"]
+__all__ = ["languages_of", "listed", "refuse_unseeing", "right_padded"]
 
 _UNSEEING = {
     "assistant_model": "the assistant would not see the soft prompt",
@@ -41,6 +41,36 @@ def refuse_unseeing(config: Any, options: Mapping[str, Any]) -> None:
             "guidance_scale needs negative_prompt_ids here, since the soft prompt has no last token to begin from; "
             "give LLM ids such as those of the opening token."
         )
+
+
+def listed(what: str, value: Any, count: int | None = None) -> list[str]:
+    """One text or several as a list.
+
+    Args:
+        what: for the message.
+        value: the one or the other.
+        count: how many are expected; none = any number.
+
+    Raises:
+        DataError: not a text, or another number.
+    """
+    texts = list(value) if isinstance(value, list | tuple) else [value]
+    for wrong in (each for each in texts if not isinstance(each, str)):
+        raise DataError(f"{what} holds {type(wrong).__name__}; expected a text or a list of texts.")
+    if count is not None and len(texts) != count:
+        raise DataError(f"there are {len(texts)} of {what} for {count} texts; expected as many.")
+    return texts
+
+
+def languages_of(language: str | Sequence[str] | None, count: int) -> list[str]:
+    """A language for each of `count` texts: one for all of them, or one each; empty = not known.
+
+    Raises:
+        DataError: as :func:`listed`.
+    """
+    if language is None or isinstance(language, str):
+        return [language or ""] * count
+    return listed("language", language, count)
 
 
 def right_padded(ids_BS: torch.Tensor, mask_BS: torch.Tensor, pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from bridge_ds.data.truncate import LOST, Limits
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import BridgeConfig, to_run
+from bridge_ds.hub.inputs import languages_of, listed
 from bridge_ds.hub.source import CONFIG, hub_options, open_source, renamed
 from bridge_ds.llm.splice import IGNORE
 
@@ -119,6 +121,7 @@ class BridgeProcessor(ProcessorMixin):
         text_target: str | Sequence[str] | None = None,
         max_new_tokens: int | None = None,
         return_tensors: str | None = "pt",
+        language: str | Sequence[str] | None = None,
     ) -> BatchFeature:
         """Token ids of texts.
 
@@ -130,14 +133,20 @@ class BridgeProcessor(ProcessorMixin):
             text_target: right answers; adds `labels` [B, T], IGNORE (-100) on padding, for a loss.
             max_new_tokens: places to keep free for the answer (default: the longest target of the training).
             return_tensors: `pt`; None = lists of unequal length.
+            language: of the texts, of all or of each, where the encoder is told it (NLLB, M2M-100, mBART): its tag or
+                an ISO 639 code.
 
         Raises:
-            DataError: not a text, or other numbers of prompts or targets than of texts.
+            DataError: not a text, other numbers of prompts, targets or languages than of texts, or a language that the
+                encoder does not have.
         """
-        texts = _listed("text", text)
-        prompts = [None] * len(texts) if prompt is None else _listed("prompt", prompt, len(texts))
-        contexts = [Context(each, prompt=shown) for each, shown in zip(texts, prompts, strict=True)]
-        targets = None if text_target is None else _listed("text_target", text_target, len(texts))
+        texts = listed("text", text)
+        prompts = [None] * len(texts) if prompt is None else listed("prompt", prompt, len(texts))
+        contexts = [
+            Context(each, prompt=shown, language=own)
+            for each, shown, own in zip(texts, prompts, languages_of(language, len(texts)), strict=True)
+        ]
+        targets = None if text_target is None else listed("text_target", text_target, len(texts))
         labels = None if targets is None else answers(self.tokenizers, targets, self.config.chat_template)
         return self._features(contexts, labels, max_new_tokens, return_tensors)
 
@@ -151,6 +160,7 @@ class BridgeProcessor(ProcessorMixin):
         max_new_tokens: int | None = None,
         return_tensors: str | None = "pt",
         return_dict: bool = True,
+        language: str | Sequence[str] | None = None,
         **options: Any,
     ) -> Any:
         """The LLM's chat template around the soft prompt, which takes the place of ONE user turn.
@@ -166,6 +176,7 @@ class BridgeProcessor(ProcessorMixin):
             max_new_tokens: as for a text; likewise `return_tensors`.
             return_tensors: see `max_new_tokens`.
             return_dict: must stay true with `tokenize`.
+            language: of the user's turns, as for a text.
             options: of the template (enable_thinking, documents, ...).
 
         Raises:
@@ -185,7 +196,11 @@ class BridgeProcessor(ProcessorMixin):
             ) from None
         if not tokenize:
             return texts[0] if single else texts
-        return self._features([parse(text) for text in texts], None, max_new_tokens, return_tensors)
+        contexts = [
+            dataclasses.replace(parse(text), language=own)
+            for text, own in zip(texts, languages_of(language, len(texts)), strict=True)
+        ]
+        return self._features(contexts, None, max_new_tokens, return_tensors)
 
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = True, *, chat: bool = False, **options: Any
@@ -247,6 +262,8 @@ class BridgeProcessor(ProcessorMixin):
         if self.positions:
             room = min(room, self.positions // 2)
         context = framed(context, self._frame)
+        if not context.language:
+            context = dataclasses.replace(context, language=self.config.source_language)
         ids = context_ids(self.tokenizers, context, limits, room, prompt=self.config.augment_prompt)
         self.cut.update(texts=1, **{name: name in ids.cut for name in ("source", "prompt")})
         return ids.head, ids.source, [*ids.prompt, *ids.tail]
@@ -303,12 +320,3 @@ def _compare(config: BridgeConfig, tokenizers: Tokenizers, hub: Mapping[str, Any
                 "normaliser, special token or chat template); expected the same; give its place or revision, or pass "
                 "allow_base_mismatch=True."
             )
-
-
-def _listed(what: str, value: Any, count: int | None = None) -> list[str]:
-    texts = list(value) if isinstance(value, list | tuple) else [value]
-    for wrong in (each for each in texts if not isinstance(each, str)):
-        raise DataError(f"{what} holds {type(wrong).__name__}; expected a text or a list of texts.")
-    if count is not None and len(texts) != count:
-        raise DataError(f"there are {len(texts)} of {what} for {count} texts; expected as many.")
-    return texts

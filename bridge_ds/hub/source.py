@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from bridge_ds.checkpoint.trained import open_run
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.hub.config import MODEL_TYPE, BridgeConfig, from_run
+from bridge_ds.reading import decoded, json_value
 
 __all__ = ["CARD", "CONFIG", "GENERATION", "HUB_OPTIONS", "Source", "hub_options", "open_source", "renamed"]
 
@@ -216,7 +216,7 @@ def _file(name: str, filename: str, revision: str | None, hub: Mapping[str, Any]
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json_value(decoded(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as JSON ({error}); expected what save_pretrained writes.") from None
     return values if isinstance(values, dict) else {}

@@ -6,11 +6,11 @@ import argparse
 import importlib.util
 import ipaddress
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.cli import user_errors
+from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 from bridge_ds.generate.__main__ import add_loading, loading
 
@@ -123,4 +123,4 @@ def _load(options: argparse.Namespace, key: str) -> Service:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from bridge_ds.reading import json_value
 from bridge_ds.serve.metrics import Metrics
 from bridge_ds.serve.replies import Reply
 from bridge_ds.serve.scheduler import Scheduler
@@ -220,6 +220,6 @@ async def _json(request: Request, most: int) -> Any:
     except ClientDisconnect:
         raise Refused("the request broke off.", 400) from None
     try:
-        return json.loads(body.decode("utf-8"))
+        return json_value(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise Refused(f"the body is no JSON ({str(error)[:200]}).") from None

@@ -16,7 +16,7 @@ __all__ = ["Ask", "Limits", "Refused", "Sampling", "parse_chat", "parse_completi
 
 _COMMON = {
     "model", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "stream_options", "user",
-    "metadata",
+    "metadata", "language",
 }  # fmt: skip
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (None, 1),
@@ -105,6 +105,8 @@ class Ask:
     """Answer by server-sent events."""
     usage: bool
     """At the end of a stream say how many tokens there were."""
+    language: str = ""
+    """Of the texts, for an encoder that is told it; empty = not known. Not a field of OpenAI's."""
 
 
 def parse_completion(body: Any, model: str, limits: Limits) -> Ask:
@@ -209,7 +211,10 @@ def _ask(values: Mapping[str, Any], texts: tuple[Any, ...], chat: bool, most: An
     if options is not None and (not isinstance(options, dict) or not streamed):
         raise Refused("stream_options is given without stream; leave it out.", param="stream_options")
     usage = _flag((options or {}).get("include_usage"), "stream_options.include_usage")
-    return Ask(texts, chat, max_tokens, sampling, _stops(values.get("stop"), limits), streamed, usage)
+    language = values.get("language")
+    if language is not None and not isinstance(language, str):
+        raise Refused(f"language is {str(language)[:40]}; expected a text, such as 'si'.", param="language")
+    return Ask(texts, chat, max_tokens, sampling, _stops(values.get("stop"), limits), streamed, usage, language or "")
 
 
 def _stops(value: Any, limits: Limits) -> tuple[str, ...]:

@@ -51,6 +51,12 @@ class Texts:
                 "the LLM's tokenizer has no chat template, so there are no chats here; use /v1/completions.",
                 param="messages",
             )
+        languages = self._processor.tokenizers.languages
+        if languages and ask.language:
+            try:
+                languages.tag(ask.language)
+            except BridgeError as error:
+                raise Refused(str(error), param="language") from None
         style = dataclasses.replace(self._answerer.style, chat=ask.chat, max_new_tokens=ask.max_tokens)
         answerer = Answerer(self._answerer.model, self._processor, style)
         with self._lock:
@@ -61,7 +67,7 @@ class Texts:
         cut = self._processor.cut
         cut.clear()
         try:
-            ids = answerer.row(ask.texts[index])
+            ids = answerer.row(ask.texts[index], ask.language)
         except BridgeError as error:
             code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None
             raise Refused(str(error), param=param, code=code) from None

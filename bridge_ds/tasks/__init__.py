@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.errors import ConfigError
+from bridge_ds.reading import twice
 from bridge_ds.tasks.amazon_reviews import AmazonReviews
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.tasks.belebele import Belebele
@@ -45,7 +46,8 @@ def find_tasks(names: Sequence[str], data: Mapping[str, TaskDataConfig] | None =
         data: as `evaluation.data`; it may name tasks that are not asked for.
 
     Raises:
-        ConfigError: an unknown name (the nearest known one is offered), or a task that cannot read other data.
+        ConfigError: an unknown name (the nearest known one is offered), one given twice, or a task that cannot read
+            other data.
     """
     data = data or {}
     for key, given in (("evaluation.tasks", names), ("evaluation.data", data)):
@@ -54,6 +56,9 @@ def find_tasks(names: Sequence[str], data: Mapping[str, TaskDataConfig] | None =
                 near = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.4)
                 advice = f"did you mean {near[0]!r}?" if near else f"mend {key}."
                 raise ConfigError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}; {advice}")
+    again = twice(names)
+    if again is not None:
+        raise ConfigError(f"evaluation.tasks names {again} twice; expected each task once; remove one.")
     return [_with_data(TASKS[name], data.get(name)) for name in names]
 
 

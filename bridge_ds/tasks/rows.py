@@ -20,6 +20,7 @@ from typing import Any
 from bridge_ds.data.formats import Row, load_dataset, part_rows
 from bridge_ds.data.sources import file_parts
 from bridge_ds.errors import DataError
+from bridge_ds.reading import is_macos
 
 __all__ = ["PARQUET", "Place", "Record", "local_languages", "rows"]
 
@@ -151,9 +152,12 @@ def local_languages(source: str) -> list[str] | None:
     folder = Path(source)
     if not folder.is_dir():
         return None
-    names = {found["stem"] for path in folder.iterdir() if path.is_file() and (found := _ENDING.match(path.name))}
-    for sub in filter(Path.is_dir, folder.iterdir()):
-        inside = [found["stem"] for path in sub.iterdir() if (found := _ENDING.match(path.name))]
+    content = [path for path in folder.iterdir() if not is_macos(path.name)]
+    names = {found["stem"] for path in content if path.is_file() and (found := _ENDING.match(path.name))}
+    for sub in filter(Path.is_dir, content):
+        inside = [
+            found["stem"] for path in sub.iterdir() if (found := _ENDING.match(path.name)) and not is_macos(path.name)
+        ]
         if sub.name == "test":
             names |= set(inside)
         elif sub.name == "data":
@@ -167,9 +171,18 @@ def local_languages(source: str) -> list[str] | None:
 def _local_files(folder: Path, names: Iterable[str], split: str) -> list[Path]:
     for pattern in _PATTERNS[split]:
         for name in names:
-            found = [path for path in folder.glob(pattern.format(name=name, split=split)) if _ENDING.match(path.name)]
+            found = [
+                path
+                for path in sorted(folder.glob(pattern.format(name=name, split=split)))
+                if _ENDING.match(path.name) and not is_macos(path.name)
+            ]
+            if len(found) > 1 and pattern.endswith(".*"):
+                raise DataError(
+                    f"{folder} has both {found[0].name} and {found[1].name}, so that each sample would count twice; "
+                    "expected one of them; remove the other."
+                )
             if found:
-                return sorted(found)
+                return found
     return []
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.entry import run_command
 from bridge_ds.errors import BridgeError
 
 from . import ENCODER_PATH
@@ -28,8 +29,15 @@ CHECKED = 300
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, build, and return the exit status."""
     options = _parse(arguments)
+    try:
+        return _build(options)
+    except BridgeError as fault:
+        raise SystemExit(f"error: {fault}") from None
+
+
+def _build(options: argparse.Namespace) -> int:
     record_path = options.output / "record.json"
-    record: dict[str, Any] = json.loads(record_path.read_text()) if record_path.is_file() else {}
+    record: dict[str, Any] = json.loads(record_path.read_text(encoding="utf-8")) if record_path.is_file() else {}
     for part, build in (("encoder", _build_encoder), ("llm", _build_llm)):
         if options.only in (None, part):
             record[part] = build(options.output / part, options.steps or STEPS[part], SEEDS[part])
@@ -120,7 +128,4 @@ def _record(
 
 
 if __name__ == "__main__":
-    try:
-        raise SystemExit(main())
-    except BridgeError as fault:
-        raise SystemExit(f"error: {fault}") from None
+    run_command(main)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bridge_ds.config.load import flatten, load_run_config
 from bridge_ds.config.schema import Config
+from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
 from bridge_ds.track.mlflow import set_defaults, tracking_uri
 from bridge_ds.track.mlflow_faults import one_line
@@ -61,4 +62,4 @@ def sync(folder: Path, config: Config) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

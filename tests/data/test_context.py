@@ -121,7 +121,7 @@ def test_a_template_that_leaves_the_users_turn_out_is_told(chatty: Tokenizers, t
 )  # fmt: skip
 def test_truncation_keeps_one_side_and_the_end_token(ids: list[int], limit: int, side: str, closing: bool) -> None:
     whole = [*ids, 1] if closing else ids
-    kept = truncated(whole, limit, side, int(closing))
+    kept = truncated(whole, limit, side, closing=int(closing))
     assert len(kept) == min(len(whole), max(0, limit))
     if kept and closing:
         assert kept[-1] == 1
@@ -131,10 +131,10 @@ def test_truncation_keeps_one_side_and_the_end_token(ids: list[int], limit: int,
 
 def test_both_texts_share_what_room_there_is(tokenizers: Tokenizers) -> None:
     source, prompt = [5, 6, 7, 8, 1], [2, 3, 4, 5]
-    assert fit(source, prompt, Limits(9, 9), frozenset({1})) == (source, prompt, ())
-    assert fit(source, prompt, Limits(3, 2), frozenset({1})) == ([5, 6, 1], [2, 3], ("source", "prompt"))
-    assert fit(source, prompt, Limits(3, 9, side="left"), frozenset({1})) == ([7, 8, 1], prompt, ("source",))
-    kept, shown, cut = fit(source, prompt, Limits(9, 9, 8), frozenset({1}), room=6)
+    assert fit(source, prompt, Limits(9, 9), (0, 1)) == (source, prompt, ())
+    assert fit(source, prompt, Limits(3, 2), (0, 1)) == ([5, 6, 1], [2, 3], ("source", "prompt"))
+    assert fit(source, prompt, Limits(3, 9, side="left"), (0, 1)) == ([7, 8, 1], prompt, ("source",))
+    kept, shown, cut = fit(source, prompt, Limits(9, 9, 8), (0, 1), room=6)
     assert (kept, shown, cut) == ([5, 1], [2, 3, 4], ("source", "prompt")) and len(kept) + len(shown) + 1 == 6
 
 

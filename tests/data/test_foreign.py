@@ -73,7 +73,7 @@ def test_several_fields_a_sample_and_other_names(tmp_path: Path) -> None:
         index_folder(tmp_path / "b")
     assert not (tmp_path / "b" / "index.json").exists()
     _, remarks = index_folder(tmp_path / "b", skip=[".JPG"], fields={"source": "en", "target": "de"})
-    assert remarks == ["1 members were left out (--skip, or __meta__ names)"]
+    assert remarks == ["1 members were left out (--skip, __meta__ names, or files of macOS)"]
     assert read_all(tmp_path / "b")[0].items() >= {"source": "cat", "target": "Katze"}.items()
 
 
@@ -114,7 +114,7 @@ def test_long_names_directories_and_meta_members(tmp_path: Path) -> None:
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
         _, remarks = index_folder(tmp_path)
-        assert remarks == ["1 members were left out (--skip, or __meta__ names)"]
+        assert remarks == ["1 members were left out (--skip, __meta__ names, or files of macOS)"]
         assert read_all(tmp_path) == [{"source": "a", "target": "b"}, {"source": "text", "target": "text"}]
 
 

@@ -162,11 +162,10 @@ def test_all_formats_and_compressions(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(jsonl)
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl))
     (tmp_path / "c.jsonl.zst").write_bytes(pyarrow.Codec("zstd").compress(jsonl, asbytes=True))
-    for name, dialect in (("d.csv", "excel"), ("e.tsv", "excel-tab")):
-        with (tmp_path / name).open("w", newline="", encoding="utf-8-sig") as file:
-            writer = csv.DictWriter(file, ["source", "target"], dialect=dialect)
-            writer.writeheader()
-            writer.writerows(rows)
+    with (tmp_path / "d.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, ["source", "target"])
+        writer.writeheader()
+        writer.writerows(rows)
     (tmp_path / "f.csv.gz").write_bytes(gzip.compress((tmp_path / "d.csv").read_bytes()))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "g.parquet", row_group_size=2)
     for path in sorted(tmp_path.iterdir()):

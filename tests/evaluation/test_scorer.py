@@ -177,6 +177,6 @@ def test_a_number_is_read_from_what_was_written(
 def test_a_source_without_tokens_is_one_sentence(
     loaded: tuple[BridgeModel, Tokenizers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Tokenizers, "sources", lambda self, texts: [[] for _ in texts])
+    monkeypatch.setattr(Tokenizers, "sources", lambda self, texts, languages=None: [[] for _ in texts])
     with pytest.raises(DataError, match=r"a sample of any \('the cat'\) has a source without any token"):
         scorer(loaded)(examples()[:1], AnyTask())

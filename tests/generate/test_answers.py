@@ -9,6 +9,7 @@ import os
 import pty
 import select
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -131,6 +132,30 @@ def test_bad_input_is_one_sentence(
     with pytest.raises(SystemExit) as error:
         main(["--run", str(tmp_path / "nowhere"), "--prompt", "a"])
     assert of(error) == 2 and "give a run folder" in capsys.readouterr().err
+
+
+def test_a_bengali_line_on_stdin_has_one_answer_whatever_the_locale_and_the_editor(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "বিড়ালটি মাদুরে বসেছিল।"
+    main(["--run", str(run), "--prompt", line])
+    answer = capsys.readouterr().out
+
+    def piped(raw: bytes) -> str:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
+        main(["--run", str(run)])
+        return capsys.readouterr().out
+
+    assert piped(line.encode()) == piped(b"\xef\xbb\xbf" + f"{line}\r\n".encode()) == answer
+    for raw, told in ((b"caf\xe9\n", "is not UTF-8"), (line.encode("utf-16"), "UTF-8"), (b"a\0\n", "zero byte")):
+        with pytest.raises(SystemExit) as error:
+            piped(raw)
+        assert of(error) == 2 and told in capsys.readouterr().err
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "bridge_ds.generate", "--run", str(run)]
+    done = subprocess.run(command, input=line.encode(), env=env, capture_output=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.decode() == answer, done.stderr[-2000:]
 
 
 def test_stops_beams_and_chats(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

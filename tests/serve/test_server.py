@@ -109,6 +109,7 @@ def test_bad_requests_get_openais_error_object(server: Server) -> None:
         (400, "no JSON", "POST", "/v1/completions", b'{"model": ', {}),
         (400, "no JSON", "POST", "/v1/completions", b"\xff\xfe", {}),
         (400, "no JSON", "POST", "/v1/completions", b"[" * 100_000, {}),
+        (400, "the key 'prompt' twice", "POST", "/v1/completions", b'{"prompt": "a", "prompt": "b"}', {}),
         (400, "no JSON object", "POST", "/v1/completions", [1], {}),
         (400, "prompt is no text", "POST", "/v1/completions", {"model": "tiny"}, {}),
         (400, "max_tokens is 65", "POST", "/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 65}, {}),

@@ -97,9 +97,11 @@ def test_a_folder_with_a_file_for_each_language(tmp_path: Path, ending: str) -> 
             local.jsonl(path, rows)
         elif ending == "parquet":
             local.parquet(path, [row | {"gold": str(row["gold"])} for row in rows])
+        elif ending == "tsv":
+            path.write_text("".join("\t".join(map(str, row)) + "\n" for row in [rows[0], *(r.values() for r in rows)]))
         else:
             with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0], delimiter="\t" if ending == "tsv" else ",")
+                writer = csv.DictWriter(file, rows[0])
                 writer.writeheader()
                 writer.writerows(rows)
     task = given("xnli", tmp_path, fields={"premise": "sentence1", "label": "gold"})

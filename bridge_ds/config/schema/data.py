@@ -27,6 +27,10 @@ class DataConfig:
     """Folder on each node for shards fetched from a URL (path); empty = ~/.cache/bridge_ds."""
     cache_gib: float = 50.0
     """Fetched shards kept on each node, for each data set (GiB); the least recently used go first."""
+    source_language: str = ""
+    """Language of sources that have no field `language`, for an encoder that is told it by a tag (NLLB, M2M-100,
+    mBART): its tag or an ISO 639 code, such as en; empty = what the index says of the shard, else the tokenizer's own,
+    which is said."""
     objective: str = "task"
     """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge)."""
     augment_prompt: bool = False

@@ -68,6 +68,7 @@ KINDS = {
     "data.chat_template": FUNCTION,
     "data.system_prompt": FUNCTION,
     "data.truncation_side": FUNCTION,
+    "data.source_language": FUNCTION,
     "data.max_source_tokens": FUNCTION,
     "data.max_prompt_tokens": FUNCTION,
     "data.max_target_tokens": FUNCTION,

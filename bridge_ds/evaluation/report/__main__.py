@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from bridge_ds.cli import user_errors
+from bridge_ds.entry import run_command
 
 _HELP = """\
 Compare scored runs sample by sample: several fusions, each with the same seeds, on the same tasks and languages.
@@ -49,4 +49,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,0 +1,87 @@
+"""Texts in scripts without spaces are cut between their letters; all others where they always were."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from bridge_ds.data.formats import part_rows
+from bridge_ds.data.order import uniform
+from bridge_ds.data.samples import fault_in
+from bridge_ds.data.sources import file_parts
+from bridge_ds.data.words import split_text, starts
+from bridge_ds.harness.requests import Asked, plan, windows
+
+KHMER = ("ឆ្មាអង្គុយលើកន្ទេល។", "ឆ្កែដេក។")
+CHINESE = ("猫坐在垫子上。", "狗在睡觉。", "天下雨了。")
+UNITS = {
+    "猫坐在垫子上。": "猫|坐|在|垫|子|上。",
+    "我爱Python编程，你呢？《书》好": "我|爱|Python|编|程，|你|呢？|《书》|好",
+    "แมวนั่งบนเสื่อ": "แม|ว|นั่|ง|บ|น|เสื่|อ",
+    "ແມວນັ່ງ": "ແມ|ວ|ນັ່|ງ",
+    "ឆ្មាអង្គុយ": "ឆ្មា|អ|ង្គុ|យ",
+    "猫がマットに": "猫|が|マ|ッ|ト|に",
+    "第12章": "第|12|章",
+}
+
+
+@pytest.mark.parametrize(("text", "right"), UNITS.items())
+def test_script_without_spaces_is_cut_between_letters_with_their_marks(text: str, right: str) -> None:
+    places = [*starts(text), len(text)]
+    assert [text[a:b] for a, b in itertools.pairwise(places)] == right.split("|")
+
+
+def test_script_without_spaces_paragraphs_stay_apart_and_lines_join_without_a_space(tmp_path: Path) -> None:
+    def paragraphs(text: str) -> list[str]:
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+        return [row["text"] for part in file_parts([tmp_path / "a.txt"]) for _, row in part_rows(part)]  # type: ignore
+
+    assert paragraphs("\n\n".join(KHMER) + "\n") == list(KHMER)
+    assert paragraphs("\n\n".join(CHINESE)) == list(CHINESE)
+    assert paragraphs("猫坐在\n垫子上。\n\nThe cat\nsat.") == ["猫坐在垫子上。", "The cat sat."]
+    # As before: a heading of one word goes with what follows.
+    assert paragraphs("Chapter\n\nIt was\ta dark\r\n night\n\nThe end") == ["Chapter It was a dark night", "The end"]
+
+
+def test_script_without_spaces_has_no_fewest_words(tmp_path: Path) -> None:
+    for text in (*KHMER, *CHINESE):
+        assert fault_in({"text": text}, "prefix_lm") is None
+        splits = {split_text(text, 0, epoch, 0) for epoch in range(60)}
+        assert len(splits) > 1 and all(a and b and a + b == text for a, b in splits)
+        for _, after in splits:
+            assert unicodedata.category(after[0])[0] not in "MP"
+    for text in ("word", "猫", "猫。", "слово", "말"):
+        fault = fault_in({"text": text}, "prefix_lm")
+        assert fault and "fewer than two words" in fault.reason
+
+
+def test_script_with_spaces_is_split_as_before() -> None:
+    """Byte for byte, whatever stands between the spaces: a run that goes on has the same samples."""
+
+    def before(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]:
+        places = [match.start() for match in re.finditer(r"\S+", text)]
+        lowest, highest = max(1, math.ceil(0.1 * len(places))), min(len(places) - 1, math.floor(0.9 * len(places)))
+        at = places[lowest + int(uniform(seed, epoch, number) * (highest - lowest + 1))]
+        return text[:at].strip(), text[at:].strip()
+
+    draw = random.Random(0)
+    for number in range(300):
+        words = draw.choices(["the", "cat", *KHMER, *CHINESE, "naïve", "e\u0301", "1.5"], k=draw.randint(2, 30))
+        text = draw.choice(" \n\t\u3000").join(words)
+        assert split_text(text, 3, 1, number) == before(text, 3, 1, number)
+
+
+def test_script_without_spaces_is_windowed_and_shared_by_letters_in_the_harness() -> None:
+    text = "".join(CHINESE)
+    cuts = windows(text, lambda words: [len(word) for word in words], 4)
+    assert "".join(piece for _, piece in cuts) == text and max(len(piece) for _, piece in cuts) <= 4
+    assert cuts[0] == ("", "猫坐") and cuts[1][0] == "猫坐"  # the first tenth has no source
+    made = plan([Asked("", "猫坐在垫子上", 1), Asked("", "猫坐在河边", 1)], lambda beginning: [("", beginning)])
+    assert [context.source for context in made.contexts] == [None, "猫坐在"]
+    assert [each.text for each in made.continuations[1]] == ["垫子上", "河边"]

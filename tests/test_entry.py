@@ -1,0 +1,70 @@
+"""Every command is in UTF-8 whatever the locale: what it is told, what it reads, what it prints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BENGALI = "বিড়ালটি মাদুরে বসেছিল।"
+ECHO = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from bridge_ds.entry import run_command
+
+def main():
+    print(sys.argv[1], sys.stdin.read(), Path(sys.argv[1]).read_text(), "half a letter \\udcff")
+    print(ascii(sys.argv[1]), file=sys.stderr)
+    sys.exit(sys.argv[1])  # Python prints it
+
+if __name__ == "__main__":
+    run_command(main)
+"""
+
+
+@pytest.fixture(scope="module", params=["C", "ISO-8859-1", "streams"])
+def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment that is not UTF-8."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    if request.param == "C":
+        return env | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    if request.param == "streams":
+        return env | {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "latin-1"}
+    made = tmp_path_factory.mktemp("locale") / "en_US.ISO-8859-1"
+    command = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(made)]
+    if not shutil.which("localedef") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("localedef cannot make an ISO-8859-1 locale here")
+    return env | {"LOCPATH": str(made.parent), "LC_ALL": made.name}
+
+
+def test_under_any_locale_arguments_names_files_and_streams_are_utf8(foreign: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(ECHO.format(root=str(ROOT)), encoding="utf-8")
+    (tmp_path / BENGALI).write_text("naïve\n", encoding="utf-8")
+    given = BENGALI.encode()
+    for module in ([b"echo.py"], [b"-m", b"echo"]):
+        done = subprocess.run(
+            [sys.executable.encode(), *module, given], cwd=tmp_path, input=given, env=foreign, capture_output=True
+        )
+        assert done.stdout.decode() == f"{BENGALI} {BENGALI} naïve\n half a letter \\udcff\n", done.stderr
+        assert done.stderr.decode() == f"{BENGALI!a}\n{BENGALI}\n" and done.returncode == 1
+
+
+def test_under_any_locale_a_real_command_packs_and_refuses(foreign: dict[str, str], tmp_path: Path) -> None:
+    import tarfile
+
+    (tmp_path / f"{BENGALI}.tsv").write_text(f"source\ttarget\n{BENGALI}\tyes\n", encoding="utf-8")
+    command = [sys.executable, str(ROOT / "tools" / "pack_shards.py"), "pack", "--input", f"{BENGALI}.tsv", "--output"]
+    arguments = [part.encode() for part in command]
+    done = subprocess.run([*arguments, "খ".encode()], cwd=tmp_path, env=foreign, capture_output=True)
+    assert done.returncode == 0 and "packed 1 samples into 1 shards (0.0 MiB) in খ" in done.stdout.decode(), done.stderr
+    with tarfile.open(next((tmp_path / "খ").glob("*.tar"))) as tar:
+        member = tar.extractfile(tar.getmembers()[0])
+        assert member and member.read().decode() == f'{{"source":"{BENGALI}","target":"yes"}}'
+    refused = subprocess.run([*arguments, "খ".encode()], cwd=tmp_path, env=foreign, capture_output=True)
+    assert refused.returncode == 2 and "error: the output folder খ is not empty" in refused.stderr.decode()
