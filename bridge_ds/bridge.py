@@ -61,13 +61,14 @@ class BridgeModel(nn.Module):
         part, _, rest = name.partition(".")
         return name.startswith(TRAINABLE) or (part in ("encoder", "llm") and rest in getattr(self, part).trained)
 
-    def forward(self, batch: Batch, states: States | None = None) -> torch.Tensor:
+    def forward(self, batch: Batch, states: States | None = None, counted: bool = False) -> torch.Tensor:
         """Sum of -log p over the batch's target tokens, in nats, a float32 scalar.
 
         A batch that has its layout is computed without waiting for the device (tests/test_host_waits.py).
 
         Args:
             states: of the batch's sources, where the encoder has made them before (`train.encode_once`).
+            counted: give float32 [2], the sum and the number of target tokens that were the likeliest.
         """
         layout = self._layout(batch)
         open_BK, prompt, target = self._text(batch, with_targets=True)
@@ -75,7 +76,8 @@ class BridgeModel(nn.Module):
         embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
         # Right padding and a causal model: no real place ever sees padding, so no mask is needed.
         logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.places, use_cache=False)
-        return nll_sum(logits_NV, layout.labels)
+        nll = nll_sum(logits_NV, layout.labels)
+        return torch.stack([nll, (logits_NV.argmax(-1) == layout.labels).sum().float()]) if counted else nll
 
     def spliced(self, batch: Batch) -> Spliced:
         """[BOS | soft | end | prompt | target], right-padded, with labels on the targets."""

@@ -41,6 +41,7 @@ from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import base_identities, build_model, gathering, initialize, trainable_table
+from bridge_ds.engine.validate import make_validation
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, LaunchError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
@@ -79,6 +80,7 @@ class Run:
         corpus = self._open_corpus(config)
         checkpoint, start = on_main(self._find_checkpoints, self.world)
         self.done = checkpoint.step if checkpoint else 0
+        self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         loader = on_all(
             lambda: make_loader(
@@ -89,6 +91,7 @@ class Run:
         # Workers start here, before the slow loading of models, and have the first steps ready when it is done; and
         # before anything goes over NCCL, see init_distributed.
         self.batches = iter(loader)
+        self.validation = make_validation(config, self.world, self.tokenizers, corpus, self.say)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
@@ -129,6 +132,8 @@ class Run:
             bad_samples=self.bad_samples,
             stop=self.stop,
             watchdog=self.watchdog,
+            validation=self.validation,
+            unvalidated=self.unvalidated,
         )
 
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.state import restore_moments, trained
 from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError
@@ -63,7 +64,7 @@ def find(resume: str, root: Path, say: Callable[[str], None]) -> Checkpoint | No
             )
         return None
     if resume not in ("auto", "must"):
-        return Checkpoint.read(Path(resume))
+        return Checkpoint.read(find_folder(Path(resume)))
     found = newest(root, say)
     if found is None and (resume == "must" or layout.folders(root)):
         raise CheckpointError(f"no valid checkpoint in {root}; expected one to resume; mend or empty that folder.")
@@ -88,7 +89,7 @@ def find_start(start_from: str, say: Callable[[str], None]) -> Checkpoint | None
     """
     if not start_from:
         return None
-    place = Path(start_from)
+    place = find_folder(Path(start_from))
     if (place / layout.MANIFEST).is_file():
         return Checkpoint.read(place)
     found = newest(place / "checkpoints", say)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.best import ranked
 from bridge_ds.checkpoint.state import optimizer_step, read_moments, read_trained
 
 __all__ = ["Snapshot", "gather", "prune", "write"]
@@ -70,25 +71,15 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
 
 
 def prune(root: Path, keep: int, best: int = 0) -> list[Path]:
-    """Remove all but the `keep` newest checkpoints and the `best` of lowest training loss; returns what was removed.
+    """Remove all but the `keep` newest checkpoints and the `best` of lowest loss; returns what was removed.
 
-    `keep` = 0 keeps all. The loss is the one in state.json; a folder without it is never among the best.
+    `keep` = 0 keeps all. Which are the best: :func:`bridge_ds.checkpoint.best.ranked`.
     """
     if not keep:
         return []
     every = [path for _, path in layout.folders(root)]
-    # Newest first, so that of equal losses the newest wins.
-    rated = sorted((loss, place) for place, path in enumerate(every) if (loss := _loss(path)) is not None)
-    kept = set(range(keep)) | {place for _, place in rated[:best]}
-    old = [path for place, path in enumerate(every) if place not in kept]
+    kept = {*every[:keep], *ranked(every)[:best]}
+    old = [path for path in every if path not in kept]
     for path in old:
         shutil.rmtree(path)
     return old
-
-
-def _loss(folder: Path) -> float | None:
-    try:
-        loss = json.loads((folder / layout.STATE).read_text(encoding="utf-8")).get("loss")
-    except (OSError, ValueError):
-        return None
-    return loss if isinstance(loss, int | float) and loss == loss else None

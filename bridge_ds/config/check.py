@@ -62,6 +62,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.weight_decay": (lambda v: v >= 0, "0 or more"),
     "train.warmup": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "train.clip": (lambda v: v >= 0, "0 or more"),
+    "train.validate_every": (lambda v: v is None or v >= 0, "0 or more"),
+    "train.validation_samples": (lambda v: v >= 0, "0 or more"),
     "train.max_bad_steps": (lambda v: v >= 0, "0 or more"),
     "checkpoint.every": (lambda v: v >= 1, "1 or more"),
     "checkpoint.keep": (lambda v: v >= 0, "0 or more"),
@@ -93,6 +95,11 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"data.tokens_per_micro_batch is {data.tokens_per_micro_batch}; one sample may have {longest} tokens; "
             "raise it, or lower the lengths in data.max_*_tokens."
+        )
+    if config.train.validate_every and not data.validation_percent:
+        raise ConfigError(
+            f"train.validate_every is {config.train.validate_every}, but data.validation_percent is 0 and holds "
+            "nothing out; expected 1 or more of it; a run that has begun without cannot change it."
         )
     if config.lora.rank and importlib.util.find_spec("peft") is None:
         raise ConfigError(NO_PEFT.format(config.lora.rank))

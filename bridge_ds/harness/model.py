@@ -43,6 +43,7 @@ class BridgeLM(LM):
         self,
         run: str = "",
         *,
+        checkpoint: str = "",
         bridge: bool = True,
         prompt: bool | None = None,
         end_token: bool | None = None,
@@ -58,6 +59,7 @@ class BridgeLM(LM):
     ) -> None:
         """Args:
         run: run folder; its newest valid checkpoint is loaded.
+        checkpoint: `best`, or a folder in its checkpoints/, in place of the newest.
         bridge: False = the LLM alone, which reads the context itself: the baseline on the same samples.
         prompt: the LLM reads the context itself beside the soft prompt (default: the run's data.augment_prompt).
         end_token: an answer is scored with the end token after it (default: yes for objective `task`, which trains
@@ -106,7 +108,9 @@ class BridgeLM(LM):
             max_prompt_tokens=max_prompt_tokens or data.max_prompt_tokens,
         )
         self.window = window or max(1, data.max_target_tokens - 1)
-        model, self.tokenizers, self.checkpoint = load_trained(self.run, self.config, device_map, self._say, max_memory)
+        model, self.tokenizers, self.checkpoint = load_trained(
+            self.run, self.config, device_map, self._say, max_memory, checkpoint
+        )
         self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.load import Checkpoint, newest
 from bridge_ds.config.load import from_dict, load_run_config
 from bridge_ds.config.schema import Config
@@ -57,7 +58,7 @@ def open_source(
     """Find a bridge.
 
     Args:
-        name: run folder, checkpoint folder (`step-...`), exported folder, or hub id.
+        name: run folder, checkpoint folder (`step-...`, or `RUN/checkpoints/best`), exported folder, or hub id.
         revision: of the hub repository.
         hub: HUB_OPTIONS.
         config: what the bridge is, where that is known already (AutoModelForCausalLM hands it over).
@@ -66,7 +67,7 @@ def open_source(
         ConfigError: nothing of that kind is there.
         CheckpointError: a run without a valid checkpoint.
     """
-    folder = Path(name)
+    folder = find_folder(Path(name))
     if (folder / "config.yaml").is_file():
         run_config = load_run_config(folder)
         checkpoint = newest(folder / "checkpoints", lambda line: _log.warning("%s", line))

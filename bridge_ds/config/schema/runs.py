@@ -19,8 +19,8 @@ class RunConfig:
     """`auto` continues from the newest valid checkpoint if there is one, `never` starts anew in an empty folder,
     `must` demands a checkpoint; or the path of one step folder."""
     start_from: str = ""
-    """Run folder (its newest checkpoint) or step folder whose trained weights this run begins with, at step 0 and with
-    a new optimizer, such as the stage before this one; empty = weights made from `seed`."""
+    """Run folder (its newest checkpoint), RUN/checkpoints/best, or step folder, whose trained weights this run begins
+    with, at step 0 and with a new optimizer, such as the stage before this one; empty = weights made from `seed`."""
     ds_config: str = "zero3.json"
     """DeepSpeed file (a path, or a name in ds_configs/)."""
     stop_signals: tuple[str, ...] = ("USR2", "TERM")
