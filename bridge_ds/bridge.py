@@ -19,7 +19,7 @@ from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.place import input_device
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels.rows import Rows
-from bridge_ds.llm.frozen import FrozenLLM
+from bridge_ds.llm.base import LLM
 from bridge_ds.llm.loss import nll_sum
 from bridge_ds.llm.splice import Segment, Spliced, splice
 from bridge_ds.mapping import Projector
@@ -34,11 +34,9 @@ TRAINABLE = ("fusion.", "mapping.")
 
 
 class BridgeModel(nn.Module):
-    """Two base models, frozen unless the run trains the encoder or updates of the LLM, and the bridge between them."""
+    """Two base models, frozen unless the run trains one, or updates of the LLM, and the bridge between them."""
 
-    def __init__(
-        self, encoder: Encoder, fusion: nn.Module, mapping: nn.Module, llm: FrozenLLM, bos: int | None
-    ) -> None:
+    def __init__(self, encoder: Encoder, fusion: nn.Module, mapping: nn.Module, llm: LLM, bos: int | None) -> None:
         """Args:
         bos: token id that opens the LLM's input, or none where the LLM has none.
         """
@@ -176,7 +174,7 @@ def _source_rows(batch: Batch) -> Rows | None:
     return Rows(total, len(index_M), index_M if len(index_M) < total else None)
 
 
-def build_bridge(config: Config, encoder: Encoder, llm: FrozenLLM, bos: int | None) -> BridgeModel:
+def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) -> BridgeModel:
     """Make fusion and mapping in float32 (they are their own masters) from `run.seed`, the same on every rank.
 
     Raises:

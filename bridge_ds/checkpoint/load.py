@@ -166,7 +166,7 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
     """:func:`load_bridge` from its files.
 
     Args:
-        paths: `bridge.safetensors` first, then those of a trained encoder and of LoRA.
+        paths: `bridge.safetensors` first, then those of a trained encoder, LLM or LoRA.
         model: receives the tensors.
         remedy: what to do where a file does not fit, for the message; `{}` stands for the parts of the config.
         begin: see :func:`load_bridge`.
@@ -177,7 +177,7 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
     targets = trained_tensors(model)
     with _opened(paths) as files:
         held = {name: file for file in files for name in list(file.keys())}
-        kept = {name for name in targets if begin and name not in held and layout.file_of(name) != layout.BRIDGE}
+        kept = {name for name in targets if begin and name not in held and name.startswith(("encoder.", "llm."))}
         for name in sorted(set(held) ^ set(targets) - kept):
             where = "the file lacks it" if name in targets else "the model has none of that name"
             raise _unlike(paths, name, f"differ in {name} ({where}); expected the same parameters", remedy)
@@ -191,9 +191,9 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
 
 def _unlike(paths: Sequence[Path], name: str, what: str, remedy: str) -> CheckpointError:
     """The message about one tensor; names its file and the parts of the config that make it."""
-    part = name.partition(".")[0]
-    keys = {"encoder": "encoder", "llm": "lora"}.get(part, "fusion and mapping")
-    path = paths[0].parent / layout.TRAINED.get(part, layout.BRIDGE)
+    part, file = name.partition(".")[0], layout.files_of([name])[name]
+    keys = {"encoder": "encoder", "llm": "lora" if file == layout.LORA else "llm"}.get(part, "fusion and mapping")
+    path = paths[0].parent / file
     return CheckpointError(f"{path} and the model {what}; {remedy.format(keys)}.")
 
 

@@ -57,8 +57,9 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
-        for file in dict.fromkeys(map(layout.file_of, snapshot.trained)):
-            tensors = {name: each for name, each in snapshot.trained.items() if layout.file_of(name) == file}
+        file_of = layout.files_of(snapshot.trained)
+        for file in dict.fromkeys(file_of.values()):
+            tensors = {name: each for name, each in snapshot.trained.items() if file_of[name] == file}
             save_file(tensors, temporary / file)
         save_file(snapshot.moments, temporary / layout.OPTIMIZER)
         (temporary / layout.STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")

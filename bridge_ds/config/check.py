@@ -31,6 +31,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run.hang_seconds": (lambda v: v == 0 or v >= 5, "0, or 5 or more"),
     "encoder.lr_scale": (lambda v: v >= 0, "0 or more"),
     "encoder.weight_decay": (lambda v: v >= 0, "0 or more"),
+    "llm.lr_scale": (lambda v: v >= 0, "0 or more"),
+    "llm.weight_decay": (lambda v: v >= 0, "0 or more"),
     "lora.rank": (lambda v: v >= 0, "0 or more"),
     "lora.alpha": (lambda v: v > 0, "above 0"),
     "lora.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
@@ -100,6 +102,11 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"train.validate_every is {config.train.validate_every}, but data.validation_percent is 0 and holds "
             "nothing out; expected 1 or more of it; a run that has begun without cannot change it."
+        )
+    if config.lora.rank and config.llm.trainable:
+        raise ConfigError(
+            f"lora.rank is {config.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
+            "it trained; set one of them to 0 or false."
         )
     if config.lora.rank and importlib.util.find_spec("peft") is None:
         raise ConfigError(NO_PEFT.format(config.lora.rank))

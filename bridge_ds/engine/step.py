@@ -206,7 +206,8 @@ def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, devi
 def read_together(encoder: Encoder, config: Config) -> int:
     """Most micro-batches that a frozen encoder reads together, by the config's numbers: the same on every rank."""
     data, train = config.data, config.train
-    if not train.encode_once:
+    # What is dropped would depend on what is read together.
+    if not train.encode_once or (config.encoder.dropout and not config.encoder.trainable):
         return 1
     tokens = data.tokens_per_micro_batch or train.micro_batch * data.max_source_tokens
     size = DTYPES[config.model.dtype].itemsize

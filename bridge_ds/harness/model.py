@@ -111,7 +111,8 @@ class BridgeLM(LM):
         model, self.tokenizers, self.checkpoint = load_trained(
             self.run, self.config, device_map, self._say, max_memory, checkpoint
         )
-        self._device = model.device
+        with model.llm.alone(not bridge):
+            self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:

@@ -39,7 +39,7 @@ class Source:
     config: BridgeConfig
     """What the bridge is."""
     tensors: Callable[[], list[Path]]
-    """Gives bridge.safetensors and those of a trained encoder and of LoRA, fetched where they lie on the hub."""
+    """Gives bridge.safetensors and those of a trained encoder, LLM or LoRA, fetched where they lie on the hub."""
     generation: dict[str, Any]
     """Options of transformers' GenerationConfig that belong to the bridge."""
     card: Callable[[BridgeConfig], str]
@@ -129,8 +129,8 @@ def _of_checkpoint(
 
 def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> Source:
     def tensors() -> list[Path]:
-        wanted = {"fusion": True, "encoder": bool(shared.encoder_training), "llm": bool(shared.lora)}
-        files = [layout.TRAINED[part] for part, there in wanted.items() if there]
+        parts = (layout.ENCODER, shared.encoder_training), (layout.LLM, shared.llm_training), (layout.LORA, shared.lora)
+        files = [layout.BRIDGE, *(file for file, there in parts if there)]
         found = []
         for file in files:
             path = _file(name, file, revision, hub)
