@@ -130,6 +130,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("train.micro_batch",),
         _when(lambda c: c.data.tokens_per_micro_batch > 0, "data.tokens_per_micro_batch cuts micro-batches"),
+        (0,),
     ),
     Rule(
         ("train.validate_every", "train.validation_samples"),
