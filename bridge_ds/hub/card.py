@@ -129,6 +129,8 @@ def _training(config: Config, checkpoint: Checkpoint) -> list[tuple[str, str]]:
     ]
     if isinstance(state.get("loss"), float):
         rows.append(("training loss", f"{state['loss']:.4f} nats a target token (mean since the save before)"))
+    if isinstance(state.get("validation_loss"), float):
+        rows.append(("loss on held-out samples", f"{state['validation_loss']:.4f} nats a target token"))
     versions = checkpoint.manifest.get("versions") or {}
     if versions:
         rows.append(("made with", ", ".join(f"{name} {number}" for name, number in versions.items())))

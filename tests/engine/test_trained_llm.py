@@ -132,4 +132,4 @@ def test_a_frozen_encoder_that_drops_resumes_exactly_however_many_are_read_toget
     model = build_model(config, tokenizers.bos_id).eval()
     with torch.no_grad():
         calm = float(model(batch)) / batch.target_tokens
-    assert abs(lines(whole)[0]["loss"] - calm) > 1e-3
+    assert abs(lines(whole)[0]["loss"] - calm) > 1e-4

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -147,7 +148,10 @@ def runs(zygote: launch.Zygote, small_run: list[str], tmp_path_factory: pytest.T
         "with": ("zero3.json", {}),
         "without": ("zero3.json", {"train__validate_every": 0}),
         # Another stage and other micro-batches, more of them than stage 3's have samples.
-        "other": ("zero2.json", {"train__micro_batch": 4, "fusion__dropout": 0, "train__lr": 0}),
+        "other": (
+            "zero2.json",
+            {"train__micro_batch": 4, "train__lr": 0, "train__steps": 2, "train__validate_every": 1},
+        ),
     }
     for name, (ds, more) in wanted.items():
         launch.succeed(begin(zygote, small_run, root / name, name, ds, **more).wait(150))
@@ -230,37 +234,41 @@ def wait_for_phase(run: Path, job: ForkedJob, phase: str, step: int) -> None:
 def test_a_validation_that_was_signalled_or_killed_is_neither_lost_nor_doubled(
     zygote: launch.Zygote, small_run: list[str], runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    whole = runs["with"]
-    for name, number in (("signalled", signal.SIGUSR2), ("killed", signal.SIGKILL)):
-        run = tmp_path / name
-        # Each micro-batch of the validation waits, so that the signal comes in its midst, and the whole of it lasts
-        # longer than a rank may stand still.
-        job = zygote.start(
-            ["--ds_config", "zero3.json", *small_run, *settings(run__output=run, run__hang_seconds=5, **SAME)],
-            2, tmp_path / f"{name}-logs", {"SLOW_VALIDATION": "0.5"},
-        )  # fmt: skip
+    """First a signal in its midst, then, as it is made up for, SIGKILL."""
+    whole, run = runs["with"], tmp_path / "run"
+
+    def slow(name: str) -> ForkedJob:
+        # Each micro-batch of the validation waits, so that there is time for that, and the whole of it lasts longer
+        # than a rank may stand still.
+        values = settings(run__output=run, run__hang_seconds=5, **SAME)
+        arguments = ["--ds_config", "zero3.json", *small_run, *values]
+        job = zygote.start(arguments, 2, tmp_path / f"{name}-logs", {"SLOW_VALIDATION": "0.5"})
         wait_for_phase(run, job, "validate", 4)
-        if number == signal.SIGKILL:
-            time.sleep(6)
-            assert job.running, job.wait(1).text[-4000:]
-            job.kill()
-        else:
-            os.kill(job.pids[1], number)
-            outcome = job.wait(60)
-            assert outcome.codes == [75, 75], outcome.text[-4000:]
-            assert "preempted after step 4 of 6, while validating" in outcome.outputs[0]
-            # The step is in the checkpoint; its line comes once its validation is there.
-            assert [line["step"] for line in lines(run)] == [1, 2, 3] and state(run, 4)["unvalidated"]
-            assert tensors(run, 4) == tensors(whole, 4)
-        launch.succeed(begin(zygote, small_run, run, f"{name}-again", "zero3.json").wait(150))
-        for key in ("step", "loss", "grad_norm", "ids_hash"):
-            assert [line[key] for line in lines(run)] == [line[key] for line in lines(whole)], key
-        for key in ("validation_loss", "validation_accuracy", "validation_samples"):
-            assert [line.get(key) for line in lines(run)] == [line.get(key) for line in lines(whole)], key
-        for step in (4, 6):
-            assert tensors(run, step) == tensors(whole, step)
-            assert state(run, step)["validation_loss"] == state(whole, step)["validation_loss"]
-            assert "unvalidated" not in state(run, step)
+        return job
+
+    job = slow("signalled")
+    time.sleep(5.5)
+    assert job.running, job.wait(1).text[-4000:]
+    os.kill(job.pids[1], signal.SIGUSR2)
+    outcome = job.wait(60)
+    assert outcome.codes == [75, 75], outcome.text[-4000:]
+    assert "preempted after step 4 of 6, while validating" in outcome.outputs[0]
+    # The step is in the checkpoint; its line comes once its validation is there.
+    assert [line["step"] for line in lines(run)] == [1, 2, 3] and state(run, 4)["unvalidated"]
+    assert tensors(run, 4) == tensors(whole, 4)
+    shutil.rmtree(run / "heartbeat")
+    job = slow("killed")
+    job.kill()
+    assert [line["step"] for line in lines(run)] == [1, 2, 3]
+    launch.succeed(begin(zygote, small_run, run, "again", "zero3.json").wait(150))
+    for key in ("step", "loss", "grad_norm", "ids_hash"):
+        assert [line[key] for line in lines(run)] == [line[key] for line in lines(whole)], key
+    for key in ("validation_loss", "validation_accuracy", "validation_samples"):
+        assert [line.get(key) for line in lines(run)] == [line.get(key) for line in lines(whole)], key
+    for step in (4, 6):
+        assert tensors(run, step) == tensors(whole, step)
+        assert state(run, step)["validation_loss"] == state(whole, step)["validation_loss"]
+        assert "unvalidated" not in state(run, step)
 
 
 @pytest.mark.slow
