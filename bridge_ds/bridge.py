@@ -19,7 +19,7 @@ from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.place import input_device
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels.rows import Rows
-from bridge_ds.llm.frozen import FrozenLLM
+from bridge_ds.llm.base import LLM
 from bridge_ds.llm.loss import nll_sum
 from bridge_ds.llm.splice import Segment, Spliced, splice
 from bridge_ds.mapping import Projector
@@ -34,11 +34,9 @@ TRAINABLE = ("fusion.", "mapping.")
 
 
 class BridgeModel(nn.Module):
-    """Two base models, frozen unless the run trains the encoder or updates of the LLM, and the bridge between them."""
+    """Two base models, frozen unless the run trains one, or updates of the LLM, and the bridge between them."""
 
-    def __init__(
-        self, encoder: Encoder, fusion: nn.Module, mapping: nn.Module, llm: FrozenLLM, bos: int | None
-    ) -> None:
+    def __init__(self, encoder: Encoder, fusion: nn.Module, mapping: nn.Module, llm: LLM, bos: int | None) -> None:
         """Args:
         bos: token id that opens the LLM's input, or none where the LLM has none.
         """
@@ -61,13 +59,14 @@ class BridgeModel(nn.Module):
         part, _, rest = name.partition(".")
         return name.startswith(TRAINABLE) or (part in ("encoder", "llm") and rest in getattr(self, part).trained)
 
-    def forward(self, batch: Batch, states: States | None = None) -> torch.Tensor:
+    def forward(self, batch: Batch, states: States | None = None, counted: bool = False) -> torch.Tensor:
         """Sum of -log p over the batch's target tokens, in nats, a float32 scalar.
 
         A batch that has its layout is computed without waiting for the device (tests/test_host_waits.py).
 
         Args:
             states: of the batch's sources, where the encoder has made them before (`train.encode_once`).
+            counted: give float32 [2], the sum and the number of target tokens that were the likeliest.
         """
         layout = self._layout(batch)
         open_BK, prompt, target = self._text(batch, with_targets=True)
@@ -75,7 +74,8 @@ class BridgeModel(nn.Module):
         embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
         # Right padding and a causal model: no real place ever sees padding, so no mask is needed.
         logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.places, use_cache=False)
-        return nll_sum(logits_NV, layout.labels)
+        nll = nll_sum(logits_NV, layout.labels)
+        return torch.stack([nll, (logits_NV.argmax(-1) == layout.labels).sum().float()]) if counted else nll
 
     def spliced(self, batch: Batch) -> Spliced:
         """[head | soft | end | prompt | target], right-padded, with labels on the targets."""
@@ -181,7 +181,7 @@ def _source_rows(batch: Batch) -> Rows | None:
     return Rows(total, len(index_M), index_M if len(index_M) < total else None)
 
 
-def build_bridge(config: Config, encoder: Encoder, llm: FrozenLLM, bos: int | None) -> BridgeModel:
+def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) -> BridgeModel:
     """Make fusion and mapping in float32 (they are their own masters) from `run.seed`, the same on every rank.
 
     Raises:

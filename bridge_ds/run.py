@@ -43,6 +43,7 @@ from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import base_identities, build_model, gathering, initialize, trainable_table
+from bridge_ds.engine.validate import make_validation
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
@@ -92,6 +93,7 @@ class Run:
         }
         if checkpoint:
             refuse_other_run(checkpoint, self.state, {})  # the base models are compared when they are there
+        self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         loader = on_all(
             lambda: make_loader(
@@ -102,6 +104,7 @@ class Run:
         # Workers start here, before the slow loading of models, and have the first steps ready when it is done; and
         # before anything goes over NCCL, see init_distributed.
         self.batches = iter(loader)
+        self.validation = make_validation(config, self.world, self.tokenizers, corpus, self.say)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
@@ -138,6 +141,8 @@ class Run:
             bad_samples=self.bad_samples,
             stop=self.stop,
             watchdog=self.watchdog,
+            validation=self.validation,
+            unvalidated=self.unvalidated,
         )
 
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:

@@ -18,12 +18,17 @@ def main(argv: list[str] | None = None) -> int:
     """Parse, resolve, build the stages, attach the hooks, fit, score, close."""
     options = parse_train(argv)
     with user_errors() as world:
+        from bridge_ds.config.effect import idle
         from bridge_ds.config.load import load_config
         from bridge_ds.config.zero import accumulation, read_ds_config, resolve_hpz, resolve_micro_batch
 
-        config = resolve_micro_batch(load_config(options.recipe, options.overrides), world.size)
+        given = load_config(options.recipe, options.overrides)
+        config = resolve_micro_batch(given, world.size)
         ds_values = resolve_hpz(read_ds_config(config.run.ds_config), world.size, world.local_size)
         accumulation(config, world.size)
+        if world.is_main:
+            for line in idle(given):
+                print(f"note: {line}", file=sys.stderr, flush=True)
         if options.dry_run:
             from bridge_ds.cli import show_plan
 

@@ -113,12 +113,16 @@ def test_no_module_hides_a_package_that_something_imports() -> None:
 
 def test_names_written_twice_agree() -> None:
     from bridge_ds.config.check import _CHOICES
+    from bridge_ds.config.effect import FUSION_OPTIONS
     from bridge_ds.frozen.load import DTYPES
     from bridge_ds.fusion import FUSIONS
     from bridge_ds.fusion.kernels import PATHS
     from bridge_ds.mapping import MAPPINGS
 
     assert set(_CHOICES["fusion.name"]) == set(FUSIONS)
+    assert {name: set(kind.OPTIONS) for name, kind in FUSIONS.items()} == {
+        name: set(keys) for name, keys in FUSION_OPTIONS.items()
+    }
     assert set(_CHOICES["mapping.kind"]) == set(MAPPINGS)
     assert set(_CHOICES["fusion.path"]) == {"auto", *PATHS}
     assert set(_CHOICES["model.dtype"]) == set(DTYPES)

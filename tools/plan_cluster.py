@@ -34,7 +34,7 @@ Known models need no download; any other is a folder with config.json. Memory is
 tests/plan; times are arithmetic on data sheets, counted operators and what is assumed of them (--utilization,
 --network-share, --launch-us): bounds, not measurements.
 """
-_OF_JOB = ("fusion", "mapping", "encoder_trained", "lora", "global_batch", "source", "prompt", "target")
+_OF_JOB = ("fusion", "mapping", "encoder_trained", "llm_trained", "lora", "global_batch", "source", "prompt", "target")
 _LIMITS = {"compute": "arithmetic is", "gather": "the network is", "launch": "launches are"}
 
 
@@ -165,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mapping", help="as mapping.kind (default: linear)")
     parser.add_argument(
         "--train-encoder", dest="encoder_trained", action="store_const", const=True, help="as encoder.trainable=true"
+    )
+    parser.add_argument(
+        "--train-llm", dest="llm_trained", action="store_const", const=True, help="as llm.trainable=true"
     )
     parser.add_argument(
         "--lora", type=positive(int, zero=True), metavar="RANK", help="as lora.rank, on all linear layers"

@@ -3,6 +3,7 @@
     step-00001000/
       bridge.safetensors      float32 masters of the bridge by parameter name, full tensors, and its buffers
       encoder.safetensors     likewise of the encoder, where it is trained
+      llm.safetensors         likewise of the LLM, where all of it is trained
       lora.safetensors        likewise of LoRA's updates of the LLM, where there are any
       optimizer.safetensors   AdamW's `exp_avg/<name>` and `exp_avg_sq/<name>`, full tensors
       state.json              step, consumed samples, optimizer step, seed, global batch, hash of the shard index
@@ -18,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,15 @@ from bridge_ds.disk import remove
 from bridge_ds.errors import CheckpointError
 
 __all__ = [
-    "BRIDGE", "FORMAT", "MANIFEST", "OPTIMIZER", "STATE", "TRAINED", "check", "check_file", "entry_of", "file_of",
-    "folders", "seal", "step_folder", "trained_files",
+    "BRIDGE", "ENCODER", "FORMAT", "LLM", "LORA", "MANIFEST", "OPTIMIZER", "STATE", "check", "check_file", "entry_of",
+    "files_of", "folders", "seal", "step_folder", "trained_files",
 ]  # fmt: skip
 
 FORMAT = 1
 """Version of this layout, in the manifest."""
 BRIDGE, OPTIMIZER, STATE, MANIFEST = "bridge.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
-TRAINED = {"encoder": "encoder.safetensors", "llm": "lora.safetensors", "fusion": BRIDGE, "mapping": BRIDGE}
-"""File of the parameters whose names begin with this part."""
+ENCODER, LLM, LORA = "encoder.safetensors", "llm.safetensors", "lora.safetensors"
+"""What may be trained beside the bridge, a file for each."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -43,15 +45,20 @@ def step_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def file_of(name: str) -> str:
-    """The file that holds the trained parameter (or the bridge's buffer) of that name."""
-    return TRAINED[name.partition(".")[0]]
+def files_of(names: Iterable[str]) -> dict[str, str]:
+    """The file of each trained parameter (or buffer of the bridge) of a model, by name.
+
+    Args:
+        names: all of the model's: where there are updates of the LLM, nothing else of it is trained.
+    """
+    names = list(names)
+    files = {"encoder": ENCODER, "llm": LORA if any(".lora_" in name for name in names) else LLM}
+    return {name: files.get(name.partition(".")[0], BRIDGE) for name in names}
 
 
 def trained_files(folder: Path) -> list[Path]:
     """The files of what was trained that are there, or must be; the bridge's first."""
-    others = sorted(set(TRAINED.values()) - {BRIDGE})
-    return [folder / BRIDGE, *(folder / name for name in others if (folder / name).is_file())]
+    return [folder / BRIDGE, *(folder / name for name in (ENCODER, LLM, LORA) if (folder / name).is_file())]
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:
@@ -97,7 +104,7 @@ def check(folder: Path) -> dict[str, Any]:
         )
     there = {each.name for each in folder.iterdir()}
     always = {BRIDGE, OPTIMIZER, STATE}
-    fault = fault_in_manifest(manifest, there, always, always | set(TRAINED.values()))
+    fault = fault_in_manifest(manifest, there, always, always | {ENCODER, LLM, LORA})
     if fault:
         raise CheckpointError(f"{path} {fault}; the file was changed or damaged.")
     try:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from bridge_ds.checkpoint.best import VALIDATION_LOSS
 from bridge_ds.checkpoint.format import step_folder
 from bridge_ds.checkpoint.save import Snapshot, gather, prune, write
 from bridge_ds.config.schema import CheckpointConfig
@@ -52,7 +54,8 @@ class CheckpointHook(Hook):
         say: Callable[[str], None],
     ) -> None:
         """Args:
-        state: constant part of state.json; step, consumed samples and the mean loss since the last save are added.
+        state: constant part of state.json; step, consumed samples, the mean loss since the last save and the step's
+            validation loss are added.
         manifest: constant part of manifest.json.
         hooks: told on_save and on_checkpoint (on rank 0's time, so only rank 0's see on_checkpoint).
         say: prints one line for the user.
@@ -98,9 +101,16 @@ class CheckpointHook(Hook):
             "start uses the one before it. If the batch is to blame, rename it back."
         )
 
-    def on_stop(self) -> None:
+    def on_stop(self, unvalidated: StepRecord | None = None) -> None:
         """Save where the ranks stand. If that fails, the newest whole checkpoint is what the next start uses."""
-        if self._last is not None and self._last["step"] != self._saved_step and not is_bad(self._last):
+        if unvalidated is not None:
+            self._last = unvalidated
+            self._losses.append(unvalidated["loss"])
+        if self._last is None or is_bad(self._last):
+            pass
+        elif unvalidated is not None:
+            self._save({"unvalidated": unvalidated})
+        elif self._last["step"] != self._saved_step:
             self._save()
         self._collect()
 
@@ -112,7 +122,8 @@ class CheckpointHook(Hook):
         if self._writer:
             self._writer.shutdown()
 
-    def _save(self) -> None:
+    def _save(self, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Begin to write a checkpoint of the last step; `more` goes into its state.json."""
         assert self._last is not None
         # At most one write is under way: waiting here is better than host memory that fills up behind a slow disk.
         self._collect()
@@ -135,8 +146,12 @@ class CheckpointHook(Hook):
             )
         finite = [loss for loss in self._losses if loss == loss]
         mean = sum(finite) / len(finite) if finite else None
-        state = self.state | {"step": step, "loss": mean}
+        state = self.state | {"step": step, "loss": mean} | dict(more)
         state |= {name: self._last[name] for name in ("consumed", "bad_samples")}
+        # By which prune() rates checkpoints, and finds the best.
+        state["best_by"] = "loss"
+        if VALIDATION_LOSS in self._last:
+            state |= {VALIDATION_LOSS: self._last[VALIDATION_LOSS], "best_by": VALIDATION_LOSS}
         self._losses, self._saved_step, self._to_prune = [], step, True
         if self._writer:
             self._under_way = _Save(step, self._writer.submit(self._write, snapshot, state))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
 from bridge_ds.checkpoint.manifest import fault_in_state
 from bridge_ds.checkpoint.state import restore_moments, trained
@@ -79,7 +80,7 @@ def find(resume: str, root: Path, say: Callable[[str], None]) -> Checkpoint | No
             )
         return None
     if resume not in ("auto", "must"):
-        return Checkpoint.read(Path(resume))
+        return Checkpoint.read(find_folder(Path(resume)))
     found = newest(root, say)
     if found is None and (resume == "must" or layout.folders(root)):
         raise CheckpointError(f"no valid checkpoint in {root}; expected one to resume; mend or empty that folder.")
@@ -120,7 +121,7 @@ def find_start(start_from: str, say: Callable[[str], None]) -> Checkpoint | None
     """
     if not start_from:
         return None
-    place = Path(start_from)
+    place = find_folder(Path(start_from))
     if (place / layout.MANIFEST).is_file():
         return Checkpoint.read(place)
     found = newest(place / "checkpoints", say)
@@ -197,7 +198,7 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
     """:func:`load_bridge` from its files.
 
     Args:
-        paths: `bridge.safetensors` first, then those of a trained encoder and of LoRA.
+        paths: `bridge.safetensors` first, then those of a trained encoder, LLM or LoRA.
         model: receives the tensors.
         remedy: what to do where a file does not fit, for the message; `{}` stands for the parts of the config.
         begin: see :func:`load_bridge`.
@@ -208,7 +209,7 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
     targets = trained_tensors(model)
     with _opened(paths) as files:
         held = {name: file for file in files for name in list(file.keys())}
-        kept = {name for name in targets if begin and name not in held and layout.file_of(name) != layout.BRIDGE}
+        kept = {name for name in targets if begin and name not in held and name.startswith(("encoder.", "llm."))}
         for name in sorted(set(held) ^ set(targets) - kept):
             where = "the file lacks it" if name in targets else "the model has none of that name"
             raise _unlike(paths, name, f"differ in {name} ({where}); expected the same parameters", remedy)
@@ -227,9 +228,9 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
 
 def _unlike(paths: Sequence[Path], name: str, what: str, remedy: str) -> CheckpointError:
     """The message about one tensor; names its file and the parts of the config that make it."""
-    part = name.partition(".")[0]
-    keys = {"encoder": "encoder", "llm": "lora"}.get(part, "fusion and mapping")
-    path = paths[0].parent / layout.TRAINED.get(part, layout.BRIDGE)
+    part, file = name.partition(".")[0], layout.files_of([name])[name]
+    keys = {"encoder": "encoder", "llm": "lora" if file == layout.LORA else "llm"}.get(part, "fusion and mapping")
+    path = paths[0].parent / file
     return CheckpointError(f"{path} and the model {what}; {remedy.format(keys)}.")
 
 

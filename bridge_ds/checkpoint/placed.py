@@ -66,11 +66,16 @@ def load_placed(
     of_encoder, of_llm = _for_each(config, device_map, hub)
     llm_options: dict[str, Any] = {**hub, **placing.llm_options, "dtype": llm_dtype}
     if placing.quantization is not None:
+        if config.llm.trainable:
+            raise ConfigError(
+                "the LLM is to be quantized, but this run trained it (llm.trainable), and what was trained is float32; "
+                "expected no quantization; split it over devices with a device map instead."
+            )
         llm_options["quantization_config"] = placing.quantization
     try:
         encoder = load_encoder(config.model, config.encoder, hub, dtype=encoder_dtype, **_where(of_encoder, max_memory))
         max_memory = place.room_beside(max_memory, encoder)
-        llm = load_llm(config.model, **llm_options, **_where(of_llm, max_memory))
+        llm = load_llm(config.model, config.llm, **llm_options, **_where(of_llm, max_memory))
         if device_map is None:
             encoder.to(place.input_device(llm.model))  # quantizers choose a device for the LLM themselves
         model = build_bridge(config, encoder, llm, bos)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.best import ranked
 from bridge_ds.checkpoint.finite import fault_in
 from bridge_ds.checkpoint.state import optimizer_step, read_moments, read_trained
 from bridge_ds.disk import remove
@@ -68,8 +69,9 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
         if temporary.exists():
             shutil.rmtree(temporary)
         temporary.mkdir(parents=True)
-        for file in dict.fromkeys(map(layout.file_of, snapshot.trained)):
-            tensors = {name: each for name, each in snapshot.trained.items() if layout.file_of(name) == file}
+        file_of = layout.files_of(snapshot.trained)
+        for file in dict.fromkeys(file_of.values()):
+            tensors = {name: each for name, each in snapshot.trained.items() if file_of[name] == file}
             save_file(tensors, temporary / file)
         save_file(snapshot.moments, temporary / layout.OPTIMIZER)
         (temporary / layout.STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
@@ -82,25 +84,15 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
 
 
 def prune(root: Path, keep: int, best: int = 0) -> list[Path]:
-    """Remove all but the `keep` newest checkpoints and the `best` of lowest training loss; returns what was removed.
+    """Remove all but the `keep` newest checkpoints and the `best` of lowest loss; returns what was removed.
 
-    `keep` = 0 keeps all. The loss is the one in state.json; a folder without it is never among the best.
+    `keep` = 0 keeps all. Which are the best: :func:`bridge_ds.checkpoint.best.ranked`.
     """
     if not keep:
         return []
     every = [path for _, path in layout.folders(root)]
-    # Newest first, so that of equal losses the newest wins.
-    rated = sorted((loss, place) for place, path in enumerate(every) if (loss := _loss(path)) is not None)
-    kept = set(range(keep)) | {place for _, place in rated[:best]}
-    old = [path for place, path in enumerate(every) if place not in kept]
+    kept = {*every[:keep], *ranked(every)[:best]}
+    old = [path for path in every if path not in kept]
     for path in old:
         remove(path)
     return old
-
-
-def _loss(folder: Path) -> float | None:
-    try:
-        loss = json.loads((folder / layout.STATE).read_text(encoding="utf-8")).get("loss")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return loss if isinstance(loss, int | float) and loss == loss else None

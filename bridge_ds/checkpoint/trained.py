@@ -1,4 +1,4 @@
-"""A trained bridge for use: both base models in this process, the newest valid checkpoint's bridge between them."""
+"""A trained bridge for use: both base models in this process, a checkpoint's bridge between them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest, refuse_other_run
 from bridge_ds.checkpoint.origin import config_in
 from bridge_ds.checkpoint.placed import Placing, load_placed
@@ -25,23 +26,27 @@ from bridge_ds.world import World
 __all__ = ["config_of", "load_trained", "open_run"]
 
 
-def open_run(run: Path, say: Callable[[str], None], overrides: Sequence[str] = ()) -> tuple[Config, Checkpoint]:
-    """A run's newest valid checkpoint, and the config to use it with.
+def open_run(
+    run: Path, say: Callable[[str], None], overrides: Sequence[str] = (), which: str = ""
+) -> tuple[Config, Checkpoint]:
+    """A run's checkpoint, and the config to use it with.
 
     Args:
         run: run folder.
         say: gets one line for each broken checkpoint that is passed over, and for each setting of the function that is
             not the checkpoint's.
         overrides: `key.path=value` over the config.
+        which: name of the checkpoint's folder, or `best`; empty = the newest valid one.
 
     Raises:
         ConfigError: no run folder, or an override that cannot be used.
         CheckpointError: no valid checkpoint.
     """
     now = load_run_config(run)
-    checkpoint = newest(run / "checkpoints", say)
+    root = run / "checkpoints"
+    checkpoint = Checkpoint.read(find_folder(root / which)) if which else newest(root, say)
     if checkpoint is None:
-        raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}; expected one; train the run first.")
+        raise CheckpointError(f"no valid checkpoint in {root}; expected one; train the run first.")
     return config_of(checkpoint, now, say, overrides), checkpoint
 
 

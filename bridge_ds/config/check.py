@@ -35,6 +35,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run.hang_seconds": (lambda v: v == 0 or v >= 5, "0, or 5 or more"),
     "encoder.lr_scale": (lambda v: v >= 0, "0 or more"),
     "encoder.weight_decay": (lambda v: v >= 0, "0 or more"),
+    "llm.lr_scale": (lambda v: v >= 0, "0 or more"),
+    "llm.weight_decay": (lambda v: v >= 0, "0 or more"),
     "lora.rank": (lambda v: v >= 0, "0 or more"),
     "lora.alpha": (lambda v: v > 0, "above 0"),
     "lora.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
@@ -66,6 +68,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.weight_decay": (lambda v: v >= 0, "0 or more"),
     "train.warmup": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "train.clip": (lambda v: v >= 0, "0 or more"),
+    "train.validate_every": (lambda v: v is None or v >= 0, "0 or more"),
+    "train.validation_samples": (lambda v: v >= 0, "0 or more"),
     "train.max_bad_steps": (lambda v: v >= 0, "0 or more"),
     "checkpoint.every": (lambda v: v >= 1, "1 or more"),
     "checkpoint.keep": (lambda v: v >= 0, "0 or more"),
@@ -107,6 +111,16 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"data.chat_template is true and data.objective is {data.objective!r}; expected task, for the rest of a "
             "text is no answer in a chat; set data.chat_template=false."
+        )
+    if config.train.validate_every and not data.validation_percent:
+        raise ConfigError(
+            f"train.validate_every is {config.train.validate_every}, but data.validation_percent is 0 and holds "
+            "nothing out; expected 1 or more of it; a run that has begun without cannot change it."
+        )
+    if config.lora.rank and config.llm.trainable:
+        raise ConfigError(
+            f"lora.rank is {config.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
+            "it trained; set one of them to 0 or false."
         )
     if config.lora.rank and importlib.util.find_spec("peft") is None:
         raise ConfigError(NO_PEFT.format(config.lora.rank))

@@ -16,7 +16,7 @@ import numpy as np
 from bridge_ds.config.schema import DataConfig
 from bridge_ds.data.index import ShardIndex, load_index, stage
 from bridge_ds.data.languages import SHARD_LANGUAGE
-from bridge_ds.data.order import BlockShuffle, mix, quotas
+from bridge_ds.data.order import MIX_BLOCK, BlockShuffle, mix, quotas
 from bridge_ds.data.reader import SampleReader
 from bridge_ds.data.store import GIB, NodeCache, is_remote, open_store
 from bridge_ds.data.table import BUCKETS
@@ -78,7 +78,7 @@ class Corpus:
         self._quota = quotas(np.array(weights))
         if not self._quota.all():
             raise ConfigError(f"data.mixture has weights {list(weights)}; expected none below 1/20,000 of their sum.")
-        self._seed = seed
+        self._seed, self._weights, self._data = seed, weights, data
         self._orders = []
         for part in self.sets:
             sizes = part.split_sizes(*self._buckets)
@@ -116,10 +116,40 @@ class Corpus:
         """
         positions = np.asarray(positions, dtype=np.int64)
         if len(self.sets) == 1:
-            sets, own = np.zeros_like(positions), positions
-        else:
-            sets, own = mix(positions, self._quota, self._seed)
-        columns = [np.empty_like(positions) for _ in range(3)]
+            return self._rows(np.zeros_like(positions), positions)
+        return self._rows(*mix(positions, self._quota, self._seed))
+
+    def once(self, limit: int = 0) -> Rows:
+        """Samples of the split, each of them once: all, or the first `limit` of each data set's order.
+
+        Args:
+            limit: samples in all, of a mixture in the ratio of the weights; a data set that has fewer gives all of its
+                own, and there are fewer then. 0 = all.
+
+        Raises:
+            DataError: as :meth:`rows`.
+        """
+        counts = np.array([order.samples for order in self._orders])
+        if limit:
+            counts = np.minimum(counts, np.diff(np.cumsum([0, *self._quota]) * limit // MIX_BLOCK))
+        sets = np.repeat(np.arange(len(counts)), counts)
+        return self._rows(sets, np.concatenate([np.arange(count) for count in counts]))
+
+    def held_out(self) -> Corpus | None:
+        """What `data.validation_percent` keeps out of training, in an order that no run's seed changes; none = nothing.
+
+        A data set too small to have a sample in it is left out.
+        """
+        first, last = 0, BUCKETS * self._data.validation_percent // 100
+        kept = [place for place, part in enumerate(self.sets) if part.split_sizes(first, last).sum()]
+        if not kept:
+            return None
+        sets, weights = [self.sets[place] for place in kept], [self._weights[place] for place in kept]
+        return Corpus(sets, weights, self._data, 0, "validation")
+
+    def _rows(self, sets: np.ndarray, own: np.ndarray) -> Rows:
+        # The samples at positions of each data set's own sequence.
+        columns = [np.empty_like(own) for _ in range(3)]
         for number in np.unique(sets).tolist():
             at = np.flatnonzero(sets == number)
             found = self._orders[number].places(own[at])

@@ -12,7 +12,7 @@ import numpy as np
 
 from bridge_ds.data.order import permute
 
-__all__ = ["deal", "deal_by_budget", "spread"]
+__all__ = ["deal", "deal_by_budget", "deal_once", "spread"]
 
 
 def deal(lengths: np.ndarray, micro_batch: int, world_size: int) -> np.ndarray:
@@ -99,6 +99,28 @@ def deal_by_budget(costs: np.ndarray, budget: int, world_size: int) -> list[list
             dealt[rank].append(order[a:b])
             load_W[rank] -= cost
     return dealt
+
+
+def deal_once(costs: np.ndarray, micro_batch: int, budget: int, world_size: int) -> list[list[np.ndarray]]:
+    """Deal any number of rows, like costs together, so that every rank has as many micro-batches as the others.
+
+    Args:
+        costs: int64 [G], any G.
+        micro_batch: most rows of a micro-batch.
+        budget: padded tokens of a micro-batch, in place of `micro_batch`; 0 = none.
+        world_size: W.
+
+    Returns:
+        [W][A] arrays of row indices, each row once. At the end some are empty.
+    """
+    order = np.argsort(costs, kind="stable")[::-1]
+    if budget:
+        cuts = _cuts(costs[order], budget)
+    else:
+        cuts = [(start, start + micro_batch) for start in range(0, len(order), micro_batch)]
+    groups = [order[a:b] for a, b in cuts]
+    groups += [order[:0]] * (-len(groups) % world_size)
+    return [groups[rank::world_size] for rank in range(world_size)]
 
 
 def spread(lengths: np.ndarray, steps: int, chunk: int, seed: int, window: int) -> np.ndarray:

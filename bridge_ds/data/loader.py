@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 
 import torch
 from torch.utils.data import DataLoader
@@ -25,7 +26,7 @@ from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.errors import BridgeError, LaunchError
 from bridge_ds.world import World
 
-__all__ = ["StepLoader", "make_loader"]
+__all__ = ["StepLoader", "held_out", "make_loader"]
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 # Slurm signals every process of a job step. Workers must outlive these, for the main process still finishes its step
@@ -132,6 +133,26 @@ def _check_languages(config: Config, tokenizers: Tokenizers, corpus: Corpus) -> 
                 tokenizers.languages.check(
                     f"the index of {part.location} (data.source_language overrides it)", language
                 )
+
+
+def held_out(config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus) -> StepBatches | None:
+    """This rank's part of the samples for validation, whatever the run's seed; none if none is held out.
+
+    Args:
+        config: the run; `train.validation_samples` is the most there are.
+        world: which rank of how many.
+        tokenizers: from `load_tokenizers`.
+        corpus: the training data.
+
+    Raises:
+        DataError: a sample cannot be read or is not what was indexed.
+    """
+    found = corpus.held_out()
+    if found is None:
+        return None
+    # Where prefix_lm splits a text depends on the seed, and validation losses of runs are to be compared.
+    config = replace(config, run=replace(config.run, seed=0))
+    return StepDataset(config, world, tokenizers, found, first_step=1).once(config.train.validation_samples)
 
 
 def _unwrap_all(items: Iterator[Parcel | BridgeError]) -> Generator[StepBatches, None, None]:

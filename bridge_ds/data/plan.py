@@ -9,7 +9,7 @@ import numpy as np
 
 from bridge_ds.config.schema import Config
 from bridge_ds.data.corpus import Corpus, Rows
-from bridge_ds.data.deal import deal, deal_by_budget, spread
+from bridge_ds.data.deal import deal, deal_by_budget, deal_once, spread
 from bridge_ds.data.order import batch_positions
 
 __all__ = ["Plan", "order_of"]
@@ -75,6 +75,16 @@ class Plan:
             return [list(part) for part in deal(lengths.sum(axis=1), self._config.train.micro_batch, world_size)]
         assert tokens_per_character is not None
         return deal_by_budget(self._tokens(lengths, *tokens_per_character), budget, world_size)
+
+    def deal_once(
+        self, rows: Rows, world_size: int, tokens_per_character: tuple[float, float, int] | None = None
+    ) -> list[list[np.ndarray]]:
+        """As :meth:`deal`, any number of rows; some of a rank's last micro-batches may be empty."""
+        costs, budget = self._corpus.lengths(rows), self._config.data.tokens_per_micro_batch
+        if not budget:
+            return deal_once(costs.sum(axis=1), self._config.train.micro_batch, 0, world_size)
+        assert tokens_per_character is not None
+        return deal_once(self._tokens(costs, *tokens_per_character), 0, budget, world_size)
 
     def _tokens(self, lengths: np.ndarray, encoder: float, llm: float, around: int) -> np.ndarray:
         # Estimated tokens of each row after cutting, int64 [G].

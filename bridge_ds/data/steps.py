@@ -71,7 +71,19 @@ class StepDataset(Dataset[Parcel | BridgeError]):
             DataError: a sample cannot be read or is not what was indexed.
         """
         rows = self._plan.rows(step)
-        groups = self._plan.deal(rows, self._world.size, self._ratios)[self._world.rank]
+        return self._made(step, rows, self._plan.deal(rows, self._world.size, self._ratios)[self._world.rank])
+
+    def once(self, limit: int) -> StepBatches:
+        """This rank's part of :meth:`Corpus.once`, as a step of number 0 that consumes them all. Ranks may run out of
+        samples: then the last micro-batches have one empty row, for all ranks must have as many.
+
+        Raises:
+            DataError: as :meth:`make`.
+        """
+        rows = self._corpus.once(limit)
+        return self._made(0, rows, self._plan.deal_once(rows, self._world.size, self._ratios)[self._world.rank])
+
+    def _made(self, step: int, rows: Rows, groups: Sequence[np.ndarray]) -> StepBatches:
         mine = np.concatenate(groups)
         found = self._tokenize(rows, mine)
         cut = {"source": 0, "prompt": 0, "target": 0}
@@ -82,7 +94,7 @@ class StepDataset(Dataset[Parcel | BridgeError]):
             if isinstance(sample, BadSample):
                 bad[sample.kind] = bad.get(sample.kind, 0) + 1
                 bad_reason = bad_reason or str(sample)
-                sample = TokenizedSample([self._tokenizers.encoder_pad_id], [], [], ())
+                sample = self._empty()
             elif step == self._first_step and not example:
                 example = self._show(sample, self._corpus.describe(rows, which))
             for name in sample.cut:
@@ -91,14 +103,20 @@ class StepDataset(Dataset[Parcel | BridgeError]):
         ends = np.cumsum([len(group) for group in groups]).tolist()
         return StepBatches(
             step=step,
-            micro=[self._collate(samples[start:end]) for start, end in zip([0, *ends], ends, strict=False)],
+            micro=[
+                self._collate(samples[start:end] or [self._empty()])
+                for start, end in zip([0, *ends], ends, strict=False)
+            ],
             ids_hash=ids_hash(rows.numbers),
-            consumed=step * self._config.train.global_batch,
+            consumed=step * self._config.train.global_batch or len(rows.numbers),
             cut=cut,
             bad=bad,
             bad_reason=bad_reason,
             example=example,
         )
+
+    def _empty(self) -> TokenizedSample:
+        return TokenizedSample([self._tokenizers.encoder_pad_id], [], [], ())
 
     def first_rows(self, count: int) -> Batch:
         """The first `count` good samples of the run's first step, the same on every rank and at every world size.

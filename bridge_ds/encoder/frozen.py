@@ -19,16 +19,28 @@ from bridge_ds.encoder.families import family_of
 from bridge_ds.encoder.trained import TrainedEncoder
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.load import DTYPES, load_complete
+from bridge_ds.frozen.train import never_drop_layers
 
 __all__ = ["FrozenEncoder", "load_encoder"]
 
 
 class FrozenEncoder(Encoder):
-    """Always in evaluation mode, never with a gradient, whatever `train()` says."""
+    """Never with a gradient, and in evaluation mode whatever `train()` says, unless its dropout is asked for."""
+
+    def __init__(self, model: Any, dropout: bool = False) -> None:
+        """Args:
+        model: frozen, whole or sharded.
+        dropout: run the model's own dropout in training (`encoder.dropout`). Each call draws anew.
+        """
+        super().__init__(model)
+        self.dropout = dropout
+        if dropout:
+            never_drop_layers(model)
+        self.train(False)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Stays in evaluation mode: `engine.train()` is recursive and would turn on the encoder's dropout."""
-        super().train(False)
+        super().train(mode and self.dropout)
         return self
 
     @torch.no_grad()
@@ -40,7 +52,8 @@ class FrozenEncoder(Encoder):
 
     @torch.no_grad()
     def encode_all(self, inputs: Sequence[Input]) -> list[States]:
-        """:meth:`forward` of several inputs, the same in every bit; a sharded layer is gathered once for all of them.
+        """:meth:`forward` of several inputs, the same in every bit unless something is dropped; a sharded layer is
+        gathered once for all of them.
 
         Memory: the states of all are there at once, (L + 1) * B * S * D * bytes of `model.dtype` for each input, and
         until the last is through the last layer what the model carries from layer to layer beside them (T5's position
@@ -91,6 +104,7 @@ def load_encoder(
     dtype = more.pop("dtype", DTYPES[config.dtype])
     options |= {**family.options, **more}
     if training is None or not training.trainable:
-        return FrozenEncoder(load_complete("encoder", name, family.loader(), dtype=dtype, **options))
+        model = load_complete("encoder", name, family.loader(), dtype=dtype, **options)
+        return FrozenEncoder(model, dropout=training is not None and training.dropout)
     model = load_complete("encoder", name, family.loader(), dtype=torch.float32, **options)
     return TrainedEncoder(model, dtype, training)

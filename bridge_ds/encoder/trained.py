@@ -13,6 +13,7 @@ import torch
 from bridge_ds.config.schema import EncoderConfig
 from bridge_ds.encoder.base import Encoder
 from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
+from bridge_ds.frozen.train import choose_trained, never_drop_layers
 
 __all__ = ["TrainedEncoder"]
 
@@ -33,15 +34,11 @@ class TrainedEncoder(Encoder):
         """
         super().__init__(model)
         self.dtype, self.dropout, self.recomputes = dtype, config.dropout, config.activation_checkpointing
-        embedding = model.get_input_embeddings().weight
-        for parameter in model.parameters():
-            parameter.requires_grad_(config.train_embeddings or parameter is not embedding)
+        choose_trained(model, config.train_embeddings)
         self.trained = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         if self.recomputes:
             enable_recomputing(model, config.dropout)
-        for module in model.modules():
-            if getattr(module, "layerdrop", 0):
-                module.layerdrop = 0.0  # ranks would run different layers (ZeRO-3 then hangs), and a state be missing
+        never_drop_layers(model)
         self.train(False)
 
     def train(self, mode: bool = True) -> TrainedEncoder:

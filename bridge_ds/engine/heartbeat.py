@@ -36,7 +36,8 @@ class Beat:
     step: int
     """The step that is being done."""
     phase: str
-    """start, data, agree, forward, backward, update (these three for each micro-batch), reduce, hooks or end."""
+    """start, data, agree, forward, backward, update (these three for each micro-batch), reduce, validate (for each
+    micro-batch), hooks or end."""
     age: float
     """Seconds in this phase, not counting time for which the whole process was stopped."""
     time: float

@@ -38,8 +38,13 @@ class Hook:
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """A checkpoint has been written and is valid (said at the end of a later step, for writing takes a while)."""
 
-    def on_stop(self) -> None:
-        """All ranks have agreed to leave early: save what is not saved. `on_end` follows."""
+    def on_stop(self, unvalidated: StepRecord | None = None) -> None:
+        """All ranks have agreed to leave early: save what is not saved. `on_end` follows.
+
+        Args:
+            unvalidated: a step that is done and was not told of by `on_step`, for its validation was broken off: that
+                comes when the run goes on.
+        """
 
     def on_not_finite(self, step: int) -> None:
         """Steps after `step` had no finite numbers, and the run ends for it: the weights of `step` may be to blame."""
@@ -69,9 +74,9 @@ class HookList(Hook):
         for hook in self.hooks:
             hook.on_save(step)
 
-    def on_stop(self) -> None:
+    def on_stop(self, unvalidated: StepRecord | None = None) -> None:
         for hook in self.hooks:
-            hook.on_stop()
+            hook.on_stop(unvalidated)
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         for hook in self.hooks:

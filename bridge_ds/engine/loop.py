@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.samples import KINDS
 from bridge_ds.engine.distributed import set_timeout
-from bridge_ds.engine.hooks import Hook, is_bad
+from bridge_ds.engine.hooks import Hook, StepRecord, is_bad
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.schedule import learning_rate
 from bridge_ds.engine.step import agree_on_data, allow_bad_samples, read_together, train_step
+from bridge_ds.engine.validate import Validation
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import BridgeError, Preempted, TrainingError
 from bridge_ds.world import World
@@ -34,6 +36,8 @@ def fit(
     bad_samples: dict[str, int] | None = None,
     stop: StopRequest | None = None,
     watchdog: Watchdog | None = None,
+    validation: Validation | None = None,
+    unvalidated: StepRecord | None = None,
 ) -> None:
     """Run the steps that `loader` yields, from `done` + 1 on.
 
@@ -41,6 +45,8 @@ def fit(
         bad_samples: bad samples left out in the steps that are done, by kind.
         stop: set by a signal; all ranks agree on it before each step.
         watchdog: told where this rank is; it looks for hangs from the second step on (the first may compile and load).
+        validation: computed after the steps for which it is due.
+        unvalidated: record of the step `done`, whose validation was broken off.
 
     Raises:
         Preempted: `stop` was set on some rank; the hooks have been told, and every rank raises it.
@@ -48,12 +54,17 @@ def fit(
             every rank).
         TrainingError: more than `train.max_bad_steps` steps in a row had a loss or gradient that is not finite.
     """
-    hooks.on_start(step=done, total_steps=config.train.steps)
+    hooks.on_start(step=done - 1 if unvalidated else done, total_steps=config.train.steps)
     bad_in_a_row = 0
     left_out = {kind: (bad_samples or {}).get(kind, 0) for kind in KINDS}
     steps = iter(loader)
     mark = watchdog.mark if watchdog else _ignore
     together = read_together(engine.module.encoder, config)
+    held_out = partial(validation.run, engine, device, together, stop, mark) if validation else None
+    tell = partial(_tell, hooks=hooks, validation=validation, run=held_out, mark=mark)
+    if unvalidated:
+        mark("validate", done)
+        tell(unvalidated)
     for step in range(done + 1, config.train.steps + 1):
         mark("data", step)
         asked = time.perf_counter()
@@ -83,17 +94,34 @@ def fit(
         bad_in_a_row = bad_in_a_row + 1 if is_bad(record) else 0
         if bad_in_a_row > config.train.max_bad_steps:
             hooks.on_not_finite(step - bad_in_a_row)
-            raise TrainingError(
-                f"step {record['step']} has loss {record['loss']} and gradient norm {record['grad_norm']} "
-                f"(global batch {record['ids_hash']}); expected finite numbers; lower train.lr, look at that batch, "
-                "or allow some with train.max_bad_steps."
-            )
-        mark("hooks")
-        hooks.on_step(record)
+            raise _not_finite(record)
+        tell(record)
         if step == done + 1 and watchdog:
             watchdog.arm()
             if config.run.hang_seconds:
                 set_timeout(config.run.hang_seconds + 60)
+
+
+def _tell(
+    record: StepRecord,
+    hooks: Hook,
+    validation: Validation | None,
+    run: Callable[[], dict[str, Any] | None] | None,
+    mark: Callable[[str], None],
+) -> None:
+    """Tell the hooks of a step that is done, with its validation where one is due.
+
+    Raises:
+        Preempted: that was broken off.
+    """
+    if validation and run and validation.is_due(record["step"]):
+        found = run()
+        if found is None:
+            hooks.on_stop(record)
+            raise Preempted(f"preempted after step {record['step']} of {validation.total_steps}, while validating")
+        record |= found
+    mark("hooks")
+    hooks.on_step(record)
 
 
 def _ignore(phase: str, step: int | None = None) -> None:
@@ -105,3 +133,11 @@ def _next(steps: Iterator[StepBatches]) -> tuple[StepBatches | None, BridgeError
         return next(steps), None
     except BridgeError as error:
         return None, error
+
+
+def _not_finite(record: StepRecord) -> TrainingError:
+    return TrainingError(
+        f"step {record['step']} has loss {record['loss']} and gradient norm {record['grad_norm']} "
+        f"(global batch {record['ids_hash']}); expected finite numbers; lower train.lr, look at that batch, or allow "
+        "some with train.max_bad_steps."
+    )

@@ -61,8 +61,8 @@ def build_model(
         _prepare_hpz(hpz_size(ds_values), world)
     keep_alive = _sharding(config, ds_values, "float32" if config.encoder.trainable else config.model.dtype)
     encoder = load_encoder(config.model, config.encoder)
-    keep_alive = _sharding(config, ds_values, config.model.dtype)
-    llm = load_llm(config.model)
+    keep_alive = _sharding(config, ds_values, "float32" if config.llm.trainable else config.model.dtype)
+    llm = load_llm(config.model, config.llm)
     model = build_bridge(config, encoder, llm, bos)
     model.keep_alive = keep_alive  # type: ignore[assignment]
     if ds_values is not None:
@@ -252,16 +252,20 @@ def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
 
 def _rates(name: str, config: Config) -> tuple[float, float]:
     """Weight decay of a matrix of that name, and its learning rate as a multiple of train.lr."""
-    part = name.partition(".")[0]
-    scales = {"encoder": config.encoder.lr_scale, "fusion": config.fusion.lr_scale, "llm": config.lora.lr_scale}
-    return config.encoder.weight_decay if part == "encoder" else config.train.weight_decay, scales.get(part, 1.0)
+    part, train = name.partition(".")[0], config.train
+    if part == "encoder":
+        return config.encoder.weight_decay, config.encoder.lr_scale
+    if part == "llm":
+        whole = config.llm.trainable
+        return (config.llm.weight_decay, config.llm.lr_scale) if whole else (train.weight_decay, config.lora.lr_scale)
+    return train.weight_decay, config.fusion.lr_scale if part == "fusion" else 1.0
 
 
 def trainable_table(model: BridgeModel) -> str:
     """Names, shapes, dtypes and counts of what is trained (one line for all of a base model), and counts of what is
     frozen. Call before initialize."""
     lines = [f"{'trained parameter':<46} {'shape':<16} {'dtype':<9} {'count':>12}"]
-    rest = {"encoder": "encoder, trained", "llm": "LoRA on the LLM"}
+    rest = {"encoder": "encoder, trained", "llm": "LoRA on the LLM" if model.llm.original else "LLM, trained"}
     counts = {part: [0, 0] for part in rest}
     total = 0
     for name, parameter in model.named_parameters():

@@ -24,7 +24,7 @@ from bridge_ds.errors import BridgeError, DataError
 from bridge_ds.frozen.load import DTYPES
 from bridge_ds.world import World
 
-__all__ = ["Totals", "agree_on_data", "allow_bad_samples", "read_together", "train_step"]
+__all__ = ["Totals", "agree_on_data", "allow_bad_samples", "encoded", "read_together", "train_step"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def allow_bad_samples(
     reason = next(filter(None, everyones(batches.bad_reason, world)))
     if sum(after.values()) <= allowed:
         if world.is_main:
-            print(f"left out of step {batches.step}: {reason} ({sum(after.values())} of {allowed} allowed)", flush=True)
+            place = f"step {batches.step}" if batches.step else "validation"
+            print(f"left out of {place}: {reason} ({sum(after.values())} of {allowed} allowed)", flush=True)
         return after
     counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in after.items() if count)
     more = f" (bad samples so far: {counted}; data.max_bad_samples is {allowed})" if allowed else ""
@@ -137,13 +138,13 @@ def train_step(
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)
     micro = [batch.to(device) for batch in batches.micro]
-    encoded: list[States | None] = []
+    states: list[States | None] = []
     for number, batch in enumerate(micro, start=1):
         # Said and not counted by DeepSpeed, because with a token budget the number of micro-batches differs by step.
         engine.set_gradient_accumulation_boundary(number == len(micro))
         mark("forward")
-        encoded = encoded or _encoded(engine.module, micro[number - 1 :][:together])
-        loss = engine(batch, encoded.pop(0))  # its states go once backward has read them
+        states = states or encoded(engine.module, micro[number - 1 :][:together])
+        loss = engine(batch, states.pop(0))  # its states go once backward has read them
         mark("backward")
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
         mark("update")
@@ -203,14 +204,15 @@ def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, devi
 def read_together(encoder: Encoder, config: Config) -> int:
     """Most micro-batches that a frozen encoder reads together, by the config's numbers: the same on every rank."""
     data, train = config.data, config.train
-    if not train.encode_once:
+    # What is dropped would depend on what is read together.
+    if not train.encode_once or (config.encoder.dropout and not config.encoder.trainable):
         return 1
     tokens = data.tokens_per_micro_batch or train.micro_batch * data.max_source_tokens
     size = DTYPES[config.model.dtype].itemsize
     return encoded_together(train.encode_once_gib, tokens, encoder.blocks, encoder.width, size)
 
 
-def _encoded(model: BridgeModel, micro: list[Batch]) -> list[States | None]:
+def encoded(model: BridgeModel, micro: list[Batch]) -> list[States | None]:
     """The encoder's states of each of these micro-batches; none where its own forward is to make them."""
     encoder: Any = model.encoder
     if len(micro) == 1 or encoder.by_layer is None:  # where nothing is gathered, it would only take memory

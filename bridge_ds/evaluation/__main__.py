@@ -42,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m bridge_ds.evaluation", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, type=Path, help="run folder (run.output of the training run)")
+    parser.add_argument(
+        "--checkpoint", default="", metavar="NAME",
+        help="`best` (lowest validation loss, or training loss), or a folder in RUN/checkpoints (default: the newest)",
+    )  # fmt: skip
     parser.add_argument("--tasks", "--task", help="comma-separated task names (default: those of the run's config)")
     parser.add_argument("--languages", help="comma-separated language codes (default: all of each task)")
     parser.add_argument("--limit", type=int, help="samples per task and language, 0 = all (default: the run's)")
@@ -79,7 +83,7 @@ def _score(options: argparse.Namespace, world: World) -> None:
         init_distributed(world)
     say = print if world.is_main else _nothing
     device_map = device_of(world) if options.device_map is None else options.device_map
-    config, checkpoint = open_run(options.run, say, options.overrides)
+    config, checkpoint = open_run(options.run, say, options.overrides, options.checkpoint)
     config = _asked(config, options)
     model, tokenizers, _ = load_trained(options.run, config, device_map, say, options.max_memory, checkpoint)
     say(f"scoring {checkpoint.folder}")

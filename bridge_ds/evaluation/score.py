@@ -68,7 +68,7 @@ def evaluate(
 
 def compare(
     bridge: System,
-    llm: System,
+    llm: System | None,
     tasks: Sequence[Task],
     languages: Sequence[str] = (),
     limit: int = 0,
@@ -81,6 +81,7 @@ def compare(
     """Score the bridge and the LLM alone on the same samples; arguments and errors as in :func:`evaluate`.
 
     Args:
+        llm: none = it is left out, of the results too.
         stores: of the bridge and of the LLM alone.
 
     Returns:
@@ -92,6 +93,7 @@ def compare(
     results: dict[str, Any] = {
         key: _score(system, jobs, batch, world, progress, before_batch, store)
         for key, system, store in zip(("bridge", "llm"), (bridge, llm), stores, strict=True)
+        if system is not None
     }
     for store in stores:
         store.close()

@@ -231,6 +231,8 @@ def score_run(
 ) -> dict[str, Any]:
     """Score the bridge and the LLM alone on the run's tasks: the content of evaluation.json (a collective).
 
+    Where the run trained the LLM itself, the LLM alone is left out, unless `evaluation.llm_from` names its answers.
+
     Args:
         before_batch: called before each batch on every rank; what it raises ends the scoring.
         run: run folder, where predictions go (see :mod:`bridge_ds.evaluation.predictions`) and where a scoring that was
@@ -256,10 +258,15 @@ def score_run(
         for with_bridge in (True, False)
     )  # fmt: skip
     stores = _stores(config, run, checkpoint, base)
+    alone = model.llm.original or bool(wanted.llm_from)
+    if not alone and world.is_main:
+        print(
+            "the LLM alone is not scored, for this run trained it; evaluation.llm_from=RUN takes another run's answers"
+        )
     tasks = find_tasks(wanted.tasks, wanted.data)
     results = compare(
         bridge,
-        llm,
+        llm if alone else None,
         tasks,
         wanted.languages,
         wanted.limit,
@@ -306,6 +313,8 @@ def _stores(
     shared |= {"base": {key: base[key] for key in ("llm", "llm_tokenizer") if key in base}} if base else {}
     parts = ("encoder", "lora", "fusion", "mapping", "data", "train")
     trained = {part: values[part] for part in parts} | {"checkpoint": checkpoint, "base": dict(base or {})}
+    if config.llm.trainable:
+        trained["llm"] = values["llm"]
     folder = None if run is None else run / "evaluation"
     seed = config.run.seed
     return (

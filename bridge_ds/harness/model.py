@@ -46,6 +46,7 @@ class BridgeLM(LM):
         self,
         run: str = "",
         *,
+        checkpoint: str = "",
         bridge: bool = True,
         prompt: bool | None = None,
         end_token: bool | None = None,
@@ -63,6 +64,7 @@ class BridgeLM(LM):
     ) -> None:
         """Args:
         run: run folder; its newest valid checkpoint is loaded.
+        checkpoint: `best`, or a folder in its checkpoints/, in place of the newest.
         bridge: False = the LLM alone, which reads the context itself: the baseline on the same samples.
         prompt: the LLM reads the context itself beside the soft prompt (default: the run's data.augment_prompt).
         end_token: an answer is scored with the end token after it (default: as data.target_end for objective `task`,
@@ -100,13 +102,13 @@ class BridgeLM(LM):
         self.auto = str(batch_size).startswith("auto")
         self.batch_size = (max_batch_size or AUTO_BATCH) if self.auto else int(batch_size)
         self.run = Path(expand("run", run))  # no shell expands what stands behind a comma
-        self.config, checkpoint = open_run(self.run, self._say)
+        self.config, found = open_run(self.run, self._say, which=checkpoint)
         data = self.config.data
         side = truncation_side or side_of(data)
         one_of("truncation_side in --model_args", side, tuple(LOST))
         self.window = window or max(1, data.max_target_tokens - 1)
         model, self.tokenizers, self.checkpoint = load_trained(
-            self.run, self.config, device_map, self._say, max_memory, checkpoint
+            self.run, self.config, device_map, self._say, max_memory, found
         )
         self.options = Options(
             bridge=bridge,
@@ -118,7 +120,8 @@ class BridgeLM(LM):
             frame=frame_of(self.tokenizers.llm, data.chat_template, data.system_prompt),
         )
         self._set_language(language)
-        self._device = model.device
+        with model.llm.alone(not bridge):
+            self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
 
     @classmethod

@@ -108,12 +108,10 @@ def _usage() -> str:
 
 
 def _also_trained(shared: BridgeConfig) -> str:
-    encoder, lora = bool(shared.encoder_training), bool(shared.lora)
-    if not encoder and not lora:
-        return "Both are frozen."
-    own = f"`{layout.TRAINED['encoder']}` holds the encoder's weights" if encoder else ""
-    updates = f"`{layout.TRAINED['llm']}` holds low-rank updates of the LLM" if lora else ""
-    return f"Trained along with it: {' and '.join(part for part in (own, updates) if part)}."
+    parts = [f"`{layout.ENCODER}` holds the encoder's weights"] if shared.encoder_training else []
+    parts += [f"`{layout.LLM}` holds the LLM's weights"] if shared.llm_training else []
+    parts += [f"`{layout.LORA}` holds low-rank updates of the LLM"] if shared.lora else []
+    return f"Trained along with it: {' and '.join(parts)}." if parts else "Both are frozen."
 
 
 def _training(config: Config, checkpoint: Checkpoint) -> list[tuple[str, str]]:
@@ -134,6 +132,8 @@ def _training(config: Config, checkpoint: Checkpoint) -> list[tuple[str, str]]:
     ]
     if isinstance(state.get("loss"), float):
         rows.append(("training loss", f"{state['loss']:.4f} nats a target token (mean since the save before)"))
+    if isinstance(state.get("validation_loss"), float):
+        rows.append(("loss on held-out samples", f"{state['validation_loss']:.4f} nats a target token"))
     versions = checkpoint.manifest.get("versions") or {}
     if versions:
         rows.append(("made with", ", ".join(f"{name} {number}" for name, number in versions.items())))

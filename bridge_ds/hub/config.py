@@ -16,6 +16,7 @@ MODEL_TYPE = "bridge_ds"
 """`model_type` in config.json."""
 _NOT_SHARED = {
     "encoder": ("lr_scale", "weight_decay", "dropout", "activation_checkpointing"),
+    "llm": ("lr_scale", "weight_decay", "dropout"),
     "lora": ("dropout", "lr_scale"),
     "fusion": ("path", "lr_scale"),
     "mapping": ("calibrate",),
@@ -55,6 +56,8 @@ class BridgeConfig(PreTrainedConfig):
     """Keys of the recipe's `mapping:` part."""
     encoder_training: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the recipe's `encoder:` part where the encoder was trained too; empty = it was frozen."""
+    llm_training: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of the recipe's `llm:` part where all of the LLM was trained too; empty = it was frozen."""
     lora: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the recipe's `lora:` part where the LLM has updates; empty = it has none."""
     augment_prompt: bool = False
@@ -107,7 +110,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         part: {key: value for key, value in values[part].items() if key not in left_out}
         for part, left_out in _NOT_SHARED.items()
     }
-    training, lora = parts.pop("encoder"), parts.pop("lora")
+    training, llm, lora = parts.pop("encoder"), parts.pop("llm"), parts.pop("lora")
     return BridgeConfig(
         encoder=config.model.encoder,
         llm=config.model.llm,
@@ -118,6 +121,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         **{key: values["data"][key] for key in _DATA},
         truncation_side=side_of(config.data),
         encoder_training=training if config.encoder.trainable else {},
+        llm_training=llm if config.llm.trainable else {},
         lora=lora if config.lora.rank else {},
         architectures=["BridgeForCausalLM"],
         **parts,
@@ -148,6 +152,7 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
                 "trust_remote_code": trust_remote_code,
             },
             "encoder": config.encoder_training,
+            "llm": config.llm_training,
             "lora": config.lora,
             "fusion": config.fusion,
             "mapping": config.mapping,

@@ -187,8 +187,8 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
         """Write config.json, generation_config.json, bridge.safetensors and README.md (the model card).
 
         These are some tens of MB: the base models are not copied; config.json names them and holds their hashes. A
-        trained encoder is written too (encoder.safetensors), and LoRA's updates (lora.safetensors). Loaded and saved
-        again, the bytes are the same.
+        trained encoder or LLM is written too (encoder.safetensors, llm.safetensors), and LoRA's updates
+        (lora.safetensors). Loaded and saved again, the bytes are the same.
 
         Args:
             save_directory: made if absent.

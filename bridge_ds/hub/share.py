@@ -39,9 +39,11 @@ def write_folder(model: Any, folder: Path, card: str | None = None) -> None:
         raise CheckpointError(f"{fault}; expected finite numbers; nothing was written: export another checkpoint.")
 
     files: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in trained_tensors(model.bridge).items():
+    trained = trained_tensors(model.bridge)
+    file_of = layout.files_of(trained)
+    for name, tensor in trained.items():
         assert tensor.dtype == torch.float32, name
-        files.setdefault(layout.file_of(name), {})[name] = tensor.detach().cpu().contiguous()
+        files.setdefault(file_of[name], {})[name] = tensor.detach().cpu().contiguous()
     try:
         real(folder).mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.checkpoint.origin import config_in
@@ -40,7 +41,7 @@ class Source:
     config: BridgeConfig
     """What the bridge is."""
     tensors: Callable[[], list[Path]]
-    """Gives bridge.safetensors and those of a trained encoder and of LoRA, fetched where they lie on the hub."""
+    """Gives bridge.safetensors and those of a trained encoder, LLM or LoRA, fetched where they lie on the hub."""
     generation: dict[str, Any]
     """Options of transformers' GenerationConfig that belong to the bridge."""
     card: Callable[[BridgeConfig], str]
@@ -59,7 +60,7 @@ def open_source(
     """Find a bridge.
 
     Args:
-        name: run folder, checkpoint folder (`step-...`), exported folder, or hub id.
+        name: run folder, checkpoint folder (`step-...`, or `RUN/checkpoints/best`), exported folder, or hub id.
         revision: of the hub repository.
         hub: HUB_OPTIONS.
         config: what the bridge is, where that is known already (AutoModelForCausalLM hands it over).
@@ -68,7 +69,7 @@ def open_source(
         ConfigError: nothing of that kind is there.
         CheckpointError: a run without a valid checkpoint.
     """
-    folder = Path(name)
+    folder = find_folder(Path(name))
     if (folder / "config.yaml").is_file():
         run_config, checkpoint = open_run(folder, lambda line: _log.warning("%s", line))
         return _of_checkpoint(name, folder, checkpoint, run_config, config)
@@ -125,8 +126,8 @@ def _of_checkpoint(
 
 def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> Source:
     def tensors() -> list[Path]:
-        wanted = {"fusion": True, "encoder": bool(shared.encoder_training), "llm": bool(shared.lora)}
-        files = [layout.TRAINED[part] for part, there in wanted.items() if there]
+        parts = (layout.ENCODER, shared.encoder_training), (layout.LLM, shared.llm_training), (layout.LORA, shared.lora)
+        files = [layout.BRIDGE, *(file for file, there in parts if there)]
         found = []
         for file in files:
             path = _file(name, file, revision, hub)

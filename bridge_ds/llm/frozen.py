@@ -1,32 +1,28 @@
-"""The frozen English LLM: embeds text, predicts at chosen places, keeps its prefix cache while labels are scored.
-
-Letters: B batch, X spliced length, H LLM width, V vocabulary, N places predicted.
-"""
+"""The frozen English LLM, and loading of an LLM of either kind."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
-from bridge_ds.compat import masks_known
 from bridge_ds.config.names import resolve
-from bridge_ds.config.schema import ModelConfig
+from bridge_ds.config.schema import LlmConfig, ModelConfig
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
+from bridge_ds.llm.base import LLM
+from bridge_ds.llm.trained import TrainedLLM
 
 __all__ = ["FrozenLLM", "load_llm"]
 
 
-class FrozenLLM(nn.Module):
+class FrozenLLM(LLM):
     """Always in evaluation mode, its own weights never with a gradient; gradients pass through to the soft prompt."""
 
     def __init__(self, model: Any, activation_checkpointing: bool = False) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model)
         self.activation_checkpointing = activation_checkpointing
         self.trained: frozenset[str] = frozenset()
         """Names of the parameters that LoRA has added (:func:`bridge_ds.llm.lora.add_lora`)."""
@@ -57,63 +53,13 @@ class FrozenLLM(nn.Module):
             for layer in updated:
                 layer.enable_adapters(True)
 
-    @property
-    def width(self) -> int:
-        """H."""
-        return int(self.model.get_input_embeddings().embedding_dim)
 
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding table."""
-        return int(self.model.get_input_embeddings().num_embeddings)
-
-    def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """[B, K] ids -> [B, K, H], with whatever scale the model's own embedding module applies (Gemma)."""
-        return self.model.get_input_embeddings()(ids)
-
-    def logits_at(self, embeds_BXH: torch.Tensor, places_N: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
-        """Run the model and its vocabulary projection at the chosen places only.
-
-        Args:
-            embeds_BXH: input embeddings.
-            places_N: flat places among B x X whose next token is wanted.
-            options: passed to the model (attention_mask, position_ids, past_key_values, use_cache).
-
-        Returns:
-            logits [N, V] in the order of the places, and the model's whole output.
-        """
-        known = masks_known(padded=False) if options.get("attention_mask") is None else nullcontext()
-        with known, _projecting_only(self.model.get_output_embeddings(), places_N):
-            output = self.model(inputs_embeds=embeds_BXH, return_dict=True, **options)
-        return output.logits[0], output
-
-
-@contextmanager
-def _projecting_only(head: nn.Module, places_N: torch.Tensor) -> Iterator[None]:
-    """While open, `head` sees [1, N, H] instead of [B, X, H].
-
-    Full logits (B x X x V) are the memory peak of training. A hook on the module itself, and not `lm_head.weight`
-    read by name, is right for every architecture (soft caps and scales act on what comes out) and under ZeRO-3,
-    where the weight has no elements outside the module's own forward (huggingface/trl#3368).
-    """
-
-    def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden_MH = args[0].flatten(0, 1)
-        # The head of an LLM that is split lies on another device than its input.
-        return (hidden_MH.index_select(0, places_N.to(hidden_MH.device))[None], *args[1:])
-
-    handle = head.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def load_llm(config: ModelConfig, **options: Any) -> FrozenLLM:
-    """Load `model.llm` in `model.dtype`, frozen.
+def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: Any) -> LLM:
+    """Load `model.llm`: frozen in `model.dtype`, or to be trained in float32.
 
     Args:
         config: which, and how.
+        training: whether it is trained, and what of it.
         options: more of `from_pretrained` (device_map, quantization_config, token); they win.
 
     Raises:
@@ -121,15 +67,19 @@ def load_llm(config: ModelConfig, **options: Any) -> FrozenLLM:
     """
     from transformers import AutoModelForCausalLM
 
+    dtype = options.pop("dtype", DTYPES[config.dtype])
+    trained = training is not None and training.trainable
     model = load_complete(
         "LLM",
         resolve(config.llm),
         AutoModelForCausalLM.from_pretrained,
         **{
-            "dtype": DTYPES[config.dtype],
+            "dtype": torch.float32 if trained else dtype,
             "revision": config.llm_revision,
             "trust_remote_code": config.trust_remote_code,
             **options,
         },
     )
+    if training is not None and trained:
+        return TrainedLLM(model, dtype, training, config.activation_checkpointing)
     return FrozenLLM(model, config.activation_checkpointing)

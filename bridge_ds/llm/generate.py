@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.llm.frozen import FrozenLLM
+from bridge_ds.llm.base import LLM
 from bridge_ds.llm.score import read_prefix
 from bridge_ds.llm.splice import Spliced
 
@@ -19,7 +19,7 @@ __all__ = ["cut_at", "end_ids", "generate", "positions_of"]
 
 @torch.no_grad()
 def generate(
-    llm: FrozenLLM,
+    llm: LLM,
     prefix: Spliced,
     ends: Collection[int],
     most: int,

@@ -7,12 +7,13 @@ import torch
 from bridge_ds.config.check import NO_PEFT
 from bridge_ds.config.schema import LoraConfig
 from bridge_ds.errors import ConfigError
+from bridge_ds.llm.base import LLM
 from bridge_ds.llm.frozen import FrozenLLM
 
 __all__ = ["add_lora"]
 
 
-def add_lora(llm: FrozenLLM, config: LoraConfig, seed: int) -> None:
+def add_lora(llm: LLM, config: LoraConfig, seed: int) -> None:
     """Put updates that are zero so far beside the LLM's matrices, in float32 (they are their own masters).
 
     Args:
@@ -25,6 +26,7 @@ def add_lora(llm: FrozenLLM, config: LoraConfig, seed: int) -> None:
     """
     if not config.rank:
         return
+    assert isinstance(llm, FrozenLLM), "lora.rank and llm.trainable exclude each other"
     try:
         import peft
     except ImportError:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bridge_ds.frozen.place import is_split
-from bridge_ds.llm.frozen import FrozenLLM
+from bridge_ds.llm.base import LLM
 from bridge_ds.llm.splice import Spliced
 
 __all__ = ["read_prefix", "score_and_begin", "score_choices", "score_labels"]
@@ -21,7 +21,7 @@ _ROWS = 1024
 
 
 @torch.no_grad()
-def score_labels(llm: FrozenLLM, prefix: Spliced, labels: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def score_labels(llm: LLM, prefix: Spliced, labels: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Likelihood and greedy match of each label: :func:`score_choices` with the same choices in each row.
 
     Args:
@@ -38,7 +38,7 @@ def score_labels(llm: FrozenLLM, prefix: Spliced, labels: Sequence[Sequence[int]
 
 @torch.no_grad()
 def score_choices(
-    llm: FrozenLLM, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]
+    llm: LLM, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Likelihood and greedy match of each row's own choices; see :func:`score_and_begin`."""
     return score_and_begin(llm, prefix, choices)[:2]
@@ -46,7 +46,7 @@ def score_choices(
 
 @torch.no_grad()
 def score_and_begin(
-    llm: FrozenLLM,
+    llm: LLM,
     prefix: Spliced,
     choices: Sequence[Sequence[Sequence[int]]],
     any_of: Callable[[bool], bool] = bool,
@@ -91,7 +91,7 @@ def score_and_begin(
     return log_p_R + log_p_RT.sum(-1), greedy_R & greedy_RT.all(-1), begins
 
 
-def read_prefix(llm: FrozenLLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
+def read_prefix(llm: LLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
     """Logits [B, V] of the first token after the prefix, and the cache."""
     rows, length = prefix.mask_BX.shape
     last_B = torch.arange(1, rows + 1, device=prefix.mask_BX.device) * length - 1
@@ -112,7 +112,7 @@ def _look_up(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> tuple[torch.Tensor
 
 
 def _read_choices(
-    llm: FrozenLLM, prefix: Spliced, row_R: torch.Tensor, ids_RT: torch.Tensor, real_RT: torch.Tensor, cache: object
+    llm: LLM, prefix: Spliced, row_R: torch.Tensor, ids_RT: torch.Tensor, real_RT: torch.Tensor, cache: object
 ) -> torch.Tensor:
     """Logits [N, V] after each choice token that has another behind it; the prefix is copied in the cache, not run."""
     # Each layer's part of the cache is on that layer's device; only indices on the CPU select from any.

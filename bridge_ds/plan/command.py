@@ -23,7 +23,7 @@ _LAUNCHERS = (
 """Parameters of the LLM up to which a script of slurm/ is named, and the recipe that such runs begin with. The scripts
 differ in name, nodes and recipe alone; the recipe of train_1b.sh is the paper's XNLI run, which is not any 1B run."""
 _WHAT = ("model.encoder", "model.llm", "fusion.name", "mapping.kind", "lora.rank", "encoder.trainable",
-         "data.augment_prompt")  # fmt: skip
+         "llm.trainable", "data.augment_prompt")  # fmt: skip
 """Settings that make it another run, and not the same one in other batches or on other nodes."""
 
 
@@ -63,7 +63,8 @@ def command(job: Job, ds_config: str, recipe: str = "") -> str:
 
 def _name(job: Job) -> str:
     parts = [job.encoder.name, job.llm.name, job.fusion, job.mapping]
-    parts += ["trained-encoder"] * job.encoder_trained + [f"lora{job.lora}"] * (job.lora > 0)
+    parts += ["trained-encoder"] * job.encoder_trained + ["trained-llm"] * job.llm_trained
+    parts += [f"lora{job.lora}"] * (job.lora > 0)
     parts += ["prompt"] * (job.prompt > 0)
     return "_".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
 
@@ -89,6 +90,7 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
         "fusion.feedforward": job.feedforward,
         "lora.rank": job.lora,
         "encoder.trainable": job.encoder_trained,
+        "llm.trainable": job.llm_trained,
         "encoder.activation_checkpointing": job.encoder_checkpointing,
         "data.augment_prompt": job.prompt > 0,
         "data.tokens_per_micro_batch": 0,

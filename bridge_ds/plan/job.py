@@ -76,6 +76,8 @@ class Job:
     """The encoder is trained too, its embeddings included (encoder.trainable)."""
     encoder_checkpointing: bool = False
     """Its layers are computed again in backward (encoder.activation_checkpointing)."""
+    llm_trained: bool = False
+    """All of the LLM is trained too, its embeddings included (llm.trainable)."""
     lora: int = 0
     """Rank of LoRA's updates of all linear layers of the LLM (lora.rank)."""
     encode_once: bool = False
@@ -103,7 +105,7 @@ class Job:
     @property
     def frozen(self) -> int:
         """Parameters of both models that are not trained."""
-        return self.encoder.parameters * (not self.encoder_trained) + self.llm.parameters
+        return self.encoder.parameters * (not self.encoder_trained) + self.llm.parameters * (not self.llm_trained)
 
     @property
     def encoder_bytes(self) -> int:
@@ -111,9 +113,14 @@ class Job:
         return 4 if self.encoder_trained else self.bytes
 
     @property
+    def llm_bytes(self) -> int:
+        """Bytes of a weight of the LLM, likewise."""
+        return 4 if self.llm_trained else self.bytes
+
+    @property
     def weights(self) -> int:
-        """Bytes of both models' weights, the encoder's also where it is trained."""
-        return self.encoder.parameters * self.encoder_bytes + self.llm.parameters * self.bytes
+        """Bytes of both models' weights, also of one that is trained."""
+        return self.encoder.parameters * self.encoder_bytes + self.llm.parameters * self.llm_bytes
 
     @property
     def spliced(self) -> int:
@@ -174,7 +181,8 @@ def bridge_parameters(job: Job) -> int:
 
 def trained_parameters(job: Job) -> int:
     """All trained parameters."""
-    return bridge_parameters(job) + job.encoder.parameters * job.encoder_trained
+    models = job.encoder.parameters * job.encoder_trained + job.llm.parameters * job.llm_trained
+    return bridge_parameters(job) + models
 
 
 def planned(config: Config, nodes: int, gpus: int) -> Job:
@@ -201,8 +209,9 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         checkpointing=config.model.activation_checkpointing,
         encoder_trained=config.encoder.trainable,
         encoder_checkpointing=config.encoder.trainable and config.encoder.activation_checkpointing,
+        llm_trained=config.llm.trainable,
         lora=config.lora.rank,
-        encode_once=train.encode_once,
+        encode_once=train.encode_once and not config.encoder.dropout,
         encode_once_gib=train.encode_once_gib,
         **layout(read_ds_config(config.run.ds_config)),
     )

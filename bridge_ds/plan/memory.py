@@ -31,8 +31,10 @@ def memory(job: Job) -> dict[str, float]:
         "bridge and optimizer": _trained(job),
     }
     if job.encoder_trained:
-        parts["encoder and optimizer"] = _encoder_trained(job)
+        parts["encoder and optimizer"] = _model_trained(job, job.encoder.parameters)
         parts["encoder activations"] = _encoder_activations(job)
+    if job.llm_trained:
+        parts["LLM and optimizer"] = _model_trained(job, job.llm.parameters)
     found = {name: size / GIB for name, size in parts.items()}
     total = sum(found.values())
     if not job.copies:
@@ -47,9 +49,9 @@ def host_gib(job: Job) -> dict[str, float]:
     if job.stage == 2:
         loading = job.weights * job.gpus
     else:
-        loading = max(PART, job.encoder.embedding * job.encoder_bytes, job.llm.embedding * job.bytes)
+        loading = max(PART, job.encoder.embedding * job.encoder_bytes, job.llm.embedding * job.llm_bytes)
     found = {"while loading": loading / GIB}
-    if job.encoder_trained:
+    if job.encoder_trained or job.llm_trained:
         found["while saving, rank 0"] = 12 * trained_parameters(job) / GIB
     if job.offload:
         found["offloaded weights"] = job.weights / job.ranks * job.gpus / GIB
@@ -65,10 +67,10 @@ def _frozen(job: Job) -> float:
     return whole / job.ranks + (whole / job.gpus if job.hpz and job.nodes > 1 else 0)
 
 
-def _encoder_trained(job: Job) -> float:
+def _model_trained(job: Job, parameters: int) -> float:
     # Parameter, gradient and two moments, float32. Stage 2 holds the parameters whole beside its share's master; hpZ a
     # second copy of the shards in each node. With offload_param the device still has its share's master.
-    whole = 4 * job.encoder.parameters
+    whole = 4 * parameters
     if job.stage == 2:
         return whole + 4 * whole / job.ranks
     return 4 * whole / job.ranks + (whole / job.gpus if job.hpz and job.nodes > 1 else 0)
@@ -94,7 +96,7 @@ def _dealing(job: Job) -> float:
     encoder, llm, shards = job.encoder, job.llm, job.ranks if job.stage == 3 else 1
     return max(
         encoder.parameters * job.encoder_bytes / shards + 3 * encoder.embedding * job.encoder_bytes,
-        job.weights / shards + 3 * llm.embedding * job.bytes,
+        job.weights / shards + 3 * llm.embedding * job.llm_bytes,
     )
 
 
@@ -102,19 +104,19 @@ def _gathered(job: Job) -> float:
     if job.stage == 2 or (job.ranks == 1 and not job.offload):
         return 0.0  # one rank's share is the tensor itself
     encoder, llm, sizes = job.encoder, job.llm, job.sizes
-    layer = max(encoder.layer * job.encoder_bytes, llm.layer * job.bytes)
+    layer = max(encoder.layer * job.encoder_bytes, llm.layer * job.llm_bytes)
     # What is fetched ahead has its flat buffer only.
     room = max(0, sizes["stage3_max_live_parameters"] - max(encoder.layer, llm.layer))
-    ahead = min(sizes["stage3_prefetch_bucket_size"], room) * job.encoder_bytes
+    ahead = min(sizes["stage3_prefetch_bucket_size"], room) * max(job.encoder_bytes, job.llm_bytes)
     # Before a layer is released the largest thing may come: a table as one tensor, with the backend's copy of it, or a
     # layer, whose tensors are cut out of one flat buffer as new ones (DeepSpeed's AllGatherCoalescedHandle.wait).
-    table = (1 + job.copies) * max(encoder.embedding * job.encoder_bytes, llm.embedding * job.bytes)
+    table = (1 + job.copies) * max(encoder.embedding * job.encoder_bytes, llm.embedding * job.llm_bytes)
     entering = max(table, 2 * layer) + layer + ahead
     # At the turn from forward to backward: the projection, and the layers whose next use lies within the reuse
     # distance, which passes the projection twice.
     reuse = max(0, sizes["stage3_max_reuse_distance"] - 2 * llm.embedding)
-    again = min(llm.layers, math.ceil(reuse / (2 * llm.layer))) * llm.layer * job.bytes
-    turning = (1 + job.copies) * llm.embedding * job.bytes + again + ahead
+    again = min(llm.layers, math.ceil(reuse / (2 * llm.layer))) * llm.layer * job.llm_bytes
+    turning = (1 + job.copies) * llm.embedding * job.llm_bytes + again + ahead
     return min((1 + max(job.copies, 1)) * job.weights, max(entering, turning))
 
 
@@ -143,12 +145,16 @@ def _activations(job: Job) -> float:
     # Each updated matrix casts its input to float32, for itself.
     inputs = (3 + (2 if llm.gated else 1)) * llm.width + llm.q + llm.ffn + llm.matrices * job.lora
     updates = 4 * inputs if job.lora else 0
+    # A trained matrix keeps its input, cast to the model's dtype by autocast, for itself.
+    updates += inputs * job.bytes if job.llm_trained else 0
     layer = tokens * (8 * llm.width + attention + mlp + updates)
     # Backward of one layer holds the gradients of its widest tensors beside what it has kept.
     work = tokens * (2 * llm.ffn + 2 * llm.width) * job.bytes
     if job.checkpointing:
         return llm.layers * tokens * llm.width * job.bytes + layer + work
-    return llm.layers * layer + work
+    # Under stage 2 autocast's copies of trained matrices live as long.
+    copies = llm.layers * llm.layer * job.bytes if job.llm_trained and job.stage == 2 and job.bytes < 4 else 0
+    return llm.layers * layer + work + copies
 
 
 def _bridge_activations(job: Job) -> float:

@@ -15,7 +15,7 @@ LLM_BACKWARD = 60
 RECOMPUTED = 36
 """What computing it again in backward adds: the layer's last operators are not needed."""
 TRAINED_BACKWARD = 86
-"""Backward of a trained layer of the encoder."""
+"""Backward of a trained layer of the encoder, and as good as that of the LLM."""
 _REST = 400
 """Of a micro-batch: embeddings, masks, rotations, fusion (at most 120 with Triton's kernels), mapping, splice, head,
 loss, and the backward of these (counted roughly)."""
@@ -27,7 +27,9 @@ def operators(job: Job) -> float:
     reading = FORWARD
     if job.encoder_trained:
         reading += TRAINED_BACKWARD + (RECOMPUTED if job.encoder_checkpointing else 0)
-    writing = FORWARD + LLM_BACKWARD + (RECOMPUTED if job.checkpointing else 0)
+    writing = (
+        FORWARD + (TRAINED_BACKWARD if job.llm_trained else LLM_BACKWARD) + (RECOMPUTED if job.checkpointing else 0)
+    )
     found = job.accumulation * (encoder * reading + llm * writing + _REST)
     if job.stage == 2 or job.ranks == 1:
         return float(found)

@@ -60,13 +60,14 @@ def gathers(job: Job) -> dict[str, float]:
 
     Under stage 3 each micro-batch (with `encode_once` those that are read together) gathers the encoder once (no
     backward passes through it, unless it is trained) and each micro-batch the LLM twice; the gradients of a trained
-    encoder are reduced in each micro-batch.
+    model are reduced in each micro-batch.
     """
     reduced = 2 * 4 * bridge_parameters(job) * (job.ranks - 1) / job.ranks
-    if job.encoder_trained:
+    models = job.encoder.parameters * job.encoder_trained + job.llm.parameters * job.llm_trained
+    if models:
         # Stage 2 gathers the new parameters once a step; stage 3 with each use, below.
         times = job.accumulation + (job.stage == 2)
-        reduced += 4 * job.encoder.parameters * times * (job.ranks - 1) / job.ranks
+        reduced += 4 * models * times * (job.ranks - 1) / job.ranks
     inside, between = 0.0, reduced if job.nodes > 1 else 0.0
     if job.nodes == 1:
         inside += reduced
@@ -92,8 +93,8 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
     samples = job.micro_batch * job.accumulation
     encoder = job.encoder.layers * job.encoder.layer
     llm = job.llm.layers * job.llm.layer
-    passes = 3 if job.checkpointing else 2  # forward, activation gradients, and forward again
-    # Of a trained encoder the gradients of its weights, too.
+    # Forward, activation gradients, and forward again; of a trained model the gradients of its weights, too.
+    passes = 2 + job.checkpointing + job.llm_trained
     reading = (4 if job.encoder_checkpointing else 3) if job.encoder_trained else 1
     flops = 2 * samples * (reading * job.source * encoder + passes * job.spliced * llm)
     flops += 4 * samples * job.target * job.llm.embedding
@@ -108,5 +109,5 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
 def _gathered(job: Job) -> float:
     """Bytes of weights that a step's micro-batches gather under stage 3."""
     encoder = (2 if job.encoder_trained else 1) * job.encoder.parameters * job.encoder_bytes
-    llm = 2 * job.llm.parameters * job.bytes
+    llm = 2 * job.llm.parameters * job.llm_bytes
     return llm * job.accumulation + encoder * job.readings

@@ -119,8 +119,8 @@ class VllmWriter:
         """
         if answerer.model.bridge.llm.trained:
             raise ConfigError(
-                "this run trained updates of the LLM (lora.rank), which a vLLM server does not have; expected a run "
-                "without; leave --vllm out."
+                "this run trained the LLM (llm.trainable) or updates of the LLM (lora.rank), which a vLLM server does "
+                "not have; expected a run without; leave --vllm out."
             )
         self.answerer, self.texts, self.upstream = answerer, texts, upstream
         self.model = upstream.model()

@@ -35,6 +35,7 @@ class Console(Hook):
         self._bar: Any = None
         self._first: StepRecord | None = None
         self._recent: deque[StepRecord] = deque(maxlen=_WINDOW)
+        self._validated: list[StepRecord] = []
         self._peak_gib = 0.0
         self._cut: Counter[str] = Counter()
         self._total = self._start_step = 0
@@ -82,6 +83,9 @@ class Console(Hook):
             seconds = record.get("seconds") or 0.0
             place = f"step {record['step']:>{width}}/{self._total}"
             self.say(f"{place}  {_numbers(record)}  {seconds:.2f} s/step  {left} left")
+        if "validation_loss" in record:
+            self._validated.append(record)
+            self.say(f"step {record['step']}: {_validation(record)}")
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """Name the checkpoint."""
@@ -110,6 +114,12 @@ class Console(Hook):
             "(nats a target token)",
             f"  memory   {self._peak_gib:.2f} GiB at most, on the fullest rank",
         ]
+        if known := [record for record in self._validated if record["validation_loss"] is not None]:
+            best = min(known, key=lambda record: record["validation_loss"])
+            lines.append(
+                f"  held out {_number(known[-1]['validation_loss'], '.4f')} at step {known[-1]['step']}, lowest "
+                f"{_number(best['validation_loss'], '.4f')} at step {best['step']}"
+            )
         if last.get("skipped_steps"):
             lines.append(f"  skipped  {last['skipped_steps']} steps whose loss or gradient was not finite")
         if bad := {kind: count for kind, count in (last.get("bad_samples") or {}).items() if count}:
@@ -140,6 +150,15 @@ def _numbers(record: StepRecord) -> str:
     return (
         f"loss {_number(record.get('loss'), '.4f')}  lr {_number(record.get('lr'), '.2e')}  "
         f"grad {_number(record.get('grad_norm'), '.3g')}  {short(_mean_tokens([record]))} tokens/s{skipped}"
+    )
+
+
+def _validation(record: StepRecord) -> str:
+    accuracy = record.get("validation_accuracy")
+    right = "" if accuracy is None else f", {100 * accuracy:.1f} % of the target tokens right"
+    return (
+        f"validation loss {_number(record['validation_loss'], '.4f')} on {record.get('validation_samples')} held-out "
+        f"samples{right} ({duration(record.get('validation_seconds') or 0)})"
     )
 
 

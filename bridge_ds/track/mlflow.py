@@ -78,7 +78,7 @@ class MlflowTracker(Hook):
         """Wake the thread if this step is one of those sent."""
         # The thread starts with the first step, not in on_start: it imports much, and a DataLoader worker
         # forked in the midst of an import would inherit a lock that nobody opens.
-        if self._run is not None and (self._thread is None or self._run.is_due(record["step"])):
+        if self._run is not None and (self._thread is None or self._run.is_due(record)):
             self._start()
             self._wake.set()
 

@@ -11,6 +11,11 @@ __all__ = ["UNITS", "is_due", "numbers", "score_points"]
 
 UNITS = {
     "loss": "nats a target token",
+    "validation_loss": "nats a target token, on held-out samples",
+    "validation_accuracy": "0 to 1, of their target tokens, the likeliest one is right",
+    "validation_samples": "held-out samples, all ranks",
+    "validation_tokens": "their target tokens",
+    "validation_seconds": "s, beside the step's",
     "lr": "learning rate",
     "grad_norm": "global norm before clipping",
     "target_tokens": "LLM tokens with a loss in the step, all ranks",
@@ -31,9 +36,10 @@ UNITS = {
 """Units of the metrics; shown in the description of each run."""
 
 
-def is_due(step: int, every: int, total: int) -> bool:
-    """Whether a step is one of the points in MLflow. Pure, so that all attempts agree on which ones are."""
-    return step == 1 or step == total or step % max(1, every) == 0
+def is_due(record: StepRecord, every: int, total: int) -> bool:
+    """Whether a step is one of the points in MLflow: by its record alone, so that all attempts agree."""
+    step = record["step"]
+    return step == 1 or step == total or step % max(1, every) == 0 or "validation_loss" in record
 
 
 def numbers(record: StepRecord) -> dict[str, float]:

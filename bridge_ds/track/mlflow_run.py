@@ -84,9 +84,9 @@ class MlflowRun:
     def _state_path(self) -> Path:
         return self.folder / "mlflow.json"
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, record: StepRecord) -> bool:
         """Whether a step is one of the points in MLflow."""
-        return is_due(step, self._track.every, self._total)
+        return is_due(record, self._track.every, self._total)
 
     def open(self, facts: Mapping[str, object] | None) -> str:
         """Connect, and create the run or take it up, unless it is open. `facts` None: no new attempt.
@@ -137,7 +137,7 @@ class MlflowRun:
         last = self.state.logged_step
         for record in self._read_new():
             step = record["step"]
-            if step <= last or not self.is_due(step):
+            if step <= last or not self.is_due(record):
                 continue
             stamp = int(1000 * record.get("time", time.time()))
             points = [Metric(name, value, stamp, step) for name, value in numbers(record).items()]

@@ -83,7 +83,8 @@ class PlotHook(Hook):
 
 @_styled
 def plot_loss(records: Sequence[StepRecord], path: Path) -> None:
-    """Loss (nats a target token) above, learning rate below, over optimizer steps."""
+    """Loss (nats a target token) above, on held-out samples too where there is one, learning rate below, over optimizer
+    steps."""
     figure, (upper, lower) = _figure(4.6, 2, height_ratios=(3, 1), sharex=True)
     steps = [record["step"] for record in records]
     loss = [_float(record.get("loss")) for record in records]
@@ -94,10 +95,14 @@ def plot_loss(records: Sequence[StepRecord], path: Path) -> None:
         label = f"median of {window} steps"
         places, medians = _running_median(loss, window)
         upper.plot([steps[place] for place in places], medians, color=_COLOURS[1], linewidth=2, label=label)
-        upper.legend(loc="upper right")
     else:
-        upper.plot(steps, loss, color=_COLOURS[1], linewidth=1.8, **single)
-    upper.set(title="Training loss", ylabel="loss\n(nats per target token)")
+        upper.plot(steps, loss, color=_COLOURS[1], linewidth=1.8, label="each step", **single)
+    held_out = [(r["step"], _float(r["validation_loss"])) for r in records if "validation_loss" in r]
+    if held_out:
+        upper.plot(*zip(*held_out, strict=True), color=_COLOURS[2], linewidth=1.8, marker="o", label="held-out samples")
+    if window > 1 or held_out:
+        upper.legend(loc="upper right")
+    upper.set(title="Loss" if held_out else "Training loss", ylabel="loss\n(nats per target token)")
     finite = [value for value in loss if math.isfinite(value)]
     if finite and min(finite) >= 0:
         upper.set_ylim(bottom=0)

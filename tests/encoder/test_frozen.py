@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridge_ds.config.schema import ModelConfig
+from bridge_ds.config.schema import EncoderConfig, ModelConfig
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.errors import ConfigError
 from tests import tiny
@@ -33,3 +33,20 @@ def test_an_encoder_that_gives_other_states_is_refused(tmp_path: Path) -> None:
     encoder.model.encoder.layer.append(encoder.model.encoder.layer[0])  # a block that its config does not know
     with pytest.raises(ConfigError, match="gives 5 states; expected 4"):
         encoder(IDS, MASK)
+
+
+@pytest.mark.parametrize("kind", tiny.ENCODERS)
+def test_a_frozen_encoder_drops_where_it_is_asked_to_and_in_training_only(kind: str, tmp_path: Path) -> None:
+    config = ModelConfig(encoder=str(tiny.make_encoder(kind, tmp_path)), dtype="float32")
+    calm, dropping = (load_encoder(config, EncoderConfig(dropout=dropout)) for dropout in (False, True))
+    expected = calm.train()(IDS, MASK)[-1]
+    assert torch.equal(dropping(IDS, MASK)[-1], expected)  # as it is loaded, to be used
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        for _ in range(8):  # with M2M-100's layerdrop a state would be missing in one of three passes
+            states = dropping.train()(IDS, MASK)
+        found.append(states[-1])
+        assert not any(state.requires_grad for state in states)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(dropping.eval()(IDS, MASK)[-1], expected)

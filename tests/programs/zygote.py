@@ -5,7 +5,8 @@ all ranks have ended, {"codes": [...]}. A rank is a process group of its own, ru
 as program `evaluation`, of bridge_ds.evaluation; as a path, that file) as it stands, and writes to FOLDER/rankN.log.
 With RECORD in its environment it also appends what each finished step was trained on to the file RECORD.RANK: {"step",
 "rows"}, a row being the encoder ids of one source; with ENCODER_GATHERS how often the step gathered each parameter of
-the encoder to ENCODER_GATHERS.RANK: a list of counts. With GATHERS, see watch_gathers.py.
+the encoder to ENCODER_GATHERS.RANK: a list of counts. With GATHERS, see watch_gathers.py. With SLOW_VALIDATION each
+micro-batch of a validation waits so many seconds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import runpy
 import sys
+import time
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -26,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import transformers
 
 import bridge_ds.run
-from bridge_ds.engine import loop
+from bridge_ds.engine import loop, validate
 from bridge_ds.engine.distributed import import_deepspeed
 from bridge_ds.evaluation.__main__ import main as evaluate
 from bridge_ds.train import main
@@ -73,6 +75,17 @@ def count_encoder_gathers(path: str) -> None:
     loop.train_step = recorded
 
 
+def slow_validation(seconds: float) -> None:
+    """Leave time for a signal in the midst of a validation."""
+    real = validate.any_rank
+
+    def slow(flag: bool) -> bool:
+        time.sleep(seconds)
+        return real(flag)
+
+    validate.any_rank = slow
+
+
 def run_rank(rank: int, job: dict[str, Any]) -> None:
     os.setsid()
     log = os.open(Path(job["folder"]) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -91,6 +104,8 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
         count_gathers(f"{os.environ['GATHERS']}.{rank}")
     if "ENCODER_GATHERS" in os.environ:
         count_encoder_gathers(f"{os.environ['ENCODER_GATHERS']}.{rank}")
+    if "SLOW_VALIDATION" in os.environ:
+        slow_validation(float(os.environ["SLOW_VALIDATION"]))
     code = 1
     try:
         if job["program"].endswith(".py"):

@@ -18,7 +18,7 @@ from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
 from bridge_ds.track import mlflow as tracker_module
 from bridge_ds.track.metrics import MetricsLog
 from bridge_ds.track.mlflow import MlflowTracker, tracking_uri
-from bridge_ds.track.mlflow_points import numbers
+from bridge_ds.track.mlflow_points import is_due, numbers
 from bridge_ds.track.sync import main
 
 from .records import record, results
@@ -196,3 +196,10 @@ def test_points_are_single_finite_numbers() -> None:
     found = numbers({**record(1), "grad_norm": None})
     assert found["layer_weight/01"] == record(1)["layer_weights"][0] and found["cut/source"] == 1
     assert not {"step", "ids_hash", "grad_norm", "skipped", "peak_memory_gib_by_rank"} & set(found)
+
+
+def test_every_validation_is_a_point_whatever_track_every_is() -> None:
+    validated = record(7) | {"validation_loss": 0.5, "validation_accuracy": 0.25, "validation_samples": 9}
+    assert is_due(validated, 5, 12) and not is_due(record(7), 5, 12) and is_due(record(10), 5, 12)
+    found = numbers(validated)
+    assert (found["validation_loss"], found["validation_accuracy"], found["validation_samples"]) == (0.5, 0.25, 9.0)

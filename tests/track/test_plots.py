@@ -42,6 +42,9 @@ def test_a_finished_run_has_three_plots(tmp_path: Path) -> None:
 def test_short_and_long_runs_can_be_drawn(tmp_path: Path, steps: int) -> None:
     records = [record(step, steps) for step in range(1, steps + 1)]
     plot_loss(records, tmp_path / "loss.png")
+    without = (tmp_path / "loss.png").read_bytes()
+    plot_loss([*records[:-1], records[-1] | {"validation_loss": 0.5}], tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").read_bytes() != without
     plot_layer_weights(records, tmp_path / "layers.png")
     assert _size(tmp_path / "loss.png")[0] == _size(tmp_path / "layers.png")[0] == 1200
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bridge_ds.config.schema.data import DataConfig
-from bridge_ds.config.schema.models import EncoderConfig, FusionConfig, LoraConfig, MappingConfig, ModelConfig
+from bridge_ds.config.schema.models import (
+    EncoderConfig,
+    FusionConfig,
+    LlmConfig,
+    LoraConfig,
+    MappingConfig,
+    ModelConfig,
+)
 from bridge_ds.config.schema.runs import RunConfig, TrackConfig
 from bridge_ds.config.schema.scoring import EvaluationConfig, TaskDataConfig
 from bridge_ds.config.schema.training import CheckpointConfig, TrainConfig
@@ -17,6 +24,7 @@ __all__ = [
     "EncoderConfig",
     "EvaluationConfig",
     "FusionConfig",
+    "LlmConfig",
     "LoraConfig",
     "MappingConfig",
     "ModelConfig",
@@ -37,6 +45,8 @@ class Config:
     """Encoder and LLM."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """Training of the encoder."""
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    """Training of the LLM."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Updates of the LLM."""
     fusion: FusionConfig = field(default_factory=FusionConfig)

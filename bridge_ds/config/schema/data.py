@@ -20,7 +20,8 @@ class DataConfig:
     shuffle_shards: int = 16
     """Shards whose samples are shuffled together (the shards are shuffled too); reading stays among these."""
     validation_percent: int = 0
-    """Percent of the samples, chosen by the hash of their keys, that are kept out of training."""
+    """Percent of the samples, chosen by the hash of their keys, that are kept out of training. What the loss
+    on them is, train.validate_every says how often."""
     stage_dir: str = ""
     """Folder on each node's own disk to which all shards are copied before training (path); empty = no copy."""
     cache_dir: str = ""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EncoderConfig", "FusionConfig", "LoraConfig", "MappingConfig", "ModelConfig"]
+__all__ = ["EncoderConfig", "FusionConfig", "LlmConfig", "LoraConfig", "MappingConfig", "ModelConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The two base models, frozen unless `encoder` or `lora` say otherwise."""
+    """The two base models, frozen unless `encoder`, `llm` or `lora` say otherwise."""
 
     encoder: str = "testbed/encoder"
     """Multilingual encoder (hub id, local folder, or `testbed/encoder`); only its encoder half is loaded."""
@@ -44,10 +44,28 @@ class EncoderConfig:
     weight_decay: float = 0.1
     """AdamW's decoupled weight decay of the encoder's matrices, in place of train.weight_decay."""
     dropout: bool = False
-    """The encoder's own dropout while it is trained (yes/no; LangBridge: yes). Without it the losses depend on neither
-    ranks nor micro-batches; layers are never dropped."""
+    """The encoder's own dropout in training, whether it is trained (LangBridge: yes) or frozen (yes/no). Without it the
+    losses depend on neither ranks nor micro-batches; layers are never dropped. A frozen encoder that drops reads each
+    micro-batch by itself (no train.encode_once)."""
     activation_checkpointing: bool = False
     """Recompute the encoder's layers in the backward pass instead of keeping their activations (yes/no)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlmConfig:
+    """Whether all of the LLM is trained along with the bridge; for a few per cent of that see `lora`."""
+
+    trainable: bool = False
+    """Train the LLM's own weights too (yes/no). They are then float32 and computed on in model.dtype, 16 bytes a
+    parameter with gradient and moments. The LLM alone, as it was, is then not scored beside the bridge."""
+    train_embeddings: bool = True
+    """Train its token embeddings as well (yes/no), and with them an output head that shares their weight."""
+    lr_scale: float = 0.5
+    """Learning rate of the LLM's parameters, as a multiple of train.lr (1e-5 to 2e-5 in all is usual)."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay of the LLM's matrices, in place of train.weight_decay."""
+    dropout: bool = False
+    """The LLM's own dropout in training, where it has any (yes/no)."""
 
 
 @dataclass(frozen=True, kw_only=True)

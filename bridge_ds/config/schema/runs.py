@@ -22,8 +22,8 @@ class RunConfig:
     """Settings that may differ from those of the checkpoint that is continued (or begun with) although the bridge then
     computes or reads something else, such as [data.max_source_tokens]; every change is told and recorded."""
     start_from: str = ""
-    """Run folder (its newest checkpoint) or step folder whose trained weights this run begins with, at step 0 and with
-    a new optimizer, such as the stage before this one; empty = weights made from `seed`."""
+    """Run folder (its newest checkpoint), RUN/checkpoints/best, or step folder, whose trained weights this run begins
+    with, at step 0 and with a new optimizer, such as the stage before this one; empty = weights made from `seed`."""
     ds_config: str = "zero3.json"
     """DeepSpeed file (a path, or a name in ds_configs/)."""
     stop_signals: tuple[str, ...] = ("USR2", "TERM")

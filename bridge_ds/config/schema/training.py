@@ -39,6 +39,12 @@ class TrainConfig:
     """Multiply what is float32 beside bfloat16 models (mapping, fusion) in TF32 on GPUs that have it (yes/no)."""
     clip: float = 1.0
     """Largest global gradient norm; 0 = no clipping."""
+    validate_every: int | None = None
+    """Optimizer steps between two computations of the loss on what data.validation_percent holds out, on all ranks and
+    without dropout (the last step has one too); none = as checkpoint.every; 0 = never. Training does not change."""
+    validation_samples: int = 1024
+    """Most samples of a validation, the same ones each time and whatever run.seed is (kept as token ids in the ranks'
+    memory); 0 = all that are held out."""
     max_bad_steps: int = 0
     """Steps in a row whose loss or gradient is not finite before the run stops; each one is skipped and shown."""
 
@@ -52,6 +58,8 @@ class CheckpointConfig:
     keep: int = 2
     """Newest checkpoints kept; older ones are removed after a new one is valid. 0 keeps all."""
     keep_best: int = 1
-    """Checkpoints kept besides these for the lowest loss (training loss, mean since the save before; 0 = none)."""
+    """Checkpoints kept besides these for the lowest loss: the validation loss at that step where the run has it, else
+    the training loss, mean since the save before (0 = none). `RUN/checkpoints/best` names the best one to other
+    commands and to run.start_from."""
     max_failed_saves: int = 3
     """Saves in a row that may fail (full disk, lost folder) before the run ends; only the run's last one is retried."""

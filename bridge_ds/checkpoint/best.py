@@ -1,0 +1,61 @@
+"""Which checkpoint of a run is the best: by the loss on held-out samples, where there is one, else by training's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.checkpoint import format as layout
+from bridge_ds.errors import CheckpointError
+
+__all__ = ["BEST", "VALIDATION_LOSS", "find_folder", "ranked"]
+
+BEST = "best"
+"""`RUN/checkpoints/best` stands for the best checkpoint of a run wherever a checkpoint's folder is asked for."""
+VALIDATION_LOSS = "validation_loss"
+"""Key of it in a step's record and in state.json."""
+
+
+def ranked(folders: Sequence[Path]) -> list[Path]:
+    """Checkpoints by their loss in state.json, the best first; those that have none are left out.
+
+    Where some have a validation loss it is the one that counts, and those without are left out: a training loss is of
+    other samples. Of equal ones the first comes first.
+    """
+    states = [(path, _state(path)) for path in folders]
+    by_validation = [(state[VALIDATION_LOSS], path) for path, state in states if _is_number(state, VALIDATION_LOSS)]
+    by_training = [(state["loss"], path) for path, state in states if _is_number(state, "loss")]
+    return [path for _, path in sorted(by_validation or by_training, key=lambda found: found[0])]
+
+
+def find_folder(place: Path) -> Path:
+    """The checkpoint's folder that `place` names, `RUN/checkpoints/best` included.
+
+    Raises:
+        CheckpointError: the run has no checkpoint that says how good it is.
+    """
+    if place.name != BEST or place.exists():
+        return place
+    root = place.parent
+    # A damaged one may lack its manifest; one that is named must not be another tomorrow for that.
+    found = ranked([path for _, path in layout.folders(root) if (path / layout.MANIFEST).is_file()])
+    if not found:
+        raise CheckpointError(
+            f"{place}: no checkpoint in {root} has a loss in its {layout.STATE}; expected one; name its folder."
+        )
+    return found[0]
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((folder / layout.STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _is_number(state: dict[str, Any], key: str) -> bool:
+    value = state.get(key)
+    return isinstance(value, int | float) and value == value

@@ -1,0 +1,148 @@
+"""Settings that somebody gave and that change nothing, because of another setting: one table, told when a run starts.
+
+A setting counts as given where it differs from its default, whether a recipe or the command line said so. What no run
+could mean is refused instead (:mod:`bridge_ds.config.check`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.config.load import flatten
+from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import Config
+
+__all__ = ["FUSION_OPTIONS", "RULES", "Rule", "idle"]
+
+# Repeated here so that no torch is imported; tests/test_architecture.py keeps it equal to FUSIONS.
+FUSION_OPTIONS = {
+    "last_layer": (),
+    "global_softmax": ("path", "normalize"),
+    "transformer_softmax": ("dropout", "path", "heads", "normalize", "feedforward"),
+}
+"""Keys of `fusion:` that each fusion takes; of one that is not here all are taken to count."""
+_ONLY_SOME_TAKE = tuple(dict.fromkeys(key for keys in FUSION_OPTIONS.values() for key in keys))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Settings that mean nothing in some configs."""
+
+    keys: tuple[str, ...]
+    """As a user types them."""
+    why: Callable[[Config], str]
+    """Why they mean nothing in this config, in the words of the setting that decides; empty = they do."""
+    met: tuple[Any, ...] = ()
+    """Values that ask for what happens anyway."""
+
+
+def idle(config: Config) -> list[str]:
+    """One line for each reason why settings that were given have no effect."""
+    given, default = flatten(config), flatten(Config())
+    lines = []
+    for rule in RULES:
+        found = [key for key in rule.keys if given[key] != default[key] and given[key] not in rule.met]
+        if found and (why := rule.why(config)):
+            lines.append(_line(found, why))
+    for task, data in config.evaluation.data.items():
+        if config.evaluation.tasks and task not in config.evaluation.tasks:
+            lines.append(_line([f"evaluation.data.{task}"], f"evaluation.tasks has no {task}"))
+        elif data.revision is not None and data.source and Path(data.source).is_dir():
+            lines.append(_line([f"evaluation.data.{task}.revision"], f"{data.source} is a folder"))
+    return lines
+
+
+def _line(keys: Iterable[str], why: str) -> str:
+    keys = list(keys)
+    return f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} no effect, as {why}."
+
+
+def _keys(part: str, *keys: str) -> tuple[str, ...]:
+    return tuple(f"{part}.{key}" for key in keys)
+
+
+def _fusion_lacks(key: str) -> Callable[[Config], str]:
+    def why(config: Config) -> str:
+        name = config.fusion.name
+        return "" if key in FUSION_OPTIONS.get(name, (key,)) else f"fusion.name is {name}"
+
+    return why
+
+
+def _folder(key: str) -> Callable[[Config], str]:
+    def why(config: Config) -> str:
+        name = getattr(config.model, key)
+        return f"model.{key} is a folder" if Path(resolve(name)).is_dir() else ""
+
+    return why
+
+
+def _encodes_apart(config: Config) -> str:
+    if config.encoder.trainable:
+        return "encoder.trainable is true"
+    if config.encoder.dropout:
+        return "encoder.dropout is true"
+    return "" if config.train.encode_once else "train.encode_once is false"
+
+
+def _no_cache(config: Config) -> str:
+    data = config.data
+    if data.stage_dir:
+        return "data.stage_dir is where all shards go"
+    places = data.mixture or (data.shards,)
+    return "" if any("://" in place for place in places) else "no data set is a URL"
+
+
+def _when(holds: Callable[[Config], bool], why: str) -> Callable[[Config], str]:
+    return lambda config: why if holds(config) else ""
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        _keys("encoder", "train_embeddings", "lr_scale", "weight_decay", "activation_checkpointing"),
+        _when(lambda c: not c.encoder.trainable, "encoder.trainable is false"),
+        (False,),
+    ),
+    Rule(
+        _keys("llm", "train_embeddings", "lr_scale", "weight_decay", "dropout"),
+        _when(lambda c: not c.llm.trainable, "llm.trainable is false"),
+        (False,),
+    ),
+    Rule(
+        _keys("lora", "alpha", "dropout", "targets", "lr_scale"),
+        _when(lambda c: not c.lora.rank, "lora.rank is 0"),
+    ),
+    *(Rule((f"fusion.{key}",), _fusion_lacks(key), (0.0,) if key == "dropout" else ()) for key in _ONLY_SOME_TAKE),
+    Rule(
+        _keys("fusion", "include_embeddings", "lr_scale"),
+        _when(lambda c: c.fusion.name == "last_layer", "fusion.name is last_layer"),
+    ),
+    Rule(("model.encoder_revision",), _folder("encoder")),
+    Rule(("model.llm_revision",), _folder("llm")),
+    Rule(("data.shards",), _when(lambda c: bool(c.data.mixture), "data.mixture names the data sets")),
+    Rule(_keys("data", "cache_dir", "cache_gib"), _no_cache),
+    Rule(("data.length_chunk",), _when(lambda c: c.data.length_window == 1, "data.length_window is 1")),
+    Rule(("data.prefetch",), _when(lambda c: not c.data.workers, "data.workers is 0")),
+    Rule(("train.encode_once_gib",), _encodes_apart),
+    Rule(
+        ("train.micro_batch",),
+        _when(lambda c: c.data.tokens_per_micro_batch > 0, "data.tokens_per_micro_batch cuts micro-batches"),
+        (0,),
+    ),
+    Rule(
+        ("train.validate_every", "train.validation_samples"),
+        _when(lambda c: not c.data.validation_percent, "data.validation_percent is 0"),
+        (0,),
+    ),
+    Rule(("train.validation_samples",), _when(lambda c: c.train.validate_every == 0, "train.validate_every is 0")),
+    Rule(("checkpoint.keep_best",), _when(lambda c: not c.checkpoint.keep, "checkpoint.keep is 0, which keeps all")),
+    Rule(_keys("track", "experiment", "name"), _when(lambda c: c.track.uri.lower() == "none", "track.uri is none")),
+    Rule(
+        _keys("evaluation", "languages", "limit", "batch", "calibrate", "max_new_tokens", "llm_from", "data"),
+        _when(lambda c: not c.evaluation.tasks, "evaluation.tasks is empty: nothing is scored after training"),
+    ),
+)
+"""The table."""

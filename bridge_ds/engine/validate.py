@@ -1,0 +1,123 @@
+"""The loss on samples that training never sees, between two steps, on all ranks; training does not notice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bridge_ds.config.schema import Config
+from bridge_ds.data.batch import StepBatches
+from bridge_ds.data.corpus import Corpus
+from bridge_ds.data.loader import held_out
+from bridge_ds.data.samples import KINDS
+from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.engine.distributed import any_rank, on_all
+from bridge_ds.engine.preempt import StopRequest
+from bridge_ds.engine.step import Totals, agree_on_data, allow_bad_samples, encoded
+from bridge_ds.errors import DataError
+from bridge_ds.world import World
+
+__all__ = ["Validation", "make_validation", "validates_every"]
+
+
+def validates_every(config: Config) -> int:
+    """Optimizer steps from one validation to the next; 0 = there is none."""
+    if not config.data.validation_percent:
+        return 0
+    every = config.train.validate_every
+    return config.checkpoint.every if every is None else every
+
+
+class Validation:
+    """This rank's part of the held-out samples, in memory for the whole run, and when it is computed."""
+
+    def __init__(self, part: StepBatches, totals: Totals, samples: int, every: int, total_steps: int) -> None:
+        """Args:
+        part: the same number of micro-batches on every rank.
+        totals: counts over all ranks.
+        samples: good ones over all ranks.
+        every: optimizer steps from one to the next; the last step has one too.
+        total_steps: of the run.
+        """
+        self.part, self.totals, self.samples, self.every, self.total_steps = part, totals, samples, every, total_steps
+
+    def is_due(self, step: int) -> bool:
+        """Whether this step is one of those after which the samples are computed."""
+        return step % self.every == 0 or step == self.total_steps
+
+    @torch.no_grad()
+    def run(
+        self,
+        engine: Any,
+        device: torch.device,
+        together: int = 1,
+        stop: StopRequest | None = None,
+        mark: Callable[[str], None] = lambda phase: None,
+    ) -> dict[str, float | int] | None:
+        """The numbers for the step's record, the same on every rank (a collective); none if `stop` was set on one.
+
+        In evaluation mode: nothing is dropped and no random number is drawn. Each sample counts once, each target token
+        alike, whatever the ranks and micro-batches.
+
+        Args:
+            together: micro-batches that a frozen encoder reads together.
+            stop: looked at before each micro-batch.
+            mark: told `validate` before each.
+        """
+        began = time.perf_counter()
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        engine.eval()
+        try:
+            states: list[Any] = []
+            for number in range(len(self.part.micro)):
+                mark("validate")
+                if any_rank(bool(stop)):
+                    return None
+                if not states:
+                    ahead = [batch.to(device) for batch in self.part.micro[number : number + together]]
+                    states = list(zip(ahead, encoded(engine.module, ahead), strict=True))
+                sums += engine(*states.pop(0), counted=True).double()
+        finally:
+            engine.train()
+        mark("reduce")
+        torch.distributed.all_reduce(sums)
+        targets = max(1, self.totals.target_tokens)
+        nll, right = sums.tolist()
+        return {
+            "validation_loss": nll / targets,
+            "validation_accuracy": right / targets,
+            "validation_samples": self.samples,
+            "validation_tokens": self.totals.target_tokens,
+            "validation_seconds": time.perf_counter() - began,
+        }
+
+
+def make_validation(
+    config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus, say: Callable[[str], None]
+) -> Validation | None:
+    """Read and tokenise the held-out samples (a collective); none where the run has no validation.
+
+    Args:
+        corpus: the run's training data.
+        say: prints one line for the user.
+
+    Raises:
+        DataError: a sample cannot be read, more than `data.max_bad_samples` are bad, or `train.validate_every` asks for
+            validation and no sample is held out.
+    """
+    every = validates_every(config)
+    if not every:
+        return None
+    part = on_all(lambda: held_out(config, world, tokenizers, corpus), world)
+    if part is None:
+        found = f"no sample is held out (data.validation_percent {config.data.validation_percent} of {corpus.samples})"
+        if config.train.validate_every:
+            raise DataError(f"{found}; train.validate_every expects some; hold out more, or set it to 0.")
+        say(f"no validation: {found}.")
+        return None
+    totals = agree_on_data(part, None, world)
+    left_out = allow_bad_samples(part, totals, dict.fromkeys(KINDS, 0), config.data.max_bad_samples, world)
+    return Validation(part, totals, part.consumed - sum(left_out.values()), every, config.train.steps)

@@ -1,0 +1,89 @@
+"""What a frozen and a trained LLM share: text embedded, predictions at chosen places, a cache while labels are scored.
+
+Letters: B batch, X spliced length, H LLM width, V vocabulary, N places predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from bridge_ds.compat import masks_known
+
+__all__ = ["LLM"]
+
+
+class LLM(nn.Module):
+    """Base of both; a subclass says in which mode the model runs and what of it is trained."""
+
+    trained: frozenset[str] = frozenset()
+    """Names of the parameters that are trained."""
+    original: bool = True
+    """The model that was loaded is still there, for :meth:`alone`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def alone(self, wanted: bool = True) -> AbstractContextManager[None]:
+        """While open, and if `wanted`, the LLM is the one that was loaded.
+
+        Raises:
+            ConfigError: it is wanted, and this one was trained in its place.
+        """
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return int(self.model.get_input_embeddings().embedding_dim)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """[B, K] ids -> [B, K, H], with whatever scale the model's own embedding module applies (Gemma)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def logits_at(self, embeds_BXH: torch.Tensor, places_N: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
+        """Run the model and its vocabulary projection at the chosen places only.
+
+        Args:
+            embeds_BXH: input embeddings.
+            places_N: flat places among B x X whose next token is wanted.
+            options: passed to the model (attention_mask, position_ids, past_key_values, use_cache).
+
+        Returns:
+            logits [N, V] in the order of the places, and the model's whole output.
+        """
+        known = masks_known(padded=False) if options.get("attention_mask") is None else nullcontext()
+        with known, _projecting_only(self.model.get_output_embeddings(), places_N):
+            output = self.model(inputs_embeds=embeds_BXH, return_dict=True, **options)
+        return output.logits[0], output
+
+
+@contextmanager
+def _projecting_only(head: nn.Module, places_N: torch.Tensor) -> Iterator[None]:
+    """While open, `head` sees [1, N, H] instead of [B, X, H].
+
+    Full logits (B x X x V) are the memory peak of training. A hook on the module itself, and not `lm_head.weight`
+    read by name, is right for every architecture (soft caps and scales act on what comes out) and under ZeRO-3,
+    where the weight has no elements outside the module's own forward (huggingface/trl#3368).
+    """
+
+    def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden_MH = args[0].flatten(0, 1)
+        # The head of an LLM that is split lies on another device than its input.
+        return (hidden_MH.index_select(0, places_N.to(hidden_MH.device))[None], *args[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
