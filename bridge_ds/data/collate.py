@@ -36,17 +36,26 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch
 
 
 def collate(
-    rows: Sequence[TokenizedSample], encoder_pad_id: int, llm_pad_id: int, opening: bool | None = None
+    rows: Sequence[TokenizedSample],
+    encoder_pad_id: int,
+    llm_pad_id: int,
+    opening: bool | None = None,
+    fixed_length: int = 0,
 ) -> Batch:
     """One micro-batch of B samples: sources [B, S], prompts [B, P] (P may be 0), targets [B, T].
 
     Args:
         opening: whether the LLM has a BOS. Given, the batch has its layout, as training wants it; without, it has none.
+        fixed_length: as of :func:`bridge_ds.data.layout.layout_of`.
     """
     source_ids, source_mask = pad([row.source for row in rows], encoder_pad_id)
     prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
     target_ids, target_mask = pad([row.target for row in rows], llm_pad_id)
-    layout = None if opening is None else layout_of(source_mask, prompt_mask, target_mask, target_ids, opening)
+    layout = (
+        None
+        if opening is None
+        else layout_of(source_mask, prompt_mask, target_mask, target_ids, opening, fixed_length)
+    )
     return Batch(
         source_ids=source_ids,
         source_mask=source_mask,

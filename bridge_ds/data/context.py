@@ -60,6 +60,8 @@ class Limits:
     """LLM tokens of a source that the LLM reads."""
     positions: int = 0
     """Places of the LLM, for context and answer together; 0 = unknown."""
+    soft: int = 0
+    """Soft tokens of a source whatever its length, the end vector aside; 0 = one for each of its encoder tokens."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ def context_ids(
     ids = of.prompt_ids(shown) if shown and (prompt or not bridge) else []
     if not head and not source and not ids and not tail:
         head = [of.eos_id]  # an LLM without an opening token still needs a place to predict from
-    room = _room(limits.positions, len(head) + len(tail) + following)
-    kept = _end(ids, min(limits.prompt, room // 2 if source else room))
-    kept_source = _end(source, min(limits.source, room - len(kept) - 1))
+    fixed = limits.soft + 1 if limits.soft and source else 0
+    room = _room(limits.positions, len(head) + len(tail) + following + fixed)
+    kept = _end(ids, min(limits.prompt, room // 2 if source and not fixed else room))
+    kept_source = _end(source, limits.source if fixed else min(limits.source, room - len(kept) - 1))
     lost = {"source": len(kept_source) < len(source), "prompt": len(kept) < len(ids)}
     return ContextIds(head, kept_source, kept, tail, tuple(name for name, was in lost.items() if was))
 

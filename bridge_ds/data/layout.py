@@ -3,7 +3,7 @@
 :func:`bridge_ds.data.collate.collate` makes them in the data worker, so that nothing has to be asked of a GPU during a
 micro-batch. The same functions work on masks that are on a device already; the host then waits for it.
 
-Letters: B batch, S encoder tokens, M of them that are real, P prompt tokens, T target tokens, K places of a row before
+Letters: B batch, S encoder tokens, M of them that are real, N soft tokens, P prompt tokens, T target tokens, K places of a row before
 closing up, X spliced length, N places predicted.
 """
 
@@ -80,14 +80,17 @@ def layout_of(
     target_mask: torch.Tensor,
     target_ids: torch.Tensor,
     opening: bool,
+    fixed_length: int = 0,
 ) -> Layout:
     """The layout of a right-padded batch, see :class:`bridge_ds.data.batch.Batch`.
 
     Args:
         opening: whether the LLM has a BOS, which stands first.
+        fixed_length: soft tokens of each row, the end vector aside; 0 = one for each of its encoder tokens.
     """
     one_B1 = torch.ones_like(source_mask[:, :1])
-    order = close_up(torch.cat([one_B1[:, : int(opening)], source_mask, one_B1, prompt_mask, target_mask], dim=1))
+    soft_BN = one_B1.expand(-1, fixed_length) if fixed_length else source_mask
+    order = close_up(torch.cat([one_B1[:, : int(opening)], soft_BN, one_B1, prompt_mask, target_mask], dim=1))
     wanted_BT = target_mask.bool()
     rows, targets = wanted_BT.shape
     starts_B = torch.arange(rows, device=target_mask.device) * order.index_BX.shape[1]

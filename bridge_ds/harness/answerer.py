@@ -143,7 +143,8 @@ class Answerer:
     def _row(self, context: Context, following: int) -> tuple[list[int], list[int], list[int], list[int]]:
         """Token ids: head, source, prompt, tail."""
         options = self.options
-        limits = Limits(options.max_source_tokens, options.max_prompt_tokens, self.positions)
+        fixed = self.model.mapping.fixed_length
+        limits = Limits(options.max_source_tokens, options.max_prompt_tokens, self.positions, fixed)
         ids = context_ids(self.tokenizers, context, limits, following, bridge=options.bridge, prompt=options.prompt)
         self.cut.update(contexts=1, source="source" in ids.cut, prompt="prompt" in ids.cut)
         return ids.head, ids.source, ids.prompt, ids.tail

@@ -93,6 +93,9 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
         "data.augment_prompt": job.prompt > 0,
         "data.tokens_per_micro_batch": 0,
     }
+    if job.mapping == "latent":
+        keys = ("latents", "depth", "heads", "head_width", "feedforward")
+        modes |= {f"mapping.{key}": getattr(job.resampler, key) for key in keys}
     if job.prompt:
         modes["data.max_prompt_tokens"] = job.prompt
     return named, modes

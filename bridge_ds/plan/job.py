@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge_ds.config.encoding import encoded_together
-from bridge_ds.config.schema import Config, TrainConfig
+from bridge_ds.config.schema import Config, MappingConfig, TrainConfig
 from bridge_ds.config.zero import gather_sizes, read_ds_config
 from bridge_ds.plan.shapes import (
     ENCODERS,
@@ -52,6 +52,8 @@ class Job:
     feedforward: int = 2048
     """Hidden width of the fusion's MLP."""
     mapping: str = "linear"
+    resampler: MappingConfig = MappingConfig()
+    """Where the sizes of a mapping `latent` are taken from."""
     source: int = 512
     """Encoder tokens a sample, padding included."""
     prompt: int = 0
@@ -118,7 +120,12 @@ class Job:
     @property
     def spliced(self) -> int:
         """LLM tokens a sample: BOS, soft prompt and its end vector, prompt, target."""
-        return 2 + self.source + self.prompt + self.target
+        return 1 + self.soft + self.prompt + self.target
+
+    @property
+    def soft(self) -> int:
+        """LLM tokens of a sample's soft prompt and its end vector."""
+        return 1 + (self.resampler.latents if self.mapping == "latent" else self.source)
 
     @property
     def shards(self) -> int:
@@ -168,7 +175,9 @@ def bridge_parameters(job: Job) -> int:
     """Trained parameters of the bridge, and of LoRA's updates."""
     fusion = fusion_parameters(job.fusion, job.encoder.layers, job.encoder.width, job.feedforward)
     return (
-        fusion + mapping_parameters(job.mapping, job.encoder.width, job.llm.width) + lora_parameters(job.llm, job.lora)
+        fusion
+        + mapping_parameters(job.mapping, job.encoder.width, job.llm.width, job.resampler)
+        + lora_parameters(job.llm, job.lora)
     )
 
 
@@ -193,6 +202,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         heads=config.fusion.heads,
         feedforward=config.fusion.feedforward,
         mapping=config.mapping.kind,
+        resampler=config.mapping,
         source=data.max_source_tokens,
         prompt=data.max_prompt_tokens if data.augment_prompt else 0,
         target=data.max_target_tokens,

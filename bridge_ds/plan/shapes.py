@@ -14,6 +14,7 @@ from typing import Any
 
 from bridge_ds.config.check import one_of
 from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import MappingConfig
 from bridge_ds.errors import ConfigError
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "lora_parameters",
     "mapping_parameters",
 ]
+
+
+_MAPPING = MappingConfig()
 
 
 @dataclass(frozen=True)
@@ -226,21 +230,25 @@ def fusion_parameters(name: str, layers: int, width: int, feedforward: int) -> i
     found = {
         "last_layer": 0,
         "global_softmax": layers + 1,
+        "layer_attention": width,
         "transformer_softmax": 2 * layers * width + layers + attention + mlp + 5 * width,
     }
     one_of("fusion.name", name, found)
     return found[name]
 
 
-def mapping_parameters(kind: str, width: int, llm_width: int) -> int:
-    """Trained parameters of a mapping, its end vector included.
+def mapping_parameters(kind: str, width: int, llm_width: int, of: MappingConfig = _MAPPING) -> int:
+    """Trained parameters of a mapping, its end vector included; `of` has the sizes of `latent`.
 
     Raises:
         ConfigError: no mapping of that kind.
     """
     linear = width * llm_width + 2 * llm_width
     mlp = 2 * width * width + 2 * width + 2 * width * llm_width + 2 * llm_width
-    found = {"linear": linear, "mlp": mlp, "mlp_gelu": mlp}
+    # Attention (q, k, v, out) with two norms, and the MLP with its biases; then the way out, its norm and the end vector.
+    layer = 4 * width * of.heads * of.head_width + 4 * width + of.feedforward * (2 * width * width + width) + width
+    latent = of.latents * width + of.depth * layer + width * llm_width + 3 * llm_width
+    found = {"linear": linear, "mlp": mlp, "mlp_gelu": mlp, "latent": latent}
     one_of("mapping.kind", kind, found)
     return found[kind]
 

@@ -60,8 +60,7 @@ class Texts:
             ids = answerer.row(ask.texts[index])
         except BridgeError as error:
             raise Refused(str(error), param=param) from None
-        head, source, tail = ids
-        length = len(head) + (len(source) + 1 if source else 0) + len(tail)  # the soft prompt has an end of its own
+        length = self._processor.length(ids)
         if cut["source"] or cut["prompt"]:
             raise Refused(
                 f"the text is too long: of it at most {self._processor.max_source_tokens} encoder tokens are read, and "
