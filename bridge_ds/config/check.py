@@ -19,6 +19,7 @@ NO_PEFT = "lora.rank is {}, which needs the package peft; expected it to be inst
 # tests/test_architecture.py keeps them equal to the tables FUSIONS and MAPPINGS.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bfloat16", "float32"),
+    "lora.bias": ("none", "all", "lora_only"),
     "fusion.name": ("last_layer", "global_softmax", "transformer_softmax", "layer_attention"),
     "fusion.path": ("auto", "reference", "torch", "triton"),
     "fusion.normalize": ("none", "rms"),
@@ -100,6 +101,11 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"data.tokens_per_micro_batch is {data.tokens_per_micro_batch}; one sample may have {longest} tokens; "
             "raise it, or lower the lengths in data.max_*_tokens."
+        )
+    if config.lora.bias != "none" and not config.lora.rank:
+        raise ConfigError(
+            f"lora.bias is {config.lora.bias} and lora.rank 0, so that nothing of the LLM is trained; expected a rank; "
+            "set lora.rank, or lora.bias=none."
         )
     if config.lora.rank and importlib.util.find_spec("peft") is None:
         raise ConfigError(NO_PEFT.format(config.lora.rank))

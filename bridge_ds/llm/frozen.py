@@ -17,6 +17,7 @@ from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
+from bridge_ds.llm.bias import use_trained
 
 __all__ = ["FrozenLLM", "load_llm"]
 
@@ -32,6 +33,8 @@ class FrozenLLM(nn.Module):
         """Names of the parameters that LoRA has added (:func:`bridge_ds.llm.lora.add_lora`)."""
         self.updated: list[Any] = []
         """The layers that it has added them to."""
+        self.biased: list[nn.Module] = []
+        """Modules with a trained bias beside their own (:mod:`bridge_ds.llm.bias`)."""
         if activation_checkpointing:
             enable_recomputing(model)
         self.train(False)
@@ -47,15 +50,19 @@ class FrozenLLM(nn.Module):
 
     @contextmanager
     def alone(self, wanted: bool = True) -> Iterator[None]:
-        """While open, and if `wanted`, the LLM is the one that was loaded: LoRA's updates are left out."""
-        updated = self.updated if wanted else []
+        """While open, and if `wanted`, the LLM is the one that was loaded: LoRA's updates and trained biases are left out."""
+        updated, biased = (self.updated, self.biased) if wanted else ([], [])
         for layer in updated:
             layer.enable_adapters(False)
+        for module in biased:
+            use_trained(module, False)
         try:
             yield
         finally:
             for layer in updated:
                 layer.enable_adapters(True)
+            for module in biased:
+                use_trained(module, True)
 
     @property
     def width(self) -> int:

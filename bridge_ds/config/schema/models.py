@@ -63,8 +63,10 @@ class LoraConfig:
     targets: tuple[str, ...] = ()
     """Endings of the names of the linear layers that get an update, such as [q_proj, v_proj]; empty = all of them but
     the output head."""
+    bias: str = "none"
+    """Biases of the LLM that are trained too, as in peft: none | all | lora_only (of the layers that get an update)."""
     lr_scale: float = 1.0
-    """Learning rate of the updates, as a multiple of train.lr."""
+    """Learning rate of the updates and biases, as a multiple of train.lr."""
 
 
 @dataclass(frozen=True, kw_only=True)
