@@ -1,7 +1,8 @@
 """The paper's own code (arXiv 2508.09091): `pytorch_model.bin` of its `MPTModel`, frozen models included.
 
-Read in github.com/ThemiraChathumina/MultiLingualImprove (experiments/model.py, experiments/mlEmbModel/
-JSMEmbeddingModel.py, TransSMEmbeddingModel.py and ATEmbeddingModel.py, experiments/utils.py): accelerate saves the whole model every epoch:
+Read in github.com/ThemiraChathumina/MultiLingualImprove (experiments/model.py, experiments/utils.py, and
+JSMEmbeddingModel.py, TransSMEmbeddingModel.py and ATEmbeddingModel.py of experiments/mlEmbModel/): accelerate saves the
+whole model every epoch:
 
 - `encoder_mt.embedding_model_base.`: the encoder half alone; `model_llm.`: the LLM; `llm_embedding_layer.`: its input
   embedding once more. All frozen.
@@ -71,7 +72,8 @@ PAPER = Source(
     title="the paper's code (arXiv 2508.09091)",
     help="""\
 Reads outputs/.../pytorch_model.bin as the paper's training writes it (the whole model, in parts, too): Global Softmax,
-Transformer Softmax, its variant AT, or its baseline, whichever the keys say. --encoder and --llm are its mt_path and llm_path.
+Transformer Softmax, its variant AT, or its baseline, whichever the keys say. --encoder and --llm are its mt_path and
+llm_path.
 
 If it was trained with augmentation=True, so that the LLM is shown a prompt too: --set data.augment_prompt=true.""",
     read=read,

@@ -3,8 +3,8 @@
 :func:`bridge_ds.data.collate.collate` makes them in the data worker, so that nothing has to be asked of a GPU during a
 micro-batch. The same functions work on masks that are on a device already; the host then waits for it.
 
-Letters: B batch, S encoder tokens, M of them that are real, N soft tokens, P prompt tokens, T target tokens, K places of a row before
-closing up, X spliced length, N places predicted.
+Letters: B batch, S encoder tokens, M of them that are real, F soft tokens, P prompt tokens, T target tokens, K places
+of a row before closing up, X spliced length, N places predicted.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def layout_of(
         fixed_length: soft tokens of each row, the end vector aside; 0 = one for each of its encoder tokens.
     """
     one_B1 = torch.ones_like(source_mask[:, :1])
-    soft_BN = one_B1.expand(-1, fixed_length) if fixed_length else source_mask
-    order = close_up(torch.cat([one_B1[:, : int(opening)], soft_BN, one_B1, prompt_mask, target_mask], dim=1))
+    soft_BF = one_B1.expand(-1, fixed_length) if fixed_length else source_mask
+    order = close_up(torch.cat([one_B1[:, : int(opening)], soft_BF, one_B1, prompt_mask, target_mask], dim=1))
     wanted_BT = target_mask.bool()
     rows, targets = wanted_BT.shape
     starts_B = torch.arange(rows, device=target_mask.device) * order.index_BX.shape[1]

@@ -1,8 +1,8 @@
 """Trained biases of a frozen model: a float32 copy beside each, used in its place (`lora.bias`).
 
 The frozen bias stays where it is, in the model's number format: it says what the model was without training, and the
-copy is cast to its format where it is read. The copy is a parameter of the same module, so that ZeRO-3 gathers both with
-the module's other parameters.
+copy is cast to its format where it is read. The copy is a parameter of the same module, so that ZeRO-3 gathers both
+with the module's other parameters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def train_biases(modules: Sequence[nn.Module]) -> None:
     with _whole([module._parameters["bias"] for module in modules]):
         for module in modules:
             frozen: Any = module._parameters["bias"]
-            # In ZeRO-3's own process group every rank makes the whole of it; DeepSpeed shards it when it takes the model.
+            # Under ZeRO-3 whole on every rank, until DeepSpeed takes the model.
             module.register_parameter(TRAINED_BIAS, nn.Parameter(frozen.detach().float().clone()))
     for module in modules:
         kind = type(module)

@@ -50,7 +50,7 @@ class FrozenLLM(nn.Module):
 
     @contextmanager
     def alone(self, wanted: bool = True) -> Iterator[None]:
-        """While open, and if `wanted`, the LLM is the one that was loaded: LoRA's updates and trained biases are left out."""
+        """While open, and if `wanted`, the LLM is the one that was loaded, without LoRA's updates and biases."""
         updated, biased = (self.updated, self.biased) if wanted else ([], [])
         for layer in updated:
             layer.enable_adapters(False)

@@ -92,5 +92,7 @@ def _biased(llm: FrozenLLM, config: LoraConfig) -> list[nn.Module]:
     found = [module for module in of if has_bias(module)]
     if not found:
         where = "has no bias at all" if config.bias == "all" else "has none in the layers that get an update"
-        raise ConfigError(f"lora.bias is {config.bias}, and the LLM {where}; expected one to train; set lora.bias=none.")
+        raise ConfigError(
+            f"lora.bias is {config.bias}, and the LLM {where}; expected one to train; set lora.bias=none."
+        )
     return found

@@ -24,7 +24,7 @@ MAPPINGS: dict[str, Callable[..., nn.Module]] = {
     LATENT: Resampler,
 }
 """linear: arXiv 2508.09091, and LangBridge's `linear`. mlp: MindMerger (arXiv 2405.17386), hidden width 2D. mlp_gelu:
-LangBridge's `ffn` (arXiv 2401.10695, its public code), hidden width 2D, the exact GELU. latent: LangBridge's `latent`."""
+LangBridge's `ffn` (arXiv 2401.10695, its public code), hidden width 2D, the exact GELU. latent: its `latent`."""
 END_INITS: dict[str, Callable[[int], torch.Tensor]] = {"normal": torch.randn, "zeros": torch.zeros}
 """How the end vector starts. normal: LangBridge. zeros: MindMerger, and the code of arXiv 2508.09091."""
 

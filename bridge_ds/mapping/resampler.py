@@ -4,8 +4,8 @@ A perceiver resampler (Flamingo, arXiv 2204.14198): learnt vectors look at the t
 Norms and residuals stand where LangBridge's public code has them (langbridge/alignment_modules.py): a norm before the
 attention, none before the MLP.
 
-Letters: B batch, S encoder tokens, N latents, K = S + N keys, D encoder width, H LLM width, A attention heads, E width of
-one.
+Letters: B batch, S encoder tokens, N latents, K = S + N keys, D encoder width, H LLM width, A attention heads, E width
+of one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Resampler"]
 
 
 class Resampler(nn.Module):
-    """[B, S, D] and its mask -> [B, N, H]. Each module uses its own parameters in its own forward, as ZeRO-3 demands."""
+    """[B, S, D] and its mask -> [B, N, H]. Each module uses its parameters in its own forward, as ZeRO-3 demands."""
 
     def __init__(
         self, width: int, llm_width: int, *, latents: int, depth: int, heads: int, head_width: int, feedforward: int,

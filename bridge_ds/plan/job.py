@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bridge_ds.config.encoding import encoded_together
-from bridge_ds.config.schema import Config, MappingConfig, TrainConfig
+from bridge_ds.config.schema import Config, TrainConfig
 from bridge_ds.config.zero import gather_sizes, read_ds_config
 from bridge_ds.plan.shapes import (
     ENCODERS,
     LLMS,
+    Resampler,
     Shape,
     find_shape,
     fusion_parameters,
@@ -52,8 +53,8 @@ class Job:
     feedforward: int = 2048
     """Hidden width of the fusion's MLP."""
     mapping: str = "linear"
-    resampler: MappingConfig = MappingConfig()
-    """Where the sizes of a mapping `latent` are taken from."""
+    resampler: Resampler = field(default_factory=Resampler)
+    """Sizes of a mapping `latent`."""
     source: int = 512
     """Encoder tokens a sample, padding included."""
     prompt: int = 0
@@ -80,6 +81,8 @@ class Job:
     """Its layers are computed again in backward (encoder.activation_checkpointing)."""
     lora: int = 0
     """Rank of LoRA's updates of all linear layers of the LLM (lora.rank)."""
+    lora_bias: str = "none"
+    """Biases that are trained with them (lora.bias)."""
     encode_once: bool = False
     """Under stage 3 a frozen encoder's layers are gathered once for several micro-batches (train.encode_once)."""
     encode_once_gib: float = TrainConfig.encode_once_gib
@@ -177,7 +180,7 @@ def bridge_parameters(job: Job) -> int:
     return (
         fusion
         + mapping_parameters(job.mapping, job.encoder.width, job.llm.width, job.resampler)
-        + lora_parameters(job.llm, job.lora)
+        + lora_parameters(job.llm, job.lora, job.lora_bias)
     )
 
 
@@ -202,7 +205,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         heads=config.fusion.heads,
         feedforward=config.fusion.feedforward,
         mapping=config.mapping.kind,
-        resampler=config.mapping,
+        resampler=_resampler(config),
         source=data.max_source_tokens,
         prompt=data.max_prompt_tokens if data.augment_prompt else 0,
         target=data.max_target_tokens,
@@ -212,6 +215,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         encoder_trained=config.encoder.trainable,
         encoder_checkpointing=config.encoder.trainable and config.encoder.activation_checkpointing,
         lora=config.lora.rank,
+        lora_bias=config.lora.bias,
         encode_once=train.encode_once,
         encode_once_gib=train.encode_once_gib,
         **layout(read_ds_config(config.run.ds_config)),
@@ -221,6 +225,12 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
     if data.tokens_per_micro_batch:
         rows = min(share, max(1, data.tokens_per_micro_batch // (job.source + job.prompt + job.target)))
     return job.having(micro_batch=rows)
+
+
+def _resampler(config: Config) -> Resampler:
+    if config.mapping.kind != "latent":
+        return Resampler()
+    return Resampler(**{each.name: getattr(config.mapping, each.name) for each in fields(Resampler)})
 
 
 def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:

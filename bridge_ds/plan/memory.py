@@ -160,7 +160,7 @@ def _bridge_activations(job: Job) -> float:
     encoder, tokens = job.encoder, job.micro_batch * job.source
     hidden = {"mlp": 2, "mlp_gelu": 4}.get(job.mapping, 0) * encoder.width
     soft = job.micro_batch * (job.soft - 1)
-    mapping = tokens * 4 * encoder.width + soft * (4 * hidden + (2 * 4 + job.bytes) * job.llm.width)
+    mapping: float = tokens * 4 * encoder.width + soft * (4 * hidden + (2 * 4 + job.bytes) * job.llm.width)
     if job.mapping == "latent":
         mapping += _resampler(job)
     if job.fusion == "layer_attention":
@@ -179,8 +179,7 @@ def _resampler(job: Job) -> float:
     keys, inner = job.source + of.latents, of.heads * of.head_width
     products = keys * (width + 2 * inner) + of.latents * (width + 2 * inner)
     layer = products + of.heads * of.latents * keys + of.latents * width * (2 + 2 * of.feedforward)
-    dropped = of.latents * width if of.dropout else 0
-    return rows * (of.depth * (4 * layer + dropped) + 4 * of.latents * width)
+    return rows * (of.depth * (4 * layer + of.latents * width) + 4 * of.latents * width)
 
 
 def _logits(job: Job) -> float:

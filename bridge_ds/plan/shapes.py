@@ -20,6 +20,7 @@ from bridge_ds.errors import ConfigError
 __all__ = [
     "ENCODERS",
     "LLMS",
+    "Resampler",
     "Shape",
     "find_shape",
     "fusion_parameters",
@@ -29,7 +30,18 @@ __all__ = [
 ]
 
 
-_MAPPING = MappingConfig()
+@dataclass(frozen=True)
+class Resampler:
+    """Sizes of a mapping `latent`, named as in :class:`bridge_ds.config.schema.MappingConfig`."""
+
+    latents: int = MappingConfig.latents
+    depth: int = MappingConfig.depth
+    heads: int = MappingConfig.heads
+    head_width: int = MappingConfig.head_width
+    feedforward: int = MappingConfig.feedforward
+
+
+_RESAMPLER = Resampler()
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,10 @@ class Shape:
     """Rows of a learnt position table."""
     bias: bool = False
     """Attention adds a number for each head and pair of tokens to its scores (T5's relative positions)."""
+    biases: tuple[int, ...] = ()
+    """Elements of the biases of one layer's linear layers; `parameters` leaves them out (below 0.1 %)."""
+    norm_biases: bool = False
+    """The norms have biases too: two a layer, and the last."""
     source: str = ""
     """Hub id, or folder: what a run names as its model."""
 
@@ -99,7 +115,9 @@ def _llm(
     head: int = 0, tied: bool = False,
 ) -> Shape:  # fmt: skip
     head = head or width // heads
-    return Shape(name, layers, width, ffn, heads * head, kv_heads * head, vocab, heads, tied=tied, source=source)
+    q, kv = heads * head, kv_heads * head
+    biases = (q, kv, kv) if name.startswith("qwen2") else ()
+    return Shape(name, layers, width, ffn, q, kv, vocab, heads, tied=tied, biases=biases, source=source)
 
 
 # From the models' config.json on the hub.
@@ -185,6 +203,10 @@ def _plain(hub_id: str) -> str:
     return plain.replace("meta-", "")
 
 
+_BIASED = ("gpt2", "opt", "gpt_neox", "bloom", "gpt_bigcode")
+"""Kinds of LLM (model_type) in which every linear layer and norm has a bias."""
+
+
 def _from_config(path: Path) -> Shape:
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
 
@@ -200,13 +222,19 @@ def _from_config(path: Path) -> Shape:
     heads = first("num_attention_heads", "encoder_attention_heads", "num_heads", "n_head")
     head = first("head_dim", "d_kv", default=width // heads)
     t5 = "d_kv" in config
+    ffn = first("intermediate_size", "d_ff", "encoder_ffn_dim", "n_inner", default=4 * width)
+    q, kv = heads * head, first("num_key_value_heads", default=heads) * head
+    kind = config.get("model_type")
+    everywhere = kind in _BIASED
+    attention = (q, kv, kv, width) if everywhere or config.get("attention_bias") else (q, kv, kv) * (kind == "qwen2")
+    mlp = (ffn, width) if everywhere else (ffn, ffn, width) if config.get("mlp_bias") else ()
     return Shape(
         name=path.absolute().parent.name,
         layers=first("num_layers", "encoder_layers", "num_hidden_layers", "n_layer"),
         width=width,
-        ffn=first("intermediate_size", "d_ff", "encoder_ffn_dim", "n_inner", default=4 * width),
-        q=heads * head,
-        kv=first("num_key_value_heads", default=heads) * head,
+        ffn=ffn,
+        q=q,
+        kv=kv,
         vocab=first("vocab_size"),
         heads=heads,
         gated="gated" in str(config.get("feed_forward_proj", "")) if t5 else config.get("hidden_act") == "silu",
@@ -215,6 +243,8 @@ def _from_config(path: Path) -> Shape:
         if t5 or "rope_theta" in config or "rope_parameters" in config
         else first("max_position_embeddings", default=0),
         bias=t5,
+        biases=attention + mlp,
+        norm_biases=everywhere,
         source=os.path.abspath(path.parent),
     )
 
@@ -237,7 +267,7 @@ def fusion_parameters(name: str, layers: int, width: int, feedforward: int) -> i
     return found[name]
 
 
-def mapping_parameters(kind: str, width: int, llm_width: int, of: MappingConfig = _MAPPING) -> int:
+def mapping_parameters(kind: str, width: int, llm_width: int, of: Resampler = _RESAMPLER) -> int:
     """Trained parameters of a mapping, its end vector included; `of` has the sizes of `latent`.
 
     Raises:
@@ -245,7 +275,7 @@ def mapping_parameters(kind: str, width: int, llm_width: int, of: MappingConfig 
     """
     linear = width * llm_width + 2 * llm_width
     mlp = 2 * width * width + 2 * width + 2 * width * llm_width + 2 * llm_width
-    # Attention (q, k, v, out) with two norms, and the MLP with its biases; then the way out, its norm and the end vector.
+    # Attention (q, k, v, out) with two norms, and the MLP with its biases; then the way out, its norm, the end vector.
     layer = 4 * width * of.heads * of.head_width + 4 * width + of.feedforward * (2 * width * width + width) + width
     latent = of.latents * width + of.depth * layer + width * llm_width + 3 * llm_width
     found = {"linear": linear, "mlp": mlp, "mlp_gelu": mlp, "latent": latent}
@@ -253,8 +283,12 @@ def mapping_parameters(kind: str, width: int, llm_width: int, of: MappingConfig 
     return found[kind]
 
 
-def lora_parameters(shape: Shape, rank: int) -> int:
-    """Trained parameters of LoRA's updates of all linear layers but the output head: rank x (inputs + outputs) each."""
+def lora_parameters(shape: Shape, rank: int, bias: str = "none") -> int:
+    """Trained parameters of LoRA's updates of all linear layers but the output head: rank x (inputs + outputs) each;
+    and of the biases that are trained with them (`lora.bias`)."""
     attention = 2 * (shape.width + shape.q) + 2 * (shape.width + shape.kv)
     mlp = (3 if shape.gated else 2) * (shape.width + shape.ffn)
-    return shape.layers * rank * (attention + mlp)
+    biases = 0 if bias == "none" or not rank else shape.layers * sum(shape.biases)
+    if bias == "all" and rank and shape.norm_biases:
+        biases += (2 * shape.layers + 1) * shape.width
+    return shape.layers * rank * (attention + mlp) + biases

@@ -80,8 +80,10 @@ WRONG: dict[str, tuple[Callable[[State], State], str]] = {
         "lacks lb.alignment.layers.0.0.norm_media.weight, which becomes mapping.project.layers.0.norm_states.weight",
     ),
     "a resampler with other heads": (
-        lambda state: state
-        | {"lb.alignment.latents": torch.zeros(4, 24), "lb.alignment.layers.0.0.to_q.weight": torch.zeros(100, 24)},
+        lambda state: (
+            state
+            | {"lb.alignment.latents": torch.zeros(4, 24), "lb.alignment.layers.0.0.to_q.weight": torch.zeros(100, 24)}
+        ),
         "lb.alignment.layers.0 has queries 100 wide",
     ),
     "a part of the encoder is missing": (

@@ -1,4 +1,4 @@
-"""Whole runs with the peers' other variants together, on real processes: a resampler, layer attention, trained biases."""
+"""Whole runs with the peers' other variants together, on real processes: resampler, layer attention, biases."""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ def drawn(count: int) -> list[Case]:
         width = draw.choice([8, 20, 36, 64]) if heads == 4 else draw.randint(8, 70)
         case = Case(
             batch, draw.randint(1, 48), draw.randint(0, 60), width, heads, draw.choice(["none", "rms"]),
-            draw.choice([torch.float32, torch.bfloat16]), draw.choice(["transformer_softmax", "global_softmax", "layer_attention"]),
+            draw.choice([torch.float32, torch.bfloat16]),
+            draw.choice(["transformer_softmax", "global_softmax", "layer_attention"]),
         )  # fmt: skip
         found.append(case)
     return found

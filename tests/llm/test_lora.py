@@ -1,4 +1,4 @@
-"""Trained biases of a frozen LLM (`lora.bias`): peft's own are the reference; float32 beside bfloat16, left out, merged."""
+"""Trained biases of a frozen LLM (`lora.bias`): peft's are the reference; float32, left out, merged."""
 
 from __future__ import annotations
 
@@ -127,5 +127,5 @@ def test_an_llm_without_the_biases_that_are_to_be_trained_is_refused(folders: di
         llm = FrozenLLM(loaded(folders[kind], torch.float32))
         with pytest.raises(ConfigError, match=f"lora.bias is {bias}, and the LLM has no"):
             add_lora(llm, LoraConfig(rank=2, bias=bias, targets=targets), 0)
-    with pytest.raises(ConfigError, match="lora.bias is all and lora.rank 0"):
+    with pytest.raises(ConfigError, match=r"lora\.bias is all and lora.rank 0"):
         load_config("testbed", ["lora.bias=all"])

@@ -74,8 +74,8 @@ class FusionConfig:
     """How the encoder's L layers become one."""
 
     name: str = "transformer_softmax"
-    """last_layer (LangBridge) | global_softmax | transformer_softmax | layer_attention (one learnt query over the layers,
-    without the transformer layer); the last three are arXiv 2508.09091's."""
+    """last_layer (LangBridge) | global_softmax | transformer_softmax | layer_attention (one learnt query over the
+    layers, without the transformer layer); the last three are arXiv 2508.09091's."""
     path: str = "auto"
     """Code path: auto (triton on a GPU, else torch) | reference (the full layer, slow) | torch | triton."""
     dropout: float = 0.1
@@ -99,8 +99,8 @@ class MappingConfig:
     """From the encoder's width D to the LLM's width H."""
 
     kind: str = "linear"
-    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (with GELU, LangBridge's ffn) | latent (a
-    perceiver resampler, LangBridge's latent: a fixed number of soft tokens, whatever the source's length)."""
+    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (with GELU, LangBridge's ffn) |
+    latent (a perceiver resampler, LangBridge's latent: a fixed number of soft tokens, whatever the source's length)."""
     end_init: str = "normal"
     """How the end vector starts: normal (LangBridge) | zeros (MindMerger, and the code of arXiv 2508.09091)."""
     latents: int = 64

@@ -1,4 +1,4 @@
-"""Attention of one learnt query over a token's layers, which are keys and values both (Layer Attention), with gradients.
+"""Attention of one learnt query over a token's layers, keys and values both (Layer Attention), with its gradients.
 
 The attention of Transformer Softmax (:mod:`.by_token`) without a vector of the query's own, whose score is minus
 infinity here: what it pools is the result. One read of the states in each direction.
