@@ -16,12 +16,16 @@ from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.frozen.verify import model_file
 from bridge_ds.hub.config import BridgeConfig
 
-__all__ = ["ELSEWHERE", "HERE", "card_of_run", "licence"]
+__all__ = ["ELSEWHERE", "HERE", "MERGED", "UPDATES", "card_of_run", "licence"]
 
 HERE = "HERE"
 """Stands in the card for the place where it will be."""
 ELSEWHERE = "The base models are not in this repository: they are loaded by name and proven by hash."
 """Stands in a card, unless they were exported along with it."""
+UPDATES = f"`{layout.TRAINED['llm']}` holds low-rank updates of the LLM"
+"""Stands in the card of a bridge that has some."""
+MERGED = "low-rank updates of the LLM are merged into `llm/`"
+"""Stands there in its place where they were exported so."""
 _UNKNOWN = "not stated with the files; see the model's own page"
 
 
@@ -111,7 +115,7 @@ def _also_trained(shared: BridgeConfig) -> str:
     if not encoder and not lora:
         return "Both are frozen."
     own = f"`{layout.TRAINED['encoder']}` holds the encoder's weights" if encoder else ""
-    updates = f"`{layout.TRAINED['llm']}` holds low-rank updates of the LLM" if lora else ""
+    updates = UPDATES if lora else ""
     return f"Trained along with it: {' and '.join(part for part in (own, updates) if part)}."
 
 
