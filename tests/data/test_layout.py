@@ -21,14 +21,17 @@ samples = st.lists(st.tuples(st.lists(st.integers(3, 40), min_size=1, max_size=5
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=samples, opening=st.booleans())
-def test_a_layout_is_what_the_masks_say(rows: list[tuple[list[int], list[int], list[int]]], opening: bool) -> None:
-    batch = collate([TokenizedSample(*row, ()) for row in rows], 0, 1, opening)
+@given(rows=samples, opening=st.booleans(), fixed=st.sampled_from([0, 1, 6]))
+def test_a_layout_is_what_the_masks_say(
+    rows: list[tuple[list[int], list[int], list[int]]], opening: bool, fixed: int
+) -> None:
+    batch = collate([TokenizedSample(*row, ()) for row in rows], 0, 1, opening, fixed)
     layout = batch.layout
     assert layout is not None
     assert layout.source_rows.tolist() == batch.source_mask.flatten().nonzero().flatten().tolist()
     one = torch.ones(len(rows), 1, dtype=torch.long)
-    masks = [one[:, : int(opening)], batch.source_mask, one, batch.prompt_mask, batch.target_mask]
+    soft = one.expand(-1, fixed) if fixed else batch.source_mask
+    masks = [one[:, : int(opening)], soft, one, batch.prompt_mask, batch.target_mask]
     embeds = torch.randn(len(rows), sum(mask.shape[1] for mask in masks), 2).split([m.shape[1] for m in masks], 1)
     labels = [None] * 4 + [batch.target_ids]
     segments = [Segment(e, m, y) for e, m, y in zip(embeds, masks, labels, strict=True)]
