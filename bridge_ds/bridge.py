@@ -154,7 +154,7 @@ class BridgeModel(nn.Module):
             batch.target_mask,
             batch.target_ids,
             opening,
-            self.mapping.fixed_length,
+            fixed_length=self.mapping.fixed_length,
         )
 
     def _text(self, batch: Batch, with_targets: bool) -> tuple[Segment, Segment, Segment]:

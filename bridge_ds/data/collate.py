@@ -52,7 +52,9 @@ def collate(
     prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
     target_ids, target_mask = pad([row.target for row in rows], llm_pad_id)
     layout = (
-        None if opening is None else layout_of(source_mask, prompt_mask, target_mask, target_ids, opening, fixed_length)
+        None
+        if opening is None
+        else layout_of(source_mask, prompt_mask, target_mask, target_ids, opening, fixed_length=fixed_length)
     )
     return Batch(
         source_ids=source_ids,

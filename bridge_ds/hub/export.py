@@ -60,7 +60,7 @@ def export(run: str, folder: Path, merge: bool = False, **loading: Any) -> list[
     if folder.exists():
         raise ConfigError(f"{folder} is there already; expected a new folder; choose another --output.")
     model = BridgeForCausalLM.from_pretrained(run, **loading)
-    if merge and not model.bridge.llm.updated:
+    if merge and not getattr(model.bridge.llm, "updated", None):
         raise ConfigError(f"{run} has no updates of the LLM to merge (lora.rank); leave --merge-lora out.")
     part = folder.with_name(f".{folder.name}.part")
     try:
