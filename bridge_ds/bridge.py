@@ -36,7 +36,7 @@ TRAINABLE = ("fusion.", "mapping.")
 class BridgeModel(nn.Module):
     """Two base models, frozen unless the run trains one, or updates of the LLM, and the bridge between them."""
 
-    def __init__(self, encoder: Encoder, fusion: nn.Module, mapping: nn.Module, llm: LLM, bos: int | None) -> None:
+    def __init__(self, encoder: Encoder, fusion: nn.Module, mapping: Projector, llm: LLM, bos: int | None) -> None:
         """Args:
         bos: token id that opens the LLM's input, or none where the LLM has none.
         """
@@ -89,7 +89,7 @@ class BridgeModel(nn.Module):
         return splice([open_BK, *soft, prompt], side="left")
 
     def soft(self, batch: Batch, states: States | None = None) -> Segment:
-        """The soft prompt: one vector for each encoder token and the end vector."""
+        """The soft prompt: one vector for each encoder token, or as many as the mapping makes, and the end vector."""
         device = batch.source_ids.device
         batch = self.at_encoder(batch)
         if states is None:
@@ -157,7 +157,13 @@ class BridgeModel(nn.Module):
     def _layout(self, batch: Batch) -> Layout:
         opening = self.bos is not None
         return batch.layout or layout_of(
-            batch.source_mask, batch.prompt_mask, batch.target_mask, batch.target_ids, opening, batch.head_mask
+            batch.source_mask,
+            batch.prompt_mask,
+            batch.target_mask,
+            batch.target_ids,
+            opening,
+            batch.head_mask,
+            fixed_length=self.mapping.fixed_length,
         )
 
     def _text(self, batch: Batch, with_targets: bool) -> tuple[Segment, Segment, Segment]:
@@ -197,5 +203,7 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         fusion = kind(num_layers=encoder.num_layers, width=encoder.width, **options)
-        mapping = Projector(config.mapping.kind, encoder.width, llm.width)
+        of = config.mapping
+        sizes = {key: getattr(of, key) for key in Projector.RESAMPLER}
+        mapping = Projector(of.kind, encoder.width, llm.width, end_init=of.end_init, **sizes)
     return BridgeModel(encoder, fusion, mapping, llm, bos)

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.config.schema import Config, DataConfig, EncoderConfig, FusionConfig, LoraConfig, ModelConfig
+from bridge_ds.config.schema import (
+    Config,
+    DataConfig,
+    EncoderConfig,
+    FusionConfig,
+    LoraConfig,
+    MappingConfig,
+    ModelConfig,
+)
 from bridge_ds.data.batch import Batch, StepBatches
 from bridge_ds.data.collate import collate, unwrap, wrap
 from bridge_ds.data.tokenize import load_tokenizers, tokenize_sample
@@ -31,6 +39,7 @@ PAIRS = [(encoder, "llama") for encoder in tiny.ENCODERS] + [("mt5", llm) for ll
 TOKEN = FusionConfig(path="torch", heads=2, normalize="rms")
 LAYER = FusionConfig(name="global_softmax", path="torch")
 LAST = FusionConfig(name="last_layer")
+QUERY = FusionConfig(name="layer_attention", path="torch", normalize="rms")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +71,8 @@ def make(
     model = build_model(config, tokenizers.bos_id).train()
     rows = [tokenize_sample(sample, tokenizers, DataConfig(augment_prompt=prompt)) for sample in samples]
     rows = [replace(row, head=head) for row in rows]
-    batch = collate(rows, tokenizers.encoder_pad_id, tokenizers.pad_id, opening=tokenizers.bos_id is not None)
+    made = {"opening": tokenizers.bos_id is not None, "fixed_length": config.mapping.fixed_length}
+    batch = collate(rows, tokenizers.encoder_pad_id, tokenizers.pad_id, **made)
     return model, unwrap(wrap(StepBatches(1, [batch], "", 0))).micro[0]
 
 
@@ -98,10 +108,23 @@ def test_no_family_waits(folders: dict[str, Path], encoder: str, llm: str, sampl
         {"head": (2, 5, 9, 6)},
         {"checkpointing": True, "prompt": False},
         {"lora": LoraConfig(rank=2, dropout=0.1), "checkpointing": True, "fusion": LAYER},
+        {"lora": LoraConfig(rank=2, bias="all"), "llm": "qwen2", "fusion": QUERY},
+        {"mapping": MappingConfig(kind="latent", latents=3), "fusion": QUERY},
         {"trained": EncoderConfig(trainable=True, dropout=True, activation_checkpointing=True), "fusion": LAYER},
         {"trained": EncoderConfig(trainable=True), "fusion": TOKEN},
     ],
-    ids=["heads-rms", "by-layer", "last", "chat-template", "recomputed", "lora", "encoder-recomputed", "encoder"],
+    ids=[
+        "heads-rms",
+        "by-layer",
+        "last",
+        "chat-template",
+        "recomputed",
+        "lora",
+        "biases",
+        "latent",
+        "encoder-recomputed",
+        "encoder",
+    ],
 )
 def test_nothing_that_can_be_chosen_waits(folders: dict[str, Path], parts: dict[str, Any]) -> None:
     model, batch = make(folders, **parts)
@@ -109,7 +132,7 @@ def test_nothing_that_can_be_chosen_waits(folders: dict[str, Path], parts: dict[
         step(model, batch)
 
 
-@pytest.mark.parametrize("fusion", [FusionConfig(path="torch"), TOKEN, LAYER, LAST], ids=lambda f: f.name)
+@pytest.mark.parametrize("fusion", [FusionConfig(path="torch"), TOKEN, LAYER, LAST, QUERY], ids=lambda f: f.name)
 def test_no_value_is_needed(folders: dict[str, Path], fusion: FusionConfig) -> None:
     """On torch's meta device tensors have no values; whatever asks for one fails, `.tolist()` and `.cpu()` too."""
     model, batch = make(folders, fusion=fusion)

@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         return serve(["--run", options.run, *(word for pair in given if pair[1] for word in pair), *rest])
     with user_errors():
         if rest:
-            raise ConfigError(f"{rest[0]!r} is no option of --to safetensors; expected --output, --encoder, --llm.")
+            known = "--output, --encoder, --llm, --merge-lora"
+            raise ConfigError(f"{rest[0]!r} is no option of --to safetensors; expected {known}.")
         if options.output is None:
             raise ConfigError("--output is missing; expected a folder to make.")
         if not sys.stderr.isatty():
@@ -43,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
             logging.disable_progress_bar()
         from bridge_ds.hub.export import export
 
-        print("\n".join(export(options.run, options.output, encoder=options.encoder, llm=options.llm)))
+        named = {"encoder": options.encoder, "llm": options.llm}
+        print("\n".join(export(options.run, options.output, merge=options.merge_lora, **named)))
         print(f"written: {options.output}")
     return 0
 
@@ -55,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="folder to make, for --to safetensors")
     parser.add_argument("--encoder", help="where the encoder is now, if not where the bridge says")
     parser.add_argument("--llm", help="where the LLM is now, if not where the bridge says")
+    parser.add_argument(
+        "--merge-lora", action="store_true", help="write the LLM with LoRA's updates and trained biases merged into it"
+    )
     return parser
 
 

@@ -20,10 +20,12 @@ NO_PEFT = "lora.rank is {}, which needs the package peft; expected it to be inst
 # tests/test_architecture.py keeps them equal to the tables FUSIONS and MAPPINGS.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bfloat16", "float32"),
-    "fusion.name": ("last_layer", "global_softmax", "transformer_softmax"),
+    "lora.bias": ("none", "all", "lora_only"),
+    "fusion.name": ("last_layer", "global_softmax", "transformer_softmax", "layer_attention"),
     "fusion.path": ("auto", "reference", "torch", "triton"),
     "fusion.normalize": ("none", "rms"),
-    "mapping.kind": ("linear", "mlp", "mlp_gelu"),
+    "mapping.kind": ("linear", "mlp", "mlp_gelu", "latent"),
+    "mapping.end_init": ("normal", "zeros"),
     "data.objective": ("task", "prefix_lm"),
     "data.bos": ("auto", "always", "never", "unless_eos"),
     "data.target_space": ("auto", "space", "none"),
@@ -45,6 +47,12 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "fusion.heads": (lambda v: v >= 1, "1 or more"),
     "fusion.feedforward": (lambda v: v >= 1, "1 or more"),
     "fusion.lr_scale": (lambda v: v >= 0, "0 or more"),
+    "mapping.latents": (lambda v: v >= 1, "1 or more"),
+    "mapping.depth": (lambda v: v >= 1, "1 or more"),
+    "mapping.heads": (lambda v: v >= 1, "1 or more"),
+    "mapping.head_width": (lambda v: v >= 1, "1 or more"),
+    "mapping.feedforward": (lambda v: v >= 1, "1 or more"),
+    "mapping.dropout": (lambda v: 0 <= v < 1, "from 0 to below 1"),
     "data.shuffle_shards": (lambda v: v >= 1, "1 or more"),
     "data.validation_percent": (lambda v: 0 <= v < 100, "from 0 to 99"),
     "data.cache_gib": (lambda v: v > 0, "above 0"),
@@ -121,6 +129,11 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"lora.rank is {config.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
             "it trained; set one of them to 0 or false."
+        )
+    if config.lora.bias != "none" and not config.lora.rank:
+        raise ConfigError(
+            f"lora.bias is {config.lora.bias} and lora.rank 0, so that nothing of the LLM is trained; expected a rank; "
+            "set lora.rank, or lora.bias=none."
         )
     if config.lora.rank and importlib.util.find_spec("peft") is None:
         raise ConfigError(NO_PEFT.format(config.lora.rank))

@@ -22,6 +22,7 @@ FUSION_OPTIONS = {
     "last_layer": (),
     "global_softmax": ("path", "normalize"),
     "transformer_softmax": ("dropout", "path", "heads", "normalize", "feedforward"),
+    "layer_attention": ("path", "normalize"),
 }
 """Keys of `fusion:` that each fusion takes; of one that is not here all are taken to count."""
 _ONLY_SOME_TAKE = tuple(dict.fromkeys(key for keys in FUSION_OPTIONS.values() for key in keys))
@@ -119,6 +120,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         _keys("fusion", "include_embeddings", "lr_scale"),
         _when(lambda c: c.fusion.name == "last_layer", "fusion.name is last_layer"),
+    ),
+    Rule(
+        _keys("mapping", "latents", "depth", "heads", "head_width", "feedforward", "dropout"),
+        _when(lambda c: c.mapping.kind != "latent", "mapping.kind is not latent"),
     ),
     Rule(("model.encoder_revision",), _folder("encoder")),
     Rule(("model.llm_revision",), _folder("llm")),

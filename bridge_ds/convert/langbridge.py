@@ -6,7 +6,8 @@ head (`lm`), the head (`lm_head`), the input embedding once more (`embeddings`),
 state of the encoder's last layer and appends ONE learnt vector, `enc_eos`. The LLM reads [BOS | soft | eos | text].
 
 - `linear`: D -> H. `ffn`: D -> 2D -> H with the exact GELU, `nn.Sequential` of 0, (1), 2.
-- `latent`: a perceiver resampler with a fixed number of outputs. No mapping of ours; refused.
+- `latent`: a perceiver resampler with a fixed number of outputs: `latents`, `layers.*` (0 the attention, 1 the MLP),
+  `out_proj`, and `norm`, which is over `enc_eos` too. Its heads are 64 wide, and its depth is 1.
 - Its training adds eight tokens of white space to the encoder's tokenizer (its default, and "true for all our
   experiments"); their rows are among those that mT5's embedding has to spare. The checkpoint does not say so.
 - The LLMs that were not instruction-tuned were trained with the encoder (`freeze_encoder=False`).
@@ -31,6 +32,7 @@ import json
 import string
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bridge_ds.convert.layout import INPUT_EMBEDDINGS, Layout, Source, mapped, under
 from bridge_ds.convert.stored import Stored
@@ -50,25 +52,59 @@ _KINDS = {
         for what in ("weight", "bias")
     },
 }
+_LATENT = "lb.alignment.latents"
+_HEAD_WIDTH = 64
+_IN_LAYER = {
+    "norm_states": "0.norm_media", "norm_latents": "0.norm_latents", "query": "0.to_q", "key": "0.to_k",
+    "value": "0.to_v", "out": "0.to_out", "linear1": "1.0", "linear2": "1.2",
+}  # fmt: skip
+_NO_BIAS = ("query", "key", "value", "out")
 
 
 def read(stored: Mapping[str, Stored]) -> Layout:
     """The layout of a LangBridgeModel.
 
     Raises:
-        CheckpointError: it is not one, or its alignment is `latent`.
+        CheckpointError: it is not one, or its alignment `latent` has a width that is no number of heads.
     """
-    if "lb.alignment.latents" in stored:
-        raise CheckpointError(
-            "the checkpoint holds lb.alignment.latents: LangBridge's alignment `latent`, a resampler that makes a "
-            "fixed number of soft tokens; expected `linear` or `ffn`, which map each encoder token; it is "
-            "not converted."
-        )
-    kind = mapped(stored, LANGBRIDGE.title, _KINDS)
     llm = under(stored, "lb.lm.") | {key: f"lm_head.{name}" for key, name in under(stored, "lb.lm_head.").items()}
     llm |= {key: INPUT_EMBEDDINGS for key in under(stored, "lb.embeddings.")}
-    settings = {"fusion.name": "last_layer", "mapping.kind": kind}
-    return Layout(_KINDS[kind] | _END, settings, under(stored, "lb.enc."), llm)
+    if _LATENT in stored:
+        bridge, settings = _latent(stored)
+    else:
+        kind = mapped(stored, LANGBRIDGE.title, _KINDS)
+        bridge, settings = _KINDS[kind], {"mapping.kind": kind}
+    settings["fusion.name"] = "last_layer"
+    return Layout(bridge | _END, settings, under(stored, "lb.enc."), llm)
+
+
+def _latent(stored: Mapping[str, Stored]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Keys and settings of a resampler; what a key that is missing would say is as in LangBridge's own code."""
+    prefix = "lb.alignment.layers."
+    depth = len({key.removeprefix(prefix).partition(".")[0] for key in stored if key.startswith(prefix)}) or 1
+    names = {
+        f"layers.{layer}.{ours}.{what}": f"layers.{layer}.{theirs}.{what}"
+        for layer in range(depth)
+        for ours, theirs in _IN_LAYER.items()
+        for what in (("weight",) if ours in _NO_BIAS else ("weight", "bias"))
+    }
+    names |= {"latents": "latents", "out.weight": "out_proj.weight"}
+    bridge = {f"mapping.project.{ours}": f"lb.alignment.{theirs}" for ours, theirs in names.items()}
+    bridge |= {f"mapping.norm.{what}": f"lb.alignment.norm.{what}" for what in ("weight", "bias")}
+
+    def rows(key: str, default: int) -> int:
+        return stored[key].shape[0] if key in stored and stored[key].shape else default
+
+    latents, width = (*stored[_LATENT].shape, 1, 1)[:2]
+    inner, hidden = rows(f"{prefix}0.0.to_q.weight", 512), rows(f"{prefix}0.1.0.weight", 4 * width)
+    if inner % _HEAD_WIDTH or hidden % width:
+        raise CheckpointError(
+            f"{prefix}0 has queries {inner} wide and {hidden} hidden units at an encoder width of {width}; expected "
+            f"heads {_HEAD_WIDTH} wide, and hidden units a multiple of the width, as LangBridge makes them."
+        )
+    sizes = {"latents": latents, "depth": depth, "heads": inner // _HEAD_WIDTH, "head_width": _HEAD_WIDTH}
+    sizes["feedforward"] = hidden // width
+    return bridge, {"mapping.kind": "latent"} | {f"mapping.{key}": value for key, value in sizes.items()}
 
 
 def bases(checkpoint: Path) -> tuple[str | None, str | None]:
@@ -87,7 +123,7 @@ LANGBRIDGE = Source(
     title="LangBridge (arXiv 2401.10695)",
     help="""\
 Reads what LangBridge's save_pretrained wrote: a folder with pytorch_model.bin or model.safetensors (in parts, too), or
-one such file. Alignments `linear` and `ffn`; `latent` is refused.
+one such file. Alignments `linear`, `ffn` and `latent`.
 
 Encoder and LLM default to those that config.json beside the weights names. Where the checkpoint holds an encoder that
 differs from --encoder, because it was trained, that one is written to OUTPUT/encoder and used; likewise the LLM.

@@ -1,12 +1,14 @@
 """The paper's own code (arXiv 2508.09091): `pytorch_model.bin` of its `MPTModel`, frozen models included.
 
-Read in github.com/ThemiraChathumina/MultiLingualImprove (experiments/model.py, experiments/mlEmbModel/
-JSMEmbeddingModel.py and TransSMEmbeddingModel.py, experiments/utils.py): accelerate saves the whole model every epoch:
+Read in github.com/ThemiraChathumina/MultiLingualImprove (experiments/model.py, experiments/utils.py, and
+JSMEmbeddingModel.py, TransSMEmbeddingModel.py and ATEmbeddingModel.py of experiments/mlEmbModel/): accelerate saves the
+whole model every epoch:
 
 - `encoder_mt.embedding_model_base.`: the encoder half alone; `model_llm.`: the LLM; `llm_embedding_layer.`: its input
   embedding once more. All frozen.
 - `encoder_mt.layer_weights_lb` and `encoder_mt.temp`: Global Softmax. `encoder_mt.layer_weights.`: the module
-  `LayerWeights` of Transformer Softmax. Neither: its baseline, the last layer.
+  `LayerWeights` of Transformer Softmax. `encoder_mt.aggregator.query`: the learnt query of its variant AT, our
+  layer_attention. None of them: its baseline, the last layer.
 - `mapping.mlp.fc.`: D -> H (or `linear1`, `linear2`: MindMerger's MLP, which stands in the same file), and
   `mapping.end_boundary` of shape 1 x 1 x H.
 
@@ -24,7 +26,7 @@ and utils.py, IDPDatasets/*.py):
   user text, behind the soft prompt. Give it as each sample's `prompt`, with data.separator=keep.
 
 Names of the fusions' parameters come from `paper_names` of our own.
-Its other variants (queries, gates, aggregators) have keys that are none of these, and are refused by these.
+Its other variants (queries, gates) have keys that are none of these, and are refused by these.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ _KINDS = {
     "linear": {"mapping.project.weight": "mapping.mlp.fc.weight", "mapping.project.bias": "mapping.mlp.fc.bias"},
     "mlp": mlp("mapping.mlp."),
 }
-_GLOBAL, _TRANSFORMER = "encoder_mt.", "encoder_mt.layer_weights."
+_GLOBAL, _TRANSFORMER, _QUERY = "encoder_mt.", "encoder_mt.layer_weights.", "encoder_mt.aggregator."
 
 
 def read(stored: Mapping[str, Stored]) -> Layout:
@@ -65,6 +67,9 @@ def read(stored: Mapping[str, Stored]) -> Layout:
         if hidden and hidden.shape:
             settings["fusion.feedforward"] = hidden.shape[0]
         bridge |= names
+    elif under(stored, _QUERY):
+        settings["fusion.name"] = "layer_attention"
+        bridge |= _fusion("layer_attention", _QUERY)
     llm = under(stored, "model_llm.") | {key: INPUT_EMBEDDINGS for key in under(stored, "llm_embedding_layer.")}
     return Layout(bridge, settings, under(stored, "encoder_mt.embedding_model_base."), llm)
 
@@ -80,7 +85,8 @@ PAPER = Source(
     title="the paper's code (arXiv 2508.09091)",
     help="""\
 Reads outputs/.../pytorch_model.bin as the paper's training writes it (the whole model, in parts, too): Global Softmax,
-Transformer Softmax, or its baseline, whichever the keys say. --encoder and --llm are its mt_path and llm_path.
+Transformer Softmax, its variant AT, or its baseline, whichever the keys say. --encoder and --llm are its mt_path and
+llm_path.
 
 If it was trained with augmentation=True, so that the LLM is shown a prompt too: --set data.augment_prompt=true.
 

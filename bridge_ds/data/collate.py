@@ -36,12 +36,17 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch
 
 
 def collate(
-    rows: Sequence[TokenizedSample], encoder_pad_id: int, llm_pad_id: int, opening: bool | None = None
+    rows: Sequence[TokenizedSample],
+    encoder_pad_id: int,
+    llm_pad_id: int,
+    opening: bool | None = None,
+    fixed_length: int = 0,
 ) -> Batch:
     """One micro-batch of B samples: sources [B, S], prompts [B, P] (P may be 0), targets [B, T].
 
     Args:
         opening: whether the LLM has a BOS. Given, the batch has its layout, as training wants it; without, it has none.
+        fixed_length: as of :func:`bridge_ds.data.layout.layout_of`.
     """
     source_ids, source_mask = pad([row.source for row in rows], encoder_pad_id)
     prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
@@ -49,7 +54,9 @@ def collate(
     head_ids, head_mask = pad([row.head for row in rows], llm_pad_id) if any(row.head for row in rows) else (None, None)
     layout = None
     if opening is not None:
-        layout = layout_of(source_mask, prompt_mask, target_mask, target_ids, opening, head_mask)
+        layout = layout_of(
+            source_mask, prompt_mask, target_mask, target_ids, opening, head_mask, fixed_length=fixed_length
+        )
     return Batch(
         source_ids=source_ids,
         source_mask=source_mask,

@@ -89,7 +89,8 @@ def context_ids(
         head = of.opened(head)
     if context.continues:
         limits = replace(limits, side="left")
-    room = _room(limits.positions, len(head) + len(tail) + following)
+    fixed = limits.soft + 1 if limits.soft and source else 0
+    room = _room(limits.positions, len(head) + len(tail) + following + fixed)
     source, ids, cut = fit(source, ids, limits, of.kept_ends(source), room)
     return ContextIds(head, source, ids, tail, cut)
 

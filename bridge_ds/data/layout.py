@@ -3,8 +3,8 @@
 :func:`bridge_ds.data.collate.collate` makes them in the data worker, so that nothing has to be asked of a GPU during a
 micro-batch. The same functions work on masks that are on a device already; the host then waits for it.
 
-Letters: B batch, S encoder tokens, M of them that are real, P prompt tokens, T target tokens, K places of a row before
-closing up, X spliced length, N places predicted.
+Letters: B batch, S encoder tokens, M of them that are real, F soft tokens, P prompt tokens, T target tokens, K places
+of a row before closing up, X spliced length, N places predicted.
 """
 
 from __future__ import annotations
@@ -82,16 +82,19 @@ def layout_of(
     target_ids: torch.Tensor,
     opening: bool,
     head_mask: torch.Tensor | None = None,
+    fixed_length: int = 0,
 ) -> Layout:
     """The layout of a right-padded batch, see :class:`bridge_ds.data.batch.Batch`.
 
     Args:
         opening: whether the LLM has a BOS, which stands first.
         head_mask: of what stands before the soft prompt, BOS included, where that is more.
+        fixed_length: soft tokens of each row, the end vector aside; 0 = one for each of its encoder tokens.
     """
     one_B1 = torch.ones_like(source_mask[:, :1])
     head_BK = one_B1[:, : int(opening)] if head_mask is None else head_mask
-    order = close_up(torch.cat([head_BK, source_mask, one_B1, prompt_mask, target_mask], dim=1))
+    soft_BF = one_B1.expand(-1, fixed_length) if fixed_length else source_mask
+    order = close_up(torch.cat([head_BK, soft_BF, one_B1, prompt_mask, target_mask], dim=1))
     wanted_BT = target_mask.bool()
     rows, targets = wanted_BT.shape
     starts_B = torch.arange(rows, device=target_mask.device) * order.index_BX.shape[1]

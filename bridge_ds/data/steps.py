@@ -34,7 +34,7 @@ class StepDataset(Dataset[Parcel | BridgeError]):
 
     def __init__(self, config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus, first_step: int) -> None:
         """Args:
-        config: sections `data`, `train` and `run.seed` are used.
+        config: sections `data`, `train`, `mapping` and `run.seed` are used.
         world: whose rows to make.
         tokenizers: both tokenizers.
         corpus: the data.
@@ -133,7 +133,8 @@ class StepDataset(Dataset[Parcel | BridgeError]):
 
     def _collate(self, samples: Sequence[TokenizedSample]) -> Batch:
         of = self._tokenizers
-        return collate(samples, of.encoder_pad_id, of.pad_id, opening=of.bos_id is not None)
+        fixed = self._config.mapping.fixed_length
+        return collate(samples, of.encoder_pad_id, of.pad_id, opening=of.bos_id is not None, fixed_length=fixed)
 
     def _tokenize(self, rows: Rows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
         found: dict[int, TokenizedSample | BadSample] = {}

@@ -24,6 +24,8 @@ class Limits:
     """Places of the LLM, for context and answer together; 0 = unknown."""
     side: str = "right"
     """right: the end is cut off | left: the beginning."""
+    soft: int = 0
+    """Soft tokens of a source whatever its length, the end vector aside; 0 = one for each of its encoder tokens."""
 
     @classmethod
     def of(cls, data: DataConfig) -> Limits:
@@ -46,16 +48,18 @@ def fit(
         prompt: LLM ids.
         limits: lengths and side.
         ends: ids at the source's beginning (a language tag) and at its end (an end token) that stay in any case.
-        room: places that the LLM has for both and the end vector; none = as many as they need.
+        room: places that the LLM has for both and the end vector (for the prompt alone where the soft tokens are of a
+            fixed number); none = as many as they need.
 
     Returns:
         source, prompt, and which of `source` and `prompt` were cut.
     """
     most_source, most_prompt = limits.source, limits.prompt
+    shared = bool(source) and not limits.soft
     if room is not None:
-        most_prompt = min(most_prompt, room // 2 if source else room)
+        most_prompt = min(most_prompt, room // 2 if shared else room)
     kept_prompt = truncated(prompt, most_prompt, limits.side)
-    if room is not None:
+    if room is not None and shared:
         most_source = min(most_source, room - len(kept_prompt) - 1)
     kept_source = truncated(source, most_source, limits.side, *ends)
     lost = {"source": len(kept_source) < len(source), "prompt": len(kept_prompt) < len(prompt)}

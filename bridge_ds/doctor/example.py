@@ -27,7 +27,7 @@ class SoftToken:
     """One vector of the soft prompt."""
 
     encoder: str
-    """The encoder token that it stands for; `(end)` for the end vector."""
+    """The encoder token that it stands for, or which of a fixed number of vectors it is; `(end)` for the end vector."""
     nearest: str
     """The LLM token whose embedding points most nearly the same way."""
     cosine: float
@@ -69,7 +69,9 @@ def look(patient: Patient, row: TokenizedSample) -> Example:
     def decode(some: list[int]) -> str:
         return str(of.llm.decode(some))
 
-    names = [*of.encoder.convert_ids_to_tokens(row.source), "(end)"]
+    fixed = model.mapping.fixed_length
+    tokens = [f"(latent {n})" for n in range(1, fixed + 1)] or of.encoder.convert_ids_to_tokens(row.source)
+    names = [*tokens, "(end)"]
     soft = tuple(
         SoftToken(str(name), decode([id]), cosine, float(vector.norm()) / usual)
         for name, id, cosine, vector in zip(names, ids, cosines, soft_MH, strict=True)

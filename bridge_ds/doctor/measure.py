@@ -1,6 +1,7 @@
 """Measure a loaded run on some of its own training samples.
 
-Letters: B batch, S encoder tokens, X spliced length, H LLM width, N target tokens, M soft vectors.
+Letters: B batch, S encoder tokens, X spliced length, H LLM width, N target tokens, M soft vectors,
+P places of a soft prompt.
 """
 
 from __future__ import annotations
@@ -183,21 +184,22 @@ class SoftStatistics:
         batch = model.at_encoder(batch)
         states = model.encode(batch)
         mask_BS = batch.source_mask.bool()
-        soft_BSH, _ = model.mapping(model.fusion(states, batch.source_mask), batch.source_mask)
+        soft_BPH, soft_mask = model.mapping(model.fusion(states, batch.source_mask), batch.source_mask)
+        soft_BP = soft_mask[:, :-1].bool()
         self._note("encoder states", all(bool(state[mask_BS].isfinite().all()) for state in states))
-        self._note("soft prompt", bool(soft_BSH[:, :-1][mask_BS].isfinite().all()))
+        self._note("soft prompt", bool(soft_BPH[:, :-1][soft_BP].isfinite().all()))
         tokens = int(mask_BS.sum())
         self._weights.append((tokens, model.fusion.weights().detach().float().cpu()))  # type: ignore[operator]
         self._squares.append(torch.stack([state[mask_BS].double().pow(2).mean(-1).sum() for state in states]).cpu())
-        soft_BSH = soft_BSH.double().cpu()
-        self.end_norm = float(soft_BSH[0, -1].norm())
-        self._add_places(soft_BSH[:, :-1], mask_BS.cpu())
+        soft_BPH = soft_BPH.double().cpu()
+        self.end_norm = float(soft_BPH[0, -1].norm())
+        self._add_places(soft_BPH[:, :-1], soft_BP.cpu())
 
-    def _add_places(self, soft_BSH: torch.Tensor, mask_BS: torch.Tensor) -> None:
-        soft_BSH = soft_BSH.masked_fill(~mask_BS[..., None], 0)
-        norm_BS = soft_BSH.norm(dim=-1)
-        self.norms.append(norm_BS[mask_BS])
-        new = (mask_BS.double().sum(0), soft_BSH.sum(0), norm_BS.pow(2).sum(0), norm_BS.sum(0))
+    def _add_places(self, soft_BPH: torch.Tensor, mask_BP: torch.Tensor) -> None:
+        soft_BPH = soft_BPH.masked_fill(~mask_BP[..., None], 0)
+        norm_BP = soft_BPH.norm(dim=-1)
+        self.norms.append(norm_BP[mask_BP])
+        new = (mask_BP.double().sum(0), soft_BPH.sum(0), norm_BP.pow(2).sum(0), norm_BP.sum(0))
         old = (self._count_P, self._sum_PH, self._square_P, self._norm_P)
         self._count_P, self._sum_PH, self._square_P, self._norm_P = (
             _padded_sum(a, b) for a, b in zip(old, new, strict=True)

@@ -28,6 +28,7 @@ def calibrate(engine: Any, batch: Batch) -> tuple[float, float]:
     engine.eval()
     soft = model.soft(batch)
     real_N = soft.embeds_BKH[soft.mask_BK.bool()].float()
+    real_N = real_N[real_N.any(-1)]  # an end vector that starts from zeros has no scale
     rows = model.llm.vocab_size
     ids = torch.linspace(0, rows - 1, min(rows, 1024), device=real_N.device).long()
     # The median over the vocabulary: tokens that training never met have tiny embeddings.

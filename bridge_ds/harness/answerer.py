@@ -150,8 +150,9 @@ class Answerer:
         """Token ids: head, source, prompt, tail."""
         options = self.options
         limits = Limits(
-            options.max_source_tokens, options.max_prompt_tokens, self.positions, side=options.truncation_side
-        )
+            options.max_source_tokens, options.max_prompt_tokens, self.positions, side=options.truncation_side,
+            soft=self.model.mapping.fixed_length,
+        )  # fmt: skip
         ids = context_ids(self.tokenizers, context, limits, following, bridge=options.bridge, prompt=options.prompt)
         self.cut.update(contexts=1, source="source" in ids.cut, prompt="prompt" in ids.cut)
         return ids.head, ids.source, ids.prompt, ids.tail

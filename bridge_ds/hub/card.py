@@ -17,12 +17,16 @@ from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.frozen.verify import model_file
 from bridge_ds.hub.config import BridgeConfig
 
-__all__ = ["ELSEWHERE", "HERE", "card_of_run", "licence"]
+__all__ = ["ELSEWHERE", "HERE", "MERGED", "UPDATES", "card_of_run", "licence"]
 
 HERE = "HERE"
 """Stands in the card for the place where it will be."""
 ELSEWHERE = "The base models are not in this repository: they are loaded by name and proven by hash."
 """Stands in a card, unless they were exported along with it."""
+UPDATES = f"`{layout.LORA}` holds low-rank updates of the LLM"
+"""Stands in the card of a bridge that has some."""
+MERGED = "low-rank updates of the LLM are merged into `llm/`"
+"""Stands there in its place where they were exported so."""
 _UNKNOWN = "not stated with the files; see the model's own page"
 
 
@@ -110,7 +114,7 @@ def _usage() -> str:
 def _also_trained(shared: BridgeConfig) -> str:
     parts = [f"`{layout.ENCODER}` holds the encoder's weights"] if shared.encoder_training else []
     parts += [f"`{layout.LLM}` holds the LLM's weights"] if shared.llm_training else []
-    parts += [f"`{layout.LORA}` holds low-rank updates of the LLM"] if shared.lora else []
+    parts += [UPDATES] if shared.lora else []
     return f"Trained along with it: {' and '.join(parts)}." if parts else "Both are frozen."
 
 

@@ -19,7 +19,7 @@ _NOT_SHARED = {
     "llm": ("lr_scale", "weight_decay", "dropout"),
     "lora": ("dropout", "lr_scale"),
     "fusion": ("path", "lr_scale"),
-    "mapping": ("calibrate",),
+    "mapping": ("calibrate", "end_init", "dropout"),
 }
 """Keys of the recipe that only matter where and while a bridge is trained."""
 _DATA = (

@@ -14,12 +14,13 @@ from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.digest import KEPT
 from bridge_ds.frozen.identity import model_identity, published_config, tokenizer_files
 from bridge_ds.frozen.verify import model_file, weight_files
-from bridge_ds.hub.card import ELSEWHERE
+from bridge_ds.hub.card import ELSEWHERE, MERGED, UPDATES
 from bridge_ds.hub.config import to_run
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.hub.share import write_folder
 from bridge_ds.llm.frozen import load_llm
+from bridge_ds.llm.lora import merge_lora
 
 __all__ = ["INSIDE", "PARTS", "export"]
 
@@ -34,7 +35,7 @@ _BESIDE = (
 """Files of a model beside its weights and its tokenizer; licences go where the weights go."""
 
 
-def export(run: str, folder: Path, **loading: Any) -> list[str]:
+def export(run: str, folder: Path, merge: bool = False, **loading: Any) -> list[str]:
     """Write the folder; it is there whole or not at all.
 
     Base models that are published as safetensors are copied byte for byte; one that is published otherwise (mT5's
@@ -43,24 +44,27 @@ def export(run: str, folder: Path, **loading: Any) -> list[str]:
     Args:
         run: what BridgeForCausalLM.from_pretrained takes.
         folder: to make.
+        merge: write an LLM with LoRA's updates and biases merged into it; the folder then holds none beside it.
         loading: more of its options.
 
     Returns:
         lines that say what was written.
 
     Raises:
-        ConfigError: the folder is there already, or cannot be written.
+        ConfigError: the folder is there already, or cannot be written; or there is nothing to merge.
         CheckpointError: what was written does not load as what it was made from.
     """
     if not missing_or_empty(folder) or (folder.exists() and not folder.is_symlink()):
         raise ConfigError(f"{folder} is there already; expected a new folder; choose another --output.")
     model = BridgeForCausalLM.from_pretrained(run, **loading)
+    if merge and not getattr(model.bridge.llm, "updated", None):
+        raise ConfigError(f"{run} has no updates of the LLM to merge (lora.rank); leave --merge-lora out.")
     final = real(folder)
     part = beside(final, "part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        lines = _write(model, part)
+        lines = _write(model, part, merge)
         _prove(model, part)
         if final.exists():
             final.rmdir()
@@ -76,15 +80,19 @@ def export(run: str, folder: Path, **loading: Any) -> list[str]:
     return [*lines, f"{size / 1e9:.2f} GB in all"]
 
 
-def _write(model: BridgeForCausalLM, folder: Path) -> list[str]:
+def _write(model: BridgeForCausalLM, folder: Path, merge: bool) -> list[str]:
     card = model.card.replace(ELSEWHERE, INSIDE)  # made while the base models still have their own names
     config = copy.deepcopy(model.config)
+    if merge:
+        card, config.lora = card.replace(UPDATES, MERGED), {}
+        merge_lora(model.bridge.llm)
     lines = []
     for part, loaded in zip(PARTS, (model.bridge.encoder.model, model.bridge.llm.model), strict=True):
         name, revision = getattr(config, part), getattr(config, f"{part}_revision")
         place = folder / part
         place.mkdir()
-        weights = weight_files(resolve(name), revision)
+        merged = merge and part == "llm"
+        weights = [] if merged else weight_files(resolve(name), revision)
         if weights:
             _copy(name, revision, place, _BESIDE)
             for path in weights:
@@ -106,6 +114,7 @@ def _write(model: BridgeForCausalLM, folder: Path) -> list[str]:
         setattr(config, part, part)
         setattr(config, f"{part}_revision", None)
         how = "copied byte for byte" if weights else "saved as safetensors, for it is published otherwise"
+        how = "saved with the updates merged into it" if merged else how
         lines.append(f"{part}: {name}, {how}")
     whole, model.config = model.config, config
     try:

@@ -58,6 +58,7 @@ class BridgeProcessor(ProcessorMixin):
             max_new_tokens,
         )
         self.max_source_tokens, self.max_prompt_tokens = config.max_source_tokens, config.max_prompt_tokens
+        self._fixed_length: int = to_run(config).mapping.fixed_length
         self.tokenizer: Any = tokenizers.llm
         """The LLM's."""
         self.encoder_tokenizer: Any = tokenizers.encoder
@@ -256,8 +257,9 @@ class BridgeProcessor(ProcessorMixin):
     ) -> tuple[list[int], list[int], list[int]]:
         """Ids before the soft prompt (LLM), of the text (encoder), after the soft prompt (LLM), counted in `cut`."""
         limits = Limits(
-            self.max_source_tokens, self.max_prompt_tokens, self.positions, side=self.config.truncation_side
-        )
+            self.max_source_tokens, self.max_prompt_tokens, self.positions, side=self.config.truncation_side,
+            soft=self._fixed_length,
+        )  # fmt: skip
         room = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         if self.positions:
             room = min(room, self.positions // 2)
@@ -267,6 +269,11 @@ class BridgeProcessor(ProcessorMixin):
         ids = context_ids(self.tokenizers, context, limits, room, prompt=self.config.augment_prompt)
         self.cut.update(texts=1, **{name: name in ids.cut for name in ("source", "prompt")})
         return ids.head, ids.source, [*ids.prompt, *ids.tail]
+
+    def length(self, row: tuple[list[int], list[int], list[int]]) -> int:
+        """Places of the LLM that a row of :meth:`context_ids` takes, the soft prompt's end vector included."""
+        head, source, tail = row
+        return len(head) + ((self._fixed_length or len(source)) + 1 if source else 0) + len(tail)
 
     def collate(
         self, rows: Sequence[tuple[list[int], list[int], list[int]]], labels: Sequence[list[int]] | None = None

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import LlmConfig, ModelConfig
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
 from bridge_ds.llm.base import LLM
+from bridge_ds.llm.bias import use_trained
 from bridge_ds.llm.trained import TrainedLLM
 
 __all__ = ["FrozenLLM", "load_llm"]
@@ -28,6 +30,8 @@ class FrozenLLM(LLM):
         """Names of the parameters that LoRA has added (:func:`bridge_ds.llm.lora.add_lora`)."""
         self.updated: list[Any] = []
         """The layers that it has added them to."""
+        self.biased: list[nn.Module] = []
+        """Modules with a trained bias beside their own (:mod:`bridge_ds.llm.bias`)."""
         if activation_checkpointing:
             enable_recomputing(model)
         self.train(False)
@@ -43,15 +47,19 @@ class FrozenLLM(LLM):
 
     @contextmanager
     def alone(self, wanted: bool = True) -> Iterator[None]:
-        """While open, and if `wanted`, the LLM is the one that was loaded: LoRA's updates are left out."""
-        updated = self.updated if wanted else []
+        """While open, and if `wanted`, the LLM is the one that was loaded, without LoRA's updates and biases."""
+        updated, biased = (self.updated, self.biased) if wanted else ([], [])
         for layer in updated:
             layer.enable_adapters(False)
+        for module in biased:
+            use_trained(module, False)
         try:
             yield
         finally:
             for layer in updated:
                 layer.enable_adapters(True)
+            for module in biased:
+                use_trained(module, True)
 
 
 def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: Any) -> LLM:

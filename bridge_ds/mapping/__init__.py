@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from bridge_ds.mapping.projector import MAPPINGS, Projector
+from bridge_ds.mapping.projector import END_INITS, LATENT, MAPPINGS, Projector
 
-__all__ = ["MAPPINGS", "Projector"]
+__all__ = ["END_INITS", "LATENT", "MAPPINGS", "Projector"]

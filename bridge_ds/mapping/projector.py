@@ -1,35 +1,57 @@
 """From the encoder's width D into the LLM's embedding space of width H, with the learnt end vector.
 
-Letters: B batch, S encoder tokens, D encoder width, H LLM width.
+Letters: B batch, S encoder tokens, N soft tokens, D encoder width, H LLM width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["MAPPINGS", "Projector"]
+from bridge_ds.mapping.resampler import Resampler
 
-MAPPINGS: dict[str, Callable[[int, int], nn.Module]] = {
+__all__ = ["END_INITS", "LATENT", "MAPPINGS", "Projector"]
+
+LATENT = "latent"
+"""The one kind that makes a fixed number of soft tokens."""
+MAPPINGS: dict[str, Callable[..., nn.Module]] = {
     "linear": lambda d, h: nn.Linear(d, h),
     "mlp": lambda d, h: nn.Sequential(nn.Linear(d, 2 * d), nn.ReLU(), nn.Linear(2 * d, h)),
     "mlp_gelu": lambda d, h: nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, h)),
+    LATENT: Resampler,
 }
 """linear: arXiv 2508.09091, and LangBridge's `linear`. mlp: MindMerger (arXiv 2405.17386), hidden width 2D. mlp_gelu:
-LangBridge's `ffn` (arXiv 2401.10695, its public code), hidden width 2D, the exact GELU."""
+LangBridge's `ffn` (arXiv 2401.10695, its public code), hidden width 2D, the exact GELU. latent: its `latent`."""
+END_INITS: dict[str, Callable[[int], torch.Tensor]] = {"normal": torch.randn, "zeros": torch.zeros}
+"""How the end vector starts. normal: LangBridge. zeros: MindMerger, and the code of arXiv 2508.09091."""
 
 
 class Projector(nn.Module):
-    """Maps every fused token and appends one learnt vector that marks the end of the soft prompt (LangBridge)."""
+    """Maps every fused token, or resamples them, and appends one learnt vector that marks the end of the soft prompt
+    (LangBridge)."""
 
     scale: torch.Tensor
+    RESAMPLER = ("latents", "depth", "heads", "head_width", "feedforward", "dropout")
+    """Keys of the recipe's `mapping:` part that only the kind `latent` takes."""
 
-    def __init__(self, kind: str, width: int, llm_width: int) -> None:
+    def __init__(self, kind: str, width: int, llm_width: int, *, end_init: str = "normal", **resampler: Any) -> None:
+        """Args:
+        kind: a name in :data:`MAPPINGS`.
+        width: D.
+        llm_width: H.
+        end_init: a name in :data:`END_INITS`.
+        resampler: for the kind `latent`, as :class:`bridge_ds.mapping.resampler.Resampler`; the others use none.
+        """
         super().__init__()
-        self.project = MAPPINGS[kind](width, llm_width)
-        self.end = nn.Parameter(torch.randn(llm_width))
+        latent = kind == LATENT
+        self.project = MAPPINGS[kind](width, llm_width, **(resampler if latent else {}))
+        self.end = nn.Parameter(END_INITS[end_init](llm_width))
+        self.norm = nn.LayerNorm(llm_width) if latent else None
+        self.fixed_length: int = resampler["latents"] if latent else 0
+        """Soft tokens of a row whatever its source's length, the end vector aside; 0 = one for each encoder token."""
         # A buffer and not a parameter: set once from the first batch, then part of the bridge's definition.
         self.register_buffer("scale", torch.ones(()))
 
@@ -37,12 +59,17 @@ class Projector(nn.Module):
         """Map.
 
         Returns:
-            soft [B, S+1, H] in the dtype of the input, the end vector last, and its mask [B, S+1]. The row may have
-            padding before the end vector; :func:`bridge_ds.llm.splice.splice` closes such holes.
+            soft [B, N+1, H] in the dtype of the input, the end vector last, and its mask [B, N+1]; N is S, or
+            `fixed_length`. A row may have padding before the end vector; :func:`bridge_ds.llm.splice.splice` closes
+            such holes.
         """
-        dtype = self.end.dtype
-        soft_BSH = self.project(fused_BSD.to(dtype))
-        end_B1H = self.end.expand(soft_BSH.shape[0], 1, -1)
-        soft_BSH = torch.cat([soft_BSH, end_B1H], dim=1) * self.scale
-        mask_BS = torch.cat([mask_BS, torch.ones_like(mask_BS[:, :1])], dim=1)
-        return soft_BSH.to(fused_BSD.dtype), mask_BS
+        fused = fused_BSD.to(self.end.dtype)
+        if self.norm is None:
+            soft_BNH = self.project(fused)
+        else:
+            soft_BNH, mask_BS = self.project(fused, mask_BS), mask_BS.new_ones(len(mask_BS), self.fixed_length)
+        soft_BNH = torch.cat([soft_BNH, self.end.expand(len(soft_BNH), 1, -1)], dim=1)
+        if self.norm is not None:
+            soft_BNH = self.norm(soft_BNH)  # the end vector too, as in LangBridge
+        mask_BN = torch.cat([mask_BS, torch.ones_like(mask_BS[:, :1])], dim=1)
+        return (soft_BNH * self.scale).to(fused_BSD.dtype), mask_BN

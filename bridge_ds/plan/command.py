@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ _LAUNCHERS = (
 )
 """Parameters of the LLM up to which a script of slurm/ is named, and the recipe that such runs begin with. The scripts
 differ in name, nodes and recipe alone; the recipe of train_1b.sh is the paper's XNLI run, which is not any 1B run."""
-_WHAT = ("model.encoder", "model.llm", "fusion.name", "mapping.kind", "lora.rank", "encoder.trainable",
-         "llm.trainable", "data.augment_prompt")  # fmt: skip
+_WHAT = ("model.encoder", "model.llm", "fusion.name", "mapping.kind", "mapping.latents", "lora.rank", "lora.bias",
+         "encoder.trainable", "llm.trainable", "data.augment_prompt")  # fmt: skip
 """Settings that make it another run, and not the same one in other batches or on other nodes."""
 
 
@@ -62,7 +63,8 @@ def command(job: Job, ds_config: str, recipe: str = "") -> str:
 
 
 def _name(job: Job) -> str:
-    parts = [job.encoder.name, job.llm.name, job.fusion, job.mapping]
+    mapping = job.mapping + str(job.resampler.latents) * (job.mapping == "latent")
+    parts = [job.encoder.name, job.llm.name, job.fusion, mapping]
     parts += ["trained-encoder"] * job.encoder_trained + ["trained-llm"] * job.llm_trained
     parts += [f"lora{job.lora}"] * (job.lora > 0)
     parts += ["prompt"] * (job.prompt > 0)
@@ -89,12 +91,15 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
         "fusion.heads": job.heads,
         "fusion.feedforward": job.feedforward,
         "lora.rank": job.lora,
+        "lora.bias": job.lora_bias if job.lora else "none",
         "encoder.trainable": job.encoder_trained,
         "llm.trainable": job.llm_trained,
         "encoder.activation_checkpointing": job.encoder_checkpointing,
         "data.augment_prompt": job.prompt > 0,
         "data.tokens_per_micro_batch": 0,
     }
+    if job.mapping == "latent":
+        modes |= {f"mapping.{key}": size for key, size in asdict(job.resampler).items()}
     if job.prompt:
         modes["data.max_prompt_tokens"] = job.prompt
     return named, modes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bridge_ds.config.encoding import encoded_together
@@ -13,6 +13,7 @@ from bridge_ds.config.zero import gather_sizes, read_ds_config
 from bridge_ds.plan.shapes import (
     ENCODERS,
     LLMS,
+    Resampler,
     Shape,
     find_shape,
     fusion_parameters,
@@ -52,6 +53,8 @@ class Job:
     feedforward: int = 2048
     """Hidden width of the fusion's MLP."""
     mapping: str = "linear"
+    resampler: Resampler = field(default_factory=Resampler)
+    """Sizes of a mapping `latent`."""
     source: int = 512
     """Encoder tokens a sample, padding included."""
     prompt: int = 0
@@ -80,6 +83,8 @@ class Job:
     """All of the LLM is trained too, its embeddings included (llm.trainable)."""
     lora: int = 0
     """Rank of LoRA's updates of all linear layers of the LLM (lora.rank)."""
+    lora_bias: str = "none"
+    """Biases that are trained with them (lora.bias)."""
     encode_once: bool = False
     """Under stage 3 a frozen encoder's layers are gathered once for several micro-batches (train.encode_once)."""
     encode_once_gib: float = TrainConfig.encode_once_gib
@@ -125,7 +130,12 @@ class Job:
     @property
     def spliced(self) -> int:
         """LLM tokens a sample: BOS, soft prompt and its end vector, prompt, target."""
-        return 2 + self.source + self.prompt + self.target
+        return 1 + self.soft + self.prompt + self.target
+
+    @property
+    def soft(self) -> int:
+        """LLM tokens of a sample's soft prompt and its end vector."""
+        return 1 + (self.resampler.latents if self.mapping == "latent" else self.source)
 
     @property
     def shards(self) -> int:
@@ -175,7 +185,9 @@ def bridge_parameters(job: Job) -> int:
     """Trained parameters of the bridge, and of LoRA's updates."""
     fusion = fusion_parameters(job.fusion, job.encoder.layers, job.encoder.width, job.feedforward)
     return (
-        fusion + mapping_parameters(job.mapping, job.encoder.width, job.llm.width) + lora_parameters(job.llm, job.lora)
+        fusion
+        + mapping_parameters(job.mapping, job.encoder.width, job.llm.width, job.resampler)
+        + lora_parameters(job.llm, job.lora, job.lora_bias)
     )
 
 
@@ -201,6 +213,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         heads=config.fusion.heads,
         feedforward=config.fusion.feedforward,
         mapping=config.mapping.kind,
+        resampler=_resampler(config),
         source=data.max_source_tokens,
         prompt=data.max_prompt_tokens if data.augment_prompt else 0,
         target=data.max_target_tokens,
@@ -211,6 +224,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         encoder_checkpointing=config.encoder.trainable and config.encoder.activation_checkpointing,
         llm_trained=config.llm.trainable,
         lora=config.lora.rank,
+        lora_bias=config.lora.bias,
         encode_once=train.encode_once and not config.encoder.dropout,
         encode_once_gib=train.encode_once_gib,
         **layout(read_ds_config(config.run.ds_config)),
@@ -220,6 +234,12 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
     if data.tokens_per_micro_batch:
         rows = min(share, max(1, data.tokens_per_micro_batch // (job.source + job.prompt + job.target)))
     return job.having(micro_batch=rows)
+
+
+def _resampler(config: Config) -> Resampler:
+    if config.mapping.kind != "latent":
+        return Resampler()
+    return Resampler(**{each.name: getattr(config.mapping, each.name) for each in fields(Resampler)})
 
 
 def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:

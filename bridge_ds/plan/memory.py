@@ -161,16 +161,31 @@ def _bridge_activations(job: Job) -> float:
     # The mapping keeps its float32 input, hidden units (GELU's input too) and output, and the soft prompt. Transformer
     # Softmax keeps for each token (fusion/kernels/by_token.py) the pooled states of its heads in the model's dtype, the
     # inputs of its two norms, its attention before and after dropout, and the layers' weights; for the first tokens
-    # also the value and the MLP's hidden units in the model's dtype. The other fusions keep next to nothing. Triton's
-    # kernels store no dropout.
+    # also the value and the MLP's hidden units in the model's dtype. Layer Attention keeps its attention, the other
+    # fusions next to nothing. Triton's kernels store no dropout.
     encoder, tokens = job.encoder, job.micro_batch * job.source
     hidden = {"mlp": 2, "mlp_gelu": 4}.get(job.mapping, 0) * encoder.width
-    mapping = tokens * (4 * (encoder.width + hidden) + (2 * 4 + job.bytes) * job.llm.width)
+    soft = job.micro_batch * (job.soft - 1)
+    mapping: float = tokens * 4 * encoder.width + soft * (4 * hidden + (2 * 4 + job.bytes) * job.llm.width)
+    if job.mapping == "latent":
+        mapping += _resampler(job)
+    if job.fusion == "layer_attention":
+        return mapping + tokens * 4 * (encoder.layers + 1)
     if job.fusion != "transformer_softmax":
         return mapping
     scores = 2 * job.heads * (encoder.layers + 1) + encoder.layers
     kept = job.heads * encoder.width * job.bytes + 4 * (2 * encoder.width + scores)
     return mapping + tokens * kept + min(tokens, CHUNK) * (encoder.width + job.feedforward) * job.bytes
+
+
+def _resampler(job: Job) -> float:
+    # Of each layer in float32 (mapping/resampler.py): what the products read, heads laid apart again, the attention,
+    # inputs of the norms, both sides of the MLP's GELU, and the dropout's mask.
+    of, width, rows = job.resampler, job.encoder.width, job.micro_batch
+    keys, inner = job.source + of.latents, of.heads * of.head_width
+    products = keys * (width + 2 * inner) + of.latents * (width + 2 * inner)
+    layer = products + of.heads * of.latents * keys + of.latents * width * (2 + 2 * of.feedforward)
+    return rows * (of.depth * (4 * layer + of.latents * width) + 4 * of.latents * width)
 
 
 def _logits(job: Job) -> float:

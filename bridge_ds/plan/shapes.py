@@ -14,11 +14,13 @@ from typing import Any
 
 from bridge_ds.config.check import one_of
 from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import MappingConfig
 from bridge_ds.errors import ConfigError
 
 __all__ = [
     "ENCODERS",
     "LLMS",
+    "Resampler",
     "Shape",
     "find_shape",
     "fusion_parameters",
@@ -26,6 +28,20 @@ __all__ = [
     "lora_parameters",
     "mapping_parameters",
 ]
+
+
+@dataclass(frozen=True)
+class Resampler:
+    """Sizes of a mapping `latent`, named as in :class:`bridge_ds.config.schema.MappingConfig`."""
+
+    latents: int = MappingConfig.latents
+    depth: int = MappingConfig.depth
+    heads: int = MappingConfig.heads
+    head_width: int = MappingConfig.head_width
+    feedforward: int = MappingConfig.feedforward
+
+
+_RESAMPLER = Resampler()
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,10 @@ class Shape:
     """Rows of a learnt position table."""
     bias: bool = False
     """Attention adds a number for each head and pair of tokens to its scores (T5's relative positions)."""
+    biases: tuple[int, ...] = ()
+    """Elements of the biases of one layer's linear layers; `parameters` leaves them out (below 0.1 %)."""
+    norm_biases: bool = False
+    """The norms have biases too: two a layer, and the last."""
     source: str = ""
     """Hub id, or folder: what a run names as its model."""
 
@@ -95,7 +115,9 @@ def _llm(
     head: int = 0, tied: bool = False,
 ) -> Shape:  # fmt: skip
     head = head or width // heads
-    return Shape(name, layers, width, ffn, heads * head, kv_heads * head, vocab, heads, tied=tied, source=source)
+    q, kv = heads * head, kv_heads * head
+    biases = (q, kv, kv) if name.startswith("qwen2") else ()
+    return Shape(name, layers, width, ffn, q, kv, vocab, heads, tied=tied, biases=biases, source=source)
 
 
 # From the models' config.json on the hub.
@@ -181,6 +203,10 @@ def _plain(hub_id: str) -> str:
     return plain.replace("meta-", "")
 
 
+_BIASED = ("gpt2", "opt", "gpt_neox", "bloom", "gpt_bigcode")
+"""Kinds of LLM (model_type) in which every linear layer and norm has a bias."""
+
+
 def _from_config(path: Path) -> Shape:
     config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
 
@@ -196,13 +222,19 @@ def _from_config(path: Path) -> Shape:
     heads = first("num_attention_heads", "encoder_attention_heads", "num_heads", "n_head")
     head = first("head_dim", "d_kv", default=width // heads)
     t5 = "d_kv" in config
+    ffn = first("intermediate_size", "d_ff", "encoder_ffn_dim", "n_inner", default=4 * width)
+    q, kv = heads * head, first("num_key_value_heads", default=heads) * head
+    kind = config.get("model_type")
+    everywhere = kind in _BIASED
+    attention = (q, kv, kv, width) if everywhere or config.get("attention_bias") else (q, kv, kv) * (kind == "qwen2")
+    mlp = (ffn, width) if everywhere else (ffn, ffn, width) if config.get("mlp_bias") else ()
     return Shape(
         name=path.absolute().parent.name,
         layers=first("num_layers", "encoder_layers", "num_hidden_layers", "n_layer"),
         width=width,
-        ffn=first("intermediate_size", "d_ff", "encoder_ffn_dim", "n_inner", default=4 * width),
-        q=heads * head,
-        kv=first("num_key_value_heads", default=heads) * head,
+        ffn=ffn,
+        q=q,
+        kv=kv,
         vocab=first("vocab_size"),
         heads=heads,
         gated="gated" in str(config.get("feed_forward_proj", "")) if t5 else config.get("hidden_act") == "silu",
@@ -211,6 +243,8 @@ def _from_config(path: Path) -> Shape:
         if t5 or "rope_theta" in config or "rope_parameters" in config
         else first("max_position_embeddings", default=0),
         bias=t5,
+        biases=attention + mlp,
+        norm_biases=everywhere,
         source=os.path.abspath(path.parent),
     )
 
@@ -226,27 +260,35 @@ def fusion_parameters(name: str, layers: int, width: int, feedforward: int) -> i
     found = {
         "last_layer": 0,
         "global_softmax": layers + 1,
+        "layer_attention": width,
         "transformer_softmax": 2 * layers * width + layers + attention + mlp + 5 * width,
     }
     one_of("fusion.name", name, found)
     return found[name]
 
 
-def mapping_parameters(kind: str, width: int, llm_width: int) -> int:
-    """Trained parameters of a mapping, its end vector included.
+def mapping_parameters(kind: str, width: int, llm_width: int, of: Resampler = _RESAMPLER) -> int:
+    """Trained parameters of a mapping, its end vector included; `of` has the sizes of `latent`.
 
     Raises:
         ConfigError: no mapping of that kind.
     """
     linear = width * llm_width + 2 * llm_width
     mlp = 2 * width * width + 2 * width + 2 * width * llm_width + 2 * llm_width
-    found = {"linear": linear, "mlp": mlp, "mlp_gelu": mlp}
+    # Attention (q, k, v, out) with two norms, and the MLP with its biases; then the way out, its norm, the end vector.
+    layer = 4 * width * of.heads * of.head_width + 4 * width + of.feedforward * (2 * width * width + width) + width
+    latent = of.latents * width + of.depth * layer + width * llm_width + 3 * llm_width
+    found = {"linear": linear, "mlp": mlp, "mlp_gelu": mlp, "latent": latent}
     one_of("mapping.kind", kind, found)
     return found[kind]
 
 
-def lora_parameters(shape: Shape, rank: int) -> int:
-    """Trained parameters of LoRA's updates of all linear layers but the output head: rank x (inputs + outputs) each."""
+def lora_parameters(shape: Shape, rank: int, bias: str = "none") -> int:
+    """Trained parameters of LoRA's updates of all linear layers but the output head: rank x (inputs + outputs) each;
+    and of the biases that are trained with them (`lora.bias`)."""
     attention = 2 * (shape.width + shape.q) + 2 * (shape.width + shape.kv)
     mlp = (3 if shape.gated else 2) * (shape.width + shape.ffn)
-    return shape.layers * rank * (attention + mlp)
+    biases = 0 if bias == "none" or not rank else shape.layers * sum(shape.biases)
+    if bias == "all" and rank and shape.norm_biases:
+        biases += (2 * shape.layers + 1) * shape.width
+    return shape.layers * rank * (attention + mlp) + biases

@@ -71,8 +71,7 @@ class Texts:
         except BridgeError as error:
             code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None
             raise Refused(str(error), param=param, code=code) from None
-        head, source, tail = ids
-        length = len(head) + (len(source) + 1 if source else 0) + len(tail)  # the soft prompt has an end of its own
+        length = self._processor.length(ids)
         truncated = bool(cut["source"] or cut["prompt"])
         most = ask.max_tokens or self.default_tokens
         if self.positions:

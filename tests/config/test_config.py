@@ -36,6 +36,18 @@ def test_the_papers_recipe_has_the_papers_numbers() -> None:
     assert config.train.steps * config.train.global_batch == 300_000
 
 
+def test_recipes_of_the_peers_start_the_end_vector_as_their_code_does_and_old_runs_as_they_did(tmp_path: Path) -> None:
+    for recipe in ("xnli_mt5xl_llama1b", "mindmerger_mapping", "mindmerger_augmentation"):
+        mapping = load_config(recipe).mapping
+        assert (mapping.end_init, mapping.calibrate) == ("zeros", False)
+    for recipe in ("testbed", "mt5xl_13b", "mt5xl_70b"):
+        assert load_config(recipe).mapping.end_init == "normal"
+    recorded = to_dict(load_config("testbed"))
+    recorded["mapping"] = {"kind": "linear", "calibrate": True}  # of before
+    del recorded["lora"]["bias"]
+    assert from_dict(recorded) == load_config("testbed")
+
+
 def test_overrides_have_the_types_of_the_schema() -> None:
     texts = ["train.lr=1e-3", "train.steps=7", "train.betas=[0.5, 0.6]", "model.activation_checkpointing=true",
              "run.output=runs/x=y", "evaluation.tasks=xnli,testbed_news", "model.llm_revision=null"]  # fmt: skip
@@ -56,6 +68,12 @@ def test_overrides_have_the_types_of_the_schema() -> None:
         ("train.steps=many", "train.steps is 'many'; expected a whole number"),
         ("train.steps=1.5", "expected a whole number"),
         ("train.steps=0", "train.steps is 0; expected 1 or more"),
+        ("mapping.end_init=zero", "did you mean 'zeros'"),
+        ("mapping.kind=latents", "did you mean 'latent'"),
+        ("mapping.latents=0", "mapping.latents is 0; expected 1 or more"),
+        ("mapping.dropout=1", "mapping.dropout is 1.0; expected from 0 to below 1"),
+        ("lora.bias=lora", "lora.bias is 'lora'; expected one of none, all, lora_only"),
+        ("lora.bias=lora_only", "lora.bias is lora_only and lora.rank 0"),
         ("model.dtype=float16", "expected one of bfloat16, float32"),
         ("fusion.name=transformer_softmx", "did you mean 'transformer_softmax'"),
         ("fusion.dropout=1", "from 0 to below 1"),

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, MT5EncoderModel
 
-from tests.fusion.test_paper import LayerWeights
+from tests.fusion.test_paper import Aggregator, LayerWeights
 
 
 class WithEnd(nn.Module):
@@ -33,6 +33,52 @@ class WithEnd(nn.Module):
         return torch.cat([mapped, self.enc_eos.expand(len(mapped), 1, -1)], dim=1)
 
 
+class ResamplerAttention(nn.Module):
+    """LangBridge's `PerceiverAttentionLayer`: 8 heads of 64."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_media, self.norm_latents = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, 8 * 64, bias=False) for _ in range(3))
+        self.to_out = nn.Linear(8 * 64, width, bias=False)
+
+    def forward(self, states: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """Of one row without padding: latents see states and latents, each under its own norm."""
+        own = self.norm_latents(latents)
+        seen = torch.cat([self.norm_media(states), own], dim=1)
+        found = []
+        for head in range(8):
+            q, k, v = (x[..., 64 * head : 64 * (head + 1)] for x in (self.to_q(own), self.to_k(seen), self.to_v(seen)))
+            found.append(torch.softmax(torch.einsum("bqe,bke->bqk", q, k) / 8.0, dim=-1) @ v)
+        return self.to_out(torch.cat(found, dim=-1))
+
+
+class PerceiverResampler(nn.Module):
+    """LangBridge's alignment `latent`, out of training (it has dropout there)."""
+
+    def __init__(self, width: int, llm_width: int, latents: int, depth: int = 1) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(latents, width))
+        self.enc_eos = nn.Parameter(torch.randn(llm_width))
+        self.layers = nn.ModuleList(
+            nn.ModuleList([
+                ResamplerAttention(width),
+                nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)),
+            ])
+            for _ in range(depth)
+        )  # fmt: skip
+        self.out_proj = nn.Linear(width, llm_width, bias=False)
+        self.norm = nn.LayerNorm(llm_width)
+
+    def forward(self, states_BSD: torch.Tensor) -> torch.Tensor:
+        """[B, S, D] -> [B, N + 1, H]."""
+        x = self.latents.expand(len(states_BSD), -1, -1)
+        for attend, mlp in self.layers:
+            x = x + attend(states_BSD, x)
+            x = x + mlp(x)
+        return self.norm(torch.cat([self.out_proj(x), self.enc_eos.expand(len(x), 1, -1)], dim=1))
+
+
 class LangBridgeModel(nn.Module):
     """Its state dict's names all begin with `lb.`."""
 
@@ -43,7 +89,10 @@ class LangBridgeModel(nn.Module):
         whole = AutoModelForCausalLM.from_pretrained(llm)
         # An LLM without its head, its head, and its input embedding once more.
         self.lb.lm, self.lb.lm_head, self.lb.embeddings = whole.model, whole.lm_head, whole.get_input_embeddings()
-        self.lb.alignment = WithEnd(kind, whole_width(self.lb.enc), whole.config.hidden_size)
+        widths = whole_width(self.lb.enc), whole.config.hidden_size
+        latent = kind.startswith("latent")  # latent5x2: five latents, two layers
+        sizes = map(int, kind.removeprefix("latent").split("x")) if latent else ()
+        self.lb.alignment = PerceiverResampler(*widths, *sizes) if latent else WithEnd(kind, *widths)
 
     def forward(self, source_ids: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
         """Logits of one row without padding: the text's first token (BOS) stands before the soft tokens."""
@@ -158,6 +207,8 @@ class MPTModel(MindMerger):
             self.encoder_mt.temp = nn.Parameter(torch.tensor(3e-4))
         elif fusion == "transformer_softmax":
             self.encoder_mt.layer_weights = LayerWeights(layers, width)
+        elif fusion == "layer_attention":
+            self.encoder_mt.aggregator = Aggregator(width)
         self.mapping = Mapping("mlp", OneLayer(width, llm_width), llm_width)
 
     def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -170,6 +221,8 @@ class MPTModel(MindMerger):
             return sum(weight * layer for weight, layer in zip(weights, layers, strict=True))
         if self.fusion == "last_layer":
             return output.last_hidden_state
+        if self.fusion == "layer_attention":
+            return own.aggregator(list(layers))
         fused = torch.zeros_like(layers[0])
         real = mask.bool()
         fused[real] = own.layer_weights([layer[real] for layer in layers])

@@ -80,7 +80,13 @@ def stir(module: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "ours", "save"), [("linear", "linear", saved.safetensors), ("ffn", "mlp_gelu", saved.parts)]
+    ("kind", "ours", "save"),
+    [
+        ("linear", "linear", saved.safetensors),
+        ("ffn", "mlp_gelu", saved.parts),
+        ("latent5x1", "latent", saved.safetensors),
+        ("latent3x2", "latent", saved.parts),
+    ],
 )
 def test_langbridge_with_its_encoder_frozen(
     models: dict[str, Path], tmp_path: Path, kind: str, ours: str, save
@@ -156,7 +162,7 @@ def test_mindmerger(models: dict[str, Path], tmp_path: Path, name: str, augmente
     agrees_with_merger(run, peer)
 
 
-@pytest.mark.parametrize("fusion", ["global_softmax", "transformer_softmax", "last_layer"])
+@pytest.mark.parametrize("fusion", ["global_softmax", "transformer_softmax", "layer_attention", "last_layer"])
 @pytest.mark.parametrize("prompt", [True, False])
 def test_the_paper(models: dict[str, Path], tmp_path: Path, fusion: str, prompt: bool) -> None:
     torch.manual_seed(4)

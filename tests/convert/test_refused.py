@@ -75,9 +75,16 @@ WRONG: dict[str, tuple[Callable[[State], State], str]] = {
         lambda state: state | {"lb.alignment.enc_eos": torch.zeros(32, dtype=torch.int64)},
         "lb.alignment.enc_eos holds values that are no finite numbers (torch.int64)",
     ),
-    "a resampler": (
+    "half of a resampler": (
         lambda state: state | {"lb.alignment.latents": torch.zeros(4, 24)},
-        "alignment `latent`, a resampler",
+        "lacks lb.alignment.layers.0.0.norm_media.weight, which becomes mapping.project.layers.0.norm_states.weight",
+    ),
+    "a resampler with other heads": (
+        lambda state: (
+            state
+            | {"lb.alignment.latents": torch.zeros(4, 24), "lb.alignment.layers.0.0.to_q.weight": torch.zeros(100, 24)}
+        ),
+        "lb.alignment.layers.0 has queries 100 wide",
     ),
     "a part of the encoder is missing": (
         without("lb.enc.encoder.block.1.layer.0.SelfAttention.q.weight"),

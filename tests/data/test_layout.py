@@ -21,19 +21,25 @@ samples = st.lists(st.tuples(st.lists(st.integers(3, 40), min_size=1, max_size=5
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=samples, opening=st.booleans(), heads=st.lists(st.lists(st.integers(3, 40), max_size=3), min_size=4))
+@given(
+    rows=samples,
+    opening=st.booleans(),
+    heads=st.lists(st.lists(st.integers(3, 40), max_size=3), min_size=4),
+    fixed=st.sampled_from([0, 1, 6]),
+)
 def test_a_layout_is_what_the_masks_say(
-    rows: list[tuple[list[int], list[int], list[int]]], opening: bool, heads: list[list[int]]
+    rows: list[tuple[list[int], list[int], list[int]]], opening: bool, heads: list[list[int]], fixed: int
 ) -> None:
     made = [TokenizedSample(*row, (), head=tuple(head)) for row, head in zip(rows, heads, strict=False)]
-    batch = collate(made, 0, 1, opening)
+    batch = collate(made, 0, 1, opening, fixed)
     layout = batch.layout
     assert layout is not None
     assert layout.source_rows.tolist() == batch.source_mask.flatten().nonzero().flatten().tolist()
     one = torch.ones(len(rows), 1, dtype=torch.long)
     first = one[:, : int(opening)] if batch.head_mask is None else batch.head_mask
     assert (batch.head_mask is None) == (not any(heads[: len(rows)]))
-    masks = [first, batch.source_mask, one, batch.prompt_mask, batch.target_mask]
+    soft = one.expand(-1, fixed) if fixed else batch.source_mask
+    masks = [first, soft, one, batch.prompt_mask, batch.target_mask]
     embeds = torch.randn(len(rows), sum(mask.shape[1] for mask in masks), 2).split([m.shape[1] for m in masks], 1)
     labels = [None] * 4 + [batch.target_ids]
     segments = [Segment(e, m, y) for e, m, y in zip(embeds, masks, labels, strict=True)]

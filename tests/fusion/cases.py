@@ -54,7 +54,7 @@ def make_fusion(case: Case, path: str) -> Fusion:
     fusion = FUSIONS[case.fusion](num_layers=case.layers, width=case.width, **options).double()
     with torch.no_grad():
         for parameter in fusion.parameters():
-            size = 0.2 if case.fusion == "transformer_softmax" else 1e-3
+            size = 1e-3 if case.fusion == "global_softmax" else 0.2
             parameter.add_(size * torch.randn_like(parameter))
     return fusion
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from bridge_ds.fusion.global_softmax import GlobalSoftmax
+from bridge_ds.fusion.layer_attention import LayerAttention
 from bridge_ds.fusion.transformer_softmax import TransformerSoftmax
 
 
@@ -46,6 +47,37 @@ def test_global_gate() -> None:
     weights = torch.softmax((100 + 1e5 * state["temp"]) * state["layer_weights_lb"], 0)
     expected = sum(w * h for w, h in zip(weights, states, strict=True))
     assert torch.allclose(fusion(states, torch.ones(1, 2)), expected)
+
+
+class Aggregator(nn.Module):
+    """The paper's `LayerwiseTokenAggregator` (its variant AT): a learnt query, the states as keys and as values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(width))
+
+    def forward(self, states: list[torch.Tensor]) -> torch.Tensor:
+        """L tensors [B, S, D] -> [B, S, D]."""
+        stacked = torch.stack(states, dim=2)
+        weights = torch.softmax(torch.einsum("d,bsld->bsl", self.query, stacked) / stacked.shape[-1] ** 0.5, dim=-1)
+        return torch.einsum("bsl,bsld->bsd", weights, stacked)
+
+
+@pytest.mark.parametrize("path", ["reference", "torch"])
+def test_attention_over_layers_without_the_transformer_is_the_papers_with_every_gradient(path: str) -> None:
+    torch.manual_seed(0)
+    paper, fusion = Aggregator(8).double(), LayerAttention(3, 8, path=path).double()
+    fusion.load_paper_state_dict(paper.state_dict())
+    mine, theirs = (
+        [x.clone().requires_grad_() for x in states] for states in [torch.randn(3, 2, 5, 8, dtype=torch.float64)] * 2
+    )
+    upstream = torch.randn(2, 5, 8, dtype=torch.float64)
+    found, expected = fusion(mine, torch.ones(2, 5)), paper(theirs)
+    assert torch.allclose(found, expected, atol=1e-12)
+    (found * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    assert torch.allclose(fusion.query.grad, paper.query.grad, atol=1e-12)
+    assert all(torch.allclose(a.grad, b.grad, atol=1e-12) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -31,6 +31,10 @@ CASES = [
     Case(4, 24, 75, 9, fusion="global_softmax"),
     Case(2, 7, 5, 65, fusion="global_softmax", normalize="rms"),
     Case(1, 3, 0, 8, fusion="global_softmax"),
+    Case(4, 24, 75, 9, fusion="layer_attention"),
+    Case(2, 7, 5, 65, fusion="layer_attention", normalize="rms"),
+    Case(2, 5, 11, 16, fusion="layer_attention", normalize="rms", frozen=True),
+    Case(1, 3, 0, 8, fusion="layer_attention"),
 ]
 SMALL = [  # the interpreter takes milliseconds a program
     Case(1, 3, 0, 8),
@@ -45,6 +49,9 @@ SMALL = [  # the interpreter takes milliseconds a program
     Case(2, 9, 3, 16, fusion="global_softmax", ragged=False),
     Case(2, 8, 3, 16, fusion="global_softmax", normalize="rms", ragged=False, frozen=True),
     Case(1, 5, 530, 8, dropout=0.3),
+    Case(1, 3, 0, 8, fusion="layer_attention"),
+    Case(2, 6, 5, 9, fusion="layer_attention", normalize="rms"),
+    Case(2, 9, 3, 20, fusion="layer_attention", ragged=False),
 ]
 
 
@@ -57,7 +64,8 @@ def drawn(count: int) -> list[Case]:
         width = draw.choice([8, 20, 36, 64]) if heads == 4 else draw.randint(8, 70)
         case = Case(
             batch, draw.randint(1, 48), draw.randint(0, 60), width, heads, draw.choice(["none", "rms"]),
-            draw.choice([torch.float32, torch.bfloat16]), draw.choice(["transformer_softmax", "global_softmax"]),
+            draw.choice([torch.float32, torch.bfloat16]),
+            draw.choice(["transformer_softmax", "global_softmax", "layer_attention"]),
         )  # fmt: skip
         found.append(case)
     return found
@@ -95,7 +103,7 @@ def lying_otherwise(state: torch.Tensor, how: str) -> torch.Tensor:
 @pytest.mark.skipif(not INTERPRETED, reason="run by test_triton_in_the_interpreter, with TRITON_INTERPRET=1")
 @pytest.mark.parametrize("how", ["columns first", "gaps between rows", "not aligned"])
 @pytest.mark.parametrize("which", ["first", "last", "all"])
-@pytest.mark.parametrize("name", ["global_softmax", "transformer_softmax"])
+@pytest.mark.parametrize("name", ["global_softmax", "transformer_softmax", "layer_attention"])
 def test_triton_equals_the_reference_however_states_lie(name: str, which: str, how: str) -> None:
     case = Case(2, 3, 4, 16, fusion=name)
     torch.manual_seed(0)

@@ -22,7 +22,7 @@ from bridge_ds.mapping import Projector
 from bridge_ds.plan import operators
 from bridge_ds.plan.job import Job
 from bridge_ds.plan.memory import CHUNK, GIB, memory
-from bridge_ds.plan.shapes import Shape
+from bridge_ds.plan.shapes import Resampler, Shape
 
 # Operators that start no kernel: other views of the same memory, and memory alone.
 VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze",
@@ -132,12 +132,27 @@ def kept_by(run: Callable[[], torch.Tensor], others: Iterable[torch.Tensor]) -> 
     return sum(size for size, _ in found.values())
 
 
-def kept_by_mapping(kind: str, fused: torch.Tensor) -> int:
-    mapping = Projector(kind, D, D)
+def kept_by_mapping(kind: str, fused: torch.Tensor, **sizes: object) -> int:
+    mapping = Projector(kind, D, D, **sizes)
     return kept_by(lambda: mapping(fused, torch.ones(B, S))[0], [*mapping.parameters(), *mapping.buffers()])
 
 
-@pytest.mark.parametrize(("name", "heads"), [("transformer_softmax", 1), ("transformer_softmax", 4), ("last_layer", 1)])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_what_a_resampler_keeps_is_the_planned_part(depth: int) -> None:
+    of = Resampler(latents=24, depth=depth, heads=2, head_width=16, feedforward=3)
+    fused = torch.randn(B, S, D, dtype=torch.bfloat16)
+    found = kept_by_mapping("latent", fused, **dataclasses.asdict(of), dropout=0.1)
+    shape = Shape("x", 6, D, F, D, D, VOCAB, HEADS)
+    job = Job(shape, shape, fusion="last_layer", mapping="latent", resampler=of, source=S, target=7, micro_batch=B)
+    assert memory(job)["fusion and mapping"] * GIB == pytest.approx(found, rel=0.1)
+    # The LLM reads as many soft tokens whatever the source's length.
+    assert job.spliced == job.having(source=9 * S).spliced == 2 + 24 + 7
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [("transformer_softmax", 1), ("transformer_softmax", 4), ("layer_attention", 1), ("last_layer", 1)],
+)
 def test_what_the_fusion_keeps_is_the_planned_part(name: str, heads: int) -> None:
     layers, feedforward = 6, 80
     options = {"heads": heads, "feedforward": feedforward, "path": "torch"} if name == "transformer_softmax" else {}
@@ -148,7 +163,7 @@ def test_what_the_fusion_keeps_is_the_planned_part(name: str, heads: int) -> Non
     job = Job(shape, shape, fusion=name, heads=heads, feedforward=feedforward, source=S, micro_batch=B)
     mapping = B * S * (4 * D + (2 * 4 + 2) * D)
     planned = memory(job)["fusion and mapping"] * GIB - mapping
-    query = 4 * (heads + 1) * D if options else 0  # the same for all tokens
+    query = {"transformer_softmax": 4 * (heads + 1) * D, "layer_attention": 4 * D}.get(name, 0)  # for all tokens
     kept = kept_by(lambda: fusion(states, mask), [*fusion.parameters(), *states])
     assert kept == pytest.approx(planned + query, abs=B * S)  # a mask
     # Hidden units of a mapping that has them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bridge_ds.config.load import RECIPES, load_config
+from bridge_ds.config.schema import LoraConfig
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.streamed import PART_BYTES
 from bridge_ds.fusion import FUSIONS
@@ -24,6 +26,7 @@ from bridge_ds.plan.operators import operators
 from bridge_ds.plan.shapes import (
     ENCODERS,
     LLMS,
+    Resampler,
     Shape,
     find_shape,
     fusion_parameters,
@@ -77,8 +80,36 @@ def test_trained_parameters_are_those_of_the_modules() -> None:
         made = sum(p.numel() for p in fusion(num_layers=5, width=16, **options).parameters())
         assert fusion_parameters(name, 5, 16, 40) == made, name
     for kind in MAPPINGS:
-        made = sum(p.numel() for p in Projector(kind, 16, 24).parameters())
-        assert mapping_parameters(kind, 16, 24) == made, kind
+        of = Resampler(latents=5, depth=2, heads=3, head_width=7, feedforward=3)
+        made = sum(p.numel() for p in Projector(kind, 16, 24, **dataclasses.asdict(of), dropout=0.1).parameters())
+        assert mapping_parameters(kind, 16, 24, of) == made, kind
+
+
+@pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_loras_updates_and_trained_biases_are_counted_as_they_are_made(kind: str, bias: str, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    from bridge_ds.llm.frozen import FrozenLLM
+    from bridge_ds.llm.lora import add_lora
+
+    folder = tiny.make_llm(kind, tmp_path / kind)
+    llm = FrozenLLM(AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False))
+    made = lora_parameters(find_shape(str(folder), LLMS), 2, bias)
+    if kind == "llama" and bias != "none":
+        assert made == lora_parameters(find_shape(str(folder), LLMS), 2)
+        return
+    add_lora(llm, LoraConfig(rank=2, bias=bias), 0)
+    parameters = {name: p.numel() for name, p in llm.named_parameters() if name in llm.trained}
+    biases = sum(count for name, count in parameters.items() if "trained_bias" in name)
+    assert biases == made - lora_parameters(find_shape(str(folder), LLMS), 2)
+    # GPT-2's queries, keys and values are one matrix.
+    assert kind == "gpt2" or sum(parameters.values()) == made
+    assert lora_parameters(find_shape(str(folder), LLMS), 0, bias) == 0
+    assert lora_parameters(LLMS["qwen2.5-7b"], 8, bias) - lora_parameters(LLMS["qwen2.5-7b"], 8) == (
+        0 if bias == "none" else 28 * (3584 + 2 * 512)
+    )
 
 
 def test_recipes_name_known_models() -> None:

@@ -44,7 +44,7 @@ def test_fusion_rows(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_step_rows(tmp_path: Path) -> None:
     rows = rows_of("bench_step", tmp_path / "rows.csv")
-    assert [row["fusion"] for row in rows] == ["last_layer", "global_softmax", "transformer_softmax"]
+    assert [row["fusion"] for row in rows] == ["last_layer", "global_softmax", "transformer_softmax", "layer_attention"]
     assert float(rows[0]["vs_last_layer"]) == 1
     assert all(0 < float(row["mfu"]) <= 1 for row in rows)
     assert all(row["commit"] and row["source_tokens_per_s"] for row in rows)

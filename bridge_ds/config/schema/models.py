@@ -81,8 +81,10 @@ class LoraConfig:
     targets: tuple[str, ...] = ()
     """Endings of the names of the linear layers that get an update, such as [q_proj, v_proj]; empty = all of them but
     the output head."""
+    bias: str = "none"
+    """Biases of the LLM that are trained too, as in peft: none | all | lora_only (of the layers that get an update)."""
     lr_scale: float = 1.0
-    """Learning rate of the updates, as a multiple of train.lr."""
+    """Learning rate of the updates and biases, as a multiple of train.lr."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,8 @@ class FusionConfig:
     """How the encoder's L layers become one."""
 
     name: str = "transformer_softmax"
-    """last_layer (LangBridge) | global_softmax | transformer_softmax (arXiv 2508.09091)."""
+    """last_layer (LangBridge) | global_softmax | transformer_softmax | layer_attention (one learnt query over the
+    layers, without the transformer layer); the last three are arXiv 2508.09091's."""
     path: str = "auto"
     """Code path: auto (triton on a GPU, else torch) | reference (the full layer, slow) | torch | triton."""
     dropout: float = 0.1
@@ -98,7 +101,8 @@ class FusionConfig:
     heads: int = 1
     """Attention heads of transformer_softmax's layer (the paper has 1); must divide the encoder's width."""
     normalize: str = "none"
-    """none | rms: divide each layer's state of each token by its root mean square before both softmax fusions."""
+    """none | rms: divide each layer's state of each token by its root mean square before every fusion but
+    last_layer."""
     include_embeddings: bool = False
     """Fuse the encoder's embedding output too, as layer 0 before its L layers (yes/no)."""
     feedforward: int = 2048
@@ -113,6 +117,26 @@ class MappingConfig:
     """From the encoder's width D to the LLM's width H."""
 
     kind: str = "linear"
-    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (with GELU, LangBridge's ffn)."""
+    """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (with GELU, LangBridge's ffn) |
+    latent (a perceiver resampler, LangBridge's latent: a fixed number of soft tokens, whatever the source's length)."""
+    end_init: str = "normal"
+    """How the end vector starts: normal (LangBridge) | zeros (MindMerger, and the code of arXiv 2508.09091)."""
+    latents: int = 64
+    """Soft tokens of `latent`, the end vector aside; this and the keys down to `dropout` have LangBridge's defaults."""
+    depth: int = 1
+    """Layers of `latent`."""
+    heads: int = 8
+    """Attention heads of each of its layers."""
+    head_width: int = 64
+    """Width of an attention head."""
+    feedforward: int = 4
+    """Hidden width of each layer's MLP, as a multiple of the encoder's width."""
+    dropout: float = 0.1
+    """Dropout probability on what each layer of `latent` gives (0 to below 1); the other mappings have none."""
     calibrate: bool = True
     """Scale the initial mapping so that soft tokens start at the RMS of the LLM's token embeddings (yes/no)."""
+
+    @property
+    def fixed_length(self) -> int:
+        """Soft tokens of a row whatever its source's length, the end vector aside; 0 = one for each encoder token."""
+        return self.latents if self.kind == "latent" else 0

@@ -4,6 +4,6 @@
 every gradient, but read the L states where the encoder left them, form no L x N x D block and skip padding.
 """
 
-from bridge_ds.fusion.kernels.paths import PATHS, choose, fuse_by_layer, fuse_by_token, why_no_triton
+from bridge_ds.fusion.kernels.paths import PATHS, choose, fuse_by_layer, fuse_by_query, fuse_by_token, why_no_triton
 
-__all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_token", "why_no_triton"]
+__all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_query", "fuse_by_token", "why_no_triton"]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from bridge_ds.fusion.kernels import by_layer, by_token, reference
+from bridge_ds.fusion.kernels import by_layer, by_query, by_token, reference
 from bridge_ds.fusion.kernels.primitives import Primitives
 from bridge_ds.fusion.kernels.rows import Rows, real_rows
 
-__all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_token", "primitives", "why_no_triton"]
+__all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_query", "fuse_by_token", "primitives", "why_no_triton"]
 
 PATHS = ("reference", "torch", "triton")
 """Values of `fusion.path`, beside `auto`."""
@@ -72,9 +72,7 @@ def fuse_by_token(
     if path == "reference":
         states = reference.normed(states) if normalize else states
         weights_BSL = torch.softmax(_wide(reference.layer_scores(states, p, dropout, heads)), dim=-1)
-        real_BS1 = mask_BS[..., None] != 0
-        seen_L = weights_BSL.detach().masked_fill(~real_BS1, 0).sum((0, 1)) / real_BS1.sum().clamp(min=1)
-        return reference.mix(states, weights_BSL, mask_BS), seen_L
+        return reference.mix(states, weights_BSL, mask_BS), _seen(weights_BSL, mask_BS)
     return by_token.fuse(
         primitives(path), rows or real_rows(mask_BS), states, p, heads=heads, dropout=dropout, normalize=normalize
     )
@@ -91,6 +89,19 @@ def fuse_by_layer(
     return by_layer.fuse(primitives(path), rows or real_rows(mask_BS), states, wide_L, normalize)
 
 
+def fuse_by_query(
+    path: str, states: Sequence[torch.Tensor], mask_BS: torch.Tensor, query_D: torch.Tensor, *,
+    normalize: bool = False, rows: Rows | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Layer Attention: each token's weights are the softmax of q . h_l / sqrt(D) over its layers; returns as
+    :func:`fuse_by_token`."""
+    if path == "reference":
+        states = reference.normed(states) if normalize else states
+        weights_BSL = torch.softmax(_wide(reference.query_scores(states, query_D)), dim=-1)
+        return reference.mix(states, weights_BSL, mask_BS), _seen(weights_BSL, mask_BS)
+    return by_query.fuse(primitives(path), rows or real_rows(mask_BS), states, query_D, normalize)
+
+
 @functools.cache
 def why_no_triton() -> str:
     """What triton lacks here; empty where the kernels can run."""
@@ -104,6 +115,12 @@ def why_no_triton() -> str:
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "needs Python's header files and finds no Python.h (python3-dev, or a Python that has them)"
     return ""
+
+
+def _seen(weights_BSL: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+    """Mean weights [L] over the tokens."""
+    real_BS1 = mask_BS[..., None] != 0
+    return weights_BSL.detach().masked_fill(~real_BS1, 0).sum((0, 1)) / real_BS1.sum().clamp(min=1)
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:

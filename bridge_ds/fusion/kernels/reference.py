@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-__all__ = ["layer_scores", "mix", "normed"]
+__all__ = ["layer_scores", "mix", "normed", "query_scores"]
 
 
 def layer_scores(
@@ -34,6 +34,11 @@ def layer_scores(
     ffn = F.dropout(F.linear(hidden, p["linear2_weight"], p["linear2_bias"]), dropout)
     y = F.layer_norm(x + ffn, (width,), p["norm2_weight"], p["norm2_bias"])
     return F.linear(y[:, :, 0], p["score_weight"], p["score_bias"])
+
+
+def query_scores(states: Sequence[torch.Tensor], query_D: torch.Tensor) -> torch.Tensor:
+    """q . h_l / sqrt(D) of each token and layer, [B, S, L] (arXiv 2508.09091, its public code's variant AT)."""
+    return torch.stack(tuple(states), dim=2) @ query_D.to(states[0].dtype) / math.sqrt(len(query_D))
 
 
 def mix(states: Sequence[torch.Tensor], weights: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:

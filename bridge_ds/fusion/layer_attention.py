@@ -1,0 +1,56 @@
+"""Layer Attention: layer weights for each token from one learnt query, with no transformer layer (arXiv 2508.09091)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from bridge_ds.fusion.base import Fusion, load_renamed
+from bridge_ds.fusion.kernels import choose, fuse_by_query
+from bridge_ds.fusion.kernels.rows import Rows
+
+__all__ = ["LayerAttention"]
+
+
+class LayerAttention(Fusion):
+    """w = softmax over the layers of q . h_l / sqrt(D), for each token; f = sum_l w_l h_l.
+
+    `LayerwiseTokenAggregator` of the paper's public code (its variant AT): keys and values are the states themselves.
+    The scores grow with the states, so that without `normalize` the largest layer of an encoder may take all weight.
+    """
+
+    OPTIONS = ("path", "normalize")
+
+    def __init__(self, num_layers: int, width: int, *, path: str = "auto", normalize: str = "none") -> None:
+        """Args:
+        num_layers: L.
+        width: D.
+        path: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
+        normalize: `rms` divides each state of each token by its root mean square first; `none` does not.
+        """
+        super().__init__(num_layers, width, path=path, normalize=normalize)
+        self.query = nn.Parameter(torch.randn(width))
+
+    def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
+        self._check(states)
+        path = choose(self.path, states[0].device.type)
+        fused_BSD, seen_L = fuse_by_query(path, states, mask, self.query, normalize=self.normalize, rows=rows)
+        self._seen_L = seen_L.float()
+        return fused_BSD
+
+    def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load the paper's `LayerwiseTokenAggregator` (its public code).
+
+        Args:
+            state: `query`, D numbers.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a tensor has another number of elements.
+        """
+        load_renamed(self, state, self.paper_names())
+
+    def paper_names(self) -> dict[str, str]:
+        """Our parameter -> its name in the paper's module."""
+        return {"query": "query"}
