@@ -155,7 +155,7 @@ class Run:
         """Score the recipe's tasks in all their languages, the LLM alone and the bridge."""
         if not self.config.evaluation.tasks:
             return
-        from bridge_ds.evaluation.scorer import score_run
+        from bridge_ds.evaluation.of_run import score_run
 
         self.watchdog.arm(False)
         set_timeout(INIT_TIMEOUT.total_seconds())

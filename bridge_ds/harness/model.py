@@ -24,6 +24,7 @@ from bridge_ds.data.truncate import LOST, side_of
 from bridge_ds.engine.distributed import device_of, init_distributed
 from bridge_ds.errors import ConfigError
 from bridge_ds.harness.answerer import Answerer, Options
+from bridge_ds.harness.ranks import Ranks
 from bridge_ds.harness.requests import Asked, Plan, of_task, plan, plan_texts, windows
 from bridge_ds.world import World
 
@@ -35,7 +36,7 @@ GENERATED = 256
 """Tokens to write where a task does not say (lm_eval's own default)."""
 
 
-class BridgeLM(LM):
+class BridgeLM(Ranks, LM):
     """A finished run as a model of lm_eval: contexts go through the encoder and the bridge, the LLM scores and writes.
 
     Under torchrun, `accelerate launch` or srun each rank holds both models whole and answers its share of the samples;
@@ -90,15 +91,8 @@ class BridgeLM(LM):
         """
         super().__init__()
         self._refuse_unknown(run, unknown)
-        world = World.detect()
-        one_process(device_map, world)
-        if world.size > 1:
-            init_distributed(world)
-        self._rank, self._world_size = world.rank, world.size
-        # lm_eval's own default is cuda:0, on every machine and every rank.
-        usable = device and world.size == 1 and (torch.cuda.is_available() or not device.startswith("cuda"))
-        if device_map is None:
-            device_map = torch.device(device) if device and usable else device_of(world)
+        world = self._join(device_map)
+        device_map = _where(device, world) if device_map is None else device_map
         self.auto = str(batch_size).startswith("auto")
         self.batch_size = (max_batch_size or AUTO_BATCH) if self.auto else int(batch_size)
         self.run = Path(expand("run", run))  # no shell expands what stands behind a comma
@@ -120,9 +114,17 @@ class BridgeLM(LM):
             frame=frame_of(self.tokenizers.llm, data.chat_template, data.system_prompt),
         )
         self._set_language(language)
-        with model.llm.alone(not bridge):
+        with model.llm.alone(not bridge):  # refused where the run trained the LLM itself
             self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
+
+    def _join(self, device_map: Any) -> World:
+        world = World.detect()
+        one_process(device_map, world)
+        if world.size > 1:
+            init_distributed(world)
+        self._rank, self._world_size = world.rank, world.size
+        return world
 
     @classmethod
     def _refuse_unknown(cls, run: str, unknown: dict[str, Any]) -> None:
@@ -311,23 +313,8 @@ class BridgeLM(LM):
             "window": self.window,
         }
 
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Every rank's tensor, end to end."""
-        if self.world_size == 1:
-            return tensor
-        found = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        torch.distributed.all_gather(found, tensor.contiguous())
-        return torch.cat([part.reshape(-1) for part in found]) if tensor.ndim == 0 else torch.cat(found)
 
-    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """Every rank's object, on rank `dst`."""
-        if self.world_size == 1:
-            return [obj]
-        found: list[Any] | None = [None] * self.world_size if self.rank == dst else None
-        torch.distributed.gather_object(obj, found, dst=dst)
-        return found
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.world_size > 1:
-            torch.distributed.barrier()
+def _where(device: str | None, world: World) -> torch.device:
+    """The device that is asked for, where it can be; lm_eval's own default is cuda:0, on every machine and rank."""
+    usable = device and world.size == 1 and (torch.cuda.is_available() or not device.startswith("cuda"))
+    return torch.device(device) if device and usable else device_of(world)

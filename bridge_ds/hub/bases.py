@@ -10,13 +10,16 @@ from typing import Any
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.load import put_trained
 from bridge_ds.checkpoint.placed import Placing, load_placed
+from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.engine.setup import base_identities
 from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.frozen.identity import tokenizer_identity
+from bridge_ds.hub.config import BridgeConfig
 from bridge_ds.hub.source import Source
 
-__all__ = ["load_bases", "quantization"]
+__all__ = ["compare_tokenizers", "load_bases", "quantization"]
 
 _log = logging.getLogger(__name__)
 
@@ -92,3 +95,22 @@ def _compare(source: Source, found: Mapping[str, str], allowed: bool) -> None:
             "llm_revision=, or pass allow_base_mismatch=True to take it all the same."
         )
     _log.warning("%s; taken all the same, as allow_base_mismatch says.", what)
+
+
+def compare_tokenizers(config: BridgeConfig, tokenizers: Tokenizers, hub: Mapping[str, Any]) -> None:
+    """Prove that tokenizers are those of the training.
+
+    Raises:
+        ConfigError: one is another.
+    """
+    for key, name, revision, tokenizer in (
+        ("encoder_tokenizer", config.encoder, config.encoder_revision, tokenizers.encoder),
+        ("llm_tokenizer", config.llm, config.llm_revision, tokenizers.llm),
+    ):
+        recorded = config.base.get(key, "")
+        if recorded != tokenizer_identity(tokenizer, resolve(name), revision, hub, recorded):
+            raise ConfigError(
+                f"the tokenizer of {name!r} is not the one that the bridge was trained with (another vocabulary, "
+                "normaliser, special token or chat template); expected the same; give its place or revision, or pass "
+                "allow_base_mismatch=True."
+            )

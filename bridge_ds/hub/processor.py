@@ -21,7 +21,7 @@ from bridge_ds.data.context import Context, answers, context_ids, framed, parse
 from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.truncate import LOST, Limits
 from bridge_ds.errors import ConfigError, DataError
-from bridge_ds.frozen.identity import tokenizer_identity
+from bridge_ds.hub.bases import compare_tokenizers
 from bridge_ds.hub.config import BridgeConfig, to_run
 from bridge_ds.hub.inputs import languages_of, listed
 from bridge_ds.hub.source import CONFIG, hub_options, open_source, renamed
@@ -108,7 +108,7 @@ class BridgeProcessor(ProcessorMixin):
         model = run.model
         tokenizers = load_tokenizers(model, hub, run.data)
         if not allow_base_mismatch:
-            _compare(source.config, tokenizers, hub)
+            compare_tokenizers(source.config, tokenizers, hub)
         llm_config = AutoConfig.from_pretrained(
             resolve(model.llm), revision=model.llm_revision, trust_remote_code=model.trust_remote_code, **hub
         )
@@ -313,17 +313,3 @@ class BridgeProcessor(ProcessorMixin):
         heads, sources, tails = (list(part) for part in zip(*rows, strict=True))
         lists = {"input_ids": sources, "prefix_ids": heads, "suffix_ids": tails}
         return BatchFeature(lists | ({} if labels is None else {"labels": list(labels)}))
-
-
-def _compare(config: BridgeConfig, tokenizers: Tokenizers, hub: Mapping[str, Any]) -> None:
-    for key, name, revision, tokenizer in (
-        ("encoder_tokenizer", config.encoder, config.encoder_revision, tokenizers.encoder),
-        ("llm_tokenizer", config.llm, config.llm_revision, tokenizers.llm),
-    ):
-        recorded = config.base.get(key, "")
-        if recorded != tokenizer_identity(tokenizer, resolve(name), revision, hub, recorded):
-            raise ConfigError(
-                f"the tokenizer of {name!r} is not the one that the bridge was trained with (another vocabulary, "
-                "normaliser, special token or chat template); expected the same; give its place or revision, or pass "
-                "allow_base_mismatch=True."
-            )

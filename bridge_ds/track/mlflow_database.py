@@ -182,7 +182,7 @@ def _free_name(path: Path) -> Path:
 def _locked(path: Path) -> Iterator[None]:
     """One start at a time makes it; on a file system without locks each makes its own, and the first one's is taken."""
     while True:
-        with path.open("w") as lock:
+        with path.open("w", encoding="utf-8") as lock:
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)
             try:
