@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
@@ -60,8 +60,13 @@ def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def say_repeated(overrides: Sequence[str]) -> None:
-    """Say on the first rank's stderr which keys --set gives more than once, and what holds: the last."""
+def say_repeated(overrides: Sequence[str], stream: TextIO | None = None) -> None:
+    """Say on the first rank which keys --set gives more than once, and what holds: the last.
+
+    Args:
+        overrides: of --set.
+        stream: where; none = stderr.
+    """
     values: dict[str, str] = {}
     repeated: dict[str, str] = {}
     for text in overrides:
@@ -72,7 +77,7 @@ def say_repeated(overrides: Sequence[str]) -> None:
     # Before World.detect, which may refuse the launch.
     first = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
     for key, value in repeated.items() if first == "0" else ():
-        print(f"note: {key} is given more than once; the last one holds: {value}", file=sys.stderr)
+        print(f"note: {key} is given more than once; the last one holds: {value}", file=stream or sys.stderr)
 
 
 def add_placing(parser: argparse._ActionsContainer, default: str) -> None:

@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.ds_config:
         options.overrides.append(f"run.ds_config={options.ds_config}")
-    say_repeated(options.overrides)
+    say_repeated(options.overrides, sys.stdout)  # beside the rows; stderr is for what is wrong
     subject, problem = Subject(options), None
     try:
         subject.gpus  # noqa: B018 (else each check that needs them would say so)
