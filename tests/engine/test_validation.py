@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bridge_ds.checkpoint.best import find_folder, ranked
-from bridge_ds.checkpoint.trained import load_trained
+from bridge_ds.checkpoint.trained import load_trained, open_run
 from bridge_ds.config.load import load_config, load_run_config
 from bridge_ds.data.corpus import Corpus, open_corpus
 from bridge_ds.data.loader import held_out
@@ -207,7 +207,8 @@ def test_the_best_checkpoint_by_validation_is_said_kept_and_used(runs: dict[str,
     assert state(runs["without"], 6)["best_by"] == "loss"
     folder = run / "checkpoints" / f"step-{best:08d}"
     assert find_folder(run / "checkpoints" / "best") == folder
-    _, _, checkpoint = load_trained(run, load_run_config(run), torch.device("cpu"), print, which="best")
+    config, found = open_run(run, print, which="best")
+    _, _, checkpoint = load_trained(run, config, torch.device("cpu"), print, checkpoint=found)
     assert checkpoint.folder == folder
     assert open_source(str(run / "checkpoints" / "best")).tensors() == [folder / "bridge.safetensors"]
     said = (run.parent / "with-logs" / "rank0.log").read_text()
