@@ -89,7 +89,7 @@ def test_script_without_spaces_is_cut_between_letters_also_where_it_holds_a_spac
         assert "".join(piece for _, piece in cuts) == text and max(len(piece) for _, piece in cuts) <= 8
     text = "我很爱Python 和 编程 。好"
     units = [text[a:b] for a, b in itertools.pairwise([*starts(text), len(text)])]
-    assert units == "我|很|爱|Python |和 |编|程 |。|好".split("|")
+    assert units == ["我", "很", "爱", "Python ", "和 ", "编", "程 ", "。", "好"]
     made = plan(
         [Asked("", "昨天 猫坐在垫子上", 1), Asked("", "昨天 猫坐在河边", 1)], lambda beginning: [("", beginning)]
     )
