@@ -110,7 +110,9 @@ def framed(context: Context, frame: Frame) -> Context:
     return replace(context, head=frame.head, tail=frame.tail)
 
 
-def answers(of: Tokenizers, texts: Sequence[str], chat: bool, closed: bool = True) -> list[list[int]]:
+def answers(
+    of: Tokenizers, texts: Sequence[str], chat: bool, closed: bool = True, parted: Sequence[bool] | None = None
+) -> list[list[int]]:
     """LLM ids of whole answers, uncut.
 
     Args:
@@ -118,8 +120,9 @@ def answers(of: Tokenizers, texts: Sequence[str], chat: bool, closed: bool = Tru
         texts: the answers.
         chat: after a chat template, which an answer follows at once; else as :meth:`Tokenizers.targets`.
         closed: with what closes a target in training.
+        parted: as of :meth:`Tokenizers.targets`.
     """
-    found = text_ids(of.llm, [text.strip() for text in texts], special=False) if chat else of.targets(texts)
+    found = text_ids(of.llm, [text.strip() for text in texts], special=False) if chat else of.targets(texts, parted)
     return [[*ids, *of.closing] for ids in found] if closed else found
 
 

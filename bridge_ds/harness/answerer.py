@@ -129,7 +129,8 @@ class Answerer:
         if context.begun:  # goes on in the middle of an answer
             ids = text_ids(self.tokenizers.llm, [of.text], special=False)[0] if of.text else []
         else:
-            ids = answers(self.tokenizers, [of.text], context.is_chat, closed=False)[0] if of.text.strip() else []
+            found = answers(self.tokenizers, [of.text], context.is_chat, closed=False, parted=[of.parted])
+            ids = found[0] if of.text.strip() else []
         return [*ids, self.tokenizers.eos_id] if of.whole and self.options.end_token else ids
 
     def _prefix(self, contexts: Sequence[Context], following: Sequence[int]) -> Spliced:

@@ -39,6 +39,8 @@ class Continuation:
     """As lm_eval gives it."""
     whole: bool = True
     """An answer, which training would close with the end token; else a piece of a longer text."""
+    parted: bool = True
+    """It may begin with a space; what goes on in the middle of a word, or between two letters, may not."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def plan(asked: Sequence[Asked], cut: Callable[[str], list[tuple[str, str]]]) ->
             continue
         beginning = shared.get(request.sample, "")
         pieces = _windowed(made, cut(beginning), request.language) if beginning else []
-        rest = Continuation(request.continuation[len(beginning) :])
+        text = request.continuation[len(beginning) :]
+        rest = Continuation(text, parted=not beginning or text[:1].isspace())
         made.parts.append([*pieces, made.place(Context(beginning, language=request.language), rest)])
     return made
 
@@ -148,7 +151,10 @@ def of_task(name: str, languages: SourceLanguages) -> str:
 
 def _windowed(made: Plan, cuts: Sequence[tuple[str, str]], language: str) -> list[tuple[int, int]]:
     return [
-        made.place(Context(before or None, continues=bool(before), language=language), Continuation(piece, whole=False))
+        made.place(
+            Context(before or None, continues=bool(before), language=language),
+            Continuation(piece, whole=False, parted=not before or piece[:1].isspace()),
+        )
         for before, piece in cuts
     ]
 

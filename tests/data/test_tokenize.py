@@ -165,7 +165,7 @@ def test_every_place_that_loads_tokenizers_says_how_the_run_writes() -> None:
         (path, call)
         for folder in ("bridge_ds", "tools")
         for path in (root / folder).rglob("*.py")
-        for call in re.findall(r"(?<!def )load_tokenizers\((.*)\)", path.read_text(encoding="utf-8"))
+        for call in re.findall(r"(?<!def )(?<!_)load_tokenizers\((.*)\)", path.read_text(encoding="utf-8"))
     ]
     assert len(calls) >= 7
     assert all(".data" in call for _, call in calls), [each for each in calls if ".data" not in each[1]]
@@ -224,8 +224,20 @@ def test_prefix_lm_goes_on_where_the_source_ends(tokenizers) -> None:
     assert tokenizers.llm.decode(sample.target[:-1]).strip() == after
 
 
+def test_prefix_lm_target_has_no_space_that_its_text_has_not(tokenizers) -> None:
+    """Between two letters of a script without spaces; behind a space it has one, in the same text, too."""
+    text, data = "猫坐在垫子上 狗在睡觉", DataConfig(objective="prefix_lm")
+    found = {}
+    for epoch in range(99):
+        _, after = split_text(text, 0, epoch, 0)
+        row = tokenize_sample({"text": text}, tokenizers, data, epoch=epoch)
+        found[after] = tokenizers.llm.decode(row.target[:-1])
+    assert tokenizers.leading_space and len(found) > 6
+    assert found == {after: " " * (after == "狗在睡觉") + after for after in found}
+
+
 @settings(max_examples=100, deadline=None)
-@given(words=st.lists(st.text("abcé猫", min_size=1, max_size=4), min_size=2, max_size=60), number=st.integers(0, 10**9))
+@given(words=st.lists(st.text("abcéක", min_size=1, max_size=4), min_size=2, max_size=60), number=st.integers(0, 10**9))
 def test_split_is_pure_and_keeps_every_word(words: list[str], number: int) -> None:
     text = " \n".join(words)
     before, after = split_text(text, 7, 2, number)

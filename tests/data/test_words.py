@@ -16,7 +16,7 @@ from bridge_ds.data.order import uniform
 from bridge_ds.data.samples import fault_in
 from bridge_ds.data.sources import file_parts
 from bridge_ds.data.words import split_text, starts
-from bridge_ds.harness.requests import Asked, plan, windows
+from bridge_ds.harness.requests import Asked, plan, plan_texts, windows
 
 KHMER = ("ឆ្មាអង្គុយលើកន្ទេល។", "ឆ្កែដេក។")
 CHINESE = ("猫坐在垫子上。", "狗在睡觉。", "天下雨了。")
@@ -105,6 +105,11 @@ def test_script_without_spaces_is_windowed_and_shared_by_letters_in_the_harness(
     cuts = windows(text, lambda words: [len(word) for word in words], 4)
     assert "".join(piece for _, piece in cuts) == text and max(len(piece) for _, piece in cuts) <= 4
     assert cuts[0] == ("", "猫坐") and cuts[1][0] == "猫坐"  # the first tenth has no source
+    made = plan_texts([text], lambda text: cuts)
+    assert [each.parted for of in made.continuations for each in of] == [True, *[False] * (len(cuts) - 1)]
+    made = plan_texts(["the cat sat"], lambda text: windows(text, lambda words: [1] * len(words), 1))
+    assert [each.parted for of in made.continuations for each in of] == [True] * 3
     made = plan([Asked("", "猫坐在垫子上", 1), Asked("", "猫坐在河边", 1)], lambda beginning: [("", beginning)])
     assert [context.source for context in made.contexts] == [None, "猫坐在"]
     assert [each.text for each in made.continuations[1]] == ["垫子上", "河边"]
+    assert not any(each.parted for each in made.continuations[1])
