@@ -18,7 +18,7 @@ from bridge_ds.config.recorded import completed, followed
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.collate import collate, pad, unwrap, wrap
-from bridge_ds.data.convention import settled
+from bridge_ds.data.convention import WRITTEN, settled
 from bridge_ds.data.tokenize import (
     TokenizedSample,
     check_vocabulary,
@@ -101,6 +101,20 @@ def test_opening_token_is_what_the_tokenizer_does_by_itself_or_what_the_run_says
         assert loaded.bos_id in (None, 1) and loaded.llm.bos_token_id == 1
         found |= {case} if loaded.bos_id == 1 else set()
     assert found == opened
+
+
+def test_opening_token_that_the_tokenizer_puts_is_put_whatever_its_name(encoder_folder: Path, tmp_path: Path) -> None:
+    """As XGLM, which begins each text with its end token, and has another BOS; or none."""
+    save_byte_level(tmp_path, bos=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for bos in ("<end>", None):
+        changed = {**settings, "bos_token": bos, "eos_token": "<end>"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(changed))
+        found = _load(encoder_folder, tmp_path)
+        assert (found.bos_id, found.llm.bos_token_id) == (1, None if bos is None else found.eos_id)
+        data = settled(DataConfig(), found)
+        assert _load(encoder_folder, tmp_path, **{key: getattr(data, key) for key in WRITTEN}).bos_id == 1
+        assert _load(encoder_folder, tmp_path, bos="unless_eos").bos_id is None
 
 
 def test_a_run_that_wants_an_opening_token_needs_one(encoder_folder: Path, llm_folder: Path) -> None:
