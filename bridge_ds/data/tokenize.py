@@ -13,6 +13,7 @@ from bridge_ds.data.chat import frame_of
 from bridge_ds.data.context import answers, frame_ids
 from bridge_ds.data.convention import KEEP, begins_with_space, opening
 from bridge_ds.data.languages import SHARD_LANGUAGE, SourceLanguages, find_languages
+from bridge_ds.data.plain import behind
 from bridge_ds.data.plain import text_ids as _ids
 from bridge_ds.data.samples import BadSample
 from bridge_ds.data.spiece import with_spiece
@@ -116,8 +117,11 @@ class Tokenizers:
             parted: of each, whether it may begin with a space; the rest of a text that was cut between two letters may
                 not. None = all may.
         """
-        spaces = [" " if self.leading_space and may else "" for may in parted or [True] * len(texts)]
-        return _ids(self.llm, [space + text.strip() for space, text in zip(spaces, texts, strict=True)], special=False)
+        space, texts = " " if self.leading_space else "", [text.strip() for text in texts]
+        found = _ids(self.llm, [space + text for text in texts], special=False)
+        if parted is None or all(parted):
+            return found
+        return [ids if may else own for ids, own, may in zip(found, behind(self.llm, "\n", texts), parted, strict=True)]
 
     def labels(self, texts: Sequence[str]) -> list[list[int]]:
         """:meth:`targets`, each closed as training closes it."""
@@ -265,7 +269,8 @@ def tokenize_samples(
             tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])[0]
             for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
         ]
-    targets = answers(tokenizers, [target for _, target in texts], data.chat_template, parted=parted)
+    frame = frame_of(tokenizers.llm, data.chat_template, data.system_prompt)
+    targets = answers(tokenizers, [target for _, target in texts], frame.before_answer, parted=parted)
     shown = tokenizers.prompts(prompts) if data.augment_prompt else [[] for _ in samples]
     rows = [
         _cut_all(source, prompt, target, tokenizers, data)
@@ -273,7 +278,7 @@ def tokenize_samples(
     ]
     if not data.chat_template:
         return rows
-    head, tail = frame_ids(tokenizers, frame_of(tokenizers.llm, data.chat_template, data.system_prompt))
+    head, tail = frame_ids(tokenizers, frame)
     return [
         row if isinstance(row, BadSample) else replace(row, head=tuple(head), prompt=[*row.prompt, *tail])
         for row in rows

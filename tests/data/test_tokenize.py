@@ -238,7 +238,7 @@ def test_prefix_lm_goes_on_where_the_source_ends(tokenizers) -> None:
     assert tokenizers.llm.decode(sample.target[:-1]).strip() == after
 
 
-def test_prefix_lm_target_has_no_space_that_its_text_has_not(tokenizers) -> None:
+def test_prefix_lm_target_has_no_space_that_its_text_has_not(tokenizers, encoder_folder: Path, tmp_path: Path) -> None:
     """Between two letters of a script without spaces; behind a space it has one, in the same text, too."""
     text, data = "猫坐在垫子上 狗在睡觉", DataConfig(objective="prefix_lm")
     found = {}
@@ -248,6 +248,11 @@ def test_prefix_lm_target_has_no_space_that_its_text_has_not(tokenizers) -> None
         found[after] = tokenizers.llm.decode(row.target[:-1])
     assert tokenizers.leading_space and len(found) > 6
     assert found == {after: " " * (after == "狗在睡觉") + after for after in found}
+    # SentencePiece puts a space of its own before each text.
+    metaspace = _load(encoder_folder, save_metaspace(tmp_path))
+    (bare,), (spaced,) = metaspace.targets(["cat"], [False]), metaspace.targets(["cat"], [True])
+    assert spaced == metaspace.targets(["cat"])[0] and metaspace.llm.convert_ids_to_tokens(spaced)[0].startswith("▁")
+    assert "▁" not in "".join(metaspace.llm.convert_ids_to_tokens(bare))
 
 
 @settings(max_examples=100, deadline=None)
