@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("folder", type=Path, metavar="DIR")
     index.add_argument(
         "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
-        help="read source, target, prompt or text from another field of the samples",
+        help="read source, target, prompt, text or language from another field of the samples",
     )  # fmt: skip
     index.add_argument(
         "--skip", action="extend", nargs="+", default=[], metavar="SUFFIX",
@@ -223,7 +223,8 @@ def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     pack.add_argument(
         "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
-        help="fill source, target, prompt or text (of a task: its fields) from an input field; only these are packed",
+        help="fill source, target, prompt, text or language (of a task: its fields) from an input field; no other "
+        "field is packed",
     )  # fmt: skip
     pack.add_argument(
         "--format",

@@ -18,7 +18,8 @@ mindmerger_tools/input_features.py has the same under another name):
 - Its evaluation generates up to `max_gen_len` tokens, greedily, up to an end token of the LLM's generation_config.json,
   and compares the stripped text with the label (`exact` here), or the last number.
 
-For M2M-100 and NLLB it puts each text's own language token in front; ours has the tokenizer's default there.
+For M2M-100 and NLLB it puts each text's own language token in front; so does ours where the language is known (a field
+`language`, data.source_language, a benchmark's language).
 """
 
 from __future__ import annotations

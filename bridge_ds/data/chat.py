@@ -36,6 +36,11 @@ class Frame:
     tail: str = ""
     """After it."""
 
+    @property
+    def before_answer(self) -> str | None:
+        """What an answer follows at once; none = no template."""
+        return self.tail if self.head or self.tail else None
+
 
 def has_template(tokenizer: Any) -> bool:
     """Whether there is one."""

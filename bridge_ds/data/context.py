@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bridge_ds.data.chat import Frame, take_apart
-from bridge_ds.data.plain import template_ids, text_ids
+from bridge_ds.data.plain import behind, template_ids
 from bridge_ds.data.truncate import Limits, fit
 from bridge_ds.errors import DataError
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from bridge_ds.data.tokenize import Tokenizers
 
 __all__ = ["Context", "ContextIds", "DoesNotFit", "answers", "context_ids", "frame_ids", "framed", "parse"]
+
+
+_USER = "a"
+"""Stands for the end of a user's turn."""
 
 
 class DoesNotFit(DataError):
@@ -98,6 +102,9 @@ def context_ids(
 def frame_ids(of: Tokenizers, frame: Frame) -> tuple[list[int], list[int]]:
     """LLM ids before the soft prompt, BOS first, and after it."""
     head, tail = template_ids(of.llm, frame.head), template_ids(of.llm, frame.tail)
+    if frame.tail:  # which goes on behind the user's turn, see behind()
+        before, whole = template_ids(of.llm, _USER), template_ids(of.llm, _USER + frame.tail)
+        tail = whole[len(before) :] if whole[: len(before)] == before else tail
     if of.bos_id is not None and head[:1] != [of.bos_id]:
         head = [of.bos_id, *head]
     return head, tail
@@ -110,16 +117,23 @@ def framed(context: Context, frame: Frame) -> Context:
     return replace(context, head=frame.head, tail=frame.tail)
 
 
-def answers(of: Tokenizers, texts: Sequence[str], chat: bool, closed: bool = True) -> list[list[int]]:
+def answers(
+    of: Tokenizers, texts: Sequence[str], tail: str | None, closed: bool = True, parted: Sequence[bool] | None = None
+) -> list[list[int]]:
     """LLM ids of whole answers, uncut.
 
     Args:
         of: both tokenizers.
         texts: the answers.
-        chat: after a chat template, which an answer follows at once; else as :meth:`Tokenizers.targets`.
+        tail: the end of the chat template that they follow at once; none = no template, as :meth:`Tokenizers.targets`.
         closed: with what closes a target in training.
+        parted: as of :meth:`Tokenizers.targets`.
     """
-    found = text_ids(of.llm, [text.strip() for text in texts], special=False) if chat else of.targets(texts)
+    if tail is None:
+        found = of.targets(texts, parted)
+    else:
+        # After a line end no space. After a sign (Llama 2's [/INST]) the tokenizer's own, which such templates write.
+        found = behind(of.llm, tail[-1:] if tail[-1:].isspace() else "", [text.strip() for text in texts])
     return [[*ids, *of.closing] for ids in found] if closed else found
 
 

@@ -31,7 +31,8 @@ def opening(tokenizer: PreTrainedTokenizerBase, rule: str, model: ModelConfig, h
 
     Most tokenizers that want one put it there themselves, but not all: transformers 5 passes over `add_bos_token`
     beside a tokenizer.json, so the file itself is asked too. A begin token that neither of them puts (SmolLM2's
-    <|im_start|>, GPT-2's end token under another name) opens no text.
+    <|im_start|>, GPT-2's end token under another name) opens no text, and one that the tokenizer puts opens it whatever
+    its name (XGLM's is its end token).
 
     Args:
         tokenizer: the LLM's.
@@ -50,9 +51,12 @@ def opening(tokenizer: PreTrainedTokenizerBase, rule: str, model: ModelConfig, h
             f"data.bos is always, and the tokenizer of model.llm {model.llm!r} has no BOS; expected one; set "
             "data.bos=never, or bos_token in its tokenizer_config.json."
         )
-    if bos_id is None or rule in ("always", "never"):
+    if rule in ("always", "never"):
         return None if rule == "never" else bos_id
-    if _ids(tokenizer, "a", special=True)[:1] == [bos_id]:
+    framed, bare = (_ids(tokenizer, "a", special=special) for special in (True, False))
+    if rule == "auto" and framed[1 : 1 + len(bare)] == bare != framed[: len(bare)]:
+        return framed[0]
+    if bos_id is None or framed[:1] == [bos_id]:
         return bos_id
     wanted = get_tokenizer_config(resolve(model.llm), revision=model.llm_revision, **hub).get("add_bos_token")
     if wanted is None:
@@ -80,8 +84,9 @@ def begins_with_space(tokenizer: PreTrainedTokenizerBase, rule: str) -> bool:
 
 def settled(data: DataConfig, tokenizers: Tokenizers) -> DataConfig:
     """What `auto` has come to, to be recorded: another release of transformers may come to something else."""
+    bos = tokenizers.llm.bos_token_id  # another token can only be found again as it was
     found: dict[str, Any] = {
-        "bos": "never" if tokenizers.bos_id is None else "always",
+        "bos": "never" if tokenizers.bos_id is None else "always" if tokenizers.bos_id == bos else "auto",
         "target_space": "space" if tokenizers.leading_space else "none",
     }
     return replace(data, **{key: value for key, value in found.items() if getattr(data, key) == "auto"})

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from bridge_ds.data.words import joined, starts
 from bridge_ds.errors import DataError
-from bridge_ds.reading import NotText, decoded, json_value, twice
+from bridge_ds.reading import BOM, NotText, decoded, json_value, twice
 
 __all__ = ["COMPRESSIONS", "FORMATS", "Part", "Row", "load_dataset", "parquet_file", "part_rows"]
 
@@ -92,8 +92,9 @@ def _lines(part: Part) -> Iterator[Row]:
                 if part.stop is not None and position >= part.stop:
                     return
                 position += len(line)
-                # A byte-order mark stands before a file, not before each part of it.
-                yield f"{part.name}:{number}{since}", decoded(line) if number == 1 and not since else line.decode()
+                # Files that were joined end to end have their byte-order marks inside.
+                text = decoded(line) if number == 1 and not since else line.decode().removeprefix(BOM)
+                yield f"{part.name}:{number}{since}", text
     except NotText as error:
         raise DataError(f"{part.name} {error}.") from None
     except UnicodeDecodeError as error:

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge_ds.data.samples import FIELDS
+from bridge_ds.data.samples import MAPPED
 from bridge_ds.data.store import Folder, NodeCache, Store, open_store
 from bridge_ds.data.table import BUCKETS, LAYOUTS, ShardEntry, buckets, read_table, table_name
 from bridge_ds.errors import DataError
@@ -218,8 +218,8 @@ def stage(index: ShardIndex, *, first: int = 0, progress: bool = False) -> None:
 
 def _fields(content: dict[str, Any]) -> dict[str, str]:
     fields = {str(name): str(there) for name, there in content.items()}
-    if set(fields) - set(FIELDS):
-        raise ValueError(f"fields names {', '.join(fields)}; expected some of {', '.join(FIELDS)}")
+    if set(fields) - set(MAPPED):
+        raise ValueError(f"fields names {', '.join(fields)}; expected some of {', '.join(MAPPED)}")
     return fields
 
 

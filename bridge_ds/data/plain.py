@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["BREAK", "NONCHARACTERS", "control_tokens", "guarded", "template_ids", "text_ids"]
+__all__ = ["BREAK", "NONCHARACTERS", "behind", "control_tokens", "guarded", "template_ids", "text_ids"]
 
 BREAK = "\ufdd2"
 """Stands inside a control token that somebody wrote into a chat, until its template is around it."""
@@ -68,6 +68,22 @@ def text_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[lis
     if getattr(tokenizer, "reads_text", False):
         return rows
     return _control(tokenizer).mended(list(texts), rows, special)
+
+
+def behind(tokenizer: Any, letter: str, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts that go on behind a letter: without the space that SentencePiece puts before each text.
+
+    Where a text shares a token with the letter, as if nothing stood before it.
+
+    Args:
+        tokenizer: as of :func:`text_ids`.
+        letter: the last that stands before; empty = nothing does.
+        texts: as people wrote them.
+    """
+    (before,) = text_ids(tokenizer, [letter], special=False)
+    alone = text_ids(tokenizer, texts, special=False)
+    whole = text_ids(tokenizer, [letter + text for text in texts], special=False)
+    return [row[len(before) :] if row[: len(before)] == before else own for row, own in zip(whole, alone, strict=True)]
 
 
 def template_ids(tokenizer: Any, text: str) -> list[int]:

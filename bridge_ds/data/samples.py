@@ -15,6 +15,7 @@ from bridge_ds.reading import NotText, decoded, is_macos, json_value
 __all__ = [
     "FIELDS",
     "KINDS",
+    "MAPPED",
     "REQUIRED_FIELDS",
     "BadSample",
     "Fault",
@@ -26,7 +27,9 @@ __all__ = [
 ]
 
 FIELDS = ("source", "target", "prompt", "text")
-"""Sample fields that are read."""
+"""Sample fields that are read as text."""
+MAPPED = (*FIELDS, "language")
+"""Sample fields that may be filled from another one: these, and the language of the source."""
 
 REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {"task": ("source", "target"), "prefix_lm": ("text",)}
 """What a sample must hold, by `data.objective`. A task sample may also hold `prompt`."""

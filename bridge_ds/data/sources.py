@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from bridge_ds.data.formats import COMPRESSIONS, FORMATS, Part, Row, load_dataset, parquet_file
-from bridge_ds.data.samples import FIELDS
+from bridge_ds.data.samples import MAPPED
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos, twice
 
@@ -103,7 +103,7 @@ def map_fields(rows: Iterable[Row], mapping: Mapping[str, str]) -> Iterator[Row]
         yield place, {name: row[field] for name, field in mapping.items()}
 
 
-def parse_map(entries: Iterable[str], known: Collection[str] = FIELDS) -> dict[str, str]:
+def parse_map(entries: Iterable[str], known: Collection[str] = MAPPED) -> dict[str, str]:
     """`["source=premise"]` -> `{"source": "premise"}`.
 
     Args:

@@ -13,11 +13,12 @@ from bridge_ds.data.chat import frame_of
 from bridge_ds.data.context import answers, frame_ids
 from bridge_ds.data.convention import KEEP, begins_with_space, opening
 from bridge_ds.data.languages import SHARD_LANGUAGE, SourceLanguages, find_languages
+from bridge_ds.data.plain import behind
 from bridge_ds.data.plain import text_ids as _ids
 from bridge_ds.data.samples import BadSample
 from bridge_ds.data.spiece import with_spiece
 from bridge_ds.data.truncate import Limits, fit, truncated
-from bridge_ds.data.words import split_text
+from bridge_ds.data.words import is_parted, split_text
 from bridge_ds.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -108,10 +109,19 @@ class Tokenizers:
             texts = [text.rstrip() + self.separator if text.strip() else "" for text in texts]
         return _ids(self.llm, texts, special=False)
 
-    def targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """LLM ids of targets as training predicts them, without what closes them, uncut."""
-        space = " " if self.leading_space else ""
-        return _ids(self.llm, [space + text.strip() for text in texts], special=False)
+    def targets(self, texts: Sequence[str], parted: Sequence[bool] | None = None) -> list[list[int]]:
+        """LLM ids of targets as training predicts them, without what closes them, uncut.
+
+        Args:
+            texts: of targets.
+            parted: of each, whether it may begin with a space; the rest of a text that was cut between two letters may
+                not. None = all may.
+        """
+        space, texts = " " if self.leading_space else "", [text.strip() for text in texts]
+        found = _ids(self.llm, [space + text for text in texts], special=False)
+        if parted is None or all(parted):
+            return found
+        return [ids if may else own for ids, own, may in zip(found, behind(self.llm, "\n", texts), parted, strict=True)]
 
     def labels(self, texts: Sequence[str]) -> list[list[int]]:
         """:meth:`targets`, each closed as training closes it."""
@@ -242,10 +252,11 @@ def tokenize_samples(
     if not samples:
         return []
     epochs, numbers = epochs or [0] * len(samples), numbers or [0] * len(samples)
-    from_text = data.objective == "prefix_lm"
-    if from_text:
+    parted = None
+    if data.objective == "prefix_lm":
         texts = [split_text(s["text"], seed, e, n) for s, e, n in zip(samples, epochs, numbers, strict=True)]
         prompts = [source for source, _ in texts]
+        parted = [is_parted(sample["text"], before) for sample, (before, _) in zip(samples, texts, strict=True)]
     else:
         texts = [(sample["source"], sample["target"]) for sample in samples]
         prompts = [sample.get("prompt") or sample["source"] for sample in samples]
@@ -258,7 +269,8 @@ def tokenize_samples(
             tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])[0]
             for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
         ]
-    targets = answers(tokenizers, [target for _, target in texts], data.chat_template)
+    frame = frame_of(tokenizers.llm, data.chat_template, data.system_prompt)
+    targets = answers(tokenizers, [target for _, target in texts], frame.before_answer, parted=parted)
     shown = tokenizers.prompts(prompts) if data.augment_prompt else [[] for _ in samples]
     rows = [
         _cut_all(source, prompt, target, tokenizers, data)
@@ -266,7 +278,7 @@ def tokenize_samples(
     ]
     if not data.chat_template:
         return rows
-    head, tail = frame_ids(tokenizers, frame_of(tokenizers.llm, data.chat_template, data.system_prompt))
+    head, tail = frame_ids(tokenizers, frame)
     return [
         row if isinstance(row, BadSample) else replace(row, head=tuple(head), prompt=[*row.prompt, *tail])
         for row in rows

@@ -8,6 +8,7 @@ annex 29, with the vowels of Thai and Lao that are written apart).
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import unicodedata
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from bridge_ds.data.order import uniform
 from bridge_ds.errors import DataError
 
-__all__ = ["joined", "split_text", "starts"]
+__all__ = ["is_parted", "joined", "split_text", "starts", "without_spaces", "words_of"]
 
 _UNSPACED = re.compile(
     "[\u0e01-\u0e3a\u0e40-\u0e4e\u0e80-\u0edf\u0f40-\u0fbc\u1000-\u103f\u1050-\u109f\u1780-\u17d3\u1950-\u19df\u1a20-\u1aad"
@@ -37,16 +38,36 @@ _AFTER = re.compile("[\u0e30\u0e32\u0e33\u0e45-\u0e46\u0eb0\u0eb2\u0eb3\u3005\u3
 """Letters that belong to the one before them: vowels of Thai and Lao, marks that repeat or lengthen."""
 
 
+def without_spaces(text: str) -> bool:
+    """Whether the letters of a text are mostly of scripts without spaces."""
+    if not _UNSPACED.search(text):
+        return False
+    others = sum(map(str.isalpha, _UNSPACED.sub("", text)))
+    return len(_UNSPACED.findall(text)) > others
+
+
 def starts(text: str) -> list[int]:
     """Places at which a word begins; in a text without spaces, also those of the letters of a script without them.
 
-    A text with spaces is cut at these alone, whatever its script.
+    Such a text may hold some spaces (Thai and Khmer have them between sentences): a word begins after each, too. A text
+    of other scripts is cut at its spaces alone, whatever else it holds.
     """
     words = [match.start() for match in re.finditer(r"\S+", text)]
-    if len(words) != 1 or not _UNSPACED.search(text):
+    if not words or not (without_spaces(text) or (len(words) == 1 and _UNSPACED.search(text))):
         return words
     first, *rest = (place for place in range(words[0], len(text)) if not text[place].isspace())
     return [first, *(place for place in rest if _begins(text, place))]
+
+
+def words_of(text: str) -> list[str]:
+    """The words that :func:`starts` finds, each with the white space before it; that at the text's end is left out."""
+    found, before = [], ""
+    for start, end in itertools.pairwise([0, *starts(text)[1:], len(text)]):
+        word = text[start:end].rstrip()
+        if word:
+            found.append(before + word)
+        before = text[start + len(word) : end]
+    return found
 
 
 def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]:
@@ -67,6 +88,11 @@ def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]
     return text[:at].strip(), text[at:].strip()
 
 
+def is_parted(text: str, before: str) -> bool:
+    """Whether white space stands behind the first part of :func:`split_text` in its text."""
+    return text.lstrip()[len(before)].isspace()
+
+
 def joined(lines: Iterable[str]) -> str:
     """Lines of one paragraph as one text, with a space between two of them where their script has spaces."""
     pieces: list[str] = []
@@ -80,6 +106,8 @@ def joined(lines: Iterable[str]) -> str:
 def _begins(text: str, place: int) -> bool:
     """Whether the text may be cut before this character, beside a letter of a script without spaces."""
     before, here = text[place - 1], text[place]
+    if before.isspace():
+        return True
     if before in _STACKS or _BEFORE.fullmatch(before) or unicodedata.category(before) in ("Ps", "Pi"):
         return False
     kind = unicodedata.category(here)

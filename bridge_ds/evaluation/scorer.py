@@ -9,6 +9,7 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.schema import DataConfig
+from bridge_ds.data.chat import frame_of
 from bridge_ds.data.collate import collate
 from bridge_ds.data.context import answers
 from bridge_ds.data.samples import BadSample
@@ -56,6 +57,7 @@ class Scorer:
         self.data = dataclasses.replace(
             data, objective="task", augment_prompt=data.augment_prompt or not bridge, truncation_side=side_of(data)
         )
+        self._frame = frame_of(tokenizers.llm, data.chat_template, data.system_prompt)
         self.ends = end_ids(model.llm.model, tokenizers.eos_id)
         self._null: dict[tuple[str, tuple[str, ...]], tuple[float, ...]] = {}
 
@@ -159,7 +161,7 @@ class Scorer:
     ) -> tuple[list[list[float]], list[list[int]], list[list[bool]], list[int]]:
         """For each row: scores, token counts and greedy matches of its choices, and its likeliest first token."""
         flat = list(dict.fromkeys(text for row in texts for text in row))
-        ids = dict(zip(flat, answers(self.tokenizers, flat, self.data.chat_template), strict=True))
+        ids = dict(zip(flat, answers(self.tokenizers, flat, self._frame.before_answer), strict=True))
         choices = [[ids[text] for text in row] for row in texts]
         counts = [len(row) for row in choices]
         scores_R, greedy_R, begins = score_and_begin(self.model.llm, prefix, choices, self.any_of)

@@ -21,14 +21,14 @@ class _Spoken(TextStreamer):
     def __init__(self, answerer: Answerer) -> None:
         super().__init__(answerer.processor.tokenizer, skip_special_tokens=True)
         self.answerer = answerer
-        self.text, self.shown = "", 0
+        self.text, self.shown, self.begun = "", 0, False
         # A stop that has only begun must not be shown yet.
         self.held = max((len(stop) for stop in answerer.style.stop), default=0)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Of TextStreamer: more text is certain."""
-        if not self.text:
-            text = self.answerer.processor.bare(text, self.answerer.style.chat)
+        if text and not self.begun:  # the first space alone may be a piece
+            self.begun, text = True, self.answerer.processor.bare(text, self.answerer.style.chat)
         self.text += text
         whole = self.answerer.cut(self.text)
         end = len(whole) if stream_end or len(whole) < len(self.text) else max(self.shown, len(whole) - self.held)

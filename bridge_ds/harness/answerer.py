@@ -17,7 +17,7 @@ from bridge_ds.bridge import BridgeModel
 from bridge_ds.data.chat import Frame
 from bridge_ds.data.collate import pad
 from bridge_ds.data.context import Context, answers, context_ids, framed
-from bridge_ds.data.plain import text_ids
+from bridge_ds.data.plain import behind
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.data.truncate import Limits
 from bridge_ds.harness.requests import Continuation
@@ -127,9 +127,11 @@ class Answerer:
 
     def _continuation(self, context: Context, of: Continuation) -> list[int]:
         if context.begun:  # goes on in the middle of an answer
-            ids = text_ids(self.tokenizers.llm, [of.text], special=False)[0] if of.text else []
+            ids = behind(self.tokenizers.llm, context.tail[-1:], [of.text])[0] if of.text else []
         else:
-            ids = answers(self.tokenizers, [of.text], context.is_chat, closed=False)[0] if of.text.strip() else []
+            tail = context.tail if context.is_chat else None
+            found = answers(self.tokenizers, [of.text], tail, closed=False, parted=[of.parted])
+            ids = found[0] if of.text.strip() else []
         return [*ids, self.tokenizers.eos_id] if of.whole and self.options.end_token else ids
 
     def _prefix(self, contexts: Sequence[Context], following: Sequence[int]) -> Spliced:

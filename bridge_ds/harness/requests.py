@@ -14,7 +14,6 @@ the bridge, the CONTINUATION is scored by the LLM. Two kinds of request have no 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 from collections import defaultdict
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 
 from bridge_ds.data.context import Context, parse
 from bridge_ds.data.languages import SourceLanguages
-from bridge_ds.data.words import starts
+from bridge_ds.data.words import starts, without_spaces, words_of
 
 __all__ = ["Asked", "Continuation", "Plan", "of_task", "plan", "plan_texts", "windows"]
 
@@ -40,6 +39,8 @@ class Continuation:
     """As lm_eval gives it."""
     whole: bool = True
     """An answer, which training would close with the end token; else a piece of a longer text."""
+    parted: bool = True
+    """It may begin with a space; what goes on in the middle of a word, or between two letters, may not."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def plan(asked: Sequence[Asked], cut: Callable[[str], list[tuple[str, str]]]) ->
             continue
         beginning = shared.get(request.sample, "")
         pieces = _windowed(made, cut(beginning), request.language) if beginning else []
-        rest = Continuation(request.continuation[len(beginning) :])
+        text = request.continuation[len(beginning) :]
+        rest = Continuation(text, parted=not beginning or text[:1].isspace())
         made.parts.append([*pieces, made.place(Context(beginning, language=request.language), rest)])
     return made
 
@@ -121,10 +123,7 @@ def windows(text: str, count: Callable[[Sequence[str]], list[int]], limit: int) 
         count: LLM tokens of each of some strings.
         limit: tokens of a piece; a word of more is cut between its characters.
     """
-    words = re.findall(r"\s*\S+", text)
-    if len(words) == 1 and len(places := starts(text)) > 1:  # of a script without spaces
-        cuts = [0, *places[1:], len(text.rstrip())]
-        words = [text[start:end] for start, end in itertools.pairwise(cuts)]
+    words = words_of(text)
     counts = count(words) if words else []
     atoms: list[tuple[str, int]] = []
     for word, tokens in zip(words, counts, strict=True):
@@ -152,7 +151,10 @@ def of_task(name: str, languages: SourceLanguages) -> str:
 
 def _windowed(made: Plan, cuts: Sequence[tuple[str, str]], language: str) -> list[tuple[int, int]]:
     return [
-        made.place(Context(before or None, continues=bool(before), language=language), Continuation(piece, whole=False))
+        made.place(
+            Context(before or None, continues=bool(before), language=language),
+            Continuation(piece, whole=False, parted=not before or piece[:1].isspace()),
+        )
         for before, piece in cuts
     ]
 
@@ -168,13 +170,16 @@ def _shared_beginnings(asked: Sequence[Asked]) -> dict[object, str]:
     for sample, texts in by_sample.items():
         low, high = min(texts), max(texts)  # what these two share, all between them share
         length = next((place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
-        # Up to the last blank: a word that the choices only begin alike belongs to them.
-        at = re.match(r"(.*\S)\s", low[:length], re.DOTALL) if len(texts) > 1 else None
-        if at:
-            found[sample] = at[1]
-        elif len(texts) > 1 and not re.search(r"\S\s", low.strip()):
-            # Without spaces, up to the last letter that all have whole.
+        if len(texts) < 2:
+            continue
+        if without_spaces(low) or not re.search(r"\S\s", low.strip()):
+            # Up to the last letter that all have whole.
             place = max(set(starts(low)[1:]) & {place for place in starts(high)[1:] if place <= length}, default=0)
-            if place:
-                found[sample] = low[:place]
+            at = low[:place].rstrip()
+        else:
+            # Up to the last blank: a word that the choices only begin alike belongs to them.
+            blank = re.match(r"(.*\S)\s", low[:length], re.DOTALL)
+            at = blank[1] if blank else ""
+        if at:
+            found[sample] = at
     return found

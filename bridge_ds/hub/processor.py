@@ -148,7 +148,7 @@ class BridgeProcessor(ProcessorMixin):
             for each, shown, own in zip(texts, prompts, languages_of(language, len(texts)), strict=True)
         ]
         targets = None if text_target is None else listed("text_target", text_target, len(texts))
-        labels = None if targets is None else answers(self.tokenizers, targets, self.config.chat_template)
+        labels = None if targets is None else answers(self.tokenizers, targets, self._frame.before_answer)
         return self._features(contexts, labels, max_new_tokens, return_tensors)
 
     def apply_chat_template(  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from bridge_ds.data.context import Context, answers, context_ids, framed, parse
 from bridge_ds.data.tokenize import Tokenizers, load_tokenizers, tokenize_sample
 from bridge_ds.data.truncate import Limits, fit, side_of, truncated
 from bridge_ds.errors import ConfigError
+from tests.convert import readable
 from tests.data.conftest import save_byte_level
 
 CHAT = (
@@ -88,9 +90,31 @@ def test_a_template_that_writes_the_date_says_the_same_every_day(chatty: Tokeniz
 
 
 def test_answers_after_a_template_have_no_space_and_others_keep_theirs(chatty: Tokenizers) -> None:
-    plain, chat = answers(chatty, [" two\n"], False)[0], answers(chatty, [" two\n"], True)[0]
+    plain, chat = answers(chatty, [" two\n"], None)[0], answers(chatty, [" two\n"], "\n")[0]
     assert plain == chatty.label_ids("two") != chat
     assert chat == [*chatty.llm("two", add_special_tokens=False)["input_ids"], chatty.eos_id]
+
+
+@pytest.mark.parametrize("user_end", ["</s>\n<|assistant|>\n", " ~\n", " [/INST] "])
+def test_sentencepiece_puts_no_space_of_its_own_into_a_chat(
+    encoder_folder: Path, tmp_path: Path, user_end: str
+) -> None:
+    """Head, user's turn, tail and answer are the ids of the whole chat, as transformers has them in one piece."""
+    llm = readable.sentence_piece(tmp_path / "llm")
+    (llm / "chat_template.jinja").write_text(
+        "{{ bos_token }}<|user|>\n{{ messages[0].content }}"
+        f"{{{{ {json.dumps(user_end)} }}}}"
+        "{% if messages[1] %}{{ messages[1].content }}{{ eos_token }}{% endif %}"
+    )
+    of = load_tokenizers(ModelConfig(encoder=str(encoder_folder), llm=str(llm)))
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "{Ent"}]
+    text = of.llm.apply_chat_template(chat, tokenize=False)
+    assert text == f"<s><|user|>\na{user_end}{{Ent</s>"
+    row = tokenize_sample({"source": "a", "target": "{Ent"}, of, DataConfig(chat_template=True))
+    whole = of.llm(text, add_special_tokens=False)["input_ids"]
+    assert [*row.head, *of.llm.convert_tokens_to_ids(["a"]), *row.prompt, *row.target] == whole
+    harness = Context("a", "<s><|user|>\n", f"{user_end}{{", begun=True)
+    assert context_ids(of, harness, Limits(9, 9), 1).tail == [*row.prompt, row.target[0]]
 
 
 def test_an_llm_without_a_template_is_told_before_training(tokenizers: Tokenizers) -> None:

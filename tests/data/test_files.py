@@ -122,6 +122,12 @@ def test_byte_order_mark_and_line_ends_of_windows_are_no_text(tmp_path: Path, na
             rows_of(tmp_path / name, content.encode(wide))
 
 
+def test_byte_order_mark_inside_of_files_that_were_joined_is_no_text(tmp_path: Path) -> None:
+    for name, first in (("a.txt", "one two\n\n"), ("a.tsv", "text\none two\n"), ("a.csv", "text\none two\n")):
+        content = first.encode() + BOM + b"three\t four\n".replace(b"\t", b"" if name != "a.txt" else b"\t")
+        assert rows_of(tmp_path / name, content) == [{"text": "one two"}, {"text": "three four"}]
+
+
 def test_byte_order_mark_and_last_line_end_of_a_member_are_no_text(tmp_path: Path) -> None:
     members = [
         ("000.source.txt", BOM + b"one\r\ntwo\r\n"), ("000.target.txt", BOM + b"yes\r\n"),

@@ -140,6 +140,25 @@ def test_language_comes_from_the_sample_then_the_setting_then_the_shard(
     assert not caplog.messages
 
 
+@pytest.mark.usefixtures("fresh")
+def test_language_of_each_sample_is_kept_under_another_name(tmp_path: Path) -> None:
+    """--map packs nothing but what it names; of tars that others made it is read from there."""
+    from bridge_ds.data.index_folder import index_folder
+    from bridge_ds.data.pack_job import PackOptions, pack_parts
+    from bridge_ds.data.sources import file_parts, parse_map
+
+    (tmp_path / "a.tsv").write_text("q\ta\tiso\n" + f"{SINHALA}\tthe\tsi\n", "utf-8")
+    mapping = parse_map(["source=q", "target=a", "language=iso"])
+    pack_parts(file_parts([tmp_path / "a.tsv"]), PackOptions(mapping=tuple(mapping.items())), tmp_path / "mapped")
+    corpus = open_corpus(DataConfig(shards=str(tmp_path / "mapped")), 0, World())
+    right = {"source": SINHALA, "target": "the", "language": "si"}
+    assert corpus.read(corpus.rows(np.arange(1)), 0) == right
+    pack_rows([{"source": SINHALA, "target": "the", "iso": "si"}], tmp_path / "theirs")
+    index_folder(tmp_path / "theirs", fields=parse_map(["language=iso"]))
+    corpus = open_corpus(DataConfig(shards=str(tmp_path / "theirs")), 0, World())
+    assert corpus.read(corpus.rows(np.arange(1)), 0) == right | {"iso": "si"}
+
+
 def languages_tag(of: Tokenizers, language: str) -> str:
     assert of.languages
     return of.languages.tag(language)

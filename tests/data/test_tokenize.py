@@ -18,7 +18,7 @@ from bridge_ds.config.recorded import completed, followed
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
 from bridge_ds.data.batch import StepBatches
 from bridge_ds.data.collate import collate, pad, unwrap, wrap
-from bridge_ds.data.convention import settled
+from bridge_ds.data.convention import WRITTEN, settled
 from bridge_ds.data.tokenize import (
     TokenizedSample,
     check_vocabulary,
@@ -103,6 +103,20 @@ def test_opening_token_is_what_the_tokenizer_does_by_itself_or_what_the_run_says
     assert found == opened
 
 
+def test_opening_token_that_the_tokenizer_puts_is_put_whatever_its_name(encoder_folder: Path, tmp_path: Path) -> None:
+    """As XGLM, which begins each text with its end token, and has another BOS; or none."""
+    save_byte_level(tmp_path, bos=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    for bos in ("<end>", None):
+        changed = {**settings, "bos_token": bos, "eos_token": "<end>"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(changed))
+        found = _load(encoder_folder, tmp_path)
+        assert (found.bos_id, found.llm.bos_token_id) == (1, None if bos is None else found.eos_id)
+        data = settled(DataConfig(), found)
+        assert _load(encoder_folder, tmp_path, **{key: getattr(data, key) for key in WRITTEN}).bos_id == 1
+        assert _load(encoder_folder, tmp_path, bos="unless_eos").bos_id is None
+
+
 def test_a_run_that_wants_an_opening_token_needs_one(encoder_folder: Path, llm_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.bos is always, and the tokenizer of model.llm .* has no BOS"):
         _load(encoder_folder, llm_folder, bos="always")
@@ -165,7 +179,7 @@ def test_every_place_that_loads_tokenizers_says_how_the_run_writes() -> None:
         (path, call)
         for folder in ("bridge_ds", "tools")
         for path in (root / folder).rglob("*.py")
-        for call in re.findall(r"(?<!def )load_tokenizers\((.*)\)", path.read_text(encoding="utf-8"))
+        for call in re.findall(r"(?<!def )(?<!_)load_tokenizers\((.*)\)", path.read_text(encoding="utf-8"))
     ]
     assert len(calls) >= 7
     assert all(".data" in call for _, call in calls), [each for each in calls if ".data" not in each[1]]
@@ -224,8 +238,25 @@ def test_prefix_lm_goes_on_where_the_source_ends(tokenizers) -> None:
     assert tokenizers.llm.decode(sample.target[:-1]).strip() == after
 
 
+def test_prefix_lm_target_has_no_space_that_its_text_has_not(tokenizers, encoder_folder: Path, tmp_path: Path) -> None:
+    """Between two letters of a script without spaces; behind a space it has one, in the same text, too."""
+    text, data = "猫坐在垫子上 狗在睡觉", DataConfig(objective="prefix_lm")
+    found = {}
+    for epoch in range(99):
+        _, after = split_text(text, 0, epoch, 0)
+        row = tokenize_sample({"text": text}, tokenizers, data, epoch=epoch)
+        found[after] = tokenizers.llm.decode(row.target[:-1])
+    assert tokenizers.leading_space and len(found) > 6
+    assert found == {after: " " * (after == "狗在睡觉") + after for after in found}
+    # SentencePiece puts a space of its own before each text.
+    metaspace = _load(encoder_folder, save_metaspace(tmp_path))
+    (bare,), (spaced,) = metaspace.targets(["cat"], [False]), metaspace.targets(["cat"], [True])
+    assert spaced == metaspace.targets(["cat"])[0] and metaspace.llm.convert_ids_to_tokens(spaced)[0].startswith("▁")
+    assert "▁" not in "".join(metaspace.llm.convert_ids_to_tokens(bare))
+
+
 @settings(max_examples=100, deadline=None)
-@given(words=st.lists(st.text("abcé猫", min_size=1, max_size=4), min_size=2, max_size=60), number=st.integers(0, 10**9))
+@given(words=st.lists(st.text("abcéක", min_size=1, max_size=4), min_size=2, max_size=60), number=st.integers(0, 10**9))
 def test_split_is_pure_and_keeps_every_word(words: list[str], number: int) -> None:
     text = " \n".join(words)
     before, after = split_text(text, 7, 2, number)

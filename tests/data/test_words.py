@@ -16,7 +16,7 @@ from bridge_ds.data.order import uniform
 from bridge_ds.data.samples import fault_in
 from bridge_ds.data.sources import file_parts
 from bridge_ds.data.words import split_text, starts
-from bridge_ds.harness.requests import Asked, plan, windows
+from bridge_ds.harness.requests import Asked, plan, plan_texts, windows
 
 KHMER = ("ឆ្មាអង្គុយលើកន្ទេល។", "ឆ្កែដេក។")
 CHINESE = ("猫坐在垫子上。", "狗在睡觉。", "天下雨了。")
@@ -72,9 +72,32 @@ def test_script_with_spaces_is_split_as_before() -> None:
 
     draw = random.Random(0)
     for number in range(300):
-        words = draw.choices(["the", "cat", *KHMER, *CHINESE, "naïve", "e\u0301", "1.5"], k=draw.randint(2, 30))
+        words = draw.choices(["the", "cat", "naïve", "e\u0301", "1.5", "හෝ", "말이"], k=draw.randint(2, 30))
+        words.insert(draw.randrange(len(words)), draw.choice(["\u732b", "transformer"]))  # and one letter of the others
         text = draw.choice(" \n\t\u3000").join(words)
         assert split_text(text, 3, 1, number) == before(text, 3, 1, number)
+
+
+def test_script_without_spaces_is_cut_between_letters_also_where_it_holds_a_space() -> None:
+    """A space that stands somewhere is one boundary among all, not the only one."""
+    for text in (CHINESE[0] * 9 + " " + CHINESE[1], "ឆ្មាអង្គុយលើកន្ទេល " * 2 + KHMER[1], "我爱Python 和 编程，你呢？"):
+        splits = {split_text(text, 0, epoch, 0) for epoch in range(99)}
+        spaces = {match.start() for match in re.finditer(r"\s", text)}
+        assert len({len(a) for a, _ in splits} - spaces) > 4, "most boundaries are at letters"
+        assert all(a and b and (a + b).replace(" ", "") == text.replace(" ", "") for a, b in splits)
+        cuts = windows(text, lambda words: [len(word) for word in words], 8)
+        assert "".join(piece for _, piece in cuts) == text and max(len(piece) for _, piece in cuts) <= 8
+    text = "我很爱Python 和 编程 。好"
+    units = [text[a:b] for a, b in itertools.pairwise([*starts(text), len(text)])]
+    assert units == ["我", "很", "爱", "Python ", "和 ", "编", "程 ", "。", "好"]
+    made = plan(
+        [Asked("", "昨天 猫坐在垫子上", 1), Asked("", "昨天 猫坐在河边", 1)], lambda beginning: [("", beginning)]
+    )
+    assert [context.source for context in made.contexts] == [None, "昨天 猫坐在"]
+    made = plan(
+        [Asked("", "猫在家, 正确? 是的", 1), Asked("", "猫在家, 正确? 所以", 1)], lambda beginning: [("", beginning)]
+    )
+    assert [context.source for context in made.contexts] == [None, "猫在家, 正确?"], "as before"
 
 
 def test_script_without_spaces_is_windowed_and_shared_by_letters_in_the_harness() -> None:
@@ -82,6 +105,11 @@ def test_script_without_spaces_is_windowed_and_shared_by_letters_in_the_harness(
     cuts = windows(text, lambda words: [len(word) for word in words], 4)
     assert "".join(piece for _, piece in cuts) == text and max(len(piece) for _, piece in cuts) <= 4
     assert cuts[0] == ("", "猫坐") and cuts[1][0] == "猫坐"  # the first tenth has no source
+    made = plan_texts([text], lambda text: cuts)
+    assert [each.parted for of in made.continuations for each in of] == [True, *[False] * (len(cuts) - 1)]
+    made = plan_texts(["the cat sat"], lambda text: windows(text, lambda words: [1] * len(words), 1))
+    assert [each.parted for of in made.continuations for each in of] == [True] * 3
     made = plan([Asked("", "猫坐在垫子上", 1), Asked("", "猫坐在河边", 1)], lambda beginning: [("", beginning)])
     assert [context.source for context in made.contexts] == [None, "猫坐在"]
     assert [each.text for each in made.continuations[1]] == ["垫子上", "河边"]
+    assert not any(each.parted for each in made.continuations[1])

@@ -10,7 +10,7 @@ import torch
 from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.context import Context
-from bridge_ds.data.plain import template_ids
+from bridge_ds.data.plain import template_ids, text_ids
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.harness.answerer import Answerer, Options
@@ -133,6 +133,8 @@ def test_long_contexts_are_truncated_at_the_side_of_the_run_and_counted(runs: di
     _, source, prompt, _ = answerer._row(Context(text), 4)
     assert source == [*of.source_ids(text)[:4], of.source_ids(text)[-1]] and prompt == of.prompt_ids(text)[:3]
     assert answerer.cut == {"contexts": 1, "source": 1, "prompt": 1}
+    piece = Continuation("坐 on", whole=False, parted=False)
+    assert answerer._continuation(Context("猫", continues=True), piece) == text_ids(of.llm, ["坐 on"], special=False)[0]
     # The rest of a text goes on from its context's end, as in prefix_lm.
     _, source, prompt, _ = answerer._row(Context(text, continues=True), 4)
     assert source == of.source_ids(text)[-5:] and prompt == of.prompt_ids(text)[-3:]
