@@ -168,7 +168,7 @@ class Run:
             self.device,
             self._leave_if_asked,
             run=self.folder,
-            checkpoint=step_folder(self.folder, self.config.train.steps).name,
+            checkpoint=step_folder(self.folder, max(self.done, self.config.train.steps)).name,
             base=self.base,
         )
         if self.world.is_main:

@@ -26,10 +26,12 @@ from bridge_ds.frozen.gather import LayerGather
 from bridge_ds.frozen.identity import as_first_recorded, model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
+from bridge_ds.llm.generate import end_ids
 from bridge_ds.llm.lora import add_lora
 from bridge_ds.world import World
 
 __all__ = [
+    "END_IDS",
     "base_identities",
     "build_model",
     "gathering",
@@ -38,6 +40,10 @@ __all__ = [
     "quiet_transformers",
     "trainable_table",
 ]
+
+END_IDS = "llm_end_ids"
+"""Beside the hashes of the base models: the ids that end an answer, for they come from the LLM's generation_config.json
+too, of which nothing else is used."""
 
 
 def build_model(
@@ -206,7 +212,7 @@ def base_identities(
     like: Mapping[str, str] | None = None,
     hub: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Hashes of both base models and tokenizers: what a bridge belongs to.
+    """Hashes of both base models and tokenizers, and the ids that end an answer: what a bridge belongs to.
 
     Args:
         config: the run.
@@ -227,6 +233,9 @@ def base_identities(
         found[key] = model_identity(config_json, name, revision, hub, like=before, first=first)
         both = f"{key}_tokenizer"
         found[both] = tokenizer_identity(tokenizer, name, revision, hub, like.get(both, ""))
+    if not like or END_IDS in like:  # checkpoints of before did not record them
+        ends = end_ids(model.llm.model, tokenizers.eos_id)
+        found[END_IDS] = ",".join(map(str, sorted(ends)))
     return found
 
 
