@@ -23,7 +23,7 @@ from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
 from bridge_ds.engine.distributed import agree, import_deepspeed, on_all, whole_shape
 from bridge_ds.errors import LaunchError
 from bridge_ds.frozen.gather import LayerGather
-from bridge_ds.frozen.identity import as_first_recorded, model_identity, published_config, tokenizer_identity
+from bridge_ds.frozen.identity import as_first_recorded, is_weak, model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.generate import end_ids
@@ -32,6 +32,7 @@ from bridge_ds.world import World
 
 __all__ = [
     "END_IDS",
+    "as_recorded_now",
     "base_identities",
     "build_model",
     "gathering",
@@ -219,7 +220,7 @@ def base_identities(
         model: loaded.
         tokenizers: both.
         like: what a checkpoint recorded. A hash of before that still holds, and that of a tokenizer which does the
-            same, is given as it was recorded; a new checkpoint records what is found without `like`.
+            same, is given as it was recorded.
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
     """
     of, like = config.model, like or {}
@@ -237,6 +238,14 @@ def base_identities(
         ends = end_ids(model.llm.model, tokenizers.eos_id)
         found[END_IDS] = ",".join(map(str, sorted(ends)))
     return found
+
+
+def as_recorded_now(
+    found: Mapping[str, str], config: Config, model: BridgeModel, tokenizers: Tokenizers
+) -> dict[str, str]:
+    """Identities for a new checkpoint: `found`, see :func:`base_identities`, or anew where some were of before."""
+    whole = END_IDS in found and not any(is_weak(each) for key, each in found.items() if key != END_IDS)
+    return dict(found) if whole else base_identities(config, model, tokenizers)
 
 
 def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:
