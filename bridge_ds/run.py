@@ -82,7 +82,7 @@ class Run:
         self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder, self.say), self.world)
         checkpoint, start = self.origin.checkpoint, self.origin.start
         self.done = checkpoint.step if checkpoint else 0
-        self._load_tokenizers()
+        self._settle_text()
         config = self._with_shards()
         corpus = self._open_corpus(config)
         self.state = {
@@ -226,7 +226,7 @@ class Run:
             return f"torch, as triton {why_no_triton()}"
         return path
 
-    def _load_tokenizers(self) -> None:
+    def _settle_text(self) -> None:
         """Both, and in the config how the run writes text for the LLM: as the run that it goes on from does, else as
         the tokenizer has it."""
         self.config = self.origin.config

@@ -129,7 +129,7 @@ def in_evaluation(run: Path) -> list[Ids]:
 
     answers = scorer([Example(text, "wet", 0, "en", str(n)) for n, text in enumerate(TEXTS)], task)
     assert answers.cut["texts"] == len(TEXTS) and answers.cut["source"] == 1
-    rows = scorer._rows([(text, TARGET) for text in TEXTS], task)
+    rows = scorer._rows([(text, TARGET, "en") for text in TEXTS], task)
     return [(list(row.head) or [tokenizers.bos_id], row.source, row.prompt) for row in rows]
 
 

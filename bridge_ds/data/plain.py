@@ -51,7 +51,8 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
         or (token.content not in own and _MARKUP.fullmatch(token.content))
     }
     special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
-    return {str(name): number for name, number in {**dict(special), **found}.items() if name}
+    # LangBridge adds white space as special tokens, for its encoder to read it.
+    return {str(name): number for name, number in {**dict(special), **found}.items() if name.strip()}
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:

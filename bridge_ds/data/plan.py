@@ -53,14 +53,14 @@ class Plan:
         return rows.at(dealt_KG[place])
 
     def deal(
-        self, rows: Rows, world_size: int, tokens_per_character: tuple[float, float, int] | None = None
+        self, rows: Rows, world_size: int, tokens_per_character: tuple[float, ...] | None = None
     ) -> list[list[np.ndarray]]:
         """Deal the rows of a step to ranks and micro-batches, like lengths together.
 
         Args:
             rows: of a step.
             world_size: W.
-            tokens_per_character: of the encoder's and of the LLM's tokenizer, and the tokens of a chat template; needed
+            tokens_per_character: of the encoder's and of the LLM's tokenizer, and a chat template's tokens; needed
                 where data.tokens_per_micro_batch is set.
 
         Returns:
@@ -77,7 +77,7 @@ class Plan:
         return deal_by_budget(self._tokens(lengths, *tokens_per_character), budget, world_size)
 
     def deal_once(
-        self, rows: Rows, world_size: int, tokens_per_character: tuple[float, float, int] | None = None
+        self, rows: Rows, world_size: int, tokens_per_character: tuple[float, ...] | None = None
     ) -> list[list[np.ndarray]]:
         """As :meth:`deal`, any number of rows; some of a rank's last micro-batches may be empty."""
         costs, budget = self._corpus.lengths(rows), self._config.data.tokens_per_micro_batch
@@ -86,7 +86,7 @@ class Plan:
         assert tokens_per_character is not None
         return deal_once(self._tokens(costs, *tokens_per_character), 0, budget, world_size)
 
-    def _tokens(self, lengths: np.ndarray, encoder: float, llm: float, around: int) -> np.ndarray:
+    def _tokens(self, lengths: np.ndarray, encoder: float, llm: float, around: float = 0) -> np.ndarray:
         # Estimated tokens of each row after cutting, int64 [G].
         data = self._config.data
         source, prompt, target = lengths.T

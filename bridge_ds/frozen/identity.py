@@ -214,14 +214,19 @@ def _of_transformers(tokenizer: Any) -> Any:
 
 
 def _meaning_of(tokenizer: Any, config: Path | None) -> str:
-    """Over the backend as it serialises itself, special tokens, chat template and options (of which this project reads
-    one from the file); empty for a tokenizer in Python, which cannot say what it does."""
+    """Over the backend as it serialises itself, special tokens, chat template and options; empty for a tokenizer in
+    Python, which cannot say what it does.
+
+    Of a BOS that the tokenizer does not put by itself the file may say that it is wanted, which saving forgets and a
+    run records (`data.bos`); or that it is not, which holds for runs of before that record.
+    """
     inner = _of_transformers(tokenizer)
     backend = getattr(inner, "backend_tokenizer", None)
     if backend is None:
         return ""
     told = json.loads(config.read_text(encoding="utf-8")) if config else {}
-    options = {key: (getattr(inner, key, None), told.get(key)) for key in _DECIDING}
+    options = {key: getattr(inner, key, None) for key in _DECIDING}
+    options["no BOS"] = told.get("add_bos_token") is False
     special = {key: str(value) for key, value in inner.special_tokens_map.items()}
     facts = [special, inner.chat_template, options, getattr(tokenizer, "pieces_sha256", "")]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from bridge_ds.config.load import load_config, load_run_config, to_dict
+from bridge_ds.checkpoint.origin import Origin
+from bridge_ds.config.load import load_config, to_dict
+from bridge_ds.config.recorded import followed
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.run import Run
 from bridge_ds.world import World
@@ -30,17 +32,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def started(folder: Path, settings: list[str], before: dict[str, Any] | None = None, resumes: bool = True) -> Run:
     """A run, as far as the tokenizers; `before` is the config of the checkpoint that it resumes, or begins with."""
-    folder.mkdir(exist_ok=True)
     run = Run(load_config("testbed", [*settings, f"run.output={folder}"]), {}, World(), StopRequest())
     found: Any = SimpleNamespace(manifest={"config": before}) if before else None
-    run._settle(found if resumes else None, None if resumes else found)
+    config = followed(run.config, before) if before else run.config
+    run.origin = Origin(found if resumes else None, None if resumes else found, config, ())
+    run._settle_text()
     return run
 
 
 def test_a_new_run_does_what_the_tokenizer_does_and_records_it(models: list[str], tmp_path: Path) -> None:
     run = started(tmp_path / "run", models)
     assert run.tokenizers.bos_id is None
-    assert load_run_config(tmp_path / "run") == run.config
     assert (run.config.data.bos, run.config.data.target_space) == ("never", "space")
     # Started again, by the same command or with the recorded config, it is the same.
     recorded = to_dict(run.config)
@@ -57,7 +59,6 @@ def test_what_goes_on_from_an_old_run_keeps_its_opening_token(models: list[str],
     run = started(tmp_path / "run", models, old, resumes)
     assert run.config.data.bos == "unless_eos"
     assert run.tokenizers.bos_id == run.tokenizers.llm.bos_token_id is not None
-    assert load_run_config(tmp_path / "run").data.bos == "unless_eos"
     # What is said is done; whether that is refused is for who compares the two.
     assert started(tmp_path / "said", [*models, "data.bos=never"], old, resumes).tokenizers.bos_id is None
 

@@ -13,6 +13,7 @@ Vocabularies: tests/convert/readable.py.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,9 +149,14 @@ def forget(run: Path) -> None:
     import yaml
 
     values = yaml.safe_load((run / "config.yaml").read_text())
-    for key in ("bos", "separator", "target_space", "target_end"):
-        del values["data"][key]
+    (path,) = run.glob("checkpoints/*/manifest.json")
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    for data in (values["data"], manifest["config"]["data"]):
+        for key in ("bos", "separator", "target_space", "target_end"):
+            del data[key]
     (run / "config.yaml").write_text(yaml.safe_dump(values))
+    path.write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("name", CASES)

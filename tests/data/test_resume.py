@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -180,9 +181,10 @@ def test_a_mixture_that_cannot_be_used_is_named(entry: str) -> None:
         locations(DataConfig(mixture=(entry,)))
 
 
-def test_a_weight_that_cannot_be_met_is_refused(shards: Path) -> None:
+def test_a_weight_that_cannot_be_met_is_refused(shards: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(shards, tmp_path / "other")
     with pytest.raises(ConfigError, match=r"expected none below 1/20,000"):
-        open_corpus(DataConfig(mixture=(f"{shards}=1", f"{shards}=0.00001")), 0, World())
+        open_corpus(DataConfig(mixture=(f"{shards}=1", f"{other}=0.00001")), 0, World())
 
 
 def test_the_order_moves_with_its_settings(shards: Path) -> None:

@@ -48,6 +48,6 @@ def test_changed_settings_are_told_and_recorded_and_the_run_is_used_with_its_che
     kept = ("train.lr=0.002", "fusion.dropout=0.5")
     said = start("train.steps=5", *kept, "data.max_source_tokens=20", "run.allow_changes=data.max_source_tokens")
     assert "changed after step 4: data.max_source_tokens 48 -> 20" in said
-    assert [change["key"] for change in manifest(5)["changes"]][3:] == ["train.steps", "data.max_source_tokens"]  # type: ignore[index,union-attr]
+    assert [change["key"] for change in manifest(5)["changes"]][3:] == ["data.max_source_tokens", "train.steps"]  # type: ignore[index,union-attr]
     # From here on it is the run's own value: without a name again, and the old one would be a change.
     assert "changed after" not in start("train.steps=5", *kept, "data.max_source_tokens=20")
