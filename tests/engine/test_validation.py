@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bridge_ds.checkpoint.best import find_folder, ranked
-from bridge_ds.checkpoint.trained import load_trained
+from bridge_ds.checkpoint.trained import load_trained, open_run
 from bridge_ds.config.load import load_config, load_run_config
 from bridge_ds.data.corpus import Corpus, open_corpus
 from bridge_ds.data.loader import held_out
@@ -133,6 +133,9 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss_where_there_i
     six = put(6, loss=0.7, validation_loss=0.3)
     assert find_folder(root / "best") == six and find_folder(two) == two
     assert ranked([six, five, four]) == [six, four]
+    # A loss on other samples says nothing about these: train.validation_samples was changed.
+    seven, eight = (put(step, validation_loss=0.1 * step, validation_tokens=50) for step in (7, 8))
+    assert ranked([eight, seven, six, five, four]) == [seven, eight]
 
 
 def begin(zygote: launch.Zygote, small_run: list[str], run: Path, name: str, ds: str, **more: object) -> ForkedJob:
@@ -207,8 +210,7 @@ def test_the_best_checkpoint_by_validation_is_said_kept_and_used(runs: dict[str,
     assert state(runs["without"], 6)["best_by"] == "loss"
     folder = run / "checkpoints" / f"step-{best:08d}"
     assert find_folder(run / "checkpoints" / "best") == folder
-    _, _, checkpoint = load_trained(run, load_run_config(run), torch.device("cpu"), print, which="best")
-    assert checkpoint.folder == folder
+    assert open_run(run, print, which="best")[1].folder == folder
     assert open_source(str(run / "checkpoints" / "best")).tensors() == [folder / "bridge.safetensors"]
     said = (run.parent / "with-logs" / "rank0.log").read_text()
     assert f"step 6: validation loss {losses[6]:.4f} on " in said
