@@ -42,7 +42,7 @@ from bridge_ds.engine.gpu import settle_numbers
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
-from bridge_ds.engine.setup import base_identities, build_model, gathering, initialize, trainable_table
+from bridge_ds.engine.setup import as_recorded_now, base_identities, build_model, gathering, initialize, trainable_table
 from bridge_ds.engine.validate import make_validation
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted, last_words
@@ -108,10 +108,10 @@ class Run:
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
-        self.base = on_main(lambda: base_identities(self.config, model, self.tokenizers), self.world)
         recorded = found.manifest["base"] if (found := checkpoint or start) else None
         base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
         restore(model, checkpoint, start, self.state, base)
+        self.base = on_main(lambda: as_recorded_now(base, self.config, model, self.tokenizers), self.world)
         table = trainable_table(model)
         self.engine = initialize(model, self.config, self.ds_values, self.world)
         scales = None
@@ -168,7 +168,7 @@ class Run:
             self.device,
             self._leave_if_asked,
             run=self.folder,
-            checkpoint=step_folder(self.folder, self.config.train.steps).name,
+            checkpoint=step_folder(self.folder, max(self.done, self.config.train.steps)).name,
             base=self.base,
         )
         if self.world.is_main:

@@ -10,22 +10,32 @@ from typing import Any
 from bridge_ds.checkpoint import format as layout
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["BEST", "VALIDATION_LOSS", "find_folder", "ranked"]
+__all__ = ["BEST", "VALIDATION_LOSS", "VALIDATION_TOKENS", "find_folder", "ranked"]
 
 BEST = "best"
 """`RUN/checkpoints/best` stands for the best checkpoint of a run wherever a checkpoint's folder is asked for."""
 VALIDATION_LOSS = "validation_loss"
 """Key of it in a step's record and in state.json."""
+VALIDATION_TOKENS = "validation_tokens"
+"""Likewise of the target tokens that it is the mean of."""
 
 
 def ranked(folders: Sequence[Path]) -> list[Path]:
     """Checkpoints by their loss in state.json, the best first; those that have none are left out.
 
     Where some have a validation loss it is the one that counts, and those without are left out: a training loss is of
-    other samples. Of equal ones the first comes first.
+    other samples. So is a validation loss over another number of tokens than the newest's: `train.validation_samples`
+    may change. Of equal ones the first comes first.
+
+    Args:
+        folders: newest first.
     """
     states = [(path, _state(path)) for path in folders]
-    by_validation = [(state[VALIDATION_LOSS], path) for path, state in states if _is_number(state, VALIDATION_LOSS)]
+    validated = [(path, state) for path, state in states if _is_number(state, VALIDATION_LOSS)]
+    tokens = validated[0][1].get(VALIDATION_TOKENS) if validated else None
+    by_validation = [
+        (state[VALIDATION_LOSS], path) for path, state in validated if state.get(VALIDATION_TOKENS) == tokens
+    ]
     by_training = [(state["loss"], path) for path, state in states if _is_number(state, "loss")]
     return [path for _, path in sorted(by_validation or by_training, key=lambda found: found[0])]
 

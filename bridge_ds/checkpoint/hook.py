@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from bridge_ds.checkpoint.best import VALIDATION_LOSS
+from bridge_ds.checkpoint.best import VALIDATION_LOSS, VALIDATION_TOKENS
 from bridge_ds.checkpoint.format import step_folder
 from bridge_ds.checkpoint.save import Snapshot, gather, prune, write
 from bridge_ds.config.schema import CheckpointConfig
@@ -151,7 +151,8 @@ class CheckpointHook(Hook):
         # By which prune() rates checkpoints, and finds the best.
         state["best_by"] = "loss"
         if VALIDATION_LOSS in self._last:
-            state |= {VALIDATION_LOSS: self._last[VALIDATION_LOSS], "best_by": VALIDATION_LOSS}
+            state |= {key: self._last[key] for key in (VALIDATION_LOSS, VALIDATION_TOKENS)}
+            state["best_by"] = VALIDATION_LOSS
         self._losses, self._saved_step, self._to_prune = [], step, True
         if self._writer:
             self._under_way = _Save(step, self._writer.submit(self._write, snapshot, state))

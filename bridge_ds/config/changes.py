@@ -49,7 +49,7 @@ def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: objec
         found: what differs.
         allowed: run.allow_changes.
         where: the checkpoint.
-        left: steps that are still to be trained.
+        left: steps that are still to be trained; below 0 where the run was shortened.
 
     Raises:
         CheckpointError: a setting of the function differs and is not allowed to; or it is, and no step is left after
@@ -66,7 +66,7 @@ def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: objec
             "same weights compute something else; restore that value, choose another run.output, or go on with it "
             f"knowingly by --set run.allow_changes={names}."
         )
-    if of_function and not left:
+    if of_function and left <= 0:
         raise CheckpointError(
             f"{where} is the last step, so no checkpoint would hold {of_function[0]}; expected the value of the "
             "training; restore it, or raise train.steps."

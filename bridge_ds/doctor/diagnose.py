@@ -89,6 +89,7 @@ _NAMES = {
     "llm": "LLM",
     "encoder": "encoder",
     "llm_tokenizer": "LLM's tokenizer",
+    "llm_end_ids": "LLM's set of end ids (eos_token_id in its generation_config.json)",
     "encoder_tokenizer": "encoder's tokenizer",
 }
 

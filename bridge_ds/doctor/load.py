@@ -84,7 +84,7 @@ def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> Patient:
     recorded = checkpoint.manifest["base"]
     now = base_identities(config, model, tokenizers, recorded)
     facts = {
-        "changed": tuple(part for part in BASES if now[part] != recorded.get(part)),
+        "changed": tuple(part for part in BASES if now.get(part) != recorded.get(part)),
         "differing_weights": _differing(config, model),
         "outside_vocabulary": _outside(model, tokenizers),
         "mapping_moved": mapping_moved(initial, dict(model.state_dict())),

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["BASES", "Measurements"]
 
-BASES = ("llm", "llm_tokenizer", "encoder", "encoder_tokenizer")
+BASES = ("llm", "llm_tokenizer", "llm_end_ids", "encoder", "encoder_tokenizer")
 """What a checkpoint records the identity of, as in its manifest."""
 
 

@@ -23,13 +23,16 @@ from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
 from bridge_ds.engine.distributed import agree, import_deepspeed, on_all, whole_shape
 from bridge_ds.errors import LaunchError
 from bridge_ds.frozen.gather import LayerGather
-from bridge_ds.frozen.identity import as_first_recorded, model_identity, published_config, tokenizer_identity
+from bridge_ds.frozen.identity import as_first_recorded, is_weak, model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
+from bridge_ds.llm.generate import end_ids
 from bridge_ds.llm.lora import add_lora
 from bridge_ds.world import World
 
 __all__ = [
+    "END_IDS",
+    "as_recorded_now",
     "base_identities",
     "build_model",
     "gathering",
@@ -38,6 +41,10 @@ __all__ = [
     "quiet_transformers",
     "trainable_table",
 ]
+
+END_IDS = "llm_end_ids"
+"""Beside the hashes of the base models: the ids that end an answer, for they come from the LLM's generation_config.json
+too, of which nothing else is used."""
 
 
 def build_model(
@@ -206,14 +213,14 @@ def base_identities(
     like: Mapping[str, str] | None = None,
     hub: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Hashes of both base models and tokenizers: what a bridge belongs to.
+    """Hashes of both base models and tokenizers, and the ids that end an answer: what a bridge belongs to.
 
     Args:
         config: the run.
         model: loaded.
         tokenizers: both.
         like: what a checkpoint recorded. A hash of before that still holds, and that of a tokenizer which does the
-            same, is given as it was recorded; a new checkpoint records what is found without `like`.
+            same, is given as it was recorded.
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
     """
     of, like = config.model, like or {}
@@ -227,7 +234,18 @@ def base_identities(
         found[key] = model_identity(config_json, name, revision, hub, like=before, first=first)
         both = f"{key}_tokenizer"
         found[both] = tokenizer_identity(tokenizer, name, revision, hub, like.get(both, ""))
+    if not like or END_IDS in like:  # checkpoints of before did not record them
+        ends = end_ids(model.llm.model, tokenizers.eos_id)
+        found[END_IDS] = ",".join(map(str, sorted(ends)))
     return found
+
+
+def as_recorded_now(
+    found: Mapping[str, str], config: Config, model: BridgeModel, tokenizers: Tokenizers
+) -> dict[str, str]:
+    """Identities for a new checkpoint: `found`, see :func:`base_identities`, or anew where some were of before."""
+    whole = END_IDS in found and not any(is_weak(each) for key, each in found.items() if key != END_IDS)
+    return dict(found) if whole else base_identities(config, model, tokenizers)
 
 
 def make_optimizer(model: BridgeModel, config: Config) -> torch.optim.AdamW:

@@ -15,6 +15,7 @@ from bridge_ds.data.convention import WRITTEN
 from bridge_ds.data.tokenize import Tokenizers
 from bridge_ds.data.truncate import LOST, side_of
 from bridge_ds.engine.distributed import any_rank
+from bridge_ds.engine.setup import END_IDS
 from bridge_ds.evaluation.predictions import Scored
 from bridge_ds.evaluation.score import compare
 from bridge_ds.evaluation.scorer import Scorer
@@ -118,7 +119,7 @@ def _stores(
         "scoring": {key: values["evaluation"][key] for key in ("calibrate", "max_new_tokens")},
     }
     # The names of models say too little: a folder may hold others by now.
-    shared |= {"base": {key: base[key] for key in ("llm", "llm_tokenizer") if key in base}} if base else {}
+    shared |= {"base": {key: base[key] for key in ("llm", "llm_tokenizer", END_IDS) if key in base}} if base else {}
     parts = ("encoder", "lora", "fusion", "mapping", "data", "train")
     trained = {part: values[part] for part in parts} | {"checkpoint": checkpoint, "base": dict(base or {})}
     if config.llm.trainable:

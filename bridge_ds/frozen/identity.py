@@ -16,7 +16,7 @@ from bridge_ds.frozen.digest import digests
 from bridge_ds.frozen.verify import cached_file, loaded_files, model_file, weight_files
 
 __all__ = [
-    "as_first_recorded", "model_identity", "published_config", "tokenizer_files", "tokenizer_identity",
+    "as_first_recorded", "is_weak", "model_identity", "published_config", "tokenizer_files", "tokenizer_identity",
     "vocabulary_identity", "weak_model_identity",
 ]  # fmt: skip
 
@@ -37,6 +37,11 @@ _FORMAT = "2:"
 and 64 KiB of each file, of a tokenizer the vocabulary."""
 
 _log = logging.getLogger(__name__)
+
+
+def is_weak(identity: str) -> bool:
+    """Whether it was recorded before hashes were over everything."""
+    return not identity.startswith(_FORMAT)
 
 
 def model_identity(
@@ -61,7 +66,7 @@ def model_identity(
     Raises:
         ConfigError: a file of the weights is missing or cannot be read.
     """
-    if like and not like.startswith(_FORMAT):
+    if like and is_weak(like):
         for text in filter(None, (config_json, first)):
             if weak_model_identity(text, name, revision, hub) == like:
                 _say_weak(name)
@@ -163,22 +168,17 @@ def tokenizer_identity(
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
         like: what a checkpoint recorded; given where it is this tokenizer's, in this way or in that of before.
     """
-    files = _hash_of(tokenizer_files(tokenizer, name, revision, hub))
-    meaning = _meaning_of(tokenizer, cached_file(name, "tokenizer_config.json", revision, hub))
-    found = f"{_FORMAT}{files}:{meaning}"
-    if not like or like == found:
-        return found
-    if not like.startswith(_FORMAT):
-        if vocabulary_identity(tokenizer) != like:
-            return found
+    if like and is_weak(like) and vocabulary_identity(tokenizer) == like:
         _say_weak(f"the tokenizer of {name}")
         return like
+    files = _hash_of(tokenizer_files(tokenizer, name, revision, hub))
     same_files, _, same_meaning = like.removeprefix(_FORMAT).partition(":")
-    if files == same_files or (
-        meaning and meaning == same_meaning and _saved_as_loaded(tokenizer, name, revision, hub)
-    ):
+    if files == same_files and not is_weak(like):
+        return like  # what it does takes a second to ask a large one
+    meaning = _meaning_of(tokenizer, cached_file(name, "tokenizer_config.json", revision, hub))
+    if meaning and meaning == same_meaning and _saved_as_loaded(tokenizer, name, revision, hub):
         return like
-    return found
+    return f"{_FORMAT}{files}:{meaning}"
 
 
 def vocabulary_identity(tokenizer: Any) -> str:

@@ -13,7 +13,7 @@ from bridge_ds.checkpoint.placed import Placing, load_placed
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
-from bridge_ds.engine.setup import base_identities
+from bridge_ds.engine.setup import END_IDS, base_identities
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import BridgeConfig
@@ -84,6 +84,7 @@ def _compare(source: Source, found: Mapping[str, str], allowed: bool) -> None:
         "llm": f"the LLM {source.config.llm!r}",
         "encoder_tokenizer": f"the tokenizer of {source.config.encoder!r}",
         "llm_tokenizer": f"the tokenizer of {source.config.llm!r}",
+        END_IDS: f"the set of end ids of {source.config.llm!r} (eos_token_id in its generation_config.json)",
     }
     other = [names[key] for key, value in found.items() if source.config.base.get(key) != value]
     if not other:

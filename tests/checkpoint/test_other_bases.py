@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
+from bridge_ds.checkpoint.manifest import manifest_sha256
 from bridge_ds.checkpoint.trained import load_trained
-from bridge_ds.config.load import load_run_config
+from bridge_ds.config.load import load_run_config, save_config
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.errors import BridgeError, CheckpointError
 from bridge_ds.hub.export import export
@@ -68,6 +70,35 @@ def test_a_base_model_with_one_change_is_refused_by_evaluation_hub_export_and_to
     BridgeForCausalLM.from_pretrained(run)
 
 
+def test_other_end_ids_are_refused_at_every_door_and_a_checkpoint_that_records_none_is_taken(
+    run: Path, tmp_path: Path
+) -> None:
+    """Beside the tokenizer's end token those of generation_config.json end an answer, and it is no weight."""
+    run = shutil.copytree(run, tmp_path / "run")
+    llm = shutil.copytree(load_run_config(run).model.llm, tmp_path / "llm")
+    config = load_run_config(run)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, llm=str(llm)))
+    save_config(config, run / "config.yaml")
+    path = next(run.glob("checkpoints/*/manifest.json"))
+    manifest = json.loads(path.read_text())
+    assert manifest["base"]["llm_end_ids"] == "1"
+    told = json.loads((llm / "generation_config.json").read_text())
+    (llm / "generation_config.json").write_text(json.dumps(told | {"eos_token_id": [1, 262], "temperature": 0.3}))
+    with pytest.raises(CheckpointError, match="was written with base llm_end_ids '1'; this run has '1,262'"):
+        load_trained(run, config, torch.device("cpu"), print)
+    with pytest.raises(CheckpointError, match="the set of end ids of"):
+        BridgeForCausalLM.from_pretrained(run)
+    assert load_patient(run, torch.device("cpu")).facts["changed"] == ("llm_end_ids",)
+    (llm / "generation_config.json").write_text(json.dumps(told | {"temperature": 0.3, "do_sample": True}))
+    BridgeForCausalLM.from_pretrained(run)  # what is not used may be another
+
+    del manifest["base"]["llm_end_ids"]
+    path.write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))
+    (llm / "generation_config.json").write_text(json.dumps(told | {"eos_token_id": [1, 262]}))
+    assert BridgeForCausalLM.from_pretrained(run).generation_config.eos_token_id == [1, 262]
+    assert load_patient(run, torch.device("cpu")).facts["changed"] == ()
+
+
 def test_a_model_as_pytorch_model_bin_is_taken_and_proven_by_preflight_training_and_use(
     small_run: list[str], models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,7 +119,7 @@ def test_a_model_as_pytorch_model_bin_is_taken_and_proven_by_preflight_training_
     launch.succeed(launch.train(settings, 1, tmp_path / "one"))
     (manifest,) = run.glob("checkpoints/*/manifest.json")
     recorded = json.loads(manifest.read_text())["base"]
-    assert all(value.startswith("2:") for value in recorded.values())
+    assert recorded.pop("llm_end_ids") == "1" and all(value.startswith("2:") for value in recorded.values())
 
     whole = file.read_bytes()
     tensors = torch.load(file, weights_only=True)
