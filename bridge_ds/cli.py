@@ -16,7 +16,17 @@ from typing import Any, TextIO
 from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
 
-__all__ = ["add_placing", "among", "listed", "parse_train", "positive", "say_repeated", "show_plan", "user_errors"]
+__all__ = [
+    "Parser",
+    "add_placing",
+    "among",
+    "listed",
+    "parse_train",
+    "positive",
+    "say_repeated",
+    "show_plan",
+    "user_errors",
+]
 
 _TRAIN_HELP = """\
 Train the bridge between a frozen multilingual encoder and a frozen English LLM, on English data only.
@@ -36,11 +46,30 @@ The same command again continues a run that was stopped (run.resume, default aut
 Every key that --set takes, with its unit, stands in bridge_ds/config/schema/."""
 
 
+class _Said(argparse._StoreAction):
+    """An option of which the last holds, which is said where there is another before it."""
+
+    _before: argparse.Namespace | None = None
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        if option and self._before is namespace and getattr(namespace, self.dest) != values and _is_first():
+            print(f"note: {option} is given more than once; the last one holds: {values}", file=sys.stderr)
+        self._before = namespace
+        super().__call__(parser, namespace, values, option)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which says where an option is given more than once."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for name in (None, "store"):
+            self.register("action", name, _Said)
+
+
 def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of train.py: `recipe`, `overrides` (a list of key=value), `dry_run`."""
-    parser = argparse.ArgumentParser(
-        prog="train.py", description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="train.py", description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--recipe", default="testbed", help="name in bridge_ds/config/recipes/, or a YAML file (default: testbed)"
     )
@@ -74,10 +103,13 @@ def say_repeated(overrides: Sequence[str], stream: TextIO | None = None) -> None
         if values.setdefault(key.strip(), value) != value:
             repeated[key.strip()] = value
         values[key.strip()] = value
-    # Before World.detect, which may refuse the launch.
-    first = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    for key, value in repeated.items() if first == "0" else ():
+    for key, value in repeated.items() if _is_first() else ():
         print(f"note: {key} is given more than once; the last one holds: {value}", file=stream or sys.stderr)
+
+
+def _is_first() -> bool:
+    """Whether this is the first rank; asked before World.detect, which may refuse the launch."""
+    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
 
 
 def add_placing(parser: argparse._ActionsContainer, default: str) -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import say_repeated, user_errors
+from bridge_ds.cli import Parser, say_repeated, user_errors
 from bridge_ds.convert import SOURCES
 from bridge_ds.entry import run_command
 
@@ -64,7 +64,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = Parser(description=__doc__, formatter_class=form)
     kinds = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     for name, source in SOURCES.items():
         kind = kinds.add_parser(name, help=source.title, description=source.help, formatter_class=form)

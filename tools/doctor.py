@@ -21,13 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import add_placing, user_errors
+from bridge_ds.cli import Parser, add_placing, user_errors
 from bridge_ds.entry import run_command
 
 
 def main(argv: list[str] | None = None) -> int:
     """Examine, print, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder (run.output of the training run)")
     parser.add_argument("--samples", type=int, default=64, help="training samples to look at (default: 64)")
     parser.add_argument("--device", help="torch device, the same as --device-map DEVICE")

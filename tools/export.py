@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import user_errors
+from bridge_ds.cli import Parser, user_errors
 from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="run folder, checkpoint, exported folder, or hub id of a bridge")
     parser.add_argument("--to", choices=("safetensors", "prompt-embeds"), default="safetensors", help="which (above)")
     parser.add_argument("--output", type=Path, help="folder to make, for --to safetensors")

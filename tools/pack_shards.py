@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import positive
+from bridge_ds.cli import Parser, positive
 from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, DataError
 
@@ -183,9 +183,7 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_pack(commands)
     index = commands.add_parser(
@@ -208,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_pack(commands: argparse._SubParsersAction[Parser]) -> None:
     pack = commands.add_parser(
         "pack",
         help="write shards",
@@ -218,8 +216,9 @@ def _add_pack(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     pack.add_argument("task", nargs="?", default="", metavar="task:NAME", help="a benchmark's English train split")
     pack.add_argument(
-        "--input", nargs="+", type=Path, metavar="FILE", help="jsonl, text, csv, tsv (also .gz, .zst) or parquet"
-    )
+        "--input", action="extend", nargs="+", type=Path, metavar="FILE",
+        help="jsonl, text, csv, tsv (also .gz, .zst) or parquet",
+    )  # fmt: skip
     pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     pack.add_argument(
         "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",

@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import positive
+from bridge_ds.cli import Parser, positive
 from bridge_ds.config.load import load_config
 from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
@@ -155,9 +155,7 @@ def _as_json(job: Job, gpu: Gpu, network: Network, found: list[Choice], recipe: 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="", help="what is not said here is as in this recipe (as train.py)")
     parser.add_argument("--encoder", help=f"folder, hub id, or one of {', '.join(ENCODERS)} (default: mt5-xl)")
     parser.add_argument("--llm", help=f"folder, hub id, or one of {', '.join(LLMS)} (default: llama-2-13b)")

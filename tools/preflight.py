@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import positive, say_repeated
+from bridge_ds.cli import Parser, positive, say_repeated
 from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
@@ -297,9 +297,7 @@ def _show(state: str, name: str, text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="testbed", help="as train.py")
     parser.add_argument("--ds_config", default="", help="as train.py")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as train.py")

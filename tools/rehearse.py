@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bridge_ds.cli import positive
+from bridge_ds.cli import Parser, positive
 from bridge_ds.config.names import resolve
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.entry import run_command
@@ -208,9 +208,7 @@ def _page(found: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where models (kept) and runs are written")
     parser.add_argument("--encoder", default="mt5-xl", help="an mT5 of tools/plan_cluster.py (default: mt5-xl)")
     parser.add_argument("--llm", default="llama-3.2-1b", help="a Llama of it (default: llama-3.2-1b)")

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm  # noqa: E402
 
+from bridge_ds.cli import Parser  # noqa: E402
 from bridge_ds.data.embedded import write_embedded  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from tools import testbed_rows  # noqa: E402
@@ -63,7 +64,7 @@ ARMS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Train and score what is missing, then report everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output", type=Path, default=Path("runs/study"), help="folder of all runs (default: runs/study)"
     )

@@ -129,6 +129,11 @@ RULES: tuple[Rule, ...] = (
     Rule(("model.llm_revision",), _folder("llm")),
     Rule(("data.shards",), _when(lambda c: bool(c.data.mixture), "data.mixture names the data sets")),
     Rule(_keys("data", "cache_dir", "cache_gib"), _no_cache),
+    Rule(
+        ("data.target_space",),
+        _when(lambda c: c.data.chat_template, "data.chat_template is true, which an answer follows at once"),
+        ("none",),
+    ),
     Rule(("data.length_chunk",), _when(lambda c: c.data.length_window == 1, "data.length_window is 1")),
     Rule(("data.prefetch",), _when(lambda c: not c.data.workers, "data.workers is 0")),
     Rule(("train.encode_once_gib",), _encodes_apart),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import add_placing, say_repeated, user_errors
+from bridge_ds.cli import Parser, add_placing, say_repeated, user_errors
 from bridge_ds.entry import run_command
 from bridge_ds.world import World
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         from bridge_ds.evaluation.report.__main__ import main as report
 
         return report(argv[1:])
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge_ds.evaluation", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, type=Path, help="run folder (run.output of the training run)")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import add_placing, user_errors
+from bridge_ds.cli import Parser, add_placing, user_errors
 from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge_ds.generate", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, help="run folder, checkpoint, exported folder, or hub id of a bridge")

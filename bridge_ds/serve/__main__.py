@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import user_errors
+from bridge_ds.cli import Parser, user_errors
 from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 from bridge_ds.generate.__main__ import add_loading, loading
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge_ds.serve", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", required=True, help="run folder, checkpoint, exported folder, or hub id of a bridge")

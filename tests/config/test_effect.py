@@ -32,6 +32,8 @@ CASES = {
                    ["fusion.name=global_softmax"]),
     "revision": (["model.llm_revision=abc"], "model.llm_revision has no effect, as model.llm is a folder.",
                  ["model.llm=someone/model"]),
+    "chat": (["data.target_space=space", "data.chat_template=true"], "data.target_space has no effect, as "
+             "data.chat_template is true, which an answer follows at once.", ["data.chat_template=false"]),
     "mixture": (["data.shards=a", "data.mixture=[b=1]"], "data.shards has no effect, as data.mixture names the data "
                 "sets.", ["data.mixture=[]"]),
     "cache": (["data.cache_dir=c"], "data.cache_dir has no effect, as no data set is a URL.",

@@ -52,10 +52,12 @@ def test_pack_and_verify(tmp_path: Path) -> None:
         file.write('{"q": "capital of France", "a": "Paris"}\n\n{"q": "x", "a": "y"}\n')
     out = tmp_path / "out"
     packed = _tool(
-        "pack", "--input", one, two, "--output", out, "--map", "source=q", "--map", "target=a",
-        "--samples-per-shard", 2, "--limit", 3,
+        "pack", "--input", one, "--input", two, "--output", out, "--map", "source=q", "--map", "target=a",
+        "--samples-per-shard", 2, "--limit", 4, "--limit", 3,
     )  # fmt: skip
-    assert (packed.returncode, packed.stderr) == (0, "")
+    # Given twice: of what can be several all count, of what cannot the last does, and that is said.
+    assert packed.returncode == 0
+    assert packed.stderr == "note: --limit is given more than once; the last one holds: 3\n"
     assert packed.stdout == f"packed 3 samples into 2 shards (0.0 MiB) in {out}\n"
     reader = SampleReader(load_index(out), "task")
     assert reader.read(1, 0) == {"source": "capital of France", "target": "Paris"}

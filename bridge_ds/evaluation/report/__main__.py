@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bridge_ds.cli import user_errors
+from bridge_ds.cli import Parser, user_errors
 from bridge_ds.entry import run_command
 
 _HELP = """\
@@ -19,7 +19,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Read the runs' predictions, compare them, write the report and its plots."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bridge_ds.evaluation report",
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
