@@ -41,7 +41,7 @@ def opening(tokenizer: PreTrainedTokenizerBase, rule: str, model: ModelConfig, h
         hub: where from (cache_dir, token, local_files_only).
 
     Raises:
-        ConfigError: one is always wanted, and the tokenizer has none.
+        ConfigError: one is always wanted, and the tokenizer has none; or the tokenizer puts several tokens there.
     """
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -56,6 +56,13 @@ def opening(tokenizer: PreTrainedTokenizerBase, rule: str, model: ModelConfig, h
     framed, bare = (_ids(tokenizer, "a", special=special) for special in (True, False))
     if rule == "auto" and framed[1 : 1 + len(bare)] == bare != framed[: len(bare)]:
         return framed[0]
+    before = next((at for at in range(len(framed)) if framed[at : at + len(bare)] == bare), 0)
+    if rule == "auto" and before > 1:  # GLM's [gMASK]<sop>
+        tokens = "".join(tokenizer.convert_ids_to_tokens(framed[:before]))
+        raise ConfigError(
+            f"the tokenizer of model.llm {model.llm!r} puts {tokens!r} before each text, and a bridge puts one token "
+            "or none; choose another LLM, or go on without them knowingly: data.bos=never."
+        )
     if bos_id is None or framed[:1] == [bos_id]:
         return bos_id
     wanted = get_tokenizer_config(resolve(model.llm), revision=model.llm_revision, **hub).get("add_bos_token")

@@ -117,6 +117,20 @@ def test_opening_token_that_the_tokenizer_puts_is_put_whatever_its_name(encoder_
         assert _load(encoder_folder, tmp_path, bos="unless_eos").bos_id is None
 
 
+def test_opening_of_several_tokens_is_refused_and_not_left_out(encoder_folder: Path, tmp_path: Path) -> None:
+    """As GLM, whose texts begin with [gMASK]<sop>."""
+    core = json.loads((save_byte_level(tmp_path, bos=True) / "tokenizer.json").read_text())
+    template = core["post_processor"]["single"]
+    core["post_processor"]["single"] = [template[0], template[0], *template[1:]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(core))
+    with pytest.raises(
+        ConfigError, match="puts '<start><start>' before each text, and a bridge puts one token or none"
+    ):
+        _load(encoder_folder, tmp_path)
+    assert _load(encoder_folder, tmp_path, bos="never").bos_id is None
+    assert _load(encoder_folder, tmp_path, bos="unless_eos").bos_id == 1  # as before there was a choice
+
+
 def test_a_run_that_wants_an_opening_token_needs_one(encoder_folder: Path, llm_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.bos is always, and the tokenizer of model.llm .* has no BOS"):
         _load(encoder_folder, llm_folder, bos="always")
