@@ -124,7 +124,7 @@ def test_opening_of_several_tokens_is_refused_and_not_left_out(encoder_folder: P
     core["post_processor"]["single"] = [template[0], template[0], *template[1:]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(core))
     with pytest.raises(
-        ConfigError, match="puts '<start><start>' before each text, and a bridge puts one token or none"
+        ConfigError, match="puts '<start><start>' before each text, and a bridge puts one"
     ):
         _load(encoder_folder, tmp_path)
     assert _load(encoder_folder, tmp_path, bos="never").bos_id is None
