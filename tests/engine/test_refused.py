@@ -17,6 +17,7 @@ from bridge_ds.checkpoint.format import entry_of
 from bridge_ds.checkpoint.manifest import manifest_sha256
 from bridge_ds.data.pack import pack_rows
 from tests import launch, tiny
+from tests.data.test_languages import save_tagged
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +137,13 @@ def other_end_ids(place: Place) -> dict[str, object]:
     return {"model.llm": folder}
 
 
+def told_a_language(place: Place) -> dict[str, object]:
+    folder = tiny.make_encoder("m2m_100", place.beside / "nllb", vocab=300)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    return {"model.encoder": save_tagged("nllb", folder)}
+
+
 def without_bos(place: Place) -> dict[str, object]:
     return {"model.llm": tiny.make_llm("qwen2", place.beside / "qwen")}
 
@@ -217,6 +225,7 @@ REASONS = {
         "raise train.steps", {"train.steps": 1, "fusion.normalize": "rms", "run.allow_changes": "fusion.normalize"}
     ),
     "chat template": Reason("cannot render a chat", allowed("data.chat_template", "true"), new=True),
+    "language": Reason("sinn", allowed("data.source_language", "sinn"), make=told_a_language, new=True),
     "BOS": Reason("has no BOS", {"data.bos": "always"}, make=without_bos, new=True),
     "how a target is written": Reason(
         "data.target_space 'space'; this start has 'none'", {"data.target_space": "none"}
