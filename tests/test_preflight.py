@@ -14,6 +14,8 @@ from types import ModuleType
 
 import pytest
 
+from tests import made
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -39,6 +41,24 @@ def test_green(preflight: ModuleType, small_run: list[str], tmp_path: Path, caps
     assert said.rstrip().endswith("preflight: green") and "RED" not in said and said.count("\n") < 40
     assert "8 = 2 rows x 2 ranks x 2 micro-batches" in said and "sha256 compared" in said
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_that_would_not_go_on_is_red_and_a_link_is_followed(
+    preflight: ModuleType, small_run: list[str], models: dict[str, Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    base = [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32"]
+    run = made.make_run(tmp_path / "run", base)
+    assert preflight.main(arguments(small_run, run, "fusion.normalize=rms")) == 2
+    assert "was trained with fusion.normalize 'none'; this start has 'rms'" in capsys.readouterr().err
+    more = ("run.start_from=" + str(run), "mapping.kind=mlp")
+    assert preflight.main(arguments(small_run, tmp_path / "next", *more)) == 2
+    assert "run.start_from leads to" in capsys.readouterr().err
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")
+    assert preflight.main(arguments(small_run, tmp_path / "link")) == 0
+    assert (tmp_path / "disk" / "run").is_dir() and (tmp_path / "link").is_symlink()
+    assert preflight.main(arguments(small_run, run)) == 0
+    assert "continuing from" in capsys.readouterr().out
 
 
 def test_red(

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -25,10 +24,11 @@ from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
+from bridge_ds.disk import real
 from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
-from bridge_ds.plan.memory import memory
+from bridge_ds.plan.memory import device_gib, memory
 
 _EXAMPLES = """\
 examples:
@@ -39,7 +39,6 @@ examples:
 Takes the --recipe, --ds_config and --set of train.py. Exit status 0: green. 2: something is red; the last line says
 what to change.
 """
-_PACKAGES = ("torch", "deepspeed", "transformers", "safetensors", "webdataset", "mlflow")
 
 
 @dataclass
@@ -133,6 +132,16 @@ def deepspeed_config(subject: Subject) -> str:
     return subject.config.run.ds_config
 
 
+def run_goes_on(subject: Subject) -> str:
+    """What is in the run folder, or run.start_from leads to, goes on with these settings."""
+    from bridge_ds.checkpoint.origin import find_origin
+
+    said: list[str] = []
+    origin = find_origin(subject.config, Path(subject.config.run.output), said.append)
+    subject.config = origin.config
+    return "; ".join([*said, *map(str.strip, origin.lines())]) or "begins anew"
+
+
 def models_on_disk(subject: Subject) -> str:
     """Config and every weight file of both models are here, of the sizes that their headers promise."""
     from bridge_ds.frozen.verify import check_length, loaded_files, why_no_hub
@@ -211,7 +220,7 @@ def shards_verify(subject: Subject) -> str:
 
 def output_writable(subject: Subject) -> str:
     """The run folder can be written."""
-    folder = Path(subject.config.run.output)
+    folder = real(subject.config.run.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".preflight-{os.getpid()}"
@@ -242,7 +251,7 @@ def memory_fits(subject: Subject) -> str:
     job = _plan(subject)
     if job is None:
         return "not planned: a model's shape is unknown here (tools/plan_cluster.py --help lists those known)"
-    total, size = memory(job)["total"], subject.options.gpu_gib or _gpu_gib()
+    total, size = memory(job)["total"], subject.options.gpu_gib or device_gib()
     of = f"{job.nodes} x {job.gpus} GPUs"
     if not size:
         return f"{total:.1f} GiB a rank planned on {of}; no GPU here to compare with (--gpu-gib)"
@@ -263,18 +272,10 @@ def _plan(subject: Subject) -> Job | None:
     return job.having(process=PROCESS_GIB)
 
 
-def _gpu_gib() -> float:
-    """Memory of the first GPU in GiB; 0 without one."""
-    if not shutil.which("nvidia-smi"):
-        return 0.0
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    found = subprocess.run(query, capture_output=True, text=True, encoding="utf-8").stdout.split()
-    return float(found[0]) / 1024 if found and found[0].isdigit() else 0.0
-
-
 def versions() -> str:
     """One line that must be the same on every node."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    packages = ("torch", "deepspeed", "transformers", "safetensors", "webdataset", "mlflow")
+    found = {name: importlib.metadata.version(name) for name in packages}
     return json.dumps({"python": platform.python_version(), **found}, sort_keys=True)
 
 
@@ -282,6 +283,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "config": config_resolves,
     "batch": batch_divides,
     "deepspeed": deepspeed_config,
+    "run": run_goes_on,
     "models": models_on_disk,
     "tokenizers": tokenizers_match,
     "shards": shards_verify,

@@ -6,16 +6,27 @@ Letters: L encoder layers, D encoder width, H LLM width, F its feed-forward widt
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 
 from bridge_ds.plan.job import Job, bridge_parameters, trained_parameters
 
-__all__ = ["host_gib", "memory"]
+__all__ = ["device_gib", "host_gib", "memory"]
 
 GIB = 2**30
 PART = 2**28
 """Bytes of a model's files that rank 0 reads at once (:data:`bridge_ds.frozen.streamed.PART_BYTES`)."""
 CHUNK = 8192
 """Tokens at a time in the fusion on a GPU (:func:`bridge_ds.fusion.kernels.primitives.chunk_rows`)."""
+
+
+def device_gib() -> float:
+    """Memory of this machine's first GPU in GiB, asked without torch; 0 without one."""
+    if not shutil.which("nvidia-smi"):
+        return 0.0
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    found = subprocess.run(query, capture_output=True, text=True, encoding="utf-8").stdout.split()
+    return float(found[0]) / 1024 if found and found[0].isdigit() else 0.0
 
 
 def memory(job: Job) -> dict[str, float]:

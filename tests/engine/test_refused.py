@@ -11,9 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from bridge_ds.checkpoint.format import entry_of
+from bridge_ds.checkpoint.manifest import manifest_sha256
 from bridge_ds.data.pack import pack_rows
 from tests import launch, tiny
+from tests.data.test_languages import save_tagged
 
 pytestmark = pytest.mark.slow
 
@@ -126,6 +130,49 @@ def first_stage(place: Place) -> dict[str, object]:
     return {"run.start_from": place.beside / "first"}
 
 
+def other_end_ids(place: Place) -> dict[str, object]:
+    folder = shutil.copytree(place.models["llm"], place.beside / "ends")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [1, 262]}))
+    return {"model.llm": folder}
+
+
+def told_a_language(place: Place) -> dict[str, object]:
+    folder = tiny.make_encoder("m2m_100", place.beside / "nllb", vocab=300)
+    for path in folder.glob("*token*"):
+        path.unlink()
+    return {"model.encoder": save_tagged("nllb", folder)}
+
+
+def without_bos(place: Place) -> dict[str, object]:
+    return {"model.llm": tiny.make_llm("qwen2", place.beside / "qwen")}
+
+
+def not_finite(place: Place) -> dict[str, object]:
+    for path in place.run.glob("checkpoints/*/bridge.safetensors"):
+        tensors = load_file(path)
+        tensors["mapping.end"][0] = float("nan")
+        save_file(tensors, path)
+        reseal(path.parent)
+    return {}
+
+
+def of_a_later_version(place: Place) -> dict[str, object]:
+    for path in place.run.glob("checkpoints/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["config"]["fusion"]["invented"] = 1
+        path.write_text(json.dumps(manifest))
+        reseal(path.parent)
+    return {}
+
+
+def reseal(folder: Path) -> None:
+    """Let a checkpoint's manifest say what is there now."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {name: entry_of(folder / name) for name in manifest["files"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))
+
+
 def ds_file(content: object) -> Callable[[Place], dict[str, object]]:
     def make(place: Place) -> dict[str, object]:
         path = place.beside / "ds.json"
@@ -133,6 +180,11 @@ def ds_file(content: object) -> Callable[[Place], dict[str, object]]:
         return {"run.ds_config": path}
 
     return make
+
+
+def allowed(key: str, value: object, *more: str) -> dict[str, object]:
+    """A changed setting of the function that run.allow_changes names, with a step left to go on."""
+    return {key: value, "run.allow_changes": ",".join([key, *more]), "train.steps": 3}
 
 
 def dangling_config(place: Place) -> dict[str, object]:
@@ -169,6 +221,27 @@ REASONS = {
     "function of a finished run": Reason(
         "raise train.steps", {"data.max_source_tokens": 20, "run.allow_changes": "data.max_source_tokens"}
     ),
+    "function of a run that was shortened": Reason(
+        "raise train.steps", {"train.steps": 1, "fusion.normalize": "rms", "run.allow_changes": "fusion.normalize"}
+    ),
+    "chat template": Reason("cannot render a chat", allowed("data.chat_template", "true"), new=True),
+    "language": Reason("sinn", allowed("data.source_language", "sinn"), make=told_a_language, new=True),
+    "BOS": Reason("has no BOS", {"data.bos": "always"}, make=without_bos, new=True),
+    "how a target is written": Reason(
+        "data.target_space 'space'; this start has 'none'", {"data.target_space": "none"}
+    ),
+    "nothing held out": Reason("holds nothing out", {"train.validate_every": 1}),
+    "trained LLM": Reason("llm.trainable False", {"llm.trainable": "true"}),
+    "trained LLM, allowed": Reason("llm.safetensors and the model differ", allowed("llm.trainable", "true")),
+    "trained LLM and LoRA": Reason("lora.rank is 2 and llm.trainable", {"lora.rank": 2, "llm.trainable": "true"}),
+    "bias without LoRA": Reason("lora.bias is all and lora.rank 0", {"lora.bias": "all"}),
+    "bias of an LLM without any": Reason(
+        "has no bias at all", {"lora.bias": "all", **allowed("lora.rank", 2, "lora.bias")}
+    ),
+    "latents": Reason("mapping.kind 'linear'", {"mapping.kind": "latent", "mapping.latents": 4}),
+    "weights that are not finite": Reason("mapping.end holds NaN", make=not_finite),
+    "settings of a later version": Reason("another version of bridge_ds", make=of_a_later_version),
+    "end ids": Reason("base llm_end_ids '1'; this run has '1,262'", make=other_end_ids),
     "dtype": Reason("model.dtype", {"model.dtype": "bfloat16"}),
     "no shards": Reason("nowhere", {"data.shards": "nowhere"}, new=True),
     "other shards": Reason("shards_sha256", make=other_shards),
