@@ -92,8 +92,8 @@ def _compare(source: Source, found: Mapping[str, str], allowed: bool) -> None:
     what = f"{' and '.join(other)} {'is' if len(other) == 1 else 'are'} not what {source.name} was trained with"
     if not allowed:
         raise CheckpointError(
-            f"{what} (another hash); expected the same; name its place with encoder=, llm=, encoder_revision= or "
-            "llm_revision=, or pass allow_base_mismatch=True to take it all the same."
+            f"{what} (the bridge has recorded others); expected the same; name its place with encoder=, llm=, "
+            "encoder_revision= or llm_revision=, or pass allow_base_mismatch=True to take it all the same."
         )
     _log.warning("%s; taken all the same, as allow_base_mismatch says.", what)
 
