@@ -123,9 +123,7 @@ def test_opening_of_several_tokens_is_refused_and_not_left_out(encoder_folder: P
     template = core["post_processor"]["single"]
     core["post_processor"]["single"] = [template[0], template[0], *template[1:]]
     (tmp_path / "tokenizer.json").write_text(json.dumps(core))
-    with pytest.raises(
-        ConfigError, match="puts '<start><start>' before each text, and a bridge puts one"
-    ):
+    with pytest.raises(ConfigError, match="puts '<start><start>' before each text, and a bridge puts one"):
         _load(encoder_folder, tmp_path)
     assert _load(encoder_folder, tmp_path, bos="never").bos_id is None
     assert _load(encoder_folder, tmp_path, bos="unless_eos").bos_id == 1  # as before there was a choice

@@ -166,7 +166,7 @@ def test_run_folder(two_ranks: Path) -> None:
     recorded = load_run_config(two_ranks)
     assert (recorded.data.bos, recorded.data.target_space) == ("always", "space")
     assert to_dict(recorded) == manifest["config"]
-    assert manifest["base"].keys() == {"encoder", "llm", "encoder_tokenizer", "llm_tokenizer"}
+    assert manifest["base"].keys() == {"encoder", "llm", "encoder_tokenizer", "llm_tokenizer", "llm_end_ids"}
 
 
 def test_bfloat16_checkpointing_and_prompt(small_run: list[str], tmp_path: Path) -> None:
