@@ -155,7 +155,7 @@ class Run:
         """Score the recipe's tasks in all their languages, the LLM alone and the bridge."""
         if not self.config.evaluation.tasks:
             return
-        from bridge_ds.evaluation.of_run import score_run
+        from bridge_ds.evaluation.scoring import score_run
 
         self.watchdog.arm(False)
         set_timeout(INIT_TIMEOUT.total_seconds())
@@ -227,8 +227,8 @@ class Run:
         return path
 
     def _settle_text(self) -> None:
-        """Both, and in the config how the run writes text for the LLM: as the run that it goes on from does, else as
-        the tokenizer has it."""
+        """Load the tokenizers, and settle in the config how the run writes text for the LLM: as the run that it goes on
+        from does, else as the tokenizer has it."""
         self.config = self.origin.config
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         if not self.origin.checkpoint:

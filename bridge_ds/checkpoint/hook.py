@@ -106,12 +106,11 @@ class CheckpointHook(Hook):
         if unvalidated is not None:
             self._last = unvalidated
             self._losses.append(unvalidated["loss"])
-        if self._last is None or is_bad(self._last):
-            pass
-        elif unvalidated is not None:
-            self._save({"unvalidated": unvalidated})
-        elif self._last["step"] != self._saved_step:
-            self._save()
+        if self._last is not None and not is_bad(self._last):
+            if unvalidated is not None:
+                self._save({"unvalidated": unvalidated})
+            elif self._last["step"] != self._saved_step:
+                self._save()
         self._collect()
 
     def on_end(self, status: str) -> None:

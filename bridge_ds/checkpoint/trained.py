@@ -43,11 +43,16 @@ def open_run(
         CheckpointError: no valid checkpoint.
     """
     now = load_run_config(run)
+    checkpoint = _checkpoint_of(run, say, which)
+    return config_of(checkpoint, now, say, overrides), checkpoint
+
+
+def _checkpoint_of(run: Path, say: Callable[[str], None], which: str = "") -> Checkpoint:
     root = run / "checkpoints"
     checkpoint = Checkpoint.read(find_folder(root / which)) if which else newest(root, say)
     if checkpoint is None:
         raise CheckpointError(f"no valid checkpoint in {root}; expected one; train the run first.")
-    return config_of(checkpoint, now, say, overrides), checkpoint
+    return checkpoint
 
 
 def config_of(checkpoint: Checkpoint, now: Config, say: Callable[[str], None], overrides: Sequence[str] = ()) -> Config:
@@ -104,9 +109,7 @@ def load_trained(
         ConfigError: a base model cannot be loaded, or the device map cannot be used.
         LaunchError: the devices' memory does not suffice.
     """
-    checkpoint = checkpoint or newest(run / "checkpoints", say)
-    if checkpoint is None:
-        raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}; expected one; train the run first.")
+    checkpoint = checkpoint or _checkpoint_of(run, say)
     tokenizers = load_tokenizers(config.model, data=config.data)
     quiet_transformers()
     model = load_placed(config, tokenizers.bos_id, Placing(device_map=device_map, max_memory=max_memory))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -63,15 +62,10 @@ def _files(path: Path) -> list[Path]:
         raise CheckpointError(f"no checkpoint {path}; expected a file, or a folder that holds one.")
     if not path.name.endswith(_INDEX):
         return [path]
-    try:
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is no readable index ({type(error).__name__}); expected `weight_map`; download it again."
-        ) from None
+    from bridge_ds.frozen.verify import shard_names  # with torch, which --help has no use for
+
+    names = shard_names(path, "part", CheckpointError)
     for name in names:
-        if Path(str(name)).name != name:  # also what would leave the folder
-            raise CheckpointError(f"{path} names the part {name!r}; expected a file name without a folder.")
         if not (path.parent / name).is_file():
             raise CheckpointError(f"{path} names the part {name}, which is not beside it; copy all of its parts.")
     return [path.parent / name for name in names]

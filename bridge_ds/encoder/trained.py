@@ -12,13 +12,12 @@ import torch
 
 from bridge_ds.config.schema import EncoderConfig
 from bridge_ds.encoder.base import Encoder
-from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
-from bridge_ds.frozen.train import choose_trained, never_drop_layers
+from bridge_ds.frozen.train import Trained
 
 __all__ = ["TrainedEncoder"]
 
 
-class TrainedEncoder(Encoder):
+class TrainedEncoder(Trained, Encoder):
     """float32 weights, which are their own masters as the bridge's are; matrix products in `dtype`, by autocast.
 
     What that costs beside bfloat16 weights with float32 masters: under ZeRO-3 no memory (16 bytes a parameter with
@@ -33,20 +32,10 @@ class TrainedEncoder(Encoder):
         config: what of it is trained, and how.
         """
         super().__init__(model)
-        self.dtype, self.dropout, self.recomputes = dtype, config.dropout, config.activation_checkpointing
-        choose_trained(model, config.train_embeddings)
-        self.trained = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
-        if self.recomputes:
-            enable_recomputing(model, config.dropout)
-        never_drop_layers(model)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> TrainedEncoder:
-        """Training mode only where `encoder.dropout` asks for it."""
-        super().train(mode and self.dropout)
-        if self.recomputes:
-            set_recomputing(self.model, mode)
-        return self
+        self.dtype = dtype
+        self.choose(
+            embeddings=config.train_embeddings, dropout=config.dropout, recompute=config.activation_checkpointing
+        )
 
     def forward(
         self, source_ids: torch.Tensor, source_mask: torch.Tensor, padded: bool | None = None

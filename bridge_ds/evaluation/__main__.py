@@ -73,8 +73,8 @@ def _score(options: argparse.Namespace, world: World) -> None:
     from bridge_ds.checkpoint.placed import one_process
     from bridge_ds.checkpoint.trained import load_trained, open_run
     from bridge_ds.engine.distributed import device_of, init_distributed, shutdown
-    from bridge_ds.evaluation.of_run import score_run
     from bridge_ds.evaluation.score import write_evaluation
+    from bridge_ds.evaluation.scoring import score_run
     from bridge_ds.evaluation.table import table
     from bridge_ds.track.plots import plot_accuracy
 

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
-__all__ = ["choose_trained", "never_drop_layers"]
+from torch import nn
+
+from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
+
+__all__ = ["Trained", "never_drop_layers"]
 
 
-def choose_trained(model: Any, embeddings: bool) -> None:
-    """Give every parameter of a transformers model a gradient; its token embeddings too where `embeddings` says so.
+class Trained(nn.Module):
+    """Mixin of an encoder or LLM of which all is trained; it stands before that class, which holds `model`."""
 
-    An output head that shares the embeddings' weight goes with them.
-    """
-    table = model.get_input_embeddings().weight
-    for parameter in model.parameters():
-        parameter.requires_grad_(embeddings or parameter is not table)
+    model: Any
+    trained: frozenset[str]
+    """Names of the parameters that are trained."""
+
+    def choose(self, *, embeddings: bool, dropout: bool, recompute: bool) -> None:
+        """Give the model's parameters gradients, and leave it in evaluation mode.
+
+        Args:
+            embeddings: its token embeddings too; an output head that shares their weight goes with them.
+            dropout: drop as the model does in its training mode.
+            recompute: compute its layers again in backward.
+        """
+        self.dropout, self.recomputes = dropout, recompute
+        table = self.model.get_input_embeddings().weight
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(embeddings or parameter is not table)
+        self.trained = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        if recompute:
+            enable_recomputing(self.model, dropout)
+        never_drop_layers(self.model)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode only where dropout is asked for."""
+        super().train(mode and self.dropout)
+        if self.recomputes:
+            set_recomputing(self.model, mode)
+        return self
 
 
 def never_drop_layers(model: Any) -> None:

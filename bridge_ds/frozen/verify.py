@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import BridgeError, ConfigError
 
 __all__ = [
     "cached_file", "check_length", "loaded_files", "model_file", "shard_names", "verify_weights", "weight_files",
@@ -90,21 +90,23 @@ def _weights(name: str, whole: str, revision: str | None, hub: Mapping[str, Any]
     return found
 
 
-def shard_names(index: Path) -> list[str]:
+def shard_names(index: Path, what: str = "file", error: type[BridgeError] = ConfigError) -> list[str]:
     """The files that an index of weights names, sorted.
 
-    Raises:
-        ConfigError: it is no index, or names files elsewhere.
+    Args:
+        index: `*.index.json`.
+        what: they are called in a message.
+        error: raised where it is no index, or names files elsewhere.
     """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{index} is no readable index ({type(error).__name__}); expected `weight_map`; download it again."
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        raise error(
+            f"{index} is no readable index ({type(fault).__name__}); expected `weight_map`; download it again."
         ) from None
     for name in names:
         if Path(str(name)).name != name:
-            raise ConfigError(f"{index} names the file {name!r}; expected a file name without a folder.")
+            raise error(f"{index} names the {what} {name!r}; expected a file name without a folder.")
     return names
 
 

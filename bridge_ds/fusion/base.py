@@ -58,6 +58,18 @@ class Fusion(nn.Module):
                 self(states, mask)
         return self._seen_L
 
+    def paper_names(self) -> dict[str, str]:
+        """Our parameter -> its name in the module of the paper's public code (arXiv 2508.09091) that is this fusion."""
+        return {}
+
+    def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load the state dict of that module of the paper's code: the names of :meth:`paper_names`.
+
+        Raises:
+            ValueError: a key is missing or unknown, or a tensor has another number of elements.
+        """
+        load_renamed(self, state, self.paper_names())
+
     def _check(self, states: Sequence[torch.Tensor]) -> None:
         if len(states) != self.num_layers or states[-1].shape[-1] != self.width:
             raise ValueError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from bridge_ds.fusion.base import Fusion, load_renamed
+from bridge_ds.fusion.base import Fusion
 from bridge_ds.fusion.kernels import choose, fuse_by_layer
 from bridge_ds.fusion.kernels.rows import Rows
 
@@ -41,17 +41,6 @@ class GlobalSoftmax(Fusion):
         path = choose(self.path, states[0].device.type)
         return fuse_by_layer(path, states, mask, weights_L, normalize=self.normalize, rows=rows)
 
-    def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load the paper's global gate (arXiv 2508.09091, its public code).
-
-        Args:
-            state: `layer_weights_lb`, L numbers, and `temp`, one.
-
-        Raises:
-            ValueError: a key is missing or unknown, or a tensor has another number of elements.
-        """
-        load_renamed(self, state, self.paper_names())
-
     def paper_names(self) -> dict[str, str]:
-        """Our parameter -> its name in the paper's module."""
+        """`layer_weights_lb`, L numbers, and `temp`, one: the paper's global gate."""
         return {"scores": "layer_weights_lb", "temperature": "temp"}

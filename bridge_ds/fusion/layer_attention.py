@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from bridge_ds.fusion.base import Fusion, load_renamed
+from bridge_ds.fusion.base import Fusion
 from bridge_ds.fusion.kernels import choose, fuse_by_query
 from bridge_ds.fusion.kernels.rows import Rows
 
@@ -40,17 +40,6 @@ class LayerAttention(Fusion):
         self._seen_L = seen_L.float()
         return fused_BSD
 
-    def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load the paper's `LayerwiseTokenAggregator` (its public code).
-
-        Args:
-            state: `query`, D numbers.
-
-        Raises:
-            ValueError: a key is missing or unknown, or a tensor has another number of elements.
-        """
-        load_renamed(self, state, self.paper_names())
-
     def paper_names(self) -> dict[str, str]:
-        """Our parameter -> its name in the paper's module."""
+        """`query`, D numbers: the paper's `LayerwiseTokenAggregator`."""
         return {"query": "query"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from bridge_ds.fusion.base import Fusion, load_renamed
+from bridge_ds.fusion.base import Fusion
 from bridge_ds.fusion.kernels import choose, fuse_by_token
 from bridge_ds.fusion.kernels.rows import Rows
 
@@ -76,20 +76,9 @@ class TransformerSoftmax(Fusion):
         self._seen_L = seen_L.float()
         return fused_BSD
 
-    def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load the paper's `LayerWeights` module (arXiv 2508.09091, its public code).
-
-        Args:
-            state: `cls`, `layer_pos_emb` (of any shape that holds D and L x D numbers), `layer_weights.weight|bias`
-                and `transformerEncoder.layers.0.*` as torch names them.
-
-        Raises:
-            ValueError: a key is missing or unknown, or a tensor has another number of elements.
-        """
-        load_renamed(self, state, self.paper_names())
-
     def paper_names(self) -> dict[str, str]:
-        """Our parameter -> its name in the paper's module."""
+        """Of the paper's `LayerWeights`: `cls`, `layer_pos_emb` (of any shape that holds D and L x D numbers),
+        `layer_weights.weight|bias` and `transformerEncoder.layers.0.*` as torch names them."""
         names = {name: f"transformerEncoder.layers.0.{_torch_name(name)}" for name, _ in self.named_parameters()}
         names |= {"cls": "cls", "layer_positions": "layer_pos_emb"}
         return names | {"score_weight": "layer_weights.weight", "score_bias": "layer_weights.bias"}

@@ -11,14 +11,13 @@ import torch
 
 from bridge_ds.config.schema import LlmConfig
 from bridge_ds.errors import ConfigError
-from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
-from bridge_ds.frozen.train import choose_trained, never_drop_layers
+from bridge_ds.frozen.train import Trained
 from bridge_ds.llm.base import LLM
 
 __all__ = ["TrainedLLM"]
 
 
-class TrainedLLM(LLM):
+class TrainedLLM(Trained, LLM):
     """float32 weights, which are their own masters; matrix products in `dtype`, by autocast, and residuals too.
 
     A head that shares the weight of the embeddings is one parameter with them: trained once, saved once. What all this
@@ -37,22 +36,9 @@ class TrainedLLM(LLM):
         activation_checkpointing: compute its layers again in backward.
         """
         super().__init__(model)
-        self.dropout, self.recomputes = config.dropout, activation_checkpointing
-        choose_trained(model, config.train_embeddings)
-        self.trained = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
-        if self.recomputes:
-            enable_recomputing(model, config.dropout)
-        never_drop_layers(model)
+        self.choose(embeddings=config.train_embeddings, dropout=config.dropout, recompute=activation_checkpointing)
         if dtype != torch.float32:
             _compute_in(model, dtype)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> TrainedLLM:
-        """Training mode only where `llm.dropout` asks for it."""
-        super().train(mode and self.dropout)
-        if self.recomputes:
-            set_recomputing(self.model, mode)
-        return self
 
     @contextmanager
     def alone(self, wanted: bool = True) -> Iterator[None]:

@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 
 def test_answers_of_another_llm_under_the_same_name_are_not_taken_up() -> None:
     from bridge_ds.config.load import load_config
-    from bridge_ds.evaluation.of_run import _stores
+    from bridge_ds.evaluation.scoring import _stores
 
     config, base = load_config("testbed", []), {"llm": "1", "llm_tokenizer": "2", "encoder": "3"}
 
