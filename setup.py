@@ -20,7 +20,7 @@ setup(
     package_data={
         "bridge_ds": [
             "config/recipes/*.yaml",
-            "evaluation/report/page.css",
+            "report/page.css",
             "testbed/weights/*",
             "testbed/weights/*/*",
         ]

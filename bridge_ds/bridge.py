@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from bridge_ds.config.schema import Config
-from bridge_ds.data.batch import Batch
-from bridge_ds.data.layout import Layout, layout_of
+from bridge_ds.data.loading.batch import Batch
+from bridge_ds.data.loading.layout import Layout, layout_of
 from bridge_ds.encoder.base import Encoder, Input, States
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.place import input_device

@@ -9,21 +9,21 @@ from dataclasses import replace
 from typing import Any
 
 from bridge_ds import __version__
-from bridge_ds.checkpoint.format import step_folder
 from bridge_ds.checkpoint.hook import CheckpointHook
+from bridge_ds.checkpoint.layout import step_folder
 from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run, restore
 from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import stage
-from bridge_ds.data.batch import StepBatches
-from bridge_ds.data.convention import settled
-from bridge_ds.data.corpus import Corpus, open_corpus
-from bridge_ds.data.embedded import is_embedded
-from bridge_ds.data.index import INDEX_NAME
-from bridge_ds.data.loader import make_loader
-from bridge_ds.data.plan import order_of
-from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.data.loading.batch import StepBatches
+from bridge_ds.data.loading.corpus import Corpus, open_corpus
+from bridge_ds.data.loading.embedded import is_embedded
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.data.sampling.plan import order_of
+from bridge_ds.data.shards.index import INDEX_NAME
+from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import real
 from bridge_ds.engine.calibrate import calibrate
 from bridge_ds.engine.distributed import (

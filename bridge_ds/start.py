@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bridge_ds.config.load import config_text
 from bridge_ds.config.schema import Config
-from bridge_ds.data.embedded import write_embedded
+from bridge_ds.data.loading.embedded import write_embedded
 from bridge_ds.disk import put, real, remove, stage_text
 from bridge_ds.engine.heartbeat import await_leaving, claim, living
 from bridge_ds.errors import LaunchError

@@ -56,7 +56,7 @@ def zygote() -> launch.Zygote:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of real tars: 150 samples of very unequal lengths in three shards."""
-    from bridge_ds.data.pack import pack_rows
+    from bridge_ds.data.packing.write import pack_rows
 
     draw = random.Random(0)
     rows = [

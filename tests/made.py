@@ -12,8 +12,8 @@ from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.checkpoint.save import Snapshot, write
 from bridge_ds.config.load import load_config, save_config, to_dict
-from bridge_ds.data.convention import settled
-from bridge_ds.data.tokenize import load_tokenizers
+from bridge_ds.data.loading.tokenize import load_tokenizers
+from bridge_ds.data.text.convention import settled
 from bridge_ds.engine.setup import base_identities, build_model
 
 

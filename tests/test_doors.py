@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.loader import make_loader
-from bridge_ds.data.pack import pack_rows
-from bridge_ds.data.tokenize import load_tokenizers, tokenize_sample
-from bridge_ds.data.truncate import side_of
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.tokenize import load_tokenizers, tokenize_sample
+from bridge_ds.data.packing.write import pack_rows
+from bridge_ds.data.text.truncate import side_of
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.doctor.measure import examine
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.answer import Answerer, Style
+from bridge_ds.inference.load import load_trained
 from bridge_ds.serve.replies import Reply
-from bridge_ds.serve.schema import Limits, parse_chat, parse_completion
+from bridge_ds.serve.schema import ServerLimits, parse_chat, parse_completion
 from bridge_ds.serve.texts import Texts
 from bridge_ds.world import World
 from tests import launch, tiny
@@ -148,7 +148,7 @@ def in_harness(run: Path) -> list[Ids]:
 
 
 def _context(text: str) -> Any:
-    from bridge_ds.data.context import parse
+    from bridge_ds.data.text.prompting import parse
 
     return parse(text)
 
@@ -170,14 +170,14 @@ def in_generate(run: Path) -> list[Ids]:
 def in_serve(run: Path) -> list[Ids]:
     texts = Texts(_answerer(run))
     body = {"model": "m", "max_tokens": 8}
-    rows = texts.rows(parse_completion({**body, "prompt": TEXTS}, "m", Limits()), print)
+    rows = texts.rows(parse_completion({**body, "prompt": TEXTS}, "m", ServerLimits()), print)
     reply = Reply(rows, "m", False)
     # The source of one, the prompt of two.
     count = 2 if load_run_config(run).data.augment_prompt else 1
     assert reply.usage["truncated"] == count and reply.headers == {"X-Bridge-Truncated": str(count)}
     if load_run_config(run).data.chat_template:
         for text, row in zip(TEXTS, rows, strict=True):
-            ask = parse_chat({**body, "messages": [{"role": "user", "content": text}]}, "m", Limits())
+            ask = parse_chat({**body, "messages": [{"role": "user", "content": text}]}, "m", ServerLimits())
             assert [other.ids for other in texts.rows(ask, print)] == [row.ids]
     return [row.ids for row in rows]
 
@@ -269,12 +269,12 @@ def test_a_run_in_a_chat_template_has_the_loss_that_its_export_finds(settings: l
 
     config = load_run_config(run)
     model, processor = BridgeForCausalLM.from_pretrained(run), BridgeProcessor.from_pretrained(run)
-    from bridge_ds.data.corpus import open_corpus
-    from bridge_ds.data.plan import Plan
+    from bridge_ds.data.loading.corpus import open_corpus
+    from bridge_ds.data.sampling.plan import StepPlan
 
     corpus = open_corpus(config.data, config.run.seed, World())
     for number in (1, 2):
-        rows = Plan(config, corpus).rows(number)
+        rows = StepPlan(config, corpus).rows(number)
         samples = [corpus.read(rows, row) for row in range(4)]
         inputs = processor([s["source"] for s in samples], text_target=[s["target"] for s in samples], max_new_tokens=8)
         with torch.no_grad():

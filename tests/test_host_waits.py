@@ -20,9 +20,9 @@ from bridge_ds.config.schema import (
     MappingConfig,
     ModelConfig,
 )
-from bridge_ds.data.batch import Batch, StepBatches
-from bridge_ds.data.collate import collate, unwrap, wrap
-from bridge_ds.data.tokenize import load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.batch import Batch, StepBatches
+from bridge_ds.data.loading.collate import collate, unwrap, wrap
+from bridge_ds.data.loading.tokenize import load_tokenizers, tokenize_sample
 from bridge_ds.engine.setup import build_model
 from bridge_ds.fusion.kernels.rows import real_rows
 from bridge_ds.llm.loss import predicting

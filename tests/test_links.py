@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.pack import pack_rows
+from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.disk import real, remove, write_text
 from bridge_ds.errors import BridgeError
 from bridge_ds.hub.export import export

@@ -9,9 +9,9 @@ import torch
 
 from bridge_ds.bridge import TRAINABLE, BridgeModel
 from bridge_ds.config.schema import Config, DataConfig, FusionConfig, ModelConfig, TrainConfig
-from bridge_ds.data.batch import Batch
-from bridge_ds.data.collate import collate
-from bridge_ds.data.tokenize import check_vocabulary, load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.batch import Batch
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers, tokenize_sample
 from bridge_ds.engine.setup import build_model, make_optimizer, trainable_table
 from bridge_ds.errors import ConfigError
 from bridge_ds.llm.loss import predicting

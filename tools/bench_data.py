@@ -52,7 +52,7 @@ def main() -> None:
 
 def make_shards(folder: Path, samples: int, characters: int) -> None:
     """English-like rows of very unequal length, in eight shards."""
-    from bridge_ds.data.pack import pack_rows
+    from bridge_ds.data.packing.write import pack_rows
 
     draw = random.Random(0)
     words = ["bridge", "river", "the", "of", "language", "and", "joins", "two", "banks", "naïve", "one"]
@@ -67,7 +67,7 @@ def make_shards(folder: Path, samples: int, characters: int) -> None:
 
 def throughput(folder: Path, workers: list[int], rounds: int) -> list[dict[str, Any]]:
     """Samples/s and MB/s (10^6 bytes of tar) of each reader and number of workers."""
-    from bridge_ds.data.index import load_index
+    from bridge_ds.data.shards.index import load_index
 
     index = load_index(folder)
     size = sum(shard.bytes for shard in index.shards)
@@ -106,7 +106,7 @@ def read_ours(folder: Path, workers: int) -> Iterator[int]:
     import numpy as np
 
     from bridge_ds.config.schema import DataConfig
-    from bridge_ds.data.corpus import open_corpus
+    from bridge_ds.data.loading.corpus import open_corpus
     from bridge_ds.world import World
 
     corpus = open_corpus(DataConfig(shards=str(folder)), 0, World())
@@ -150,8 +150,8 @@ def resume(folder: Path, rounds: int) -> list[dict[str, Any]]:
     import numpy as np
 
     from bridge_ds.config.schema import Config, DataConfig, TrainConfig
-    from bridge_ds.data.corpus import open_corpus
-    from bridge_ds.data.plan import Plan
+    from bridge_ds.data.loading.corpus import open_corpus
+    from bridge_ds.data.sampling.plan import StepPlan
     from bridge_ds.world import World
 
     shards, each, batch = 200, 100_000, 1024
@@ -162,7 +162,7 @@ def resume(folder: Path, rounds: int) -> list[dict[str, Any]]:
         for _ in range(rounds):
             began = time.perf_counter()
             config = Config(data=DataConfig(shards=str(folder)), train=TrainConfig(global_batch=batch))
-            plan = Plan(config, open_corpus(config.data, 0, World()))
+            plan = StepPlan(config, open_corpus(config.data, 0, World()))
             step = plan.rows(sample // batch + 1)
             dealt = plan.deal(step, 8)
             seconds.append(time.perf_counter() - began)
@@ -179,8 +179,8 @@ def make_synthetic_index(folder: Path, shards: int, each: int) -> None:
     """An index and tables as real ones, over sparse files in the place of tars."""
     import numpy as np
 
-    from bridge_ds.data.index import write_index
-    from bridge_ds.data.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets, table_name
+    from bridge_ds.data.shards.index import write_index
+    from bridge_ds.data.shards.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets, table_name
 
     folder.mkdir()
     draw = np.random.default_rng(0)

@@ -30,7 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 from bridge_ds.bridge import BridgeModel  # noqa: E402
-from bridge_ds.data.batch import Batch  # noqa: E402
+from bridge_ds.data.loading.batch import Batch  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.llm.score import score_labels  # noqa: E402

@@ -34,8 +34,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 from bridge_ds.bridge import BridgeModel  # noqa: E402
-from bridge_ds.data.batch import Batch  # noqa: E402
-from bridge_ds.data.layout import layout_of  # noqa: E402
+from bridge_ds.data.loading.batch import Batch  # noqa: E402
+from bridge_ds.data.loading.layout import layout_of  # noqa: E402
 from bridge_ds.encoder.frozen import FrozenEncoder  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402

@@ -19,7 +19,7 @@ from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, DataError
 
 if TYPE_CHECKING:
-    from bridge_ds.data.index import ShardIndex
+    from bridge_ds.data.shards.index import ShardIndex
 
 _TASK = "task:"
 _EXAMPLES = """\
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _pack(options: argparse.Namespace) -> None:
-    from bridge_ds.data import pack, pack_job, sources
+    from bridge_ds.data.packing import job, sources, write
 
     if options.task:
         _pack_task(options)
@@ -86,12 +86,12 @@ def _pack(options: argparse.Namespace) -> None:
         parts = sources.dataset_parts(options.dataset, options.config, options.split, options.revision, stream)
     else:
         parts = sources.file_parts(options.input, options.format)
-    index = pack_job.pack_parts(
+    index = job.pack_parts(
         parts,
-        pack_job.PackOptions(
+        job.PackOptions(
             mapping=tuple(sources.parse_map(options.map).items()),
             samples_per_shard=options.samples_per_shard,
-            shard_bytes=int(options.shard_size * pack.MIB),
+            shard_bytes=int(options.shard_size * write.MIB),
             limit=options.limit,
             shuffle=options.shuffle,
             key=options.key,
@@ -108,8 +108,8 @@ def _pack(options: argparse.Namespace) -> None:
 
 def _pack_task(options: argparse.Namespace) -> None:
     from bridge_ds.config.schema import TaskDataConfig
-    from bridge_ds.data import pack
-    from bridge_ds.data.sources import parse_map
+    from bridge_ds.data.packing import write
+    from bridge_ds.data.packing.sources import parse_map
     from bridge_ds.tasks import TASKS, TableTask, find_tasks
 
     name = options.task.removeprefix(_TASK)
@@ -125,13 +125,13 @@ def _pack_task(options: argparse.Namespace) -> None:
         raise DataError(
             f"{name} makes its own samples; expected a benchmark; data.shards=testbed/english trains on it."
         )
-    pack.check_output(options.output, options.overwrite)
+    write.check_output(options.output, options.overwrite)
     rows = ({"source": example.source, "target": example.target} for example in task.train())
-    index = pack.pack_rows(
+    index = write.pack_rows(
         _chosen(rows, options.shuffle, options.limit),
         options.output,
         samples_per_shard=options.samples_per_shard,
-        shard_bytes=int(options.shard_size * pack.MIB),
+        shard_bytes=int(options.shard_size * write.MIB),
         overwrite=options.overwrite,
         language="en",
         source=options.source or f"{name}, train split of {task.source}",
@@ -153,8 +153,8 @@ def _say_packed(index: ShardIndex, output: Path) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
-    from bridge_ds.data.index_folder import index_folder
-    from bridge_ds.data.sources import parse_map
+    from bridge_ds.data.packing.sources import parse_map
+    from bridge_ds.data.shards.index_folder import index_folder
 
     index, remarks = index_folder(
         options.folder,
@@ -173,8 +173,8 @@ def _index(options: argparse.Namespace) -> None:
 def _verify(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    from bridge_ds.data.index import load_index
-    from bridge_ds.data.verify import verify
+    from bridge_ds.data.shards.index import load_index
+    from bridge_ds.data.shards.verify import verify
 
     index = load_index(options.folder)
     for _ in tqdm(verify(index), total=len(index.shards), desc="verifying", unit=" shards", disable=None):

@@ -173,8 +173,8 @@ def tokenizers_match(subject: Subject) -> str:
     """Both tokenizers load, no token lies outside its model's embedding table, a chat template is there if wanted."""
     from transformers import AutoConfig
 
-    from bridge_ds.data.chat import frame_of
-    from bridge_ds.data.tokenize import check_vocabulary, load_tokenizers
+    from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers
+    from bridge_ds.data.text.chat import frame_of
 
     of = subject.config.model
     tokenizers = load_tokenizers(of, subject.hub, subject.config.data)
@@ -196,9 +196,9 @@ def tokenizers_match(subject: Subject) -> str:
 
 def shards_verify(subject: Subject) -> str:
     """Every data set has its index, local shards the promised size and, with --hashes, all the promised content."""
-    from bridge_ds.data.corpus import locations, open_index
-    from bridge_ds.data.embedded import is_embedded
-    from bridge_ds.data.verify import verify
+    from bridge_ds.data.loading.corpus import locations, open_index
+    from bridge_ds.data.loading.embedded import is_embedded
+    from bridge_ds.data.shards.verify import verify
 
     data, samples, shards = subject.config.data, 0, 0
     for place in locations(data)[0]:

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 from tqdm import tqdm  # noqa: E402
 
 from bridge_ds.cli import Parser  # noqa: E402
-from bridge_ds.data.embedded import write_embedded  # noqa: E402
+from bridge_ds.data.loading.embedded import write_embedded  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from tools import testbed_rows  # noqa: E402
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint import layout
 from bridge_ds.errors import CheckpointError
 
 __all__ = ["BEST", "VALIDATION_LOSS", "VALIDATION_TOKENS", "find_folder", "ranked"]

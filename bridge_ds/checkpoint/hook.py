@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bridge_ds.checkpoint.best import VALIDATION_LOSS, VALIDATION_TOKENS
-from bridge_ds.checkpoint.format import step_folder
+from bridge_ds.checkpoint.layout import step_folder
 from bridge_ds.checkpoint.save import Snapshot, gather, prune, write
 from bridge_ds.config.schema import CheckpointConfig
 from bridge_ds.engine.distributed import agree

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
 from bridge_ds.checkpoint.manifest import fault_in_state

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.best import ranked
 from bridge_ds.checkpoint.finite import fault_in
 from bridge_ds.checkpoint.state import optimizer_step, read_moments, read_trained

@@ -66,7 +66,7 @@ def loader() -> Any:
     """The class of the loader."""
     import yaml
 
-    class Loader(yaml_loader()):  # type: ignore[misc]
+    class YamlLoader(yaml_loader()):  # type: ignore[misc]
         yaml_implicit_resolvers = {  # noqa: RUF012
             first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("null", "merge")]
             for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -76,8 +76,8 @@ def loader() -> Any:
         value: str = self.construct_scalar(node)
         return value if node.style else Plain(value)
 
-    Loader.add_constructor("tag:yaml.org,2002:str", text)
-    return Loader
+    YamlLoader.add_constructor("tag:yaml.org,2002:str", text)
+    return YamlLoader
 
 
 def boolean(text: str) -> bool | None:

@@ -6,13 +6,13 @@ Light to import: a command line shows its help from this table without torch.
 from __future__ import annotations
 
 from bridge_ds.convert.langbridge import LANGBRIDGE
-from bridge_ds.convert.layout import Layout, Source
+from bridge_ds.convert.layout import ConvertSource, SourceLayout
 from bridge_ds.convert.mindmerger import MINDMERGER
 from bridge_ds.convert.paper import PAPER
 
-__all__ = ["SOURCES", "Layout", "Source"]
+__all__ = ["SOURCES", "ConvertSource", "SourceLayout"]
 
-SOURCES: dict[str, Source] = {
+SOURCES: dict[str, ConvertSource] = {
     "langbridge": LANGBRIDGE,
     "mindmerger": MINDMERGER,
     "paper": PAPER,

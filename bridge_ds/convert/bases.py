@@ -15,8 +15,8 @@ import torch
 from bridge_ds.config.names import resolve
 from bridge_ds.convert.layout import INPUT_EMBEDDINGS
 from bridge_ds.convert.stored import Stored
-from bridge_ds.data.spiece import PROBES, find_spiece
-from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.data.text.spiece import PROBES, find_spiece
 from bridge_ds.errors import CheckpointError
 
 __all__ = ["Base", "match", "refuse_other_tokens", "write_tokenizer", "write_weights"]
@@ -123,7 +123,7 @@ def write_tokenizer(name: str, revision: str | None, added: Sequence[str], folde
     tokenizer.save_pretrained(folder)
     spiece = find_spiece(name, revision)
     if spiece:
-        # transformers 5 does not save it, and without it characters would be lost (see data/spiece.py).
+        # transformers 5 does not save it, and without it characters would be lost (see data/text/spiece.py).
         shutil.copy(spiece, folder / spiece.name)
 
 

@@ -25,10 +25,10 @@ from bridge_ds.checkpoint.state import trained
 from bridge_ds.config.load import build_config, save_config, to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.convert.bases import Base, match, refuse_other_tokens, write_tokenizer, write_weights
-from bridge_ds.convert.layout import Layout, Source
+from bridge_ds.convert.layout import ConvertSource, SourceLayout
 from bridge_ds.convert.stored import Stored, read_checkpoint
-from bridge_ds.data.convention import settled
-from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import missing_or_empty, real
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.setup import base_identities, build_model
@@ -42,10 +42,10 @@ __all__ = ["Conversion", "prepare"]
 class Conversion:
     """A checkpoint that was read and fits; nothing is written yet."""
 
-    source: Source
+    source: ConvertSource
     checkpoint: Path
     stored: Mapping[str, Stored]
-    layout: Layout
+    layout: SourceLayout
     config: Config
     model: BridgeModel
     tokenizers: Tokenizers
@@ -160,7 +160,7 @@ class Conversion:
 
 
 def prepare(
-    source: Source, checkpoint: Path, *, encoder: str = "", llm: str = "", overrides: Sequence[str] = (),
+    source: ConvertSource, checkpoint: Path, *, encoder: str = "", llm: str = "", overrides: Sequence[str] = (),
     add_tokens: bool = True, say: Callable[[str], None] = print,
 ) -> Conversion:  # fmt: skip
     """Read a checkpoint, load both frozen models, and see that everything fits.
@@ -201,7 +201,9 @@ def refuse_used(output: Path) -> None:
         raise ConfigError(f"{output} exists and is not empty; expected a new folder; choose another --output.")
 
 
-def _named(source: Source, checkpoint: Path, encoder: str, llm: str, say: Callable[[str], None]) -> dict[str, str]:
+def _named(
+    source: ConvertSource, checkpoint: Path, encoder: str, llm: str, say: Callable[[str], None]
+) -> dict[str, str]:
     names = {}
     for part, given, own in zip(("encoder", "llm"), (encoder, llm), source.bases(checkpoint), strict=True):
         if not given and not own:
@@ -212,7 +214,7 @@ def _named(source: Source, checkpoint: Path, encoder: str, llm: str, say: Callab
     return names
 
 
-def _config(source: Source, layout: Layout, names: Mapping[str, str], overrides: Sequence[str]) -> Config:
+def _config(source: ConvertSource, layout: SourceLayout, names: Mapping[str, str], overrides: Sequence[str]) -> Config:
     """Defaults, what the project does, what the user says; the layout must stay as it is."""
     values: dict[str, Any] = {"model": dict(names), "mapping": {"calibrate": False}}
     fixed = dict(layout.settings)
@@ -235,7 +237,7 @@ def _with_folders(config: Config, parts: Sequence[str], root: Path) -> Config:
     return replace(config, model=replace(config.model, **changed))
 
 
-def _added(source: Source, config: Config, tokenizers: Tokenizers, model: BridgeModel) -> list[str]:
+def _added(source: ConvertSource, config: Config, tokenizers: Tokenizers, model: BridgeModel) -> list[str]:
     """Tokens that the source adds and the encoder's tokenizer lacks; the embedding must have rows for them."""
     known = tokenizers.encoder.get_vocab()
     added = [token for token in source.added_tokens if token not in known]
@@ -248,7 +250,7 @@ def _added(source: Source, config: Config, tokenizers: Tokenizers, model: Bridge
     return added
 
 
-def _refuse_other_keys(layout: Layout, stored: Mapping[str, Stored]) -> None:
+def _refuse_other_keys(layout: SourceLayout, stored: Mapping[str, Stored]) -> None:
     for ours, theirs in layout.bridge.items():
         if theirs not in stored:
             raise CheckpointError(
@@ -264,7 +266,7 @@ def _refuse_other_keys(layout: Layout, stored: Mapping[str, Stored]) -> None:
         )
 
 
-def _refuse_other_shapes(layout: Layout, stored: Mapping[str, Stored], model: BridgeModel) -> None:
+def _refuse_other_shapes(layout: SourceLayout, stored: Mapping[str, Stored], model: BridgeModel) -> None:
     """Axes of length one do not count: the peers hold the end vector as 1 x 1 x H."""
     targets = dict(trained(model))
     assert set(targets) == set(layout.bridge), sorted(set(targets) ^ set(layout.bridge))
@@ -278,7 +280,7 @@ def _refuse_other_shapes(layout: Layout, stored: Mapping[str, Stored], model: Br
             )
 
 
-def _load(layout: Layout, stored: Mapping[str, Stored], model: BridgeModel) -> None:
+def _load(layout: SourceLayout, stored: Mapping[str, Stored], model: BridgeModel) -> None:
     targets = dict(trained(model))
     with torch.no_grad():
         for ours, theirs in layout.bridge.items():

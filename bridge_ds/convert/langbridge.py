@@ -34,7 +34,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.convert.layout import INPUT_EMBEDDINGS, Layout, Source, mapped, under
+from bridge_ds.convert.layout import INPUT_EMBEDDINGS, ConvertSource, SourceLayout, mapped, under
 from bridge_ds.convert.stored import Stored
 from bridge_ds.errors import CheckpointError
 
@@ -61,7 +61,7 @@ _IN_LAYER = {
 _NO_BIAS = ("query", "key", "value", "out")
 
 
-def read(stored: Mapping[str, Stored]) -> Layout:
+def read(stored: Mapping[str, Stored]) -> SourceLayout:
     """The layout of a LangBridgeModel.
 
     Raises:
@@ -75,7 +75,7 @@ def read(stored: Mapping[str, Stored]) -> Layout:
         kind = mapped(stored, LANGBRIDGE.title, _KINDS)
         bridge, settings = _KINDS[kind], {"mapping.kind": kind}
     settings["fusion.name"] = "last_layer"
-    return Layout(bridge | _END, settings, under(stored, "lb.enc."), llm)
+    return SourceLayout(bridge | _END, settings, under(stored, "lb.enc."), llm)
 
 
 def _latent(stored: Mapping[str, Stored]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -119,7 +119,7 @@ def bases(checkpoint: Path) -> tuple[str | None, str | None]:
     return encoder, llm
 
 
-LANGBRIDGE = Source(
+LANGBRIDGE = ConvertSource(
     title="LangBridge (arXiv 2401.10695)",
     help="""\
 Reads what LangBridge's save_pretrained wrote: a folder with pytorch_model.bin or model.safetensors (in parts, too), or

@@ -13,14 +13,14 @@ from typing import Any
 from bridge_ds.convert.stored import Stored
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["INPUT_EMBEDDINGS", "Layout", "Source", "mapped", "under"]
+__all__ = ["INPUT_EMBEDDINGS", "ConvertSource", "SourceLayout", "mapped", "under"]
 
 INPUT_EMBEDDINGS = "<input embeddings>"
 """Stands for the name of a model's input embedding, which the peers also hold as a module of its own."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class SourceLayout:
     """Where the parts of a bridge lie in one checkpoint."""
 
     bridge: Mapping[str, str]
@@ -34,14 +34,14 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Source:
+class ConvertSource:
     """One project whose checkpoints can be read."""
 
     title: str
     """What it is, a line of the help."""
     help: str
     """What is read, what becomes of it, and where the facts come from."""
-    read: Callable[[Mapping[str, Stored]], Layout]
+    read: Callable[[Mapping[str, Stored]], SourceLayout]
     """The layout of a checkpoint.
 
     Raises CheckpointError: it is not of this project, or is of a kind that cannot be represented."""

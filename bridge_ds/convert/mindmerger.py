@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bridge_ds.convert.layout import Layout, Source, mapped
+from bridge_ds.convert.layout import ConvertSource, SourceLayout, mapped
 from bridge_ds.convert.stored import Stored
 
 __all__ = ["MINDMERGER", "mlp"]
@@ -44,7 +44,7 @@ def mlp(prefix: str) -> dict[str, str]:
 _KINDS = {"Mapping": mlp("mlp."), "Adapter": mlp("linear.")}
 
 
-def read(stored: Mapping[str, Stored]) -> Layout:
+def read(stored: Mapping[str, Stored]) -> SourceLayout:
     """The layout of a mapping's file.
 
     Raises:
@@ -52,10 +52,10 @@ def read(stored: Mapping[str, Stored]) -> Layout:
     """
     kind = mapped(stored, MINDMERGER.title, _KINDS)
     settings = {"fusion.name": "last_layer", "mapping.kind": "mlp"}
-    return Layout(_KINDS[kind] | {"mapping.end": "end_boundary"}, settings)
+    return SourceLayout(_KINDS[kind] | {"mapping.end": "end_boundary"}, settings)
 
 
-MINDMERGER = Source(
+MINDMERGER = ConvertSource(
     title="MindMerger (arXiv 2405.17386)",
     help="""\
 Reads outputs/.../pytorch_model.bin as MindMerger's training writes it: the mapping alone, so --encoder and --llm must

@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bridge_ds.convert.layout import INPUT_EMBEDDINGS, Layout, Source, mapped, under
+from bridge_ds.convert.layout import INPUT_EMBEDDINGS, ConvertSource, SourceLayout, mapped, under
 from bridge_ds.convert.mindmerger import mlp
 from bridge_ds.convert.stored import Stored
 
@@ -47,7 +47,7 @@ _KINDS = {
 _GLOBAL, _TRANSFORMER, _QUERY = "encoder_mt.", "encoder_mt.layer_weights.", "encoder_mt.aggregator."
 
 
-def read(stored: Mapping[str, Stored]) -> Layout:
+def read(stored: Mapping[str, Stored]) -> SourceLayout:
     """The layout of an MPTModel.
 
     Raises:
@@ -71,7 +71,7 @@ def read(stored: Mapping[str, Stored]) -> Layout:
         settings["fusion.name"] = "layer_attention"
         bridge |= _fusion("layer_attention", _QUERY)
     llm = under(stored, "model_llm.") | {key: INPUT_EMBEDDINGS for key in under(stored, "llm_embedding_layer.")}
-    return Layout(bridge, settings, under(stored, "encoder_mt.embedding_model_base."), llm)
+    return SourceLayout(bridge, settings, under(stored, "encoder_mt.embedding_model_base."), llm)
 
 
 def _fusion(name: str, prefix: str) -> dict[str, str]:
@@ -81,7 +81,7 @@ def _fusion(name: str, prefix: str) -> dict[str, str]:
     return {f"fusion.{ours}": f"{prefix}{theirs}" for ours, theirs in fusion.paper_names().items()}
 
 
-PAPER = Source(
+PAPER = ConvertSource(
     title="the paper's code (arXiv 2508.09091)",
     help="""\
 Reads outputs/.../pytorch_model.bin as the paper's training writes it (the whole model, in parts, too): Global Softmax,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from bridge_ds.doctor.measurements import Measurements
 
-__all__ = ["LIMITS", "Finding", "Limits", "diagnose"]
+__all__ = ["LIMITS", "Finding", "Thresholds", "diagnose"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Limits:
+class Thresholds:
     """Where healthy ends. Each with its reason."""
 
     largest: float = 20.0
@@ -65,17 +65,17 @@ class Limits:
     """Weight of a single layer, from which on a softmax fusion is that layer alone."""
 
 
-LIMITS = Limits()
+LIMITS = Thresholds()
 """In use."""
 
 
-def diagnose(m: Measurements, limits: Limits = LIMITS) -> list[Finding]:
+def diagnose(m: Measurements, limits: Thresholds = LIMITS) -> list[Finding]:
     """All findings, worst first: causes before the symptoms that they have, wrong before worth a look."""
     found = [finding for check in _CHECKS for finding in check(m, limits)]
     return sorted(found, key=lambda finding: not finding.wrong)
 
 
-def _not_finite(m: Measurements, _: Limits) -> Iterator[Finding]:
+def _not_finite(m: Measurements, _: Thresholds) -> Iterator[Finding]:
     if m.not_finite:
         yield Finding(
             "not_finite", True,
@@ -94,7 +94,7 @@ _NAMES = {
 }
 
 
-def _belonging(m: Measurements, _: Limits) -> Iterator[Finding]:
+def _belonging(m: Measurements, _: Thresholds) -> Iterator[Finding]:
     for part in m.changed:
         yield Finding(
             f"{part}_changed", True,
@@ -118,7 +118,7 @@ def _belonging(m: Measurements, _: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _targets(m: Measurements, limits: Limits) -> Iterator[Finding]:
+def _targets(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     if m.targets_cut > limits.targets_cut:
         wrong = m.targets_lost > limits.targets_lost
         yield Finding(
@@ -129,7 +129,7 @@ def _targets(m: Measurements, limits: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _untrained(m: Measurements, limits: Limits) -> Iterator[Finding]:
+def _untrained(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     if m.mapping_moved is not None and m.mapping_moved < limits.untrained:
         yield Finding(
             "mapping_untrained", True,
@@ -139,7 +139,7 @@ def _untrained(m: Measurements, limits: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _size(m: Measurements, limits: Limits) -> Iterator[Finding]:
+def _size(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     if m.size is not None and math.isfinite(m.size) and not limits.smallest <= m.size <= limits.largest:
         large = m.size > limits.largest
         yield Finding(
@@ -152,7 +152,7 @@ def _size(m: Measurements, limits: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _dead(m: Measurements, limits: Limits) -> Iterator[Finding]:
+def _dead(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     if m.variation is not None and m.variation < limits.variation:
         yield Finding(
             "soft_constant", True,
@@ -172,7 +172,7 @@ def _dead(m: Measurements, limits: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _use(m: Measurements, limits: Limits) -> Iterator[Finding]:
+def _use(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     if m.gap is None or m.one_target or m.loss_right is None or m.loss_shuffled is None or not math.isfinite(m.gap):
         return
     if m.gap < max(limits.gap, limits.gap_errors * (m.gap_error or 0.0)):
@@ -195,7 +195,7 @@ def _use(m: Measurements, limits: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _details(m: Measurements, limits: Limits) -> Iterator[Finding]:
+def _details(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     """The source is used, but only for what it has in common with others like it."""
     if m.near_gap is None or m.loss_near is None or m.loss_right is None or not math.isfinite(m.near_gap):
         return
@@ -210,7 +210,7 @@ def _details(m: Measurements, limits: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _recorded(m: Measurements, limits: Limits) -> Iterator[Finding]:
+def _recorded(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     if m.loss_recorded is None or m.loss_right is None:
         return
     if m.loss_right > max(m.loss_recorded + limits.above_recorded, m.loss_recorded * limits.times_recorded):
@@ -222,7 +222,7 @@ def _recorded(m: Measurements, limits: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _inputs(m: Measurements, limits: Limits) -> Iterator[Finding]:
+def _inputs(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     for what, share in (("source", m.sources_cut), ("prompt", m.prompts_cut)):
         if share > limits.sources_cut:
             yield Finding(
@@ -239,7 +239,7 @@ def _inputs(m: Measurements, limits: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _fusion(m: Measurements, limits: Limits) -> Iterator[Finding]:
+def _fusion(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     if m.fusion != "last_layer" and len(m.layer_weights) > 1 and max(m.layer_weights) > limits.one_layer:
         place = m.layer_weights.index(max(m.layer_weights))
         yield Finding(
@@ -250,7 +250,7 @@ def _fusion(m: Measurements, limits: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _notes(m: Measurements, _: Limits) -> Iterator[Finding]:
+def _notes(m: Measurements, _: Thresholds) -> Iterator[Finding]:
     for note in m.notes:
         yield Finding("note", False, note, "Nothing, if you know of it.")
     if m.one_target:
@@ -262,6 +262,6 @@ def _notes(m: Measurements, _: Limits) -> Iterator[Finding]:
 
 
 # Worst first: what cannot work at all, what is not the trained system, what was not learnt, and symptoms of these last.
-_CHECKS: tuple[Callable[[Measurements, Limits], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Callable[[Measurements, Thresholds], Iterator[Finding]], ...] = (
     _not_finite, _belonging, _targets, _untrained, _size, _dead, _use, _recorded, _details, _inputs, _fusion, _notes,
 )  # fmt: skip

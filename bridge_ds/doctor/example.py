@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.data.collate import collate
-from bridge_ds.data.tokenize import TokenizedSample
-from bridge_ds.doctor.load import Patient
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import TokenizedSample
+from bridge_ds.doctor.load import LoadedRun
 from bridge_ds.llm.generate import end_ids
 
-__all__ = ["Example", "SoftToken", "look", "nearest_tokens"]
+__all__ = ["SoftToken", "WorkedExample", "look", "nearest_tokens"]
 
 _CHUNK = 16_384
 """Rows of the embedding table compared at a time."""
@@ -37,7 +37,7 @@ class SoftToken:
 
 
 @dataclass(frozen=True)
-class Example:
+class WorkedExample:
     """What the LLM gets, in order, and what it does with it."""
 
     opening: str
@@ -57,7 +57,7 @@ class Example:
 
 
 @torch.no_grad()
-def look(patient: Patient, row: TokenizedSample) -> Example:
+def look(patient: LoadedRun, row: TokenizedSample) -> WorkedExample:
     """Decode one sample."""
     from transformers import GenerationConfig
 
@@ -87,7 +87,7 @@ def look(patient: Patient, row: TokenizedSample) -> Example:
     )[0].tolist()
     end = next((place for place, id in enumerate(written, 1) if id in ends), len(written))
     opening = decode(model.head(batch)[0][0].tolist())
-    return Example(opening, soft, decode(row.prompt), decode(row.target), decode(written[:end]))
+    return WorkedExample(opening, soft, decode(row.prompt), decode(row.target), decode(written[:end]))
 
 
 def nearest_tokens(model: BridgeModel, vectors_MH: torch.Tensor) -> tuple[list[int], list[float], float]:

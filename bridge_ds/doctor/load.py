@@ -16,30 +16,30 @@ import torch
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest
 from bridge_ds.checkpoint.placed import Placing, load_placed
-from bridge_ds.checkpoint.trained import config_of
 from bridge_ds.config.load import load_run_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
-from bridge_ds.data.corpus import open_corpus
-from bridge_ds.data.embedded import is_embedded
-from bridge_ds.data.samples import BadSample
-from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.data.loading.corpus import open_corpus
+from bridge_ds.data.loading.embedded import is_embedded
+from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.doctor.measurements import BASES
 from bridge_ds.engine.distributed import import_deepspeed
 from bridge_ds.engine.setup import base_identities, quiet_transformers
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.verify import verify_weights, weight_files
+from bridge_ds.inference.load import config_of
 from bridge_ds.testbed import english_rows
 from bridge_ds.world import World
 
-__all__ = ["Patient", "load_patient", "mapping_moved", "recorded_loss", "training_samples"]
+__all__ = ["LoadedRun", "load_patient", "mapping_moved", "recorded_loss", "training_samples"]
 
 _RECORDED_STEPS = 20
 """Steps whose mean is the recorded loss: one step's batch is too few samples."""
 
 
 @dataclass
-class Patient:
+class LoadedRun:
     """A run, loaded."""
 
     run: Path
@@ -51,7 +51,7 @@ class Patient:
     """Fields of :class:`bridge_ds.doctor.measurements.Measurements` that loading has shown."""
 
 
-def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> Patient:
+def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
     """Load the newest valid checkpoint; other base models or tokenizers than its own are noted and not refused.
 
     Args:
@@ -94,7 +94,7 @@ def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> Patient:
         "augmented": config.data.augment_prompt,
         "notes": tuple(notes),
     }
-    return Patient(run, config, model, tokenizers, checkpoint, facts)
+    return LoadedRun(run, config, model, tokenizers, checkpoint, facts)
 
 
 def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Tensor]) -> float:

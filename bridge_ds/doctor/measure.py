@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.data.batch import Batch
-from bridge_ds.data.collate import collate
-from bridge_ds.data.tokenize import TokenizedSample, Tokenizers, tokenize_samples
-from bridge_ds.doctor.load import Patient, training_samples
+from bridge_ds.data.loading.batch import Batch
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.doctor.load import LoadedRun, training_samples
 from bridge_ds.doctor.measurements import Measurements
 from bridge_ds.errors import DataError
 from bridge_ds.llm.loss import predicting
@@ -32,7 +32,7 @@ PLACES = 16
 """First places of the soft prompt that are told one by one."""
 
 
-def examine(patient: Patient, count: int) -> tuple[Measurements, list[TokenizedSample]]:
+def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[TokenizedSample]]:
     """All measurements on `count` samples, and the samples as token ids.
 
     Raises:
@@ -74,7 +74,7 @@ def _data_facts(rows: list[TokenizedSample], uncut: list[TokenizedSample], token
 
 
 @torch.no_grad()
-def _model_facts(patient: Patient, rows: list[TokenizedSample], not_finite: tuple[str, ...]) -> dict[str, object]:
+def _model_facts(patient: LoadedRun, rows: list[TokenizedSample], not_finite: tuple[str, ...]) -> dict[str, object]:
     model, tokenizers = patient.model, patient.tokenizers
     statistics = SoftStatistics()
     right: list[Losses] = []
@@ -241,7 +241,7 @@ def _padded_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return pads[0] + pads[1]
 
 
-def _batches(rows: Sequence[TokenizedSample], patient: Patient) -> Iterator[Batch]:
+def _batches(rows: Sequence[TokenizedSample], patient: LoadedRun) -> Iterator[Batch]:
     of = patient.tokenizers
     for start in range(0, len(rows), BATCH):
         batch = collate(rows[start : start + BATCH], of.encoder_pad_id, of.pad_id)

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 
 from bridge_ds.doctor.diagnose import LIMITS, Finding
-from bridge_ds.doctor.example import Example
+from bridge_ds.doctor.example import WorkedExample
 from bridge_ds.doctor.measurements import Measurements
 
 __all__ = ["page"]
@@ -17,7 +17,7 @@ _SHOWN = 40
 """Soft vectors of the example that are shown."""
 
 
-def page(name: str, m: Measurements, findings: Sequence[Finding], example: Example | None) -> str:
+def page(name: str, m: Measurements, findings: Sequence[Finding], example: WorkedExample | None) -> str:
     """Findings first, worst on top; then the numbers, then one sample as the LLM sees it."""
     wrong = sum(finding.wrong for finding in findings)
     head = f"{name}, {m.samples} training samples: " + ("healthy" if not wrong else f"{wrong} thing(s) wrong")
@@ -70,7 +70,7 @@ def _numbers(m: Measurements) -> list[str]:
     return lines
 
 
-def _example(of: Example) -> list[str]:
+def _example(of: WorkedExample) -> list[str]:
     lines = ["one sample as the LLM sees it (soft vectors: encoder token, nearest LLM token, cosine, norm / embedding)"]
     if of.opening:
         lines.append(f"  {of.opening if of.opening.isprintable() else repr(of.opening)}")

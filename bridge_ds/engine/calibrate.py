@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.data.batch import Batch
+from bridge_ds.data.loading.batch import Batch
 
 __all__ = ["calibrate"]
 

@@ -13,7 +13,16 @@ import torch
 from bridge_ds.errors import LaunchError
 from bridge_ds.world import World
 
-__all__ = ["Event", "Place", "Trail", "device_event", "gpu_of", "grow_segments", "refuse_shared", "settle_numbers"]
+__all__ = [
+    "DeviceEvent",
+    "Place",
+    "Trail",
+    "device_event",
+    "gpu_of",
+    "grow_segments",
+    "refuse_shared",
+    "settle_numbers",
+]
 
 Place = tuple[int, int, str]
 """Step, phases of it that have begun, and the last of these."""
@@ -87,14 +96,14 @@ def settle_numbers(deterministic: bool, tf32: bool) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-class Event(Protocol):
+class DeviceEvent(Protocol):
     """A mark behind the work that a device had been given when it was made, such as `torch.cuda.Event`."""
 
     def query(self) -> bool:
         """Whether the device has come to it; never waits."""
 
 
-def device_event() -> Event | None:
+def device_event() -> DeviceEvent | None:
     """An event behind all that this rank's GPU has been given; none where no GPU has started."""
     if not torch.cuda.is_initialized():
         return None
@@ -109,12 +118,12 @@ class Trail:
     `note` is called by the main thread, `reached` by another.
     """
 
-    def __init__(self, event: Callable[[], Event | None] = device_event) -> None:
+    def __init__(self, event: Callable[[], DeviceEvent | None] = device_event) -> None:
         """Args:
         event: makes one behind what the device has been given so far; none = there is no device.
         """
         self._event = event
-        self._ahead: deque[tuple[Place, Event]] = deque(maxlen=1024)
+        self._ahead: deque[tuple[Place, DeviceEvent]] = deque(maxlen=1024)
         self._reached: Place | None = None
 
     def note(self, place: Place) -> None:

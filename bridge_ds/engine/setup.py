@@ -18,7 +18,7 @@ from bridge_ds.compat import reuse_hpz_group
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, fill_sizes, hpz_size, shard_config, stage
-from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
 from bridge_ds.engine.distributed import agree, import_deepspeed, on_all, whole_shape
 from bridge_ds.errors import LaunchError

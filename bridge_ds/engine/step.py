@@ -14,8 +14,8 @@ from bridge_ds.bridge import BridgeModel
 from bridge_ds.compat import free_workspaces
 from bridge_ds.config.encoding import encoded_together
 from bridge_ds.config.schema import Config
-from bridge_ds.data.batch import Batch, StepBatches
-from bridge_ds.data.samples import KINDS
+from bridge_ds.data.loading.batch import Batch, StepBatches
+from bridge_ds.data.shards.samples import KINDS
 from bridge_ds.encoder.base import Encoder, States
 from bridge_ds.engine.distributed import everyones, peak_memory_gib, sum_counts
 from bridge_ds.engine.hooks import StepRecord
@@ -24,11 +24,11 @@ from bridge_ds.errors import BridgeError, DataError
 from bridge_ds.frozen.load import DTYPES
 from bridge_ds.world import World
 
-__all__ = ["Totals", "agree_on_data", "allow_bad_samples", "encoded", "read_together", "train_step"]
+__all__ = ["StepTotals", "agree_on_data", "allow_bad_samples", "encoded", "read_together", "train_step"]
 
 
 @dataclass(frozen=True)
-class Totals:
+class StepTotals:
     """Counts over the global batch: all micro-batches of all ranks."""
 
     target_tokens: int
@@ -40,7 +40,7 @@ class Totals:
     places: int
     """Places of all three tensors, padding included."""
     bad: tuple[int, ...]
-    """Bad samples left out, by kind in the order of :data:`bridge_ds.data.samples.KINDS`."""
+    """Bad samples left out, by kind in the order of :data:`bridge_ds.data.shards.samples.KINDS`."""
     stopping: int = 0
     """Ranks that were asked to save and leave."""
 
@@ -50,7 +50,9 @@ class Totals:
         return 1 - (self.target_tokens + self.source_tokens + self.prompt_tokens) / max(1, self.places)
 
 
-def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world: World, stop: bool = False) -> Totals:
+def agree_on_data(
+    batches: StepBatches | None, fault: BridgeError | None, world: World, stop: bool = False
+) -> StepTotals:
     """Count the global batch; if any rank could not read its part, every rank fails with that rank's reason.
 
     The one reduction also carries `stop`, this rank's wish to save and leave, so that agreeing on it before every step
@@ -68,13 +70,13 @@ def agree_on_data(batches: StepBatches | None, fault: BridgeError | None, world:
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
     faults, targets, sources, prompts, places, stopping, *bad = sum_counts(counts)
     if not faults:
-        return Totals(targets, sources, prompts, places, tuple(bad), stopping)
+        return StepTotals(targets, sources, prompts, places, tuple(bad), stopping)
     messages = everyones(str(fault) if fault else "", world)
     raise fault or DataError(next(filter(None, messages)))
 
 
 def allow_bad_samples(
-    batches: StepBatches, totals: Totals, before: dict[str, int], allowed: int, world: World
+    batches: StepBatches, totals: StepTotals, before: dict[str, int], allowed: int, world: World
 ) -> dict[str, int]:
     """Add this step's bad samples to those before it; every rank fails once there are more than allowed.
 
@@ -107,7 +109,7 @@ def allow_bad_samples(
 def train_step(
     engine: Any,
     batches: StepBatches,
-    totals: Totals,
+    totals: StepTotals,
     *,
     lr: float,
     seed: int,

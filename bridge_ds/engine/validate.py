@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from bridge_ds.config.schema import Config
-from bridge_ds.data.batch import StepBatches
-from bridge_ds.data.corpus import Corpus
-from bridge_ds.data.loader import held_out
-from bridge_ds.data.samples import KINDS
-from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.data.loading.batch import StepBatches
+from bridge_ds.data.loading.corpus import Corpus
+from bridge_ds.data.loading.loader import held_out
+from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.data.shards.samples import KINDS
 from bridge_ds.engine.distributed import any_rank, on_all
 from bridge_ds.engine.preempt import StopRequest
-from bridge_ds.engine.step import Totals, agree_on_data, allow_bad_samples, encoded
+from bridge_ds.engine.step import StepTotals, agree_on_data, allow_bad_samples, encoded
 from bridge_ds.errors import DataError
 from bridge_ds.world import World
 
@@ -34,7 +34,7 @@ def validates_every(config: Config) -> int:
 class Validation:
     """This rank's part of the held-out samples, in memory for the whole run, and when it is computed."""
 
-    def __init__(self, part: StepBatches, totals: Totals, samples: int, every: int, total_steps: int) -> None:
+    def __init__(self, part: StepBatches, totals: StepTotals, samples: int, every: int, total_steps: int) -> None:
         """Args:
         part: the same number of micro-batches on every rank.
         totals: counts over all ranks.

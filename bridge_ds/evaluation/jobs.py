@@ -11,11 +11,11 @@ from bridge_ds.reading import twice
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
-__all__ = ["Block", "Job", "blocks_of", "load_jobs", "wanted"]
+__all__ = ["Block", "ScoringJob", "blocks_of", "load_jobs", "wanted"]
 
 
 @dataclass(frozen=True)
-class Job:
+class ScoringJob:
     """One task in one language."""
 
     task: Task
@@ -57,7 +57,7 @@ def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, 
     return [(task, language) for task in tasks for language in _languages(task, languages)]
 
 
-def load_jobs(tasks: Sequence[Task], languages: Sequence[str], limit: int, world: World) -> list[Job]:
+def load_jobs(tasks: Sequence[Task], languages: Sequence[str], limit: int, world: World) -> list[ScoringJob]:
     """The samples, read on the main rank and sent to the others (a collective): all score the same ones.
 
     Raises:
@@ -76,10 +76,10 @@ def load_jobs(tasks: Sequence[Task], languages: Sequence[str], limit: int, world
     if isinstance(outcome, Exception):
         raise outcome
     assert isinstance(outcome, list)
-    return [Job(task, code, found) for (task, code), found in zip(pairs, outcome, strict=True)]
+    return [ScoringJob(task, code, found) for (task, code), found in zip(pairs, outcome, strict=True)]
 
 
-def blocks_of(place: int, job: Job, size: int, done: Container[str] = ()) -> list[Block]:
+def blocks_of(place: int, job: ScoringJob, size: int, done: Container[str] = ()) -> list[Block]:
     """Blocks of `size` samples, those with the longest sources first: what does not fit into memory fails at once.
 
     Which samples share a block depends on neither ranks nor interruptions (what is done is the first blocks), so that

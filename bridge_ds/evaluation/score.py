@@ -13,9 +13,9 @@ import torch.distributed as dist
 from bridge_ds.disk import real, write_text
 from bridge_ds.engine.distributed import agree, on_main
 from bridge_ds.errors import BridgeError
-from bridge_ds.evaluation.jobs import Block, Job, blocks_of, load_jobs
+from bridge_ds.evaluation.jobs import Block, ScoringJob, blocks_of, load_jobs
 from bridge_ds.evaluation.predictions import Scored
-from bridge_ds.evaluation.store import Answers, Store
+from bridge_ds.evaluation.store import Answers, PredictionStore
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
@@ -38,7 +38,7 @@ def evaluate(
     world: World | None = None,
     progress: bool = True,
     before_batch: Callable[[], None] | None = None,
-    store: Store | None = None,
+    store: PredictionStore | None = None,
 ) -> SystemScores:
     """Score one system. Every rank calls this and gets the same result.
 
@@ -59,7 +59,7 @@ def evaluate(
         LaunchError: predictions that cannot be written.
     """
     world = world or World()
-    store = store or Store(Scored("", "evaluating", 0, ""))
+    store = store or PredictionStore(Scored("", "evaluating", 0, ""))
     jobs = load_jobs(tasks, languages, limit, world)
     found = _score(system, jobs, batch, world, progress, before_batch, store)
     store.close()
@@ -76,7 +76,7 @@ def compare(
     world: World | None = None,
     progress: bool = True,
     before_batch: Callable[[], None] | None = None,
-    stores: tuple[Store, Store] | None = None,
+    stores: tuple[PredictionStore, PredictionStore] | None = None,
 ) -> dict[str, Any]:
     """Score the bridge and the LLM alone on the same samples; arguments and errors as in :func:`evaluate`.
 
@@ -88,7 +88,10 @@ def compare(
         evaluation.json's content: `{"bridge": SystemScores, "llm": SystemScores, "chance": {task: share}}`.
     """
     world = world or World()
-    stores = stores or (Store(Scored("bridge", "bridge", 0, "")), Store(Scored("llm", "LLM alone", 0, "")))
+    stores = stores or (
+        PredictionStore(Scored("bridge", "bridge", 0, "")),
+        PredictionStore(Scored("llm", "LLM alone", 0, "")),
+    )
     jobs = load_jobs(tasks, languages, limit, world)
     results: dict[str, Any] = {
         key: _score(system, jobs, batch, world, progress, before_batch, store)
@@ -108,12 +111,12 @@ def write_evaluation(path: Path, results: dict[str, Any]) -> None:
 
 def _score(
     system: System,
-    jobs: Sequence[Job],
+    jobs: Sequence[ScoringJob],
     size: int,
     world: World,
     progress: bool,
     before_batch: Callable[[], None] | None,
-    store: Store,
+    store: PredictionStore,
 ) -> SystemScores:
     done: Any = on_main(lambda: [store.resume(job) for job in jobs], world)
     blocks = [blocks_of(place, job, size, done[place]) for place, job in enumerate(jobs)]
@@ -145,7 +148,7 @@ def _score(
     return agree(in_order, world)  # type: ignore[return-value]
 
 
-def _same_task(jobs: Sequence[Job]) -> Iterator[tuple[int, int]]:
+def _same_task(jobs: Sequence[ScoringJob]) -> Iterator[tuple[int, int]]:
     """First and last-but-one place of the jobs of each task: they stand side by side."""
     first = 0
     for place in range(1, len(jobs) + 1):
@@ -183,6 +186,6 @@ def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[An
     return outcomes[: len(turn)]
 
 
-def _finish(store: Store, job: Job, found: SystemScores, world: World) -> None:
+def _finish(store: PredictionStore, job: ScoringJob, found: SystemScores, world: World) -> None:
     if world.is_main:
         found.setdefault(job.task.name, {})[job.language] = store.finish(job)

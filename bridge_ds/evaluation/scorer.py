@@ -9,12 +9,12 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.schema import DataConfig
-from bridge_ds.data.chat import frame_of
-from bridge_ds.data.collate import collate
-from bridge_ds.data.context import answers
-from bridge_ds.data.samples import BadSample
-from bridge_ds.data.tokenize import TokenizedSample, Tokenizers, tokenize_samples
-from bridge_ds.data.truncate import side_of
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.data.shards.samples import BadSample
+from bridge_ds.data.text.chat import frame_of
+from bridge_ds.data.text.prompting import answers
+from bridge_ds.data.text.truncate import side_of
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import Prediction
 from bridge_ds.evaluation.store import Answers
@@ -68,7 +68,7 @@ class Scorer:
         Raises:
             DataError: a source without any token.
         """
-        with self.model.llm.alone(not self.bridge):
+        with self.model.llm.without_adapters(not self.bridge):
             return self._answers(examples, task)
 
     def _answers(self, examples: Sequence[Example], task: Task) -> Answers:

@@ -11,15 +11,15 @@ import torch
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config, DataConfig
-from bridge_ds.data.convention import WRITTEN
-from bridge_ds.data.tokenize import Tokenizers
-from bridge_ds.data.truncate import LOST, side_of
+from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.data.text.convention import WRITTEN
+from bridge_ds.data.text.truncate import LOST, side_of
 from bridge_ds.engine.distributed import any_rank
 from bridge_ds.engine.setup import END_IDS
 from bridge_ds.evaluation.predictions import Scored
 from bridge_ds.evaluation.score import compare
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.evaluation.store import Store, llm_of
+from bridge_ds.evaluation.store import PredictionStore, llm_of
 from bridge_ds.tasks import find_tasks
 from bridge_ds.world import World
 
@@ -89,7 +89,7 @@ def score_run(
     return results
 
 
-def _tell_cuts(stores: Sequence[Store], data: DataConfig) -> None:
+def _tell_cuts(stores: Sequence[PredictionStore], data: DataConfig) -> None:
     """Say how many of the texts that were scored now were truncated."""
     for store in stores:
         for what, limit in (("source", data.max_source_tokens), ("prompt", data.max_prompt_tokens)):
@@ -103,7 +103,7 @@ def _tell_cuts(stores: Sequence[Store], data: DataConfig) -> None:
 
 def _stores(
     config: Config, run: Path | None, checkpoint: str, base: Mapping[str, str] | None = None
-) -> tuple[Store, Store]:
+) -> tuple[PredictionStore, PredictionStore]:
     values = to_dict(config)
     # All of the config that a score of the LLM alone depends on; a bridge's depends on its training, too.
     lengths = {key: values["data"][key] for key in ("max_source_tokens", "max_prompt_tokens", "augment_prompt")}
@@ -127,12 +127,12 @@ def _stores(
     folder = None if run is None else run / "evaluation"
     seed = config.run.seed
     return (
-        Store(
+        PredictionStore(
             Scored("bridge", config.fusion.name, seed, checkpoint),
             folder and folder / "bridge",
             shared | {"bridge": trained, "seed": seed},
         ),
-        Store(
+        PredictionStore(
             Scored("llm", "LLM alone", seed, ""),
             folder and folder / "llm",
             shared,

@@ -20,10 +20,10 @@ from typing import Any
 
 from bridge_ds.disk import real, write_text
 from bridge_ds.errors import DataError, LaunchError
-from bridge_ds.evaluation.jobs import Job
+from bridge_ds.evaluation.jobs import ScoringJob
 from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index, read_predictions
 
-__all__ = ["Answers", "Store", "llm_of"]
+__all__ = ["Answers", "PredictionStore", "llm_of"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Answers:
         return cls([Prediction.parse(text) for text in values["predictions"]], values["weights"], values["tokens"])
 
 
-class Store:
+class PredictionStore:
     """All predictions of one system."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Store:
         self._answers: dict[tuple[str, str], list[Answers]] = {}
         self._parts: list[Path] = []
 
-    def resume(self, job: Job) -> set[str]:
+    def resume(self, job: ScoringJob) -> set[str]:
         """Take up what an evaluation before has left of a language; keys of the samples that are done.
 
         Raises:
@@ -103,7 +103,7 @@ class Store:
             write_text(part, "".join(line + "\n" for line in (header, *(answers.line() for answers in found))))
         return done
 
-    def add(self, job: Job, answers: Answers) -> None:
+    def add(self, job: ScoringJob, answers: Answers) -> None:
         """Keep a block."""
         self.cut.update(answers.cut)
         line = answers.line()
@@ -113,7 +113,7 @@ class Store:
             with _writing(self._part(job)), self._part(job).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
-    def finish(self, job: Job) -> dict[str, float]:
+    def finish(self, job: ScoringJob) -> dict[str, float]:
         """All samples of a language are done: write its predictions and the index; its line of evaluation.json."""
         made = {p.key: p for answers in self._answers[job.task.name, job.language] for p in answers.predictions}
         predictions = [made[example.key] for example in job.examples]
@@ -130,11 +130,11 @@ class Store:
         for part in self._parts:
             part.unlink(missing_ok=True)
 
-    def _part(self, job: Job) -> Path:
+    def _part(self, job: ScoringJob) -> Path:
         assert self.folder is not None
         return self.folder / job.task.name / f".{job.language}.part"
 
-    def _from_other_run(self, folder: Path, job: Job) -> Answers | None:
+    def _from_other_run(self, folder: Path, job: ScoringJob) -> Answers | None:
         """The answers to all samples of a job, if they are there, of this identity and of these samples."""
         task = read_index(folder).tasks.get(job.task.name)
         if task is None or task.identities.get(job.language) != self._identity:
@@ -153,7 +153,7 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return
 
-    def _write_index(self, folder: Path, job: Job) -> None:
+    def _write_index(self, folder: Path, job: ScoringJob) -> None:
         """Add a language to the index; languages of the same checkpoint that are there stay."""
         blocks = self._answers[job.task.name, job.language]
         tokens = sum(answers.tokens for answers in blocks)

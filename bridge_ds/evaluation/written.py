@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers
 
 __all__ = ["Wanted"]
 

@@ -209,7 +209,7 @@ def _hash_of(files: Mapping[str, Path]) -> str:
 
 
 def _of_transformers(tokenizer: Any) -> Any:
-    """transformers' own tokenizer, also of a :class:`bridge_ds.data.spiece.SentencePieceTokenizer`."""
+    """transformers' own tokenizer, also of a :class:`bridge_ds.data.text.spiece.SentencePieceTokenizer`."""
     return getattr(tokenizer, "tokenizer", tokenizer)
 
 

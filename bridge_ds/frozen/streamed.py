@@ -24,7 +24,7 @@ PART_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerDevice:
     """Where a tensor lies, and its size."""
 
     file: Path
@@ -38,9 +38,9 @@ class Place:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def parts(places: Mapping[str, Place], size: int = PART_BYTES) -> Iterator[dict[str, Place]]:
+def parts(places: Mapping[str, LayerDevice], size: int = PART_BYTES) -> Iterator[dict[str, LayerDevice]]:
     """Runs of at most `size` bytes (but at least one tensor), in the mapping's order: the same on every rank."""
-    part: dict[str, Place] = {}
+    part: dict[str, LayerDevice] = {}
     held = 0
     for name, place in places.items():
         if part and held + place.bytes > size:
@@ -72,7 +72,7 @@ def streamed() -> Iterator[None]:
         return _places(Path(checkpoint_file))
 
     def deal_parts(model: Any, state: dict[str, Any], load_config: Any = None) -> tuple[list[str], set[str]]:
-        places = {name: place for name, place in state.items() if isinstance(place, Place)}
+        places = {name: place for name, place in state.items() if isinstance(place, LayerDevice)}
         # A conversion (of experts that are kept apart, say) may need tensors of several parts.
         chunks = [places] if _converts(load_config) else parts(places)
         errors, missing = deal(model, {name: v for name, v in state.items() if name not in places}, load_config)
@@ -98,7 +98,7 @@ def _converts(load_config: Any) -> bool:
     return not all(isinstance(rule, WeightRenaming) for rule in rules)
 
 
-def _places(file: Path) -> dict[str, Place]:
+def _places(file: Path) -> dict[str, LayerDevice]:
     from safetensors import safe_open
     from transformers.modeling_utils import str_to_torch_dtype
 
@@ -106,11 +106,11 @@ def _places(file: Path) -> dict[str, Place]:
     with safe_open(file, framework="pt") as opened:
         for key in list(opened.keys()):
             told = opened.get_slice(key)
-            found[key] = Place(file, key, tuple(told.get_shape()), str_to_torch_dtype[told.get_dtype()])
+            found[key] = LayerDevice(file, key, tuple(told.get_shape()), str_to_torch_dtype[told.get_dtype()])
     return found
 
 
-def _tensors(places: Mapping[str, Place]) -> dict[str, torch.Tensor]:
+def _tensors(places: Mapping[str, LayerDevice]) -> dict[str, torch.Tensor]:
     """The tensors on rank 0, which deals them out; on the others their shapes."""
     if torch.distributed.get_rank() > 0:
         return {name: torch.empty(place.shape, dtype=place.dtype, device="meta") for name, place in places.items()}

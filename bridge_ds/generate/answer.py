@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint.load import trained_tensors
-from bridge_ds.data.chat import has_template, messages_of, render
-from bridge_ds.data.context import Context, parse
-from bridge_ds.data.truncate import LOST
+from bridge_ds.data.text.chat import has_template, messages_of, render
+from bridge_ds.data.text.prompting import Context, parse
+from bridge_ds.data.text.truncate import LOST
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.data.chat import Frame
-from bridge_ds.data.collate import pad
-from bridge_ds.data.context import Context, answers, context_ids, framed
-from bridge_ds.data.plain import behind
-from bridge_ds.data.tokenize import Tokenizers
-from bridge_ds.data.truncate import Limits
+from bridge_ds.data.loading.collate import pad
+from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.data.text.chat import Frame
+from bridge_ds.data.text.plain import behind
+from bridge_ds.data.text.prompting import Context, answers, context_ids, framed
+from bridge_ds.data.text.truncate import Limits
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.llm.generate import cut_at, end_ids, positions_of
 from bridge_ds.llm.score import score_choices
@@ -83,7 +83,7 @@ class Answerer:
             for context, of in zip(contexts, continuations, strict=True)
         ]
         prefix = self._prefix(contexts, [max(map(len, own), default=0) for own in ids])
-        with self.model.llm.alone(not self.options.bridge):
+        with self.model.llm.without_adapters(not self.options.bridge):
             scores_R, greedy_R = score_choices(self.model.llm, prefix, ids)
         answers = iter(zip(scores_R.tolist(), greedy_R.tolist(), strict=True))
         return [[next(answers) for _ in own] for own in ids]
@@ -104,7 +104,7 @@ class Answerer:
         prefix = self._prefix(contexts, [tokens] * len(contexts))
         llm, of = self.model.llm.model, self.tokenizers
         ends = self.ends | {id for stop in stops if (id := of.llm.get_added_vocab().get(stop)) is not None}
-        with self.model.llm.alone(not self.options.bridge):
+        with self.model.llm.without_adapters(not self.options.bridge):
             written = llm.generate(
                 inputs_embeds=prefix.embeds_BXH,
                 attention_mask=prefix.mask_BX,

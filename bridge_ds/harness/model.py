@@ -15,17 +15,17 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 
 from bridge_ds.checkpoint.placed import one_process
-from bridge_ds.checkpoint.trained import load_trained, open_run
 from bridge_ds.config.check import one_of
 from bridge_ds.config.text import expand
-from bridge_ds.data.chat import frame_of, render
-from bridge_ds.data.context import parse
-from bridge_ds.data.truncate import LOST, side_of
+from bridge_ds.data.text.chat import frame_of, render
+from bridge_ds.data.text.prompting import parse
+from bridge_ds.data.text.truncate import LOST, side_of
 from bridge_ds.engine.distributed import device_of, init_distributed
 from bridge_ds.errors import ConfigError
 from bridge_ds.harness.answerer import Answerer, Options
 from bridge_ds.harness.ranks import Ranks
-from bridge_ds.harness.requests import Asked, Plan, of_task, plan, plan_texts, windows
+from bridge_ds.harness.requests import Asked, ScoringPlan, of_task, plan, plan_texts, windows
+from bridge_ds.inference.load import load_trained, open_run
 from bridge_ds.world import World
 
 __all__ = ["BridgeLM"]
@@ -114,7 +114,7 @@ class BridgeLM(Ranks, LM):
             frame=frame_of(self.tokenizers.llm, data.chat_template, data.system_prompt),
         )
         self._set_language(language)
-        with model.llm.alone(not bridge):  # refused where the run trained the LLM itself
+        with model.llm.without_adapters(not bridge):  # refused where the run trained the LLM itself
             self._device = model.device
         self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
 
@@ -185,7 +185,7 @@ class BridgeLM(Ranks, LM):
         self._tell_cuts()
         return texts
 
-    def _answer(self, kind: str, requests: list[Any], made: Plan, quiet: bool) -> list[tuple[float, bool]]:
+    def _answer(self, kind: str, requests: list[Any], made: ScoringPlan, quiet: bool) -> list[tuple[float, bool]]:
         """Score a plan; each request's parts are added, and its answer goes to lm_eval's cache once all are there."""
         found: dict[int, list[tuple[float, bool]]] = {}
         waiting: dict[int, list[int]] = defaultdict(list)

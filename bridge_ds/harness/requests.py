@@ -20,11 +20,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bridge_ds.data.context import Context, parse
-from bridge_ds.data.languages import SourceLanguages
-from bridge_ds.data.words import starts, without_spaces, words_of
+from bridge_ds.data.text.languages import SourceLanguages
+from bridge_ds.data.text.prompting import Context, parse
+from bridge_ds.data.text.words import starts, without_spaces, words_of
 
-__all__ = ["Asked", "Continuation", "Plan", "of_task", "plan", "plan_texts", "windows"]
+__all__ = ["Asked", "Continuation", "ScoringPlan", "of_task", "plan", "plan_texts", "windows"]
 
 FIRST_SHARE = 0.1
 """Words of a text, as a share, that the LLM predicts with nothing to go by: the least that prefix_lm training leaves
@@ -58,7 +58,7 @@ class Asked:
 
 
 @dataclass
-class Plan:
+class ScoringPlan:
     """Each context once, with its continuations, each once; a request's score is a sum over some of them."""
 
     contexts: list[Context] = field(default_factory=list)
@@ -83,14 +83,14 @@ class Plan:
         return number, place
 
 
-def plan(asked: Sequence[Asked], cut: Callable[[str], list[tuple[str, str]]]) -> Plan:
+def plan(asked: Sequence[Asked], cut: Callable[[str], list[tuple[str, str]]]) -> ScoringPlan:
     """What to score for likelihood requests.
 
     Args:
         asked: the requests.
         cut: :func:`windows` of a text, for beginnings that have no context.
     """
-    made = Plan()
+    made = ScoringPlan()
     shared = _shared_beginnings(asked)
     for request in asked:
         if request.context:
@@ -107,9 +107,9 @@ def plan(asked: Sequence[Asked], cut: Callable[[str], list[tuple[str, str]]]) ->
 
 def plan_texts(
     texts: Sequence[str], cut: Callable[[str], list[tuple[str, str]]], languages: Sequence[str] | None = None
-) -> Plan:
+) -> ScoringPlan:
     """What to score for whole texts; `languages` of each, empty = not known."""
-    made = Plan()
+    made = ScoringPlan()
     of = [""] * len(texts) if languages is None else languages
     made.parts = [_windowed(made, cut(text), language) for text, language in zip(texts, of, strict=True)]
     return made
@@ -149,7 +149,7 @@ def of_task(name: str, languages: SourceLanguages) -> str:
     return (code and languages.find(code[1])) or ""
 
 
-def _windowed(made: Plan, cuts: Sequence[tuple[str, str]], language: str) -> list[tuple[int, int]]:
+def _windowed(made: ScoringPlan, cuts: Sequence[tuple[str, str]], language: str) -> list[tuple[int, int]]:
     return [
         made.place(
             Context(before or None, continues=bool(before), language=language),

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutput
 
 from bridge_ds.bridge import BridgeModel, Ids
-from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.errors import DataError
 from bridge_ds.hub.inputs import refuse_unseeing, right_padded
 from bridge_ds.llm.loss import nll_sum, predicting

@@ -12,12 +12,12 @@ from bridge_ds.checkpoint.load import put_trained
 from bridge_ds.checkpoint.placed import Placing, load_placed
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
-from bridge_ds.data.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.engine.setup import END_IDS, base_identities
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import BridgeConfig
-from bridge_ds.hub.source import Source
+from bridge_ds.hub.source import BridgeSource
 
 __all__ = ["compare_tokenizers", "load_bases", "quantization"]
 
@@ -53,7 +53,7 @@ def quantization(config: Any, load_in_4bit: bool, load_in_8bit: bool, dtype: Any
 
 
 def load_bases(
-    source: Source, run: Config, placing: Placing, hub: Mapping[str, Any], allow_base_mismatch: bool
+    source: BridgeSource, run: Config, placing: Placing, hub: Mapping[str, Any], allow_base_mismatch: bool
 ) -> tuple[BridgeModel, Tokenizers]:
     """Load the base models that a bridge belongs to, prove that they are those, and put the bridge between them.
 
@@ -78,7 +78,7 @@ def load_bases(
     return model, tokenizers
 
 
-def _compare(source: Source, found: Mapping[str, str], allowed: bool) -> None:
+def _compare(source: BridgeSource, found: Mapping[str, str], allowed: bool) -> None:
     names = {
         "encoder": f"the encoder {source.config.encoder!r}",
         "llm": f"the LLM {source.config.llm!r}",

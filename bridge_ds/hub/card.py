@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
-from bridge_ds.data.truncate import LOST, side_of
+from bridge_ds.data.text.truncate import LOST, side_of
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.frozen.verify import model_file

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from bridge_ds.data.convention import WRITTEN
+from bridge_ds.data.text.convention import WRITTEN
 
 __all__ = ["MODEL_TYPE", "BridgeConfig", "from_run", "register", "to_run"]
 
@@ -103,7 +103,7 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
         base: identities of the base models, as a checkpoint's manifest holds them.
     """
     from bridge_ds.config.load import to_dict
-    from bridge_ds.data.truncate import side_of
+    from bridge_ds.data.text.truncate import side_of
 
     values = to_dict(config)
     parts: dict[str, Any] = {

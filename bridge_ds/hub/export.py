@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.names import resolve
-from bridge_ds.data.spiece import find_spiece
+from bridge_ds.data.text.spiece import find_spiece
 from bridge_ds.disk import beside, missing_or_empty, real
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.digest import KEPT

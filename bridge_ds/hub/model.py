@@ -15,12 +15,12 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.placed import Placing
-from bridge_ds.data.tokenize import Tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.errors import ConfigError
 from bridge_ds.hub.answering import Answering
 from bridge_ds.hub.bases import load_bases, quantization
 from bridge_ds.hub.config import BridgeConfig, to_run
-from bridge_ds.hub.source import Source, hub_options, open_source, renamed
+from bridge_ds.hub.source import BridgeSource, hub_options, open_source, renamed
 from bridge_ds.llm.generate import end_ids, positions_of
 
 __all__ = ["BridgeForCausalLM"]
@@ -172,7 +172,7 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
             raise ConfigError(f"from_pretrained does not know {what}; expected some of {', '.join(known)}.")
 
     @classmethod
-    def _around(cls, source: Source, bridge: BridgeModel, tokenizers: Tokenizers) -> BridgeForCausalLM:
+    def _around(cls, source: BridgeSource, bridge: BridgeModel, tokenizers: Tokenizers) -> BridgeForCausalLM:
         config = copy.deepcopy(source.config)
         config.name_or_path = source.name
         return cls(config, bridge, tokenizers, generation=source.generation, card=source.card)

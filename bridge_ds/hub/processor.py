@@ -15,11 +15,11 @@ import torch
 from transformers import AutoConfig, BatchFeature, ProcessorMixin
 
 from bridge_ds.config.names import resolve
-from bridge_ds.data.chat import frame_of, messages_of, render
-from bridge_ds.data.collate import pad
-from bridge_ds.data.context import Context, answers, context_ids, framed, parse
-from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
-from bridge_ds.data.truncate import LOST, Limits
+from bridge_ds.data.loading.collate import pad
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.text.chat import frame_of, messages_of, render
+from bridge_ds.data.text.prompting import Context, answers, context_ids, framed, parse
+from bridge_ds.data.text.truncate import LOST, Limits
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.hub.bases import compare_tokenizers
 from bridge_ds.hub.config import BridgeConfig, to_run

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.finite import fault_in
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.disk import real

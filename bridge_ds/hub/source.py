@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.checkpoint.origin import config_in
-from bridge_ds.checkpoint.trained import open_run
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.hub.config import MODEL_TYPE, BridgeConfig, from_run
+from bridge_ds.inference.load import open_run
 from bridge_ds.reading import decoded, json_value
 
-__all__ = ["CARD", "CONFIG", "GENERATION", "HUB_OPTIONS", "Source", "hub_options", "open_source", "renamed"]
+__all__ = ["CARD", "CONFIG", "GENERATION", "HUB_OPTIONS", "BridgeSource", "hub_options", "open_source", "renamed"]
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 """Files of an exported folder beside those of a checkpoint that hold what was trained."""
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
+class BridgeSource:
     """All files of one bridge; nothing large has been read."""
 
     name: str
@@ -56,7 +56,7 @@ def hub_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def open_source(
     name: str, revision: str | None = None, hub: Mapping[str, Any] | None = None, config: BridgeConfig | None = None
-) -> Source:
+) -> BridgeSource:
     """Find a bridge.
 
     Args:
@@ -99,7 +99,7 @@ def _refuse_misspelt(folder: Path) -> None:
         )
 
 
-def renamed(source: Source, names: Mapping[str, str | None]) -> Source:
+def renamed(source: BridgeSource, names: Mapping[str, str | None]) -> BridgeSource:
     """The same bridge with other places of its base models (`encoder`, `llm`, `encoder_revision`, `llm_revision`)."""
     config = copy.deepcopy(source.config)
     for name, value in names.items():
@@ -112,7 +112,7 @@ def renamed(source: Source, names: Mapping[str, str | None]) -> Source:
 
 def _of_checkpoint(
     name: str, run: Path, checkpoint: Checkpoint, run_config: Config, config: BridgeConfig | None
-) -> Source:
+) -> BridgeSource:
     def card(shared: BridgeConfig) -> str:
         from bridge_ds.hub.card import card_of_run
 
@@ -121,10 +121,10 @@ def _of_checkpoint(
     config = config or from_run(run_config, checkpoint.manifest["base"])
     # As long as what was trained on: an answer that runs on is cut there.
     generation = {"max_new_tokens": run_config.data.max_target_tokens}
-    return Source(name, config, lambda: layout.trained_files(checkpoint.folder), generation, card)
+    return BridgeSource(name, config, lambda: layout.trained_files(checkpoint.folder), generation, card)
 
 
-def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> Source:
+def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> BridgeSource:
     def tensors() -> list[Path]:
         parts = (layout.ENCODER, shared.encoder_training), (layout.LLM, shared.llm_training), (layout.LORA, shared.lora)
         files = [layout.BRIDGE, *(file for file, there in parts if there)]
@@ -152,7 +152,7 @@ def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: 
     shared = _inside(Path(name), config or BridgeConfig.from_dict(values))
     generation, card = _file(name, GENERATION, revision, hub), _file(name, CARD, revision, hub)
     text = card.read_text(encoding="utf-8") if card else ""
-    return Source(
+    return BridgeSource(
         name,
         shared,
         tensors,

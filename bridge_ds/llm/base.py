@@ -29,7 +29,7 @@ class LLM(nn.Module):
         super().__init__()
         self.model = model
 
-    def alone(self, wanted: bool = True) -> AbstractContextManager[None]:
+    def without_adapters(self, wanted: bool = True) -> AbstractContextManager[None]:
         """While open, and if `wanted`, the LLM is the one that was loaded.
 
         Raises:

@@ -46,7 +46,7 @@ class FrozenLLM(LLM):
         return self
 
     @contextmanager
-    def alone(self, wanted: bool = True) -> Iterator[None]:
+    def without_adapters(self, wanted: bool = True) -> Iterator[None]:
         """While open, and if `wanted`, the LLM is the one that was loaded, without LoRA's updates and biases."""
         updated, biased = (self.updated, self.biased) if wanted else ([], [])
         for layer in updated:

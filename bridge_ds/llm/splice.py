@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bridge_ds.data.layout import Order, close_up
+from bridge_ds.data.loading.layout import Order, close_up
 
 __all__ = ["IGNORE", "Segment", "Spliced", "splice"]
 

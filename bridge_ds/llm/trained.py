@@ -41,7 +41,7 @@ class TrainedLLM(Trained, LLM):
             _compute_in(model, dtype)
 
     @contextmanager
-    def alone(self, wanted: bool = True) -> Iterator[None]:
+    def without_adapters(self, wanted: bool = True) -> Iterator[None]:
         """As :meth:`LLM.alone`: what was loaded is gone."""
         if wanted:
             raise ConfigError(

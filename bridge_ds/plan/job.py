@@ -13,7 +13,7 @@ from bridge_ds.config.zero import gather_sizes, read_ds_config
 from bridge_ds.plan.shapes import (
     ENCODERS,
     LLMS,
-    Resampler,
+    ResamplerShape,
     Shape,
     find_shape,
     fusion_parameters,
@@ -53,7 +53,7 @@ class Job:
     feedforward: int = 2048
     """Hidden width of the fusion's MLP."""
     mapping: str = "linear"
-    resampler: Resampler = field(default_factory=Resampler)
+    resampler: ResamplerShape = field(default_factory=ResamplerShape)
     """Sizes of a mapping `latent`."""
     source: int = 512
     """Encoder tokens a sample, padding included."""
@@ -236,10 +236,10 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
     return job.having(micro_batch=rows)
 
 
-def _resampler(config: Config) -> Resampler:
+def _resampler(config: Config) -> ResamplerShape:
     if config.mapping.kind != "latent":
-        return Resampler()
-    return Resampler(**{each.name: getattr(config.mapping, each.name) for each in fields(Resampler)})
+        return ResamplerShape()
+    return ResamplerShape(**{each.name: getattr(config.mapping, each.name) for each in fields(ResamplerShape)})
 
 
 def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from bridge_ds.errors import ConfigError
 __all__ = [
     "ENCODERS",
     "LLMS",
-    "Resampler",
+    "ResamplerShape",
     "Shape",
     "find_shape",
     "fusion_parameters",
@@ -31,7 +31,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Resampler:
+class ResamplerShape:
     """Sizes of a mapping `latent`, named as in :class:`bridge_ds.config.schema.MappingConfig`."""
 
     latents: int = MappingConfig.latents
@@ -41,7 +41,7 @@ class Resampler:
     feedforward: int = MappingConfig.feedforward
 
 
-_RESAMPLER = Resampler()
+_RESAMPLER = ResamplerShape()
 
 
 @dataclass(frozen=True)
@@ -267,7 +267,7 @@ def fusion_parameters(name: str, layers: int, width: int, feedforward: int) -> i
     return found[name]
 
 
-def mapping_parameters(kind: str, width: int, llm_width: int, of: Resampler = _RESAMPLER) -> int:
+def mapping_parameters(kind: str, width: int, llm_width: int, of: ResamplerShape = _RESAMPLER) -> int:
     """Trained parameters of a mapping, its end vector included; `of` has the sizes of `latent`.
 
     Raises:

@@ -103,9 +103,9 @@ def _load(options: argparse.Namespace, key: str) -> Service:
     from bridge_ds.serve.app import Service
     from bridge_ds.serve.local import LocalWriter
     from bridge_ds.serve.scheduler import Scheduler, Writer
-    from bridge_ds.serve.schema import Limits
+    from bridge_ds.serve.schema import ServerLimits
     from bridge_ds.serve.texts import Texts
-    from bridge_ds.serve.waiting import Waiting
+    from bridge_ds.serve.waiting import RequestQueue
 
     answerer = Answerer.load(options.run, Style(), **loading(options))
     texts = Texts(answerer)
@@ -116,8 +116,10 @@ def _load(options: argparse.Namespace, key: str) -> Service:
 
         at_once = options.at_once
         writer = VllmWriter(answerer, texts, Upstream(options.vllm), at_once)
-    waiting = Waiting(options.queue, options.batch, texts.positions, at_once)
-    limits: Any = Limits(tokens=options.max_tokens, texts=min(options.batch, options.queue), body=options.max_body)
+    waiting = RequestQueue(options.queue, options.batch, texts.positions, at_once)
+    limits: Any = ServerLimits(
+        tokens=options.max_tokens, texts=min(options.batch, options.queue), body=options.max_body
+    )
     name = options.name or Path(options.run).name or options.run
     return Service(name, texts, Scheduler(waiting, writer, lambda rows: None), limits, key)
 

@@ -21,7 +21,7 @@ from bridge_ds.reading import json_value
 from bridge_ds.serve.metrics import Metrics
 from bridge_ds.serve.replies import Reply
 from bridge_ds.serve.scheduler import Scheduler
-from bridge_ds.serve.schema import Ask, Limits, Refused, parse_chat, parse_completion
+from bridge_ds.serve.schema import APIError, Ask, ServerLimits, parse_chat, parse_completion
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.work import Event, Row
 
@@ -41,7 +41,7 @@ class Service:
     """Both tokenizers."""
     scheduler: Scheduler
     """Of the models."""
-    limits: Limits
+    limits: ServerLimits
     """Of a request."""
     key: str = ""
     """That a request must bring; empty = none."""
@@ -80,16 +80,16 @@ def make_app(service: Service) -> Starlette:
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
+        assert isinstance(error, APIError)
         return _refusal(service, request, error)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         told = {404: "there is no such path here.", 405: "the path does not take this method."}
-        return _refusal(service, request, Refused(told.get(error.status_code, str(error.detail)), error.status_code))
+        return _refusal(service, request, APIError(told.get(error.status_code, str(error.detail)), error.status_code))
 
     async def fault(request: Request, error: Exception) -> Response:
-        return _refusal(service, request, Refused("the server has made a mistake (see its log).", 500))
+        return _refusal(service, request, APIError("the server has made a mistake (see its log).", 500))
 
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
@@ -98,11 +98,11 @@ def make_app(service: Service) -> Starlette:
         Route("/health", health),
         Route("/metrics", metrics),
     ]
-    handlers: dict[Any, Any] = {Refused: refused, HTTPException: http_error, Exception: fault}
+    handlers: dict[Any, Any] = {APIError: refused, HTTPException: http_error, Exception: fault}
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _refusal(service: Service, request: Request, why: Refused) -> Response:
+def _refusal(service: Service, request: Request, why: APIError) -> Response:
     service.metrics.requests.labels(_path(request), str(why.status)).inc()
     headers = {"Retry-After": str(why.retry_s)} if why.retry_s else {}
     if why.status == 401:
@@ -121,10 +121,10 @@ def _authorize(service: Service, request: Request) -> None:
         kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), service.key.encode())
     ):
         told = "the API key is missing or wrong; expected Authorization: Bearer KEY."
-        raise Refused(told, 401, code="invalid_api_key")
+        raise APIError(told, 401, code="invalid_api_key")
 
 
-async def _answer(service: Service, request: Request, parse: Callable[[Any, str, Limits], Ask]) -> Response:
+async def _answer(service: Service, request: Request, parse: Callable[[Any, str, ServerLimits], Ask]) -> Response:
     began = time.monotonic()
     _authorize(service, request)
     ask = parse(await _json(request, service.limits.body), service.name, service.limits)
@@ -171,7 +171,7 @@ async def _stream(
         _count(service, request, reply, began)
         for chunk in reply.ending(ask.usage):
             yield chunk
-    except Refused as why:
+    except APIError as why:
         service.metrics.requests.labels(_path(request), str(why.status)).inc()
         for chunk in reply.failed(why):
             yield chunk
@@ -207,19 +207,19 @@ async def _json(request: Request, most: int) -> Any:
     # A page in a browser can post a form to this port, but not JSON without asking first.
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refused(f"the content type is {kind[:80]!r}; expected application/json.", 415)
+        raise APIError(f"the content type is {kind[:80]!r}; expected application/json.", 415)
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > most:
-                    raise Refused(f"the request is larger than {most} bytes; expected fewer.", 413)
+                    raise APIError(f"the request is larger than {most} bytes; expected fewer.", 413)
     except TimeoutError:
-        raise Refused(f"the request did not arrive within {_BODY_S} s.", 408) from None
+        raise APIError(f"the request did not arrive within {_BODY_S} s.", 408) from None
     except ClientDisconnect:
-        raise Refused("the request broke off.", 400) from None
+        raise APIError("the request broke off.", 400) from None
     try:
         return json_value(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is no JSON ({str(error)[:200]}).") from None
+        raise APIError(f"the body is no JSON ({str(error)[:200]}).") from None

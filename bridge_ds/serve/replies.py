@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from bridge_ds.serve.schema import Refused
+from bridge_ds.serve.schema import APIError
 from bridge_ds.serve.work import Event, Row
 
 __all__ = ["DONE", "TRUNCATED", "Reply", "line"]
@@ -52,7 +52,7 @@ class Reply:
         """Count an event in.
 
         Raises:
-            Refused: the row has failed.
+            APIError: the row has failed.
         """
         if event.failure is not None:
             raise event.failure
@@ -117,7 +117,7 @@ class Reply:
         return [*([self._chunk([], usage=self.usage)] if usage else []), DONE]
 
     @staticmethod
-    def failed(why: Refused) -> list[bytes]:
+    def failed(why: APIError) -> list[bytes]:
         """The end of a stream that cannot go on; its status was sent long ago."""
         return [line(why.body()), DONE]
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from bridge_ds.errors import BridgeError
-from bridge_ds.serve.schema import Refused
-from bridge_ds.serve.waiting import Waiting
+from bridge_ds.serve.schema import APIError
+from bridge_ds.serve.waiting import RequestQueue
 from bridge_ds.serve.work import Row
 
 __all__ = ["Scheduler", "Writer"]
@@ -27,7 +27,7 @@ class Writer(Protocol):
 class Scheduler:
     """Takes batches and has them written; a batch that fails is told to its requests, and the next is taken."""
 
-    def __init__(self, waiting: Waiting, writer: Writer, observe: Callable[[int], None]) -> None:
+    def __init__(self, waiting: RequestQueue, writer: Writer, observe: Callable[[int], None]) -> None:
         """Args:
         waiting: the queue.
         writer: of the answers.
@@ -65,4 +65,4 @@ class Scheduler:
                 unknown = "the answer could not be written (see the log)."
                 told = str(error) if isinstance(error, BridgeError) else unknown
                 for row in rows:
-                    row.fail(Refused(told, 500, code="internal"))
+                    row.fail(APIError(told, 500, code="internal"))

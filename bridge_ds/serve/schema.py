@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bridge_ds.data.plain import NONCHARACTERS
+from bridge_ds.data.text.plain import NONCHARACTERS
 
-__all__ = ["Ask", "Limits", "Refused", "Sampling", "parse_chat", "parse_completion"]
+__all__ = ["APIError", "Ask", "Sampling", "ServerLimits", "parse_chat", "parse_completion"]
 
 _COMMON = {
     "model", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stream", "stream_options", "user",
@@ -36,7 +36,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields of OpenAI's that are taken only with a value that changes nothing."""
 
 
-class Refused(Exception):
+class APIError(Exception):
     """A request that gets no answer, as OpenAI's error object says it."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     """What one request may ask for."""
 
     tokens: int = 1024
@@ -109,7 +109,7 @@ class Ask:
     """Of the texts, for an encoder that is told it; empty = not known. Not a field of OpenAI's."""
 
 
-def parse_completion(body: Any, model: str, limits: Limits) -> Ask:
+def parse_completion(body: Any, model: str, limits: ServerLimits) -> Ask:
     """A request to `/v1/completions`.
 
     Args:
@@ -118,38 +118,38 @@ def parse_completion(body: Any, model: str, limits: Limits) -> Ask:
         limits: of a request.
 
     Raises:
-        Refused: with the field and the reason.
+        APIError: with the field and the reason.
     """
     values = _fields(body, {*_COMMON, "prompt"}, model)
     prompt = values.get("prompt")
     given = prompt if isinstance(prompt, list) else [prompt]
     texts = [text for text in given if isinstance(text, str)]
     if not texts or len(texts) < len(given):
-        raise Refused("prompt is no text; expected one, or a list of texts (token ids are not taken).", param="prompt")
+        raise APIError("prompt is no text; expected one, or a list of texts (token ids are not taken).", param="prompt")
     if len(texts) > limits.texts:
-        raise Refused(f"prompt holds {len(texts)} texts; expected at most {limits.texts}.", param="prompt")
+        raise APIError(f"prompt holds {len(texts)} texts; expected at most {limits.texts}.", param="prompt")
     for text in texts:
         _sound(text, "prompt")
     return _ask(values, tuple(texts), False, values.get("max_tokens"), limits)
 
 
-def parse_chat(body: Any, model: str, limits: Limits) -> Ask:
+def parse_chat(body: Any, model: str, limits: ServerLimits) -> Ask:
     """A request to `/v1/chat/completions`; arguments and errors as of :func:`parse_completion`."""
     values = _fields(body, {*_COMMON, "messages", "max_completion_tokens"}, model)
     messages = values.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise Refused("messages is no list of messages; expected at least one.", param="messages")
+        raise APIError("messages is no list of messages; expected at least one.", param="messages")
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         if not isinstance(message, Mapping) or message.get("role") not in ("system", "developer", "user", "assistant"):
-            raise Refused(
+            raise APIError(
                 f"{where} has no role that is known here; expected system, user or assistant.", param="messages"
             )
         if message["role"] in ("system", "developer") and number:
-            raise Refused(f"{where} is a system message; expected it first.", param="messages")
+            raise APIError(f"{where} is a system message; expected it first.", param="messages")
         _sound(_content(message.get("content"), where), where)
     if messages[-1]["role"] != "user":
-        raise Refused("the last message is not the user's; expected a question to answer.", param="messages")
+        raise APIError("the last message is not the user's; expected a question to answer.", param="messages")
     plain = [
         {"role": "system" if m["role"] == "developer" else m["role"], "content": _content(m["content"], "")}
         for m in messages
@@ -160,18 +160,18 @@ def parse_chat(body: Any, model: str, limits: Limits) -> Ask:
 
 def _fields(body: Any, known: set[str], model: str) -> dict[str, Any]:
     if not isinstance(body, dict):
-        raise Refused("the body is no JSON object; expected one.")
+        raise APIError("the body is no JSON object; expected one.")
     for name, value in body.items():
         if name in _NEUTRAL:
             if not any(value == neutral for neutral in _NEUTRAL[name]):
-                raise Refused(f"{name} is not supported here; leave it out.", param=name, code="unsupported")
+                raise APIError(f"{name} is not supported here; leave it out.", param=name, code="unsupported")
         elif name not in known:
-            raise Refused(f"{name[:80]!r} is no field of this request; leave it out.", param=name[:80])
+            raise APIError(f"{name[:80]!r} is no field of this request; leave it out.", param=name[:80])
     asked = body.get("model")
     if not isinstance(asked, str):
-        raise Refused(f"model is missing; expected {model!r}.", param="model")
+        raise APIError(f"model is missing; expected {model!r}.", param="model")
     if asked != model:
-        raise Refused(
+        raise APIError(
             f"the model {asked[:200]!r} is not here; expected {model!r}.", 404, code="model_not_found", param="model"
         )
     return body
@@ -182,7 +182,7 @@ def _content(content: Any, where: str) -> str:
         parts = [part.get("text") for part in content]
         content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
     if not isinstance(content, str):
-        raise Refused(f"{where} has no text content; expected a text or parts of type text.", param="messages")
+        raise APIError(f"{where} has no text content; expected a text or parts of type text.", param="messages")
     return content
 
 
@@ -191,17 +191,17 @@ def _sound(text: str, where: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise Refused(f"{where} holds half of a surrogate pair; expected Unicode text.", param=where) from None
+        raise APIError(f"{where} holds half of a surrogate pair; expected Unicode text.", param=where) from None
     if NONCHARACTERS.search(text):
-        raise Refused(f"{where} holds one of U+FDD0 to U+FDD5, which are no characters; leave it out.", param=where)
+        raise APIError(f"{where} holds one of U+FDD0 to U+FDD5, which are no characters; leave it out.", param=where)
 
 
-def _ask(values: Mapping[str, Any], texts: tuple[Any, ...], chat: bool, most: Any, limits: Limits) -> Ask:
+def _ask(values: Mapping[str, Any], texts: tuple[Any, ...], chat: bool, most: Any, limits: ServerLimits) -> Ask:
     max_tokens = _number(most, "max_tokens", 1, limits.tokens, whole=True)
     temperature = _number(values.get("temperature"), "temperature", 0, 2) or 0.0
     top_p = _number(values.get("top_p"), "top_p", 0, 1)
     if top_p == 0:
-        raise Refused("top_p is 0; expected above 0 to 1.", param="top_p")
+        raise APIError("top_p is 0; expected above 0 to 1.", param="top_p")
     top_k = _number(values.get("top_k"), "top_k", 0, 1 << 20, whole=True)
     seed = _number(values.get("seed"), "seed", -(1 << 63), (1 << 63) - 1, whole=True)
     # Without a temperature nothing is sampled, so the rest says nothing and must not keep rows apart.
@@ -209,18 +209,18 @@ def _ask(values: Mapping[str, Any], texts: tuple[Any, ...], chat: bool, most: An
     streamed = _flag(values.get("stream"), "stream")
     options = values.get("stream_options")
     if options is not None and (not isinstance(options, dict) or not streamed):
-        raise Refused("stream_options is given without stream; leave it out.", param="stream_options")
+        raise APIError("stream_options is given without stream; leave it out.", param="stream_options")
     usage = _flag((options or {}).get("include_usage"), "stream_options.include_usage")
     language = values.get("language")
     if language is not None and not isinstance(language, str):
-        raise Refused(f"language is {str(language)[:40]}; expected a text, such as 'si'.", param="language")
+        raise APIError(f"language is {str(language)[:40]}; expected a text, such as 'si'.", param="language")
     return Ask(texts, chat, max_tokens, sampling, _stops(values.get("stop"), limits), streamed, usage, language or "")
 
 
-def _stops(value: Any, limits: Limits) -> tuple[str, ...]:
+def _stops(value: Any, limits: ServerLimits) -> tuple[str, ...]:
     stops = [] if value is None else value if isinstance(value, list) else [value]
     if len(stops) > limits.stops or not all(isinstance(stop, str) and 0 < len(stop) <= 200 for stop in stops):
-        raise Refused(f"stop is wrong; expected a text, or up to {limits.stops}, of 1 to 200 letters.", param="stop")
+        raise APIError(f"stop is wrong; expected a text, or up to {limits.stops}, of 1 to 200 letters.", param="stop")
     for stop in stops:
         _sound(stop, "stop")
     return tuple(stops)
@@ -233,11 +233,11 @@ def _number(value: Any, name: str, least: int, most: int, whole: bool = False) -
     # Not a number (which JSON as Python reads it may hold) is in no range.
     if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
         kind = "a whole number" if whole else "a number"
-        raise Refused(f"{name} is {str(value)[:40]}; expected {kind} from {least} to {most}.", param=name)
+        raise APIError(f"{name} is {str(value)[:40]}; expected {kind} from {least} to {most}.", param=name)
     return value
 
 
 def _flag(value: Any, name: str) -> bool:
     if value is not None and not isinstance(value, bool):
-        raise Refused(f"{name} is {str(value)[:40]!r}; expected true or false.", param=name)
+        raise APIError(f"{name} is {str(value)[:40]!r}; expected true or false.", param=name)
     return bool(value)

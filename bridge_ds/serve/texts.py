@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bridge_ds.data.chat import has_template
-from bridge_ds.data.context import DoesNotFit
+from bridge_ds.data.text.chat import has_template
+from bridge_ds.data.text.prompting import DoesNotFit
 from bridge_ds.errors import BridgeError
 from bridge_ds.generate.answer import Answerer
-from bridge_ds.serve.schema import Ask, Refused
+from bridge_ds.serve.schema import APIError, Ask
 from bridge_ds.serve.work import Event, Row
 
 __all__ = ["Texts"]
@@ -44,10 +44,10 @@ class Texts:
         it is too long, which the reply says.
 
         Raises:
-            Refused: it leaves no place to answer.
+            APIError: it leaves no place to answer.
         """
         if ask.chat and not self.has_chat:
-            raise Refused(
+            raise APIError(
                 "the LLM's tokenizer has no chat template, so there are no chats here; use /v1/completions.",
                 param="messages",
             )
@@ -56,7 +56,7 @@ class Texts:
             try:
                 languages.tag(ask.language)
             except BridgeError as error:
-                raise Refused(str(error), param="language") from None
+                raise APIError(str(error), param="language") from None
         style = dataclasses.replace(self._answerer.style, chat=ask.chat, max_new_tokens=ask.max_tokens)
         answerer = Answerer(self._answerer.model, self._processor, style)
         with self._lock:
@@ -70,14 +70,14 @@ class Texts:
             ids = answerer.row(ask.texts[index], ask.language)
         except BridgeError as error:
             code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None
-            raise Refused(str(error), param=param, code=code) from None
+            raise APIError(str(error), param=param, code=code) from None
         length = self._processor.length(ids)
         truncated = bool(cut["source"] or cut["prompt"])
         most = ask.max_tokens or self.default_tokens
         if self.positions:
             most = min(most, self.positions - length)
         if most < 1:
-            raise Refused("the text leaves the LLM no place to answer.", code="context_length_exceeded", param=param)
+            raise APIError("the text leaves the LLM no place to answer.", code="context_length_exceeded", param=param)
         return Row(ids, length, most, ask.sampling, ask.stops, ask.stream, index, sink, ask.chat, truncated)
 
     def decoder(self, row: Row) -> Callable[[Sequence[int]], tuple[str, str]]:

@@ -23,7 +23,7 @@ import torch
 
 from bridge_ds.errors import ConfigError
 from bridge_ds.generate.answer import Answerer
-from bridge_ds.serve.schema import Refused
+from bridge_ds.serve.schema import APIError
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.work import Event, Row
 
@@ -61,7 +61,7 @@ class Upstream:
         try:
             with self._ask("GET", "/v1/models") as answer:
                 return str(json.load(answer)["data"][0]["id"])
-        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, Refused) as error:
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError, APIError) as error:
             raise ConfigError(
                 f"no vLLM server answers at {self.url} ({' '.join(str(error).split())[:200]}); expected one; start it "
                 "with: vllm serve LLM --enable-prompt-embeds"
@@ -71,7 +71,7 @@ class Upstream:
         """Post a streamed completion, and give its events.
 
         Raises:
-            Refused: 502, with what the server said or how the connection ended.
+            APIError: 502, with what the server said or how the connection ended.
         """
         try:
             with self._ask("POST", "/v1/completions", json.dumps(body).encode()) as answer:
@@ -82,12 +82,12 @@ class Upstream:
                     if text.startswith("data:"):
                         event = json.loads(text.removeprefix("data:"))
                         if "error" in event:
-                            raise Refused(f"the vLLM server failed: {str(event['error'])[:300]}", 502, code="upstream")
+                            raise APIError(f"the vLLM server failed: {str(event['error'])[:300]}", 502, code="upstream")
                         yield event
-            raise Refused("the vLLM server broke off in the middle of an answer.", 502, code="upstream")
+            raise APIError("the vLLM server broke off in the middle of an answer.", 502, code="upstream")
         except (OSError, http.client.HTTPException, ValueError) as error:
             told = " ".join(str(error).split())[:200]
-            raise Refused(f"the vLLM server cannot be used ({told}).", 502, code="upstream") from None
+            raise APIError(f"the vLLM server cannot be used ({told}).", 502, code="upstream") from None
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> http.client.HTTPResponse:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
@@ -100,7 +100,7 @@ class Upstream:
         if answer.status != 200:
             said = answer.read(2000).decode("utf-8", "replace")
             connection.close()
-            raise Refused(f"the vLLM server answers {answer.status}: {said[:300]}", 502, code="upstream")
+            raise APIError(f"the vLLM server answers {answer.status}: {said[:300]}", 502, code="upstream")
         return answer  # with Connection: close it holds the socket, and closing it closes that
 
 
@@ -148,11 +148,11 @@ class VllmWriter:
     def _write(self, row: Row, prompt_XH: torch.Tensor, done: Callable[[int], None]) -> None:
         try:
             self._relay(row, prompt_XH)
-        except Refused as why:
+        except APIError as why:
             row.fail(why)
         except Exception:
             _log.exception("a row could not be written by vLLM")
-            row.fail(Refused("the vLLM server's answer could not be read (see the log).", 502, code="upstream"))
+            row.fail(APIError("the vLLM server's answer could not be read (see the log).", 502, code="upstream"))
         finally:
             done(1)
 
@@ -170,7 +170,7 @@ class VllmWriter:
                     row.sink(Event(row.index, text))
                 reason = choice.get("finish_reason") or reason
         if reason not in ("stop", "length"):
-            raise Refused(f"the vLLM server ended an answer with {reason!r}.", 502, code="upstream")
+            raise APIError(f"the vLLM server ended an answer with {reason!r}.", 502, code="upstream")
         row.reason = reason
         row.sink(Event(row.index, "", reason, tokens))
 

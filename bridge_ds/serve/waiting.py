@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Sequence
 
-from bridge_ds.serve.schema import Refused
+from bridge_ds.serve.schema import APIError
 from bridge_ds.serve.work import Row
 
-__all__ = ["Waiting", "choose"]
+__all__ = ["RequestQueue", "choose"]
 
 
 def choose(rows: Sequence[Row], size: int, positions: int) -> list[Row]:
@@ -41,7 +41,7 @@ def choose(rows: Sequence[Row], size: int, positions: int) -> list[Row]:
     return chosen
 
 
-class Waiting:
+class RequestQueue:
     """The queue. Many threads offer, one takes."""
 
     def __init__(self, limit: int, size: int, positions: int, at_once: int = 1) -> None:
@@ -75,15 +75,15 @@ class Waiting:
         """Raise unless so many rows can be taken in now.
 
         Raises:
-            Refused: 503 while draining, 429 with the time to wait when there is no room.
+            APIError: 503 while draining, 429 with the time to wait when there is no room.
         """
         if self.draining:
-            raise Refused("the server is going down and takes no more requests.", 503, code="draining", retry_s=5)
+            raise APIError("the server is going down and takes no more requests.", 503, code="draining", retry_s=5)
         if rows > self.limit:
-            raise Refused(f"the request holds {rows} texts; at most {self.limit} can wait here.")
+            raise APIError(f"the request holds {rows} texts; at most {self.limit} can wait here.")
         if len(self._rows) + rows > self.limit:
             wait = math.ceil(self.batch_s * (1 + len(self._rows) // self.size))
-            raise Refused(
+            raise APIError(
                 f"{len(self._rows)} texts wait already, of at most {self.limit}; try again in {wait} s.",
                 429, code="queue_full", retry_s=min(max(1, wait), 600),
             )  # fmt: skip
@@ -92,7 +92,7 @@ class Waiting:
         """Take in all rows of a request, or none.
 
         Raises:
-            Refused: as of :meth:`refuse`.
+            APIError: as of :meth:`refuse`.
         """
         with self._changed:
             self.refuse(len(rows))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bridge_ds.llm.generate import cut_at
-from bridge_ds.serve.schema import Refused, Sampling
+from bridge_ds.serve.schema import APIError, Sampling
 
 __all__ = ["Event", "Row"]
 
@@ -26,7 +26,7 @@ class Event:
     """Set at the end: `stop` (end token or stop text) or `length`."""
     tokens: int = 0
     """LLM tokens written, at the end."""
-    failure: Refused | None = None
+    failure: APIError | None = None
     """Why there is no answer."""
 
 
@@ -115,7 +115,7 @@ class Row:
         if new or reason is not None:
             self.sink(Event(self.index, new, reason, len(self.tokens) if reason is not None else 0))
 
-    def fail(self, why: Refused) -> None:
+    def fail(self, why: APIError) -> None:
         """Say that there will be no answer."""
         if not self.ended:
             self.reason = "failed"

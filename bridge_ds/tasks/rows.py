@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.data.formats import Row, load_dataset, part_rows
-from bridge_ds.data.sources import file_parts
+from bridge_ds.data.packing.formats import Row, load_dataset, part_rows
+from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos
 
-__all__ = ["PARQUET", "Place", "Record", "local_languages", "rows"]
+__all__ = ["PARQUET", "Record", "RowSource", "local_languages", "rows"]
 
 PARQUET = "refs/convert/parquet"
 """Revision that the hub makes of repositories with a loading script: CONFIG/SPLIT/*.parquet."""
@@ -37,7 +37,7 @@ _PATTERNS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class RowSource:
     """One split of a benchmark in one language."""
 
     task: str
@@ -125,7 +125,7 @@ class Record:
         return int(number) - first
 
 
-def rows(place: Place) -> Iterator[Row]:
+def rows(place: RowSource) -> Iterator[Row]:
     """All rows, each with its place for messages.
 
     Raises:
@@ -191,7 +191,7 @@ def _is_repository(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("README.md", "state.json", "dataset_dict.json"))
 
 
-def _hub_rows(place: Place) -> Iterator[Row]:
+def _hub_rows(place: RowSource) -> Iterator[Row]:
     from datasets import load_dataset as load
 
     where = f"{place.source} ({place.language}, {place.split})"

@@ -14,7 +14,7 @@ from typing import ClassVar
 from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.errors import ConfigError
 from bridge_ds.tasks.base import Example
-from bridge_ds.tasks.rows import PARQUET, Place, Record, local_languages, rows
+from bridge_ds.tasks.rows import PARQUET, Record, RowSource, local_languages, rows
 
 __all__ = ["TableTask"]
 
@@ -109,7 +109,7 @@ class TableTask:
         return source, label, self.labels[label], (), null
 
     def label_of(self, row: Record) -> int:
-        """Place of the right label.
+        """RowSource of the right label.
 
         Raises:
             DataError: as :meth:`read`.
@@ -156,7 +156,7 @@ class TableTask:
             )
         return self._stream("en", "train")
 
-    def place(self, language: str, split: str) -> Place:
+    def place(self, language: str, split: str) -> RowSource:
         """Where a split in a language is."""
         config = self.config_of(language)
         revision, files = self.given.revision, ""
@@ -166,7 +166,7 @@ class TableTask:
             files = "{config}/{split}/*.parquet"
         hub_split = self.split_of(language, split)
         files = files.format(config=config or "default", split=hub_split)
-        return Place(self.name, self.source, revision, language, split, config, hub_split, files)
+        return RowSource(self.name, self.source, revision, language, split, config, hub_split, files)
 
     def _stream(self, language: str, split: str) -> Iterator[Example]:
         columns = self.columns | self.given.fields

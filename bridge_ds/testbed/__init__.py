@@ -16,7 +16,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .languages import ENGLISH, LANGUAGE_NAMES, LANGUAGES
-from .tasks import LABELS, PROMPTS, TASKS, Example, english_rows, examples
+from .tasks import LABELS, PROMPTS, TASKS, TestbedExample, english_rows, examples
 
 __all__ = [
     "ENCODER_PATH",
@@ -27,7 +27,7 @@ __all__ = [
     "LLM_PATH",
     "PROMPTS",
     "TASKS",
-    "Example",
+    "TestbedExample",
     "english_rows",
     "examples",
 ]

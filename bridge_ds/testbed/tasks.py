@@ -15,7 +15,17 @@ from .meaning import Clause
 from .render import Word, render
 from .samplers import SAMPLERS
 
-__all__ = ["LABELS", "PROMPTS", "TASKS", "Example", "Meaning", "english_rows", "examples", "meanings", "source_words"]
+__all__ = [
+    "LABELS",
+    "PROMPTS",
+    "TASKS",
+    "Meaning",
+    "TestbedExample",
+    "english_rows",
+    "examples",
+    "meanings",
+    "source_words",
+]
 
 LABELS: dict[str, tuple[str, ...]] = {
     "inference": ("Entailment", "Neutral", "Contradiction"),
@@ -36,7 +46,7 @@ _PATIENCE = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TestbedExample:
     """One labelled prompt in one language."""
 
     source: str
@@ -60,10 +70,10 @@ class Meaning:
     clauses: tuple[Clause, ...]
     key: str
 
-    def in_language(self, language: str) -> Example:
+    def in_language(self, language: str) -> TestbedExample:
         """The example in a language."""
         source = " ".join(word.text for word in source_words(self, language))
-        return Example(source, LABELS[self.task][self.label], self.label, self.task, language, self.key)
+        return TestbedExample(source, LABELS[self.task][self.label], self.label, self.task, language, self.key)
 
 
 def _split_of(digest: str) -> str:
@@ -106,7 +116,7 @@ def source_words(meaning: Meaning, language: str) -> list[Word]:
     return words
 
 
-def examples(task: str, language: str, split: str, count: int, seed: int = 0) -> list[Example]:
+def examples(task: str, language: str, split: str, count: int, seed: int = 0) -> list[TestbedExample]:
     """``count`` examples of a task in a language.
 
     The same arguments but for the language give the same meanings in the same order. The labels are exactly balanced

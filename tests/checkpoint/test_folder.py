@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_bridge, newest, refuse_other_run
 from bridge_ds.checkpoint.manifest import manifest_sha256
 from bridge_ds.checkpoint.save import prune

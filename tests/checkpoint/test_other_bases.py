@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint.manifest import manifest_sha256
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config, save_config
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.errors import BridgeError, CheckpointError
 from bridge_ds.hub.export import export
+from bridge_ds.inference.load import load_trained
 from tests import launch, tiny
 from tests.frozen.test_identity import CHANGES
 from tests.made import make_run

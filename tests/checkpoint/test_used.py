@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from bridge_ds.checkpoint.trained import load_trained, open_run
 from bridge_ds.config.load import load_run_config, save_config
 from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.inference.load import load_trained, open_run
 from tests.made import make_run
 
 OTHERS = {

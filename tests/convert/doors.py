@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.collate import collate
-from bridge_ds.data.context import Context
-from bridge_ds.data.tokenize import tokenize_sample
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import tokenize_sample
+from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
-from bridge_ds.doctor.load import Patient
+from bridge_ds.doctor.load import LoadedRun
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.answer import Answerer as Writer
 from bridge_ds.generate.answer import Style
@@ -23,8 +22,9 @@ from bridge_ds.harness.answerer import Answerer, Options
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
+from bridge_ds.inference.load import load_trained
 from bridge_ds.serve.local import LocalWriter
-from bridge_ds.serve.schema import Limits, parse_completion
+from bridge_ds.serve.schema import ServerLimits, parse_completion
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.work import Event
 from bridge_ds.tasks.base import Example
@@ -87,7 +87,7 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
             return f"{float(model(batch)):.1f}"
 
     def diagnosed() -> str:
-        found = look(Patient(run, config, model, tokenizers, checkpoint), row)
+        found = look(LoadedRun(run, config, model, tokenizers, checkpoint), row)
         assert found.opening == ("" if tokenizers.bos_id is None else str(tokenizers.llm.decode([tokenizers.bos_id])))
         return f"{found.target}|{found.written}"
 
@@ -109,7 +109,7 @@ def outside(run: Path, source: str) -> dict[str, Asked]:
 
     def served() -> str:
         said: list[Event] = []
-        ask = parse_completion({"model": "x", "prompt": source, "max_tokens": 12, "stream": True}, "x", Limits())
+        ask = parse_completion({"model": "x", "prompt": source, "max_tokens": 12, "stream": True}, "x", ServerLimits())
         rows = texts.rows(ask, said.append)
         LocalWriter(writer, texts).start(rows, lambda _: None)
         assert said[-1].reason == "stop"

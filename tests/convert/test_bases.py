@@ -12,7 +12,7 @@ from bridge_ds.config.schema import ModelConfig
 from bridge_ds.convert.bases import match, write_tokenizer, write_weights
 from bridge_ds.convert.layout import INPUT_EMBEDDINGS
 from bridge_ds.convert.stored import Stored
-from bridge_ds.data.tokenize import load_tokenizers
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.llm.frozen import load_llm
 from tests import tiny

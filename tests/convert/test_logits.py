@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
 from bridge_ds.config.schema import Config
 from bridge_ds.convert import SOURCES
 from bridge_ds.convert.job import prepare
-from bridge_ds.data.batch import Batch
-from bridge_ds.data.collate import collate
-from bridge_ds.data.tokenize import Tokenizers, tokenize_sample
+from bridge_ds.data.loading.batch import Batch
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import Tokenizers, tokenize_sample
+from bridge_ds.inference.load import load_trained
 from tests.convert import peers, saved
 
 SAMPLES = [

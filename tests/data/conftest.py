@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig, RunConfig, TrainConfig
-from bridge_ds.data.pack import pack_rows
+from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.world import World
 
 WORDS = [
@@ -104,7 +104,7 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizers(encoder_folder: Path, llm_folder: Path):
-    from bridge_ds.data.tokenize import load_tokenizers
+    from bridge_ds.data.loading.tokenize import load_tokenizers
 
     return load_tokenizers(ModelConfig(encoder=str(encoder_folder), llm=str(llm_folder)))
 
@@ -127,10 +127,10 @@ def own_shards(tmp_path: Path) -> Path:
 
 def step_numbers(config: Config, step: int) -> np.ndarray:
     """Sample numbers of a step's global batch, in order."""
-    from bridge_ds.data.corpus import open_corpus
-    from bridge_ds.data.plan import Plan
+    from bridge_ds.data.loading.corpus import open_corpus
+    from bridge_ds.data.sampling.plan import StepPlan
 
-    return Plan(config, open_corpus(config.data, config.run.seed, World())).rows(step).numbers
+    return StepPlan(config, open_corpus(config.data, config.run.seed, World())).rows(step).numbers
 
 
 def make_config(

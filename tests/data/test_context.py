@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from bridge_ds.config.check import check
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
-from bridge_ds.data.chat import Frame, frame_of, render
-from bridge_ds.data.context import Context, answers, context_ids, framed, parse
-from bridge_ds.data.tokenize import Tokenizers, load_tokenizers, tokenize_sample
-from bridge_ds.data.truncate import Limits, fit, side_of, truncated
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers, tokenize_sample
+from bridge_ds.data.text.chat import Frame, frame_of, render
+from bridge_ds.data.text.prompting import Context, answers, context_ids, framed, parse
+from bridge_ds.data.text.truncate import Limits, fit, side_of, truncated
 from bridge_ds.errors import ConfigError
 from tests.convert import readable
 from tests.data.conftest import save_byte_level

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge_ds.data.deal import deal, deal_by_budget, spread
+from bridge_ds.data.sampling.bucket import deal, deal_by_budget, spread
 
 
 @settings(max_examples=100, deadline=None)

@@ -14,14 +14,14 @@ import pytest
 from bridge_ds.config.load import build_config, load_config
 from bridge_ds.config.schema import DataConfig, TaskDataConfig
 from bridge_ds.config.zero import read_ds_config
-from bridge_ds.data.corpus import locations
-from bridge_ds.data.formats import part_rows
-from bridge_ds.data.index import load_index
-from bridge_ds.data.index_folder import index_folder
-from bridge_ds.data.pack import check_output, pack_rows
-from bridge_ds.data.pack_job import PackOptions, pack_parts
-from bridge_ds.data.reader import SampleReader
-from bridge_ds.data.sources import file_parts, parse_map
+from bridge_ds.data.loading.corpus import locations
+from bridge_ds.data.packing.formats import part_rows
+from bridge_ds.data.packing.job import PackOptions, pack_parts
+from bridge_ds.data.packing.sources import file_parts, parse_map
+from bridge_ds.data.packing.write import check_output, pack_rows
+from bridge_ds.data.shards.index import load_index
+from bridge_ds.data.shards.index_folder import index_folder
+from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.errors import BridgeError, ConfigError, DataError
 from bridge_ds.frozen.verify import weight_files
 from bridge_ds.generate.files import read_items

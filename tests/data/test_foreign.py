@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from bridge_ds.data.index import load_index
-from bridge_ds.data.index_folder import index_folder
-from bridge_ds.data.pack import pack_rows
-from bridge_ds.data.reader import SampleReader
-from bridge_ds.data.samples import BadSample
-from bridge_ds.data.verify import verify
+from bridge_ds.data.packing.write import pack_rows
+from bridge_ds.data.shards.index import load_index
+from bridge_ds.data.shards.index_folder import index_folder
+from bridge_ds.data.shards.reader import SampleReader
+from bridge_ds.data.shards.samples import BadSample
+from bridge_ds.data.shards.verify import verify
 from bridge_ds.errors import DataError
 from tests.data.conftest import task_rows
 

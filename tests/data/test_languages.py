@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from bridge_ds.config.schema import DataConfig, ModelConfig
-from bridge_ds.data import languages
-from bridge_ds.data.context import Context, Limits, context_ids
-from bridge_ds.data.corpus import open_corpus
-from bridge_ds.data.loader import make_loader
-from bridge_ds.data.pack import pack_rows
-from bridge_ds.data.samples import BadSample
-from bridge_ds.data.tokenize import Tokenizers, load_tokenizers, tokenize_sample, tokenize_samples
+from bridge_ds.data.loading.corpus import open_corpus
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers, tokenize_sample, tokenize_samples
+from bridge_ds.data.packing.write import pack_rows
+from bridge_ds.data.shards.samples import BadSample
+from bridge_ds.data.text import languages
+from bridge_ds.data.text.prompting import Context, Limits, context_ids
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.testbed import ENCODER_PATH
 from bridge_ds.world import World
@@ -143,9 +143,9 @@ def test_language_comes_from_the_sample_then_the_setting_then_the_shard(
 @pytest.mark.usefixtures("fresh")
 def test_language_of_each_sample_is_kept_under_another_name(tmp_path: Path) -> None:
     """--map packs nothing but what it names; of tars that others made it is read from there."""
-    from bridge_ds.data.index_folder import index_folder
-    from bridge_ds.data.pack_job import PackOptions, pack_parts
-    from bridge_ds.data.sources import file_parts, parse_map
+    from bridge_ds.data.packing.job import PackOptions, pack_parts
+    from bridge_ds.data.packing.sources import file_parts, parse_map
+    from bridge_ds.data.shards.index_folder import index_folder
 
     (tmp_path / "a.tsv").write_text("q\ta\tiso\n" + f"{SINHALA}\tthe\tsi\n", "utf-8")
     mapping = parse_map(["source=q", "target=a", "language=iso"])
@@ -206,8 +206,8 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
     from bridge_ds.generate.answer import Answerer, Style
     from bridge_ds.generate.files import answer_file
     from bridge_ds.hub.processor import BridgeProcessor
-    from bridge_ds.serve.schema import Limits as Most
-    from bridge_ds.serve.schema import Refused, parse_completion
+    from bridge_ds.serve.schema import APIError, parse_completion
+    from bridge_ds.serve.schema import ServerLimits
     from bridge_ds.serve.texts import Texts
 
     answerer = Answerer.load(str(run), Style(max_new_tokens=3))
@@ -232,13 +232,13 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
 
     texts = Texts(answerer)
     body = {"model": "m", "prompt": SINHALA, "language": "si"}
-    (row,) = texts.rows(parse_completion(body, "m", Most()), print)
+    (row,) = texts.rows(parse_completion(body, "m", ServerLimits()), print)
     assert row.ids[1] == si
-    with pytest.raises(Refused, match=r"language 'sinn' .* did you mean") as refused:
-        texts.rows(parse_completion(body | {"language": "sinn"}, "m", Most()), print)
+    with pytest.raises(APIError, match=r"language 'sinn' .* did you mean") as refused:
+        texts.rows(parse_completion(body | {"language": "sinn"}, "m", ServerLimits()), print)
     assert (refused.value.status, refused.value.param) == (400, "language")
-    with pytest.raises(Refused, match="language is 3; expected a text"):
-        parse_completion(body | {"language": 3}, "m", Most())
+    with pytest.raises(APIError, match="language is 3; expected a text"):
+        parse_completion(body | {"language": 3}, "m", ServerLimits())
 
     answerer.model.config.source_language = "si"
     answerer.model.save_pretrained(tmp_path / "exported")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
-from bridge_ds.data.batch import Batch, StepBatches
-from bridge_ds.data.collate import collate, unwrap, wrap
-from bridge_ds.data.tokenize import TokenizedSample
+from bridge_ds.data.loading.batch import Batch, StepBatches
+from bridge_ds.data.loading.collate import collate, unwrap, wrap
+from bridge_ds.data.loading.tokenize import TokenizedSample
 from bridge_ds.llm.loss import predicting
 from bridge_ds.llm.splice import Segment, splice
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from bridge_ds.config.schema import Config
-from bridge_ds.data.batch import StepBatches
-from bridge_ds.data.index import load_index
-from bridge_ds.data.loader import make_loader
-from bridge_ds.data.order import ids_hash
+from bridge_ds.data.loading.batch import StepBatches
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.sampling.order import ids_hash
+from bridge_ds.data.shards.index import load_index
 from bridge_ds.errors import DataError, LaunchError
 from bridge_ds.world import World
 from tests.data.conftest import make_config, step_numbers, task_rows
@@ -117,7 +117,7 @@ def test_first_rows_are_the_same_on_every_rank_and_after_a_restart(shards: Path,
 
 
 def test_prefix_lm_splits_anew_each_epoch(tmp_path: Path, tokenizers) -> None:
-    from bridge_ds.data.pack import pack_rows
+    from bridge_ds.data.packing.write import pack_rows
 
     pack_rows([{"text": " ".join(f"n{i}" for i in range(60))}] * 4, tmp_path / "text")
     config = make_config(tmp_path / "text", steps=3, global_batch=4, micro_batch=4, objective="prefix_lm")
@@ -195,8 +195,8 @@ import sys
 from pathlib import Path
 from tests.data.conftest import make_config, step_numbers, task_rows
 from bridge_ds.config.schema import ModelConfig
-from bridge_ds.data.loader import make_loader
-from bridge_ds.data.tokenize import load_tokenizers
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.world import World
 tokenizers = load_tokenizers(ModelConfig(encoder={str(encoder_folder)!r}, llm={str(llm_folder)!r}))
 loader = make_loader(make_config(Path({str(shards)!r}), steps=500, workers=1), World(), tokenizers)

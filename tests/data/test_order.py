@@ -13,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge_ds.data.order import MIX_BLOCK, BlockShuffle, batch_positions, ids_hash, mix, permute, quotas, uniform
+from bridge_ds.data.sampling.order import (
+    MIX_BLOCK,
+    BlockShuffle,
+    batch_positions,
+    ids_hash,
+    mix,
+    permute,
+    quotas,
+    uniform,
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -162,7 +171,8 @@ def test_uniform_is_uniform_and_pure() -> None:
 
 def test_order_and_index_import_no_framework() -> None:
     code = (
-        "import sys, bridge_ds.data.order, bridge_ds.data.index, bridge_ds.data.pack_job, bridge_ds.data.corpus; "
+        "import sys, bridge_ds.data.sampling.order, bridge_ds.data.shards.index\n"
+        "import bridge_ds.data.packing.job, bridge_ds.data.loading.corpus\n"
         "print([m for m in ('torch', 'transformers', 'deepspeed', 'webdataset', 'datasets') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]

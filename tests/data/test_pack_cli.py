@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from bridge_ds.data.formats import part_rows
-from bridge_ds.data.index import load_index
-from bridge_ds.data.reader import SampleReader
-from bridge_ds.data.sources import file_parts, map_fields, parse_map
+from bridge_ds.data.packing.formats import part_rows
+from bridge_ds.data.packing.sources import file_parts, map_fields, parse_map
+from bridge_ds.data.shards.index import load_index
+from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.errors import DataError
 
 TOOL = Path(__file__).parents[2] / "tools" / "pack_shards.py"

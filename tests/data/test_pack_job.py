@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from bridge_ds.data import formats, sources
-from bridge_ds.data.index import load_index
-from bridge_ds.data.pack_job import PackOptions, pack_parts
-from bridge_ds.data.reader import SampleReader
+from bridge_ds.data.packing import formats, sources
+from bridge_ds.data.packing.job import PackOptions, pack_parts
+from bridge_ds.data.shards.index import load_index
+from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.errors import DataError
 from tests.data.conftest import task_rows
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge_ds.config.schema import DataConfig, ModelConfig
-from bridge_ds.data.plain import BREAK, control_tokens, guarded, template_ids, text_ids
-from bridge_ds.data.tokenize import load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import load_tokenizers, tokenize_sample
+from bridge_ds.data.text.plain import BREAK, control_tokens, guarded, template_ids, text_ids
 from tests.data.conftest import WORDS, save_byte_level, save_metaspace, save_word_level
 
 
@@ -154,7 +154,7 @@ def test_sentinels_that_a_sentencepiece_model_holds_as_pieces_are_letters(tmp_pa
     import sentencepiece
     from transformers import T5Tokenizer
 
-    from bridge_ds.data.spiece import SentencePieceTokenizer
+    from bridge_ds.data.text.spiece import SentencePieceTokenizer
 
     (tmp_path / "corpus.txt").write_text("the cat sat on the mat <id_0>\n" * 50)
     sentencepiece.SentencePieceTrainer.train(

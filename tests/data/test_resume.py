@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge_ds.config.schema import Config, DataConfig, RunConfig, TrainConfig
-from bridge_ds.data.corpus import Corpus, locations, open_corpus
-from bridge_ds.data.index import ShardIndex, load_index
-from bridge_ds.data.pack import pack_rows
-from bridge_ds.data.plan import Plan
-from bridge_ds.data.store import Folder
-from bridge_ds.data.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets
+from bridge_ds.data.loading.corpus import Corpus, locations, open_corpus
+from bridge_ds.data.packing.write import pack_rows
+from bridge_ds.data.sampling.plan import StepPlan
+from bridge_ds.data.shards.index import ShardIndex, load_index
+from bridge_ds.data.shards.store import Folder
+from bridge_ds.data.shards.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.world import World
 from tests.data.conftest import task_rows
@@ -57,7 +57,9 @@ class Job:
 
     def __init__(self, config: Config, sizes: list[int], world: int, workers: int) -> None:
         self.config, self.world = config, world
-        self.plans = [[Plan(config, corpus_of(config, sizes)) for _ in range(max(1, workers))] for _ in range(world)]
+        self.plans = [
+            [StepPlan(config, corpus_of(config, sizes)) for _ in range(max(1, workers))] for _ in range(world)
+        ]
 
     def run(self, first: int, last: int) -> list[list[np.ndarray]]:
         """Sample numbers of the steps first..last: [step][rank] -> all rows of the rank, by micro-batch."""
@@ -96,7 +98,7 @@ def test_any_world_workers_micro_batches_windows_and_kills_give_the_one_rank_ord
         train=TrainConfig(steps=steps, global_batch=global_batch, micro_batch=micro),
     )
     alone = [ranks[0] for ranks in Job(config, sizes, 1, 0).run(1, steps)]
-    ordered = [Plan(config, corpus_of(config, sizes)).rows(step).numbers for step in range(1, steps + 1)]
+    ordered = [StepPlan(config, corpus_of(config, sizes)).rows(step).numbers for step in range(1, steps + 1)]
 
     trained: list[list[np.ndarray]] = []
     done = 0

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridge_ds.data.index import ShardIndex, load_index, write_index
-from bridge_ds.data.pack import pack_rows
-from bridge_ds.data.reader import SampleReader
-from bridge_ds.data.samples import BadSample, fault_in
-from bridge_ds.data.verify import verify
+from bridge_ds.data.packing.write import pack_rows
+from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
+from bridge_ds.data.shards.reader import SampleReader
+from bridge_ds.data.shards.samples import BadSample, fault_in
+from bridge_ds.data.shards.verify import verify
 from bridge_ds.errors import DataError
 from tests.data.conftest import task_rows
 

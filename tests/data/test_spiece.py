@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge_ds.config.schema import ModelConfig
-from bridge_ds.data.spiece import PROBES, SentencePieceTokenizer, unk_shares
-from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.text.spiece import PROBES, SentencePieceTokenizer, unk_shares
 
 
 @pytest.fixture(scope="module")

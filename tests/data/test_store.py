@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from bridge_ds.config.schema import DataConfig
-from bridge_ds.data.corpus import open_corpus
-from bridge_ds.data.index import load_index, stage
-from bridge_ds.data.loader import make_loader
-from bridge_ds.data.reader import SampleReader
-from bridge_ds.data.store import Folder, NodeCache, open_store
-from bridge_ds.data.verify import verify
+from bridge_ds.data.loading.corpus import open_corpus
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.shards.index import load_index, stage
+from bridge_ds.data.shards.reader import SampleReader
+from bridge_ds.data.shards.store import Folder, NodeCache, open_store
+from bridge_ds.data.shards.verify import verify
 from bridge_ds.errors import DataError
 from bridge_ds.world import World
 from tests.data.conftest import make_config, task_rows
@@ -167,7 +167,7 @@ def test_staging_refuses_a_damaged_shard_and_a_full_disk(
     with pytest.raises(DataError, match=r"shard-000001.tar could not be fetched in 2 attempts .*its sha256"):
         stage(load_index(own_shards, store))
     full = shutil._ntuple_diskusage(100, 90, 10)
-    monkeypatch.setattr("bridge_ds.data.store.shutil.disk_usage", lambda path: full)
+    monkeypatch.setattr("bridge_ds.data.shards.store.shutil.disk_usage", lambda path: full)
     with pytest.raises(DataError, match=r"data.stage_dir has 10 bytes free; .* needs \d+ more"):
         stage(load_index(own_shards, NodeCache(str(own_shards), tmp_path / "other", None)))
 

@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from bridge_ds.config.load import from_dict, to_dict
 from bridge_ds.config.recorded import completed, followed
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
-from bridge_ds.data.batch import StepBatches
-from bridge_ds.data.collate import collate, pad, unwrap, wrap
-from bridge_ds.data.convention import WRITTEN, settled
-from bridge_ds.data.tokenize import (
+from bridge_ds.data.loading.batch import StepBatches
+from bridge_ds.data.loading.collate import collate, pad, unwrap, wrap
+from bridge_ds.data.loading.tokenize import (
     TokenizedSample,
     check_vocabulary,
     load_tokenizers,
     split_text,
     tokenize_sample,
 )
+from bridge_ds.data.text.convention import WRITTEN, settled
 from bridge_ds.errors import ConfigError, DataError
 from tests.data.conftest import save_byte_level, save_metaspace
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bridge_ds.data.formats import part_rows
-from bridge_ds.data.order import uniform
-from bridge_ds.data.samples import fault_in
-from bridge_ds.data.sources import file_parts
-from bridge_ds.data.words import split_text, starts
+from bridge_ds.data.packing.formats import part_rows
+from bridge_ds.data.packing.sources import file_parts
+from bridge_ds.data.sampling.order import uniform
+from bridge_ds.data.shards.samples import fault_in
+from bridge_ds.data.text.words import split_text, starts
 from bridge_ds.harness.requests import Asked, plan, plan_texts, windows
 
 KHMER = ("ឆ្មាអង្គុយលើកន្ទេល។", "ឆ្កែដេក។")

@@ -14,9 +14,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from bridge_ds import testbed
-from bridge_ds.checkpoint import format as layout
+from bridge_ds.checkpoint import layout
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.tokenize import load_tokenizers
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.engine.setup import build_model
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge_ds.doctor.diagnose import LIMITS, diagnose
-from bridge_ds.doctor.example import Example, SoftToken
+from bridge_ds.doctor.example import SoftToken, WorkedExample
 from bridge_ds.doctor.measurements import BASES, Measurements
 from bridge_ds.doctor.text import page
 
@@ -20,7 +20,7 @@ HEALTHY = Measurements(
     soft_norm_by_position=(2.5, 3.0), end_norm=2.0, variation=0.8, variation_by_position=(0.2, 0.4), mapping_moved=0.9,
     steps=100, fusion="transformer_softmax", layer_weights=(0.6, 0.4), layer_rms=(3.0, 1.0),
 )  # fmt: skip
-EXAMPLE = Example("<s>", (SoftToken("▁cat", " dog", 0.3, 1.2),) * 60, "", " News</s>", " News</s>")
+EXAMPLE = WorkedExample("<s>", (SoftToken("▁cat", " dog", 0.3, 1.2),) * 60, "", " News</s>", " News</s>")
 
 FAULTS: dict[str, dict[str, object]] = {
     "not_finite": {"not_finite": ("loss",), "loss_right": math.nan, "gap": math.nan, "soft_norm": math.nan},

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridge_ds.data.collate import collate
-from bridge_ds.data.tokenize import TokenizedSample
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import TokenizedSample
 from bridge_ds.doctor.diagnose import diagnose
 from bridge_ds.doctor.example import look
-from bridge_ds.doctor.load import Patient, load_patient, recorded_loss
+from bridge_ds.doctor.load import LoadedRun, load_patient, recorded_loss
 from bridge_ds.doctor.measure import examine, lookalikes, losses, others
 from bridge_ds.doctor.measurements import Measurements
 from bridge_ds.doctor.text import page
@@ -29,7 +29,7 @@ from tools.doctor import main as command
 SAMPLES = 48
 
 
-def examined(run: Path) -> tuple[Patient, Measurements, list[TokenizedSample]]:
+def examined(run: Path) -> tuple[LoadedRun, Measurements, list[TokenizedSample]]:
     patient = load_patient(run, torch.device("cpu"))
     return patient, *examine(patient, SAMPLES)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bridge_ds.data.index import load_index
-from bridge_ds.data.index_folder import index_folder
+from bridge_ds.data.shards.index import load_index
+from bridge_ds.data.shards.index_folder import index_folder
 from tests import launch
 from tests.data.http_server import serve
 from tests.data.test_foreign import write
@@ -75,12 +75,12 @@ def trained_numbers(run: Path, shards: Path, steps: int) -> list[list[int]]:
     if not steps:
         return []
     from bridge_ds.config.load import load_config
-    from bridge_ds.data.corpus import open_corpus
-    from bridge_ds.data.plan import Plan
+    from bridge_ds.data.loading.corpus import open_corpus
+    from bridge_ds.data.sampling.plan import StepPlan
     from bridge_ds.world import World
 
     config = load_config(str(run / "config.yaml"), [f"data.shards={shards}"])
-    plan = Plan(config, open_corpus(config.data, config.run.seed, World()))
+    plan = StepPlan(config, open_corpus(config.data, config.run.seed, World()))
     return [plan.rows(step).numbers.tolist() for step in range(1, steps + 1)]
 
 

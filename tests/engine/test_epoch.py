@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bridge_ds.config.schema import ModelConfig
-from bridge_ds.data.pack import pack_rows
-from bridge_ds.data.tokenize import load_tokenizers
+from bridge_ds.data.loading.tokenize import load_tokenizers
+from bridge_ds.data.packing.write import pack_rows
 from tests import launch
 from tests.data.conftest import task_rows
 from tests.engine.test_bad_input import settings

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bridge_ds.engine.distributed import name_interface
-from bridge_ds.engine.gpu import Event, Trail, device_event, gpu_of, grow_segments, refuse_shared, settle_numbers
+from bridge_ds.engine.gpu import DeviceEvent, Trail, device_event, gpu_of, grow_segments, refuse_shared, settle_numbers
 from bridge_ds.engine.heartbeat import Beat, read_beats
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import LaunchError
@@ -97,7 +97,7 @@ class Mark:
 def test_a_device_is_where_its_last_event_is_done() -> None:
     marks: list[Mark] = []
 
-    def event() -> Event:
+    def event() -> DeviceEvent:
         marks.append(Mark())
         return marks[-1]
 
@@ -121,7 +121,7 @@ class Broken:
 
 
 def test_after_a_fault_a_device_is_where_it_was_last_seen(tmp_path: Path) -> None:
-    events: list[Event] = [Mark(True), Broken(), Mark(True)]
+    events: list[DeviceEvent] = [Mark(True), Broken(), Mark(True)]
     trail = Trail(iter(events).__next__)
     watchdog = Watchdog(tmp_path, World(), limit=1.0, trail=trail)
     for phase in ("data", "forward", "backward"):
@@ -164,7 +164,7 @@ def test_without_a_gpu_there_is_no_trail() -> None:
 def test_a_heartbeat_says_where_host_and_device_are(tmp_path: Path) -> None:
     marks: list[Mark] = []
 
-    def event() -> Event:
+    def event() -> DeviceEvent:
         marks.append(Mark())
         return marks[-1]
 

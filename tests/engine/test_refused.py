@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bridge_ds.checkpoint.format import entry_of
+from bridge_ds.checkpoint.layout import entry_of
 from bridge_ds.checkpoint.manifest import manifest_sha256
-from bridge_ds.data.pack import pack_rows
+from bridge_ds.data.packing.write import pack_rows
 from tests import launch, tiny
 from tests.data.test_languages import save_tagged
 

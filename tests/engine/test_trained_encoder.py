@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.corpus import open_corpus
-from bridge_ds.data.loader import make_loader
-from bridge_ds.data.tokenize import load_tokenizers
+from bridge_ds.data.loading.corpus import open_corpus
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.inference.load import load_trained
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.world import World
 from tests import launch
@@ -160,7 +160,7 @@ def test_lora_begins_with_another_runs_bridge(runs: Runs, small_run: list[str]) 
     with torch.no_grad():
         expected = plain.logits_at(embeds, places)[0]
         assert not torch.equal(model.llm.logits_at(embeds, places)[0], expected)
-        with model.llm.alone():
+        with model.llm.without_adapters():
             assert torch.equal(model.llm.logits_at(embeds, places)[0], expected)
     assert model.llm.trained == {name.removeprefix("llm.") for name in updates}
     with pytest.raises(ConfigError, match=r"lora.targets \['nothing'\] do not fit the LLM"):

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.checkpoint.placed import Placing, load_placed
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.corpus import open_corpus
-from bridge_ds.data.loader import make_loader
-from bridge_ds.data.tokenize import load_tokenizers
+from bridge_ds.data.loading.corpus import open_corpus
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.inference.load import load_trained
 from bridge_ds.world import World
 from tests import tiny
 from tests.engine.test_runs import lines

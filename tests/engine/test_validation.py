@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from bridge_ds.checkpoint.best import find_folder, ranked
-from bridge_ds.checkpoint.trained import load_trained, open_run
 from bridge_ds.config.load import load_config, load_run_config
-from bridge_ds.data.corpus import Corpus, open_corpus
-from bridge_ds.data.loader import held_out
-from bridge_ds.data.pack import pack_rows
-from bridge_ds.data.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.loading.corpus import Corpus, open_corpus
+from bridge_ds.data.loading.loader import held_out
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.hub.source import open_source
+from bridge_ds.inference.load import load_trained, open_run
 from bridge_ds.world import World
 from tests import launch
 from tests.engine.test_bad_input import fails, settings, spoil_one, torn

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.corpus import open_corpus
-from bridge_ds.data.loader import make_loader
-from bridge_ds.data.tokenize import load_tokenizers
+from bridge_ds.data.loading.corpus import open_corpus
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.engine.setup import build_model
+from bridge_ds.inference.load import load_trained
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.world import World
 from tests import launch, tiny
@@ -125,5 +125,5 @@ def test_biases_beside_bfloat16_are_trained_in_float32_and_read_back(runs: Runs)
     with torch.no_grad():
         expected = plain.logits_at(embeds, places)[0]
         assert not torch.equal(model.llm.logits_at(embeds, places)[0], expected)
-        with model.llm.alone():
+        with model.llm.without_adapters():
             assert torch.equal(model.llm.logits_at(embeds, places)[0], expected)

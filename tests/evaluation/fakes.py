@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from bridge_ds.evaluation.predictions import Prediction, Scored
 from bridge_ds.evaluation.score import compare, evaluate, write_evaluation
-from bridge_ds.evaluation.store import Answers, Store
+from bridge_ds.evaluation.store import Answers, PredictionStore
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
@@ -77,11 +77,11 @@ def is_right(example: Example) -> tuple[bool, bool]:
     return digest[0] % 3 > 0, digest[0] % 3 > 0 and digest[1] % 2 == 0
 
 
-def stores(folder: Path, identity: str = "one", reuse: Path | None = None) -> tuple[Store, Store]:
+def stores(folder: Path, identity: str = "one", reuse: Path | None = None) -> tuple[PredictionStore, PredictionStore]:
     """Of both systems; `reuse` = where answers of the LLM alone are."""
     return (
-        Store(Scored("bridge", "some_fusion", 3, "step-00000001"), folder / "bridge", {"is": identity}),
-        Store(Scored("llm", "LLM alone", 3, ""), folder / "llm", {"is": identity}, reuse),
+        PredictionStore(Scored("bridge", "some_fusion", 3, "step-00000001"), folder / "bridge", {"is": identity}),
+        PredictionStore(Scored("llm", "LLM alone", 3, ""), folder / "llm", {"is": identity}, reuse),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bridge_ds.errors import ConfigError, DataError
-from bridge_ds.evaluation.jobs import Job, blocks_of
+from bridge_ds.evaluation.jobs import ScoringJob, blocks_of
 from bridge_ds.evaluation.score import compare, evaluate, write_evaluation
 from bridge_ds.evaluation.store import Answers
 
@@ -40,7 +40,7 @@ def test_one_process_counts_every_sample_once(batch: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 4, 32])
 def test_blocks_hold_like_lengths_and_do_not_change_when_the_first_are_done(size: int) -> None:
-    job = Job(FakeTask(), "yy", FakeTask().examples("yy", 0))
+    job = ScoringJob(FakeTask(), "yy", FakeTask().examples("yy", 0))
     blocks = blocks_of(0, job, size)
     lengths = [len(example.source) for block in blocks for example in block.examples]
     assert lengths == sorted(lengths, reverse=True) and len(lengths) == 10

@@ -10,8 +10,8 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.schema import Config, DataConfig, FusionConfig, ModelConfig
-from bridge_ds.data.collate import collate
-from bridge_ds.data.tokenize import Tokenizers, load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers, tokenize_sample
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import Prediction

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bridge_ds.data.spiece import with_spiece
+from bridge_ds.data.text.spiece import with_spiece
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen import digest
 from bridge_ds.frozen.identity import (

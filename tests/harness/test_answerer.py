@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.context import Context
-from bridge_ds.data.plain import template_ids, text_ids
+from bridge_ds.data.text.plain import template_ids, text_ids
+from bridge_ds.data.text.prompting import Context
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.harness.answerer import Answerer, Options
 from bridge_ds.harness.requests import Continuation
+from bridge_ds.inference.load import load_trained
 from bridge_ds.tasks.base import Example
 from tests import tiny
 from tests.evaluation.fakes import FakeTask

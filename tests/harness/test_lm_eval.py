@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
 from bridge_ds.errors import ConfigError
 from bridge_ds.evaluation.scorer import Scorer
+from bridge_ds.inference.load import load_trained
 from bridge_ds.tasks import TASKS
 from tests.launch import ROOT, Job, succeed
 from tests.made import make_run
@@ -177,7 +177,7 @@ def test_a_folder_or_a_template_that_is_not_there_is_named(run: Path, tmp_path: 
 def test_a_chat_is_rendered_by_the_llms_own_template(tmp_path: Path) -> None:
     from lm_eval.api.instance import Instance
 
-    from bridge_ds.data.context import parse
+    from bridge_ds.data.text.prompting import parse
     from bridge_ds.harness.model import BridgeLM
     from tests import tiny
 

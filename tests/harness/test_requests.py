@@ -7,8 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.data.chat import collapse, mark
-from bridge_ds.data.context import Context, parse
+from bridge_ds.data.text.chat import collapse, mark
+from bridge_ds.data.text.prompting import Context, parse
 from bridge_ds.harness.requests import Asked, Continuation, plan, plan_texts, windows
 
 

@@ -12,8 +12,8 @@ import torch
 from transformers import GenerationConfig, TextIteratorStreamer, TextStreamer
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
-from bridge_ds.data.collate import collate
-from bridge_ds.data.tokenize import tokenize_samples
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import tokenize_samples
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.hub.inputs import right_padded
 from tests import tiny

@@ -16,12 +16,12 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from bridge_ds import BridgeConfig, BridgeForCausalLM, BridgeProcessor
-from bridge_ds.checkpoint import format as layout
-from bridge_ds.checkpoint.trained import load_trained
+from bridge_ds.checkpoint import layout
 from bridge_ds.config.load import load_run_config
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.identity import as_first_recorded, weak_model_identity
 from bridge_ds.hub.card import licence
+from bridge_ds.inference.load import load_trained
 from tests.hub.server import local_hub
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ import torch
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint.load import trained_tensors
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.generate.answer import Answerer, Style
 from bridge_ds.hub.export import export
+from bridge_ds.inference.load import load_trained
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.vllm import Upstream, VllmWriter
 from tests.made import make_run
@@ -54,7 +54,7 @@ def test_all_of_it_is_loaded_and_shared(run: Path, tmp_path: Path) -> None:
     assert "encoder.safetensors" in model.card and "low-rank" in model.card and "Both are frozen" not in model.card
 
     # The updates matter: without them it is another model.
-    with model.bridge.llm.alone():
+    with model.bridge.llm.without_adapters():
         assert not torch.allclose(logits(model, processor), expected)
     (tmp_path / "two" / "lora.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"has no lora\.safetensors"):

@@ -11,11 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
-from bridge_ds.checkpoint.trained import load_trained
 from bridge_ds.config.load import load_run_config
-from bridge_ds.data.collate import collate
-from bridge_ds.data.context import Context
-from bridge_ds.data.tokenize import tokenize_sample
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.tokenize import tokenize_sample
+from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.diagnose import diagnose
 from bridge_ds.doctor.example import look
 from bridge_ds.doctor.load import load_patient
@@ -26,6 +25,7 @@ from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.answer import Answerer, Style
 from bridge_ds.harness import answerer as harness
 from bridge_ds.hub.export import export
+from bridge_ds.inference.load import load_trained
 from bridge_ds.serve.schema import Ask, Sampling
 from bridge_ds.serve.texts import Texts
 from bridge_ds.tasks.base import Example
@@ -71,7 +71,7 @@ def test_loaded_shared_exported_and_merged_it_is_the_same_function(run: Path, tm
     assert not {"end_init", "dropout", "calibrate"} & set(shared["mapping"])
     assert torch.equal(logits(BridgeForCausalLM.from_pretrained(tmp_path / "one"), processor), expected)
 
-    with model.bridge.llm.alone():
+    with model.bridge.llm.without_adapters():
         assert not torch.allclose(logits(model, processor), expected, atol=1e-3)
     export(str(run), tmp_path / "out")
     assert torch.equal(logits(BridgeForCausalLM.from_pretrained(tmp_path / "out"), processor), expected)

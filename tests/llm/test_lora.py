@@ -103,7 +103,7 @@ def test_trained_biases_are_float32_are_left_out_and_merge_exactly(
         move(llm)
         after = logits(llm.model)
         assert not torch.allclose(after, before, atol=0.05)
-        with llm.alone():
+        with llm.without_adapters():
             assert torch.equal(logits(llm.model), before)
         assert torch.equal(logits(llm.model), after)
 

@@ -98,9 +98,9 @@ def test_dropout_runs_where_it_is_asked_for_and_in_training_only(folders: dict[s
 
 def test_the_llm_alone_is_refused_once_it_is_trained(folders: dict[str, Path]) -> None:
     llm = load(folders["llama"])
-    with llm.alone(False):
+    with llm.without_adapters(False):
         pass
-    with pytest.raises(ConfigError, match=r"trained the LLM itself \(llm.trainable\)"), llm.alone():
+    with pytest.raises(ConfigError, match=r"trained the LLM itself \(llm.trainable\)"), llm.without_adapters():
         pass
     pytest.importorskip("peft")
     with pytest.raises(ConfigError, match=r"lora.rank is 2 and llm.trainable is true"):

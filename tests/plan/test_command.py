@@ -16,7 +16,7 @@ from bridge_ds.plan.advice import LAYOUTS, choices
 from bridge_ds.plan.command import command
 from bridge_ds.plan.job import ENCODE_ONCE, PROCESS_GIB, Job, planned
 from bridge_ds.plan.memory import GIB, memory
-from bridge_ds.plan.shapes import ENCODERS, LLMS, Resampler, find_shape
+from bridge_ds.plan.shapes import ENCODERS, LLMS, ResamplerShape, find_shape
 from bridge_ds.plan.timing import GPUS, Network, gathers, step_time
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ MODES: list[dict[str, object]] = [
     {
         "fusion": "layer_attention",
         "mapping": "latent",
-        "resampler": Resampler(latents=32, depth=2),
+        "resampler": ResamplerShape(latents=32, depth=2),
         "lora": 4,
         "lora_bias": "all",
     },

@@ -22,7 +22,7 @@ from bridge_ds.mapping import Projector
 from bridge_ds.plan import operators
 from bridge_ds.plan.job import Job
 from bridge_ds.plan.memory import CHUNK, GIB, memory
-from bridge_ds.plan.shapes import Resampler, Shape
+from bridge_ds.plan.shapes import ResamplerShape, Shape
 
 # Operators that start no kernel: other views of the same memory, and memory alone.
 VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze",
@@ -139,7 +139,7 @@ def kept_by_mapping(kind: str, fused: torch.Tensor, **sizes: object) -> int:
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_what_a_resampler_keeps_is_the_planned_part(depth: int) -> None:
-    of = Resampler(latents=24, depth=depth, heads=2, head_width=16, feedforward=3)
+    of = ResamplerShape(latents=24, depth=depth, heads=2, head_width=16, feedforward=3)
     fused = torch.randn(B, S, D, dtype=torch.bfloat16)
     found = kept_by_mapping("latent", fused, **dataclasses.asdict(of), dropout=0.1)
     shape = Shape("x", 6, D, F, D, D, VOCAB, HEADS)

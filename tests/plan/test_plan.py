@@ -26,7 +26,7 @@ from bridge_ds.plan.operators import operators
 from bridge_ds.plan.shapes import (
     ENCODERS,
     LLMS,
-    Resampler,
+    ResamplerShape,
     Shape,
     find_shape,
     fusion_parameters,
@@ -80,7 +80,7 @@ def test_trained_parameters_are_those_of_the_modules() -> None:
         made = sum(p.numel() for p in fusion(num_layers=5, width=16, **options).parameters())
         assert fusion_parameters(name, 5, 16, 40) == made, name
     for kind in MAPPINGS:
-        of = Resampler(latents=5, depth=2, heads=3, head_width=7, feedforward=3)
+        of = ResamplerShape(latents=5, depth=2, heads=3, head_width=7, feedforward=3)
         made = sum(p.numel() for p in Projector(kind, 16, 24, **dataclasses.asdict(of), dropout=0.1).parameters())
         assert mapping_parameters(kind, 16, 24, of) == made, kind
 

@@ -14,10 +14,10 @@ from bridge_ds.generate.answer import Answerer
 from bridge_ds.serve.app import Service
 from bridge_ds.serve.local import LocalWriter
 from bridge_ds.serve.scheduler import Scheduler, Writer
-from bridge_ds.serve.schema import Limits
+from bridge_ds.serve.schema import ServerLimits
 from bridge_ds.serve.server import bind, serve
 from bridge_ds.serve.texts import Texts
-from bridge_ds.serve.waiting import Waiting
+from bridge_ds.serve.waiting import RequestQueue
 
 
 class Client:
@@ -68,14 +68,14 @@ def served(
     queue: int = 64,
     batch: int = 4,
     at_once: int = 1,
-    limits: Limits | None = None,
+    limits: ServerLimits | None = None,
     key: str = "",
 ) -> Iterator[tuple[Client, Service]]:
     """While open, a server answers."""
     texts = Texts(answerer)
-    waiting = Waiting(queue, batch, texts.positions, at_once)
+    waiting = RequestQueue(queue, batch, texts.positions, at_once)
     scheduler = Scheduler(waiting, writer or LocalWriter(answerer, texts), lambda rows: None)
-    service = Service("tiny", texts, scheduler, limits or Limits(tokens=64), key)
+    service = Service("tiny", texts, scheduler, limits or ServerLimits(tokens=64), key)
     listening = bind("127.0.0.1", 0)
     client = Client(listening.getsockname()[1])
     thread = threading.Thread(target=serve, args=(service, listening, 400), daemon=True)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.serve.schema import Limits, Refused, Sampling, parse_chat, parse_completion
-from bridge_ds.serve.waiting import Waiting, choose
+from bridge_ds.serve.schema import APIError, Sampling, ServerLimits, parse_chat, parse_completion
+from bridge_ds.serve.waiting import RequestQueue, choose
 from bridge_ds.serve.work import Event, Row
 
-LIMITS = Limits(tokens=50, texts=3)
+LIMITS = ServerLimits(tokens=50, texts=3)
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [1, 2]}, "prompt"),
     ({"prompt": []}, "prompt"),
@@ -48,7 +48,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "param"), BAD, ids=lambda value: str(value)[:30])
 def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
-    with pytest.raises(Refused) as error:
+    with pytest.raises(APIError) as error:
         parse_completion({"model": "m", "prompt": "a", **fields}, "m", LIMITS)
     assert error.value.param == param and 400 <= error.value.status < 500
     assert error.value.body()["error"]["message"] and json.dumps(error.value.body())
@@ -67,7 +67,7 @@ def test_whatever_comes_is_an_ask_or_a_refusal(body: Any) -> None:
         given_model = {**body, "model": "m"} if isinstance(body, dict) else body
         try:
             assert parse(given_model, "m", LIMITS).texts
-        except Refused as why:
+        except APIError as why:
             assert 400 <= why.status < 500  # noqa: PT017 (one or the other)
 
 
@@ -94,7 +94,7 @@ def test_what_changes_nothing_is_taken() -> None:
     ids=lambda value: str(value)[:40],
 )  # fmt: skip
 def test_bad_messages_are_refused(messages: Any) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(APIError):
         parse_chat({"model": "m", "messages": messages}, "m", LIMITS)
 
 
@@ -129,12 +129,12 @@ def test_batches_hold_each_row_once_beside_its_like_with_room_for_all(
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
-    waiting = Waiting(limit=3, size=2, positions=0)
+    waiting = RequestQueue(limit=3, size=2, positions=0)
     waiting.offer([row(), row()])
-    with pytest.raises(Refused) as error:
+    with pytest.raises(APIError) as error:
         waiting.offer([row(), row()])
     assert error.value.status == 429 and error.value.retry_s >= 1 and len(waiting) == 2, "all of a request, or nothing"
-    with pytest.raises(Refused, match="holds 4 texts"):
+    with pytest.raises(APIError, match="holds 4 texts"):
         waiting.offer([row()] * 4)
     gone = row()
     waiting.offer([gone])
@@ -145,7 +145,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
     waiting.done(2)
     assert waiting.idle
     waiting.drain()
-    with pytest.raises(Refused) as error:
+    with pytest.raises(APIError) as error:
         waiting.offer([row()])
     assert error.value.status == 503
 

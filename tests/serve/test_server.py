@@ -13,7 +13,7 @@ import torch
 from bridge_ds.generate.answer import Answerer
 from bridge_ds.serve.app import Service
 from bridge_ds.serve.local import LocalWriter
-from bridge_ds.serve.schema import Limits
+from bridge_ds.serve.schema import ServerLimits
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.work import Row
 from tests.serve.served import Client, served, until
@@ -128,7 +128,7 @@ def test_bad_requests_get_openais_error_object(server: Server) -> None:
 
 
 def test_large_bodies_and_wrong_keys_are_refused(answerer: Answerer) -> None:
-    with served(answerer, limits=Limits(body=2000), key="sesame") as (client, _):
+    with served(answerer, limits=ServerLimits(body=2000), key="sesame") as (client, _):
         right = {"Authorization": "Bearer sesame"}
         ask = {"model": "tiny", "prompt": "a"}
         assert client.ask("POST", "/v1/completions", ask, right)[0] == 200

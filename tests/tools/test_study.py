@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bridge_ds.evaluation.predictions import read_predictions
-from tests.evaluation.studies import write_run
+from tests.report.studies import write_run
 from tools import study_testbed
 
 

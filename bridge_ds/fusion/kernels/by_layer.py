@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from bridge_ds.fusion.kernels.primitives import Plan, Primitives, make_plan, state_gradients
+from bridge_ds.fusion.kernels.primitives import KernelPlan, Primitives, make_plan, state_gradients
 from bridge_ds.fusion.kernels.rows import Rows, empty_result, flat, gradients_of, shaped
 
 __all__ = ["fuse"]
@@ -22,12 +22,12 @@ def fuse(
 ) -> torch.Tensor:
     """sum_l w_l h_l, [B, S, D] in the states' dtype, zero where no token stands; each h_l divided by its RMS first
     where `normalize`. `weights_L` are float32, or float64 for float64 states."""
-    return _Fuse.apply(make_plan(path, rows, states, rms=normalize), weights_L, *states)
+    return _FuseByLayer.apply(make_plan(path, rows, states, rms=normalize), weights_L, *states)
 
 
-class _Fuse(torch.autograd.Function):
+class _FuseByLayer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, weights_L: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, plan: KernelPlan, weights_L: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
         hs = flat(states)
         read = plan.path.prepare(hs)
         fused_ND = empty_result(plan.rows, hs[0])
@@ -60,7 +60,7 @@ class _Fuse(torch.autograd.Function):
         return None, d_weights_L, *shaped(d_states, states)
 
 
-def _chunks(plan: Plan, hs: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+def _chunks(plan: KernelPlan, hs: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
     """One, where nothing of the size of a chunk is made on the way."""
     if not plan.rms and plan.rows.index is None and plan.dtype == plan.wide:
         return list(plan.rows.chunks(plan.rows.count or 1))

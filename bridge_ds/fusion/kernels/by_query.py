@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from bridge_ds.fusion.kernels.primitives import Plan, Primitives, make_plan, state_gradients
+from bridge_ds.fusion.kernels.primitives import KernelPlan, Primitives, make_plan, state_gradients
 from bridge_ds.fusion.kernels.rows import Rows, empty_result, flat, gradients_of, shaped
 
 __all__ = ["fuse"]
@@ -27,13 +27,13 @@ def fuse(
     path: Primitives, rows: Rows, states: Sequence[torch.Tensor], query_D: torch.Tensor, normalize: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The fused states [B, S, D] and the layers' mean weights [L]; arguments as of :func:`.paths.fuse_by_query`."""
-    return _Fuse.apply(make_plan(path, rows, states, rms=normalize), query_D, *states)
+    return _FuseByQuery.apply(make_plan(path, rows, states, rms=normalize), query_D, *states)
 
 
-class _Fuse(torch.autograd.Function):
+class _FuseByQuery(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, plan: Plan, query_D: torch.Tensor, *states: torch.Tensor
+        ctx: Any, plan: KernelPlan, query_D: torch.Tensor, *states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hs = flat(states)
         read = plan.path.prepare(hs)
@@ -59,7 +59,7 @@ class _Fuse(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_fused_BSD: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-        plan: Plan = ctx.plan
+        plan: KernelPlan = ctx.plan
         u_1D, attention_M1P, scale_ML, *states = ctx.saved_tensors
         hs = flat(states)
         read = plan.path.prepare(hs)

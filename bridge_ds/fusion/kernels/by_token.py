@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from bridge_ds.fusion.kernels import tail
+from bridge_ds.fusion.kernels import post_attention
 from bridge_ds.fusion.kernels.dropout import Masks
-from bridge_ds.fusion.kernels.primitives import Plan, Primitives, make_plan, state_gradients
+from bridge_ds.fusion.kernels.primitives import KernelPlan, Primitives, make_plan, state_gradients
 from bridge_ds.fusion.kernels.rows import Rows, empty_result, flat, gradients_of, shaped
 
 __all__ = ["NAMES", "fuse"]
@@ -50,12 +50,12 @@ def fuse(
     # The seed comes from torch's global generator: whoever seeds that (the engine, by step and rank) governs dropout.
     seed = int(torch.randint(2**62, ())) if dropout else 0
     plan = make_plan(path, rows, states, rms=normalize, heads=heads, dropout=dropout, seed=seed)
-    return _Fuse.apply(plan, *(p[name] for name in NAMES), *states)
+    return _FuseByToken.apply(plan, *(p[name] for name in NAMES), *states)
 
 
-class _Fuse(torch.autograd.Function):
+class _FuseByToken(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, plan: KernelPlan, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         hs, p = flat(states), _prepare(leaves, plan)
         read = plan.path.prepare(hs)
@@ -70,7 +70,7 @@ class _Fuse(torch.autograd.Function):
             )
             pooled_HmD.baddbmm_(kept_mHP.transpose(0, 1), query.positions_PD.expand(len(pooled_HmD), -1, -1))
             narrow_HmD = pooled_HmD.to(plan.dtype)
-            value_mD, first_mD, second_mD, scores_mL, hidden_mF = tail.forward(
+            value_mD, first_mD, second_mD, scores_mL, hidden_mF = post_attention.forward(
                 p, narrow_HmD, kept_mHP.sum(-1), masks, plan
             )
             weights_mL = torch.softmax(scores_mL, dim=-1)
@@ -92,7 +92,7 @@ class _Fuse(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_fused_BSD: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
-        plan: Plan = ctx.plan
+        plan: KernelPlan = ctx.plan
         saved = ctx.saved_tensors  # once: activation checkpointing gives them only once
         *of_first, q_HE, u_HD = saved[:4]
         parts, tensors = saved[4 : 10 + plan.rms], saved[10 + plan.rms :]
@@ -102,7 +102,7 @@ class _Fuse(torch.autograd.Function):
         (d_fused_ND,) = flat([d_fused_BSD])
         query = _with_positions(p, q_HE, u_HD)
         d_in_weight, slots = _slots(leaves, plan)
-        totals = tail.Totals()
+        totals = post_attention.PostAttentionTotals()
         d_states = gradients_of(ctx.needs_input_grad[1 + len(NAMES) :], states)
         for lo, hi in plan.chunks(hs[0]):
             attention_mHP, kept_mHP, pooled_mHD, first_mD, second_mD, weights_mL, *scales = _cut(parts, lo, hi)
@@ -114,7 +114,7 @@ class _Fuse(torch.autograd.Function):
                 d_weights_mL *= scale_mL
             d_scores_mL = torch._softmax_backward_data(d_weights_mL, weights_mL, -1, plan.wide)
             value_mD, hidden_mF = of_first if lo == 0 else (None, None)
-            d_pooled_HmD, d_sums_mH = tail.backward(
+            d_pooled_HmD, d_sums_mH = post_attention.backward(
                 p, pooled_HmD, kept_mHP.sum(-1), masks, plan, value_mD, hidden_mF, first_mD, second_mD, d_scores_mL,
                 totals, slots,
             )  # fmt: skip
@@ -176,7 +176,7 @@ def _with_positions(p: Mapping[str, torch.Tensor], q_HE: torch.Tensor, u_HD: tor
     return _Query(q_HE, u_HD, positions_PD, u_HD @ positions_PD.T)
 
 
-def _prepare(leaves: Sequence[torch.Tensor], plan: Plan) -> dict[str, torch.Tensor]:
+def _prepare(leaves: Sequence[torch.Tensor], plan: KernelPlan) -> dict[str, torch.Tensor]:
     """Parameters by name, for the time of one direction: matrices in the products' dtype, the rest wide."""
     p = {n: x.to(plan.dtype if n in MATRICES else plan.wide) for n, x in zip(NAMES, leaves, strict=True)}
     p["query_weight"], p["key_weight"], value = p.pop("self_attn_in_proj_weight").chunk(3)
@@ -184,13 +184,13 @@ def _prepare(leaves: Sequence[torch.Tensor], plan: Plan) -> dict[str, torch.Tens
     return p | {"value_weight": value.to(plan.dtype)}
 
 
-def _sizes(plan: Plan, p: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
+def _sizes(plan: KernelPlan, p: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
     """Elements a token on which dropout falls: H x P, D and F."""
     layers, width = p["layer_positions"].shape
     return plan.heads * (layers + 1), width, len(p["linear1_bias"])
 
 
-def _slots(leaves: Sequence[torch.Tensor], plan: Plan) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+def _slots(leaves: Sequence[torch.Tensor], plan: KernelPlan) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
     """Room for the gradients of the large matrices; that of the value is the last third of the input projection's."""
     by_name = dict(zip(NAMES, leaves, strict=True))
     direct = plan.dtype == by_name["linear1_weight"].dtype
@@ -201,7 +201,8 @@ def _slots(leaves: Sequence[torch.Tensor], plan: Plan) -> tuple[torch.Tensor, di
 
 
 def _finish(
-    totals: tail.Totals, slots: tail.Slots, d_in_weight: torch.Tensor, p: Mapping[str, torch.Tensor],
+    totals: post_attention.PostAttentionTotals, slots: post_attention.Slots, d_in_weight: torch.Tensor,
+    p: Mapping[str, torch.Tensor],
     query: _Query, leaves: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients in the order of NAMES, with those of the query's projections."""

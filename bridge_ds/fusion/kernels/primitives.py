@@ -14,7 +14,7 @@ import torch
 from bridge_ds.fusion.kernels.dropout import Factors, Masks, make_masks
 from bridge_ds.fusion.kernels.rows import Rows
 
-__all__ = ["RMS_EPSILON", "Plan", "Primitives", "make_plan", "state_gradients"]
+__all__ = ["RMS_EPSILON", "KernelPlan", "Primitives", "make_plan", "state_gradients"]
 
 RMS_EPSILON = 1e-6
 """Added to the mean square, as in T5's norm."""
@@ -54,7 +54,7 @@ class Primitives(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class KernelPlan:
     """What both directions of one call share."""
 
     path: Primitives
@@ -84,10 +84,10 @@ def chunk_rows(like_ND: Tensor) -> int:
     return max(512, min(4096, (1 << 18) // max(1, like_ND.shape[1])))
 
 
-def make_plan(path: Primitives, rows: Rows, states: Sequence[Tensor], **more: Any) -> Plan:
+def make_plan(path: Primitives, rows: Rows, states: Sequence[Tensor], **more: Any) -> KernelPlan:
     """A plan for these states; `more` are the other settings."""
     dtype = states[0].dtype
-    return Plan(path, rows, dtype, torch.promote_types(dtype, torch.float32), **more)
+    return KernelPlan(path, rows, dtype, torch.promote_types(dtype, torch.float32), **more)
 
 
 def state_gradients(

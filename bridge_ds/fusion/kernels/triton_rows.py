@@ -32,7 +32,7 @@ BLOCK = 1024
 
 
 @dataclass(frozen=True)
-class Table:
+class RowTable:
     """States that kernels can read, and where they lie."""
 
     states: list[torch.Tensor]
@@ -44,18 +44,18 @@ class Table:
         return len(self.states)
 
 
-def prepare(states: Sequence[torch.Tensor]) -> Table:
+def prepare(states: Sequence[torch.Tensor]) -> RowTable:
     """As :func:`.torch_rows.prepare`. A state that does not lie as it should is copied, that one alone."""
     width = states[0].shape[1]
     lined = [s if s.stride() == (width, 1) and s.data_ptr() % 16 == 0 else _copy(s) for s in states]
-    table = Table(lined, torch.empty(len(lined), dtype=torch.int64, device=lined[0].device))
+    table = RowTable(lined, torch.empty(len(lined), dtype=torch.int64, device=lined[0].device))
     with _device(lined[0]):
         kernels.addresses[(1,)](tuple(lined), table.addresses_L, num_warps=1, enable_fp_fusion=True)
     return table
 
 
 def attend(
-    table: Table, rows: Rows, lo: int, hi: int, u_HD: torch.Tensor, position_scores_HP: torch.Tensor,
+    table: RowTable, rows: Rows, lo: int, hi: int, u_HD: torch.Tensor, position_scores_HP: torch.Tensor,
     keep: Factors | None, rms: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """As :func:`.torch_rows.attend`, in one read of the states."""
@@ -74,7 +74,7 @@ def attend(
 
 
 def attend_backward(
-    table: Table, rows: Rows, lo: int, hi: int, d_pooled_HmD: torch.Tensor, d_kept_mHP: torch.Tensor,
+    table: RowTable, rows: Rows, lo: int, hi: int, d_pooled_HmD: torch.Tensor, d_kept_mHP: torch.Tensor,
     attention_mHP: torch.Tensor, kept_mHP: torch.Tensor, scale_mL: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """As :func:`.torch_rows.attend_backward`, in one read of the states."""
@@ -91,7 +91,7 @@ def attend_backward(
 
 
 def mix(
-    table: Table, rows: Rows, lo: int, hi: int, weights: torch.Tensor, out_ND: torch.Tensor,
+    table: RowTable, rows: Rows, lo: int, hi: int, weights: torch.Tensor, out_ND: torch.Tensor,
     scale_mL: torch.Tensor | None = None, rms: bool = False,
 ) -> torch.Tensor | None:  # fmt: skip
     """As :func:`.torch_rows.mix`: straight into the rows of the result, in its dtype."""
@@ -104,7 +104,7 @@ def mix(
     return found_mL
 
 
-def dots(table: Table, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def dots(table: RowTable, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """As :func:`.torch_rows.dots`."""
     found_mL = vectors_ND.new_empty(hi - lo, len(table), dtype=dtype)
     _launch(kernels.dots, hi - lo, table, rows, vectors_ND.contiguous(), found_mL, lo, wide=dtype)
@@ -112,7 +112,7 @@ def dots(table: Table, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, d
 
 
 def dot_totals(
-    table: Table, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, scale_mL: torch.Tensor | None,
+    table: RowTable, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, scale_mL: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     """As :func:`.torch_rows.dot_totals`."""
@@ -154,7 +154,7 @@ def shape_of(width: int, dtype: torch.dtype, backend: str, lanes: int) -> dict[s
 
 
 def _launch(
-    kernel: Any, programs: int, table: Table, rows: Rows, *arguments: Any, wide: torch.dtype, **more: Any
+    kernel: Any, programs: int, table: RowTable, rows: Rows, *arguments: Any, wide: torch.dtype, **more: Any
 ) -> None:
     """One kernel over the tokens of a call; `arguments` follow the states and the row numbers."""
     if programs == 0:

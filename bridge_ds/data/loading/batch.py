@@ -1,0 +1,125 @@
+"""The contract between data and model: what one micro-batch holds.
+
+Letters: B batch, S encoder tokens, P prompt tokens, T target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+
+from bridge_ds.data.loading.layout import Layout
+
+__all__ = ["Batch", "StepBatches", "pieces_of"]
+
+
+@dataclass
+class Batch:
+    """One micro-batch of one rank. All tensors are right-padded; masks are 1 on real tokens, 0 on padding."""
+
+    source_ids: torch.Tensor
+    """[B, S] int64, encoder token ids, end token included."""
+    source_mask: torch.Tensor
+    """[B, S] int64."""
+    prompt_ids: torch.Tensor
+    """[B, P] int64, LLM token ids after the soft prompt; P may be 0."""
+    prompt_mask: torch.Tensor
+    """[B, P] int64."""
+    target_ids: torch.Tensor
+    """[B, T] int64, LLM token ids to predict, end token included."""
+    target_mask: torch.Tensor
+    """[B, T] int64."""
+    head_ids: torch.Tensor | None = None
+    """[B, K] int64, LLM token ids before the soft prompt, BOS included (of a chat template); none = BOS alone, where
+    the LLM has one."""
+    head_mask: torch.Tensor | None = None
+    """[B, K] int64."""
+    layout: Layout | None = None
+    """What follows from the lengths, where it is known: the forward pass then never waits for the device."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name."""
+        own = {name: value for name, value in vars(self).items() if name != "layout" and value is not None}
+        return own | (vars(self.layout) if self.layout else {})
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Batch:
+        """The batch that has these :meth:`tensors`."""
+        inner = {each.name for each in fields(Layout)}
+        layout = {name: tensor for name, tensor in tensors.items() if name in inner}
+        own = {name: tensor for name, tensor in tensors.items() if name not in inner}
+        return cls(**own, layout=Layout(**layout) if layout else None)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`: by one copy where the tensors lie end to end, as the loader's do.
+
+        A copy to a GPU is not waited for: what reads it there comes behind it in the stream.
+        """
+        tensors = self.tensors()
+        ahead = torch.device(device).type != "cpu"  # the host would read a copy to it before it is there
+        block = _block(list(tensors.values()))
+        if block is None or block.device == torch.device(device):
+            return Batch.of({name: tensor.to(device, non_blocking=ahead) for name, tensor in tensors.items()})
+        return Batch.of(pieces_of(block.to(device, non_blocking=ahead), {n: t.shape for n, t in tensors.items()}))
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens whose loss counts."""
+        return int(self.target_mask.sum())
+
+    @property
+    def beside_tokens(self) -> int:
+        """Real LLM tokens around the soft prompt, but for BOS alone."""
+        return int(self.prompt_mask.sum()) + (0 if self.head_mask is None else int(self.head_mask.sum()))
+
+    @property
+    def places(self) -> int:
+        """Places of all ids, padding included."""
+        masks = (self.source_mask, self.prompt_mask, self.target_mask, self.head_mask)
+        return sum(mask.numel() for mask in masks if mask is not None)
+
+    @property
+    def source_tokens(self) -> int:
+        """Real encoder tokens."""
+        return int(self.source_mask.sum())
+
+
+@dataclass
+class StepBatches:
+    """All that one rank needs for one optimizer step."""
+
+    step: int
+    """Optimizer step, counted from 1."""
+    micro: list[Batch]
+    """Micro-batches of this rank; every rank has the same number of them."""
+    ids_hash: str
+    """Hex digest over the sample numbers of the whole GLOBAL batch in order: the same on every rank and world size."""
+    consumed: int
+    """Samples that the run has used once this step is done (the one integer that resumes)."""
+    cut: dict[str, int] = field(default_factory=dict)
+    """Samples of this rank cut to length, by field (`source`, `prompt`, `target`)."""
+    bad: dict[str, int] = field(default_factory=dict)
+    """Bad samples of this rank that were left out, by kind (see :data:`bridge_ds.data.shards.samples.KINDS`)."""
+    bad_reason: str = ""
+    """Place, key and reason of the first of them."""
+    example: str = ""
+    """For the first step only: one sample in readable form (decoded ids)."""
+
+
+def pieces_of(block: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """Tensors that lie end to end in a block, as views of it, by name."""
+    pieces = block.split([shape.numel() for shape in shapes.values()])
+    return {name: piece.view(shape) for piece, (name, shape) in zip(pieces, shapes.items(), strict=True)}
+
+
+def _block(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The one tensor of which these are consecutive pieces; none if they are not."""
+    start = end = tensors[0].storage_offset()
+    for tensor in tensors:
+        same = tensor.untyped_storage().data_ptr() == tensors[0].untyped_storage().data_ptr()
+        if not (same and tensor.is_contiguous() and tensor.storage_offset() == end and tensor.dtype == torch.int64):
+            return None
+        end += tensor.numel()
+    return tensors[0].as_strided((end - start,), (1,), start)

@@ -1,0 +1,188 @@
+"""One optimizer step -> this rank's micro-batches of it: read, tokenise, collate. Pure in the step number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from bridge_ds.config.schema import Config
+from bridge_ds.data.loading.batch import Batch, StepBatches
+from bridge_ds.data.loading.collate import PackedBatch, collate, wrap
+from bridge_ds.data.loading.corpus import Corpus, CorpusRows
+from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.data.sampling.order import batch_positions, ids_hash
+from bridge_ds.data.sampling.plan import StepPlan
+from bridge_ds.data.shards.samples import BadSample
+from bridge_ds.data.text.chat import frame_of
+from bridge_ds.data.text.prompting import frame_ids
+from bridge_ds.errors import BridgeError
+from bridge_ds.world import World
+
+__all__ = ["StepDataset"]
+
+# Samples from which tokens per character are estimated, for data.tokens_per_micro_batch.
+_RATIO_SAMPLES = 64
+
+
+class StepDataset(Dataset[PackedBatch | BridgeError]):
+    """Maps an optimizer step (from 1) to this rank's micro-batches of it.
+
+    A user error is returned, not raised: torch would wrap it in the text of a traceback on its way out of a worker.
+    """
+
+    def __init__(self, config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus, first_step: int) -> None:
+        """Args:
+        config: sections `data`, `train`, `mapping` and `run.seed` are used.
+        world: whose rows to make.
+        tokenizers: both tokenizers.
+        corpus: the data.
+        first_step: the step that carries a readable example.
+
+        Raises:
+            DataError: a token budget is set, and the samples to estimate tokens from cannot be read.
+            ConfigError: data.chat_template, and the LLM's tokenizer has none.
+        """
+        self._config = config
+        self._world = world
+        self._tokenizers = tokenizers
+        self._corpus = corpus
+        self._plan = StepPlan(config, corpus)
+        self._first_step = first_step
+        data = config.data
+        around = frame_ids(tokenizers, frame_of(tokenizers.llm, data.chat_template, data.system_prompt))
+        self._around = sum(map(len, around)) if data.chat_template else 0
+        self._ratios = self._tokens_per_character() if config.data.tokens_per_micro_batch else None
+
+    def __len__(self) -> int:
+        return self._config.train.steps
+
+    def __getitem__(self, step: int) -> PackedBatch | BridgeError:
+        try:
+            return wrap(self.make(step))
+        except BridgeError as error:
+            return error
+
+    def make(self, step: int) -> StepBatches:
+        """This rank's part of a step. A bad sample leaves an empty row: one token of padding and no target.
+
+        Raises:
+            DataError: a sample cannot be read or is not what was indexed.
+        """
+        rows = self._plan.rows(step)
+        return self._made(step, rows, self._plan.deal(rows, self._world.size, self._ratios)[self._world.rank])
+
+    def once(self, limit: int) -> StepBatches:
+        """This rank's part of :meth:`Corpus.once`, as a step of number 0 that consumes them all. Ranks may run out of
+        samples: then the last micro-batches have one empty row, for all ranks must have as many.
+
+        Raises:
+            DataError: as :meth:`make`.
+        """
+        rows = self._corpus.once(limit)
+        return self._made(0, rows, self._plan.deal_once(rows, self._world.size, self._ratios)[self._world.rank])
+
+    def _made(self, step: int, rows: CorpusRows, groups: Sequence[np.ndarray]) -> StepBatches:
+        mine = np.concatenate(groups)
+        found = self._tokenize(rows, mine)
+        cut = {"source": 0, "prompt": 0, "target": 0}
+        bad: dict[str, int] = {}
+        samples: list[TokenizedSample] = []
+        example, bad_reason = "", ""
+        for which, sample in zip(mine.tolist(), found, strict=True):
+            if isinstance(sample, BadSample):
+                bad[sample.kind] = bad.get(sample.kind, 0) + 1
+                bad_reason = bad_reason or str(sample)
+                sample = self._empty()
+            elif step == self._first_step and not example:
+                example = self._show(sample, self._corpus.describe(rows, which))
+            for name in sample.cut:
+                cut[name] += 1
+            samples.append(sample)
+        ends = np.cumsum([len(group) for group in groups]).tolist()
+        return StepBatches(
+            step=step,
+            micro=[
+                self._collate(samples[start:end] or [self._empty()])
+                for start, end in zip([0, *ends], ends, strict=False)
+            ],
+            ids_hash=ids_hash(rows.numbers),
+            consumed=step * self._config.train.global_batch or len(rows.numbers),
+            cut=cut,
+            bad=bad,
+            bad_reason=bad_reason,
+            example=example,
+        )
+
+    def _empty(self) -> TokenizedSample:
+        return TokenizedSample([self._tokenizers.encoder_pad_id], [], [], ())
+
+    def first_rows(self, count: int) -> Batch:
+        """The first `count` good samples of the run's first step, the same on every rank and at every world size.
+
+        Raises:
+            DataError: a sample cannot be read or is not what was indexed, or none of the step is good.
+        """
+        rows = self._corpus.rows(batch_positions(1, self._config.train.global_batch)[:count])
+        found = self._tokenize(rows, np.arange(len(rows.numbers)))
+        good = [sample for sample in found if isinstance(sample, TokenizedSample)]
+        if not good:
+            raise next(sample for sample in found if isinstance(sample, BadSample))
+        return self._collate(good)
+
+    def _collate(self, samples: Sequence[TokenizedSample]) -> Batch:
+        of = self._tokenizers
+        fixed = self._config.mapping.fixed_length
+        return collate(samples, of.encoder_pad_id, of.pad_id, opening=of.bos_id is not None, fixed_length=fixed)
+
+    def _tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
+        found: dict[int, TokenizedSample | BadSample] = {}
+        good, contents = [], []
+        # In the order in which they lie on the disk.
+        places = np.lexsort((rows.places[which], rows.shards[which], rows.sets[which]))
+        for row in which[places].tolist():
+            try:
+                contents.append(self._corpus.read(rows, row))
+                good.append(row)
+            except BadSample as error:
+                found[row] = error
+        tokenized = tokenize_samples(
+            contents,
+            self._tokenizers,
+            self._config.data,
+            seed=self._config.run.seed,
+            epochs=rows.epochs[good].tolist(),
+            numbers=rows.numbers[good].tolist(),
+        )
+        for row, sample in zip(good, tokenized, strict=True):
+            if isinstance(sample, BadSample):
+                sample = BadSample(sample.kind, f"{self._corpus.describe(rows, row)} {sample}.")
+            found[row] = sample
+        return [found[row] for row in which.tolist()]
+
+    def _tokens_per_character(self) -> tuple[float, float, int]:
+        rows = self._corpus.rows(np.arange(_RATIO_SAMPLES, dtype=np.int64))
+        characters, tokens = [1, 1], [1, 1]
+        for row in range(_RATIO_SAMPLES):
+            try:
+                sample = self._corpus.read(rows, row)
+            except BadSample:
+                continue
+            text = sample.get("source") or sample.get("text", "")
+            target = sample.get("target") or text
+            counts = len(self._tokenizers.source_ids(text)) - 1, len(self._tokenizers.targets([target])[0])
+            for side, (made, count) in enumerate(zip((text, target), counts, strict=True)):
+                characters[side] += len(made)
+                tokens[side] += count
+        return tokens[0] / characters[0], tokens[1] / characters[1], self._around
+
+    def _show(self, sample: TokenizedSample, place: str) -> str:
+        parts = [
+            ("head", self._tokenizers.llm, list(sample.head)),
+            ("source", self._tokenizers.encoder, sample.source),
+            ("prompt", self._tokenizers.llm, sample.prompt),
+        ]
+        parts.append(("target", self._tokenizers.llm, sample.target))
+        lines = [f"{name} ({len(ids)} tokens): {tokenizer.decode(ids)}" for name, tokenizer, ids in parts if ids]
+        return "\n".join([place, *lines])

@@ -1,0 +1,317 @@
+"""From text to token ids, in loader workers and in evaluation alike. The two tokenizers share no ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import DataConfig, ModelConfig
+from bridge_ds.data.shards.samples import BadSample
+from bridge_ds.data.text.chat import frame_of
+from bridge_ds.data.text.convention import KEEP, begins_with_space, opening
+from bridge_ds.data.text.languages import SHARD_LANGUAGE, SourceLanguages, find_languages
+from bridge_ds.data.text.plain import behind
+from bridge_ds.data.text.plain import text_ids as _ids
+from bridge_ds.data.text.prompting import answers, frame_ids
+from bridge_ds.data.text.spiece import with_spiece
+from bridge_ds.data.text.truncate import Limits, fit, truncated
+from bridge_ds.data.text.words import is_parted, split_text
+from bridge_ds.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "TokenizedSample",
+    "Tokenizers",
+    "check_vocabulary",
+    "load_tokenizers",
+    "split_text",
+    "tokenize_sample",
+    "tokenize_samples",
+]
+
+
+@dataclass(frozen=True)
+class TokenizedSample:
+    """One sample as token ids."""
+
+    source: list[int]
+    """Encoder ids with the encoder tokenizer's own special tokens."""
+    prompt: list[int]
+    """LLM ids after the soft prompt: the text itself with `data.augment_prompt`, then the end of a chat template."""
+    target: list[int]
+    """LLM ids to predict, the end token included where the run has one."""
+    cut: tuple[str, ...]
+    """Which of `source`, `prompt`, `target` were longer than allowed."""
+    head: tuple[int, ...] = ()
+    """LLM ids before the soft prompt, of a chat template, BOS included; empty = BOS alone, where the LLM has one."""
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """Both tokenizers and how the run writes text for the LLM: the settings `data.bos`, `data.separator`,
+    `data.target_space` and `data.target_end`, followed here and nowhere else."""
+
+    encoder: PreTrainedTokenizerBase
+    """Of the multilingual encoder."""
+    llm: PreTrainedTokenizerBase
+    """Of the causal language model."""
+    bos_id: int | None
+    """LLM id that goes before everything, or none (see :func:`bridge_ds.data.text.convention.opening`)."""
+    eos_id: int
+    """LLM id of the end token; it closes every target where `end` is set."""
+    pad_id: int
+    """LLM id on padding places; may equal `eos_id`, so masks are never made by comparing ids with it."""
+    encoder_pad_id: int
+    """Encoder id on padding places."""
+    leading_space: bool
+    """Whether a target begins with a space (:func:`bridge_ds.data.text.convention.begins_with_space`)."""
+
+    special: frozenset[int]
+    """Special ids of the encoder tokenizer."""
+    end: bool = True
+    """Whether the end token closes a target."""
+    separator: str = ""
+    """Text behind a prompt, in place of the white space at its end; `keep` = that white space."""
+    languages: SourceLanguages | None = None
+    """What the encoder tokenizer puts around a text in each language, where it does so."""
+
+    def sources(self, texts: Sequence[str], languages: Sequence[object] | None = None) -> list[list[int]]:
+        """Encoder ids of source texts, the tokenizer's own special tokens included, uncut.
+
+        Args:
+            texts: of sources.
+            languages: of each, for an encoder that is told it; an empty one is not known. None = the tokenizer's own.
+
+        Raises:
+            DataError: a language that the encoder does not have.
+        """
+        if self.languages is None or languages is None:
+            return _ids(self.encoder, texts, special=True)
+        frames = [self.languages.frames[self.languages.tag(language)] for language in languages]
+        bare = _ids(self.encoder, texts, special=False)
+        return [[*before, *ids, *after] for ids, (before, after) in zip(bare, frames, strict=True)]
+
+    def kept_ends(self, ids: Sequence[int]) -> tuple[int, int]:
+        """How many ids of a source a cut must leave at its beginning (a language tag) and at its end (an end token)."""
+        if self.languages:
+            before, after = self.languages.frames[self.languages.default]
+            return len(before), len(after)
+        return 0, int(bool(ids) and ids[-1] in self.special)
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """LLM ids of prompts and of what stands between them and the target, without special tokens, uncut."""
+        if self.separator != KEEP:
+            texts = [text.rstrip() + self.separator if text.strip() else "" for text in texts]
+        return _ids(self.llm, texts, special=False)
+
+    def targets(self, texts: Sequence[str], parted: Sequence[bool] | None = None) -> list[list[int]]:
+        """LLM ids of targets as training predicts them, without what closes them, uncut.
+
+        Args:
+            texts: of targets.
+            parted: of each, whether it may begin with a space; the rest of a text that was cut between two letters may
+                not. None = all may.
+        """
+        space, texts = " " if self.leading_space else "", [text.strip() for text in texts]
+        found = _ids(self.llm, [space + text for text in texts], special=False)
+        if parted is None or all(parted):
+            return found
+        return [ids if may else own for ids, own, may in zip(found, behind(self.llm, "\n", texts), parted, strict=True)]
+
+    def labels(self, texts: Sequence[str]) -> list[list[int]]:
+        """:meth:`targets`, each closed as training closes it."""
+        return [[*ids, *self.closing] for ids in self.targets(texts)]
+
+    @property
+    def closing(self) -> list[int]:
+        """LLM ids that close a target: the end token, or none."""
+        return [self.eos_id] if self.end else []
+
+    def opened(self, ids: list[int]) -> list[int]:
+        """All that the LLM reads before an answer, where it reads no soft prompt: never nothing, for a token can only
+        be predicted from another."""
+        return ids if ids or self.bos_id is not None else [self.eos_id]
+
+    def answer(self, text: str) -> str:
+        """A written text without the space that training puts before a target."""
+        return text.removeprefix(" ") if self.leading_space else text
+
+    def source_ids(self, text: str, language: object = None) -> list[int]:
+        """:meth:`sources` of one text."""
+        return self.sources([text], None if language is None else [language])[0]
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """:meth:`prompts` of one text."""
+        return self.prompts([text])[0]
+
+    def label_ids(self, text: str) -> list[int]:
+        """:meth:`labels` of one text."""
+        return self.labels([text])[0]
+
+
+def load_tokenizers(
+    model: ModelConfig, hub: Mapping[str, Any] = MappingProxyType({}), data: DataConfig | None = None
+) -> Tokenizers:
+    """Load both tokenizers of a run.
+
+    Args:
+        model: which.
+        hub: where from (cache_dir, token, local_files_only).
+        data: how the run writes text for the LLM; none = as a new run does by default.
+
+    Raises:
+        ConfigError: one cannot be loaded, or the LLM's has no end token, or no BOS where the run wants one.
+    """
+    encoder = _load("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code, hub)
+    encoder = with_spiece(encoder, model.encoder, model.encoder_revision, hub)
+    llm = _load("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
+    data = data or DataConfig()
+    eos_id = llm.eos_token_id
+    if eos_id is None:
+        raise ConfigError(
+            f"the tokenizer of model.llm {model.llm!r} has no end token; targets must end with one: "
+            "set eos_token in its tokenizer_config.json or choose another model."
+        )
+    return Tokenizers(
+        encoder=encoder,
+        llm=llm,
+        bos_id=opening(llm, data.bos, model, hub),
+        eos_id=eos_id,
+        pad_id=eos_id if llm.pad_token_id is None else llm.pad_token_id,
+        encoder_pad_id=encoder.pad_token_id or 0,
+        leading_space=begins_with_space(llm, data.target_space),
+        special=frozenset(encoder.all_special_ids),
+        end=data.target_end,
+        separator=data.separator,
+        languages=find_languages(encoder),
+    )
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, what: str) -> None:
+    """Refuse a tokenizer that can give an id for which the model has no embedding.
+
+    Args:
+        tokenizer: the tokenizer.
+        rows: rows of the model's input embedding.
+        what: which model, for the message (`model.llm`).
+
+    Raises:
+        ConfigError: the largest id is `rows` or more.
+    """
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise ConfigError(
+            f"the tokenizer of {what} gives ids up to {largest} ({token!r}) but the model has {rows} embedding rows; "
+            "tokenizer and model do not belong together: take both from one place."
+        )
+
+
+def tokenize_sample(
+    sample: dict[str, Any], tokenizers: Tokenizers, data: DataConfig, *, seed: int = 0, epoch: int = 0, number: int = 0
+) -> TokenizedSample:
+    """:func:`tokenize_samples` of one sample.
+
+    Raises:
+        BadSample: its source gives no token.
+    """
+    (found,) = tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])
+    if isinstance(found, BadSample):
+        raise found
+    return found
+
+
+def tokenize_samples(
+    samples: Sequence[dict[str, Any]],
+    tokenizers: Tokenizers,
+    data: DataConfig,
+    *,
+    seed: int = 0,
+    epochs: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None,
+) -> list[TokenizedSample | BadSample]:
+    """Turn checked samples into ids, cut to the lengths of the config; one call of each tokenizer for all of them.
+
+    Sources and prompts are cut as :mod:`bridge_ds.data.text.truncate` says, end tokens are kept.
+
+    Args:
+        samples: with the fields that the objective requires.
+        tokenizers: both tokenizers.
+        data: objective, prompt augmentation and lengths (tokens).
+        seed: seed of the run; with epoch and number it decides where prefix_lm splits a text.
+        epochs: how often each sample has been seen before.
+        numbers: each sample's number in the corpus.
+
+    Returns:
+        For each sample its ids, or (kind `empty`, a reason only) why it has none.
+    """
+    if not samples:
+        return []
+    epochs, numbers = epochs or [0] * len(samples), numbers or [0] * len(samples)
+    parted = None
+    if data.objective == "prefix_lm":
+        texts = [split_text(s["text"], seed, e, n) for s, e, n in zip(samples, epochs, numbers, strict=True)]
+        prompts = [source for source, _ in texts]
+        parted = [is_parted(sample["text"], before) for sample, (before, _) in zip(samples, texts, strict=True)]
+    else:
+        texts = [(sample["source"], sample["target"]) for sample in samples]
+        prompts = [sample.get("prompt") or sample["source"] for sample in samples]
+    try:
+        sources = tokenizers.sources([source for source, _ in texts], [_language(sample, data) for sample in samples])
+    except DataError as error:
+        if len(samples) == 1:
+            return [BadSample("malformed", f"cannot be tokenised: {error}")]
+        return [
+            tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])[0]
+            for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
+        ]
+    frame = frame_of(tokenizers.llm, data.chat_template, data.system_prompt)
+    targets = answers(tokenizers, [target for _, target in texts], frame.before_answer, parted=parted)
+    shown = tokenizers.prompts(prompts) if data.augment_prompt else [[] for _ in samples]
+    rows = [
+        _cut_all(source, prompt, target, tokenizers, data)
+        for source, prompt, target in zip(sources, shown, targets, strict=True)
+    ]
+    if not data.chat_template:
+        return rows
+    head, tail = frame_ids(tokenizers, frame)
+    return [
+        row if isinstance(row, BadSample) else replace(row, head=tuple(head), prompt=[*row.prompt, *tail])
+        for row in rows
+    ]
+
+
+def _language(sample: dict[str, Any], data: DataConfig) -> object:
+    return sample.get("language") or data.source_language or sample.get(SHARD_LANGUAGE)
+
+
+def _cut_all(
+    source: list[int], prompt: list[int], target: list[int], tokenizers: Tokenizers, data: DataConfig
+) -> TokenizedSample | BadSample:
+    if not source:
+        return BadSample(
+            "empty", "has a source without any token of the encoder; expected text that its tokenizer knows"
+        )
+    source, prompt, cut = fit(source, prompt, Limits.of(data), tokenizers.kept_ends(source))
+    kept = truncated(target, data.max_target_tokens, "right", closing=len(tokenizers.closing))
+    return TokenizedSample(source, prompt, kept, cut + (("target",) if len(kept) < len(target) else ()))
+
+
+def _load(
+    key: str, name: str, revision: str | None, trust_remote_code: bool, hub: Mapping[str, Any]
+) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    options = {"revision": revision, "trust_remote_code": trust_remote_code, **hub}
+    try:
+        return AutoTokenizer.from_pretrained(resolve(name), **options)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"the tokenizer of {key} {name!r} could not be loaded ({reason}); expected a hub id or a local folder with "
+            "tokenizer files: check the name, the revision and, without network, that the model is in the cache."
+        ) from None

@@ -1,0 +1,248 @@
+"""Reading the rows of an input: JSON lines, plain text, csv, parquet, `datasets`. Each row comes with its place."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from bridge_ds.data.text.words import joined, starts
+from bridge_ds.errors import DataError
+from bridge_ds.reading import BOM, NotText, decoded, json_value, twice
+
+__all__ = ["COMPRESSIONS", "FORMATS", "Part", "Row", "load_dataset", "parquet_file", "part_rows"]
+
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+Row = tuple[str, Any]
+"""(place such as `train.jsonl:17`, what was found there)."""
+
+FORMATS = ("jsonl", "text", "csv", "tsv", "parquet")
+"""Formats of files; all but parquet also with a further `.gz` or `.zst`."""
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Endings of compressed files."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of the input that is read from its beginning to its end by one process."""
+
+    kind: str
+    """One of FORMATS, or `dataset`."""
+    name: str
+    """Path of the file, or the id of the data set."""
+    start: int = 0
+    """First byte of a jsonl file, first row group of parquet, first row of a data set."""
+    stop: int | None = None
+    """Behind the last one; none = to the end."""
+    weight: int = 0
+    """Bytes (rows for a data set), to show progress and to size a shuffle."""
+    options: tuple[tuple[str, str | None], ...] = ()
+    """For a data set: config, split, revision, and `stream`."""
+
+
+def part_rows(part: Part) -> Iterator[Row]:
+    """The rows of a part, in order.
+
+    Raises:
+        DataError: it is missing, unreadable, not UTF-8, or holds a line that is no row.
+    """
+    readers = {
+        "jsonl": _jsonl,
+        "text": _paragraphs,
+        "csv": _csv,
+        "tsv": _tsv,
+        "parquet": _parquet,
+        "dataset": _dataset,
+    }
+    yield from readers[part.kind](part)
+
+
+def _open(part: Part) -> IO[bytes]:
+    path = Path(part.name)
+    compression = COMPRESSIONS.get(path.suffix)
+    if not compression:
+        return path.open("rb")
+    if compression == "gzip":
+        import gzip
+
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    import pyarrow
+
+    # Unlike some readers of zstd it says so where a file is cut.
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression), 1 << 20)
+
+
+def _lines(part: Part) -> Iterator[Row]:
+    # A part has the lines that begin in it, so that every line is in exactly one.
+    number = 0
+    since = f" after byte {part.start}" if part.start else ""
+    try:
+        with _open(part) as file:
+            if part.start:
+                file.seek(part.start - 1)
+                file.readline()
+            position = file.tell() if part.stop is not None else 0
+            for number, line in enumerate(file, start=1):
+                if part.stop is not None and position >= part.stop:
+                    return
+                position += len(line)
+                # Files that were joined end to end have their byte-order marks inside.
+                text = decoded(line) if number == 1 and not since else line.decode().removeprefix(BOM)
+                yield f"{part.name}:{number}{since}", text
+    except NotText as error:
+        raise DataError(f"{part.name} {error}.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{part.name}:{number}{since} is not UTF-8 ({error.reason}); convert it to UTF-8.") from None
+    except (OSError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{part.name} cannot be read after line {number}{since} ({reason}); check the path and the file."
+        ) from None
+
+
+def _jsonl(part: Part) -> Iterator[Row]:
+    for place, line in _lines(part):
+        if not line.strip():
+            continue
+        try:
+            yield place, json_value(line)
+        except json.JSONDecodeError as error:
+            # Its own text counts lines inside this one line, which reads like a line of the file.
+            raise DataError(
+                f"{place} is malformed JSON ({error.msg} at character {error.pos + 1}); "
+                "expected one JSON object per line: mend or remove it."
+            ) from None
+        except ValueError as error:
+            raise DataError(f"{place} cannot be used: {error}.") from None
+        except RecursionError:
+            raise DataError(f"{place} is JSON nested too deep to read; expected one flat object: mend it.") from None
+
+
+def _paragraphs(part: Part) -> Iterator[Row]:
+    # A paragraph of one word is mostly a heading: it goes with the next, since alone it could not be split in two.
+    lines: list[str] = []
+    start = ""
+    for place, line in _lines(part):
+        start = start if lines else place
+        if words := line.split():
+            lines.append(" ".join(words))
+        elif lines and len(starts(text := joined(lines))) > 1:
+            yield start, {"text": text}
+            lines = []
+    if lines:
+        yield start, {"text": joined(lines)}
+
+
+def _tsv(part: Part) -> Iterator[Row]:
+    # In tab-separated values quotation marks are letters, and no field holds a tab or a line end (IANA).
+    lines = ((place, line.rstrip("\n").removesuffix("\r")) for place, line in _lines(part))
+    rows = ((place, line.split("\t")) for place, line in lines if line)
+    place, header = next(rows, ("", []))
+    _check_header(place, header)
+    for place, values in rows:
+        _check_width(place, len(values), len(header))
+        if any('""' in value[1:-1] and _QUOTED.fullmatch(value) for value in values):
+            raise DataError(
+                f"{place} has a field in quotation marks with doubled ones inside, as csv writes them; in tsv they are "
+                "letters: write the file without quoting, or as csv or jsonl."
+            )
+        yield place, dict(zip(header, values, strict=True))
+
+
+def _csv(part: Part) -> Iterator[Row]:
+    csv.field_size_limit(1 << 30)
+    rows = csv.reader((line for _, line in _lines(part)), strict=True)
+    header: list[str] = []
+    first = 1  # line at which a record begins; quoted fields may go over several
+    try:
+        for values in rows:
+            place, first = f"{part.name}:{first}", rows.line_num + 1
+            if header and values:
+                _check_width(place, len(values), len(header))
+                yield place, dict(zip(header, values, strict=True))
+            elif values:
+                header = values
+                _check_header(place, header)
+    except csv.Error as error:
+        why = "a quotation mark opens there and never closes" if "unexpected end of data" in str(error) else str(error)
+        raise DataError(f"{part.name}:{first} is malformed csv ({why}); mend the file.") from None
+
+
+def _check_header(place: str, names: Sequence[str]) -> None:
+    name = twice(names)
+    if name is not None:
+        raise DataError(
+            f"{place} has two columns named {name!r}, of which one would be lost; expected each name once; rename one."
+        )
+
+
+def _check_width(place: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise DataError(f"{place} has {found} columns and the header has {wanted}; mend it.")
+
+
+def _parquet(part: Part) -> Iterator[Row]:
+    file = parquet_file(Path(part.name))
+    for group in range(part.start, part.stop or file.num_row_groups):
+        number = itertools.count(1)
+        try:
+            for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
+                for row in batch.to_pylist():
+                    yield f"{part.name} row group {group} row {next(number)}", row
+        except OSError as error:
+            raise DataError(f"{part.name} cannot be read in row group {group} ({error}); copy it again.") from None
+
+
+def parquet_file(path: Path) -> Any:
+    """An open parquet file.
+
+    Raises:
+        DataError: it is missing or is none.
+    """
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        _check_header(f"{path}", file.schema_arrow.names)
+        return file
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise DataError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); check the file.") from None
+
+
+def _dataset(part: Part) -> Iterator[Row]:
+    rows = load_dataset(part.name, dict(part.options))
+    split = dict(part.options)["split"]
+    if part.stop is not None:
+        rows = rows.select(range(part.start, part.stop))
+    for number, row in enumerate(rows, start=part.start):
+        yield f"{part.name}[{split}] row {number}", dict(row)
+
+
+def load_dataset(name: str, options: dict[str, str | None]) -> Any:
+    """A split of a `datasets` id or folder; `options` are those of a :class:`Part`.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    import datasets
+
+    split = options["split"]
+    try:
+        if any((Path(name) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(name)
+            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+        return datasets.load_dataset(
+            name, options["config"], split=split, revision=options["revision"], streaming=bool(options["stream"])
+        )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise DataError(
+            f"the data set {name!r} could not be loaded ({reason}); expected a hub id or a folder that `datasets` "
+            "reads: check --dataset, --config, --split and --revision."
+        ) from None

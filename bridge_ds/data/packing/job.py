@@ -1,0 +1,307 @@
+"""Packing large inputs: in parallel over processes, restartable part by part, with a shuffle and a manifest.
+
+Work goes on in `.NAME.packing` beside the output folder. A finished part leaves a record there; the same command after
+a kill keeps finished parts and does the others again. What is written depends on input and options alone, not on the
+number of processes or on interruptions.
+
+The shuffle has two passes: each part deals its rows at random to buckets (files), then each bucket is shuffled in
+memory and becomes one or more shards. So any row may come out anywhere, with no more memory than a bucket takes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from bridge_ds import __version__
+from bridge_ds.data.packing.formats import Part, part_rows
+from bridge_ds.data.packing.sources import map_fields
+from bridge_ds.data.packing.write import (
+    MANIFEST_NAME,
+    MIB,
+    check_keys,
+    check_output,
+    encoded,
+    index_shard,
+    publish,
+    read_entry,
+    write_shards,
+)
+from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
+from bridge_ds.data.shards.scan import file_sha256
+from bridge_ds.disk import real
+from bridge_ds.errors import DataError
+
+__all__ = ["PackOptions", "pack_parts"]
+
+_FLUSH_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """What decides the bytes of the shards, beside the input."""
+
+    mapping: tuple[tuple[str, str], ...] = ()
+    """(sample field, input field); empty = rows as they are."""
+    samples_per_shard: int = 100_000
+    """Most samples in a shard."""
+    shard_bytes: int = 256 * MIB
+    """A shard ends before it would exceed this (bytes)."""
+    limit: int | None = None
+    """Rows of the input to take; none = all."""
+    shuffle: int | None = None
+    """Seed of the shuffle; none = in the order of the input."""
+    key: str = ""
+    """Input field that holds each sample's key; empty = running numbers."""
+    language: str = ""
+    """Of the texts, for the index."""
+    source: str = ""
+    """What the texts come from, for the index."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    options: PackOptions
+    parts: tuple[Part, ...]
+    folder: Path
+    buckets: int
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+    def record(self, stage: str, number: int) -> Path:
+        return self.folder / f"{stage}-{number:05d}.json"
+
+    def spool(self, part: int, bucket: int) -> Path:
+        return self.folder / "spool" / f"{bucket:05d}-{part:05d}.tsv"
+
+
+def pack_parts(
+    parts: Sequence[Part],
+    options: PackOptions,
+    output: Path,
+    *,
+    processes: int = 1,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> ShardIndex:
+    """Pack an input; the folder appears once it is complete.
+
+    Args:
+        parts: the input, from :mod:`bridge_ds.data.packing.sources`.
+        options: what to write.
+        output: folder to make.
+        processes: that work at a time.
+        overwrite: whether to replace a folder of shards that is there, or unfinished work with other options.
+        progress: whether to show a bar on a terminal.
+
+    Raises:
+        DataError: the input cannot be read or holds no sample; the folder is not empty; unfinished work of other
+            options or of another process is there.
+    """
+    check_output(output, overwrite)
+    output = real(output)
+    folder = output.parent / f".{output.name}.packing"
+    job = _Job(options, tuple(parts), folder, _buckets(parts, options))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"another process is packing into {output}; wait for it, or choose another name.") from None
+        try:
+            _prepare(job, output, overwrite)
+            _pack(job, processes, progress)
+        except DataError:
+            if not any(folder.glob("*-*.json")):
+                shutil.rmtree(folder)  # nothing is done that a second start could keep
+            raise
+        publish(job.shards, output)
+        shutil.rmtree(folder)
+    return load_index(output)
+
+
+def _pack(job: _Job, processes: int, progress: bool) -> None:
+    parts = range(len(job.parts))
+    units = [tuple(parts)] if job.options.limit is not None else [(number,) for number in parts]
+    sizes = [max(1, sum(job.parts[number].weight for number in unit)) for unit in units]
+    if job.options.shuffle is None:
+        _run(job, "pack", _pack_unit, units, sizes, processes, progress)
+        last, count = "pack", len(units)
+    else:
+        _run(job, "deal", _deal_unit, units, sizes, processes, progress)
+        _run(job, "gather", _gather, [(n,) for n in range(job.buckets)], [1] * job.buckets, processes, progress)
+        last, count = "gather", job.buckets
+    records = [json.loads(job.record(last, number).read_text(encoding="utf-8")) for number in range(count)]
+    entries = [read_entry(entry) for record in records for entry in record["entries"]]
+    if not entries:
+        raise DataError("the input holds no sample; expected at least one; check the input and --limit.")
+    if job.options.key:
+        check_keys(job.shards, entries, job.options.key)
+    write_index(job.shards, entries)
+    _write_manifest(job, sum(entry.samples for entry in entries))
+
+
+def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
+    marks = [(part.name, *_stamp(part)) for part in job.parts]
+    wanted = json.dumps([asdict(job.options), [asdict(part) for part in job.parts], marks, __version__])
+    record = job.folder / "job.json"
+    if record.is_file() and record.read_text(encoding="utf-8") != wanted:
+        if not overwrite:
+            raise DataError(
+                f"{job.folder} holds unfinished work of another input, version or options; repeat that command to "
+                "finish it, or pass --overwrite to begin anew."
+            )
+        record.unlink()
+    if not record.is_file():
+        for path in job.folder.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        job.shards.mkdir()
+        (job.folder / "spool").mkdir()
+        record.write_text(wanted, encoding="utf-8")
+
+
+def _stamp(part: Part) -> tuple[int, ...]:
+    # Size and time of change: another file under the same name is another input.
+    path = Path(part.name)
+    return (path.stat().st_size, path.stat().st_mtime_ns) if part.kind != "dataset" and path.is_file() else ()
+
+
+def _buckets(parts: Sequence[Part], options: PackOptions) -> int:
+    if options.shuffle is None:
+        return 0
+    weight = sum(part.weight for part in parts)
+    unit = options.samples_per_shard if parts and parts[0].kind == "dataset" else options.shard_bytes
+    return max(1, -(-weight // unit))
+
+
+def _run(
+    job: _Job,
+    stage: str,
+    work: Callable[[_Job, int, tuple[int, ...]], dict[str, Any]],
+    units: Sequence[tuple[int, ...]],
+    sizes: Sequence[int],
+    processes: int,
+    progress: bool,
+) -> None:
+    """Do the units of a stage that have no record yet."""
+    from tqdm import tqdm
+
+    todo = [number for number in range(len(units)) if not job.record(stage, number).is_file()]
+    # disable=None: a bar on a terminal, nothing in a log file.
+    with tqdm(
+        total=sum(sizes), initial=sum(sizes) - sum(sizes[n] for n in todo), desc=stage, unit="B", unit_scale=True,
+        disable=None if progress else True,
+    ) as bar:  # fmt: skip
+        if min(processes, len(todo)) <= 1:
+            for number in todo:
+                _do(job, stage, work, number, units[number])
+                bar.update(sizes[number])
+            return
+        with ProcessPoolExecutor(min(processes, len(todo))) as pool:
+            futures = {pool.submit(_do, job, stage, work, number, units[number]): number for number in todo}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    bar.update(sizes[futures[future]])
+            except BrokenProcessPool:
+                raise DataError(
+                    "a packing process was killed, mostly for want of memory; the same command goes on with the parts "
+                    "that are missing: lower --processes."
+                ) from None
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _do(job: _Job, stage: str, work: Callable[..., dict[str, Any]], number: int, unit: tuple[int, ...]) -> None:
+    record = job.record(stage, number)
+    temporary = record.with_suffix(".part")
+    temporary.write_text(json.dumps(work(job, number, unit)), encoding="utf-8")
+    temporary.replace(record)
+    if stage == "gather":
+        for spool in (job.folder / "spool").glob(f"{number:05d}-*.tsv"):
+            spool.unlink()
+
+
+def _encoded(job: _Job, number: int, unit: tuple[int, ...]) -> Iterator[tuple[str, bytes]]:
+    rows = chain.from_iterable(part_rows(job.parts[part]) for part in unit)
+    prefix = f"{number:05d}_" if len(job.parts) > 1 and len(unit) == 1 else ""
+    mapped = map_fields(islice(rows, job.options.limit), _with_key(job.options))
+    yield from encoded(mapped, key_prefix=prefix, key_field=job.options.key)
+
+
+def _with_key(options: PackOptions) -> dict[str, str]:
+    mapping = dict(options.mapping)
+    return mapping | {options.key: options.key} if mapping and options.key else mapping
+
+
+def _pack_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
+    prefix = f"shard-{number:05d}-" if len(job.parts) > 1 and len(unit) == 1 else "shard-"
+    return _write(job, prefix, _encoded(job, number, unit))
+
+
+def _write(job: _Job, prefix: str, samples: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
+    names = write_shards(samples, job.shards, prefix, job.options.samples_per_shard, job.options.shard_bytes)
+    texts = {"language": job.options.language, "source": job.options.source}
+    return {"entries": [asdict(index_shard(job.shards / name, **texts).entry) for name in names]}
+
+
+def _deal_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
+    for bucket in range(job.buckets):
+        job.spool(number, bucket).unlink(missing_ok=True)  # of an attempt that was killed
+    draw = random.Random(f"{job.options.shuffle}/deal/{number}")
+    pending: dict[int, list[bytes]] = {}
+    held = 0
+    for key, content in _encoded(job, number, unit):
+        # JSON holds no raw line end, and a key no tab.
+        pending.setdefault(draw.randrange(job.buckets), []).append(key.encode() + b"\t" + content + b"\n")
+        held += len(content)
+        if held > _FLUSH_BYTES:
+            _flush(job, number, pending)
+            held = 0
+    _flush(job, number, pending)
+    return {}
+
+
+def _flush(job: _Job, number: int, pending: dict[int, list[bytes]]) -> None:
+    for bucket, lines in pending.items():
+        with job.spool(number, bucket).open("ab") as file:
+            file.writelines(lines)
+    pending.clear()
+
+
+def _gather(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
+    spools = sorted((job.folder / "spool").glob(f"{number:05d}-*.tsv"))
+    lines = [line for spool in spools for line in spool.read_bytes().split(b"\n") if line]
+    random.Random(f"{job.options.shuffle}/gather/{number}").shuffle(lines)
+    pairs = (line.split(b"\t", 1) for line in lines)
+    return _write(job, f"shard-{number:05d}-", ((key.decode(), content) for key, content in pairs))
+
+
+def _write_manifest(job: _Job, samples: int) -> None:
+    inputs: dict[str, dict[str, Any]] = {}
+    for part in job.parts:
+        if part.name not in inputs:
+            path = Path(part.name)
+            inputs[part.name] = {"kind": part.kind, "options": dict(part.options)}
+            if part.kind != "dataset":
+                inputs[part.name] |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    content = {
+        "bridge_ds": __version__,
+        "samples": samples,
+        "options": asdict(job.options),
+        "inputs": [{"name": name} | facts for name, facts in inputs.items()],
+    }
+    (job.shards / MANIFEST_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

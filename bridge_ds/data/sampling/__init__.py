@@ -1,0 +1,1 @@
+"""Which samples a step uses, in which order, on which rank."""

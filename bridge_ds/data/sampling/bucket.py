@@ -1,0 +1,164 @@
+"""Dealing the rows of a global batch to ranks and micro-batches, like lengths together. Pure; knows no sample.
+
+Letters: G rows of a global batch, W ranks, A accumulation rounds (micro-batches per rank), B rows of a micro-batch,
+K global batches of a window.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+from bridge_ds.data.sampling.order import permute
+
+__all__ = ["deal", "deal_by_budget", "deal_once", "spread"]
+
+
+def deal(lengths: np.ndarray, micro_batch: int, world_size: int) -> np.ndarray:
+    """Deal the rows of one global batch to ranks and micro-batches, like lengths together.
+
+    Rows are sorted by length and cut into micro-batches (least padding); W neighbours form an accumulation round (ranks
+    that wait for each other do like work); in a round the longest micro-batch goes to the rank with the least so far,
+    so that the totals of two ranks never differ by more than the spread inside one round. Long rounds come first: the
+    allocator's largest blocks then serve all later ones.
+
+    Args:
+        lengths: int64 [G], any measure of a row's cost.
+        micro_batch: B.
+        world_size: W.
+
+    Returns:
+        int64 [W, A, B]: row indices into `lengths`, each row once.
+
+    Raises:
+        ValueError: G is not a positive multiple of W * B (callers check with `config.zero.accumulation`).
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    rounds, rest = divmod(lengths.size, micro_batch * world_size)
+    if rest or not rounds:
+        raise ValueError(
+            f"{lengths.size} rows cannot be dealt to {world_size} ranks in micro-batches of {micro_batch}."
+        )
+    rows_AWB = np.argsort(lengths, kind="stable").reshape(rounds, world_size, micro_batch)[::-1, ::-1]
+    tokens_AW = lengths[rows_AWB].sum(axis=-1)
+    dealt_WAB = np.empty((world_size, rounds, micro_batch), dtype=np.int64)
+    load_W = np.zeros(world_size, dtype=np.int64)
+    for number in range(rounds):
+        least_first = np.argsort(load_W, kind="stable")
+        dealt_WAB[least_first, number] = rows_AWB[number]
+        load_W[least_first] += tokens_AW[number]
+    return dealt_WAB
+
+
+def deal_by_budget(costs: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
+    """As :func:`deal`, but a micro-batch ends where its rows times its longest row would exceed a budget.
+
+    The number of micro-batches is the smallest multiple of W that keeps the budget; then the budget is lowered as far
+    as that number allows, so that micro-batches cost about the same.
+
+    Args:
+        costs: int64 [G], tokens of a row, 1 or more.
+        budget: padded tokens of a micro-batch. A row that is longer by itself is a micro-batch of its own.
+        world_size: W.
+
+    Returns:
+        [W][A] arrays of row indices; every rank has the same A, and each row comes once.
+
+    Raises:
+        ValueError: W does not divide G.
+    """
+    costs = np.asarray(costs, dtype=np.int64)
+    if costs.size % world_size or not costs.size:
+        raise ValueError(f"{costs.size} rows cannot be dealt to {world_size} ranks.")
+    order = np.argsort(costs, kind="stable")[::-1]
+    falling = costs[order]
+    count = -(-len(_cuts(falling, budget)) // world_size) * world_size
+    low, high = 1, budget
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_cuts(falling, middle)) <= count else (middle + 1, high)
+    # (minus cost, first row, last row + 1): the dearest first.
+    heap = [(-int(falling[a]) * (b - a), a, b) for a, b in _cuts(falling, low)]
+    heapq.heapify(heap)
+    single: list[tuple[int, int, int]] = []
+    while len(heap) + len(single) < count:
+        group = heapq.heappop(heap)
+        _, a, b = group
+        if b - a == 1:
+            single.append(group)
+            continue
+        for start, stop in ((a, (a + b) // 2), ((a + b) // 2, b)):
+            heapq.heappush(heap, (-int(falling[start]) * (stop - start), start, stop))
+    groups = sorted([*heap, *single])
+    dealt: list[list[np.ndarray]] = [[] for _ in range(world_size)]
+    load_W = np.zeros(world_size, dtype=np.int64)
+    for number in range(0, count, world_size):
+        least_first = np.argsort(load_W, kind="stable").tolist()
+        for rank, (cost, a, b) in zip(least_first, groups[number : number + world_size], strict=True):
+            dealt[rank].append(order[a:b])
+            load_W[rank] -= cost
+    return dealt
+
+
+def deal_once(costs: np.ndarray, micro_batch: int, budget: int, world_size: int) -> list[list[np.ndarray]]:
+    """Deal any number of rows, like costs together, so that every rank has as many micro-batches as the others.
+
+    Args:
+        costs: int64 [G], any G.
+        micro_batch: most rows of a micro-batch.
+        budget: padded tokens of a micro-batch, in place of `micro_batch`; 0 = none.
+        world_size: W.
+
+    Returns:
+        [W][A] arrays of row indices, each row once. At the end some are empty.
+    """
+    order = np.argsort(costs, kind="stable")[::-1]
+    if budget:
+        cuts = _cuts(costs[order], budget)
+    else:
+        cuts = [(start, start + micro_batch) for start in range(0, len(order), micro_batch)]
+    groups = [order[a:b] for a, b in cuts]
+    groups += [order[:0]] * (-len(groups) % world_size)
+    return [groups[rank::world_size] for rank in range(world_size)]
+
+
+def spread(lengths: np.ndarray, steps: int, chunk: int, seed: int, window: int) -> np.ndarray:
+    """Deal the rows of a window of K global batches to its K steps, in chunks of like length.
+
+    Rows are sorted by length and cut into chunks; of every K neighbouring chunks each step gets one, so that steps hold
+    the same spread of lengths while a micro-batch can be cut from rows that are very much alike. Depends on nothing
+    but its arguments: ranks and micro-batches do not change which rows a step has.
+
+    Args:
+        lengths: int64 [K * G].
+        steps: K.
+        chunk: rows that stay together; divides G.
+        seed: seed of the order.
+        window: number of the window, which decides the step of each chunk.
+
+    Returns:
+        int64 [K, G]: row indices into `lengths`, each once.
+
+    Raises:
+        ValueError: K * chunk does not divide the rows.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    groups, rest = divmod(lengths.size, steps * chunk)
+    if rest or not groups:
+        raise ValueError(f"{lengths.size} rows cannot be cut into chunks of {chunk} for {steps} steps.")
+    chunks_NKC = np.argsort(lengths, kind="stable").reshape(groups, steps, chunk)
+    order = permute(
+        np.tile(np.arange(steps), groups), steps, seed, np.repeat(np.arange(groups) + window * groups, steps)
+    )
+    return np.take_along_axis(chunks_NKC, order.reshape(groups, steps, 1), axis=1).transpose(1, 0, 2).reshape(steps, -1)
+
+
+def _cuts(falling: np.ndarray, budget: int) -> list[tuple[int, int]]:
+    # Falling costs: a micro-batch that begins at row a is as wide as that row.
+    cuts, a = [], 0
+    while a < falling.size:
+        b = min(falling.size, a + max(1, budget // max(1, int(falling[a]))))
+        cuts.append((a, b))
+        a = b
+    return cuts

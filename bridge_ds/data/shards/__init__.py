@@ -1,0 +1,1 @@
+"""Shards on disk: index, tables, scan, stores, random access."""

@@ -1,0 +1,82 @@
+"""Indexing tars that others made: any `.json` and `.txt` members, under any names; nothing in them is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.data.packing.write import index_shard
+from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
+from bridge_ds.data.shards.scan import Scan
+from bridge_ds.errors import DataError
+from bridge_ds.reading import is_macos
+
+__all__ = ["index_folder"]
+
+
+def index_folder(
+    folder: Path,
+    *,
+    fields: Mapping[str, str] | None = None,
+    skip: Sequence[str] = (),
+    language: str = "",
+    source: str = "",
+    processes: int = 1,
+    progress: bool = False,
+) -> tuple[ShardIndex, list[str]]:
+    """Write `index.json` and the tables of all `*.tar` of a folder, in the order of their names.
+
+    Args:
+        folder: with tars in it.
+        fields: sample field -> field in the tars, where the names differ.
+        skip: suffixes of members to leave out.
+        language: of the texts.
+        source: what the texts come from.
+        processes: that read at a time.
+        progress: whether to show a bar on a terminal.
+
+    Returns:
+        The index, and remarks for the user: what was left out, and samples that are malformed (these count against
+        `data.max_bad_samples` when a run meets them).
+
+    Raises:
+        DataError: no tar, a compressed one, or one that may not be trained on (see
+            :func:`bridge_ds.data.shards.scan.scan_shard`); an index that was there stays as it was.
+    """
+    paths = sorted(path for path in folder.glob("*.tar") if not is_macos(path.name))
+    packed = sorted(
+        path.name for ending in ("*.tar.*", "*.tgz") for path in folder.glob(ending) if not is_macos(path.name)
+    )
+    if packed:
+        raise DataError(f"{folder} holds {packed[0]}, a compressed tar, which has no random access; unpack it to .tar.")
+    if not paths:
+        what = "holds no .tar" if folder.is_dir() else "is no folder"
+        raise DataError(f"{folder} {what}; expected a folder of webdataset tars.")
+    scans = _scan_all(paths, processes, progress, fields=fields, skip=skip, language=language, source=source)
+    write_index(folder, [scan.entry for scan in scans], dict(fields or {}))
+    remarks = []
+    if left_out := sum(scan.left_out for scan in scans):
+        remarks.append(f"{left_out} members were left out (--skip, __meta__ names, or files of macOS)")
+    if malformed := sum(scan.malformed for scan in scans):
+        first = next(scan.first_malformed for scan in scans if scan.malformed)
+        remarks.append(f"{malformed} samples are bad and count against data.max_bad_samples; the first: {first}")
+    return load_index(folder), remarks
+
+
+def _scan_all(paths: Sequence[Path], processes: int, progress: bool, **options: Any) -> list[Scan]:
+    from tqdm import tqdm
+
+    # disable=None: a bar on a terminal, nothing in a log file.
+    show = None if progress else True
+    if min(processes, len(paths)) <= 1:
+        return [index_shard(path, **options) for path in tqdm(paths, desc="indexing", unit=" shards", disable=show)]
+    with ProcessPoolExecutor(min(processes, len(paths))) as pool:
+        work = pool.map(partial(_index, options), paths)
+        return list(tqdm(work, total=len(paths), desc="indexing", unit=" shards", disable=show))
+
+
+def _index(options: dict[str, Any], path: Path) -> Scan:
+    return index_shard(path, **options)

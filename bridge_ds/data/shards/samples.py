@@ -1,0 +1,195 @@
+"""From the bytes of a sample to its fields, and what can be wrong with them. Nothing is unpickled or run."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from bridge_ds.data.text.words import starts
+from bridge_ds.errors import DataError
+from bridge_ds.reading import NotText, decoded, is_macos, json_value
+
+__all__ = [
+    "FIELDS",
+    "KINDS",
+    "MAPPED",
+    "REQUIRED_FIELDS",
+    "BadSample",
+    "Fault",
+    "fault_in",
+    "is_left_out",
+    "join_members",
+    "parse",
+    "split_name",
+]
+
+FIELDS = ("source", "target", "prompt", "text")
+"""Sample fields that are read as text."""
+MAPPED = (*FIELDS, "language")
+"""Sample fields that may be filled from another one: these, and the language of the source."""
+
+REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {"task": ("source", "target"), "prefix_lm": ("text",)}
+"""What a sample must hold, by `data.objective`. A task sample may also hold `prompt`."""
+
+KINDS = ("malformed", "missing", "empty", "too_long")
+"""Kinds of bad samples: no JSON object or not UTF-8 or of wrong type; a field is missing; a text is empty; a text has
+more characters than `data.max_characters`."""
+
+
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+class Fault(NamedTuple):
+    """What is wrong with a sample."""
+
+    kind: str
+    """One of :data:`KINDS`."""
+    reason: str
+    """The rest of a sentence that began with the sample's place."""
+
+
+class BadSample(DataError):
+    """A sample that is as it was packed and still of no use; `data.max_bad_samples` of them may be left out."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return BadSample, (self.kind, str(self))
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension of a member, as webdataset cuts them: at the first dot of the base name.
+
+    >>> split_name("a/b.en.JSON")
+    ('a/b', 'en.json')
+    """
+    folder, slash, base = name.rpartition("/")
+    key, _, extension = base.partition(".")
+    return folder + slash + key, extension.lower()
+
+
+def parse(raw: bytes, layout: str, fields: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a sample.
+
+    Args:
+        raw: its bytes, as the shard's table gives them.
+        layout: `json` or `members`.
+        fields: sample field -> field in the shard, where the names differ.
+
+    Raises:
+        BadSample: (kind `malformed`, a reason only) no JSON object, not UTF-8, or a field given twice.
+    """
+    if layout == "json":
+        content = _object(raw)
+    else:
+        # Zero blocks end the archive; without them tarfile would take the cut for damage.
+        with tarfile.open(fileobj=io.BytesIO(raw + bytes(1024)), mode="r:") as tar:
+            content = join_members(
+                (split_name(member.name)[1], tar.extractfile(member).read())  # type: ignore[union-attr]
+                for member in tar
+                if member.name.lower().endswith((".json", ".txt")) and not is_left_out(member.name)
+            )
+    for name, there in fields.items():
+        if there in content:
+            content[name] = content[there]
+    return content
+
+
+def is_left_out(name: str) -> bool:
+    """Whether a member is never read: `__meta__` names, which webdataset passes over too, and files of macOS."""
+    return bool(_META.match(name)) or is_macos(name)
+
+
+def join_members(members: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+    """One object from the members of a sample.
+
+    A `.json` member gives all its fields; `NAME.txt` gives the field NAME, `.txt` alone (or as a lone member, whatever
+    stands before it) gives `text`. What belongs to a text file and not to its text is taken off: a byte-order mark,
+    line ends at its end; other line ends become those of Unix.
+
+    Args:
+        members: (extension, content) of each.
+
+    Raises:
+        BadSample: as :func:`parse`.
+    """
+    pairs = list(members)
+    content: dict[str, Any] = {}
+    for extension, raw in pairs:
+        name, _, form = extension.rpartition(".")
+        if form == "json":
+            found = _object(raw)
+        else:
+            found = {name if name and (len(pairs) > 1 or name in FIELDS) else "text": _text(raw)}
+        twice = set(found) & set(content)
+        if twice:
+            raise BadSample("malformed", f"has the field `{sorted(twice)[0]}` in two members; expected it once")
+        content |= found
+    return content
+
+
+def fault_in(sample: Any, objective: str, max_characters: int = 0) -> Fault | None:
+    """What is wrong with a sample, if anything.
+
+    Args:
+        sample: parsed JSON.
+        objective: `task` or `prefix_lm`.
+        max_characters: longest allowed text in characters; 0 = any.
+
+    >>> fault_in({"source": "2 + 2"}, "task").reason
+    'has no `target`; the objective task needs `source` and `target`'
+    """
+    if not isinstance(sample, dict):
+        return Fault("malformed", f"is a JSON {type(sample).__name__}; expected an object with named fields")
+    required = REQUIRED_FIELDS[objective]
+    optional = ("prompt",) if objective == "task" and sample.get("prompt") is not None else ()
+    for field in required + optional:
+        if field not in sample:
+            names = " and ".join(f"`{name}`" for name in required)
+            return Fault("missing", f"has no `{field}`; the objective {objective} needs {names}")
+        value = sample[field]
+        if not isinstance(value, str):
+            return Fault("malformed", f"has a `{field}` of type {type(value).__name__}; expected text")
+        if not value.strip():
+            return Fault("empty", f"has an empty `{field}`; expected text")
+        if max_characters and len(value) > max_characters:
+            return Fault(
+                "too_long", f"has a `{field}` of {len(value)} characters; data.max_characters is {max_characters}"
+            )
+        if not _is_unicode(value):
+            return Fault("malformed", f"has half a surrogate pair in `{field}`; expected text that UTF-8 can hold")
+    # The first half alone would do; it is the quick one.
+    if objective == "prefix_lm" and len(sample["text"].split(maxsplit=1)) < 2 and len(starts(sample["text"])) < 2:
+        return Fault("empty", "has fewer than two words in `text`; a prefix and a rest need at least two")
+    return None
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    try:
+        content = json_value(raw)
+    except (ValueError, RecursionError) as error:
+        raise BadSample("malformed", f"is malformed JSON ({error}); expected one object") from None
+    if not isinstance(content, dict):
+        raise BadSample("malformed", f"is a JSON {type(content).__name__}; expected an object with named fields")
+    return content
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return decoded(raw).replace("\r\n", "\n").rstrip("\r\n")
+    except NotText as error:
+        raise BadSample("malformed", str(error)) from None
+
+
+def _is_unicode(text: str) -> bool:
+    # JSON may hold "\ud800" alone; tokenizers then fail with a message that names neither sample nor reason.
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,243 @@
+"""Reading a tar once from end to end: where its samples lie, and whether anything in it must not be there.
+
+tarfile (and webdataset with it) takes a damaged header, or a cut between two members, for the end of the archive and
+says nothing. Here what follows the last member must be the zero blocks that end a tar, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from bridge_ds.data.shards.samples import BadSample, is_left_out, join_members, parse, split_name
+from bridge_ds.data.shards.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets, sample_id
+from bridge_ds.errors import DataError
+
+__all__ = ["Scan", "diagnose", "file_sha256", "scan_shard"]
+
+_BLOCK = 512
+_READ = ("json", "txt")
+_PICKLES = ("pkl", "pickle", "pyd", "pth", "pt", "dill", "joblib")
+
+
+@dataclass
+class Scan:
+    """What a tar holds."""
+
+    entry: ShardEntry
+    """Its line of `index.json`; the table's size and hash are filled in when the table is written."""
+    table: np.ndarray
+    """Structured [N], see :data:`bridge_ds.data.shards.table.TABLE_DTYPE`."""
+    malformed: int = 0
+    """Samples that are no JSON object or no UTF-8."""
+    first_malformed: str = ""
+    """Key and reason of the first of them."""
+    left_out: int = 0
+    """Members that are not read: of a suffix in `skip`, `__meta__` members, files of macOS."""
+
+
+@dataclass
+class _Sample:
+    key: str
+    start: int
+    names: list[str] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+
+def scan_shard(
+    path: Path,
+    *,
+    fields: Mapping[str, str] | None = None,
+    skip: Sequence[str] = (),
+    language: str = "",
+    source: str = "",
+) -> Scan:
+    """Describe a finished tar.
+
+    Args:
+        path: an uncompressed tar.
+        fields: sample field -> field in the shard, where the names differ.
+        skip: suffixes (such as `jpg`) of members to leave out; any other than `.json` and `.txt` is an error.
+        language: of its texts.
+        source: corpus of its texts.
+
+    Raises:
+        DataError: no whole tar; a member that is a pickle, a link, outside the folder or of unknown suffix; two samples
+            of one key; no sample.
+    """
+    skip = tuple(suffix.lower().lstrip(".") for suffix in skip)
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            counts = {"left out": 0}
+            samples = list(_samples(path.name, tar, skip, counts))
+            _check_end(path.name, file, tar.offset)
+            scan = _describe(path, file, samples, fields or {}, language, source)
+    except tarfile.TarError as error:
+        raise DataError(f"shard {path.name} is no whole tar ({error}); copy it again or make it again.") from None
+    except OSError as error:
+        raise DataError(f"shard {path} cannot be read ({error.strerror or error}); check path and rights.") from None
+    scan.left_out = counts["left out"]
+    return scan
+
+
+def diagnose(path: Path) -> str:
+    """Why a tar that is not what its index promises is no good by itself: the scan's message, or nothing."""
+    try:
+        scan_shard(path)
+    except DataError as error:
+        return f" ({str(error).rstrip('.')})"
+    return ""
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _samples(shard: str, tar: tarfile.TarFile, skip: Sequence[str], counts: dict[str, int]) -> Iterator[_Sample]:
+    current: _Sample | None = None
+    seen: set[str] = set()
+    for member in tar:
+        # Or each header of the shard would stay in memory.
+        tar.members = []  # type: ignore[attr-defined]
+        _check_member(shard, member)
+        if member.isdir():
+            continue
+        key, extension = split_name(member.name)
+        suffix = extension.rpartition(".")[2]
+        if is_left_out(member.name) or suffix in skip:
+            counts["left out"] += 1
+            continue
+        if suffix not in _READ or not key.rpartition("/")[2]:
+            what = f"suffix {suffix!r}" if suffix else "no suffix"
+            raise DataError(
+                f"shard {shard} holds {member.name!r} with {what}; expected KEY.json or KEY.txt members: "
+                "remove it, or leave such members out with --skip SUFFIX."
+            )
+        if current is None or current.key != key:
+            if current:
+                yield current
+            if key in seen:
+                raise _twice(shard, key, member.name)
+            seen.add(key)
+            current = _Sample(key, member.offset)
+        if extension in current.names or sum(name.endswith("json") for name in [*current.names, extension]) > 1:
+            raise _twice(shard, key, member.name)
+        current.names.append(extension)
+        current.spans.append((member.offset_data, member.size))
+    if current is None:
+        raise DataError(f"shard {shard} holds no sample; expected KEY.json or KEY.txt members: leave the file out.")
+    yield current
+
+
+def _check_member(shard: str, member: tarfile.TarInfo) -> None:
+    name = member.name
+    if name.startswith(("/", "\\")) or ".." in name.split("/"):
+        raise DataError(
+            f"shard {shard} holds {name!r}, a path outside its folder; expected relative names without '..': "
+            "make it again."
+        )
+    if member.issym() or member.islnk() or not (member.isreg() or member.isdir()) or member.issparse():
+        kind = "a symlink" if member.issym() else "a hard link" if member.islnk() else "no plain file"
+        raise DataError(f"shard {shard} holds {name!r}, {kind}; expected plain files only: make it again.")
+    if name.lower().rpartition(".")[2] in _PICKLES:
+        raise DataError(
+            f"shard {shard} holds {name!r}, a pickle, which runs code when it is read; expected .json or .txt members: "
+            "convert it."
+        )
+
+
+def _twice(shard: str, key: str, name: str) -> DataError:
+    return DataError(
+        f"shard {shard} holds two samples of the key {key!r} (the second at {name!r}); expected each key once, its "
+        "members side by side; a key ends at the first dot of a name: rename members whose keys hold dots."
+    )
+
+
+def _check_end(shard: str, file: BinaryIO, offset: int) -> None:
+    size = os.fstat(file.fileno()).st_size
+    at = offset
+    while at < size:
+        piece = os.pread(file.fileno(), 1 << 20, at)
+        if piece.strip(b"\0"):
+            raise DataError(
+                f"shard {shard} is damaged: bytes {offset} to {size - 1} are neither a tar header nor the zeros that "
+                "end a tar; copy it again or make it again."
+            )
+        at += len(piece)
+    if size - offset < _BLOCK:
+        raise DataError(
+            f"shard {shard} ends at byte {size} without the zeros that end a tar: it was cut; copy it again or make it "
+            "again."
+        )
+
+
+def _describe(
+    path: Path, file: BinaryIO, samples: list[_Sample], fields: Mapping[str, str], language: str, source: str
+) -> Scan:
+    layout = "json" if all(len(s.names) == 1 and s.names[0].endswith("json") for s in samples) else "members"
+    table = np.zeros(len(samples), dtype=TABLE_DTYPE)
+    scan = Scan(entry=None, table=table)  # type: ignore[arg-type]
+    end = 0
+    for row, sample in enumerate(samples):
+        offset, length = sample.spans[0] if layout == "json" else _blocks(sample)
+        if length >= 1 << 32:
+            raise DataError(f"shard {path.name} holds a sample of {length} bytes (key {sample.key!r}); split its text.")
+        gap, raw = os.pread(file.fileno(), offset - end, end), os.pread(file.fileno(), length, offset)
+        lengths, fault = _lengths(raw, layout, sample, fields)
+        if fault:
+            scan.malformed += 1
+            scan.first_malformed = scan.first_malformed or f"the sample {sample.key!r} of shard {path.name} {fault}"
+        table[row] = (offset, length, zlib.crc32(raw), zlib.crc32(gap), *lengths, sample_id(sample.key))
+        end = offset + length
+    scan.entry = ShardEntry(
+        name=path.name,
+        samples=len(samples),
+        bytes=os.fstat(file.fileno()).st_size,
+        sha256=file_sha256(path),
+        table_bytes=0,
+        table_sha256="",
+        layout=layout,
+        language=language,
+        source=source,
+        tail_crc32=_crc32_from(file, end),
+        characters=int(sum(table[name].sum(dtype=np.int64) for name in ("source", "prompt", "target"))),
+        buckets=tuple(np.bincount(buckets(table), minlength=BUCKETS).tolist()),
+    )
+    return scan
+
+
+def _crc32_from(file: BinaryIO, at: int) -> int:
+    value = 0
+    while piece := os.pread(file.fileno(), 1 << 20, at):
+        value, at = zlib.crc32(piece, value), at + len(piece)
+    return value
+
+
+def _blocks(sample: _Sample) -> tuple[int, int]:
+    last, size = sample.spans[-1]
+    return sample.start, last + -(-size // _BLOCK) * _BLOCK - sample.start
+
+
+def _lengths(raw: bytes, layout: str, sample: _Sample, fields: Mapping[str, str]) -> tuple[tuple[int, ...], str]:
+    try:
+        if layout == "json":
+            content = parse(raw, layout, fields)
+        else:
+            parts = [raw[start - sample.start : start - sample.start + size] for start, size in sample.spans]
+            content = join_members(zip(sample.names, parts, strict=True))
+            content |= {name: content[there] for name, there in fields.items() if there in content}
+    except BadSample as error:
+        return (len(raw), 0, 0), str(error)
+    texts = [content.get(name) for name in ("source", "prompt", "target")]
+    texts[0] = texts[0] if "target" in content or "text" not in content else content["text"]
+    return tuple(len(text) if isinstance(text, str) else 0 for text in texts), ""

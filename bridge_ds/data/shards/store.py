@@ -1,0 +1,285 @@
+"""Where the files of a data set lie, and how a node comes to have them: in a folder, or fetched once and proven.
+
+A remote data set is read through fsspec into a bounded cache; with `data.stage_dir` any data set is copied to a disk of
+the node before training. Either way a file appears under its final name only when it has the size and the sha256 that
+the index promises, so that a dropped connection can never leave a short shard that passes for a whole one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.data.shards.scan import diagnose, file_sha256
+from bridge_ds.errors import DataError
+
+__all__ = ["GIB", "SCHEMES", "Folder", "NodeCache", "ShardStore", "is_remote", "open_store"]
+
+GIB = 1 << 30
+"""Bytes in a GiB."""
+
+SCHEMES = {"https": "aiohttp", "http": "aiohttp", "s3": "s3fs", "hf": "huggingface_hub"}
+"""Schemes of remote data sets, and the package that fsspec needs for each."""
+
+_COPY_AGAIN = "copy it again from where it was made, or index it anew: python tools/pack_shards.py index DIR"
+
+
+class ShardStore:
+    """A place that holds the files of one data set."""
+
+    location: str
+    """Folder or URL, for messages."""
+
+    def read(self, name: str) -> bytes:
+        """A small file in full (`index.json`), fresh.
+
+        Raises:
+            DataError: it is not there or cannot be read.
+        """
+        raise NotImplementedError
+
+    def fetch(self, name: str, size: int, sha256: str) -> Path:
+        """A local path of a file that is there in full.
+
+        Args:
+            name: inside the data set.
+            size: bytes, as the index promises.
+            sha256: hex digest, as the index promises.
+
+        Raises:
+            DataError: it is missing or cannot be made to match.
+        """
+        raise NotImplementedError
+
+
+class Folder(ShardStore):
+    """A folder on a disk that this node sees. Sizes are checked here, contents at each read of a sample."""
+
+    def __init__(self, folder: Path) -> None:
+        self.location = str(folder)
+        self._folder = folder
+
+    def read(self, name: str) -> bytes:
+        path = self._folder / name
+        if not path.is_file():
+            what = "is no folder" if not self._folder.is_dir() else f"has no {name}"
+            raise DataError(
+                f"{self._folder} {what}; expected a folder of tars with {name}: make both with tools/pack_shards.py "
+                "pack, or index tars that are there with tools/pack_shards.py index."
+            )
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); check its rights and the disk.") from None
+
+    def fetch(self, name: str, size: int, sha256: str) -> Path:
+        path = self._folder / name
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise DataError(
+                f"shard {name} is missing from {self._folder} ({error.strerror}); the index promises it; {_COPY_AGAIN}."
+            ) from None
+        if found != size:
+            raise DataError(
+                f"shard {name} in {self._folder} has {found} bytes; the index promises {size} bytes{diagnose(path)}; "
+                f"{_COPY_AGAIN}."
+            )
+        return path
+
+
+class NodeCache(ShardStore):
+    """A data set from elsewhere, its files kept on a disk of this node under names that hold their hash.
+
+    All processes of the node share the folder: a lock beside each file makes one of them fetch while others wait.
+    """
+
+    def __init__(self, location: str, root: Path, limit: int | None, *, tries: int = 5, wait_s: float = 1.0) -> None:
+        """Args:
+        location: URL or folder to fetch from.
+        root: folder on this node; made if absent.
+        limit: bytes to keep at most, the least recently used files go first; None = all are kept.
+        tries: attempts for each file.
+        wait_s: seconds before the second attempt; doubled before each further one.
+        """
+        self.location = location.rstrip("/")
+        self.limit = limit
+        self._tries, self._wait_s = tries, wait_s
+        self._filesystem: tuple[int, Any] = (0, None)
+        self._root = root / hashlib.sha256(self.location.encode()).hexdigest()[:16]
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"the folder {root} for fetched shards cannot be made ({error.strerror}); choose another with "
+                "--set data.cache_dir=PATH or data.stage_dir=PATH."
+            ) from None
+
+    def read(self, name: str) -> bytes:
+        path = self._root / f".{os.getpid()}-{name}"
+        try:
+            return self._attempt(name, path, lambda: path.read_bytes())
+        finally:
+            path.unlink(missing_ok=True)
+
+    def fetch(self, name: str, size: int, sha256: str) -> Path:
+        target = self._root / f"{sha256[:16]}-{name}"
+        with self._locked(target.name):
+            if self._is_there(target, size):
+                return target
+            self._make_room(name, size, target)
+            temporary = self._root / f".{target.name}.part"
+
+            def prove() -> Path:
+                found = temporary.stat().st_size
+                if found != size:
+                    raise OSError(f"{found} bytes came, the index promises {size}")
+                digest = file_sha256(temporary)
+                if digest != sha256:
+                    raise OSError(f"its sha256 is {digest[:12]}..., the index promises {sha256[:12]}...")
+                temporary.replace(target)
+                return target
+
+            try:
+                return self._attempt(name, temporary, prove)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def holds(self, name: str, size: int, sha256: str) -> bool:
+        """Whether a file has been fetched already (by its size; it was proven when it came)."""
+        return self._is_there(self._root / f"{sha256[:16]}-{name}", size)
+
+    def free(self) -> int:
+        """Bytes free on the disk of the cache."""
+        return shutil.disk_usage(self._root).free
+
+    def _attempt(self, name: str, path: Path, prove: Any) -> Any:
+        reason = ""
+        for attempt in range(self._tries):
+            if attempt:
+                time.sleep(self._wait_s * 2 ** (attempt - 1))
+            try:
+                self._download(name, path)
+                return prove()
+            except (FileNotFoundError, PermissionError) as error:
+                # Waiting does not mend these.
+                raise DataError(
+                    f"{self.location}/{name} cannot be fetched ({type(error).__name__}); expected a file that this "
+                    "node may read: check data.shards, and credentials where the place wants some."
+                ) from None
+            except Exception as error:  # aiohttp, botocore, ... raise classes of their own
+                if getattr(error, "errno", None) == errno.ENOSPC:
+                    raise DataError(f"no space left for {name} in {self._root.parent}; free some or move it.") from None
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{self.location}/{name} could not be fetched in {self._tries} attempts (the last: {reason}); check the "
+            "network and that the files there are those that were indexed."
+        )
+
+    def _download(self, name: str, path: Path) -> None:
+        # One file system for each process: fsspec's event loop does not outlive a fork.
+        if self._filesystem[0] != os.getpid():
+            self._filesystem = os.getpid(), _filesystem(self.location)
+        filesystem, root = self._filesystem[1]
+        filesystem.get_file(f"{root}/{name}", str(path))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_filesystem": (0, None)}
+
+    def _is_there(self, path: Path, size: int) -> bool:
+        try:
+            if path.stat().st_size != size:
+                return False
+            os.utime(path)  # now is its last use
+        except OSError:
+            return False
+        return True
+
+    def _make_room(self, name: str, size: int, target: Path) -> None:
+        if self.limit is None:
+            return
+        if size > self.limit:
+            raise DataError(
+                f"shard {name} has {size / GIB:.2f} GiB; data.cache_gib allows {self.limit / GIB:.2f}; raise it."
+            )
+        with self._locked("eviction"):
+            files = []
+            for path in self._root.iterdir():
+                if not path.name.startswith("."):
+                    status = path.stat()
+                    files.append((status.st_mtime_ns, status.st_size, path))
+            used = sum(kept for _, kept, _ in files)
+            for _, kept, path in sorted(files):
+                if used + size <= self.limit:
+                    break
+                path.unlink(missing_ok=True)  # a reader that has it open keeps it
+                used -= kept
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with (self._root / f".{name}.lock").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a kill lets go of it
+            try:
+                yield
+            finally:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not, while a process forked meanwhile has a copy
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URL of a known scheme."""
+    return location.partition("://")[0] in SCHEMES and "://" in location
+
+
+def open_store(location: str, *, stage_dir: str = "", cache_dir: str = "", cache_gib: float = 50.0) -> ShardStore:
+    """The store of a data set.
+
+    Args:
+        location: folder, or URL of one (`s3://`, `https://`, `hf://`, `http://`).
+        stage_dir: folder on the node's own disk to copy everything to; empty = no staging.
+        cache_dir: folder for fetched shards of remote data sets; empty = `~/.cache/bridge_ds`.
+        cache_gib: GiB of fetched shards to keep.
+
+    Raises:
+        DataError: a `pipe:`, a chain of URLs, an unknown scheme, or a missing package.
+    """
+    scheme, sign, _ = location.partition("://")
+    if location.startswith("pipe:") or "::" in location or (sign and scheme not in SCHEMES):
+        raise DataError(
+            f"data.shards is {location!r}; expected a folder, or a URL that begins with "
+            f"{', '.join(f'{name}://' for name in SCHEMES)}; nothing is ever run to get data."
+        )
+    if sign and not stage_dir:
+        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bridge_ds"
+        return NodeCache(location, Path(cache_dir) if cache_dir else default, int(cache_gib * GIB))
+    if stage_dir:
+        where = location if sign else str(Path(location).absolute())
+        return NodeCache(where, Path(stage_dir), None)
+    return Folder(Path(location))
+
+
+def _filesystem(location: str) -> Any:
+    """(file system, path of the data set on it)."""
+    import fsspec
+
+    scheme = location.partition("://")[0]
+    options: dict[str, Any] = {}
+    try:
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            # No limit on the whole (shards are large), one on silence.
+            options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}
+        return fsspec.url_to_fs(location, **options)
+    except ImportError as error:
+        package = SCHEMES[scheme]
+        raise DataError(
+            f"{location} needs the package {package} ({error}); install it: pip install {package}."
+        ) from None

@@ -1,0 +1,1 @@
+"""From text to what the models read: conventions, chat templates, truncation, languages."""

@@ -1,0 +1,178 @@
+"""A chat template around the soft prompt: rendered with the user's turn between two marks, and taken apart there.
+
+What lies between the marks goes to the encoder, the rest stays text for the LLM, to the last blank and line end.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bridge_ds.data.text.plain import NONCHARACTERS, guarded
+from bridge_ds.errors import ConfigError, DataError
+
+__all__ = ["MARKS", "Frame", "collapse", "frame_of", "has_template", "mark", "messages_of", "render", "take_apart"]
+
+MARKS = ("\ufdd0", "\ufdd1")
+"""Noncharacters of Unicode around the user's turn: no text holds them, and no chat template changes them."""
+_OPEN, _CLOSE = MARKS
+_BEGUN = "\ufdd5"
+"""Stands before an answer that has been begun."""
+_DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_TODAY = datetime.date(2024, 7, 26)
+"""What templates that write the date (Llama 3.2) are told: the one that they name themselves where they cannot ask. Of
+the real one a run would change from day to day."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands around the source; empty = nothing."""
+
+    head: str = ""
+    """Before the soft prompt."""
+    tail: str = ""
+    """After it."""
+
+    @property
+    def before_answer(self) -> str | None:
+        """What an answer follows at once; none = no template."""
+        return self.tail if self.head or self.tail else None
+
+
+def has_template(tokenizer: Any) -> bool:
+    """Whether there is one."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def frame_of(tokenizer: Any, chat_template: bool, system: str) -> Frame:
+    """The template of a run around any source.
+
+    Args:
+        tokenizer: the LLM's.
+        chat_template: as data.chat_template.
+        system: as data.system_prompt.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template, or it leaves the user's turn out.
+    """
+    if not chat_template:
+        return Frame()
+    try:
+        text = render(tokenizer, [{"role": "user", "content": "a"}], system=system)
+        head, _, tail, _ = take_apart(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"data.chat_template is true and the tokenizer of the LLM cannot render a chat "
+            f"({' '.join(str(error).split())[:120]}); expected a chat template; set data.chat_template=false, or "
+            "choose an instruction-tuned LLM."
+        ) from None
+    return Frame(head, tail)
+
+
+def messages_of(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Messages with text alone; a list of text parts is joined.
+
+    Raises:
+        DataError: a message that is not text.
+    """
+    found = []
+    for message in chat:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
+            content = "".join(str(part.get("text", "")) for part in content)
+        if not isinstance(content, str) or not isinstance(message.get("role"), str):
+            raise DataError(f"a message is {str(message)[:80]!r}; expected a role and text content.")
+        found.append({"role": message["role"], "content": content})
+    return found
+
+
+def mark(source: str) -> str:
+    """A user's turn for the chat template, from which :func:`take_apart` finds the place of the soft prompt again."""
+    return f"{_OPEN}{source}{_CLOSE}"
+
+
+def take_apart(text: str) -> tuple[str, str, str, bool]:
+    """What :func:`render` gave, as head, source, tail and whether an answer is begun in the tail.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    head, opened, rest = text.partition(_OPEN)
+    source, closed, tail = rest.partition(_CLOSE)
+    if not opened or not closed:
+        raise ValueError("the chat template leaves the user's turn out")
+    return head, source, tail.replace(_BEGUN, ""), _BEGUN in tail
+
+
+def render(
+    tokenizer: Any, history: Sequence[dict[str, str]], answering: bool = True, system: str = "", **options: Any
+) -> str:
+    """The LLM's chat template around ONE user turn, in whose place the soft prompt will stand.
+
+    The encoder reads the worked examples and the question as one text; a system message stays text for the LLM.
+
+    Args:
+        tokenizer: the LLM's.
+        history: messages with `role` and `content`.
+        answering: the assistant's turn is opened; else the last message, if it is the assistant's, is gone on with.
+        system: system message of a chat that has none.
+        options: of the template.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    import jinja2
+
+    own, source, answer = collapse(history, answering=not answering)
+    system = guarded(tokenizer, own or system)
+    turns = [{"role": "user", "content": mark(NONCHARACTERS.sub("", source))}]
+    if answer:
+        begins = len(answer) - len(answer.lstrip())
+        answer = guarded(tokenizer, answer)
+        turns.append({"role": "assistant", "content": answer[:begins] + _BEGUN + answer[begins:]})
+    template = tokenizer.get_chat_template(options.pop("chat_template", None), options.get("tools"))
+    options["chat_template"] = _DATE.sub(lambda match: repr(_TODAY.strftime(match[2])), template)
+
+    def fill(messages: list[dict[str, str]]) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=not answer,
+                continue_final_message=bool(answer),
+                **options,
+            )
+        )
+
+    if not system:
+        return fill(turns)
+    try:
+        return fill([{"role": "system", "content": system}, *turns])
+    except jinja2.exceptions.TemplateError:  # some templates know no system role
+        return fill([{"role": "user", "content": f"{system}\n\n{turns[0]['content']}"}, *turns[1:]])
+
+
+def collapse(history: Sequence[dict[str, str]], answering: bool) -> tuple[str, str, str]:
+    """A chat as (system text, the encoder's source, beginning of the answer).
+
+    There is one soft prompt, so worked examples and the question are one text, as lm_eval writes them without a chat
+    template. The system text stays text: it is an instruction to the LLM, and in the LLM's own language. A question
+    without anything before it is read as it is, so that it has the ids of the same text without a chat.
+
+    Args:
+        history: messages with `role` and `content`.
+        answering: the last message, if it is the assistant's, is the beginning of the answer.
+    """
+    messages = list(history)
+    system = messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else ""
+    answer = messages.pop()["content"] if answering and messages and messages[-1]["role"] == "assistant" else ""
+    if len(messages) == 1:
+        return system, messages[0]["content"], answer
+    source = ""
+    for message in messages:
+        between = "" if not source else " " if message["role"] == "assistant" else "\n\n"
+        source = source.rstrip() + between + message["content"].strip() if source else message["content"].strip()
+    return system, source, answer

@@ -1,0 +1,158 @@
+"""All that comes before an answer, as text and then as token ids: what the encoder reads, what the LLM reads. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from bridge_ds.data.text.chat import Frame, take_apart
+from bridge_ds.data.text.plain import behind, template_ids
+from bridge_ds.data.text.truncate import Limits, fit
+from bridge_ds.errors import DataError
+
+if TYPE_CHECKING:
+    from bridge_ds.data.loading.tokenize import Tokenizers
+
+__all__ = ["Context", "ContextIds", "DoesNotFit", "answers", "context_ids", "frame_ids", "framed", "parse"]
+
+
+_USER = "a"
+"""Stands for the end of a user's turn."""
+
+
+class DoesNotFit(DataError):
+    """What must not be truncated is longer than the LLM's input."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that comes before the scored or written text."""
+
+    source: str | None
+    """What the encoder reads; none = nothing, and no soft prompt."""
+    head: str = ""
+    """Text for the LLM before the soft prompt (of a chat template)."""
+    tail: str = ""
+    """Text for the LLM after it (of a chat template)."""
+    prompt: str | None = None
+    """What the LLM reads in the source's place where it reads text at all; none = the source."""
+    begun: bool = False
+    """The tail holds the beginning of an answer, which goes on from there."""
+    continues: bool = False
+    """No answer follows but the rest of the same text: of a long one the end is read, as prefix_lm trains it, and no
+    chat template stands around it."""
+    language: str = ""
+    """Of the source, for an encoder that is told it; empty = not known."""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether a chat template stands around it."""
+        return bool(self.head or self.tail)
+
+
+@dataclass(frozen=True)
+class ContextIds:
+    """A context as token ids, in the order in which the LLM meets them; the soft prompt stands in `source`'s place."""
+
+    head: list[int]
+    """LLM ids, BOS first."""
+    source: list[int]
+    """Encoder ids; empty = no soft prompt."""
+    prompt: list[int]
+    """LLM ids of the text itself, where the LLM reads it."""
+    tail: list[int]
+    """LLM ids."""
+    cut: tuple[str, ...] = ()
+    """Which of `source` and `prompt` were truncated."""
+
+
+def context_ids(
+    of: Tokenizers, context: Context, limits: Limits, following: int, *, bridge: bool = True, prompt: bool = False
+) -> ContextIds:
+    """Token ids of a context, truncated to what fits, as in training.
+
+    Args:
+        of: both tokenizers.
+        context: the text.
+        limits: most tokens, and the side at which more are cut.
+        following: places to keep free behind the context.
+        bridge: the encoder reads the source; else the LLM alone does.
+        prompt: the LLM reads it too.
+
+    Raises:
+        DoesNotFit: what is not to be cut is too long.
+    """
+    # As they stand, as training has them: what a text ends with may be tokens of its own.
+    head, tail = frame_ids(of, Frame(context.head, context.tail))
+    text = context.source or ""
+    shown = text if context.prompt is None else context.prompt
+    source = of.source_ids(text, context.language) if bridge and context.source is not None else []
+    ids = of.prompt_ids(shown) if shown.strip() and (prompt or not bridge) else []
+    if not head and not source and not ids and not tail:
+        head = of.opened(head)
+    if context.continues:
+        limits = replace(limits, side="left")
+    fixed = limits.soft + 1 if limits.soft and source else 0
+    room = _room(limits.positions, len(head) + len(tail) + following + fixed)
+    source, ids, cut = fit(source, ids, limits, of.kept_ends(source), room)
+    return ContextIds(head, source, ids, tail, cut)
+
+
+def frame_ids(of: Tokenizers, frame: Frame) -> tuple[list[int], list[int]]:
+    """LLM ids before the soft prompt, BOS first, and after it."""
+    head, tail = template_ids(of.llm, frame.head), template_ids(of.llm, frame.tail)
+    if frame.tail:  # which goes on behind the user's turn, see behind()
+        before, whole = template_ids(of.llm, _USER), template_ids(of.llm, _USER + frame.tail)
+        tail = whole[len(before) :] if whole[: len(before)] == before else tail
+    if of.bos_id is not None and head[:1] != [of.bos_id]:
+        head = [of.bos_id, *head]
+    return head, tail
+
+
+def framed(context: Context, frame: Frame) -> Context:
+    """A plain context in the run's own chat template; one that has a template already is left as it is."""
+    if context.is_chat or context.continues or context.source is None:
+        return context
+    return replace(context, head=frame.head, tail=frame.tail)
+
+
+def answers(
+    of: Tokenizers, texts: Sequence[str], tail: str | None, closed: bool = True, parted: Sequence[bool] | None = None
+) -> list[list[int]]:
+    """LLM ids of whole answers, uncut.
+
+    Args:
+        of: both tokenizers.
+        texts: the answers.
+        tail: the end of the chat template that they follow at once; none = no template, as :meth:`Tokenizers.targets`.
+        closed: with what closes a target in training.
+        parted: as of :meth:`Tokenizers.targets`.
+    """
+    if tail is None:
+        found = of.targets(texts, parted)
+    else:
+        # After a line end no space. After a sign (Llama 2's [/INST]) the tokenizer's own, which such templates write.
+        found = behind(of.llm, tail[-1:] if tail[-1:].isspace() else "", [text.strip() for text in texts])
+    return [[*ids, *of.closing] for ids in found] if closed else found
+
+
+def parse(context: str) -> Context:
+    """A context from one text, with the chat template's part taken off where there is one."""
+    try:
+        head, source, tail, begun = take_apart(context)
+    except ValueError:
+        return Context(context)
+    return Context(source, head, tail, begun=begun)
+
+
+def _room(positions: int, taken: int) -> int | None:
+    """Places that are left; none = any number."""
+    if not positions:
+        return None
+    if taken + 2 > positions:
+        raise DoesNotFit(
+            f"a request needs {taken} places besides its context; the LLM has {positions}; shorten what is to be "
+            "scored or written (choices, max_new_tokens, max_gen_toks), or choose another LLM."
+        )
+    return positions - taken

@@ -1,0 +1,182 @@
+"""What follows the pooling in the collapsed layer: value and output projection, two norms, the MLP, the layers' scores.
+
+It works on one chunk of tokens. Kept are the pooled states and the inputs of the two norms; backward computes the value
+and the hidden units again (2 matrix products beside 12) where they were not kept, so that a token costs 3 D kept
+elements instead of about 6 D + 2 F.
+
+Letters: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden width of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from bridge_ds.fusion.kernels.dropout import Masks
+from bridge_ds.fusion.kernels.primitives import KernelPlan
+
+__all__ = ["PostAttentionTotals", "backward", "forward"]
+
+EPSILON = 1e-5
+"""Of torch's nn.TransformerEncoderLayer."""
+
+Parameters = Mapping[str, torch.Tensor]
+Slots = Mapping[str, torch.Tensor | None]
+
+
+@dataclass
+class PostAttentionTotals:
+    """Gradients of the parameters, summed over chunks; the first chunk writes, so nothing is zeroed before."""
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        """Add a small tensor."""
+        if name in self.sums:
+            self.sums[name] += value
+        else:
+            self.sums[name] = value
+
+    def add_product(self, name: str, a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None) -> None:
+        """Add a @ b (both 2-D, or both 3-D batches). `into` is where the sum is kept; none where the products are
+        narrower than the sum, and so are there before it."""
+        first = name not in self.sums
+        if into is None or a.dtype != into.dtype:
+            product = (a @ b).to(torch.promote_types(a.dtype, torch.float32))
+            if first and into is not None:
+                self.sums[name] = into.copy_(product)
+            else:
+                self.add(name, product)
+            return
+        self.sums[name] = into
+        if into.dim() == 3:
+            torch.baddbmm(into, a, b, beta=0 if first else 1, out=into)
+        else:
+            torch.addmm(into, a, b, beta=0 if first else 1, out=into)
+
+
+def forward(
+    p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, masks: Masks, plan: KernelPlan
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """From pooled states to the layers' scores.
+
+    Args:
+        p: the fusion's parameters by name.
+        pooled_HmD: sum over positions of attention x (state + position), in the products' dtype.
+        sums_mH: sum of the attention over positions (1 without dropout), which weighs the value's bias.
+
+    Returns:
+        the value [m, D] in the products' dtype, the inputs of the first and of the second norm [m, D], the scores
+        [m, L], and the hidden units [m, F] as they went into the MLP's second matrix, in the products' dtype.
+    """
+    value_mD = _value(p, pooled_HmD, sums_mH, plan)
+    output_mD = _linear(value_mD, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"], plan)
+    first_mD = plan.path.times(output_mD, masks.output, in_place=True).add_(p["cls"])
+    x_mD = _norm(first_mD, p, "norm1")[0]
+    hidden_mF = _hidden(p, x_mD, masks, plan)
+    ffn_mD = _linear(hidden_mF, p["linear2_weight"], p["linear2_bias"], plan)
+    second_mD = plan.path.times(ffn_mD, masks.ffn, in_place=True).add_(x_mD)
+    y_mD = _norm(second_mD, p, "norm2")[0]
+    return value_mD, first_mD, second_mD, F.linear(y_mD, p["score_weight"], p["score_bias"]), hidden_mF
+
+
+def backward(
+    p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, masks: Masks, plan: KernelPlan,
+    value_mD: torch.Tensor | None, hidden_mF: torch.Tensor | None, first_mD: torch.Tensor, second_mD: torch.Tensor,
+    d_scores_mL: torch.Tensor, totals: PostAttentionTotals, slots: Slots,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of :func:`forward` for pooled [H, m, D] and sums [m, H]; those of the parameters go to `totals`.
+
+    Args:
+        value_mD: what :func:`forward` gave, or none where it was not kept; so `hidden_mF`.
+        slots: tensors in which the gradients of the four large matrices are summed, or none.
+    """
+    heads, _, width = pooled_HmD.shape
+    dtype, times = plan.dtype, plan.path.times
+    y_mD, mean, rstd = _norm(second_mD, p, "norm2")
+    totals.add("score_weight", d_scores_mL.T @ y_mD)
+    totals.add("score_bias", d_scores_mL.sum(0))
+    del y_mD
+    d_second_mD = _norm_backward(d_scores_mL @ p["score_weight"], second_mD, mean, rstd, p, "norm2", totals)
+
+    x_mD, mean1, rstd1 = _norm(first_mD, p, "norm1")
+    if hidden_mF is None:
+        hidden_mF = _hidden(p, x_mD, masks, plan)
+    d_ffn_mD = times(d_second_mD, masks.ffn)
+    d_hidden_mF = _linear_backward(d_ffn_mD, hidden_mF, "linear2", p, dtype, totals, slots)
+    # A dropped unit is 0 after its mask, as one that ReLU closed: both let nothing through.
+    d_hidden_mF = torch.ops.aten.threshold_backward(d_hidden_mF, hidden_mF, 0)
+    if masks.hidden is not None:
+        d_hidden_mF.mul_(masks.hidden.draws.kept_scale)
+    d_x_mD = _linear_backward(d_hidden_mF, x_mD, "linear1", p, dtype, totals, slots, d_second_mD.dtype)
+    d_x_mD.add_(d_second_mD)
+    del x_mD, hidden_mF, d_hidden_mF, d_ffn_mD, d_second_mD
+    d_first_mD = _norm_backward(d_x_mD, first_mD, mean1, rstd1, p, "norm1", totals)
+    totals.add("cls", d_first_mD.sum(0))
+
+    if value_mD is None:
+        value_mD = _value(p, pooled_HmD, sums_mH, plan)
+    d_output_mD = times(d_first_mD, masks.output)
+    narrow_mD = _linear_backward(d_output_mD, value_mD, "self_attn_out_proj", p, dtype, totals, slots)
+    narrow_HmE = narrow_mD.view(-1, heads, width // heads).transpose(0, 1)
+    totals.add_product("value", narrow_HmE.transpose(1, 2), pooled_HmD, slots["value"])
+    wide_HmE = narrow_HmE.to(plan.wide)
+    totals.add("value_bias", torch.bmm(sums_mH.T[:, None], wide_HmE).flatten())
+    d_pooled_HmD = torch.bmm(narrow_HmE, p["value_weight"].view(heads, -1, width)).to(plan.wide)
+    return d_pooled_HmD, torch.bmm(wide_HmE, p["value_bias"].view(heads, -1, 1))[..., 0].T
+
+
+def _value(p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, plan: KernelPlan) -> torch.Tensor:
+    heads, tokens, width = pooled_HmD.shape
+    weight_HDE = p["value_weight"].view(heads, -1, width).transpose(1, 2)
+    value_HmE = torch.bmm(pooled_HmD, weight_HDE)
+    bias_H1E = p["value_bias"].view(heads, 1, -1)
+    if plan.dtype == plan.wide:
+        value_HmE.addcmul_(sums_mH.T[..., None], bias_H1E)
+    else:  # summed in float32, rounded once
+        value_HmE = torch.addcmul(value_HmE.to(plan.wide), sums_mH.T[..., None], bias_H1E).to(plan.dtype)
+    return value_HmE.transpose(0, 1).reshape(tokens, width)
+
+
+def _hidden(p: Parameters, x_mD: torch.Tensor, masks: Masks, plan: KernelPlan) -> torch.Tensor:
+    # Rounded first: ReLU and a factor of 0 or 1 / (1 - p) need no more than the products' dtype.
+    hidden_mF = F.linear(x_mD.to(plan.dtype), p["linear1_weight"], p["linear1_bias"].to(plan.dtype)).relu_()
+    return plan.path.times(hidden_mF, masks.hidden, in_place=True)
+
+
+def _norm(x_mD: torch.Tensor, p: Parameters, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.native_layer_norm(x_mD, x_mD.shape[-1:], p[f"{name}_weight"], p[f"{name}_bias"], EPSILON)
+
+
+def _norm_backward(
+    d_out_mD: torch.Tensor, x_mD: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor, p: Parameters, name: str,
+    totals: PostAttentionTotals,
+) -> torch.Tensor:  # fmt: skip
+    d_x_mD, d_weight_D, d_bias_D = torch.ops.aten.native_layer_norm_backward(
+        d_out_mD, x_mD, x_mD.shape[-1:], mean, rstd, p[f"{name}_weight"], p[f"{name}_bias"], [True, True, True]
+    )
+    totals.add(f"{name}_weight", d_weight_D)
+    totals.add(f"{name}_bias", d_bias_D)
+    return d_x_mD
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, plan: KernelPlan) -> torch.Tensor:
+    """The product in its own dtype, what follows in float32."""
+    if plan.dtype == plan.wide:
+        return F.linear(x, weight, bias)
+    return torch.add(F.linear(x, weight), bias)
+
+
+def _linear_backward(
+    d_out: torch.Tensor, x: torch.Tensor, name: str, p: Parameters, dtype: torch.dtype, totals: PostAttentionTotals,
+    slots: Slots, wanted: torch.dtype | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Gradient of the product's input, in the products' dtype or the one that is wanted."""
+    narrow = d_out.to(dtype)
+    totals.add_product(f"{name}_weight", narrow.T, x.to(dtype), slots[f"{name}_weight"])
+    totals.add(f"{name}_bias", d_out.sum(0, dtype=p[f"{name}_bias"].dtype))
+    d_x = narrow @ p[f"{name}_weight"]
+    return d_x if wanted is None else d_x.to(wanted)

@@ -1,0 +1,1 @@
+"""From a checkpoint and a text to an answer: one path for evaluation, harness, generate, serve, hub and doctor."""

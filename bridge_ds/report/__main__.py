@@ -1,0 +1,52 @@
+"""Compare scored runs: `python -m bridge_ds.evaluation report RUN...`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bridge_ds.cli import Parser, user_errors
+from bridge_ds.entry import run_command
+
+_HELP = """\
+Compare scored runs sample by sample: several fusions, each with the same seeds, on the same tasks and languages.
+Writes report.html (one page, nothing to load), report.md, report.json and plots.
+
+examples:
+  python -m bridge_ds.evaluation report runs/last_layer-* runs/transformer_softmax-* --output runs/report
+  python -m bridge_ds.evaluation report runs/plain "transformer_softmax, rms=runs/rms" --baseline transformer_softmax"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the runs' predictions, compare them, write the report and its plots."""
+    parser = Parser(
+        prog="python -m bridge_ds.evaluation report",
+        description=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or NAME=FOLDER for a name of your own")
+    parser.add_argument("--output", type=Path, default=Path("runs/report"), help="folder (default: runs/report)")
+    parser.add_argument(
+        "--baseline", default="last_layer", help="name of the system to compare with (default: last_layer)"
+    )
+    parser.add_argument(
+        "--scores",
+        default="sum",
+        choices=("sum", "mean", "calibrated"),
+        help="how a choice's scores count (default: sum)",
+    )
+    options = parser.parse_args(argv)
+    with user_errors():
+        from bridge_ds.report import study_results, write_report
+        from bridge_ds.report.collect import read_study
+        from bridge_ds.report.plots import draw_study
+
+        results = study_results(read_study(options.runs, options.baseline), options.scores)
+        write_report(options.output, results)
+        draw_study(results, options.output)
+        print(f"{options.output / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,170 @@
+"""Runs that cannot be compared: one clear sentence and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bridge_ds.evaluation.__main__ import main
+from bridge_ds.evaluation.predictions import read_index
+from bridge_ds.report.collect import read_study
+
+from .studies import edit_index, rewrite, write_run, write_study
+
+SMALL = {"xnli": ("en", "sw"), "mgsm": ("en",)}
+
+
+def _no_predictions(root: Path) -> None:
+    shutil.rmtree(root / "last_layer-1" / "evaluation")
+    (root / "last_layer-1" / "evaluation.json").write_text("{}")
+
+
+def _missing_language(root: Path) -> None:
+    write_run(root / "global_softmax-0", "global_softmax", 0, 12, SMALL | {"xnli": ("en",)})
+
+
+def _further_task(root: Path) -> None:
+    write_run(root / "global_softmax-0", "global_softmax", 0, 12, SMALL | {"belebele": ("sin_Sinh",)})
+
+
+def _other_samples(root: Path) -> None:
+    rewrite(root / "global_softmax-1", "xnli", "sw", lambda row: replace(row, key=row.key.replace("-3", "-99")))
+
+
+def _fewer_samples(root: Path) -> None:
+    rewrite(root / "global_softmax-1", "xnli", "sw", lambda row: row if row.key != "xnli-3" else None)
+
+
+def _twice(root: Path) -> None:
+    rewrite(root / "global_softmax-1", "xnli", "sw", lambda row: replace(row, key=row.key.replace("-4", "-3")))
+
+
+def _other_source(root: Path) -> None:
+    rewrite(root / "global_softmax-1", "mgsm", "en", lambda row: replace(row, source=row.source + "!"))
+
+
+def _other_labels(root: Path) -> None:
+    path = root / "global_softmax-0" / "evaluation" / "bridge" / "index.json"
+    values = json.loads(path.read_text())
+    values["tasks"]["xnli"]["labels"] = ["yes", "maybe", "no"]
+    path.write_text(json.dumps(values))
+
+
+def _missing_seed(root: Path) -> None:
+    shutil.rmtree(root / "global_softmax-1")
+
+
+def _seed_twice(root: Path) -> None:
+    shutil.copytree(root / "global_softmax-1", root / "global_softmax-1b")
+
+
+def _short_scores(root: Path) -> None:
+    rewrite(root / "global_softmax-1", "xnli", "en", lambda row: replace(row, scores=row.scores[:2]))
+
+
+def _no_file(root: Path) -> None:
+    (root / "global_softmax-1" / "evaluation" / "bridge" / "xnli" / "sw.jsonl").unlink()
+
+
+def _torn_line(root: Path) -> None:
+    path = root / "global_softmax-1" / "evaluation" / "bridge" / "xnli" / "sw.jsonl"
+    path.write_text(path.read_text()[:-40] + "\n")
+
+
+def _llm_lacks(root: Path) -> None:
+    edit_index(root / "global_softmax-0", "llm", tasks={})
+
+
+CASES: list[tuple[Callable[[Path], None], str]] = [
+    (_no_predictions, "last_layer-1 holds no predictions; expected .* python -m bridge_ds.evaluation --run "),
+    (_missing_language, "was not scored on xnli in sw, .* score it with python -m bridge_ds.evaluation --run "),
+    (_further_task, "was not scored on belebele, "),
+    (_other_samples, "share 11 of 12 and 12 samples of xnli in sw; expected the same samples; "),
+    (_fewer_samples, "sw.jsonl has 11 predictions; expected 12; score the run again"),
+    (_twice, "sw.jsonl has two predictions of one key; "),
+    (_other_source, "have another source or label for mgsm-0 of mgsm in en; "),
+    (_other_labels, "on a xnli of other labels"),
+    (_missing_seed, "has the seeds 0, 1, global_softmax has 0|global_softmax has the seeds 0, last_layer has 0, 1; "),
+    (_seed_twice, "are both global_softmax with seed 1; expected one run a seed"),
+    (_short_scores, "en.jsonl line 1 has 2 scores and label .; expected a score for each of 3 choices"),
+    (_no_file, "sw.jsonl cannot be read"),
+    (_torn_line, "sw.jsonl line 12 is no prediction "),
+    (
+        lambda root: edit_index(root / "last_layer-0", "bridge", format=7),
+        "has format 7; expected 1; score the run again",
+    ),
+    (lambda root: edit_index(root / "last_layer-0", "bridge", tasks=3), "index.json cannot be read"),
+    (_llm_lacks, "llm was not scored on xnli, "),
+]
+
+
+@pytest.mark.parametrize(("harm", "told"), CASES, ids=lambda value: getattr(value, "__name__", None))
+def test_runs_that_cannot_be_compared(
+    harm: Callable[[Path], None], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tmp_path, seeds=(0, 1), samples=12, tasks=SMALL)
+    harm(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        main(["report", *sorted(str(path) for path in tmp_path.iterdir()), "--output", str(tmp_path / "report")])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    import re
+
+    assert re.search(told, said), said
+    assert not (tmp_path / "report").exists()
+
+
+def test_what_the_command_line_gets_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path, seeds=(0,), samples=8, tasks=SMALL)
+    folders = [str(path) for path in tmp_path.iterdir()]
+    rewrite(tmp_path / "last_layer-0", "xnli", "en", lambda row: replace(row, null=()))
+    for arguments, told in (
+        ([str(tmp_path / "nothing")], "there is no folder"),
+        ([*folders, "--baseline", "best"], "none of the runs is of 'best', the baseline; found LLM alone, "),
+        ([*folders, "--scores", "calibrated"], "do not hold what calibrated scores need; found sum, mean; choose"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(["report", *arguments, "--output", str(tmp_path / "report")])
+        assert left.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_samples_in_another_order_are_paired_by_key(tmp_path: Path) -> None:
+    runs = write_study(tmp_path, seeds=(0,), samples=10, tasks=SMALL)
+    before = read_study([str(run) for run in runs], "last_layer")
+    path = runs[1] / "evaluation" / "bridge" / "xnli" / "sw.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    after = read_study([str(run) for run in runs], "last_layer")
+    one, two = (study.systems["global_softmax"].answers["xnli", "sw"] for study in (before, after))
+    assert (one.chosen_KRN == two.chosen_KRN).all() and (one.margins_RN == two.margins_RN).all()
+
+
+def test_names_of_ones_own_and_seeds_in_order(tmp_path: Path) -> None:
+    for seed in (2, 0, 1):
+        write_run(tmp_path / f"a-{seed}", "transformer_softmax", seed, 6, SMALL)
+        write_run(tmp_path / f"b={seed}", "transformer_softmax", seed, 6, SMALL, rate=0.2)
+    texts = [f"plain={tmp_path / f'a-{seed}'}" for seed in (2, 0, 1)]
+    study = read_study([*texts, *(str(tmp_path / f"b={seed}") for seed in (1, 2, 0))], "transformer_softmax")
+    assert list(study.systems) == ["LLM alone", "transformer_softmax", "plain"] and study.rivals == ["plain"]
+    assert [system.seeds for system in study.systems.values()] == [[2], [0, 1, 2], [0, 1, 2]]
+
+
+def test_what_the_study_holds_is_what_the_files_say(tmp_path: Path) -> None:
+    from bridge_ds.evaluation.predictions import read_predictions
+
+    runs = write_study(tmp_path, seeds=(0, 1), samples=15)
+    study = read_study([str(run) for run in runs], "last_layer")
+    for name, system in study.systems.items():
+        for row, run in enumerate(system.runs):
+            assert read_index(run.predictions).name == name
+            for (task, language), answers in system.answers.items():
+                found = list(read_predictions(run.predictions, task, language))
+                for place, way in enumerate(("sum", "mean", "calibrated")):
+                    expected = [prediction.correct(way) if way in answers.readable else False for prediction in found]
+                    assert answers.right_KRN[place, row].tolist() == expected
+                assert answers.exact_RN[row].tolist() == [prediction.exact for prediction in found]
