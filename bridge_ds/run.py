@@ -117,7 +117,7 @@ class Run:
         scales = None
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
-        elif self.config.mapping.calibrate and not start:
+        elif self.config.mapping.match_embedding_rms and not start:
             rows = loader.first_rows(CALIBRATION_ROWS).to(self.device)
             scales = calibrate(self.engine, rows)
         self.watchdog.start(on_main(lambda: self.place.accept(self.config), self.world))
@@ -216,13 +216,13 @@ class Run:
 
     def _choose_path(self) -> str:
         """The code that will run the fusion; known before anything slow begins. Empty where there is no choice."""
-        if "path" not in FUSIONS[self.config.fusion.name].OPTIONS:
+        if "backend" not in FUSIONS[self.config.fusion.name].OPTIONS:
             return ""
         try:
-            path = choose(self.config.fusion.path, self.device.type)
+            path = choose(self.config.fusion.backend, self.device.type)
         except ValueError as error:
             raise ConfigError(f"{error}.") from None
-        if (self.config.fusion.path, self.device.type, path) == ("auto", "cuda", "torch"):
+        if (self.config.fusion.backend, self.device.type, path) == ("auto", "cuda", "torch"):
             return f"torch, as triton {why_no_triton()}"
         return path
 

@@ -127,7 +127,7 @@ def test_names_written_twice_agree() -> None:
         name: set(keys) for name, keys in FUSION_OPTIONS.items()
     }
     assert set(_CHOICES["mapping.kind"]) == set(MAPPINGS)
-    assert set(_CHOICES["fusion.path"]) == {"auto", *PATHS}
+    assert set(_CHOICES["fusion.backend"]) == {"auto", *PATHS}
     assert set(_CHOICES["model.dtype"]) == set(DTYPES)
 
 

@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         "--dtypes", default="bfloat16,float32", type=listed(among(DTYPES)),
         help=f"of the states, of {', '.join(DTYPES)} (default: bfloat16,float32)",
     )  # fmt: skip
-    parser.add_argument("--rms", action="store_true", help="with fusion.normalize=rms")
+    parser.add_argument("--rms", action="store_true", help="with fusion.state_norm=rms")
     options = parser.parse_args(argv)
     os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp())
     wrong = 0

@@ -124,7 +124,7 @@ def make_module(name: str, path: str, layers: int, width: int, device: torch.dev
     """A module whose call is one forward."""
     real = {"compiled reference": "reference", "compiled formula": "reference"}.get(path, path)
     torch.manual_seed(0)
-    module: Any = FUSIONS[name](num_layers=layers, width=width, path=real).to(device)
+    module: Any = FUSIONS[name](num_layers=layers, width=width, backend=real).to(device)
     if path == "compiled formula" and name == "transformer_softmax":
         from plain_collapse import PlainCollapse
 

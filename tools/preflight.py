@@ -237,11 +237,13 @@ def output_writable(subject: Subject) -> str:
         return f"{folder}, {free / 2**30:.1f} GiB free"
     of = subject.config.checkpoint
     # Parameter and two moments in float32; one more while the next is written.
-    needed = 12 * trained_parameters(job) * ((of.keep or subject.config.train.steps // of.every) + of.keep_best + 1)
+    needed = (
+        12 * trained_parameters(job) * ((of.keep_last or subject.config.train.steps // of.every) + of.keep_best + 1)
+    )
     if free < needed:
         raise LaunchError(
             f"run.output {folder} has {free / 2**30:.2f} GiB free; expected {needed / 2**30:.2f} GiB for checkpoints; "
-            "make room, choose another with --set run.output=PATH, or lower checkpoint.keep."
+            "make room, choose another with --set run.output=PATH, or lower checkpoint.keep_last."
         )
     return f"{folder}, {free / 2**30:.1f} GiB free, checkpoints take {needed / 2**30:.2f}"
 

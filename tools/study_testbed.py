@@ -7,7 +7,7 @@ examples:
   python tools/study_testbed.py --quick --output runs/quick      (a few steps: whether it works, not what it finds)
   python tools/study_testbed.py --report-only                    (train nothing; report the runs that are there)
 
-Every fusion is trained as it is and, where it mixes layers, with fusion.normalize=rms. A run is the main job with ZeRO
+Every fusion is trained as it is and, where it mixes layers, with fusion.state_norm=rms. A run is the main job with ZeRO
 stage 2 instead of 3: one process has nothing to shard, and a step takes a quarter less; losses agree to rounding. The
 LLM alone answers once, since it is the same in all runs. What a run says is in OUTPUT/RUN.log. Runs that are finished
 and scored are not repeated, so the same command goes on after an interruption. The report is in OUTPUT/report, a row a
@@ -56,9 +56,9 @@ class Arm:
 ARMS = (
     Arm("last_layer", "last_layer", "last_layer"),
     Arm("global_softmax", "global_softmax", "global_softmax"),
-    Arm("global_softmax, rms", "global_softmax-rms", "global_softmax", ("fusion.normalize=rms",)),
+    Arm("global_softmax, rms", "global_softmax-rms", "global_softmax", ("fusion.state_norm=rms",)),
     Arm("transformer_softmax", "transformer_softmax", "transformer_softmax"),
-    Arm("transformer_softmax, rms", "transformer_softmax-rms", "transformer_softmax", ("fusion.normalize=rms",)),
+    Arm("transformer_softmax, rms", "transformer_softmax-rms", "transformer_softmax", ("fusion.state_norm=rms",)),
 )
 
 

@@ -15,7 +15,7 @@ from bridge_ds.errors import ConfigError
 
 __all__ = ["from_dict", "parsed"]
 
-_RENAMED = {("fusion.path", "native"): "torch"}
+_RENAMED = {("fusion.backend", "native"): "torch"}
 """Values of older runs and recipes -> what they are now. (native was the torch path in C, for CPUs.)"""
 
 

@@ -20,9 +20,9 @@ __all__ = ["FUSION_OPTIONS", "RULES", "Rule", "idle"]
 # Repeated here so that no torch is imported; tests/test_architecture.py keeps it equal to FUSIONS.
 FUSION_OPTIONS = {
     "last_layer": (),
-    "global_softmax": ("path", "normalize"),
-    "transformer_softmax": ("dropout", "path", "heads", "normalize", "feedforward"),
-    "layer_attention": ("path", "normalize"),
+    "global_softmax": ("backend", "state_norm"),
+    "transformer_softmax": ("dropout", "backend", "heads", "state_norm", "feedforward"),
+    "layer_attention": ("backend", "state_norm"),
 }
 """Keys of `fusion:` that each fusion takes; of one that is not here all are taken to count."""
 _ONLY_SOME_TAKE = tuple(dict.fromkeys(key for keys in FUSION_OPTIONS.values() for key in keys))
@@ -148,10 +148,13 @@ RULES: tuple[Rule, ...] = (
         (0,),
     ),
     Rule(("train.validation_samples",), _when(lambda c: c.train.validate_every == 0, "train.validate_every is 0")),
-    Rule(("checkpoint.keep_best",), _when(lambda c: not c.checkpoint.keep, "checkpoint.keep is 0, which keeps all")),
+    Rule(
+        ("checkpoint.keep_best",),
+        _when(lambda c: not c.checkpoint.keep_last, "checkpoint.keep_last is 0, which keeps all"),
+    ),
     Rule(_keys("track", "experiment", "name"), _when(lambda c: c.track.uri.lower() == "none", "track.uri is none")),
     Rule(
-        _keys("evaluation", "languages", "limit", "batch", "calibrate", "max_new_tokens", "llm_from", "data"),
+        _keys("evaluation", "languages", "limit", "batch", "null_scores", "max_new_tokens", "llm_from", "data"),
         _when(lambda c: not c.evaluation.tasks, "evaluation.tasks is empty: nothing is scored after training"),
     ),
 )

@@ -46,9 +46,9 @@ _OURS = {
     "train_batch_size": "train.global_batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
     "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
-    "gradient_clipping": "train.clip",
+    "gradient_clipping": "train.max_grad_norm",
     "optimizer": "train.lr, train.betas, train.eps and train.weight_decay",
-    "scheduler": "train.schedule and train.warmup",
+    "scheduler": "train.schedule and train.warmup_ratio",
     "fp16": "model.dtype",
     "bf16": "model.dtype",
 }
@@ -211,7 +211,7 @@ def engine_config(config: Config, values: dict[str, Any], world_size: int) -> di
         | {
             "train_micro_batch_size_per_gpu": config.train.micro_batch,
             "gradient_accumulation_steps": accumulation(config, world_size),
-            "gradient_clipping": config.train.clip,
+            "gradient_clipping": config.train.max_grad_norm,
             "communication_data_type": values.get("communication_data_type", "fp32"),
         }
     )

@@ -61,7 +61,7 @@ def score_run(
 
     bridge, llm = (
         Scorer(
-            model, tokenizers, config.data, device, bridge=with_bridge, calibrate=wanted.calibrate,
+            model, tokenizers, config.data, device, bridge=with_bridge, calibrate=wanted.null_scores,
             max_new_tokens=wanted.max_new_tokens, any_of=any_of,
         )
         for with_bridge in (True, False)
@@ -116,7 +116,7 @@ def _stores(
     shared = {
         "model": values["model"],
         "lengths": lengths | written,
-        "scoring": {key: values["evaluation"][key] for key in ("calibrate", "max_new_tokens")},
+        "scoring": {key: values["evaluation"][key] for key in ("null_scores", "max_new_tokens")},
     }
     # The names of models say too little: a folder may hold others by now.
     shared |= {"base": {key: base[key] for key in ("llm", "llm_tokenizer", END_IDS) if key in base}} if base else {}

@@ -21,10 +21,10 @@ class Fusion(nn.Module):
     OPTIONS: tuple[str, ...] = ()
     """Keys of the recipe's `fusion:` part that the constructor takes."""
 
-    def __init__(self, num_layers: int, width: int, *, path: str = "auto", normalize: str = "none") -> None:
+    def __init__(self, num_layers: int, width: int, *, backend: str = "auto", state_norm: str = "none") -> None:
         super().__init__()
-        self.path = path
-        self.normalize = normalize == "rms"
+        self.backend = backend
+        self.normalize = state_norm == "rms"
         self.num_layers = num_layers
         self.width = width
         self._seen_L = torch.full((num_layers,), float("nan"))

@@ -21,16 +21,16 @@ class GlobalSoftmax(Fusion):
     that at the usual small learning rates the weights still move.
     """
 
-    OPTIONS = ("path", "normalize")
+    OPTIONS = ("backend", "state_norm")
 
-    def __init__(self, num_layers: int, width: int, *, path: str = "auto", normalize: str = "none") -> None:
+    def __init__(self, num_layers: int, width: int, *, backend: str = "auto", state_norm: str = "none") -> None:
         """Args:
         num_layers: L.
         width: D.
-        path: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
-        normalize: `rms` divides each state of each token by its root mean square first; `none` does not.
+        backend: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
+        state_norm: `rms` divides each state of each token by its root mean square first; `none` does not.
         """
-        super().__init__(num_layers, width, path=path, normalize=normalize)
+        super().__init__(num_layers, width, backend=backend, state_norm=state_norm)
         self.scores = nn.Parameter(torch.full((num_layers,), 3e-5))
         self.temperature = nn.Parameter(torch.full((1,), 1e-5))
 
@@ -38,7 +38,7 @@ class GlobalSoftmax(Fusion):
         self._check(states)
         weights_L = torch.softmax((100 + 1e5 * self.temperature) * self.scores, dim=0)
         self._seen_L = weights_L.detach().float()
-        path = choose(self.path, states[0].device.type)
+        path = choose(self.backend, states[0].device.type)
         return fuse_by_layer(path, states, mask, weights_L, normalize=self.normalize, rows=rows)
 
     def paper_names(self) -> dict[str, str]:

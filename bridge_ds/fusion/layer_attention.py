@@ -18,24 +18,24 @@ class LayerAttention(Fusion):
     """w = softmax over the layers of q . h_l / sqrt(D), for each token; f = sum_l w_l h_l.
 
     `LayerwiseTokenAggregator` of the paper's public code (its variant AT): keys and values are the states themselves.
-    The scores grow with the states, so that without `normalize` the largest layer of an encoder may take all weight.
+    The scores grow with the states, so that without `state_norm` the largest layer of an encoder may take all weight.
     """
 
-    OPTIONS = ("path", "normalize")
+    OPTIONS = ("backend", "state_norm")
 
-    def __init__(self, num_layers: int, width: int, *, path: str = "auto", normalize: str = "none") -> None:
+    def __init__(self, num_layers: int, width: int, *, backend: str = "auto", state_norm: str = "none") -> None:
         """Args:
         num_layers: L.
         width: D.
-        path: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
-        normalize: `rms` divides each state of each token by its root mean square first; `none` does not.
+        backend: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
+        state_norm: `rms` divides each state of each token by its root mean square first; `none` does not.
         """
-        super().__init__(num_layers, width, path=path, normalize=normalize)
+        super().__init__(num_layers, width, backend=backend, state_norm=state_norm)
         self.query = nn.Parameter(torch.randn(width))
 
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         self._check(states)
-        path = choose(self.path, states[0].device.type)
+        path = choose(self.backend, states[0].device.type)
         fused_BSD, seen_L = fuse_by_query(path, states, mask, self.query, normalize=self.normalize, rows=rows)
         self._seen_L = seen_L.float()
         return fused_BSD

@@ -22,7 +22,7 @@ class TransformerSoftmax(Fusion):
     when its forward begins, and torch's own layer reads its grandchildren's.
     """
 
-    OPTIONS = ("dropout", "path", "heads", "normalize", "feedforward")
+    OPTIONS = ("dropout", "backend", "heads", "state_norm", "feedforward")
 
     def __init__(
         self,
@@ -30,24 +30,24 @@ class TransformerSoftmax(Fusion):
         width: int,
         *,
         dropout: float = 0.1,
-        path: str = "auto",
+        backend: str = "auto",
         heads: int = 1,
-        normalize: str = "none",
+        state_norm: str = "none",
         feedforward: int = 2048,
     ) -> None:
         """Args:
             num_layers: L.
             width: D.
             dropout: probability, on attention, its output and the feed-forward part, as in torch's layer.
-            path: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
+            backend: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
             heads: attention heads of the layer (1 in the paper).
-            normalize: `rms` divides each state of each token by its root mean square first; `none` does not.
+            state_norm: `rms` divides each state of each token by its root mean square first; `none` does not.
             feedforward: hidden width of the layer's MLP (2048 in the paper).
 
         Raises:
             ValueError: `heads` does not divide D.
         """
-        super().__init__(num_layers, width, path=path, normalize=normalize)
+        super().__init__(num_layers, width, backend=backend, state_norm=state_norm)
         if width % heads:
             raise ValueError(f"fusion.heads is {heads}, which does not divide the encoder's width {width}")
         self.dropout = dropout
@@ -64,7 +64,7 @@ class TransformerSoftmax(Fusion):
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         self._check(states)
         fused_BSD, seen_L = fuse_by_token(
-            choose(self.path, states[0].device.type),
+            choose(self.backend, states[0].device.type),
             states,
             mask,
             dict(self.named_parameters()),

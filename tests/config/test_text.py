@@ -62,9 +62,9 @@ def test_settings_of_other_types_are_read_as_before(tmp_path: Path) -> None:
         "model: {llm_revision: ~, encoder_revision: null, activation_checkpointing: Yes}\n"
         "evaluation: {tasks: 'xnli, xcopa', data: {xnli: {fields: {premise: 1}}}}\n"
     )
-    config = load_config(str(recipe), ["train.warmup=.5", "train.clip=1_0", "data.augment_prompt=on"])
+    config = load_config(str(recipe), ["train.warmup_ratio=.5", "train.max_grad_norm=1_0", "data.augment_prompt=on"])
     assert (config.train.steps, config.train.lr, config.train.betas, config.train.tf32) == (7, 1e-3, (0.9, 0.99), False)
-    assert (config.train.warmup, config.train.clip, config.data.augment_prompt) == (0.5, 10.0, True)
+    assert (config.train.warmup_ratio, config.train.max_grad_norm, config.data.augment_prompt) == (0.5, 10.0, True)
     assert config.run.seed == 12345678901234567 and config.run.stop_signals == ("USR1",)
     assert config.model.llm_revision is None and config.model.encoder_revision is None
     assert config.model.activation_checkpointing and config.evaluation.tasks == ("xnli", "xcopa")

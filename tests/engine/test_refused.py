@@ -192,7 +192,7 @@ def dangling_config(place: Place) -> dict[str, object]:
     moved = place.beside / "elsewhere.yaml"
     (place.run / "config.yaml").rename(moved)
     (place.run / "config.yaml").symlink_to(moved)
-    return {"fusion.normalize": "rms"}
+    return {"fusion.state_norm": "rms"}
 
 
 REASONS = {
@@ -217,12 +217,12 @@ REASONS = {
     "global batch": Reason("global_batch 8; this run has 4", {"train.global_batch": 4}),
     "order": Reason("validation_percent", {"data.validation_percent": 10}),
     "fusion": Reason("fusion.name", {"fusion.name": "global_softmax"}),
-    "function": Reason("allow_changes=fusion.normalize", {"fusion.normalize": "rms", "run.seed": 1}),
+    "function": Reason("allow_changes=fusion.state_norm", {"fusion.state_norm": "rms", "run.seed": 1}),
     "function of a finished run": Reason(
         "raise train.steps", {"data.max_source_tokens": 20, "run.allow_changes": "data.max_source_tokens"}
     ),
     "function of a run that was shortened": Reason(
-        "raise train.steps", {"train.steps": 1, "fusion.normalize": "rms", "run.allow_changes": "fusion.normalize"}
+        "raise train.steps", {"train.steps": 1, "fusion.state_norm": "rms", "run.allow_changes": "fusion.state_norm"}
     ),
     "chat template": Reason("cannot render a chat", allowed("data.chat_template", "true"), new=True),
     "language": Reason("sinn", allowed("data.source_language", "sinn"), make=told_a_language, new=True),

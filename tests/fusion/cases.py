@@ -47,7 +47,7 @@ class Result:
 
 def make_fusion(case: Case, path: str) -> Fusion:
     """In float64; the paper's start (zeros, ones) would hide a wrong term, so parameters are moved."""
-    options: dict[str, object] = {"path": path, "normalize": case.normalize}
+    options: dict[str, object] = {"backend": path, "state_norm": case.normalize}
     if case.fusion == "transformer_softmax":
         options |= {"heads": case.heads, "dropout": case.dropout, "feedforward": 24}
     torch.manual_seed(0)

@@ -108,7 +108,7 @@ def test_dropout_is_torchs_in_the_mean_and_repeats() -> None:
     mask = torch.ones(1, 20_000)
 
     def weights(path: str, seed: int) -> torch.Tensor:
-        fusion.path = path
+        fusion.backend = path
         torch.manual_seed(seed)
         return fusion.weights(state, mask)
 

@@ -66,7 +66,7 @@ def as_on_a_gpu(path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lau
 @pytest.mark.parametrize("path", LIMITS)
 def test_operators_of_a_micro_batch(path: str, name: str, normalize: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """mT5-XL's layers, 8 rows of up to 512 positions; the width changes no count."""
-    fusion = FUSIONS[name](num_layers=24, width=16, path=path, normalize=normalize)
+    fusion = FUSIONS[name](num_layers=24, width=16, backend=path, state_norm=normalize)
     states = [torch.randn(8, 512, 16).bfloat16() for _ in range(24)]
     mask = torch.ones(8, 512, dtype=torch.long)
     mask[0, 400:] = 0

@@ -155,7 +155,7 @@ def test_what_a_resampler_keeps_is_the_planned_part(depth: int) -> None:
 )
 def test_what_the_fusion_keeps_is_the_planned_part(name: str, heads: int) -> None:
     layers, feedforward = 6, 80
-    options = {"heads": heads, "feedforward": feedforward, "path": "torch"} if name == "transformer_softmax" else {}
+    options = {"heads": heads, "feedforward": feedforward, "backend": "torch"} if name == "transformer_softmax" else {}
     fusion = FUSIONS[name](num_layers=layers, width=D, **options)
     states = [torch.randn(B, S, D, dtype=torch.bfloat16, requires_grad=True) for _ in range(layers)]
     mask = torch.ones(B, S, dtype=torch.long)

@@ -42,7 +42,7 @@ def test_it_trains_every_arm_and_reports(trained: list, tmp_path: Path) -> None:
     fusion, seed, overrides = by_name["transformer_softmax-rms-1"]
     assert (fusion, seed) == ("transformer_softmax", "1")
     shards = f"data.shards={tmp_path / 'shards'}"
-    assert overrides[:-1] == ["fusion.normalize=rms", shards, *study_testbed.QUICK, "train.lr=1e-3"]
+    assert overrides[:-1] == ["fusion.state_norm=rms", shards, *study_testbed.QUICK, "train.lr=1e-3"]
     # The LLM alone has answered in one of the runs before.
     assert overrides[-1] == f"evaluation.llm_from={tmp_path / 'last_layer-0'}"
     results = json.loads((tmp_path / "report" / "report.json").read_text())

@@ -94,13 +94,13 @@ class FusionConfig:
     name: str = "transformer_softmax"
     """last_layer (LangBridge) | global_softmax | transformer_softmax | layer_attention (one learnt query over the
     layers, without the transformer layer); the last three are arXiv 2508.09091's."""
-    path: str = "auto"
+    backend: str = "auto"
     """Code path: auto (triton on a GPU, else torch) | reference (the full layer, slow) | torch | triton."""
     dropout: float = 0.1
     """Dropout probability inside transformer_softmax (0 to below 1); the other fusions have none."""
     heads: int = 1
     """Attention heads of transformer_softmax's layer (the paper has 1); must divide the encoder's width."""
-    normalize: str = "none"
+    state_norm: str = "none"
     """none | rms: divide each layer's state of each token by its root mean square before every fusion but
     last_layer."""
     include_embeddings: bool = False
@@ -133,7 +133,7 @@ class MappingConfig:
     """Hidden width of each layer's MLP, as a multiple of the encoder's width."""
     dropout: float = 0.1
     """Dropout probability on what each layer of `latent` gives (0 to below 1); the other mappings have none."""
-    calibrate: bool = True
+    match_embedding_rms: bool = True
     """Scale the initial mapping so that soft tokens start at the RMS of the LLM's token embeddings (yes/no)."""
 
     @property

@@ -35,7 +35,7 @@ class EvaluationConfig:
     """Samples per task and language; 0 = all."""
     batch: int = 32
     """Samples per rank per forward pass."""
-    calibrate: bool = False
+    null_scores: bool = False
     """Score each choice after a null source too (the prompt with its fields left empty), so that a label that is likely
     anyway can be told from one that the text makes likely (yes/no)."""
     max_new_tokens: int = 512

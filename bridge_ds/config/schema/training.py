@@ -31,13 +31,13 @@ class TrainConfig:
     """AdamW's epsilon."""
     weight_decay: float = 3e-7
     """AdamW's decoupled weight decay (on matrices; vectors and scalars have none)."""
-    warmup: float = 0.05
+    warmup_ratio: float = 0.05
     """Share of `steps` with linear warm-up (0 to 1)."""
     schedule: str = "cosine"
     """Learning rate after warm-up: cosine (to 0) | linear (to 0) | constant."""
     tf32: bool = True
     """Multiply what is float32 beside bfloat16 models (mapping, fusion) in TF32 on GPUs that have it (yes/no)."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest global gradient norm; 0 = no clipping."""
     validate_every: int | None = None
     """Optimizer steps between two computations of the loss on what data.validation_percent holds out, on all ranks and
@@ -55,7 +55,7 @@ class CheckpointConfig:
 
     every: int = 500
     """Optimizer steps between checkpoints (one is always written at the end)."""
-    keep: int = 2
+    keep_last: int = 2
     """Newest checkpoints kept; older ones are removed after a new one is valid. 0 keeps all."""
     keep_best: int = 1
     """Checkpoints kept besides these for the lowest loss: the validation loss at that step where the run has it, else

@@ -23,7 +23,7 @@ from bridge_ds.fusion.kernels.rows import Rows, real_rows
 __all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_query", "fuse_by_token", "primitives", "why_no_triton"]
 
 PATHS = ("reference", "torch", "triton")
-"""Values of `fusion.path`, beside `auto`."""
+"""Values of `fusion.backend`, beside `auto`."""
 
 
 def choose(path: str, device: str = "cpu") -> str:
@@ -39,9 +39,9 @@ def choose(path: str, device: str = "cpu") -> str:
     if path == "auto":
         return "triton" if device == "cuda" and not why_no_triton() else "torch"
     if path not in PATHS:
-        raise ValueError(f"fusion.path is {path!r}; expected auto or one of {', '.join(PATHS)}")
+        raise ValueError(f"fusion.backend is {path!r}; expected auto or one of {', '.join(PATHS)}")
     if path == "triton" and why_no_triton():
-        raise ValueError(f"fusion.path is triton, which {why_no_triton()}; mend that or use torch")
+        raise ValueError(f"fusion.backend is triton, which {why_no_triton()}; mend that or use torch")
     return path
 
 
