@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -115,20 +116,23 @@ def test_no_module_hides_a_package_that_something_imports() -> None:
 
 
 def test_names_written_twice_agree() -> None:
-    from bridge_ds.config.check import _CHOICES
     from bridge_ds.config.effect import FUSION_OPTIONS
+    from bridge_ds.config.schema import metadata
     from bridge_ds.frozen.load import DTYPES
     from bridge_ds.fusion import FUSIONS
     from bridge_ds.fusion.kernels import PATHS
     from bridge_ds.mapping import MAPPINGS
 
-    assert set(_CHOICES["fusion.name"]) == set(FUSIONS)
+    def choices(section: str, key: str) -> set[str]:
+        return set(get_args(metadata((section, key))[0]))
+
+    assert choices("fusion", "name") == set(FUSIONS)
     assert {name: set(kind.OPTIONS) for name, kind in FUSIONS.items()} == {
         name: set(keys) for name, keys in FUSION_OPTIONS.items()
     }
-    assert set(_CHOICES["mapping.kind"]) == set(MAPPINGS)
-    assert set(_CHOICES["fusion.backend"]) == {"auto", *PATHS}
-    assert set(_CHOICES["model.dtype"]) == set(DTYPES)
+    assert choices("mapping", "kind") == set(MAPPINGS)
+    assert choices("fusion", "backend") == {"auto", *PATHS}
+    assert choices("model", "dtype") == set(DTYPES)
 
 
 def test_every_field_of_the_schema_has_its_sentence() -> None:

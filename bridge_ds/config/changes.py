@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bridge_ds.config.load import flatten, from_dict, to_dict
-from bridge_ds.config.schema import Config
-from bridge_ds.config.schema.kinds import FUNCTION, KINDS, NEITHER, kind_of
+from bridge_ds.config.build import flatten, from_dict, to_dict
+from bridge_ds.config.schema import KINDS, Config, kind_of
+from bridge_ds.config.schema.fields import FUNCTION, NEITHER
 from bridge_ds.errors import CheckpointError
 
 __all__ = ["Change", "changes", "refuse_changed", "refuse_other_bridge", "with_places"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.config.load import flatten
+from bridge_ds.config.build import flatten
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.config.build import from_dict, parsed
+from bridge_ds.config.build import flatten, from_dict, to_dict
 from bridge_ds.config.check import check
 from bridge_ds.config.recorded import completed
+from bridge_ds.config.renames import new_name, refuse_both, with_new_names
 from bridge_ds.config.schema import Config
-from bridge_ds.config.text import Typed, expand, parse
+from bridge_ds.config.text import Typed, Unusable, expand, parse, parsed
 from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError
 from bridge_ds.reading import NotText, decoded
@@ -57,9 +57,7 @@ def build_config(values: dict[str, Any], overrides: Sequence[str] = (), expand_p
     Raises:
         ConfigError: as :func:`load_config`.
     """
-    for text in overrides:
-        _override(values, text)
-    config = from_dict(values, expand_paths)
+    config = from_dict(_put_overrides(with_new_names(values, note=True), overrides), expand_paths)
     check(config)
     return config
 
@@ -73,10 +71,7 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
     path = run / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run} holds no config.yaml; expected a run folder; give the run.output of a training run.")
-    values = completed(_read_yaml(path))
-    for text in overrides:
-        _override(values, text)
-    return from_dict(values)
+    return from_dict(_put_overrides(with_new_names(completed(_read_yaml(path))), overrides))
 
 
 def overridden(config: Config, overrides: Sequence[str]) -> Config:
@@ -85,10 +80,7 @@ def overridden(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: as :func:`load_config`.
     """
-    values = to_dict(config)
-    for text in overrides:
-        _override(values, text)
-    return from_dict(values)
+    return from_dict(_put_overrides(to_dict(config), overrides))
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -106,24 +98,6 @@ def config_text(config: Config) -> str:
 
     text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     return text
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain lists, numbers and strings, ready for YAML or JSON."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    return plain(config)
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """`{"train.lr": 3e-5, ...}`: every key as a user types it."""
-    return {f"{part}.{key}": value for part, keys in to_dict(config).items() for key, value in keys.items()}
 
 
 def _find_recipe(recipe: str) -> Path:
@@ -146,6 +120,7 @@ def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
     values = _read_yaml(path)
     base = values.pop("base", None)
     try:
+        values = with_new_names(values, note=True)
         from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -193,16 +168,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _put_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    refuse_both(text.partition("=")[0].strip() for text in overrides)
+    for text in overrides:
+        _override(values, text)
+    return values
+
+
 def _override(values: dict[str, Any], text: str) -> None:
     name, sign, raw = text.partition("=")
-    *parts, key = name.strip().split(".")
+    *parts, key = new_name(name.strip(), note=True).split(".")
     if not (sign and parts and all(parts) and key):
         raise ConfigError(f"--set {text!r} is not of the form part.key=value, such as train.lr=1e-3.")
     section: Any = values
     for depth, part in enumerate(parts, 1):
         if section.get(part) is None:
             section[part] = {}
-        section[part] = parsed(".".join(parts[:depth]), section[part])
+        try:
+            section[part] = parsed(section[part])
+        except Unusable as error:
+            raise ConfigError(f"{'.'.join(parts[:depth])} is {error.value!r}{error}.") from None
         section = section[part]
         if not isinstance(section, dict):
             raise ConfigError(f"{'.'.join(parts[:depth])} is {section!r}; expected keys under it.")

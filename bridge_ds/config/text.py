@@ -7,15 +7,22 @@ import os
 import re
 from typing import Any
 
-from bridge_ds.config.schema.kinds import PATHS
 from bridge_ds.errors import ConfigError
 from bridge_ds.reading import yaml_loader
 
-__all__ = ["Plain", "Typed", "boolean", "expand", "is_path", "loader", "number", "parse"]
+__all__ = ["Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "loader", "number", "parse", "parsed"]
 
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 _NULLS = ("", "~", "null", "Null", "NULL")
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+
+
+class Unusable(ValueError):
+    """A value that a setting cannot take. The text follows `KEY is VALUE` in the message."""
+
+    def __init__(self, value: Any, text: str) -> None:
+        super().__init__(text)
+        self.value = value
 
 
 class Plain(str):
@@ -61,6 +68,20 @@ def parse(text: str) -> Any:
     return yaml.load(text, loader())
 
 
+def parsed(value: Any) -> Any:
+    """What was typed, where a list or names with values are wanted; all else as it is.
+
+    Raises:
+        Unusable: brackets that are not closed, and the like.
+    """
+    import yaml
+
+    try:
+        return value.parsed() if isinstance(value, Typed) else value
+    except yaml.YAMLError as error:
+        raise Unusable(str(value), f", which is not readable as YAML ({' '.join(str(error).split())})") from None
+
+
 @functools.cache
 def loader() -> Any:
     """The class of the loader."""
@@ -104,27 +125,28 @@ def number(text: str, kind: type) -> float | int | None:
     return int(value) if value.is_integer() else None
 
 
-def is_path(key: str) -> bool:
-    """Whether the text of that key (`part.key`, or `evaluation.data.TASK.source`) is a place on disk."""
-    parts = key.split(".")
-    if len(parts) > 2:
-        parts[2] = "*"
-    return ".".join(parts) in PATHS
-
-
 def expand(key: str, text: str) -> str:
+    """As :func:`expanded`, for the text of a setting or an option. Raises ConfigError, which names `key`."""
+    try:
+        return expanded(text)
+    except Unusable as error:
+        raise ConfigError(f"{key} is {error.value!r}{error}.") from None
+
+
+def expanded(text: str) -> str:
     """`text` with `~` at its start, `$NAME` and `${NAME}` replaced, as a shell would.
 
     Raises:
-        ConfigError: no such user or variable; a folder of that very name is not meant.
+        Unusable: no such user or variable; a folder of that very name is not meant.
     """
 
     def value_of(found: re.Match[str]) -> str:
         name = found[1].strip("{}")
         if name not in os.environ:
-            raise ConfigError(
-                f"{key} is {str(text)!r}, and the environment has no {name}; expected a variable that is set; export "
-                "it, or write the path out."
+            raise Unusable(
+                str(text),
+                f", and the environment has no {name}; expected a variable that is set; export it, or write the path "
+                "out",
             )
         return os.environ[name]
 
@@ -134,9 +156,10 @@ def expand(key: str, text: str) -> str:
     if rest.startswith("~"):
         home = os.path.expanduser(rest)
         if home == rest:
-            raise ConfigError(
-                f"{key} is {str(text)!r}, and there is no user of that name; expected ~ or ~USER before a path; write "
-                f"./{rest} for a folder that is called so."
+            raise Unusable(
+                str(text),
+                ", and there is no user of that name; expected ~ or ~USER before a path; write "
+                f"./{rest} for a folder that is called so",
             )
         rest = home
     return _VARIABLE.sub(value_of, head + rest)

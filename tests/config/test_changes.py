@@ -8,8 +8,8 @@ import pytest
 
 from bridge_ds.config.changes import changes, refuse_changed, refuse_other_bridge, with_places
 from bridge_ds.config.load import flatten, load_config, overridden
-from bridge_ds.config.schema import Config
-from bridge_ds.config.schema.kinds import FUNCTION, KINDS, NEITHER, TRAINING
+from bridge_ds.config.schema import KINDS, Config
+from bridge_ds.config.schema.fields import FUNCTION, NEITHER, TRAINING
 from bridge_ds.errors import CheckpointError, ConfigError
 
 NAMED = ["fusion.state_norm=rms", "data.augment_prompt=true", "model.dtype=bfloat16", "data.max_source_tokens=9"]
@@ -19,7 +19,7 @@ TOLD = ["train.lr=1", "train.betas=0.5,0.5", "train.schedule=linear", "train.max
 def test_every_setting_has_a_kind() -> None:
     missing = [key for key in flatten(Config()) if key not in KINDS]
     assert not missing, (
-        f"{missing} in bridge_ds/config/schema have no kind: add a line for each to KINDS in schema/kinds.py, FUNCTION "
+        f"{missing} in bridge_ds/config/schema have no kind: add one to the annotation of each, FUNCTION "
         "if a trained bridge computes or reads something else with another value, TRAINING if it only decides how the "
         "weights come about, NEITHER for places, speed and recording"
     )
