@@ -96,7 +96,8 @@ def test_an_export_and_scores_of_before_the_renames_are_what_they_were() -> None
     assert to_run(BridgeConfig.from_dict(shared)).fusion.state_norm == "rms"
     # Answers are taken up again where the hash of what decides them is the same, so it keeps the first names.
     llm = _stores(config, None, "", None)[1]
-    model, lengths = to_dict(config.model), {"augment_prompt": False, "max_prompt_tokens": 512, "max_source_tokens": 48}
+    model = to_dict(config.model)
+    lengths = {"augment_prompt": False, "max_prompt_tokens": 512, "max_source_tokens": 48, "bos": "auto"}
     identity = {"model": model, "lengths": lengths, "scoring": {"calibrate": True, "max_new_tokens": 512}}
     assert llm._identity == hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     bridge = _stores(config, None, "", None)[0]

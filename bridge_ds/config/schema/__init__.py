@@ -114,11 +114,10 @@ def metadata(loc: Sequence[int | str]) -> tuple[Any, ...]:
     """The type at a position in the config, such as ("train", "lr"), and the annotations beside it."""
     of: tuple[Any, ...] = (Config,)
     for part in loc:
-        inner = typing.get_args(of[0])
-        hint = (
-            _hints(of[0])[str(part)] if dataclasses.is_dataclass(of[0]) else inner[-1 if isinstance(part, str) else 0]
-        )
-        of = _unwrapped(hint)
+        if isinstance(of[0], type) and dataclasses.is_dataclass(of[0]):
+            of = _unwrapped(_hints(typing.cast(type, of[0]))[str(part)])
+        else:  # a value of a dict, or an element of a tuple
+            of = _unwrapped(typing.get_args(of[0])[1 if isinstance(part, str) else 0])
     return of
 
 
