@@ -43,7 +43,7 @@ examples:
       resolve and check everything, print it, train nothing
 
 The same command again continues a run that was stopped (run.resume, default auto).
-Every key that --set takes, with its unit, stands in bridge_ds/config/schema/."""
+Every key that --set takes is described in docs/configuration.md."""
 
 
 class _Said(argparse._StoreAction):

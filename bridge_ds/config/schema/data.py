@@ -38,22 +38,23 @@ class DataConfig:
     shuffle_shards: Annotated[PositiveInt, TRAINING] = 16
     """Shards whose samples are shuffled together (the shards are shuffled too); reading stays among these."""
     validation_percent: Annotated[Whole, Ge(0), Le(99), TRAINING] = 0
-    """Percent of the samples, chosen by the hash of their keys, that are kept out of training. What the loss
-    on them is, train.validate_every says how often."""
+    """Percent of the samples, chosen by the hash of their keys, that are held out of training; train.validate_every
+    says how often their loss is computed."""
     stage_dir: Annotated[Path, NEITHER] = ""
-    """Folder on each node's own disk to which all shards are copied before training (path); empty = no copy."""
+    """Folder on each node's own disk to which all shards are copied before training; empty = no copy."""
     cache_dir: Annotated[Path, NEITHER] = ""
-    """Folder on each node for shards fetched from a URL (path); empty = ~/.cache/bridge_ds."""
+    """Folder on each node for shards fetched from a URL; empty = ~/.cache/bridge_ds."""
     cache_gib: Annotated[PositiveFloat, NEITHER] = 50.0
-    """Fetched shards kept on each node, for each data set (GiB); the least recently used go first."""
+    """Size limit of the fetched shards on each node, for each data set (GiB); the least recently used are removed
+    first."""
     source_language: Annotated[Text, FUNCTION] = ""
     """Language of sources that have no field `language`, for an encoder that is told it by a tag (NLLB, M2M-100,
     mBART): its tag or an ISO 639 code, such as en; empty = what the index says of the shard, else the tokenizer's own,
-    which is said."""
+    which is logged."""
     objective: Annotated[Literal["task", "prefix_lm"], FUNCTION] = "task"
     """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge)."""
     augment_prompt: Annotated[Flag, FUNCTION] = False
-    """Also show the LLM the source text with its own embeddings, after the soft prompt (MindMerger; yes/no)."""
+    """Also show the LLM the source text with its own embeddings, after the soft prompt (MindMerger)."""
     bos: Annotated[Literal["auto", "always", "never", "unless_eos"], FUNCTION] = "auto"
     """Whether the LLM's BOS opens its input: auto (as its tokenizer opens a text by itself) | always | never |
     unless_eos (as in runs before this setting: also one that the tokenizer does not add, unless it is the EOS)."""
@@ -64,34 +65,34 @@ class DataConfig:
     """A space before each target: auto (where the LLM's tokenizer has it in the token of a word inside a text:
     byte-level BPE has, SentencePiece adds it by itself) | space | none."""
     target_end: Annotated[Flag, FUNCTION] = True
-    """Close each target with the LLM's end token (yes/no)."""
+    """Close each target with the LLM's end token."""
     chat_template: Annotated[Flag, FUNCTION] = False
-    """Put the LLM's own chat template around the soft prompt, as an instruction-tuned LLM expects it (yes/no); an
-    answer begins right after it, with no space of ours. Every use of the run does the same unless told otherwise."""
+    """Put the LLM's own chat template around the soft prompt, as an instruction-tuned LLM expects it; an answer begins
+    right after it, with no space of ours. Every use of the run does the same unless told otherwise."""
     system_prompt: Annotated[Text, FUNCTION] = ""
     """System message for the LLM in front of the chat template, in the LLM's own language; empty = none."""
     truncation_side: Annotated[Literal["right", "left"], FUNCTION] = "right"
-    """Where a source or prompt that is too long is cut: right = its end goes | left = its beginning (a question that
-    stands at the end stays). Of prefix_lm the beginning always goes. Targets lose their end."""
+    """Side at which a source or prompt that is too long is truncated: right = its end is lost; left = its beginning (a
+    question at the end is kept). prefix_lm always truncates the beginning. Targets lose their end."""
     max_source_tokens: Annotated[Whole, Ge(2), FUNCTION] = 512
-    """Encoder tokens per sample, end token included; longer sources are cut and counted."""
+    """Encoder tokens per sample, end token included; longer sources are truncated and counted."""
     max_prompt_tokens: Annotated[PositiveInt, FUNCTION] = 512
-    """LLM prompt tokens per sample; longer prompts are cut and counted."""
+    """LLM prompt tokens per sample; longer prompts are truncated and counted."""
     max_target_tokens: Annotated[Whole, Ge(2), FUNCTION] = 128
-    """Target tokens per sample, end token included; longer targets are cut and counted."""
+    """Target tokens per sample, end token included; longer targets are truncated and counted."""
     max_characters: Annotated[NonNegativeInt, TRAINING] = 10_000_000
     """Characters of a text; a sample with a longer one is bad (a tokenizer would take seconds). 0 = any length."""
     max_bad_samples: Annotated[NonNegativeInt, NEITHER] = 0
-    """Bad samples that a run may leave out (each time one comes up) before it stops: malformed, a field missing, a text
-    empty or longer than max_characters. Damaged shards always stop it."""
+    """Bad samples that a run may skip (counted each time one comes up) before it stops: malformed, a field missing, a
+    text empty or longer than max_characters. Damaged shards always stop it."""
     tokens_per_micro_batch: Annotated[NonNegativeInt, NEITHER] = 0
     """Tokens of a micro-batch, padding included, instead of train.micro_batch samples; estimated from characters, so
     leave some room. 0 = off."""
     length_window: Annotated[PositiveInt, TRAINING] = 1
-    """Optimizer steps whose samples are dealt to these steps by length (1 = a step has exactly its slice of the order).
-    More means less padding; the samples of the window stay the same."""
+    """Optimizer steps whose samples are bucketed by length (1 = off: a step has exactly its slice of the order). More
+    means less padding; the samples of the window stay the same."""
     length_chunk: Annotated[PositiveInt, TRAINING] = 8
-    """Samples of like length that stay together where length_window is above 1; train.micro_batch is best."""
+    """Samples of similar length that stay together where length_window is above 1; train.micro_batch is best."""
     workers: Annotated[NonNegativeInt, NEITHER] = 2
     """DataLoader worker processes per rank (0 = in the main process)."""
     prefetch: Annotated[PositiveInt, NEITHER] = 4

@@ -30,7 +30,7 @@ class TaskDataConfig:
     the hub's files; empty = the task's own hub id."""
     revision: OptionalText = None
     """Hub revision (commit, tag, branch; refs/convert/parquet where a repository has a loading script, which is never
-    run); none = the task's own for its own id, else the default branch."""
+    run); null = the task's own for its own id, else the default branch."""
     fields: Annotated[dict[Text, Text], Table] = field(default_factory=dict)
     """Field of the task -> column of the data, where the names differ, such as {premise: sentence1}."""
     prompt: Text = ""
@@ -51,11 +51,11 @@ class EvaluationConfig:
     """Samples per rank per forward pass."""
     null_scores: Annotated[Flag, NEITHER] = False
     """Score each choice after a null source too (the prompt with its fields left empty), so that a label that is likely
-    anyway can be told from one that the text makes likely (yes/no)."""
+    anyway can be told from one that the text makes likely."""
     max_new_tokens: Annotated[PositiveInt, NEITHER] = 512
-    """Most LLM tokens that are written as an answer, where a task asks for a number."""
+    """Most LLM tokens that are generated as an answer, where a task asks for a number."""
     llm_from: Annotated[Path, NEITHER] = ""
-    """Another scored run: its answers of the LLM alone are taken where models, settings and samples are the same, and
-    not made again (in a comparison of bridges on one LLM they are the same for every run)."""
+    """Another scored run: its answers of the LLM alone are reused where models, settings and samples are the same (in a
+    comparison of bridges on one LLM they are the same for every run)."""
     data: Annotated[dict[Text, Annotated[TaskDataConfig, Section]], Table, NEITHER] = field(default_factory=dict)
     """By task: other rows than the hub's, such as {xnli: {source: FOLDER, fields: {premise: sentence1}}}."""

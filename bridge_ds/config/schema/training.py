@@ -35,11 +35,11 @@ class TrainConfig:
     micro_batch: Annotated[NonNegativeInt, NEITHER] = 8
     """Samples per rank per forward pass; 0 = the rank's whole share of the global batch at once."""
     encode_once: Annotated[Flag, NEITHER] = True
-    """Let a frozen encoder read the micro-batches of a step together, as many as encode_once_gib allows (yes/no): under
-    ZeRO-3 its layers are then gathered once for all of these, with the same losses. Under ZeRO-2 it changes nothing."""
+    """Let a frozen encoder read the micro-batches of a step together, as many as encode_once_gib allows: under ZeRO-3
+    its layers are then gathered once for all of these, with the same losses. Under ZeRO-2 it changes nothing."""
     encode_once_gib: Annotated[NonNegativeFloat, NEITHER] = 4.0
-    """Encoder states of a rank that may be there together (GiB; 0 = those of one micro-batch). A micro-batch counts as
-    (layers + 1) x rows x data.max_source_tokens x width x 2 bytes (4 in float32), however short its texts are."""
+    """Memory for encoder states on a rank (GiB; 0 = those of one micro-batch). A micro-batch counts as (layers + 1) x
+    rows x data.max_source_tokens x width x 2 bytes (4 in float32), however short its texts are."""
     lr: Annotated[NonNegativeFloat, TRAINING] = 3e-5
     """Peak learning rate of AdamW."""
     betas: Annotated[tuple[Probability, Probability], Pair, TRAINING] = (0.8, 0.999)
@@ -49,16 +49,16 @@ class TrainConfig:
     weight_decay: Annotated[NonNegativeFloat, TRAINING] = 3e-7
     """AdamW's decoupled weight decay (on matrices; vectors and scalars have none)."""
     warmup_ratio: Annotated[Real, Ge(0), Le(1), TRAINING] = 0.05
-    """Share of `steps` with linear warm-up (0 to 1)."""
+    """Share of `steps` with linear warm-up."""
     schedule: Annotated[Literal["cosine", "linear", "constant"], TRAINING] = "cosine"
-    """Learning rate after warm-up: cosine (to 0) | linear (to 0) | constant."""
+    """Learning rate after warm-up; cosine and linear end at 0."""
     tf32: Annotated[Flag, TRAINING] = True
-    """Multiply what is float32 beside bfloat16 models (mapping, fusion) in TF32 on GPUs that have it (yes/no)."""
+    """Multiply what is float32 beside bfloat16 models (mapping, fusion) in TF32 on GPUs that have it."""
     max_grad_norm: Annotated[NonNegativeFloat, TRAINING] = 1.0
-    """Largest global gradient norm; 0 = no clipping."""
+    """Largest global gradient norm; larger gradients are scaled down to it. 0 = no clipping."""
     validate_every: Annotated[NonNegativeInt | None, OrNone, NEITHER] = None
     """Optimizer steps between two computations of the loss on what data.validation_percent holds out, on all ranks and
-    without dropout (the last step has one too); none = as checkpoint.every; 0 = never. Training does not change."""
+    without dropout (the last step has one too); null = as checkpoint.every; 0 = never. Training does not change."""
     validation_samples: Annotated[NonNegativeInt, NEITHER] = 1024
     """Most samples of a validation, the same ones each time and whatever run.seed is (kept as token ids in the ranks'
     memory); 0 = all that are held out."""
