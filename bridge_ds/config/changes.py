@@ -11,7 +11,7 @@ from bridge_ds.config.schema import KINDS, Config, kind_of
 from bridge_ds.config.schema.fields import FUNCTION, NEITHER
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["Change", "changes", "refuse_changed", "refuse_other_bridge", "with_places"]
+__all__ = ["Change", "changes", "file_changes", "refuse_changed", "refuse_other_bridge", "with_places"]
 
 _BRIDGE = ("fusion.", "mapping.")
 """What a bridge is made of: whatever run begins with its weights."""
@@ -40,6 +40,13 @@ def changes(old: Config, new: Config) -> list[Change]:
     before, after = flatten(old), flatten(new)
     differing = [key for key in after if before[key] != after[key] and kind_of(key) != NEITHER]
     return [Change(key, before[key], after[key]) for key in differing]
+
+
+def file_changes(old: Any, new: Any, where: str = "run.ds_config") -> list[Change]:
+    """What differs between two contents of the DeepSpeed file, as `run.ds_config.KEY`; an absent key is None."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [Change(where, old, new)]
+    return [change for key in {**old, **new} for change in file_changes(old.get(key), new.get(key), f"{where}.{key}")]
 
 
 def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: object, left: int) -> None:

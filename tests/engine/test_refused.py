@@ -166,6 +166,15 @@ def of_a_later_version(place: Place) -> dict[str, object]:
     return {}
 
 
+def of_an_older_version_with_an_unknown_key(place: Place) -> dict[str, object]:
+    for path in place.run.glob("checkpoints/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["config"]["fusion"]["nane"] = manifest["config"]["fusion"].pop("name")  # a flipped bit
+        old = ("format", "files", "base", "config", "versions")  # it had no hash of itself
+        path.write_text(json.dumps({key: manifest[key] for key in old}))
+    return {}
+
+
 def reseal(folder: Path) -> None:
     """Let a checkpoint's manifest say what is there now."""
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -241,6 +250,9 @@ REASONS = {
     "latents": Reason("mapping.kind 'linear'", {"mapping.kind": "latent", "mapping.latents": 4}),
     "weights that are not finite": Reason("mapping.end holds NaN", make=not_finite),
     "settings of a later version": Reason("another version of bridge_ds", make=of_a_later_version),
+    "a damaged key in a manifest without a hash": Reason(
+        "or its manifest is damaged", make=of_an_older_version_with_an_unknown_key
+    ),
     "end ids": Reason("base llm_end_ids '1'; this run has '1,262'", make=other_end_ids),
     "dtype": Reason("model.dtype", {"model.dtype": "bfloat16"}),
     "no shards": Reason("nowhere", {"data.shards": "nowhere"}, new=True),
