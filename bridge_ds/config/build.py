@@ -25,8 +25,9 @@ def from_dict(values: Mapping[str, Any], expand_paths: bool = False) -> Config:
     """Build the typed config; keys that are absent keep their defaults.
 
     Args:
-        values: nested values, under old names too. Of a record (config.yaml, a manifest) paths are taken as they stand.
-        expand_paths: replace `~` and `$NAME` in paths; in what was typed after `--set` they always are.
+        values: nested values; old names are accepted.
+        expand_paths: expand `~` and `$NAME` in paths, as in a recipe and not in a record (config.yaml, a manifest).
+            What was typed after `--set` is always expanded.
 
     Raises:
         ConfigError: an unknown key (the nearest known one is offered), or a value of the wrong type or out of range.

@@ -1,4 +1,4 @@
-"""Settings that somebody gave and that change nothing, because of another setting: one table, told when a run starts.
+"""Settings that were given and have no effect, because of another setting: one table, reported when a run starts.
 
 A setting counts as given where it differs from its default, whether a recipe or the command line said so. What no run
 could mean is refused instead (:mod:`bridge_ds.config.check`).

@@ -36,11 +36,10 @@ RECIPES = Path(__file__).parent / "recipes"
 def load_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Config:
     """The recipe (a name or a path) with `key.path=value` overrides put over it, checked.
 
-    A recipe may name another as its `base` (a path relative to its own folder, or a name in recipes/): what it does not
-    say itself is taken from there, key by key.
+    A recipe may inherit from another, its `base` (a path relative to its folder, or a name in recipes/), key by key.
 
     Raises:
-        ConfigError: no such recipe or base, bases in a circle, not YAML, an unknown key, a value of the wrong type or
+        ConfigError: no such recipe or base, a cycle of bases, not YAML, an unknown key, a value of the wrong type or
             out of range.
     """
     return build_config(_read_recipe(_find_recipe(recipe)), overrides, expand_paths=True)
@@ -51,8 +50,8 @@ def build_config(values: dict[str, Any], overrides: Sequence[str] = (), expand_p
 
     Args:
         values: nested values.
-        overrides: a text takes what follows the first `=`, letter by letter; in paths `~` and `$NAME` are expanded.
-        expand_paths: expand them in `values` too (a person has written these).
+        overrides: text is taken as typed after the first `=`; in paths `~` and `$NAME` are expanded.
+        expand_paths: expand them in `values` too, as in a recipe.
 
     Raises:
         ConfigError: as :func:`load_config`.
@@ -111,11 +110,11 @@ def _find_recipe(recipe: str) -> Path:
     raise ConfigError(f"no recipe {recipe!r}; expected a YAML file or one of {names}.")
 
 
-def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Nested values of a recipe, what it inherits put under its own; `base` itself is gone.
+def _read_recipe(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Nested values of a recipe, merged over those that it inherits, without `base`.
 
     Args:
-        heirs: the recipes that led here, the first one first.
+        children: the recipes that inherit from this one, the first one first.
     """
     values = _read_yaml(path)
     base = values.pop("base", None)
@@ -127,7 +126,7 @@ def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return values
     found = _find_base(path, base)
-    chain = (*heirs, path)
+    chain = (*children, path)
     if any(found.samefile(other) for other in chain):
         way = " -> ".join(str(other) for other in (*chain, found))
         raise ConfigError(f"{path} has base: {base}, which leads back to {found} ({way}); take one `base` out.")
@@ -137,9 +136,9 @@ def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _find_base(path: Path, base: Any) -> Path:
     base = expand(f"{path}: base", base) if isinstance(base, str) else base
     names = [path.parent / str(base), RECIPES / f"{str(base).removesuffix('.yaml')}.yaml"]
-    for place in names:
-        if isinstance(base, str) and place.is_file():
-            return place
+    for candidate in names:
+        if isinstance(base, str) and candidate.is_file():
+            return candidate
     raise ConfigError(
         f"{path} has base: {base}, but there is neither {names[0]} nor {names[1]}; expected the path of a recipe "
         "relative to this one, or a name in recipes/."
@@ -147,7 +146,7 @@ def _find_base(path: Path, base: Any) -> Path:
 
 
 def _put_over(under: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`under` with `values` over it: mappings key by key, all else (lists too) whole."""
+    """`under` with `values` over it: mappings key by key, everything else (lists too) replaced."""
     merged = dict(under)
     for key, value in values.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)

@@ -1,4 +1,4 @@
-"""Scalars as they were written: the schema, and not YAML's guess, decides what `0123456`, `no` or `/d/run #2` is."""
+"""Scalars as typed: the schema, and not YAML's guess, decides what `0123456`, `no` or `/d/run #2` is."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Unusable(ValueError):
 
 
 class Plain(str):
-    """A scalar without quotation marks in YAML, letter by letter."""
+    """A scalar without quotation marks in YAML, as typed."""
 
     def __repr__(self) -> str:
         """As YAML would read it, for messages: numbers and truth values without quotation marks."""
@@ -37,7 +37,7 @@ class Plain(str):
 
 
 class Typed(Plain):
-    """What follows `key=` on a command line, letter by letter."""
+    """What follows `key=` on a command line, as typed."""
 
     @property
     def is_null(self) -> bool:
@@ -45,7 +45,7 @@ class Typed(Plain):
         return self in _NULLS
 
     def parsed(self) -> Any:
-        """Lists and mappings in YAML's brackets; else itself. Their elements are :class:`Typed` too.
+        """Lists and mappings in YAML's brackets, with :class:`Typed` elements; other text is returned as it is.
 
         Raises:
             yaml.YAMLError: brackets that are not closed, and the like.
@@ -69,7 +69,7 @@ def parse(text: str) -> Any:
 
 
 def parsed(value: Any) -> Any:
-    """What was typed, where a list or names with values are wanted; all else as it is.
+    """The list or mapping that was typed; a value that was not typed is returned as it is.
 
     Raises:
         Unusable: brackets that are not closed, and the like.

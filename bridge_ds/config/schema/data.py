@@ -49,7 +49,7 @@ class DataConfig:
     first."""
     source_language: Annotated[Text, FUNCTION] = ""
     """Language of sources that have no field `language`, for an encoder that is told it by a tag (NLLB, M2M-100,
-    mBART): its tag or an ISO 639 code, such as en; empty = what the index says of the shard, else the tokenizer's own,
+    mBART): its tag or an ISO 639 code, such as en; empty = the index's language of the shard, else the tokenizer's own,
     which is logged."""
     objective: Annotated[Literal["task", "prefix_lm"], FUNCTION] = "task"
     """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge)."""

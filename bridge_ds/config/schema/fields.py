@@ -1,8 +1,7 @@
-"""What stands beside a field of the schema: its type, which reads text as it was typed, its bounds, and its kind.
+"""Annotations of the schema's fields: types that read text as typed, bounds, and what a change means on resume.
 
-Numbers, words for yes and no, and lists are read from the letters that a person typed (:mod:`bridge_ds.config.text`);
-the bounds are pydantic's (`annotated_types`). What a reader refuses becomes one sentence in
-:mod:`bridge_ds.config.build`.
+Types are pydantic validators over :mod:`bridge_ds.config.text`, bounds are `annotated_types`. What they refuse becomes
+one sentence in :mod:`bridge_ds.config.build`.
 """
 
 from __future__ import annotations
@@ -48,16 +47,15 @@ __all__ = [
 
 
 class Kind(enum.Enum):
-    """What a change of a setting means for a run that goes on."""
+    """What a change of a setting means for a run that resumes."""
 
     FUNCTION = "function"
     """Decides what the bridge computes or what the models read: weights trained under another value mean something
-    else. A run goes on with another value only where run.allow_changes names the key, and it is used with the value of
-    its checkpoint."""
+    else. A run resumes with another value only where run.allow_changes names the key, and a trained bridge is used
+    with the value in its checkpoint."""
     TRAINING = "training"
-    """Decides how the weights come about: a run goes on with another value, says so in a line and keeps it in the
-    manifest of its checkpoints. (Some of these also decide the order of samples: state.json refuses to change those.)
-    """
+    """Decides how the weights are trained: a run resumes with another value, logs it and records it in the manifest of
+    its checkpoints. (Some of these also decide the order of samples: those are refused by state.json.)"""
     NEITHER = "neither"
     """Paths, recording, speed and scoring. What is at a path (base models, shards) is proven by hash instead."""
 
@@ -101,7 +99,7 @@ def _text(value: Any) -> str:
 
 
 def read_path(value: Any, info: ValidationInfo) -> str:
-    """A text with `~` and `$NAME` expanded, where a person has typed it; of a record as it is."""
+    """Text, with `~` and `$NAME` expanded if it was typed or is in a recipe."""
     text = _text(value)
     return expanded(text) if info.context or isinstance(value, Typed) else text
 
