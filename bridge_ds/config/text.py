@@ -44,14 +44,6 @@ class Typed(Plain):
         """Whether it means none, where a setting may be none."""
         return self in _NULLS
 
-    def parsed(self) -> Any:
-        """Lists and mappings in YAML's brackets, with :class:`Typed` elements; other text is returned as it is.
-
-        Raises:
-            yaml.YAMLError: brackets that are not closed, and the like.
-        """
-        return _typed(parse(self)) if self.lstrip().startswith(("[", "{")) else self
-
 
 def _typed(value: Any) -> Any:
     if isinstance(value, list):
@@ -69,15 +61,17 @@ def parse(text: str) -> Any:
 
 
 def parsed(value: Any) -> Any:
-    """The list or mapping that was typed; a value that was not typed is returned as it is.
+    """A list or mapping that was typed in YAML's brackets, with :class:`Typed` elements; other values as they are.
 
     Raises:
         Unusable: brackets that are not closed, and the like.
     """
     import yaml
 
+    if not (isinstance(value, Typed) and value.lstrip().startswith(("[", "{"))):
+        return value
     try:
-        return value.parsed() if isinstance(value, Typed) else value
+        return _typed(parse(value))
     except yaml.YAMLError as error:
         raise Unusable(str(value), f", which is not readable as YAML ({' '.join(str(error).split())})") from None
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from bridge_ds.config.schema.data import DataConfig
 from bridge_ds.config.schema.fields import TRAINING, Kind
 from bridge_ds.config.schema.models import (
     EncoderConfig,
@@ -26,9 +25,8 @@ from bridge_ds.config.schema.models import (
     MappingConfig,
     ModelConfig,
 )
-from bridge_ds.config.schema.runs import RunConfig, TrackConfig
-from bridge_ds.config.schema.scoring import EvaluationConfig, TaskDataConfig
-from bridge_ds.config.schema.training import CheckpointConfig, TrainConfig
+from bridge_ds.config.schema.runs import EvaluationConfig, RunConfig, TaskDataConfig, TrackConfig
+from bridge_ds.config.schema.training import CheckpointConfig, DataConfig, TrainConfig
 
 __all__ = [
     "KINDS",

@@ -1,13 +1,15 @@
-"""Optimisation, and what is kept of it on disk."""
+"""The data, the optimizer, and what is kept on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
 from bridge_ds.config.schema.fields import (
+    FUNCTION,
     NEITHER,
     TRAINING,
     Flag,
@@ -15,13 +17,110 @@ from bridge_ds.config.schema.fields import (
     NonNegativeInt,
     OrNone,
     Pair,
+    Path,
+    Paths,
     PositiveFloat,
     PositiveInt,
     Probability,
     Real,
+    Text,
+    Whole,
 )
 
-__all__ = ["CheckpointConfig", "TrainConfig"]
+__all__ = ["CheckpointConfig", "DataConfig", "TrainConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The English shards and how samples become batches."""
+
+    shards: Annotated[Path, NEITHER] = "testbed/english"
+    """Folder of webdataset tars with index.json (made by tools/pack_shards.py), the URL of one (https://, s3://,
+    hf://), or `testbed/english`."""
+    mixture: Annotated[Paths, NEITHER] = ()
+    """Several data sets instead of `shards`: a list of FOLDER=WEIGHT, drawn from in the ratio of the weights (each at
+    least 1/20,000 of their sum)."""
+    shuffle_shards: Annotated[PositiveInt, TRAINING] = 16
+    """Shards whose samples are shuffled together (the shards are shuffled too); reading stays among these."""
+    validation_percent: Annotated[Whole, Ge(0), Le(99), TRAINING] = 0
+    """Percent of the samples, chosen by the hash of their keys, that are held out of training; train.validate_every
+    says how often their loss is computed."""
+    stage_dir: Annotated[Path, NEITHER] = ""
+    """Folder on each node's own disk to which all shards are copied before training; empty = no copy."""
+    cache_dir: Annotated[Path, NEITHER] = ""
+    """Folder on each node for shards fetched from a URL; empty = ~/.cache/bridge_ds."""
+    cache_gib: Annotated[PositiveFloat, NEITHER] = 50.0
+    """Size limit of the fetched shards on each node, for each data set (GiB); the least recently used are removed
+    first."""
+    source_language: Annotated[Text, FUNCTION] = ""
+    """Language of sources that have no field `language`, for an encoder that is told it by a tag (NLLB, M2M-100,
+    mBART): its tag or an ISO 639 code, such as en; empty = the index's language of the shard, else the tokenizer's own,
+    which is logged."""
+    objective: Annotated[Literal["task", "prefix_lm"], FUNCTION] = "task"
+    """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge)."""
+    augment_prompt: Annotated[Flag, FUNCTION] = False
+    """Also show the LLM the source text with its own embeddings, after the soft prompt (MindMerger)."""
+    bos: Annotated[Literal["auto", "always", "never", "unless_eos"], FUNCTION] = "auto"
+    """Whether the LLM's BOS opens its input: auto (as its tokenizer opens a text by itself) | always | never |
+    unless_eos (as in runs before this setting: also one that the tokenizer does not add, unless it is the EOS)."""
+    separator: Annotated[Text, FUNCTION] = ""
+    """Text between the LLM's prompt and the target, in place of the white space that the prompt ends with; `keep` =
+    that white space as it is."""
+    target_space: Annotated[Literal["auto", "space", "none"], FUNCTION] = "auto"
+    """A space before each target: auto (where the LLM's tokenizer has it in the token of a word inside a text:
+    byte-level BPE has, SentencePiece adds it by itself) | space | none."""
+    target_end: Annotated[Flag, FUNCTION] = True
+    """Close each target with the LLM's end token."""
+    chat_template: Annotated[Flag, FUNCTION] = False
+    """Put the LLM's own chat template around the soft prompt, as an instruction-tuned LLM expects it; an answer begins
+    right after it, with no space of ours. Every use of the run does the same unless told otherwise."""
+    system_prompt: Annotated[Text, FUNCTION] = ""
+    """System message for the LLM in front of the chat template, in the LLM's own language; empty = none."""
+    truncation_side: Annotated[Literal["right", "left"], FUNCTION] = "right"
+    """Side at which a source or prompt that is too long is truncated: right = its end is lost; left = its beginning (a
+    question at the end is kept). prefix_lm always truncates the beginning. Targets lose their end."""
+    max_source_tokens: Annotated[Whole, Ge(2), FUNCTION] = 512
+    """Encoder tokens per sample, end token included; longer sources are truncated and counted."""
+    max_prompt_tokens: Annotated[PositiveInt, FUNCTION] = 512
+    """LLM prompt tokens per sample; longer prompts are truncated and counted."""
+    max_target_tokens: Annotated[Whole, Ge(2), FUNCTION] = 128
+    """Target tokens per sample, end token included; longer targets are truncated and counted."""
+    max_characters: Annotated[NonNegativeInt, TRAINING] = 10_000_000
+    """Characters of a text; a sample with a longer one is bad (a tokenizer would take seconds). 0 = any length."""
+    max_bad_samples: Annotated[NonNegativeInt, NEITHER] = 0
+    """Bad samples that a run may skip (counted each time one comes up) before it stops: malformed, a field missing, a
+    text empty or longer than max_characters. Damaged shards always stop it."""
+    tokens_per_micro_batch: Annotated[NonNegativeInt, NEITHER] = 0
+    """Tokens of a micro-batch, padding included, instead of train.micro_batch samples; estimated from characters, so
+    leave some room. 0 = off."""
+    length_window: Annotated[PositiveInt, TRAINING] = 1
+    """Optimizer steps whose samples are bucketed by length (1 = off: a step has exactly its slice of the order). More
+    means less padding; the samples of the window stay the same."""
+    length_chunk: Annotated[PositiveInt, TRAINING] = 8
+    """Samples of similar length that stay together where length_window is above 1; train.micro_batch is best."""
+    workers: Annotated[NonNegativeInt, NEITHER] = 2
+    """DataLoader worker processes per rank (0 = in the main process)."""
+    prefetch: Annotated[PositiveInt, NEITHER] = 4
+    """Steps that each worker prepares ahead."""
+
+    def conflicts(self) -> Iterator[str]:
+        """A sentence for each two settings that contradict each other."""
+        longest = self.max_source_tokens + self.max_target_tokens + self.max_prompt_tokens * self.augment_prompt
+        if 0 < self.tokens_per_micro_batch < longest:
+            yield (
+                f"data.tokens_per_micro_batch is {self.tokens_per_micro_batch}; one sample may have {longest} tokens; "
+                "raise it, or lower the lengths in data.max_*_tokens."
+            )
+        if self.system_prompt and not self.chat_template:
+            yield (
+                "data.system_prompt is set and data.chat_template is false; a system message is part of a chat; "
+                "set data.chat_template=true, or leave the message out."
+            )
+        if self.chat_template and self.objective != "task":
+            yield (
+                f"data.chat_template is true and data.objective is {self.objective!r}; expected task, for the rest of "
+                "a text is no answer in a chat; set data.chat_template=false."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
