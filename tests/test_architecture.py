@@ -19,10 +19,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"auto_classes"},
     {"__init__", "disk", "entry", "errors", "reading"},
+    {"fusion", "mapping"},
     {"world", "testbed", "config", "compat"},
-    {"data", "frozen", "plan"},
-    {"encoder", "fusion", "mapping"},
-    {"llm"},
+    {"data", "frozen"},
+    {"encoder"},
+    {"llm", "plan"},
     {"bridge"},
     {"engine", "tasks"},
     {"checkpoint", "track", "start"},
@@ -116,18 +117,8 @@ def test_no_module_hides_a_package_that_something_imports() -> None:
 
 def test_names_written_twice_agree() -> None:
     from bridge_ds.config.check import _CHOICES
-    from bridge_ds.config.effect import FUSION_OPTIONS
     from bridge_ds.frozen.load import DTYPES
-    from bridge_ds.fusion import FUSIONS
-    from bridge_ds.fusion.kernels import PATHS
-    from bridge_ds.mapping import MAPPINGS
 
-    assert set(_CHOICES["fusion.name"]) == set(FUSIONS)
-    assert {name: set(kind.OPTIONS) for name, kind in FUSIONS.items()} == {
-        name: set(keys) for name, keys in FUSION_OPTIONS.items()
-    }
-    assert set(_CHOICES["mapping.kind"]) == set(MAPPINGS)
-    assert set(_CHOICES["fusion.backend"]) == {"auto", *PATHS}
     assert set(_CHOICES["model.dtype"]) == set(DTYPES)
 
 

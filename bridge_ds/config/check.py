@@ -10,22 +10,22 @@ from typing import Any
 from bridge_ds.config.schema import Config
 from bridge_ds.config.schema.kinds import FUNCTION, KINDS
 from bridge_ds.errors import ConfigError
+from bridge_ds.fusion import BACKENDS, FUSIONS
+from bridge_ds.mapping import END_INITS, MAPPINGS
 
 __all__ = ["NO_PEFT", "check", "one_of"]
 
 NO_PEFT = "lora.rank is {}, which needs the package peft; expected it to be installed; pip install 'bridge_ds[lora]'."
 """Said before anything slow begins, and where a run is loaded."""
 
-# The names of variants are repeated here as text so that a config is checked without importing torch;
-# tests/test_architecture.py keeps them equal to the tables FUSIONS and MAPPINGS.
 _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("bfloat16", "float32"),
     "lora.bias": ("none", "all", "lora_only"),
-    "fusion.name": ("last_layer", "global_softmax", "transformer_softmax", "layer_attention"),
-    "fusion.backend": ("auto", "reference", "torch", "triton"),
+    "fusion.name": tuple(FUSIONS),
+    "fusion.backend": ("auto", *BACKENDS),
     "fusion.state_norm": ("none", "rms"),
-    "mapping.kind": ("linear", "mlp", "mlp_gelu", "latent"),
-    "mapping.end_init": ("normal", "zeros"),
+    "mapping.kind": tuple(MAPPINGS),
+    "mapping.end_init": END_INITS,
     "data.objective": ("task", "prefix_lm"),
     "data.bos": ("auto", "always", "never", "unless_eos"),
     "data.target_space": ("auto", "space", "none"),

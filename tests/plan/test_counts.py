@@ -18,7 +18,7 @@ from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels.primitives import chunk_rows
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.lora import add_lora
-from bridge_ds.mapping import Projector
+from bridge_ds.mapping.projector import Projector
 from bridge_ds.plan import operators
 from bridge_ds.plan.job import Job
 from bridge_ds.plan.memory import CHUNK, GIB, memory

@@ -18,7 +18,8 @@ from bridge_ds.config.schema import LoraConfig
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.streamed import PART_BYTES
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.mapping import MAPPINGS, Projector
+from bridge_ds.mapping import MAPPINGS
+from bridge_ds.mapping.projector import Projector
 from bridge_ds.plan.advice import LAYOUTS, choices
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import PART, memory

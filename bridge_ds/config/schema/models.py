@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bridge_ds.mapping import MAPPINGS
+
 __all__ = ["EncoderConfig", "FusionConfig", "LlmConfig", "LoraConfig", "MappingConfig", "ModelConfig"]
 
 
@@ -139,4 +141,4 @@ class MappingConfig:
     @property
     def fixed_length(self) -> int:
         """Soft tokens of a row whatever its source's length, the end vector aside; 0 = one for each encoder token."""
-        return self.latents if self.kind == "latent" else 0
+        return self.latents if MAPPINGS[self.kind].resamples else 0
