@@ -229,7 +229,7 @@ def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     try:
         encoder, llm = find_shape(resolve(config.model.encoder), ENCODERS), find_shape(resolve(config.model.llm), LLMS)
         ds_values = fill_sizes(ds_values, largest_layer(encoder, llm, config.encoder.trainable))
-        remark = "from the models' shapes, without biases; a run takes them from the models"
+        remark = "from the models' shapes; a run takes them from the models"
     except ConfigError as error:
         remark = f"from the models, at the start ({str(error).partition(';')[0]})"
     if left_open:

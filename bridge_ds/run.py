@@ -47,7 +47,7 @@ from bridge_ds.engine.validate import make_validation
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.fusion.kernels import choose, why_no_triton
+from bridge_ds.fusion.kernels import choose_backend, why_no_triton
 from bridge_ds.start import RunFolder
 from bridge_ds.world import World
 
@@ -216,10 +216,10 @@ class Run:
 
     def _choose_path(self) -> str:
         """The code that will run the fusion; known before anything slow begins. Empty where there is no choice."""
-        if "backend" not in FUSIONS[self.config.fusion.name].OPTIONS:
+        if "backend" not in FUSIONS[self.config.fusion.name].options:
             return ""
         try:
-            path = choose(self.config.fusion.backend, self.device.type)
+            path = choose_backend(self.config.fusion.backend, self.device.type)
         except ValueError as error:
             raise ConfigError(f"{error}.") from None
         if (self.config.fusion.backend, self.device.type, path) == ("auto", "cuda", "torch"):

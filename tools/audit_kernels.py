@@ -35,7 +35,7 @@ from triton.runtime.jit import JITFunction
 
 from bridge_ds.cli import among, listed, positive
 from bridge_ds.entry import run_command
-from bridge_ds.fusion.kernels import triton_rows
+from bridge_ds.fusion.kernels import triton_primitives
 from bridge_ds.fusion.kernels.dropout import make_masks
 from bridge_ds.fusion.kernels.rows import Rows
 
@@ -139,17 +139,17 @@ def _launch_all(layers: int, width: int, heads: int, dtype: torch.dtype, rms: bo
     def zeros(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=wide)
 
-    given = (triton_rows.prepare(states), rows, 0, tokens)
+    given = (triton_primitives.prepare(states), rows, 0, tokens)
     scale = zeros(tokens, layers) if rms else None
-    triton_rows.attend(*given, zeros(heads, width), zeros(heads, layers + 1), masks.attention, rms)
+    triton_primitives.attend(*given, zeros(heads, width), zeros(heads, layers + 1), masks.attention, rms)
     d_kept, attention, kept = (zeros(tokens, heads, layers + 1) for _ in range(3))
-    triton_rows.attend_backward(*given, zeros(heads, tokens, width), d_kept, attention, kept, scale)
+    triton_primitives.attend_backward(*given, zeros(heads, tokens, width), d_kept, attention, kept, scale)
     if not attention_only:
-        triton_rows.mix(*given, zeros(tokens, layers), states[0], scale)
+        triton_primitives.mix(*given, zeros(tokens, layers), states[0], scale)
         if rms:
-            triton_rows.mix(*given, zeros(layers), states[0], None, rms)
-        triton_rows.dots(*given, states[0], wide)
-        triton_rows.times(torch.zeros(tokens, width, dtype=dtype), masks.output)
+            triton_primitives.mix(*given, zeros(layers), states[0], None, rms)
+        triton_primitives.dots(*given, states[0], wide)
+        triton_primitives.times(torch.zeros(tokens, width, dtype=dtype), masks.output)
 
 
 def _facts(kernel: Any, gpu: str, encoder: str, heads: int, dtype: str, name: str) -> Compiled:

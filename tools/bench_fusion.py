@@ -37,7 +37,7 @@ import torch  # noqa: E402
 from bridge_ds.engine.cpu import keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
-from bridge_ds.fusion.kernels import choose  # noqa: E402
+from bridge_ds.fusion.kernels import choose_backend  # noqa: E402
 from tools.bench_rows import append, provenance  # noqa: E402
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -116,7 +116,7 @@ def paths(device: torch.device, options: argparse.Namespace) -> list[str]:
     """Code paths of this run; `compiled ...` are torch.compile of plain formulas."""
     found = ["reference", "torch"]
     if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
-        found.append(choose("triton"))
+        found.append(choose_backend("triton"))
     return found + (["compiled reference", "compiled formula"] if options.compile else [])
 
 

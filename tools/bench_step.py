@@ -41,7 +41,7 @@ from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.llm.frozen import FrozenLLM  # noqa: E402
-from bridge_ds.mapping import Projector  # noqa: E402
+from bridge_ds.mapping.projector import Projector  # noqa: E402
 from tools.bench_rows import append, provenance  # noqa: E402
 
 CSV = Path(__file__).with_suffix(".csv")
@@ -162,7 +162,7 @@ def make_model(
     name: str, feedforward: int, encoder: FrozenEncoder, llm: FrozenLLM, device: torch.device
 ) -> BridgeModel:
     """The frozen pair with a bridge of this fusion, in training mode."""
-    more: dict[str, Any] = {"feedforward": feedforward} if "feedforward" in FUSIONS[name].OPTIONS else {}
+    more: dict[str, Any] = {"feedforward": feedforward} if "feedforward" in FUSIONS[name].options else {}
     fusion = FUSIONS[name](num_layers=encoder.num_layers, width=encoder.width, **more)
     mapping = Projector("linear", encoder.width, llm.width)
     model = BridgeModel(encoder, fusion.to(device), mapping.to(device), llm, bos=1)

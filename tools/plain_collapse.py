@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bridge_ds.fusion import Fusion
+from bridge_ds.fusion.base import Fusion
 
 __all__ = ["PlainCollapse"]
 

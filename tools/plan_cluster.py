@@ -68,6 +68,9 @@ def _read(options: argparse.Namespace) -> tuple[Job, Gpu, Network]:
         encoder = find_shape(options.encoder or "mt5-xl", ENCODERS)
         llm = find_shape(options.llm or "llama-2-13b", LLMS)
         job = Job(encoder, llm, nodes=options.nodes, gpus=options.gpus)
+    for part, choice in (("fusion", "name"), ("mapping", "kind")):
+        if part in said:
+            said[part] = dataclasses.replace(getattr(job, part), **{choice: said[part]})
     job = job.having(**said, process=PROCESS_GIB)
     if job.global_batch % job.ranks:
         raise LaunchError(
@@ -82,7 +85,7 @@ def _page(job: Job, gpu: Gpu, network: Network, found: list[Choice], recipe: str
     lines = [
         f"{job.encoder.name} ({job.encoder.parameters / 1e9:.2f} B) + "
         f"{job.llm.name} ({job.llm.parameters / 1e9:.2f} B), "
-        f"{job.fusion}, {job.mapping}: {trained_parameters(job) / 1e6:.1f} M trained",
+        f"{job.fusion.name}, {job.mapping.kind}: {trained_parameters(job) / 1e6:.1f} M trained",
         f"{job.nodes} nodes x {job.gpus} {gpu.name} ({gpu.gib:g} GiB), {network.gbit:g} Gbit/s a node; "
         f"{job.global_batch} samples a step of {job.source} source, {job.prompt} prompt, {job.target} target tokens",
         "",

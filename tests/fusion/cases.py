@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bridge_ds.fusion import FUSIONS, Fusion
+from bridge_ds.fusion import FUSIONS
+from bridge_ds.fusion.base import Fusion
 
 TOLERANCES = {torch.float32: (1e-5, 2e-4), torch.bfloat16: (3e-2, 1.5e-1)}
 """Largest relative error of the output and of a gradient. In float32 it is the largest element's; in bfloat16 (8 bits

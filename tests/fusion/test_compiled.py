@@ -72,7 +72,10 @@ def test_every_shape(tmp_path: Path, gpu: str) -> None:
     ("fault", "wrong"),
     [
         ("tl.multiple_of = lambda x, n: x", "states are read in pieces of [2] bytes"),
-        ("triton_rows.shape_of = lambda *_: {'DP': 2048, 'GROUP': 8, 'num_warps': 8, 'maxnreg': 32}", "bytes spilled"),
+        (
+            "triton_primitives.shape_of = lambda *_: {'DP': 2048, 'GROUP': 8, 'num_warps': 8, 'maxnreg': 32}",
+            "bytes spilled",
+        ),
     ],
     ids=["narrow reads", "spills"],
 )
@@ -82,7 +85,7 @@ def test_the_audit_sees(fault: str, wrong: str, tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, "tools")
 import audit_kernels, torch, triton.language as tl
-from bridge_ds.fusion.kernels import triton_rows
+from bridge_ds.fusion.kernels import triton_primitives as ops
 {fault}
 rows = audit_kernels.compiled("sm90", "xl", 1, torch.bfloat16, attention_only=True)
 print([row.wrong for row in rows])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.fusion.transformer_softmax import TransformerSoftmax
+from bridge_ds.fusion.transformer_softmax.module import TransformerSoftmax
 
 PATHS = ("reference", "torch")
 SHAPES = [(1, 1, 1, 4), (2, 3, 5, 8), (3, 6, 7, 24), (2, 24, 11, 16)]  # B, L, S, D

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bridge_ds.fusion.global_softmax import GlobalSoftmax
-from bridge_ds.fusion.layer_attention import LayerAttention
-from bridge_ds.fusion.transformer_softmax import TransformerSoftmax
+from bridge_ds.fusion.global_softmax.module import GlobalSoftmax
+from bridge_ds.fusion.layer_attention.module import LayerAttention
+from bridge_ds.fusion.transformer_softmax.module import TransformerSoftmax
 
 
 class LayerWeights(nn.Module):

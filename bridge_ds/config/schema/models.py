@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from annotated_types import Gt
 
@@ -22,11 +22,20 @@ from bridge_ds.config.schema.fields import (
     Texts,
     Whole,
 )
+from bridge_ds.fusion import BACKENDS, FUSIONS
+from bridge_ds.mapping import END_INITS, MAPPINGS
 
 __all__ = ["EncoderConfig", "FusionConfig", "LlmConfig", "LoraConfig", "MappingConfig", "ModelConfig"]
 
 
-FusionName = Literal["last_layer", "global_softmax", "transformer_softmax", "layer_attention"]
+if TYPE_CHECKING:
+    FusionName: TypeAlias = str
+    Backend: TypeAlias = str
+    MappingKind: TypeAlias = str
+    EndInit: TypeAlias = str
+else:  # a new fusion or mapping is one line in its table
+    FusionName, Backend = Literal[*FUSIONS], Literal["auto", *BACKENDS]
+    MappingKind, EndInit = Literal[*MAPPINGS], Literal[*END_INITS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +132,7 @@ class FusionConfig:
     name: Annotated[FusionName, FUNCTION] = "transformer_softmax"
     """last_layer (LangBridge) | global_softmax | transformer_softmax | layer_attention (one learnt query over the
     layers, without the transformer layer); the last three are arXiv 2508.09091's."""
-    backend: Annotated[Literal["auto", "reference", "torch", "triton"], NEITHER] = "auto"
+    backend: Annotated[Backend, NEITHER] = "auto"
     """Implementation: auto = triton on a GPU, else torch; reference = the full layer, slow."""
     dropout: Annotated[Probability, TRAINING] = 0.1
     """Dropout probability inside transformer_softmax; the other fusions have none."""
@@ -145,10 +154,10 @@ class FusionConfig:
 class MappingConfig:
     """From the encoder's width D to the LLM's width H."""
 
-    kind: Annotated[Literal["linear", "mlp", "mlp_gelu", "latent"], FUNCTION] = "linear"
+    kind: Annotated[MappingKind, FUNCTION] = "linear"
     """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (with GELU, LangBridge's ffn) | latent
     (a perceiver resampler, LangBridge's latent: a fixed number of soft tokens, whatever the source's length)."""
-    end_init: Annotated[Literal["normal", "zeros"], NEITHER] = "normal"
+    end_init: Annotated[EndInit, NEITHER] = "normal"
     """How the end vector starts: normal (LangBridge) | zeros (MindMerger, and the code of arXiv 2508.09091)."""
     latents: Annotated[PositiveInt, FUNCTION] = 64
     """Soft tokens of `latent`, the end vector aside; this and the keys down to `dropout` have LangBridge's defaults."""
@@ -168,4 +177,4 @@ class MappingConfig:
     @property
     def fixed_length(self) -> int:
         """Soft tokens of a row whatever its source's length, the end vector aside; 0 = one for each encoder token."""
-        return self.latents if self.kind == "latent" else 0
+        return self.latents if MAPPINGS[self.kind].resamples else 0

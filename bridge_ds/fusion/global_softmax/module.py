@@ -1,4 +1,4 @@
-"""Global Softmax (arXiv 2508.09091): one weight a layer, the same for every token."""
+"""Global Softmax (arXiv 2508.09091): one weight per layer, the same for every token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bridge_ds.fusion.base import Fusion
-from bridge_ds.fusion.kernels import choose, fuse_by_layer
+from bridge_ds.fusion.kernels import fuse_by_layer
 from bridge_ds.fusion.kernels.rows import Rows
 
 __all__ = ["GlobalSoftmax"]
@@ -21,15 +21,8 @@ class GlobalSoftmax(Fusion):
     that at the usual small learning rates the weights still move.
     """
 
-    OPTIONS = ("backend", "state_norm")
-
     def __init__(self, num_layers: int, width: int, *, backend: str = "auto", state_norm: str = "none") -> None:
-        """Args:
-        num_layers: L.
-        width: D.
-        backend: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
-        state_norm: `rms` divides each state of each token by its root mean square first; `none` does not.
-        """
+        """Arguments as of :class:`Fusion`."""
         super().__init__(num_layers, width, backend=backend, state_norm=state_norm)
         self.scores = nn.Parameter(torch.full((num_layers,), 3e-5))
         self.temperature = nn.Parameter(torch.full((1,), 1e-5))
@@ -37,9 +30,8 @@ class GlobalSoftmax(Fusion):
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         self._check(states)
         weights_L = torch.softmax((100 + 1e5 * self.temperature) * self.scores, dim=0)
-        self._seen_L = weights_L.detach().float()
-        path = choose(self.backend, states[0].device.type)
-        return fuse_by_layer(path, states, mask, weights_L, normalize=self.normalize, rows=rows)
+        self._mean_weights_L = weights_L.detach().float()
+        return fuse_by_layer(self.backend, states, mask, weights_L, rms=self.rms, rows=rows)
 
     def paper_names(self) -> dict[str, str]:
         """`layer_weights_lb`, L numbers, and `temp`, one: the paper's global gate."""

@@ -1,4 +1,4 @@
-"""Layer Attention: layer weights for each token from one learnt query, with no transformer layer (arXiv 2508.09091)."""
+"""Layer Attention (arXiv 2508.09091): layer weights per token from one learnt query, without a transformer layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bridge_ds.fusion.base import Fusion
-from bridge_ds.fusion.kernels import choose, fuse_by_query
+from bridge_ds.fusion.kernels import fuse_by_query
 from bridge_ds.fusion.kernels.rows import Rows
 
 __all__ = ["LayerAttention"]
@@ -21,23 +21,15 @@ class LayerAttention(Fusion):
     The scores grow with the states, so that without `state_norm` the largest layer of an encoder may take all weight.
     """
 
-    OPTIONS = ("backend", "state_norm")
-
     def __init__(self, num_layers: int, width: int, *, backend: str = "auto", state_norm: str = "none") -> None:
-        """Args:
-        num_layers: L.
-        width: D.
-        backend: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
-        state_norm: `rms` divides each state of each token by its root mean square first; `none` does not.
-        """
+        """Arguments as of :class:`Fusion`."""
         super().__init__(num_layers, width, backend=backend, state_norm=state_norm)
         self.query = nn.Parameter(torch.randn(width))
 
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         self._check(states)
-        path = choose(self.backend, states[0].device.type)
-        fused_BSD, seen_L = fuse_by_query(path, states, mask, self.query, normalize=self.normalize, rows=rows)
-        self._seen_L = seen_L.float()
+        fused_BSD, seen_L = fuse_by_query(self.backend, states, mask, self.query, rms=self.rms, rows=rows)
+        self._mean_weights_L = seen_L.float()
         return fused_BSD
 
     def paper_names(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Transformer Softmax (arXiv 2508.09091): layer weights for each token, from one transformer layer over its states."""
+"""Transformer Softmax (arXiv 2508.09091): layer weights per token from one transformer layer over its states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bridge_ds.fusion.base import Fusion
-from bridge_ds.fusion.kernels import choose, fuse_by_token
+from bridge_ds.fusion.kernels import fuse_by_token
 from bridge_ds.fusion.kernels.rows import Rows
 
 __all__ = ["TransformerSoftmax"]
@@ -18,11 +18,9 @@ class TransformerSoftmax(Fusion):
     """w = softmax(U y + b), y = the first output of a transformer layer over [c; h_1 + p_1; ...; h_L + p_L].
 
     The layer is torch's `nn.TransformerEncoderLayer(D, nhead=1, dim_feedforward=2048)`: ReLU, post-norm. Its parameters
-    stand here under torch's names with `_` for `.`, as direct children: ZeRO-3 gathers a module's direct parameters
-    when its forward begins, and torch's own layer reads its grandchildren's.
+    are direct parameters of this module, under torch's names with `_` for `.`: ZeRO-3 gathers a module's direct
+    parameters when its forward begins, and torch's own layer reads those of its grandchildren.
     """
-
-    OPTIONS = ("dropout", "backend", "heads", "state_norm", "feedforward")
 
     def __init__(
         self,
@@ -35,13 +33,11 @@ class TransformerSoftmax(Fusion):
         state_norm: str = "none",
         feedforward: int = 2048,
     ) -> None:
-        """Args:
-            num_layers: L.
-            width: D.
+        """Arguments that are not listed as of :class:`Fusion`.
+
+        Args:
             dropout: probability, on attention, its output and the feed-forward part, as in torch's layer.
-            backend: a name in :data:`bridge_ds.fusion.kernels.PATHS`, or `auto`.
             heads: attention heads of the layer (1 in the paper).
-            state_norm: `rms` divides each state of each token by its root mean square first; `none` does not.
             feedforward: hidden width of the layer's MLP (2048 in the paper).
 
         Raises:
@@ -64,16 +60,16 @@ class TransformerSoftmax(Fusion):
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         self._check(states)
         fused_BSD, seen_L = fuse_by_token(
-            choose(self.backend, states[0].device.type),
+            self.backend,
             states,
             mask,
             dict(self.named_parameters()),
             heads=self.heads,
             dropout=self.dropout if self.training else 0.0,
-            normalize=self.normalize,
+            rms=self.rms,
             rows=rows,
         )
-        self._seen_L = seen_L.float()
+        self._mean_weights_L = seen_L.float()
         return fused_BSD
 
     def paper_names(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The primitives as launches of the Triton kernels; same contract as :mod:`.torch_rows`.
+"""The primitives as launches of the Triton kernels; same contract as :mod:`.torch_primitives`.
 
 Runs on a CPU under `TRITON_INTERPRET=1`. What is launched is compiled ahead of time for GPUs that need not be there by
 tools/audit_kernels.py.
@@ -45,7 +45,7 @@ class RowTable:
 
 
 def prepare(states: Sequence[torch.Tensor]) -> RowTable:
-    """As :func:`.torch_rows.prepare`. A state that does not lie as it should is copied, that one alone."""
+    """As :func:`.torch_primitives.prepare`. A state that does not lie as it should is copied, that one alone."""
     width = states[0].shape[1]
     lined = [s if s.stride() == (width, 1) and s.data_ptr() % 16 == 0 else _copy(s) for s in states]
     table = RowTable(lined, torch.empty(len(lined), dtype=torch.int64, device=lined[0].device))
@@ -58,7 +58,7 @@ def attend(
     table: RowTable, rows: Rows, lo: int, hi: int, u_HD: torch.Tensor, position_scores_HP: torch.Tensor,
     keep: Factors | None, rms: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """As :func:`.torch_rows.attend`, in one read of the states."""
+    """As :func:`.torch_primitives.attend`, in one read of the states."""
     heads, width = u_HD.shape
     attention_mHP = u_HD.new_empty(hi - lo, heads, len(table) + 1)
     kept_mHP = attention_mHP if keep is None else torch.empty_like(attention_mHP)
@@ -77,7 +77,7 @@ def attend_backward(
     table: RowTable, rows: Rows, lo: int, hi: int, d_pooled_HmD: torch.Tensor, d_kept_mHP: torch.Tensor,
     attention_mHP: torch.Tensor, kept_mHP: torch.Tensor, scale_mL: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """As :func:`.torch_rows.attend_backward`, in one read of the states."""
+    """As :func:`.torch_primitives.attend_backward`, in one read of the states."""
     heads, tokens, width = d_pooled_HmD.shape
     d_scores_mHP = torch.empty_like(attention_mHP)
     partial_sHD = d_pooled_HmD.new_empty(max(1, min(SPLITS, tokens)), heads, width)
@@ -94,7 +94,7 @@ def mix(
     table: RowTable, rows: Rows, lo: int, hi: int, weights: torch.Tensor, out_ND: torch.Tensor,
     scale_mL: torch.Tensor | None = None, rms: bool = False,
 ) -> torch.Tensor | None:  # fmt: skip
-    """As :func:`.torch_rows.mix`: straight into the rows of the result, in its dtype."""
+    """As :func:`.torch_primitives.mix`: straight into the rows of the result, in its dtype."""
     found_mL = weights.new_empty(hi - lo, len(table)) if rms else None
     scale = next((s for s in (scale_mL, found_mL) if s is not None), weights)
     _launch(
@@ -105,7 +105,7 @@ def mix(
 
 
 def dots(table: RowTable, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """As :func:`.torch_rows.dots`."""
+    """As :func:`.torch_primitives.dots`."""
     found_mL = vectors_ND.new_empty(hi - lo, len(table), dtype=dtype)
     _launch(kernels.dots, hi - lo, table, rows, vectors_ND.contiguous(), found_mL, lo, wide=dtype)
     return found_mL
@@ -115,13 +115,13 @@ def dot_totals(
     table: RowTable, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, scale_mL: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
-    """As :func:`.torch_rows.dot_totals`."""
+    """As :func:`.torch_primitives.dot_totals`."""
     found_mL = dots(table, rows, lo, hi, vectors_ND, dtype)
     return (found_mL if scale_mL is None else found_mL.mul_(scale_mL)).sum(0)
 
 
 def times(x: torch.Tensor, factors: Factors | None, in_place: bool = False) -> torch.Tensor:
-    """As :func:`.torch_rows.times`; the factors are drawn where they are used and never stored."""
+    """As :func:`.torch_primitives.times`; the factors are drawn where they are used and never stored."""
     if factors is None:
         return x
     x = x.contiguous()

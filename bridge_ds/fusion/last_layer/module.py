@@ -1,4 +1,4 @@
-"""LangBridge's choice and our baseline: the encoder's last layer alone (arXiv 2401.10695)."""
+"""The encoder's last layer alone (LangBridge, arXiv 2401.10695)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class LastLayer(Fusion):
 
     def __init__(self, num_layers: int, width: int) -> None:
         super().__init__(num_layers, width)
-        self._seen_L = torch.zeros(num_layers)
-        self._seen_L[-1] = 1.0
+        self._mean_weights_L = torch.zeros(num_layers)
+        self._mean_weights_L[-1] = 1.0
 
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         self._check(states)
