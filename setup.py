@@ -39,6 +39,7 @@ setup(
         "protobuf",  # reading spiece.model through transformers
         "safetensors",
         "pyyaml",
+        "pydantic>=2.10",  # reads and checks the config
         "mlflow",
         "matplotlib",
         "tqdm",
