@@ -126,8 +126,8 @@ def bucket_once(costs: np.ndarray, micro_batch: int, budget: int, world_size: in
 def spread(lengths: np.ndarray, steps: int, chunk: int, seed: int, window: int) -> np.ndarray:
     """Distribute the rows of a window of K global batches over its K steps, in chunks of like length.
 
-    Rows are sorted by length and divided into chunks; each step gets one of every K consecutive chunks, so that steps hold
-    the same spread of lengths while the rows of a micro-batch are nearly equal in length. Depends on nothing
+    Rows are sorted by length and divided into chunks; each step gets one of every K consecutive chunks, so that steps
+    hold the same spread of lengths while the rows of a micro-batch are nearly equal in length. Depends on nothing
     but its arguments: ranks and micro-batches do not change which rows a step has.
 
     Args:

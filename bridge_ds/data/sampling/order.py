@@ -2,11 +2,11 @@
 
 The run reads one endless sequence of positions 0, 1, 2, ...: position p is index `p % n` of epoch `p // n`, and every
 epoch is a permutation of the n samples. Global batch k (from 1) is the slice [(k-1) * size, k * size). Nothing here
-depends on ranks or workers; the samples of a step are the same for every number of them, and one integer (samples consumed)
-is enough to resume.
+depends on ranks or workers; the samples of a step are the same for every number of them, and one integer (samples
+consumed) is enough to resume.
 
-An epoch is a *block shuffle*: the shards are permuted, consecutive shards in that order form windows, and the samples of each
-window are permuted together. So a run reads from one window of shards at a time, wherever the shards lie. No list of
+An epoch is a *block shuffle*: the shards are permuted, consecutive shards in that order form windows, and the samples
+of each window are permuted together. So a run reads from one window of shards at a time, wherever the shards lie. No list of
 samples is ever made: memory grows with the number of shards alone (a few words each).
 
 Letters: G rows of a global batch, N shards, D data sets of a mixture.
