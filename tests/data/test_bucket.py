@@ -109,5 +109,5 @@ def test_spread_lowers_padding_and_keeps_steps_level() -> None:
     assert padded(buckets) - lengths.sum() < 0.5 * (padded(np.arange(512).reshape(8, 64)) - lengths.sum())
     totals = lengths[buckets].sum(axis=1)
     assert totals.max() / totals.min() < 1.5
-    with pytest.raises(ValueError, match=r"512 rows cannot be cut into chunks of 3"):
+    with pytest.raises(ValueError, match=r"512 rows cannot be divided into chunks of 3"):
         spread(lengths, 8, 3, 0, 0)

@@ -6,8 +6,8 @@ depends on ranks or workers; the samples of a step are the same for every number
 consumed) is enough to resume.
 
 An epoch is a *block shuffle*: the shards are permuted, consecutive shards in that order form windows, and the samples
-of each window are permuted together. So a run reads from one window of shards at a time, wherever the shards lie. No list of
-samples is ever made: memory grows with the number of shards alone (a few words each).
+of each window are permuted together. So a run reads from one window of shards at a time, wherever the shards lie. No
+list of samples is ever made: memory grows with the number of shards alone (a few words each).
 
 Letters: G rows of a global batch, N shards, D data sets of a mixture.
 """
