@@ -7,13 +7,13 @@ examples:
   python tools/bench/bench_step.py --quick                           # seconds; shows that everything runs
 
 Models have random weights: speed does not depend on their values. Fusions take turns in one process, so that a slow
-moment hits all of them. Rows are appended to bench_step.csv beside this file: median milliseconds of a step, the median over the
-turns of the ratio to last_layer's step in the same turn, source tokens per second, and MFU = floating-point operations
-that the models need / (seconds x peak). The need per token is 2 x parameters for the frozen encoder's forward, 4 x
-parameters for the LLM (forward, and the gradient through it to the soft prompt) and 6 x parameters of the bridge
-(fusion and mapping); embeddings count nowhere. The peak is that of a large matrix product measured in the same run.
-Peak memory is that of the device on CUDA, else the process's resident memory, which never falls: compare runs of one
-fusion each.
+moment hits all of them. Rows are appended to bench_step.csv beside this file: median milliseconds of a step, the median
+over the turns of the ratio to last_layer's step in the same turn, source tokens per second, and MFU = floating-point
+operations that the models need / (seconds x peak). The need per token is 2 x parameters for the frozen encoder's
+forward, 4 x parameters for the LLM (forward, and the gradient through it to the soft prompt) and 6 x parameters of the
+bridge (fusion and mapping); embeddings count nowhere. The peak is that of a large matrix product measured in the same
+run. Peak memory is that of the device on CUDA, else the process's resident memory, which never falls: compare runs of
+one fusion each.
 """
 
 from __future__ import annotations
