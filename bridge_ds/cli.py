@@ -18,6 +18,7 @@ from bridge_ds.world import World
 
 __all__ = [
     "Parser",
+    "add_config_options",
     "add_placing",
     "among",
     "listed",
@@ -25,6 +26,7 @@ __all__ = [
     "positive",
     "say_repeated",
     "show_plan",
+    "train_parser",
     "user_errors",
 ]
 
@@ -32,22 +34,28 @@ _TRAIN_HELP = """\
 Train the bridge between a frozen multilingual encoder and a frozen English LLM, on English data only.
 
 examples:
-  deepspeed bridge_ds/train.py --ds_config zero3.json
+  bridge-ds train --ds_config zero3.json
       the embedded default: two small models, constructed languages, no download, a few minutes on a laptop
-  deepspeed --num_accelerators 2 bridge_ds/train.py --ds_config zero3.json --set fusion.name=global_softmax
-      the same on two processes, with one weight a layer
-  deepspeed bridge_ds/train.py --recipe xnli_mt5xl_llama1b --ds_config zero2.json --set run.output=runs/xnli
-      the paper's XNLI run (downloads mT5-XL and the LLM; pack the shards first, see the recipe's head)
-  torchrun --nproc_per_node 8 bridge_ds/train.py --recipe my.yaml
-  python bridge_ds/train.py --dry-run --set train.lr=1e-3
+  bridge-ds train --num_gpus 2 --ds_config zero3.json --set fusion.name=global_softmax
+      two processes (default: one for each GPU), and one learnt weight for each encoder layer
+  bridge-ds train --recipe xnli_mt5xl_llama1b --ds_config zero2.json --set run.output=runs/xnli
+      the paper's XNLI run (downloads mT5-XL and the LLM; pack the shards first, see the recipe's first lines)
+  bridge-ds train --recipe my.yaml -- --hostfile hosts
+      what follows -- are options of DeepSpeed's launcher
+  bridge-ds train --dry-run --set train.lr=1e-3
       resolve and check everything, print it, train nothing
 
+From a checkout, and with another launcher:
+  deepspeed bridge_ds/train.py --ds_config zero3.json
+  torchrun --nproc_per_node 8 bridge_ds/train.py --recipe my.yaml
+  bridge-ds slurm copy .       (launchers for Slurm)
+
 The same command again continues a run that was stopped (run.resume, default auto).
-Every key that --set takes, with its unit, stands in bridge_ds/config/schema/."""
+Every key that --set takes is described in bridge_ds/config/schema/."""
 
 
-class _Said(argparse._StoreAction):
-    """An option of which the last holds, which is said where there is another before it."""
+class _NotedStore(argparse._StoreAction):
+    """An option whose last value counts; a note is printed where an earlier one was different."""
 
     _before: argparse.Namespace | None = None
 
@@ -59,17 +67,35 @@ class _Said(argparse._StoreAction):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which says where an option is given more than once."""
+    """argparse's parser, with a note where an option is given more than once."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for name in (None, "store"):
-            self.register("action", name, _Said)
+            self.register("action", name, _NotedStore)
 
 
 def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
-    """Options of train.py: `recipe`, `overrides` (a list of key=value), `dry_run`."""
-    parser = Parser(prog="train.py", description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Options of the trainer: `recipe`, `overrides` (a list of key=value), `dry_run`."""
+    options = train_parser().parse_args(argv)
+    if options.ds_config:
+        options.overrides.append(f"run.ds_config={options.ds_config}")
+    say_repeated(options.overrides)
+    return options
+
+
+def train_parser(prog: str = "train.py") -> Parser:
+    """The parser of the trainer's options."""
+    parser = Parser(prog=prog, description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="resolve and check the config, print it, and stop")
+    # The deepspeed launcher adds it; the rank comes from the environment.
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name a run: `--recipe`, `--ds_config`, `--set`."""
     parser.add_argument(
         "--recipe", default="testbed", help="name in bridge_ds/config/recipes/, or a YAML file (default: testbed)"
     )
@@ -79,14 +105,6 @@ def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable"
     )
-    parser.add_argument("--dry-run", action="store_true", help="resolve and check the config, print it, and stop")
-    # The deepspeed launcher adds it; the rank comes from the environment.
-    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.ds_config:
-        options.overrides.append(f"run.ds_config={options.ds_config}")
-    say_repeated(options.overrides)
-    return options
 
 
 def say_repeated(overrides: Sequence[str], stream: TextIO | None = None) -> None:

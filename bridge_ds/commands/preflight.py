@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.cli import Parser, positive, say_repeated
+from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
 from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import resolve
@@ -301,9 +301,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", default="testbed", help="as train.py")
-    parser.add_argument("--ds_config", default="", help="as train.py")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="as train.py")
+    add_config_options(parser)
     parser.add_argument("--ranks", type=positive(int), default=1, help="processes of the job (default: 1)")
     parser.add_argument("--nodes", type=positive(int), help="nodes they are on (default: the Slurm job's, else 1)")
     parser.add_argument("--gpu-gib", type=positive(float), help="memory of the GPUs to be used, in GiB")
