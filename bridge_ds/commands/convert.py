@@ -10,12 +10,12 @@ examples:
       what would become of every key; nothing is written
 
 then, as with a run that was trained here:
-  python -m bridge_ds.evaluation --run runs/metamath --tasks mgsm
+  bridge-ds evaluate --run runs/metamath --tasks mgsm
   bridge-ds doctor runs/metamath
 
-`bridge-ds convert SOURCE --help` says what is read of each source. Both models are loaded whole. A key that is
-missing, unexpected or of another shape is named, with what was expected; exit status 2. Pickled objects are never run
-(torch.load(weights_only=True)).
+`bridge-ds convert SOURCE --help` lists what is read from each source. Both models are loaded completely. A key that
+is missing, unexpected or of another shape is a user error that names it; exit status 2. Pickled objects are never
+executed (torch.load(weights_only=True)).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bridge_ds.convert import SOURCES
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Convert, or say what would be done."""
+    """Convert, or list what would be done; returns the exit status."""
     options = _parser().parse_args(argv)
     say_repeated(options.overrides)
     with user_errors():
@@ -54,7 +54,7 @@ def _convert(options: argparse.Namespace) -> None:
         print("dry run: nothing was written")
         return
     found.write(options.output)
-    print(f"written: {options.output}; python -m bridge_ds.evaluation --run {options.output} --tasks ... scores it")
+    print(f"written: {options.output}; bridge-ds evaluate --run {options.output} --tasks ... scores it")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Why does this bridge answer badly? Measures a finished run on its own training samples and says what to try.
+"""Why does this bridge answer badly? Measure a finished run on its own training samples, and list what to try.
 
 examples:
   bridge-ds doctor runs/mine
@@ -6,7 +6,7 @@ examples:
 
 One process, both models in memory; --device-map auto splits them over the GPUs.
 Exit status 0: healthy. 1: something is wrong; the worst comes first.
-2: it cannot be examined (no run, no checkpoint, models or shards not here); one sentence says why.
+2: it cannot be examined (no run, no checkpoint, models or shards missing); one sentence gives the reason.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
     options = parser.parse_args(argv)
     if options.samples < 2:
-        parser.error(f"--samples is {options.samples}; expected 2 or more, for sources are exchanged between samples.")
+        parser.error(f"--samples is {options.samples}; expected 2 or more: sources are swapped between samples.")
     status = 1
     with user_errors():
         status = _examine(options)
@@ -73,7 +73,7 @@ def _examine(options: argparse.Namespace) -> int:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: such numbers become null."""
+    """Replace NaN and infinities, which JSON has not, by null."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,11 +1,11 @@
-"""Take a trained bridge to where it is used.
+"""Write a trained bridge for another machine, or serve it.
 
 examples:
   bridge-ds export --run runs/mine --to safetensors --output exported/mine
       one folder: the bridge, both base models, both tokenizers. BridgeForCausalLM.from_pretrained("exported/mine") and
       every command that takes --run load it on a machine without a hub
   bridge-ds export --run runs/mine --to prompt-embeds --vllm http://127.0.0.1:8001
-      a service that answers over HTTP; the same as python -m bridge_ds.serve, which says what it takes (--help)
+      a service that answers over HTTP; the same as bridge-ds serve, whose options it takes
 
 The licences of the base models hold for their copies; their files (LICENSE, README.md) are copied with them.
 """
@@ -51,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, help="run folder, checkpoint, exported folder, or hub id of a bridge")
     parser.add_argument("--to", choices=("safetensors", "prompt-embeds"), default="safetensors", help="which (above)")
     parser.add_argument("--output", type=Path, help="folder to make, for --to safetensors")
-    parser.add_argument("--encoder", help="where the encoder is now, if not where the bridge says")
-    parser.add_argument("--llm", help="where the LLM is now, if not where the bridge says")
+    parser.add_argument("--encoder", help="where the encoder is now, if not at the recorded path")
+    parser.add_argument("--llm", help="where the LLM is now, if not at the recorded path")
     parser.add_argument(
         "--merge-lora", action="store_true", help="write the LLM with LoRA's updates and trained biases merged into it"
     )

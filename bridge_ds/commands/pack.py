@@ -51,7 +51,7 @@ appears only when it is complete, and the same command continues a packing that 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code (0, or 2 for a fault of the input)."""
+    """Run one command; returns the exit status (0, or 2 for a user error)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0].startswith(_TASK):
         arguments = ["pack", *arguments]
@@ -99,7 +99,7 @@ def _pack(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         progress=True,
     )
-    _say_packed(index, options.output)
+    _print_packed(index, options.output)
 
 
 def _pack_task(options: argparse.Namespace) -> None:
@@ -132,18 +132,18 @@ def _pack_task(options: argparse.Namespace) -> None:
         language="en",
         source=options.source or f"{name}, train split of {task.source}",
     )
-    _say_packed(index, options.output)
+    _print_packed(index, options.output)
 
 
 def _chosen(rows: Iterable[dict[str, str]], seed: int | None, limit: int | None) -> Iterator[dict[str, str]]:
-    """The first rows; with a seed, any of all of them (benchmarks are small enough to be held)."""
+    """The first rows; with a seed, shuffled first (benchmarks fit in memory)."""
     if seed is not None:
         rows = list(rows)
         random.Random(seed).shuffle(rows)
     return islice(rows, limit)
 
 
-def _say_packed(index: ShardIndex, output: Path) -> None:
+def _print_packed(index: ShardIndex, output: Path) -> None:
     size = sum(shard.bytes for shard in index.shards) / (1 << 20)
     print(f"packed {index.samples} samples into {len(index.shards)} shards ({size:.1f} MiB) in {output}")
 

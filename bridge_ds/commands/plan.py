@@ -26,7 +26,7 @@ examples:
   bridge-ds plan --recipe mt5xl_13b --nodes 2 --gpus 8
 
 Known models need no download; any other is a folder with config.json. Memory is checked against measured runs by
-tests/plan; times are arithmetic on data sheets, counted operators and what is assumed of them (--utilization,
+tests/plan; times are computed from data sheets, counted operators and assumptions (--utilization,
 --network-share, --launch-us): bounds, not measurements.
 """
 _OF_JOB = ("fusion", "mapping", "encoder_trained", "llm_trained", "lora", "global_batch", "source", "prompt", "target")
@@ -53,7 +53,7 @@ def _read(options: argparse.Namespace) -> tuple[Job, Gpu, Network]:
     gpu = GPUS[options.gpu]
     if options.gpu_gib:
         gpu = dataclasses.replace(gpu, name=f"{gpu.name} ({options.gpu_gib:g} GiB)", gib=options.gpu_gib)
-    said = {name: value for name in _OF_JOB if (value := getattr(options, name)) is not None}
+    given = {name: value for name in _OF_JOB if (value := getattr(options, name)) is not None}
     if options.recipe:
         config = load_config(options.recipe)
         models = {part: name for part in ("encoder", "llm") if (name := getattr(options, part))}
@@ -63,7 +63,7 @@ def _read(options: argparse.Namespace) -> tuple[Job, Gpu, Network]:
         encoder = find_shape(options.encoder or "mt5-xl", ENCODERS)
         llm = find_shape(options.llm or "llama-2-13b", LLMS)
         job = Job(encoder, llm, nodes=options.nodes, gpus=options.gpus)
-    job = job.having(**said, process=PROCESS_GIB)
+    job = job.having(**given, process=PROCESS_GIB)
     if job.global_batch % job.ranks:
         raise LaunchError(
             f"a global batch of {job.global_batch} does not divide over {job.ranks} ranks; expected a multiple; "
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", default="", help="what is not said here is as in this recipe (as train.py)")
+    parser.add_argument("--recipe", default="", help="values of everything not given here (as bridge-ds train)")
     parser.add_argument("--encoder", help=f"folder, hub id, or one of {', '.join(ENCODERS)} (default: mt5-xl)")
     parser.add_argument("--llm", help=f"folder, hub id, or one of {', '.join(LLMS)} (default: llama-2-13b)")
     parser.add_argument("--fusion", help="as fusion.name (default: transformer_softmax)")

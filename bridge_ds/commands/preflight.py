@@ -1,4 +1,4 @@
-"""Check on the login node (and again as a job's first step) what would else fail after hours in the queue."""
+"""Check on the login node, and again at the start of a job, what would otherwise fail after hours in the queue."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ examples:
   bridge-ds preflight --recipe mt5xl_13b --nodes 2 --ranks 16 --hashes --gpu-gib 80 --set data.shards=data/english
   srun --ntasks-per-node=1 bridge-ds preflight --versions      # the same line from every node?
 
-Takes the --recipe, --ds_config and --set of train.py. Exit status 0: green. 2: something is red; the last line says
-what to change.
+Takes the --recipe, --ds_config and --set of bridge-ds train. Exit status 0: all checks pass. 2: some fail; the last
+line says what to change.
 """
 
 
 @dataclass
 class Subject:
-    """What is checked; filled by the checks in their order."""
+    """What is checked; the checks fill it in order."""
 
     options: argparse.Namespace
     config: Config = dataclasses.field(default_factory=Config)
     why_local: str = ""
-    """Why the hub cannot be asked, where a model is not a folder."""
+    """Why the hub cannot be reached; set where a model is not a folder."""
 
     @property
     def ranks(self) -> int:
@@ -53,12 +53,12 @@ class Subject:
 
     @property
     def hub(self) -> dict[str, Any]:
-        """Options of what may ask the hub: its client would try each file six times, and say so."""
+        """Options of calls that may reach the hub; its client would retry each file six times, with warnings."""
         return {"local_files_only": True} if self.why_local else {}
 
     @property
     def gpus(self) -> int:
-        """Of a node.
+        """GPUs of a node.
 
         Raises:
             LaunchError: the nodes do not divide the ranks.
@@ -85,10 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.ds_config:
         options.overrides.append(f"run.ds_config={options.ds_config}")
-    say_repeated(options.overrides, sys.stdout)  # beside the rows; stderr is for what is wrong
+    say_repeated(options.overrides, sys.stdout)  # stdout, like the rows; stderr is for errors
     subject, problem = Subject(options), None
     try:
-        subject.gpus  # noqa: B018 (else each check that needs them would say so)
+        subject.gpus  # noqa: B018 (otherwise every check that needs them would fail)
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -129,20 +129,20 @@ def deepspeed_config(subject: Subject) -> str:
 
 
 def run_goes_on(subject: Subject) -> str:
-    """What is in the run folder, or run.start_from leads to, goes on with these settings."""
+    """The run folder, or run.start_from, can be continued with these settings."""
     from bridge_ds.checkpoint.origin import find_origin
 
-    said: list[str] = []
-    origin = find_origin(subject.config, Path(subject.config.run.output), said.append)
+    lines: list[str] = []
+    origin = find_origin(subject.config, Path(subject.config.run.output), lines.append)
     subject.config = origin.config
-    return "; ".join([*said, *map(str.strip, origin.lines())]) or "begins anew"
+    return "; ".join([*lines, *map(str.strip, origin.lines())]) or "a new run"
 
 
 def models_on_disk(subject: Subject) -> str:
-    """Config and every weight file of both models are here, of the sizes that their headers promise."""
+    """Config and all weight files of both models are on this machine, with the sizes given in their headers."""
     from bridge_ds.frozen.verify import check_length, loaded_files, why_no_hub
 
-    said = []
+    found = []
     of = subject.config.model
     if not all(Path(resolve(name)).is_dir() for name in (of.encoder, of.llm)):
         subject.why_local = why_no_hub()
@@ -151,7 +151,7 @@ def models_on_disk(subject: Subject) -> str:
             files = loaded_files(resolve(name), revision, subject.hub)
         except BridgeError:
             raise
-        except Exception as error:  # the hub client's own kinds
+        except Exception as error:  # of the hub client
             raise ConfigError(f"model.{key} {name!r} cannot be looked up ({error}); download it first.") from None
         if not files:
             where = f"in the hub's cache, and {subject.why_local}" if subject.why_local else "here"
@@ -161,12 +161,12 @@ def models_on_disk(subject: Subject) -> str:
             )
         for path in files:
             check_length(f"model.{key}", path)
-        said.append(f"{key} {sum(path.stat().st_size for path in files) / 2**30:.2f} GiB in {len(files)} files")
-    return "; ".join(said)
+        found.append(f"{key} {sum(path.stat().st_size for path in files) / 2**30:.2f} GiB in {len(files)} files")
+    return "; ".join(found)
 
 
 def tokenizers_match(subject: Subject) -> str:
-    """Both tokenizers load, no token lies outside its model's embedding table, a chat template is there if wanted."""
+    """Both tokenizers load and fit their models' embedding tables; there is a chat template if one is needed."""
     from transformers import AutoConfig
 
     from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers
@@ -191,7 +191,7 @@ def tokenizers_match(subject: Subject) -> str:
 
 
 def shards_verify(subject: Subject) -> str:
-    """Every data set has its index, local shards the promised size and, with --hashes, all the promised content."""
+    """Every data set has an index; local shards have its sizes and, with --hashes, its sha256."""
     from bridge_ds.data.loading.corpus import locations, open_index
     from bridge_ds.data.loading.embedded import is_embedded
     from bridge_ds.data.shards.verify import verify
@@ -200,7 +200,7 @@ def shards_verify(subject: Subject) -> str:
     for place in locations(data)[0]:
         if is_embedded(place):
             return "embedded, written at the first start"
-        # Not staged here: the login node has no disk of a compute node.
+        # Not staged: a login node does not have the local disk of a compute node.
         index = open_index(dataclasses.replace(data, stage_dir=""), place)
         samples, shards = samples + index.samples, shards + len(index.shards)
         if subject.options.hashes:
@@ -232,7 +232,7 @@ def output_writable(subject: Subject) -> str:
     if job is None:
         return f"{folder}, {free / 2**30:.1f} GiB free"
     of = subject.config.checkpoint
-    # Parameter and two moments in float32; one more while the next is written.
+    # Parameter and two moments in float32; one checkpoint more while the next is written.
     needed = 12 * trained_parameters(job) * ((of.keep or subject.config.train.steps // of.every) + of.keep_best + 1)
     if free < needed:
         raise LaunchError(
