@@ -55,6 +55,7 @@ setup(
         "test": [
             "pytest",
             "pytest-xdist",
+            "setuptools>=77",  # a test builds the wheel
             "lm_eval>=0.4.13,<0.5",
             "hypothesis",
             "peft>=0.21",

@@ -110,6 +110,13 @@ assert not slow & set(sys.modules), slow & set(sys.modules)
     assert min(seconds) < 0.3
 
 
+def test_pack_needs_no_second_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"source": "one", "target": "two"}\n')
+    assert main(["pack", "--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "shards")]) == 0
+    assert main(["pack", "verify", str(tmp_path / "shards")]) == 0
+    assert "are as they were indexed" in capsys.readouterr().out
+
+
 def test_launcher_options_and_trainer_options() -> None:
     from bridge_ds.commands.train import split
 

@@ -21,14 +21,14 @@ _TASK = "task:"
 _EXAMPLES = """\
 examples:
   # JSON lines that already have "source" and "target" (and perhaps "prompt"):
-  bridge-ds pack pack --input train.jsonl --output shards/
+  bridge-ds pack --input train.jsonl --output shards/
 
   # other field names, two files, shuffled, on eight processes:
-  bridge-ds pack pack --input a.jsonl b.jsonl.zst --output shards/ \\
+  bridge-ds pack --input a.jsonl b.jsonl.zst --output shards/ \\
       --map source=question --map target=answer --shuffle 0 --processes 8
 
   # plain text for objective prefix_lm: paragraphs separated by blank lines become {"text": ...}
-  bridge-ds pack pack --input book.txt --output shards/ --language en
+  bridge-ds pack --input book.txt --output shards/ --language en
 
   # the English train split of a benchmark, with the prompt and the target that scoring uses (from the hub, or from
   # a folder with train/en.jsonl):
@@ -36,7 +36,7 @@ examples:
   bridge-ds pack task:xnli --output shards/ --dataset FOLDER --map premise=sentence1
 
   # a data set of the Hugging Face hub, or a local folder that `datasets` reads:
-  bridge-ds pack pack --dataset facebook/xnli --config en --split train --output shards/ \\
+  bridge-ds pack --dataset facebook/xnli --config en --split train --output shards/ \\
       --map source=premise --map target=hypothesis
 
   # webdataset tars that others made (KEY.json, KEY.txt, KEY.source.txt + KEY.target.txt, ...):
@@ -53,7 +53,7 @@ appears only when it is complete, and the same command continues a packing that 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status (0, or 2 for a user error)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0].startswith(_TASK):
+    if arguments and arguments[0].startswith((_TASK, "--")) and arguments[0] != "--help":
         arguments = ["pack", *arguments]
     options = _parser().parse_args(arguments)
     try:
