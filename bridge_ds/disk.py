@@ -7,7 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-__all__ = ["beside", "missing_or_empty", "put", "real", "remove", "stage_text", "write_text"]
+from bridge_ds.reading import is_macos
+
+__all__ = ["beside", "clear_empty", "missing_or_empty", "put", "real", "remove", "stage_text", "write_text"]
 
 
 def real(path: str | Path) -> Path:
@@ -72,8 +74,17 @@ def remove(path: Path) -> None:
 
 
 def missing_or_empty(folder: Path) -> bool:
-    """Whether a new folder can be put there: nothing, an empty folder, or a link that leads to one of these."""
+    """Whether a new folder can be put there: nothing, an empty folder (but for files of macOS), or a link to these."""
     folder = real(folder)
     if not os.path.lexists(folder):
         return True
-    return folder.is_dir() and not any(folder.iterdir())
+    return folder.is_dir() and all(is_macos(path.name) for path in folder.iterdir())
+
+
+def clear_empty(folder: Path) -> None:
+    """Remove a folder that :func:`missing_or_empty` accepts, if it is there. Raises OSError if it holds more by now."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if is_macos(path.name):
+                remove(path)
+        folder.rmdir()

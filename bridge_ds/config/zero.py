@@ -10,6 +10,7 @@ from typing import Any
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.reading import NotText, decoded, json_value
+from bridge_ds.shipped import shipped
 
 __all__ = [
     "accumulation",
@@ -24,8 +25,8 @@ __all__ = [
     "stage",
 ]
 
-SHIPPED = Path(__file__).parents[2] / "ds_configs"
-"""Folder of the shipped DeepSpeed files, in the checkout."""
+SHIPPED = shipped("ds_configs")
+"""Folder of the shipped DeepSpeed files."""
 
 # Removed from DeepSpeed 0.19 (deepspeedai/DeepSpeed#8489): a leftover key is refused there too, but late.
 _REMOVED = (

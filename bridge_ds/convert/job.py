@@ -29,7 +29,7 @@ from bridge_ds.convert.layout import ConvertSource, SourceLayout
 from bridge_ds.convert.stored import Stored, read_checkpoint
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.convention import settled
-from bridge_ds.disk import missing_or_empty, real
+from bridge_ds.disk import clear_empty, missing_or_empty, real
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.setup import base_identities, build_model
 from bridge_ds.errors import CheckpointError, ConfigError
@@ -101,8 +101,7 @@ class Conversion:
             config = replace(config, run=replace(config.run, output=str(output)))
             self._write_checkpoint(temporary, config, written)
             save_config(config, temporary / "config.yaml")
-            if final.exists():
-                final.rmdir()
+            clear_empty(final)
             os.replace(temporary, final)
         except (OSError, SafetensorError) as error:
             raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.data.text.spiece import find_spiece
-from bridge_ds.disk import beside, missing_or_empty, real
+from bridge_ds.disk import beside, clear_empty, missing_or_empty, real
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.digest import KEPT
 from bridge_ds.frozen.identity import model_identity, published_config, tokenizer_files
@@ -66,8 +66,7 @@ def export(run: str, folder: Path, merge: bool = False, **loading: Any) -> list[
         part.mkdir(parents=True)
         lines = _write(model, part, merge)
         _prove(model, part)
-        if final.exists():
-            final.rmdir()
+        clear_empty(final)
         part.rename(final)
     except OSError as error:
         raise ConfigError(

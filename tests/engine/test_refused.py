@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -299,3 +300,17 @@ def test_a_refused_start_changes_nothing(
         assert reason.words in outcome.outputs[0] and "Traceback" not in outcome.text, outcome.text[-4000:]
         assert snapshot(folder) == before
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("by_script", [False, True])
+def test_a_port_that_is_taken(by_script: bool, small_run: list[str], tmp_path: Path) -> None:
+    """A user error; under a job script the status that makes it start again with another port."""
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        env = {"MASTER_PORT": str(taken.getsockname()[1])}
+        env |= {"BRIDGE_DS_LAST_WORDS": str(tmp_path / "words")} if by_script else {}
+        output = settings(run__output=tmp_path / "run")
+        outcome = launch.train([*small_run, *output], 1, tmp_path / "logs", env)
+    assert outcome.codes == [74 if by_script else 2], outcome.text
+    assert "error: another process uses the port" in outcome.text and "Traceback" not in outcome.text

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bridge_ds.entry import run_command
-from tools.bench_rows import append, provenance
+from tools.bench.bench_rows import append, provenance
 
 CHUNK = 64
 """Samples that cross the process boundary together."""
