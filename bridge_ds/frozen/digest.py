@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError
 
 __all__ = ["BLOCK", "KEPT", "KEPT_FROM", "digests"]
@@ -184,10 +185,8 @@ def _wrote(place: Path, entries: Mapping[str, Any], folder: Path) -> bool:
         place.parent.mkdir(parents=True, exist_ok=True)
         others = {name: entry for name, entry in _kept(folder).items() if (folder / name).is_file()}
         text = json.dumps({"block": BLOCK, "files": others | dict(entries)}, indent=1, sort_keys=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=KEPT, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)  # others who use this copy of the model gain by it too
-        os.replace(file.name, place)
+        write_text(place, text, fsync=False)
+        place.chmod(0o644)  # others who use this copy of the model gain by it too
     except OSError:
         return False
     return True

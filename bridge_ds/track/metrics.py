@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bridge_ds.disk import real
+from bridge_ds.disk import atomic_write
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.errors import DataError
 
@@ -149,13 +149,7 @@ def plain(value: Any) -> Any:
 
 
 def _keep_up_to(path: Path, step: int) -> None:
-    # Temp + rename: a kill in the middle leaves the old file, which the next start mends the same way.
-    path = real(path)
-    temp = path.with_name(path.name + ".tmp")
-    with temp.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as file:
         for record in iter_metrics(path):
             if record["step"] <= step:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temp.replace(path)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.disk import put, real
+from bridge_ds.disk import atomic_write, real
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.track.metrics import read_metrics
 
@@ -198,10 +198,8 @@ def _figure(height: float, rows: int, height_ratios: Sequence[float] | None = No
 
 def _save(figure: Any, path: Path) -> None:
     real(path.parent).mkdir(parents=True, exist_ok=True)
-    path = real(path)
-    temp = path.with_name(f".{path.name}")
-    figure.savefig(temp, format="png")
-    put(temp, path)
+    with atomic_write(path, "wb", fsync=False) as file:
+        figure.savefig(file, format="png")
 
 
 def _whole_steps(axis: Any) -> None:

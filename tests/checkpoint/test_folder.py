@@ -15,18 +15,19 @@ from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_bridge, newest, refuse_other_run
 from bridge_ds.checkpoint.manifest import manifest_sha256
 from bridge_ds.checkpoint.save import prune
+from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import CheckpointError
 
 
 def write(
     root: Path, step: int, tensors: dict[str, torch.Tensor] | None = None, more: dict[str, Any] | None = None
 ) -> Path:
-    temporary, final = root / ".tmp", layout.step_folder(root, step)
-    temporary.mkdir(parents=True)
-    save_file(tensors or {"fusion.a": torch.arange(3.0)}, temporary / layout.BRIDGE)
-    save_file({"exp_avg/fusion.a": torch.zeros(3)}, temporary / layout.OPTIMIZER)
-    (temporary / layout.STATE).write_text(json.dumps({"step": step, "consumed": 8 * step, "seed": 0}))
-    layout.seal(temporary, final, {"base": {"llm": "abc"}} | (more or {}))
+    final = layout.step_folder(root, step)
+    with atomic_folder(final) as temporary:
+        save_file(tensors or {"fusion.a": torch.arange(3.0)}, temporary / layout.BRIDGE)
+        save_file({"exp_avg/fusion.a": torch.zeros(3)}, temporary / layout.OPTIMIZER)
+        (temporary / layout.STATE).write_text(json.dumps({"step": step, "consumed": 8 * step, "seed": 0}))
+        layout.seal(temporary, {"base": {"llm": "abc"}} | (more or {}))
     return final
 
 
