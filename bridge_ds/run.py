@@ -14,6 +14,7 @@ from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.layout import step_folder
 from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run, restore
 from bridge_ds.checkpoint.origin import Origin, find_origin
+from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import stage
@@ -36,7 +37,6 @@ from bridge_ds.engine.distributed import (
     init_distributed,
     on_all,
     on_main,
-    set_timeout,
     shutdown,
 )
 from bridge_ds.engine.gpu import settle_numbers

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
-import warnings
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 
+from bridge_ds.compat.deepspeed import import_deepspeed
 from bridge_ds.engine.cpu import settle_on_cpu
 from bridge_ds.engine.gpu import gpu_of, grow_segments, refuse_shared
 from bridge_ds.errors import BridgeError
@@ -27,14 +25,12 @@ __all__ = [
     "device_of",
     "everyones",
     "first_error",
-    "import_deepspeed",
     "init_distributed",
     "lost_peer",
     "name_interface",
     "on_all",
     "on_main",
     "peak_memory_gib",
-    "set_timeout",
     "shutdown",
     "sum_counts",
     "whole_shape",
@@ -46,30 +42,6 @@ INIT_TIMEOUT = timedelta(minutes=60)
 _control: torch.distributed.ProcessGroup | None = None
 """The group over which ranks talk about anything but the model's tensors; none = the default one, which on CPU is
 gloo's. Over NCCL's each word would be a kernel behind all that the device has to do, and the host would wait for it."""
-
-
-def import_deepspeed() -> ModuleType:
-    """DeepSpeed without the side effects that cost start-up time.
-
-    Its autotuner imports mlflow (1.2 s), which training does not need; and on CPU its first collective would compile a
-    shared-memory extension (a minute, with a compiler), where plain gloo serves.
-    """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    hidden = "mlflow" not in sys.modules
-    if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
-    try:
-        import deepspeed
-    finally:
-        if hidden:
-            sys.modules.pop("mlflow", None)
-    if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel("WARNING")
-    # DeepSpeed 0.19 calls collectives under names that torch 2.13 is about to retire.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    return deepspeed
 
 
 def init_distributed(world: World, workers: int = 0) -> None:
@@ -204,16 +176,6 @@ def on_all(action: Callable[[], T], world: World) -> T:
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on some rank (a collective)."""
     return sum_counts([int(flag)])[0] > 0
-
-
-def set_timeout(seconds: float) -> None:
-    """From now on a collective that takes longer than `seconds` fails, in every process group of this rank."""
-    from torch.distributed import distributed_c10d as c10d
-
-    for group in list(c10d._world.pg_map):
-        # DeepSpeed's own groups too; those without this rank have no backend here.
-        if isinstance(group, torch.distributed.ProcessGroup):
-            c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.shards.samples import KINDS
-from bridge_ds.engine.distributed import set_timeout
 from bridge_ds.engine.hooks import Hook, StepRecord, is_bad
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.schedule import learning_rate

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.compat import free_workspaces
+from bridge_ds.compat.torch import free_workspaces
 from bridge_ds.config.encoding import encoded_together
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import Batch, StepBatches

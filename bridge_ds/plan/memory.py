@@ -15,7 +15,7 @@ __all__ = ["device_gib", "host_gib", "memory"]
 
 GIB = 2**30
 PART = 2**28
-"""Bytes of a model's files that rank 0 reads at once (:data:`bridge_ds.frozen.streamed.PART_BYTES`)."""
+"""Bytes of a model's files that rank 0 reads at once (:data:`bridge_ds.compat.streamed.PART_BYTES`)."""
 CHUNK = 8192
 """Tokens at a time in the fusion on a GPU (:func:`bridge_ds.fusion.kernels.primitives.chunk_rows`)."""
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from bridge_ds.compat import make_mlflow_tables, mlflow_revision, spare_quoted_folders
+from bridge_ds.compat.mlflow import make_mlflow_tables, mlflow_revision, spare_quoted_folders
 from bridge_ds.disk import beside, real
 from bridge_ds.errors import LaunchError
 from bridge_ds.track.mlflow_faults import one_line

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from bridge_ds.compat.streamed import PART_BYTES
 from bridge_ds.config.load import RECIPES, load_config
 from bridge_ds.config.schema import LoraConfig
 from bridge_ds.errors import ConfigError
-from bridge_ds.frozen.streamed import PART_BYTES
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS, Projector
 from bridge_ds.plan.advice import LAYOUTS, choices

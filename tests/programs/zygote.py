@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import transformers
 
 import bridge_ds.run
+from bridge_ds.compat.deepspeed import import_deepspeed
 from bridge_ds.engine import loop, validate
-from bridge_ds.engine.distributed import import_deepspeed
 from bridge_ds.evaluation.__main__ import main as evaluate
 from bridge_ds.log import setup_logging
 from bridge_ds.train import main

@@ -1,8 +1,9 @@
-"""Read a model's files a part at a time while ZeRO-3 deals it out, so that no rank ever holds the whole model.
+"""Read a model's files a part at a time while ZeRO-3 shards it, so that no rank ever holds the whole model.
 
-transformers (5.17 to 5.23) opens all files on rank 0 and keeps every tensor until the last is dealt out: that rank's
-memory comes to a whole model, 140 GB for one of 70 B parameters. Here the files' tensors stay places in a file, and a
-part of them at a time goes through transformers' own function for ZeRO-3, which takes parts.
+transformers (5.17 to 5.24) opens all files on rank 0 and keeps every tensor until the last is sharded: that rank's
+memory comes to a whole model, 140 GB for one of 70 B parameters. Here a tensor stays a position in its file, and a part
+of them at a time goes through transformers' own function for ZeRO-3, which takes parts. It can go when the last assert
+of tests/frozen/test_streamed.py fails: without it, rank 0 then no longer holds a whole model.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ PART_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class LayerDevice:
-    """Where a tensor lies, and its size."""
+class StoredTensor:
+    """A tensor of a safetensors file, not read yet."""
 
     file: Path
     key: str
@@ -38,9 +39,9 @@ class LayerDevice:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def parts(places: Mapping[str, LayerDevice], size: int = PART_BYTES) -> Iterator[dict[str, LayerDevice]]:
+def parts(places: Mapping[str, StoredTensor], size: int = PART_BYTES) -> Iterator[dict[str, StoredTensor]]:
     """Runs of at most `size` bytes (but at least one tensor), in the mapping's order: the same on every rank."""
-    part: dict[str, LayerDevice] = {}
+    part: dict[str, StoredTensor] = {}
     held = 0
     for name, place in places.items():
         if part and held + place.bytes > size:
@@ -72,7 +73,7 @@ def streamed() -> Iterator[None]:
         return _places(Path(checkpoint_file))
 
     def deal_parts(model: Any, state: dict[str, Any], load_config: Any = None) -> tuple[list[str], set[str]]:
-        places = {name: place for name, place in state.items() if isinstance(place, LayerDevice)}
+        places = {name: place for name, place in state.items() if isinstance(place, StoredTensor)}
         # A conversion (of experts that are kept apart, say) may need tensors of several parts.
         chunks = [places] if _converts(load_config) else parts(places)
         errors, missing = deal(model, {name: v for name, v in state.items() if name not in places}, load_config)
@@ -98,7 +99,7 @@ def _converts(load_config: Any) -> bool:
     return not all(isinstance(rule, WeightRenaming) for rule in rules)
 
 
-def _places(file: Path) -> dict[str, LayerDevice]:
+def _places(file: Path) -> dict[str, StoredTensor]:
     from safetensors import safe_open
     from transformers.modeling_utils import str_to_torch_dtype
 
@@ -106,11 +107,11 @@ def _places(file: Path) -> dict[str, LayerDevice]:
     with safe_open(file, framework="pt") as opened:
         for key in list(opened.keys()):
             told = opened.get_slice(key)
-            found[key] = LayerDevice(file, key, tuple(told.get_shape()), str_to_torch_dtype[told.get_dtype()])
+            found[key] = StoredTensor(file, key, tuple(told.get_shape()), str_to_torch_dtype[told.get_dtype()])
     return found
 
 
-def _tensors(places: Mapping[str, LayerDevice]) -> dict[str, torch.Tensor]:
+def _tensors(places: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
     """The tensors on rank 0, which deals them out; on the others their shapes."""
     if torch.distributed.get_rank() > 0:
         return {name: torch.empty(place.shape, dtype=place.dtype, device="meta") for name, place in places.items()}
