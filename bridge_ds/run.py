@@ -50,6 +50,7 @@ from bridge_ds.errors import ConfigError, DataError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose, why_no_triton
 from bridge_ds.start import RunFolder
+from bridge_ds.track.trackers import check_trackers, feeds
 from bridge_ds.world import World
 
 __all__ = ["Run"]
@@ -79,6 +80,7 @@ class Run:
         settle_numbers(self.config.run.deterministic, self.config.train.tf32 and self.config.model.dtype == "bfloat16")
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
+        on_main(lambda: check_trackers(self.config), self.world)
         on_all(self._check_evaluation, self.world)
         self.fusion_path = on_all(self._choose_path, self.world)
         on_main(self.place.check, self.world)
@@ -259,7 +261,6 @@ class Run:
         if self.world.is_main:
             from bridge_ds.track.console import Console
             from bridge_ds.track.metrics import MetricsLog
-            from bridge_ds.track.mlflow import MlflowTracker
             from bridge_ds.track.plots import PlotHook
 
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
@@ -270,7 +271,7 @@ class Run:
                 MetricsLog(self.folder / "metrics.jsonl"),
                 Console(self.config.run.output, facts, self.config.track.every),
                 PlotHook(self.folder),
-                MlflowTracker(self.folder, self.config, facts | self.origin.facts()),
+                *feeds(self.folder, self.config, facts | self.origin.facts()),
             ]
         hooks.append(
             CheckpointHook(

@@ -97,6 +97,10 @@ def _no_cache(config: Config) -> str:
     return "" if any("://" in place for place in places) else "no data set is a URL"
 
 
+def _untracked(config: Config) -> bool:
+    return config.track.uri.lower() == "none" and set(config.track.to) <= {"mlflow"}
+
+
 def _when(holds: Callable[[Config], bool], why: str) -> Callable[[Config], str]:
     return lambda config: why if holds(config) else ""
 
@@ -149,7 +153,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(("train.validation_samples",), _when(lambda c: c.train.validate_every == 0, "train.validate_every is 0")),
     Rule(("checkpoint.keep_best",), _when(lambda c: not c.checkpoint.keep, "checkpoint.keep is 0, which keeps all")),
-    Rule(_keys("track", "experiment", "name"), _when(lambda c: c.track.uri.lower() == "none", "track.uri is none")),
+    Rule(_keys("track", "experiment", "name"), _when(_untracked, "track.uri is none")),
     Rule(
         _keys("evaluation", "languages", "limit", "batch", "calibrate", "max_new_tokens", "llm_from", "data"),
         _when(lambda c: not c.evaluation.tasks, "evaluation.tasks is empty: nothing is scored after training"),

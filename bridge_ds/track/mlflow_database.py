@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 from bridge_ds.compat.mlflow import make_mlflow_tables, mlflow_revision, spare_quoted_folders
 from bridge_ds.disk import beside, real
 from bridge_ds.errors import LaunchError
-from bridge_ds.track.mlflow_faults import one_line
+from bridge_ds.track.tracker import one_line
 
 __all__ = ["explain", "prepare", "sqlite_path", "sqlite_uri"]
 

@@ -1,30 +1,14 @@
-"""What MLflow refuses, in words that name the remedy; and errors for a line of text."""
+"""What MLflow refuses, in words that name the remedy."""
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.errors import BridgeError, LaunchError
+from bridge_ds.errors import LaunchError
 
-__all__ = ["experiment_id", "one_line", "refuse_deleted", "without_password"]
-
-
-def without_password(text: str) -> str:
-    """The text with `user:password@` taken out of every URI in it."""
-    return re.sub(r"(?<!/)//[^/@\s]*@", "//", text)
-
-
-def one_line(error: Exception | None) -> str:
-    """The error for a line of text, without passwords."""
-    text = without_password(" ".join(str(error).split()))
-    if isinstance(error, BridgeError):
-        return text
-    # The cause stands at the end of a transport error, the request at its start.
-    text = f"{type(error).__name__}: {text}"
-    return text if len(text) <= 170 else f"{text[:80]} ... {text[-85:]}"
+__all__ = ["experiment_id", "refuse_deleted"]
 
 
 def experiment_id(client: Any, name: str, place: Path | None, uri: str) -> str:

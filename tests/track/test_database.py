@@ -24,10 +24,11 @@ from bridge_ds.config.load import save_config
 from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
 from bridge_ds.disk import write_text
 from bridge_ds.track.metrics import MetricsLog
-from bridge_ds.track.mlflow import MlflowTracker, tracking_uri
+from bridge_ds.track.mlflow import tracking_uri
 from bridge_ds.track.mlflow_database import prepare, sqlite_path, sqlite_uri
-from bridge_ds.track.mlflow_faults import without_password
 from bridge_ds.track.sync import main as sync
+from bridge_ds.track.tracker import without_password
+from bridge_ds.track.trackers import feeds
 
 from .records import record
 
@@ -206,7 +207,7 @@ def test_odd_letters_in_the_output_path_lead_to_that_very_file(
     config = Config(train=TrainConfig(steps=2))
     uri = tracking_uri(config.track, folder)
     assert uri and sqlite_path(uri) == tmp_path / name / "mlflow.db"
-    log, tracker = MetricsLog(folder / "metrics.jsonl"), MlflowTracker(folder, config, {}, 30)
+    log, (tracker,) = MetricsLog(folder / "metrics.jsonl"), feeds(folder, config, {}, 30)
     for hook in (log, tracker):
         hook.on_start(step=0, total_steps=2)
     for step in (1, 2):
@@ -267,7 +268,7 @@ def test_what_was_deleted_in_mlflow_is_named_with_the_command_that_brings_it_bac
     # The tracker says it whole, in its one line.
     client.delete_experiment(experiment.experiment_id)
     caplog.clear()
-    tracker = MlflowTracker(folder, config, {}, 30)
+    (tracker,) = feeds(folder, config, {}, 30)
     tracker.on_start(step=1, total_steps=2)
     tracker.on_end("finished")
     lines = caplog.messages

@@ -15,10 +15,10 @@ import pytest
 
 from bridge_ds.config.load import flatten, save_config
 from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
-from bridge_ds.track import mlflow as tracker_module
+from bridge_ds.track import trackers
 from bridge_ds.track.metrics import MetricsLog
-from bridge_ds.track.mlflow import MlflowTracker, tracking_uri
-from bridge_ds.track.mlflow_points import is_due, numbers
+from bridge_ds.track.mlflow import tracking_uri
+from bridge_ds.track.points import is_due, numbers
 from bridge_ds.track.sync import main
 
 from .records import record, results
@@ -30,7 +30,7 @@ def _config(uri: str = "", every: int = 5, steps: int = 12) -> Config:
 
 def _attempt(folder: Path, config: Config, start: int, last: int, status: str, **facts: Any) -> None:
     log = MetricsLog(folder / "metrics.jsonl")
-    tracker = MlflowTracker(folder, config, facts, close_seconds=60)
+    (tracker,) = trackers.feeds(folder, config, facts, close_seconds=60)
     for hook in (log, tracker):
         hook.on_start(step=start, total_steps=config.train.steps)
     for step in range(start + 1, last + 1):
@@ -71,7 +71,7 @@ def test_one_run_over_a_kill_and_a_resume(
     (folder / "evaluation.json").write_text(json.dumps(results()))
     config = _config()
     save_config(config, folder / "config.yaml")
-    monkeypatch.setattr(tracker_module, "_KILLED_SECONDS", 60.0)  # the first migrations of this database
+    monkeypatch.setattr(trackers, "_KILLED_SECONDS", 60.0)  # the first migrations of this database
     _attempt(folder, config, 0, 7, "killed", world_size=2)
     killed = json.loads((folder / "mlflow.json").read_text())
     assert (killed["logged_step"], killed["attempts"], killed["status"]) == (5, 1, "killed")
@@ -130,7 +130,7 @@ def test_a_dead_server_costs_a_line_and_a_later_sync(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     config = _config()
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    tracker = MlflowTracker(tmp_path, config, {"world_size": 1}, close_seconds=5)
+    (tracker,) = trackers.feeds(tmp_path, config, {"world_size": 1}, close_seconds=5)
     for hook in (log, tracker):
         hook.on_start(step=0, total_steps=12)
     slowest = 0.0
@@ -168,8 +168,8 @@ def test_a_silent_server_is_left_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stuck = threading.Event()
-    monkeypatch.setattr("bridge_ds.track.mlflow_run.MlflowRun.open", lambda self, facts: stuck.wait(30))
-    tracker = MlflowTracker(tmp_path, _config("http://127.0.0.1:9"), {}, close_seconds=0.2)
+    monkeypatch.setattr("bridge_ds.track.mlflow.MlflowRun.open", lambda self, facts: stuck.wait(30))
+    (tracker,) = trackers.feeds(tmp_path, _config("http://127.0.0.1:9"), {}, close_seconds=0.2)
     tracker.on_start(step=0, total_steps=12)
     tracker.on_step(record(1))
     began = time.monotonic()
@@ -188,13 +188,9 @@ def test_where_a_run_is_sent(tmp_path: Path) -> None:
     assert tracking_uri(TrackConfig(uri="none"), tmp_path / "run", server) is None
 
 
-def test_none_does_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = MlflowTracker(tmp_path, _config("none"))
-    tracker.on_start(step=0, total_steps=1)
-    tracker.on_step(record(1))
-    tracker.on_evaluation(results())
-    tracker.on_end("finished")
-    assert list(tmp_path.iterdir()) == [] and not caplog.records
+def test_none_does_nothing(tmp_path: Path) -> None:
+    assert trackers.feeds(tmp_path, _config("none")) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_points_are_single_finite_numbers() -> None:
