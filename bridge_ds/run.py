@@ -75,8 +75,8 @@ class Run:
         self.bad_samples: dict[str, int] = {}
 
     def prepare(self) -> None:
-        """Data, models, checkpoint, engine; when nothing can be refused any more, the folder; hooks."""
-        # TF32 has more digits than bfloat16, and fewer than whoever chooses float32 asks for.
+        """Data, models, checkpoint and engine; then, when nothing can fail any more, the run folder; hooks."""
+        # TF32 is more precise than bfloat16, and less than a user of float32 expects.
         settle_numbers(self.config.run.deterministic, self.config.train.tf32 and self.config.model.dtype == "bfloat16")
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
@@ -97,7 +97,7 @@ class Run:
             "order": order_of(config),
         }
         if checkpoint:
-            refuse_other_run(checkpoint, self.state, {})  # the base models are compared when they are there
+            refuse_other_run(checkpoint, self.state, {})  # the base models are compared when they are loaded
         self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         loader = on_all(
@@ -106,8 +106,8 @@ class Run:
             ),
             self.world,
         )
-        # Workers start here, before the slow loading of models, and have the first steps ready when it is done; and
-        # before anything goes over NCCL, see init_distributed.
+        # Workers start here: they prepare the first steps while the models load, and must be forked before NCCL
+        # connects, see init_distributed.
         self.batches = iter(loader)
         self.validation = make_validation(config, self.world, self.tokenizers, corpus)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
@@ -189,21 +189,21 @@ class Run:
             raise Preempted(f"preempted while scoring, after step {self.config.train.steps}")
 
     def close(self, status: str, together: bool = False) -> None:
-        """Tell the hooks how it ended; leave the process group after success only. `together`: on every rank."""
+        """Call on_end of the hooks; destroy the process group after success only. `together`: on every rank."""
         if self.world.is_main:
             self.place.undo()
         self.watchdog.mark("end")
         self.watchdog.arm(False)
         self.hooks.on_end(status)
         if together:
-            # Launchers end all ranks when the first leaves with an error; rank 0 may still be telling the tracker.
+            # Launchers end all ranks when the first exits with an error; rank 0 may still be sending to the trackers.
             barrier(self.world)
         if status == "finished":
             _log.info(f"done in {time.perf_counter() - self.began:.0f} s; the run is in {self.config.run.output}")
             shutdown()
 
     def _check_evaluation(self) -> None:
-        """A task or language that is not there is known before training, not after it."""
+        """An unknown task or language is an error before training, not after it."""
         if self.config.evaluation.tasks:
             from bridge_ds.evaluation.jobs import wanted
             from bridge_ds.evaluation.store import llm_of
@@ -215,7 +215,7 @@ class Run:
             llm_of(self.config.evaluation.llm_from)
 
     def _choose_path(self) -> str:
-        """The code that will run the fusion; known before anything slow begins. Empty where there is no choice."""
+        """The code that will run the fusion, chosen before anything slow begins. Empty where there is no choice."""
         if "path" not in FUSIONS[self.config.fusion.name].OPTIONS:
             return ""
         try:
@@ -227,8 +227,8 @@ class Run:
         return path
 
     def _settle_text(self) -> None:
-        """Load the tokenizers, and settle in the config how the run writes text for the LLM: as the run that it goes on
-        from does, else as the tokenizer has it."""
+        """Load the tokenizers, and resolve how text is written for the LLM: as in the run that is resumed, else as the
+        tokenizer has it."""
         self.config = self.origin.config
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         if not self.origin.checkpoint:
@@ -256,7 +256,7 @@ class Run:
         return corpus
 
     def _add_hooks(self) -> None:
-        """Order matters: the record on disk first, then what may fail, the checkpoint after its own step's line."""
+        """Order matters: metrics.jsonl first, then what may fail, the checkpoint after its own step's line."""
         hooks = self.hooks.hooks
         if self.world.is_main:
             from bridge_ds.track.console import Console

@@ -1,4 +1,4 @@
-"""The loss on samples that training never sees, between two steps, on all ranks; training does not notice."""
+"""The loss on held-out samples, between two steps, on all ranks; it does not change training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def validates_every(config: Config) -> int:
 
 
 class Validation:
-    """This rank's part of the held-out samples, in memory for the whole run, and when it is computed."""
+    """This rank's part of the held-out samples, in memory for the whole run, and when to compute their loss."""
 
     def __init__(self, part: StepBatches, totals: StepTotals, samples: int, every: int, total_steps: int) -> None:
         """Args:
@@ -48,7 +48,7 @@ class Validation:
         self.part, self.totals, self.samples, self.every, self.total_steps = part, totals, samples, every, total_steps
 
     def is_due(self, step: int) -> bool:
-        """Whether this step is one of those after which the samples are computed."""
+        """Whether the loss is computed after this step."""
         return step % self.every == 0 or step == self.total_steps
 
     @torch.no_grad()
@@ -62,13 +62,13 @@ class Validation:
     ) -> dict[str, float | int] | None:
         """The numbers for the step's record, the same on every rank (a collective); none if `stop` was set on one.
 
-        In evaluation mode: nothing is dropped and no random number is drawn. Each sample counts once, each target token
-        alike, whatever the ranks and micro-batches.
+        In eval mode: no dropout, and no random number is drawn. Each sample counts once and each target token equally,
+        whatever the ranks and micro-batches.
 
         Args:
-            together: micro-batches that a frozen encoder reads together.
-            stop: looked at before each micro-batch.
-            mark: told `validate` before each.
+            together: micro-batches that a frozen encoder encodes together.
+            stop: checked before each micro-batch.
+            mark: called with `validate` before each.
         """
         began = time.perf_counter()
         sums = torch.zeros(2, dtype=torch.float64, device=device)

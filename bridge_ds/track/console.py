@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: a bar on a terminal, else a line now and then."""
+"""Progress for people: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Console(Hook):
             width = len(str(self._total))
             left = duration((self._total - record["step"]) * _mean(self._recent, "seconds"))
             seconds = record.get("seconds") or 0.0
-            place = f"step {record['step']:>{width}}/{self._total}"
-            _log.info(f"{place}  {_numbers(record)}  {seconds:.2f} s/step  {left} left")
+            at = f"step {record['step']:>{width}}/{self._total}"
+            _log.info(f"{at}  {_numbers(record)}  {seconds:.2f} s/step  {left} left")
         if "validation_loss" in record:
             self._validated.append(record)
             _log.info(f"step {record['step']}: {_validation(record)}")

@@ -1,4 +1,4 @@
-"""metrics.jsonl, the record of truth of a run: one JSON object a line, one line an optimizer step."""
+"""metrics.jsonl, the source of all trackers and plots: one JSON object a line, one line an optimizer step."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 class MetricsLog(Hook):
     """Appends every step to a file and flushes it. Put it before all other hooks: its line is there first.
 
-    While the disk is full, lines wait in memory (about 1 KiB each) and follow when there is room: a step's record is as
-    little worth a dead run as a checkpoint is, and `checkpoint.max_failed_saves` ends what cannot be mended.
+    While the disk is full, lines wait in memory (about 1 KiB each) and follow when there is room: a line is not worth
+    ending a run. `checkpoint.max_failed_saves` ends one whose disk stays full.
     """
 
     def __init__(self, path: Path) -> None:

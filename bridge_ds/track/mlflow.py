@@ -122,9 +122,9 @@ class MlflowRun(Tracker):
             raise problem
 
     def _unsent(self, error: Exception) -> LaunchError:
-        place = self._client.get_run(self.state.run_id).info.artifact_uri
+        store = self._client.get_run(self.state.run_id).info.artifact_uri
         return LaunchError(
-            f"files of MLflow run {self.state.run_id} cannot be written to {without_password(str(place))} "
+            f"files of MLflow run {self.state.run_id} cannot be written to {without_password(str(store))} "
             f"({one_line(error)}), the numbers are there; expected a folder or store that can be written from "
             f"here; make it so, and send them with: python -m bridge_ds.track.sync {self.folder}"
         )
@@ -195,9 +195,9 @@ class MlflowRun(Tracker):
             (self.folder / name, None) for name in ("config.yaml", "evaluation.json")
         ]
         files += [(path, "plots") for path in sorted((self.folder / "plots").glob("*.png"))]
-        for path, place in files:
+        for path, folder in files:
             if path.is_file() and os.path.getsize(path) <= _LARGEST_ARTIFACT:
-                self._client.log_artifact(self.state.run_id, str(path), artifact_path=place)
+                self._client.log_artifact(self.state.run_id, str(path), artifact_path=folder)
 
 
 def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -1,4 +1,4 @@
-"""What MLflow refuses, in words that name the remedy."""
+"""What MLflow refuses, as user errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bridge_ds.errors import LaunchError
 __all__ = ["experiment_id", "refuse_deleted"]
 
 
-def experiment_id(client: Any, name: str, place: Path | None, uri: str) -> str:
+def experiment_id(client: Any, name: str, artifacts: Path | None, uri: str) -> str:
     """The experiment of that name, made if there is none.
 
     Args:
         client: of MLflow.
         name: `track.experiment`.
-        place: folder for the files of its runs; none = the server's own.
+        artifacts: folder for the files of its runs; none = the server's own.
         uri: of the store, without a password.
 
     Raises:
@@ -28,7 +28,7 @@ def experiment_id(client: Any, name: str, place: Path | None, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=place.as_uri() if place else None))
+            return str(client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # by another start, just now
             if found is None:

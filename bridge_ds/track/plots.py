@@ -95,8 +95,8 @@ def plot_loss(records: Sequence[StepRecord], path: Path) -> None:
     if window > 1:
         upper.plot(steps, loss, color=_COLOURS[0], linewidth=0.8, alpha=0.7, label="each step")
         label = f"median of {window} steps"
-        places, medians = _running_median(loss, window)
-        upper.plot([steps[place] for place in places], medians, color=_COLOURS[1], linewidth=2, label=label)
+        positions, medians = _running_median(loss, window)
+        upper.plot([steps[at] for at in positions], medians, color=_COLOURS[1], linewidth=2, label=label)
     else:
         upper.plot(steps, loss, color=_COLOURS[1], linewidth=1.8, label="each step", **single)
     held_out = [(r["step"], _float(r["validation_loss"])) for r in records if "validation_loss" in r]
@@ -158,11 +158,11 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
     for axis, task in zip(axes, tasks, strict=True):
         languages = list(results[systems[0]][task])
         width = 0.8 / len(systems)
-        for place, system in enumerate(systems):
-            middle = [x + (place - (len(systems) - 1) / 2) * width for x in range(len(languages))]
+        for number, system in enumerate(systems):
+            middle = [x + (number - (len(systems) - 1) / 2) * width for x in range(len(languages))]
             heights = [100 * results[system][task][language]["likelihood"] for language in languages]
             name = "LLM alone" if system == "llm" else system.replace("_", " ")
-            bars = axis.bar(middle, heights, 0.94 * width, color=_COLOURS[place % len(_COLOURS)], label=name)
+            bars = axis.bar(middle, heights, 0.94 * width, color=_COLOURS[number % len(_COLOURS)], label=name)
             if len(languages) * len(systems) <= 32:
                 size = 9 if len(languages) * len(systems) <= 24 else 8
                 # A white ground, so that neither a grid line nor the chance line runs through a number.
@@ -178,7 +178,7 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
         axis.grid(False, axis="x")
     axes[-1].set_xlabel("language")
     handles, labels = axes[0].get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda place: labels[place] == "chance")  # chance last
+    order = sorted(range(len(labels)), key=lambda i: labels[i] == "chance")  # chance last
     figure.legend(
         [handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=len(labels)
     )
@@ -213,12 +213,12 @@ def _float(value: Any) -> float:
 
 
 def _running_median(values: Sequence[float], window: int) -> tuple[list[int], list[float]]:
-    # Places and the medians around them, a few hundred however long the run is.
+    # Positions and the medians around them, a few hundred however long the run is.
     # A median, so that one bad step does not bend the curve.
     import numpy as np
 
     array = np.asarray(values)
-    places = sorted({*range(0, len(array), math.ceil(len(array) / _COLUMNS)), len(array) - 1})
-    near = [array[max(0, place - window // 2) : place + window // 2 + 1] for place in places]
+    positions = sorted({*range(0, len(array), math.ceil(len(array) / _COLUMNS)), len(array) - 1})
+    near = [array[max(0, at - window // 2) : at + window // 2 + 1] for at in positions]
     finite = [part[np.isfinite(part)] for part in near]
-    return places, [float(np.median(part)) if part.size else math.nan for part in finite]
+    return positions, [float(np.median(part)) if part.size else math.nan for part in finite]
