@@ -132,10 +132,9 @@ def run_goes_on(subject: Subject) -> str:
     """The run folder, or run.start_from, can be continued with these settings."""
     from bridge_ds.checkpoint.origin import find_origin
 
-    lines: list[str] = []
-    origin = find_origin(subject.config, Path(subject.config.run.output), lines.append)
+    origin = find_origin(subject.config, Path(subject.config.run.output))
     subject.config = origin.config
-    return "; ".join([*lines, *map(str.strip, origin.lines())]) or "a new run"
+    return "; ".join(map(str.strip, origin.lines())) or "a new run"
 
 
 def models_on_disk(subject: Subject) -> str:

@@ -57,15 +57,19 @@ class RunConfig:
 class TrackConfig:
     """What is recorded and shown."""
 
+    to: Annotated[Texts, NEITHER] = ("mlflow",)
+    """Where metrics.jsonl is sent: mlflow, tensorboard (event files in the run folder), wandb. The last two are extras:
+    pip install 'bridge_ds[tensorboard]'."""
     uri: Annotated[Path, NEITHER] = ""
     """MLflow tracking URI; empty = MLFLOW_TRACKING_URI, else an SQLite file mlflow.db beside run.output; `none` =
     metrics.jsonl only."""
     experiment: Annotated[Text, Rule(bool, "the name of an MLflow experiment"), NEITHER] = "bridge_ds"
-    """MLflow experiment name."""
+    """MLflow experiment name, W&B project."""
     name: Annotated[Text, NEITHER] = ""
-    """MLflow run name; empty = the name of the run folder."""
+    """Name of the run there; empty = the name of the run folder."""
     every: Annotated[PositiveInt, NEITHER] = 10
-    """Optimizer steps between two lines on a console that is no terminal, and between two MLflow points."""
+    """Optimizer steps between two lines on a console that is no terminal, and between two points in the
+    trackers."""
 
 
 @dataclass(frozen=True, kw_only=True)
