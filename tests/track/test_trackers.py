@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,17 +45,21 @@ def log(folder: Path, start: int, last: int) -> MetricsLog:
     return metrics
 
 
-def attempt(folder: Path, start: int, last: int, status: str) -> None:
+def attempt(folder: Path, start: int, last: int, killed: bool) -> None:
     metrics = log(folder, start, last)
     hooks = trackers.feeds(folder, config_for(folder, "tensorboard", "wandb"), {"ranks": 2}, close_seconds=60)
     for hook in hooks:
         hook.on_start(step=start, total_steps=STEPS)
         hook.on_step(record(last, STEPS))
-        if status == "finished":
-            hook.on_evaluation(results())
-    metrics.on_end(status)
+    while killed:
+        time.sleep(0.05)
+        if all(hook._tracker.state.logged_step == 5 for hook in hooks):
+            os.kill(os.getpid(), signal.SIGKILL)
     for hook in hooks:
-        hook.on_end(status)
+        hook.on_evaluation(results())
+    metrics.on_end("finished")
+    for hook in hooks:
+        hook.on_end("finished")
 
 
 def tensorboard_scalars(folder: Path) -> Scalars:
@@ -99,13 +106,15 @@ READERS: dict[str, Callable[[Path], Scalars]] = {"tensorboard": tensorboard_scal
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Killed after step 7; goes on from a checkpoint of step 3 to the end."""
+    """Killed by SIGKILL after step 7; resumed from a checkpoint of step 3 to the end."""
     folder = tmp_path_factory.mktemp("trackers") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        patch.setattr(trackers, "_KILLED_SECONDS", 60.0)
-        attempt(folder, 0, 7, "killed")
-        attempt(folder, 3, STEPS, "finished")
+        pid = os.fork()
+        if pid == 0:
+            attempt(folder, 0, 7, killed=True)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        attempt(folder, 3, STEPS, killed=False)
         yield folder
 
 
@@ -133,7 +142,7 @@ def test_scores_and_status(resumed: Path) -> None:
         elif kind == "exit":
             exits.append(each.exit.exit_code)
     assert summary[score] == 75.0 and summary["status"] == "finished"
-    assert ids == {json.loads((resumed / "wandb.json").read_text())["run_id"]} and exits == [1, 0]
+    assert ids == {json.loads((resumed / "wandb.json").read_text())["run_id"]} and exits == [0]
 
 
 def test_a_killed_process_is_brought_up_to_date_by_sync(tmp_path: Path) -> None:
