@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -167,3 +169,33 @@ def test_what_is_not_known_or_not_installed_is_a_user_error(tmp_path: Path) -> N
 def test_every_tracker_is_an_extra_or_required() -> None:
     setup = (launch.ROOT / "setup.py").read_text()
     assert all(f'"{name}"' in setup for name in trackers.TRACKERS)
+
+
+def test_a_new_tracker_is_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "printed.py").write_text(
+        "from bridge_ds.track.tracker import Tracker\n"
+        "class Printed(Tracker):\n"
+        "    name, file = 'Printed', 'printed.json'\n"
+        "    def open(self, facts):\n"
+        "        return ''\n"
+        "    def send(self, records):\n"
+        "        for record in records:\n"
+        "            print(record['step'])\n"
+        "            self.state.logged_step = record['step']\n"
+        "        self.save()\n"
+        "    def finish(self, status):\n"
+        "        print(status)\n"
+        "def make_tracker(folder, config):\n"
+        "    return Printed(folder, config, 'stdout')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(trackers.TRACKERS, "printed", "printed")
+    config = config_for(tmp_path / "run", "printed")
+    trackers.check_trackers(config)
+    log(tmp_path / "run", 0, STEPS)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert sync([str(tmp_path / "run")]) == 0
+        (feed,) = trackers.feeds(tmp_path / "run", config)
+        feed.on_end("finished")
+    lines = printed.getvalue().splitlines()
+    assert lines[:4] == ["1", "5", "10", "12"] and "steps 0 to 12 sent" in lines[4] and lines[5:] == ["finished"]
