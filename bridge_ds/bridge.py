@@ -22,7 +22,8 @@ from bridge_ds.fusion.kernels.rows import Rows
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.loss import nll_sum
 from bridge_ds.llm.splice import Segment, Spliced, splice
-from bridge_ds.mapping import Projector
+from bridge_ds.mapping import MAPPINGS
+from bridge_ds.mapping.projector import Projector
 
 __all__ = ["TRAINABLE", "BridgeModel", "Ids", "build_bridge"]
 
@@ -199,11 +200,11 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
         )
     kind = FUSIONS[config.fusion.name]
     encoder.include_embeddings = config.fusion.include_embeddings
-    options = {option: getattr(config.fusion, option) for option in kind.OPTIONS}
+    options = {option: getattr(config.fusion, option) for option in kind.options}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         fusion = kind(num_layers=encoder.num_layers, width=encoder.width, **options)
         of = config.mapping
-        sizes = {key: getattr(of, key) for key in Projector.RESAMPLER}
+        sizes = {key: getattr(of, key) for key in MAPPINGS[of.kind].options}
         mapping = Projector(of.kind, encoder.width, llm.width, end_init=of.end_init, **sizes)
     return BridgeModel(encoder, fusion, mapping, llm, bos)

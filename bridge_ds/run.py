@@ -17,7 +17,7 @@ from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config
-from bridge_ds.config.zero import stage
+from bridge_ds.config.zero import read_ds_config, stage
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.loading.corpus import Corpus, open_corpus
 from bridge_ds.data.loading.embedded import is_embedded
@@ -48,7 +48,7 @@ from bridge_ds.engine.validate import make_validation
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.fusion.kernels import choose, why_no_triton
+from bridge_ds.fusion.kernels import choose_backend, why_no_triton
 from bridge_ds.start import RunFolder
 from bridge_ds.track.trackers import check_trackers, feeds
 from bridge_ds.world import World
@@ -122,7 +122,7 @@ class Run:
         scales = None
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
-        elif self.config.mapping.calibrate and not start:
+        elif self.config.mapping.match_embedding_rms and not start:
             rows = loader.first_rows(CALIBRATION_ROWS).to(self.device)
             scales = calibrate(self.engine, rows)
         self.watchdog.start(on_main(lambda: self.place.accept(self.config), self.world))
@@ -216,13 +216,13 @@ class Run:
 
     def _choose_path(self) -> str:
         """The code that will run the fusion, chosen before anything slow begins. Empty where there is no choice."""
-        if "path" not in FUSIONS[self.config.fusion.name].OPTIONS:
+        if "backend" not in FUSIONS[self.config.fusion.name].options:
             return ""
         try:
-            path = choose(self.config.fusion.path, self.device.type)
+            path = choose_backend(self.config.fusion.backend, self.device.type)
         except ValueError as error:
             raise ConfigError(f"{error}.") from None
-        if (self.config.fusion.path, self.device.type, path) == ("auto", "cuda", "torch"):
+        if (self.config.fusion.backend, self.device.type, path) == ("auto", "cuda", "torch"):
             return f"torch, as triton {why_no_triton()}"
         return path
 
@@ -282,6 +282,7 @@ class Run:
                 manifest={
                     "base": self.base,
                     "config": to_dict(self.config),
+                    "deepspeed": read_ds_config(self.config.run.ds_config),
                     "changes": self.origin.record(),
                     "versions": _versions(),
                 },

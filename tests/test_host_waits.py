@@ -36,10 +36,10 @@ SAMPLES = [
     {"source": "one river of rain and a bridge that joins two banks", "target": "Contradiction"},
 ]
 PAIRS = [(encoder, "llama") for encoder in tiny.ENCODERS] + [("mt5", llm) for llm in tiny.LLMS]
-TOKEN = FusionConfig(path="torch", heads=2, normalize="rms")
-LAYER = FusionConfig(name="global_softmax", path="torch")
+TOKEN = FusionConfig(backend="torch", heads=2, state_norm="rms")
+LAYER = FusionConfig(name="global_softmax", backend="torch")
 LAST = FusionConfig(name="last_layer")
-QUERY = FusionConfig(name="layer_attention", path="torch", normalize="rms")
+QUERY = FusionConfig(name="layer_attention", backend="torch", state_norm="rms")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def make(
     names = ModelConfig(
         encoder=str(folders[encoder]), llm=str(folders[llm]), dtype="float32", activation_checkpointing=checkpointing
     )
-    parts = {"fusion": FusionConfig(path="torch"), "encoder": trained or EncoderConfig(), **parts}
+    parts = {"fusion": FusionConfig(backend="torch"), "encoder": trained or EncoderConfig(), **parts}
     config = Config(model=names, **parts)
     tokenizers = load_tokenizers(config.model)
     model = build_model(config, tokenizers.bos_id).train()
@@ -132,7 +132,7 @@ def test_nothing_that_can_be_chosen_waits(folders: dict[str, Path], parts: dict[
         step(model, batch)
 
 
-@pytest.mark.parametrize("fusion", [FusionConfig(path="torch"), TOKEN, LAYER, LAST, QUERY], ids=lambda f: f.name)
+@pytest.mark.parametrize("fusion", [FusionConfig(backend="torch"), TOKEN, LAYER, LAST, QUERY], ids=lambda f: f.name)
 def test_no_value_is_needed(folders: dict[str, Path], fusion: FusionConfig) -> None:
     """On torch's meta device tensors have no values; whatever asks for one fails, `.tolist()` and `.cpu()` too."""
     model, batch = make(folders, fusion=fusion)

@@ -120,7 +120,7 @@ def test_a_linked_file_is_written_where_the_link_leads(tmp_path: Path) -> None:
 def test_a_linked_run_folder_and_linked_parts_of_it(small_run: list[str], tmp_path: Path) -> None:
     """The folder leads to nothing yet; on resume its record, its metrics and its checkpoints are links elsewhere."""
     link, target = linked(tmp_path, "to nothing yet")
-    settings = [f"run.output={link}", "train.steps=2", "checkpoint.every=1", "checkpoint.keep=1"]
+    settings = [f"run.output={link}", "train.steps=2", "checkpoint.every=1", "checkpoint.keep_last=1"]
     arguments = [*small_run, *(part for setting in settings for part in ("--set", setting))]
     launch.succeed(launch.train(arguments, 1, tmp_path / "logs"))
     assert link.is_symlink() and (target / "checkpoints" / "step-00000002" / "manifest.json").is_file()

@@ -49,8 +49,8 @@ def test_a_run_that_would_not_go_on_is_red_and_a_link_is_followed(
 ) -> None:  # fmt: skip
     base = [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32"]
     run = made.make_run(tmp_path / "run", base)
-    assert preflight.main(arguments(small_run, run, "fusion.normalize=rms")) == 2
-    assert "was trained with fusion.normalize 'none'; this start has 'rms'" in capsys.readouterr().err
+    assert preflight.main(arguments(small_run, run, "fusion.state_norm=rms")) == 2
+    assert "was trained with fusion.state_norm 'none'; this start has 'rms'" in capsys.readouterr().err
     more = ("run.start_from=" + str(run), "mapping.kind=mlp")
     assert preflight.main(arguments(small_run, tmp_path / "next", *more)) == 2
     assert "run.start_from leads to" in capsys.readouterr().err

@@ -178,7 +178,7 @@ class CheckpointHook(Hook):
 
     def _remove_old(self) -> None:
         try:
-            prune(self.root, self.config.keep, self.config.keep_best)
+            prune(self.root, self.config.keep_last, self.config.keep_best)
         except OSError as error:
             _log.warning(f"old checkpoints in {self.root} cannot be removed ({error}); remove them by hand.")
 

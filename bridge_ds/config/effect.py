@@ -1,4 +1,4 @@
-"""Settings that somebody gave and that change nothing, because of another setting: one table, told when a run starts.
+"""Settings that were given and have no effect, because of another setting: one table, reported when a run starts.
 
 A setting counts as given where it differs from its default, whether a recipe or the command line said so. What no run
 could mean is refused instead (:mod:`bridge_ds.config.check`).
@@ -6,26 +6,18 @@ could mean is refused instead (:mod:`bridge_ds.config.check`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.config.load import flatten
+from bridge_ds.config.build import flatten
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
+from bridge_ds.fusion import FUSIONS
+from bridge_ds.mapping import MAPPINGS
 
-__all__ = ["FUSION_OPTIONS", "RULES", "Rule", "idle"]
-
-# Repeated here so that no torch is imported; tests/test_architecture.py keeps it equal to FUSIONS.
-FUSION_OPTIONS = {
-    "last_layer": (),
-    "global_softmax": ("path", "normalize"),
-    "transformer_softmax": ("dropout", "path", "heads", "normalize", "feedforward"),
-    "layer_attention": ("path", "normalize"),
-}
-"""Keys of `fusion:` that each fusion takes; of one that is not here all are taken to count."""
-_ONLY_SOME_TAKE = tuple(dict.fromkeys(key for keys in FUSION_OPTIONS.values() for key in keys))
+__all__ = ["RULES", "Rule", "idle"]
 
 
 @dataclass(frozen=True)
@@ -65,12 +57,17 @@ def _keys(part: str, *keys: str) -> tuple[str, ...]:
     return tuple(f"{part}.{key}" for key in keys)
 
 
-def _fusion_lacks(key: str) -> Callable[[Config], str]:
-    def why(config: Config) -> str:
-        name = config.fusion.name
-        return "" if key in FUSION_OPTIONS.get(name, (key,)) else f"fusion.name is {name}"
+def _only_some_take(part: str, choice: str, specs: Mapping[str, Any]) -> Iterator[Rule]:
+    """A rule for each key of `part` that only some of its variants take."""
 
-    return why
+    def rule(key: str) -> Rule:
+        def why(config: Config) -> str:
+            name = getattr(getattr(config, part), choice)
+            return "" if key in specs[name].options else f"{part}.{choice} is {name}"
+
+        return Rule((f"{part}.{key}",), why, (0.0,) if key == "dropout" else ())
+
+    yield from map(rule, dict.fromkeys(key for spec in specs.values() for key in spec.options))
 
 
 def _folder(key: str) -> Callable[[Config], str]:
@@ -120,14 +117,11 @@ RULES: tuple[Rule, ...] = (
         _keys("lora", "alpha", "dropout", "targets", "lr_scale"),
         _when(lambda c: not c.lora.rank, "lora.rank is 0"),
     ),
-    *(Rule((f"fusion.{key}",), _fusion_lacks(key), (0.0,) if key == "dropout" else ()) for key in _ONLY_SOME_TAKE),
+    *_only_some_take("fusion", "name", FUSIONS),
+    *_only_some_take("mapping", "kind", MAPPINGS),
     Rule(
         _keys("fusion", "include_embeddings", "lr_scale"),
-        _when(lambda c: c.fusion.name == "last_layer", "fusion.name is last_layer"),
-    ),
-    Rule(
-        _keys("mapping", "latents", "depth", "heads", "head_width", "feedforward", "dropout"),
-        _when(lambda c: c.mapping.kind != "latent", "mapping.kind is not latent"),
+        lambda c: "" if FUSIONS[c.fusion.name].mixes_layers else f"fusion.name is {c.fusion.name}",
     ),
     Rule(("model.encoder_revision",), _folder("encoder")),
     Rule(("model.llm_revision",), _folder("llm")),
@@ -152,10 +146,13 @@ RULES: tuple[Rule, ...] = (
         (0,),
     ),
     Rule(("train.validation_samples",), _when(lambda c: c.train.validate_every == 0, "train.validate_every is 0")),
-    Rule(("checkpoint.keep_best",), _when(lambda c: not c.checkpoint.keep, "checkpoint.keep is 0, which keeps all")),
+    Rule(
+        ("checkpoint.keep_best",),
+        _when(lambda c: not c.checkpoint.keep_last, "checkpoint.keep_last is 0, which keeps all"),
+    ),
     Rule(_keys("track", "experiment", "name"), _when(_untracked, "track.uri is none")),
     Rule(
-        _keys("evaluation", "languages", "limit", "batch", "calibrate", "max_new_tokens", "llm_from", "data"),
+        _keys("evaluation", "languages", "limit", "batch", "null_scores", "max_new_tokens", "llm_from", "data"),
         _when(lambda c: not c.evaluation.tasks, "evaluation.tasks is empty: nothing is scored after training"),
     ),
 )

@@ -206,7 +206,7 @@ def _named(
 
 def _config(source: ConvertSource, layout: SourceLayout, names: Mapping[str, str], overrides: Sequence[str]) -> Config:
     """Defaults, what the project does, what the user says; the layout must stay as it is."""
-    values: dict[str, Any] = {"model": dict(names), "mapping": {"calibrate": False}}
+    values: dict[str, Any] = {"model": dict(names), "mapping": {"match_embedding_rms": False}}
     fixed = dict(layout.settings)
     for key, value in (dict(source.settings) | fixed).items():
         part, name = key.split(".")

@@ -55,7 +55,7 @@ def read(stored: Mapping[str, Stored]) -> SourceLayout:
     """
     kind = mapped(stored, PAPER.title, _KINDS)
     settings: dict[str, Any] = {"mapping.kind": kind, "fusion.name": "last_layer"}
-    settings |= {"fusion.heads": 1, "fusion.normalize": "none", "fusion.include_embeddings": False}
+    settings |= {"fusion.heads": 1, "fusion.state_norm": "none", "fusion.include_embeddings": False}
     bridge = _KINDS[kind] | {"mapping.end": "mapping.end_boundary"}
     if f"{_GLOBAL}layer_weights_lb" in stored:
         settings["fusion.name"] = "global_softmax"

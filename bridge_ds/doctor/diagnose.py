@@ -81,7 +81,7 @@ def _not_finite(m: Measurements, _: Thresholds) -> Iterator[Finding]:
             "not_finite", True,
             f"NaN or infinite values in {', '.join(m.not_finite)}.",
             "Go back to a checkpoint before it (run.resume=RUN/checkpoints/step-...), with a lower train.lr or "
-            "train.clip; use bfloat16 or float32, never float16, which overflows in T5-like encoders.",
+            "train.max_grad_norm; use bfloat16 or float32, never float16, which overflows in T5-like encoders.",
         )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _size(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
             "soft_too_large" if large else "soft_too_small", True,
             f"A soft vector is {m.size:.3g} times as long as a token embedding of the LLM; healthy is "
             f"{limits.smallest:g} to {limits.largest:g}.",
-            "Train with mapping.calibrate=true"
+            "Train with mapping.match_embedding_rms=true"
             + (", a lower train.lr or more train.weight_decay" if large else " and less train.weight_decay")
             + "; if the LLM multiplies its embeddings itself (Gemma), check that its version is that of the training.",
         )  # fmt: skip
@@ -158,7 +158,7 @@ def _dead(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
             "soft_constant", True,
             f"The soft vectors are nearly all the same ({m.variation:.2%} of them varies): the LLM cannot see the "
             "input.",
-            "Look at the encoder's states (layer RMS below); try fusion.normalize=rms, a lower train.lr, less "
+            "Look at the encoder's states (layer RMS below); try fusion.state_norm=rms, a lower train.lr, less "
             "train.weight_decay.",
         )  # fmt: skip
     dead = [place + 1 for place, value in enumerate(m.variation_by_position) if value < limits.dead]
@@ -246,7 +246,7 @@ def _fusion(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
             "one_layer", False,
             f"The fusion has settled on layer {place + 1} of {len(m.layer_weights)} (weight "
             f"{max(m.layer_weights):.3f}).",
-            "A lower fusion.lr_scale, or fusion.normalize=rms where layers differ in size, keeps more of them.",
+            "A lower fusion.lr_scale, or fusion.state_norm=rms where layers differ in size, keeps more of them.",
         )  # fmt: skip
 
 

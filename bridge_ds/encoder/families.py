@@ -1,14 +1,39 @@
-"""Which class gives the encoder half alone, by model type. A new family is one line here and one test row."""
+"""How to load the encoder half of a model, by its `model_type`, and what it has besides its layers.
+
+A new family is one entry in FAMILIES. Imports neither torch nor transformers: the planner reads the table too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bridge_ds.errors import ConfigError
 
 __all__ = ["FAMILIES", "Family", "family_of"]
+
+_Config = Mapping[str, Any]
+"""The model's config.json."""
+
+
+def _tables(config: _Config) -> int:
+    """BERT's learnt positions and token types (its norm of the embeddings counts as the last norm, which it lacks)."""
+    rows = int(config["max_position_embeddings"]) + int(config.get("type_vocab_size", 2))
+    return rows * int(config["hidden_size"])
+
+
+def _deberta(config: _Config) -> int:
+    """DeBERTa's relative positions and their norm, beside BERT's tables where it has them."""
+    width, rows = int(config["hidden_size"]), int(config.get("type_vocab_size", 0))
+    if config.get("relative_attention"):
+        rows += 2 * int(config.get("position_buckets", 256)) + 2 * ("layer_norm" in config.get("norm_rel_ebd", "none"))
+    return (rows + config.get("position_biased_input", True) * int(config["max_position_embeddings"])) * width
+
+
+def _buckets(config: _Config) -> int:
+    """T5's relative positions: a number for each bucket and head."""
+    return int(config.get("relative_attention_num_buckets", 32)) * int(config["num_heads"])
 
 
 @dataclass(frozen=True)
@@ -21,51 +46,63 @@ class Family:
     """Where that name is imported from."""
     options: dict[str, Any] = field(default_factory=dict)
     """More arguments of from_pretrained."""
+    biases: bool = True
+    """Linear layers and norms have biases."""
+    score_bias: bool = False
+    """Attention adds a number for each head and pair of tokens to its scores (T5's relative positions)."""
+    extra: Callable[[_Config], int] = _tables
+    """Parameters besides the layers, the token embeddings and the last norm."""
 
     def loader(self) -> Callable[..., Any]:
         """The class's from_pretrained."""
-        return self._class().from_pretrained
+        return self.load_class().from_pretrained
 
     def skeleton(self, config: Any, **options: Any) -> Any:
-        """The model without weights.
-
-        Args:
-            config: of the model.
-            options: trust_remote_code.
-        """
+        """The model on the meta device, without weights; `options` may have trust_remote_code."""
         import torch
 
-        kind = self._class()
+        kind = self.load_class()
         with torch.device("meta"):
-            # AutoModel knows from_config, a model's own class the same with a mark before it.
+            # AutoModel has from_config, a model's own class _from_config.
             return kind.from_config(config, **options) if hasattr(kind, "from_config") else kind._from_config(config)
 
-    def _class(self) -> Any:
+    def load_class(self) -> Any:
+        """The class of `transformers`."""
         import importlib
 
         return getattr(importlib.import_module(self.module), self.class_name)
 
 
 _NO_POOLER = {"add_pooling_layer": False}  # a pooler is never read and random in most checkpoints
-# M2M100Encoder stands inside `model.encoder` of the checkpoint and shares its embedding with the decoder.
+# M2M100Encoder is `model.encoder` of the checkpoint and shares its embedding with the decoder.
 _NLLB_KEYS = {"key_mapping": {r"^model\.shared\.": "embed_tokens.", r"^model\.encoder\.": ""}}
 
+
+def _t5(class_name: str, extra: Callable[[_Config], int] = _buckets) -> Family:
+    return Family(class_name, biases=False, score_bias=True, extra=extra)
+
+
 FAMILIES: dict[str, Family] = {
-    "mt5": Family("MT5EncoderModel"),
-    "umt5": Family("UMT5EncoderModel"),
-    "t5": Family("T5EncoderModel"),
+    "mt5": _t5("MT5EncoderModel"),
+    "umt5": _t5("UMT5EncoderModel", lambda config: int(config["num_layers"]) * _buckets(config)),  # each layer its own
+    "t5": _t5("T5EncoderModel"),
     "xlm-roberta": Family("XLMRobertaModel", options=_NO_POOLER),
     "xlm-roberta-xl": Family("XLMRobertaXLModel", options=_NO_POOLER),
+    "roberta": Family("RobertaModel", options=_NO_POOLER),
     "bert": Family("BertModel", options=_NO_POOLER),
-    "m2m_100": Family("M2M100Encoder", "transformers.models.m2m_100.modeling_m2m_100", options=_NLLB_KEYS),
+    "deberta-v2": Family("DebertaV2Model", extra=_deberta),
+    "m2m_100": Family(
+        "M2M100Encoder", "transformers.models.m2m_100.modeling_m2m_100", _NLLB_KEYS, extra=lambda config: 0
+    ),
 }
+"""`model_type` -> family. An encoder-only model of another type is loaded by AutoModel and cannot be planned."""
 
 
 def family_of(name: str, config: Any) -> Family:
-    """The family of a model config; any other encoder-only model goes through AutoModel.
+    """The family of a model's config; an encoder-only model of another type is loaded by AutoModel.
 
     Raises:
-        ConfigError: a decoder, or an encoder-decoder whose encoder half we do not know how to load.
+        ConfigError: a decoder, or an encoder-decoder that is not in FAMILIES.
     """
     known = FAMILIES.get(config.model_type)
     if known:

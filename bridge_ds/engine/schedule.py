@@ -13,7 +13,7 @@ __all__ = ["learning_rate", "set_learning_rate"]
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Learning rate of optimizer step `step` (1..steps): linear warm-up, then the schedule down to 0 (or constant)."""
-    warmup = round(config.warmup * config.steps)
+    warmup = round(config.warmup_ratio * config.steps)
     if step <= warmup:
         return config.lr * step / warmup
     done = (step - warmup - 1) / max(1, config.steps - warmup)

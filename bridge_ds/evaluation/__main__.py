@@ -24,7 +24,7 @@ split over several by one process with --device-map auto. Killed, the same comma
 examples:
   python -m bridge_ds.evaluation --run runs/testbed
   python -m bridge_ds.evaluation --run runs/testbed --tasks testbed_news --languages qaa,qab --limit 100
-  python -m bridge_ds.evaluation --run runs/xnli --tasks xnli,indicxnli --batch 16 --calibrate
+  python -m bridge_ds.evaluation --run runs/xnli --tasks xnli,indicxnli --batch 16 --null-scores
   python -m bridge_ds.evaluation --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
   torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele
   python -m bridge_ds.evaluation --run runs/70b --tasks xnli --device-map auto --max-memory 0=60GiB,1=75GiB,2=75GiB
@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--languages", help="comma-separated language codes (default: all of each task)")
     parser.add_argument("--limit", type=int, help="samples per task and language, 0 = all (default: the run's)")
     parser.add_argument("--batch", type=int, help="samples per forward pass (default: the run's)")
-    parser.add_argument("--calibrate", action="store_true", default=None, help="also score labels after a null source")
+    parser.add_argument("--null-scores", action="store_true", default=None, help="score labels after a null source too")
+    parser.add_argument("--calibrate", dest="null_scores", action="store_true", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="where to write the scores (default: RUN/evaluation.json)")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
@@ -109,7 +110,7 @@ def _asked(config: Config, options: argparse.Namespace) -> Config:
 
     changed: dict[str, Any] = {
         key: tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-        for key in ("tasks", "languages", "limit", "batch", "calibrate")
+        for key in ("tasks", "languages", "limit", "batch", "null_scores")
         if (value := getattr(options, key)) is not None
     }
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changed))

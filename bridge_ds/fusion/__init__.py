@@ -1,19 +1,20 @@
-"""Fusions of the encoder's layers. A new one is one file here and one line in FUSIONS."""
+"""Fusions of the encoder's layers. A new one is one folder here and its line in FUSIONS. Imports no torch."""
 
 from __future__ import annotations
 
-from bridge_ds.fusion.base import Fusion
-from bridge_ds.fusion.global_softmax import GlobalSoftmax
-from bridge_ds.fusion.last_layer import LastLayer
-from bridge_ds.fusion.layer_attention import LayerAttention
-from bridge_ds.fusion.transformer_softmax import TransformerSoftmax
+from importlib import import_module
 
-__all__ = ["FUSIONS", "Fusion"]
+from bridge_ds.fusion.spec import BACKENDS, FusionSpec
 
-FUSIONS: dict[str, type[Fusion]] = {
-    "last_layer": LastLayer,
-    "global_softmax": GlobalSoftmax,
-    "transformer_softmax": TransformerSoftmax,
-    "layer_attention": LayerAttention,
+__all__ = ["BACKENDS", "FUSIONS", "FusionSpec"]
+
+FUSIONS: dict[str, FusionSpec] = {
+    name: import_module(f"{__name__}.{name}").SPEC
+    for name in (
+        "last_layer",
+        "global_softmax",
+        "transformer_softmax",
+        "layer_attention",
+    )
 }
-"""`FUSIONS[name](num_layers=L, width=D, **options)`."""
+"""Values of `fusion.name`; `FUSIONS[name](num_layers=L, width=D, **options)` builds the module."""

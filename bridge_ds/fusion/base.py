@@ -1,4 +1,4 @@
-"""What every fusion is: L layers of encoder states in, one out, and a record of the layer weights for logs.
+"""Base of the fusions: L layers of encoder states in, one out; the layer weights are kept for logs.
 
 Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
 """
@@ -16,18 +16,21 @@ __all__ = ["Fusion", "load_renamed", "zero_padding"]
 
 
 class Fusion(nn.Module):
-    """Base of the fusions. Parameters are used only inside `forward`, as ZeRO-3 demands."""
+    """Base of the fusions. Parameters are read only inside `forward`, as ZeRO-3 requires."""
 
-    OPTIONS: tuple[str, ...] = ()
-    """Keys of the recipe's `fusion:` part that the constructor takes."""
-
-    def __init__(self, num_layers: int, width: int, *, path: str = "auto", normalize: str = "none") -> None:
+    def __init__(self, num_layers: int, width: int, *, backend: str = "auto", state_norm: str = "none") -> None:
+        """Args:
+        num_layers: L.
+        width: D.
+        backend: a name in :data:`bridge_ds.fusion.BACKENDS`, or `auto`.
+        state_norm: `rms` divides each state of each token by its root mean square first; `none` does not.
+        """
         super().__init__()
-        self.path = path
-        self.normalize = normalize == "rms"
+        self.backend = backend
+        self.rms = state_norm == "rms"
         self.num_layers = num_layers
         self.width = width
-        self._seen_L = torch.full((num_layers,), float("nan"))
+        self._mean_weights_L = torch.full((num_layers,), float("nan"))
 
     def forward(self, states: Sequence[torch.Tensor], mask: torch.Tensor, rows: Rows | None = None) -> torch.Tensor:
         """Fuse.
@@ -35,8 +38,8 @@ class Fusion(nn.Module):
         Args:
             states: L tensors [B, S, D], the outputs of the encoder's blocks, the last after the final norm.
             mask: [B, S], 1 on tokens, 0 on padding.
-            rows: which of the B x S rows hold tokens, as :func:`.kernels.rows.real_rows` finds them; none = found from
-                the mask, for which a GPU's host has to wait.
+            rows: which of the B x S rows hold tokens, from :func:`.kernels.rows.real_rows`; none = computed from the
+                mask, which synchronises with a GPU.
 
         Returns:
             [B, S, D] in the dtype of the states; rows of padding are zero.
@@ -49,21 +52,21 @@ class Fusion(nn.Module):
     def weights(self, states: Sequence[torch.Tensor] | None = None, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Mean weight of each layer over the real tokens, [L], float32, for logs and plots.
 
-        With `states` and `mask` they are computed for those; without, they are the ones of the last forward pass
-        (which can be read under ZeRO-3, where the parameters cannot).
+        Of `states` and `mask` where they are given, else of the last forward pass (which can be read under ZeRO-3,
+        where the parameters cannot).
         """
         if states is not None:
             assert mask is not None, "weights(states) needs the mask too"
             with torch.no_grad():
                 self(states, mask)
-        return self._seen_L
+        return self._mean_weights_L
 
     def paper_names(self) -> dict[str, str]:
-        """Our parameter -> its name in the module of the paper's public code (arXiv 2508.09091) that is this fusion."""
+        """Parameter name here -> its name in the paper's public code (arXiv 2508.09091)."""
         return {}
 
     def load_paper_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load the state dict of that module of the paper's code: the names of :meth:`paper_names`.
+        """Load the state dict of the paper's module, with the names of :meth:`paper_names`.
 
         Raises:
             ValueError: a key is missing or unknown, or a tensor has another number of elements.
@@ -84,12 +87,12 @@ def zero_padding(fused_BSD: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor
 
 
 def load_renamed(module: nn.Module, state: Mapping[str, torch.Tensor], names: Mapping[str, str]) -> None:
-    """Copy parameters that another module names otherwise; shapes may differ by axes of length one.
+    """Copy parameters under other names; shapes may differ by axes of length one.
 
     Args:
         module: receives the values.
-        state: tensors under their foreign names.
-        names: our name -> foreign name, for every parameter.
+        state: tensors under the other names.
+        names: name here -> other name, for every parameter.
 
     Raises:
         ValueError: a key is missing or unknown, or a tensor has another number of elements.

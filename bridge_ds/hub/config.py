@@ -18,8 +18,8 @@ _NOT_SHARED = {
     "encoder": ("lr_scale", "weight_decay", "dropout", "activation_checkpointing"),
     "llm": ("lr_scale", "weight_decay", "dropout"),
     "lora": ("dropout", "lr_scale"),
-    "fusion": ("path", "lr_scale"),
-    "mapping": ("calibrate", "end_init", "dropout"),
+    "fusion": ("backend", "lr_scale"),
+    "mapping": ("match_embedding_rms", "end_init", "dropout"),
 }
 """Keys of the recipe that only matter where and while a bridge is trained."""
 _DATA = (

@@ -5,28 +5,16 @@ Letters: B batch, S encoder tokens, N soft tokens, D encoder width, H LLM width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from bridge_ds.mapping.resampler import Resampler
+from bridge_ds.mapping import MAPPINGS
 
-__all__ = ["END_INITS", "LATENT", "MAPPINGS", "Projector"]
+__all__ = ["Projector"]
 
-LATENT = "latent"
-"""The one kind that makes a fixed number of soft tokens."""
-MAPPINGS: dict[str, Callable[..., nn.Module]] = {
-    "linear": lambda d, h: nn.Linear(d, h),
-    "mlp": lambda d, h: nn.Sequential(nn.Linear(d, 2 * d), nn.ReLU(), nn.Linear(2 * d, h)),
-    "mlp_gelu": lambda d, h: nn.Sequential(nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, h)),
-    LATENT: Resampler,
-}
-"""linear: arXiv 2508.09091, and LangBridge's `linear`. mlp: MindMerger (arXiv 2405.17386), hidden width 2D. mlp_gelu:
-LangBridge's `ffn` (arXiv 2401.10695, its public code), hidden width 2D, the exact GELU. latent: its `latent`."""
-END_INITS: dict[str, Callable[[int], torch.Tensor]] = {"normal": torch.randn, "zeros": torch.zeros}
-"""How the end vector starts. normal: LangBridge. zeros: MindMerger, and the code of arXiv 2508.09091."""
+_END_INITS = {"normal": torch.randn, "zeros": torch.zeros}
 
 
 class Projector(nn.Module):
@@ -34,23 +22,21 @@ class Projector(nn.Module):
     (LangBridge)."""
 
     scale: torch.Tensor
-    RESAMPLER = ("latents", "depth", "heads", "head_width", "feedforward", "dropout")
-    """Keys of the recipe's `mapping:` part that only the kind `latent` takes."""
 
-    def __init__(self, kind: str, width: int, llm_width: int, *, end_init: str = "normal", **resampler: Any) -> None:
+    def __init__(self, kind: str, width: int, llm_width: int, *, end_init: str = "normal", **options: Any) -> None:
         """Args:
         kind: a name in :data:`MAPPINGS`.
         width: D.
         llm_width: H.
-        end_init: a name in :data:`END_INITS`.
-        resampler: for the kind `latent`, as :class:`bridge_ds.mapping.resampler.Resampler`; the others use none.
+        end_init: a name in :data:`bridge_ds.mapping.END_INITS`.
+        options: of the recipe's `mapping:` part; those that the kind does not take are ignored.
         """
         super().__init__()
-        latent = kind == LATENT
-        self.project = MAPPINGS[kind](width, llm_width, **(resampler if latent else {}))
-        self.end = nn.Parameter(END_INITS[end_init](llm_width))
-        self.norm = nn.LayerNorm(llm_width) if latent else None
-        self.fixed_length: int = resampler["latents"] if latent else 0
+        spec = MAPPINGS[kind]
+        self.project = spec(width, llm_width, **{key: options[key] for key in spec.options})
+        self.end = nn.Parameter(_END_INITS[end_init](llm_width))
+        self.norm = nn.LayerNorm(llm_width) if spec.resamples else None
+        self.fixed_length: int = options["latents"] if spec.resamples else 0
         """Soft tokens of a row whatever its source's length, the end vector aside; 0 = one for each encoder token."""
         # A buffer and not a parameter: set once from the first batch, then part of the bridge's definition.
         self.register_buffer("scale", torch.ones(()))

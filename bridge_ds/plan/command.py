@@ -7,11 +7,12 @@ import math
 import os
 import re
 import shlex
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.load import flatten, load_config
+from bridge_ds.fusion import FUSIONS
+from bridge_ds.mapping import MAPPINGS
 from bridge_ds.plan.job import ENCODE_ONCE, Job
 
 __all__ = ["command"]
@@ -63,8 +64,8 @@ def command(job: Job, ds_config: str, recipe: str = "") -> str:
 
 
 def _name(job: Job) -> str:
-    mapping = job.mapping + str(job.resampler.latents) * (job.mapping == "latent")
-    parts = [job.encoder.name, job.llm.name, job.fusion, mapping]
+    mapping = job.mapping.kind + str(job.mapping.fixed_length or "")
+    parts = [job.encoder.name, job.llm.name, job.fusion.name, mapping]
     parts += ["trained-encoder"] * job.encoder_trained + ["trained-llm"] * job.llm_trained
     parts += [f"lora{job.lora}"] * (job.lora > 0)
     parts += ["prompt"] * (job.prompt > 0)
@@ -79,7 +80,7 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
     """Settings that are always named, a line of them each; and those named where the recipe has another value."""
     named: list[dict[str, Any]] = [
         {"model.encoder": job.encoder.source, "model.llm": job.llm.source},
-        {"fusion.name": job.fusion, "mapping.kind": job.mapping},
+        {"fusion.name": job.fusion.name, "mapping.kind": job.mapping.kind},
         {"run.ds_config": ds_config, "model.activation_checkpointing": job.checkpointing},
         {"train.global_batch": job.global_batch, "train.micro_batch": job.micro_batch},
         {"data.max_source_tokens": job.source, "data.max_target_tokens": job.target},
@@ -88,8 +89,6 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
         "model.dtype": "float32" if job.bytes == 4 else "bfloat16",
         ENCODE_ONCE: job.encode_once or not job.may_encode_once,
         "train.encode_once_gib": job.encode_once_gib,
-        "fusion.heads": job.heads,
-        "fusion.feedforward": job.feedforward,
         "lora.rank": job.lora,
         "lora.bias": job.lora_bias if job.lora else "none",
         "encoder.trainable": job.encoder_trained,
@@ -98,8 +97,12 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
         "data.augment_prompt": job.prompt > 0,
         "data.tokens_per_micro_batch": 0,
     }
-    if job.mapping == "latent":
-        modes |= {f"mapping.{key}": size for key, size in asdict(job.resampler).items()}
+    fusion, mapping = FUSIONS[job.fusion.name], MAPPINGS[job.mapping.kind]
+    sizes = {f"fusion.{key}": getattr(job.fusion, key) for key in fusion.options}
+    sizes |= {f"mapping.{key}": getattr(job.mapping, key) for key in mapping.options}
+    modes |= {key: value for key, value in sizes.items() if type(value) is int}  # the plan depends on these alone
+    if fusion.mixes_layers:
+        modes["fusion.include_embeddings"] = job.fusion.include_embeddings
     if job.prompt:
         modes["data.max_prompt_tokens"] = job.prompt
     return named, modes

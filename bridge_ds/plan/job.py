@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bridge_ds.config.check import one_of
 from bridge_ds.config.encoding import encoded_together
-from bridge_ds.config.schema import Config, TrainConfig
+from bridge_ds.config.schema import Config, FusionConfig, MappingConfig, TrainConfig
 from bridge_ds.config.zero import gather_sizes, read_ds_config
-from bridge_ds.plan.shapes import (
-    ENCODERS,
-    LLMS,
-    ResamplerShape,
-    Shape,
-    find_shape,
-    fusion_parameters,
-    largest_layer,
-    lora_parameters,
-    mapping_parameters,
-)
+from bridge_ds.fusion import FUSIONS
+from bridge_ds.mapping import MAPPINGS
+from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, largest_layer, lora_parameters
 
 __all__ = [
     "ENCODE_ONCE",
@@ -47,14 +40,8 @@ class Job:
     nodes: int = 1
     gpus: int = 1
     """GPUs (ranks) a node."""
-    fusion: str = "transformer_softmax"
-    heads: int = 1
-    """Attention heads of the fusion's layer (fusion.heads)."""
-    feedforward: int = 2048
-    """Hidden width of the fusion's MLP."""
-    mapping: str = "linear"
-    resampler: ResamplerShape = field(default_factory=ResamplerShape)
-    """Sizes of a mapping `latent`."""
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    mapping: MappingConfig = field(default_factory=MappingConfig)
     source: int = 512
     """Encoder tokens a sample, padding included."""
     prompt: int = 0
@@ -87,7 +74,7 @@ class Job:
     """Biases that are trained with them (lora.bias)."""
     encode_once: bool = False
     """Under stage 3 a frozen encoder's layers are gathered once for several micro-batches (train.encode_once)."""
-    encode_once_gib: float = TrainConfig.encode_once_gib
+    encode_once_gib: float = TrainConfig().encode_once_gib
     """GiB of encoder states that may be there together (train.encode_once_gib)."""
     prefetch: int = 0
     """stage3_prefetch_bucket_size (elements); 0 = from the models, as all three."""
@@ -101,6 +88,16 @@ class Job:
     """Copies that the backend makes of a tensor it gathers: gloo goes through a flat one (1), NCCL does not (0)."""
     process: float = 0.0
     """Memory of the process before any model (GiB): CUDA's context, or the interpreter and its libraries on a CPU."""
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError where the fusion or the mapping is none that is known."""
+        one_of("fusion.name", self.fusion.name, FUSIONS)
+        one_of("mapping.kind", self.mapping.kind, MAPPINGS)
+
+    @property
+    def states(self) -> int:
+        """Encoder states that the fusion reads: L, one more with the embeddings."""
+        return self.encoder.layers + (self.fusion.include_embeddings and FUSIONS[self.fusion.name].mixes_layers)
 
     @property
     def ranks(self) -> int:
@@ -135,7 +132,7 @@ class Job:
     @property
     def soft(self) -> int:
         """LLM tokens of a sample's soft prompt and its end vector."""
-        return 1 + (self.resampler.latents if self.mapping == "latent" else self.source)
+        return 1 + (self.mapping.fixed_length or self.source)
 
     @property
     def shards(self) -> int:
@@ -183,12 +180,10 @@ class Job:
 
 def bridge_parameters(job: Job) -> int:
     """Trained parameters of the bridge, and of LoRA's updates."""
-    fusion = fusion_parameters(job.fusion, job.encoder.layers, job.encoder.width, job.feedforward)
-    return (
-        fusion
-        + mapping_parameters(job.mapping, job.encoder.width, job.llm.width, job.resampler)
-        + lora_parameters(job.llm, job.lora, job.lora_bias)
-    )
+    fusion = FUSIONS[job.fusion.name].parameters(job.states, job.encoder.width, job.fusion)
+    mapping = MAPPINGS[job.mapping.kind].parameters(job.encoder.width, job.llm.width, job.mapping)
+    end_vector = job.llm.width
+    return fusion + mapping + end_vector + lora_parameters(job.llm, job.lora, job.lora_bias)
 
 
 def trained_parameters(job: Job) -> int:
@@ -209,11 +204,8 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         llm=find_shape(config.model.llm, LLMS),
         nodes=nodes,
         gpus=gpus,
-        fusion=config.fusion.name,
-        heads=config.fusion.heads,
-        feedforward=config.fusion.feedforward,
-        mapping=config.mapping.kind,
-        resampler=_resampler(config),
+        fusion=config.fusion,
+        mapping=config.mapping,
         source=data.max_source_tokens,
         prompt=data.max_prompt_tokens if data.augment_prompt else 0,
         target=data.max_target_tokens,
@@ -234,12 +226,6 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
     if data.tokens_per_micro_batch:
         rows = min(share, max(1, data.tokens_per_micro_batch // (job.source + job.prompt + job.target)))
     return job.having(micro_batch=rows)
-
-
-def _resampler(config: Config) -> ResamplerShape:
-    if config.mapping.kind != "latent":
-        return ResamplerShape()
-    return ResamplerShape(**{each.name: getattr(config.mapping, each.name) for each in fields(ResamplerShape)})
 
 
 def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:

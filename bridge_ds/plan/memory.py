@@ -9,6 +9,8 @@ import math
 import shutil
 import subprocess
 
+from bridge_ds.fusion import FUSIONS
+from bridge_ds.mapping import MAPPINGS
 from bridge_ds.plan.job import Job, bridge_parameters, trained_parameters
 
 __all__ = ["device_gib", "host_gib", "memory"]
@@ -16,8 +18,6 @@ __all__ = ["device_gib", "host_gib", "memory"]
 GIB = 2**30
 PART = 2**28
 """Bytes of a model's files that rank 0 reads at once (:data:`bridge_ds.compat.streamed.PART_BYTES`)."""
-CHUNK = 8192
-"""Tokens at a time in the fusion on a GPU (:func:`bridge_ds.fusion.kernels.primitives.chunk_rows`)."""
 
 
 def device_gib() -> float:
@@ -169,34 +169,12 @@ def _activations(job: Job) -> float:
 
 
 def _bridge_activations(job: Job) -> float:
-    # The mapping keeps its float32 input, hidden units (GELU's input too) and output, and the soft prompt. Transformer
-    # Softmax keeps for each token (fusion/kernels/by_token.py) the pooled states of its heads in the model's dtype, the
-    # inputs of its two norms, its attention before and after dropout, and the layers' weights; for the first tokens
-    # also the value and the MLP's hidden units in the model's dtype. Layer Attention keeps its attention, the other
-    # fusions next to nothing. Triton's kernels store no dropout.
-    encoder, tokens = job.encoder, job.micro_batch * job.source
-    hidden = {"mlp": 2, "mlp_gelu": 4}.get(job.mapping, 0) * encoder.width
-    soft = job.micro_batch * (job.soft - 1)
-    mapping: float = tokens * 4 * encoder.width + soft * (4 * hidden + (2 * 4 + job.bytes) * job.llm.width)
-    if job.mapping == "latent":
-        mapping += _resampler(job)
-    if job.fusion == "layer_attention":
-        return mapping + tokens * 4 * (encoder.layers + 1)
-    if job.fusion != "transformer_softmax":
-        return mapping
-    scores = 2 * job.heads * (encoder.layers + 1) + encoder.layers
-    kept = job.heads * encoder.width * job.bytes + 4 * (2 * encoder.width + scores)
-    return mapping + tokens * kept + min(tokens, CHUNK) * (encoder.width + job.feedforward) * job.bytes
-
-
-def _resampler(job: Job) -> float:
-    # Of each layer in float32 (mapping/resampler.py): what the products read, heads laid apart again, the attention,
-    # inputs of the norms, both sides of the MLP's GELU, and the dropout's mask.
-    of, width, rows = job.resampler, job.encoder.width, job.micro_batch
-    keys, inner = job.source + of.latents, of.heads * of.head_width
-    products = keys * (width + 2 * inner) + of.latents * (width + 2 * inner)
-    layer = products + of.heads * of.latents * keys + of.latents * width * (2 + 2 * of.feedforward)
-    return rows * (of.depth * (4 * layer + of.latents * width) + 4 * of.latents * width)
+    # What the fusion and the mapping say of themselves. Every mapping keeps its float32 input and output, and the soft
+    # prompt in the model's dtype.
+    width, tokens, soft = job.encoder.width, job.micro_batch * job.source, job.micro_batch * (job.soft - 1)
+    fusion = FUSIONS[job.fusion.name].activations(tokens, job.states, width, job.bytes, job.fusion)
+    mapping = MAPPINGS[job.mapping.kind].activations(tokens, job.source, width, job.mapping)
+    return fusion + mapping + tokens * 4 * width + soft * (2 * 4 + job.bytes) * job.llm.width
 
 
 def _logits(job: Job) -> float:

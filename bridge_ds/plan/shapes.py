@@ -1,47 +1,21 @@
-"""Shapes of known models, so that a cluster can be planned with no download; any other by its config.json.
-
-Letters: W width, F feed-forward width, V vocabulary.
-"""
+"""Shapes of known models, so that a run can be planned without a download; of any other by its config.json."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.check import one_of
 from bridge_ds.config.names import resolve
-from bridge_ds.config.schema import MappingConfig
+from bridge_ds.encoder.families import FAMILIES
 from bridge_ds.errors import ConfigError
 
-__all__ = [
-    "ENCODERS",
-    "LLMS",
-    "ResamplerShape",
-    "Shape",
-    "find_shape",
-    "fusion_parameters",
-    "largest_layer",
-    "lora_parameters",
-    "mapping_parameters",
-]
-
-
-@dataclass(frozen=True)
-class ResamplerShape:
-    """Sizes of a mapping `latent`, named as in :class:`bridge_ds.config.schema.MappingConfig`."""
-
-    latents: int = MappingConfig.latents
-    depth: int = MappingConfig.depth
-    heads: int = MappingConfig.heads
-    head_width: int = MappingConfig.head_width
-    feedforward: int = MappingConfig.feedforward
-
-
-_RESAMPLER = ResamplerShape()
+__all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "largest_layer", "lora_parameters"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +26,7 @@ class Shape:
     layers: int
     width: int
     ffn: int
-    """F."""
+    """Hidden width of the MLP."""
     q: int
     """Width of the queries: heads x head size."""
     kv: int
@@ -63,21 +37,27 @@ class Shape:
     """Three matrices in the MLP, not two."""
     tied: bool = True
     """The vocabulary projection is the embedding (or there is none)."""
-    positions: int = 0
-    """Rows of a learnt position table."""
     bias: bool = False
     """Attention adds a number for each head and pair of tokens to its scores (T5's relative positions)."""
     biases: tuple[int, ...] = ()
-    """Elements of the biases of one layer's linear layers; `parameters` leaves them out (below 0.1 %)."""
+    """Elements of the biases of one layer's linear layers."""
     norm_biases: bool = False
     """The norms have biases too: two a layer, and the last."""
+    extra: int = 0
+    """Parameters besides the layers, the token embeddings (with an untied projection) and the last norm."""
     source: str = ""
     """Hub id, or folder: what a run names as its model."""
 
     @property
+    def norm(self) -> int:
+        """Parameters of a norm."""
+        return self.width * (1 + self.norm_biases)
+
+    @property
     def layer(self) -> int:
-        """Parameters of one layer (biases left out: below 0.1 %)."""
-        return 2 * self.width * (self.q + self.kv) + (3 if self.gated else 2) * self.width * self.ffn + 2 * self.width
+        """Parameters of one layer."""
+        matrices = 2 * self.width * (self.q + self.kv) + (3 if self.gated else 2) * self.width * self.ffn
+        return matrices + sum(self.biases) + 2 * self.norm
 
     @property
     def matrices(self) -> int:
@@ -92,22 +72,139 @@ class Shape:
     @property
     def parameters(self) -> int:
         """All of them."""
-        tables = self.embedding * (1 if self.tied else 2) + self.positions * self.width
-        return self.layers * self.layer + tables + self.width
+        tables = self.embedding * (1 if self.tied else 2)
+        return self.layers * self.layer + tables + self.norm + self.extra
 
 
-def _t5(source: str, layers: int, width: int, ffn: int, heads: int, head: int = 64, vocab: int = 250112) -> Shape:
-    name = source.split("/")[-1]
-    return Shape(name, layers, width, ffn, heads * head, heads * head, vocab, heads, bias=True, source=source)
+def largest_layer(encoder: Shape, llm: Shape, encoder_trained: bool) -> int:
+    """Parameters of the largest layer that DeepSpeed gathers under stage 3: a frozen encoder's are gathered by
+    :mod:`bridge_ds.frozen.gather`."""
+    return max(llm.layer, encoder.layer if encoder_trained else 0)
+
+
+def find_shape(name: str, known: dict[str, Shape]) -> Shape:
+    """A known model by its name (`mt5-xl`), by its hub id or that of its copy or instruction-tuned kind
+    (`meta-llama/Llama-2-13b-chat-hf`), an embedded one's (`testbed/llm`), or a folder's config.json. Its `source` is
+    the id that was given, or the folder.
+
+    Raises:
+        ConfigError: none of them.
+    """
+    folder = resolve(name)
+    path = Path(folder) / "config.json"
+    if path.is_file():
+        read = _encoder_shape if known is ENCODERS else _llm_shape
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return read(config, path.absolute().parent.name, os.path.abspath(folder) if folder == name else name)
+    if name.lower() in known:
+        return known[name.lower()]
+    if "/" in name:  # a name alone with such an ending would not say which repository is meant
+        for shape in known.values():
+            if _plain(name) in (shape.name, _plain(shape.source)):
+                return dataclasses.replace(shape, source=name)
+    raise ConfigError(
+        f"no shape of a model {name!r} is known; expected a folder with config.json, a hub id of, or one of "
+        f"{', '.join(known)}."
+    )
+
+
+def _plain(hub_id: str) -> str:
+    """Without owner, and without what tells kinds of one model apart: `Llama-2-13b-chat-hf` -> `llama-2-13b`."""
+    plain = hub_id.split("/")[-1].lower()
+    for ending in ("-hf", "-instruct", "-chat", "-it"):
+        plain = plain.removesuffix(ending)
+    return plain.replace("meta-", "")
+
+
+def _encoder_shape(config: Mapping[str, Any], name: str, source: str) -> Shape:
+    """Of the encoder half, by the facts of its family.
+
+    Raises:
+        ConfigError: no such family, or a size is not there.
+    """
+    kind = str(config.get("model_type", ""))
+    one_of(f"model_type of the encoder {name}", kind, FAMILIES)
+    family = FAMILIES[kind]
+    width = _first(config, name, "hidden_size", "d_model")
+    heads = _first(config, name, "encoder_attention_heads", "num_attention_heads", "num_heads")
+    ffn = _first(config, name, "encoder_ffn_dim", "intermediate_size", "d_ff")
+    inner = heads * _first(config, name, "d_kv", default=width // heads)
+    return Shape(
+        name=name,
+        layers=_first(config, name, "encoder_layers", "num_hidden_layers", "num_layers"),
+        width=width,
+        ffn=ffn,
+        q=inner,
+        kv=inner,
+        vocab=_first(config, name, "vocab_size"),
+        heads=heads,
+        gated="gated" in str(config.get("feed_forward_proj", "")),
+        bias=family.score_bias,
+        biases=(inner, inner, inner, width, ffn, width) if family.biases else (),
+        norm_biases=family.biases,
+        extra=family.extra(config),
+        source=source,
+    )
+
+
+_BIASED = ("gpt2", "opt", "gpt_neox", "bloom", "gpt_bigcode")
+"""Kinds of LLM (model_type) in which every linear layer and norm has a bias."""
+
+
+def _llm_shape(config: Mapping[str, Any], name: str, source: str) -> Shape:
+    width = _first(config, name, "hidden_size", "n_embd", "d_model")
+    heads = _first(config, name, "num_attention_heads", "n_head", "num_heads")
+    head = _first(config, name, "head_dim", default=width // heads)
+    ffn = _first(config, name, "intermediate_size", "n_inner", "d_ff", default=4 * width)
+    q, kv = heads * head, _first(config, name, "num_key_value_heads", default=heads) * head
+    kind = config.get("model_type")
+    everywhere = kind in _BIASED
+    attention = (q, kv, kv, width) if everywhere or config.get("attention_bias") else (q, kv, kv) * (kind == "qwen2")
+    mlp = (ffn, width) if everywhere else (ffn, ffn, width) if config.get("mlp_bias") else ()
+    rotary = "rope_theta" in config or "rope_parameters" in config
+    return Shape(
+        name=name,
+        layers=_first(config, name, "num_hidden_layers", "n_layer", "num_layers"),
+        width=width,
+        ffn=ffn,
+        q=q,
+        kv=kv,
+        vocab=_first(config, name, "vocab_size"),
+        heads=heads,
+        gated=config.get("hidden_act") == "silu" or str(kind).startswith("gemma"),
+        tied=bool(config.get("tie_word_embeddings", kind == "gpt2" or str(kind).startswith("gemma"))),
+        biases=attention + mlp,
+        norm_biases=everywhere,
+        extra=0 if rotary else width * _first(config, name, "max_position_embeddings", "n_positions", default=0),
+        source=source,
+    )
+
+
+def _first(config: Mapping[str, Any], name: str, *keys: str, default: int | None = None) -> int:
+    for key in keys:
+        if config.get(key):
+            return int(config[key])
+    if default is None:
+        raise ConfigError(f"config.json of {name} has none of {', '.join(keys)}; give a known model's name.")
+    return default
+
+
+def _t5(source: str, layers: int, width: int, ffn: int, heads: int, vocab: int = 250112) -> Shape:
+    kind, sizes = source.split("/")[-1].split("-")[0], {"d_ff": ffn, "d_kv": 64, "num_heads": heads}
+    config = {"model_type": kind, "num_layers": layers, "d_model": width, "feed_forward_proj": "gated-gelu"} | sizes
+    return _encoder_shape(config | {"vocab_size": vocab}, source.split("/")[-1], source)
 
 
 def _roberta(source: str, layers: int, width: int, heads: int, vocab: int = 250002) -> Shape:
-    name = source.split("/")[-1]
-    return Shape(name, layers, width, 4 * width, width, width, vocab, heads, gated=False, positions=514, source=source)
+    kind = "xlm-roberta-xl" if source.endswith("-xl") else "xlm-roberta"
+    sizes = {"num_attention_heads": heads, "intermediate_size": 4 * width, "max_position_embeddings": 514}
+    config = {"model_type": kind, "num_hidden_layers": layers, "hidden_size": width, "type_vocab_size": 1} | sizes
+    return _encoder_shape(config | {"vocab_size": vocab}, source.split("/")[-1], source)
 
 
 def _nllb(name: str, source: str, layers: int, width: int, ffn: int) -> Shape:
-    return Shape(name, layers, width, ffn, width, width, 256206, 16, gated=False, source=source)
+    config = {"model_type": "m2m_100", "encoder_layers": layers, "d_model": width, "encoder_ffn_dim": ffn}
+    return _encoder_shape(config | {"encoder_attention_heads": 16, "vocab_size": 256206}, name, source)
 
 
 def _llm(
@@ -162,125 +259,6 @@ LLMS = {
     )
 }
 """Name -> causal LLM."""
-
-
-def largest_layer(encoder: Shape, llm: Shape, encoder_trained: bool) -> int:
-    """Parameters of the largest layer that DeepSpeed gathers under stage 3: a frozen encoder's are gathered by
-    :mod:`bridge_ds.frozen.gather`."""
-    return max(llm.layer, encoder.layer if encoder_trained else 0)
-
-
-def find_shape(name: str, known: dict[str, Shape]) -> Shape:
-    """A known model by its name (`mt5-xl`), by its hub id or that of its copy or instruction-tuned kind
-    (`meta-llama/Llama-2-13b-chat-hf`), an embedded one's (`testbed/llm`), or a folder's config.json. Its `source` is
-    the id that was given, or the folder.
-
-    Raises:
-        ConfigError: none of them.
-    """
-    folder = resolve(name)
-    path = Path(folder) / "config.json"
-    if path.is_file():
-        shape = _from_config(path)
-        return shape if folder == name else dataclasses.replace(shape, source=name)
-    if name.lower() in known:
-        return known[name.lower()]
-    if "/" in name:  # a name alone with such an ending would not say which repository is meant
-        for shape in known.values():
-            if _plain(name) in (shape.name, _plain(shape.source)):
-                return dataclasses.replace(shape, source=name)
-    raise ConfigError(
-        f"no shape of a model {name!r} is known; expected a folder with config.json, a hub id of, or one of "
-        f"{', '.join(known)}."
-    )
-
-
-def _plain(hub_id: str) -> str:
-    """Without owner, and without what tells kinds of one model apart: `Llama-2-13b-chat-hf` -> `llama-2-13b`."""
-    plain = hub_id.split("/")[-1].lower()
-    for ending in ("-hf", "-instruct", "-chat", "-it"):
-        plain = plain.removesuffix(ending)
-    return plain.replace("meta-", "")
-
-
-_BIASED = ("gpt2", "opt", "gpt_neox", "bloom", "gpt_bigcode")
-"""Kinds of LLM (model_type) in which every linear layer and norm has a bias."""
-
-
-def _from_config(path: Path) -> Shape:
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-
-    def first(*keys: str, default: int | None = None) -> int:
-        for key in keys:
-            if config.get(key):
-                return int(config[key])
-        if default is None:
-            raise ConfigError(f"{path} has none of {', '.join(keys)}; give a known model's name.")
-        return default
-
-    width = first("hidden_size", "d_model", "n_embd")
-    heads = first("num_attention_heads", "encoder_attention_heads", "num_heads", "n_head")
-    head = first("head_dim", "d_kv", default=width // heads)
-    t5 = "d_kv" in config
-    ffn = first("intermediate_size", "d_ff", "encoder_ffn_dim", "n_inner", default=4 * width)
-    q, kv = heads * head, first("num_key_value_heads", default=heads) * head
-    kind = config.get("model_type")
-    everywhere = kind in _BIASED
-    attention = (q, kv, kv, width) if everywhere or config.get("attention_bias") else (q, kv, kv) * (kind == "qwen2")
-    mlp = (ffn, width) if everywhere else (ffn, ffn, width) if config.get("mlp_bias") else ()
-    return Shape(
-        name=path.absolute().parent.name,
-        layers=first("num_layers", "encoder_layers", "num_hidden_layers", "n_layer"),
-        width=width,
-        ffn=ffn,
-        q=q,
-        kv=kv,
-        vocab=first("vocab_size"),
-        heads=heads,
-        gated="gated" in str(config.get("feed_forward_proj", "")) if t5 else config.get("hidden_act") == "silu",
-        tied=t5 or bool(config.get("tie_word_embeddings", config.get("model_type") in ("bert", "xlm-roberta"))),
-        positions=0
-        if t5 or "rope_theta" in config or "rope_parameters" in config
-        else first("max_position_embeddings", default=0),
-        bias=t5,
-        biases=attention + mlp,
-        norm_biases=everywhere,
-        source=os.path.abspath(path.parent),
-    )
-
-
-def fusion_parameters(name: str, layers: int, width: int, feedforward: int) -> int:
-    """Trained parameters of a fusion over `layers` states of `width`.
-
-    Raises:
-        ConfigError: no fusion of that name.
-    """
-    attention = 4 * width * width + 4 * width
-    mlp = 2 * width * feedforward + feedforward + width
-    found = {
-        "last_layer": 0,
-        "global_softmax": layers + 1,
-        "layer_attention": width,
-        "transformer_softmax": 2 * layers * width + layers + attention + mlp + 5 * width,
-    }
-    one_of("fusion.name", name, found)
-    return found[name]
-
-
-def mapping_parameters(kind: str, width: int, llm_width: int, of: ResamplerShape = _RESAMPLER) -> int:
-    """Trained parameters of a mapping, its end vector included; `of` has the sizes of `latent`.
-
-    Raises:
-        ConfigError: no mapping of that kind.
-    """
-    linear = width * llm_width + 2 * llm_width
-    mlp = 2 * width * width + 2 * width + 2 * width * llm_width + 2 * llm_width
-    # Attention (q, k, v, out) with two norms, and the MLP with its biases; then the way out, its norm, the end vector.
-    layer = 4 * width * of.heads * of.head_width + 4 * width + of.feedforward * (2 * width * width + width) + width
-    latent = of.latents * width + of.depth * layer + width * llm_width + 3 * llm_width
-    found = {"linear": linear, "mlp": mlp, "mlp_gelu": mlp, "latent": latent}
-    one_of("mapping.kind", kind, found)
-    return found[kind]
 
 
 def lora_parameters(shape: Shape, rank: int, bias: str = "none") -> int:

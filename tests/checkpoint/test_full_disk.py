@@ -48,7 +48,13 @@ def wait(job: launch.ForkedJob, what: str, log: int = 0) -> None:
 
 
 def test_a_disk_that_fills_and_empties(small_run: list[str], small_disk: Path, tmp_path: Path) -> None:
-    settings = ["train.steps=60", "checkpoint.every=10", "checkpoint.keep=1", "checkpoint.keep_best=0", "track.every=1"]
+    settings = [
+        "train.steps=60",
+        "checkpoint.every=10",
+        "checkpoint.keep_last=1",
+        "checkpoint.keep_best=0",
+        "track.every=1",
+    ]
     settings += ["train.micro_batch=4", "checkpoint.max_failed_saves=5"]  # saves follow each other fast here
     command = [*small_run, *(part for setting in settings for part in ("--set", setting))]
     job = launch.begin([*command, "--set", f"run.output={small_disk}/run"], 2, tmp_path / "logs")

@@ -48,7 +48,11 @@ MAPS = {
 def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("placed")
     # Code in C takes pointers, which labels do not have.
-    common = [f"model.encoder={tiny.make_encoder('mt5', root / 'mt5')}", f"data.shards={shards}", "fusion.path=torch"]
+    common = [
+        f"model.encoder={tiny.make_encoder('mt5', root / 'mt5')}",
+        f"data.shards={shards}",
+        "fusion.backend=torch",
+    ]
     llms = {kind: tiny.make_llm(kind, root / kind) for kind in ("llama", "gpt2")}
     made = {kind: make_run(root / f"run-{kind}", [*common, f"model.llm={llm}"]) for kind, llm in llms.items()}
     trained = [*common, f"model.llm={llms['llama']}", "encoder.trainable=true", "lora.rank=2"]

@@ -17,7 +17,7 @@ from bridge_ds.inference.load import load_trained, open_run
 from tests.made import make_run
 
 OTHERS = {
-    "fusion": {"normalize": "rms", "heads": 3},
+    "fusion": {"state_norm": "rms", "heads": 3},
     "mapping": {"kind": "mlp"},
     "data": {"max_source_tokens": 3, "augment_prompt": True, "max_target_tokens": 2},
     "model": {"dtype": "bfloat16"},
@@ -49,7 +49,7 @@ def test_the_checkpoints_function_and_the_last_starts_places(runs: dict[str, Pat
     assert (used.fusion, used.mapping, used.data, used.model) == (own.fusion, own.mapping, own.data, own.model)
     assert used.evaluation.tasks == ("testbed_news",)  # what is scored is no part of it
     assert len(said) == sum(map(len, OTHERS.values()))
-    assert f"{checkpoint.folder.name} was written with fusion.normalize 'none', config.yaml has 'rms'" in "".join(said)
+    assert f"{checkpoint.folder.name} was written with fusion.state_norm 'none', config.yaml has 'rms'" in "".join(said)
     # What is asked for by name is done, and said.
     said.clear()
     assert open_run(runs["own"], said.append, ["data.max_source_tokens=9"])[0].data.max_source_tokens == 9

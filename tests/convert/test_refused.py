@@ -190,8 +190,8 @@ def test_settings_that_contradict_the_checkpoint(
     said = refused("langbridge", checkpoint, "--set", "mapping.kind=mlp")
     assert "mapping.kind=mlp, but the checkpoint is linear" in said
     paper = saved.whole(peers.MPTModel(models["encoder"], models["llm"], "global_softmax").state_dict(), tmp_path / "p")
-    assert "fusion.normalize=rms, but the checkpoint is none" in refused(
-        "paper", paper, "--set", "fusion.normalize=rms"
+    assert "fusion.state_norm=rms, but the checkpoint is none" in refused(
+        "paper", paper, "--set", "fusion.state_norm=rms"
     )
     assert "unknown key 'model.dtyp'" in refused("langbridge", checkpoint, "--set", "model.dtyp=float32")
     assert "nowhere/x" in refused("langbridge", checkpoint, "--encoder", "nowhere/x")

@@ -37,7 +37,7 @@ def test_a_step_that_leaves_numbers_that_are_not_finite_is_no_checkpoint_and_low
     before = (run / "checkpoints" / "step-00000002" / "bridge.safetensors").read_bytes()
 
     # Weights that are finite, and with which the next step is not: known only then, when one checkpoint is kept.
-    broken = {"train__lr": "1e7", "train__steps": 6, "checkpoint__keep": 1, "checkpoint__keep_best": 0}
+    broken = {"train__lr": "1e7", "train__steps": 6, "checkpoint__keep_last": 1, "checkpoint__keep_best": 0}
     broken |= {"fusion__name": "transformer_softmax", "train__max_bad_steps": 1}
     done = launch.train(arguments(small_run, run, **broken), 1, tmp_path / "three")
     assert done.codes == [2] and "lower train.lr" in done.text, done.text[-4000:]

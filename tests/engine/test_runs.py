@@ -196,7 +196,7 @@ def test_no_rank_holds_more_than_its_share_of_the_frozen_weights(small_run: list
 
 def test_a_loss_that_is_not_finite_stops_the_run_on_all_ranks(small_run: list[str], tmp_path: Path) -> None:
     run = tmp_path / "nan"
-    outcome = launch.train(arguments(small_run, run, "train.lr=1e30", "train.clip=0"), 2, tmp_path / "logs")
+    outcome = launch.train(arguments(small_run, run, "train.lr=1e30", "train.max_grad_norm=0"), 2, tmp_path / "logs")
     assert outcome.codes == [2, 2], outcome.text[-4000:]
     assert "expected finite numbers" in outcome.outputs[0]
     assert "Traceback" not in outcome.text

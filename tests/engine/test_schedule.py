@@ -12,7 +12,7 @@ from bridge_ds.engine.schedule import learning_rate, set_learning_rate
 
 @given(st.integers(1, 500), st.floats(0, 1), st.sampled_from(["cosine", "linear", "constant"]))
 def test_it_rises_to_the_peak_and_never_exceeds_it(steps: int, warmup: float, schedule: str) -> None:
-    config = TrainConfig(steps=steps, warmup=warmup, schedule=schedule, lr=2.0)
+    config = TrainConfig(steps=steps, warmup_ratio=warmup, schedule=schedule, lr=2.0)
     rates = [learning_rate(config, step) for step in range(1, steps + 1)]
     top = round(warmup * steps)
     assert all(0 < rate <= 2.0 + 1e-12 for rate in rates)
@@ -22,11 +22,11 @@ def test_it_rises_to_the_peak_and_never_exceeds_it(steps: int, warmup: float, sc
 
 
 def test_known_values() -> None:
-    config = TrainConfig(steps=10, warmup=0.2, schedule="linear", lr=1.0)
+    config = TrainConfig(steps=10, warmup_ratio=0.2, schedule="linear", lr=1.0)
     assert [learning_rate(config, step) for step in (1, 2, 3, 7)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
-    cosine = TrainConfig(steps=10, warmup=0.0, lr=1.0)
+    cosine = TrainConfig(steps=10, warmup_ratio=0.0, lr=1.0)
     assert learning_rate(cosine, 6) == pytest.approx(0.5)
-    assert learning_rate(TrainConfig(steps=10, warmup=0.0, schedule="constant", lr=1.0), 10) == 1.0
+    assert learning_rate(TrainConfig(steps=10, warmup_ratio=0.0, schedule="constant", lr=1.0), 10) == 1.0
 
 
 def test_each_group_has_its_share() -> None:

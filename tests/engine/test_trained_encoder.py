@@ -29,9 +29,9 @@ pytestmark = pytest.mark.slow
 
 STEPS = 4
 SAME = {
-    "encoder__trainable": "true", "encoder__lr_scale": 0.5, "fusion__dropout": 0, "mapping__calibrate": "false",
-    "data__max_source_tokens": 200, "data__workers": 0, "train__steps": STEPS, "train__clip": 0,
-    "checkpoint__every": 1, "checkpoint__keep": 0,
+    "encoder__trainable": "true", "encoder__lr_scale": 0.5, "fusion__dropout": 0,
+    "mapping__match_embedding_rms": "false", "data__max_source_tokens": 200, "data__workers": 0,
+    "train__steps": STEPS, "train__max_grad_norm": 0, "checkpoint__every": 1, "checkpoint__keep_last": 0,
 }  # fmt: skip
 
 

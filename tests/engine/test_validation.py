@@ -35,7 +35,7 @@ STEPS = 6
 # nor micro-batches divide.
 SAME = {
     "data__validation_percent": 20, "train__steps": STEPS, "checkpoint__every": 2, "train__validate_every": 4,
-    "checkpoint__keep": 0, "checkpoint__keep_best": 1, "train__micro_batch": 1, "fusion__dropout": 0.3,
+    "checkpoint__keep_last": 0, "checkpoint__keep_best": 1, "train__micro_batch": 1, "fusion__dropout": 0.3,
 }  # fmt: skip
 
 

@@ -29,9 +29,9 @@ STEPS = 3
 SAME = {
     "mapping__kind": "latent", "mapping__latents": 5, "mapping__depth": 2, "mapping__heads": 2,
     "mapping__head_width": 6, "mapping__end_init": "zeros", "mapping__dropout": 0,
-    "fusion__name": "layer_attention", "fusion__normalize": "rms", "lora__rank": 2, "lora__bias": "all",
+    "fusion__name": "layer_attention", "fusion__state_norm": "rms", "lora__rank": 2, "lora__bias": "all",
     "data__max_source_tokens": 60, "data__max_target_tokens": 20, "data__workers": 0, "train__steps": STEPS,
-    "train__clip": 0, "train__lr": 1e-3, "checkpoint__every": 1, "checkpoint__keep": 0,
+    "train__max_grad_norm": 0, "train__lr": 1e-3, "checkpoint__every": 1, "checkpoint__keep_last": 0,
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, small_run: lis
         "train.steps": 3,
         "evaluation.batch": 4,
         "evaluation.tasks": ",".join(TASKS),
-        "evaluation.calibrate": "true",
+        "evaluation.null_scores": "true",
         "evaluation.max_new_tokens": 5,
     }
     settings |= {f"evaluation.data.{name}.source": folder for name, folder in folders.items()}  # fmt: skip

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bridge_ds.fusion import FUSIONS, Fusion
+from bridge_ds.fusion import FUSIONS
+from bridge_ds.fusion.base import Fusion
 
 TOLERANCES = {torch.float32: (1e-5, 2e-4), torch.bfloat16: (3e-2, 1.5e-1)}
 """Largest relative error of the output and of a gradient. In float32 it is the largest element's; in bfloat16 (8 bits
@@ -47,7 +48,7 @@ class Result:
 
 def make_fusion(case: Case, path: str) -> Fusion:
     """In float64; the paper's start (zeros, ones) would hide a wrong term, so parameters are moved."""
-    options: dict[str, object] = {"path": path, "normalize": case.normalize}
+    options: dict[str, object] = {"backend": path, "state_norm": case.normalize}
     if case.fusion == "transformer_softmax":
         options |= {"heads": case.heads, "dropout": case.dropout, "feedforward": 24}
     torch.manual_seed(0)

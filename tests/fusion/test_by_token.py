@@ -13,10 +13,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bridge_ds.fusion.kernels import PATHS, by_token, choose, paths
-from bridge_ds.fusion.kernels.paths import fuse_by_layer, fuse_by_token
+from bridge_ds.fusion import BACKENDS
+from bridge_ds.fusion.kernels import backends, by_token, choose_backend
+from bridge_ds.fusion.kernels.backends import fuse_by_layer, fuse_by_token
 from bridge_ds.fusion.kernels.primitives import chunk_rows
-from bridge_ds.fusion.transformer_softmax import TransformerSoftmax
+from bridge_ds.fusion.transformer_softmax.module import TransformerSoftmax
 from tests.fusion.cases import Case, make_fusion
 from tests.fusion.measure import Allocations
 
@@ -38,7 +39,7 @@ def test_gradcheck(heads: int, normalize: bool, dropout: float) -> None:
     def run(*tensors: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)  # the same masks each time
         parameters = dict(zip(names, tensors[: len(names)], strict=True))
-        options = {"heads": heads, "normalize": normalize, "dropout": dropout}
+        options = {"heads": heads, "rms": normalize, "dropout": dropout}
         return fuse_by_token("torch", tensors[len(names) :], mask, parameters, **options)[0]
 
     # Every element for one setting, random directions for the others.
@@ -50,7 +51,7 @@ def test_gradcheck(heads: int, normalize: bool, dropout: float) -> None:
 def test_gradcheck_of_the_sum_with_shared_weights(normalize: bool) -> None:
     states, mask = small_states()
     inputs = (torch.randn(3, dtype=torch.float64, requires_grad=True), *(state.requires_grad_() for state in states))
-    assert torch.autograd.gradcheck(lambda w, *h: fuse_by_layer("torch", h, mask, w, normalize=normalize), inputs)
+    assert torch.autograd.gradcheck(lambda w, *h: fuse_by_layer("torch", h, mask, w, rms=normalize), inputs)
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -108,7 +109,7 @@ def test_dropout_is_torchs_in_the_mean_and_repeats() -> None:
     mask = torch.ones(1, 20_000)
 
     def weights(path: str, seed: int) -> torch.Tensor:
-        fusion.path = path
+        fusion.backend = path
         torch.manual_seed(seed)
         return fusion.weights(state, mask)
 
@@ -182,25 +183,25 @@ def test_the_rest_can_be_compiled(path: str) -> None:
 
 
 def test_auto_and_wrong_paths() -> None:
-    assert [choose(path) for path in PATHS[:2]] == ["reference", "torch"]
-    assert choose("auto") == "torch"
+    assert [choose_backend(path) for path in BACKENDS[:2]] == ["reference", "torch"]
+    assert choose_backend("auto") == "torch"
     with pytest.raises(ValueError, match="expected auto or one of"):
-        choose("cuda")
+        choose_backend("cuda")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_auto_is_triton_on_a_gpu_where_it_can_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("CC", "gcc")
-    paths.why_no_triton.cache_clear()
-    assert [choose("auto", device) for device in ("cuda", "cpu", "mps")] == ["triton", "torch", "torch"]
+    backends.why_no_triton.cache_clear()
+    assert [choose_backend("auto", device) for device in ("cuda", "cpu", "mps")] == ["triton", "torch", "torch"]
     monkeypatch.delenv("CC")
     monkeypatch.setenv("PATH", str(tmp_path))
-    paths.why_no_triton.cache_clear()
-    assert choose("auto", "cuda") == "torch"
+    backends.why_no_triton.cache_clear()
+    assert choose_backend("auto", "cuda") == "torch"
     with pytest.raises(ValueError, match="needs a C compiler"):
-        choose("triton", "cuda")
-    paths.why_no_triton.cache_clear()
+        choose_backend("triton", "cuda")
+    backends.why_no_triton.cache_clear()
 
 
 def test_order_of_names_is_the_modules() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.fusion.transformer_softmax import TransformerSoftmax
+from bridge_ds.fusion.transformer_softmax.module import TransformerSoftmax
 
 PATHS = ("reference", "torch")
 SHAPES = [(1, 1, 1, 4), (2, 3, 5, 8), (3, 6, 7, 24), (2, 24, 11, 16)]  # B, L, S, D
@@ -49,7 +49,7 @@ def torch_layer(fusion: TransformerSoftmax, states: list[torch.Tensor]) -> tuple
 @pytest.mark.parametrize("shape", SHAPES)
 def test_transformer_softmax_is_torchs_layer(path: str, shape: tuple[int, int, int, int]) -> None:
     states, mask = make_states(shape)
-    fusion = TransformerSoftmax(shape[1], shape[3], dropout=0.0, path=path, feedforward=40).double()
+    fusion = TransformerSoftmax(shape[1], shape[3], dropout=0.0, backend=path, feedforward=40).double()
     randomise(fusion)
     states = [state.requires_grad_() for state in states]
     upstream = torch.randn(shape[0], shape[2], shape[3], dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_paths_agree_in_the_models_dtype(dtype: torch.dtype, tolerance: float) -
     outs = []
     for path in PATHS:
         torch.manual_seed(0)
-        fusion = TransformerSoftmax(6, 24, dropout=0.0, path=path)
+        fusion = TransformerSoftmax(6, 24, dropout=0.0, backend=path)
         out = fusion(states, mask)
         assert out.dtype == dtype
         outs.append(out.float())

@@ -12,7 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.fusion.kernels import primitives, torch_rows
+from bridge_ds.fusion.kernels import torch_primitives
+from bridge_ds.fusion.kernels.backends import primitives
 from bridge_ds.fusion.kernels.rows import real_rows
 
 LIMITS = {"torch": 600, "triton": 120}
@@ -50,7 +51,7 @@ class Launches:
 def as_on_a_gpu(path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launches]]:
     """CPU tensors cut into a GPU's chunks and blocks; what triton would launch is counted, and not run."""
     monkeypatch.setattr(primitives, "chunk_rows", lambda _: 8192)
-    monkeypatch.setattr(torch_rows, "on_cpu", lambda _: False)
+    monkeypatch.setattr(torch_primitives, "on_cpu", lambda _: False)
     kernels: list[Launches] = []
     if path == "triton":
         module = pytest.importorskip("bridge_ds.fusion.kernels.triton_kernels", reason="triton is not installed")
@@ -66,7 +67,7 @@ def as_on_a_gpu(path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lau
 @pytest.mark.parametrize("path", LIMITS)
 def test_operators_of_a_micro_batch(path: str, name: str, normalize: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """mT5-XL's layers, 8 rows of up to 512 positions; the width changes no count."""
-    fusion = FUSIONS[name](num_layers=24, width=16, path=path, normalize=normalize)
+    fusion = FUSIONS[name](num_layers=24, width=16, backend=path, state_norm=normalize)
     states = [torch.randn(8, 512, 16).bfloat16() for _ in range(24)]
     mask = torch.ones(8, 512, dtype=torch.long)
     mask[0, 400:] = 0

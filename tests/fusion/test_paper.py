@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from bridge_ds.fusion.global_softmax import GlobalSoftmax
-from bridge_ds.fusion.layer_attention import LayerAttention
-from bridge_ds.fusion.transformer_softmax import TransformerSoftmax
+from bridge_ds.fusion.global_softmax.module import GlobalSoftmax
+from bridge_ds.fusion.layer_attention.module import LayerAttention
+from bridge_ds.fusion.transformer_softmax.module import TransformerSoftmax
 
 
 class LayerWeights(nn.Module):
@@ -66,7 +66,7 @@ class Aggregator(nn.Module):
 @pytest.mark.parametrize("path", ["reference", "torch"])
 def test_attention_over_layers_without_the_transformer_is_the_papers_with_every_gradient(path: str) -> None:
     torch.manual_seed(0)
-    paper, fusion = Aggregator(8).double(), LayerAttention(3, 8, path=path).double()
+    paper, fusion = Aggregator(8).double(), LayerAttention(3, 8, backend=path).double()
     fusion.load_paper_state_dict(paper.state_dict())
     mine, theirs = (
         [x.clone().requires_grad_() for x in states] for states in [torch.randn(3, 2, 5, 8, dtype=torch.float64)] * 2

@@ -68,7 +68,7 @@ def test_loaded_shared_exported_and_merged_it_is_the_same_function(run: Path, tm
     assert sum(name.endswith("trained_bias") for name in held) == 6
     shared = json.loads((tmp_path / "one" / "config.json").read_text())
     assert (shared["mapping"]["kind"], shared["mapping"]["latents"], shared["lora"]["bias"]) == ("latent", 5, "all")
-    assert not {"end_init", "dropout", "calibrate"} & set(shared["mapping"])
+    assert not {"end_init", "dropout", "match_embedding_rms"} & set(shared["mapping"])
     assert torch.equal(logits(BridgeForCausalLM.from_pretrained(tmp_path / "one"), processor), expected)
 
     with model.bridge.llm.without_adapters():

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from bridge_ds.config.schema import MappingConfig
-from bridge_ds.mapping import MAPPINGS, Projector
+from bridge_ds.mapping import MAPPINGS
+from bridge_ds.mapping.projector import Projector
 
-SIZES = {key: getattr(MappingConfig(), key) for key in Projector.RESAMPLER} | {
+SIZES = {key: getattr(MappingConfig(), key) for key in MAPPINGS["latent"].options} | {
     "latents": 4, "depth": 2, "heads": 2, "head_width": 6, "feedforward": 3, "dropout": 0.0,
 }  # fmt: skip
 BY_TOKEN = sorted(set(MAPPINGS) - {"latent"})

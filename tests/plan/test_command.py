@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from bridge_ds.config.load import load_config
+from bridge_ds.config.schema import FusionConfig, MappingConfig
 from bridge_ds.plan.advice import LAYOUTS, choices
 from bridge_ds.plan.command import command
 from bridge_ds.plan.job import ENCODE_ONCE, PROCESS_GIB, Job, planned
 from bridge_ds.plan.memory import GIB, memory
-from bridge_ds.plan.shapes import ENCODERS, LLMS, ResamplerShape, find_shape
+from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
 from bridge_ds.plan.timing import GPUS, Network, gathers, step_time
 
 ROOT = Path(__file__).parents[2]
@@ -25,12 +26,17 @@ MODELS = [(ENCODERS["mt5-xl"], llm) for llm in LLMS.values()]
 MODELS += [(encoder, LLMS["llama-2-7b"]) for encoder in ENCODERS.values()]
 MODES: list[dict[str, object]] = [
     {},
-    {"fusion": "last_layer", "mapping": "mlp", "prompt": 64, "source": 256, "target": 32},
-    {"encoder_trained": True, "lora": 8, "fusion": "global_softmax"},
     {
-        "fusion": "layer_attention",
-        "mapping": "latent",
-        "resampler": ResamplerShape(latents=32, depth=2),
+        "fusion": FusionConfig(name="last_layer"),
+        "mapping": MappingConfig(kind="mlp"),
+        "prompt": 64,
+        "source": 256,
+        "target": 32,
+    },
+    {"encoder_trained": True, "lora": 8, "fusion": FusionConfig(name="global_softmax", include_embeddings=True)},
+    {
+        "fusion": FusionConfig(name="layer_attention"),
+        "mapping": MappingConfig(kind="latent", latents=32, depth=2),
         "lora": 4,
         "lora_bias": "all",
     },
@@ -109,7 +115,7 @@ def test_another_recipe_keeps_its_own_settings() -> None:
     assert "OUTPUT=runs/testbed " in text
     found, _ = read_back(text)
     assert as_chosen(found) == as_chosen(job.having(stage=2))
-    other = command(job.having(fusion="last_layer", lora=4), "zero2.json", "testbed")
+    other = command(job.having(fusion=FusionConfig(name="last_layer"), lora=4), "zero2.json", "testbed")
     assert "OUTPUT=runs/encoder_llm_last_layer_linear_lora4 " in other and "--set lora.rank=4" in other
 
 

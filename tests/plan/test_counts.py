@@ -13,16 +13,18 @@ import transformers as tf
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge_ds.compat.transformers import enable_recomputing, set_recomputing
-from bridge_ds.config.schema import LoraConfig
+from bridge_ds.config.schema import FusionConfig, LoraConfig, MappingConfig
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels.primitives import chunk_rows
+from bridge_ds.fusion.spec import GPU_CHUNK
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.lora import add_lora
-from bridge_ds.mapping import Projector
+from bridge_ds.mapping import MAPPINGS
+from bridge_ds.mapping.projector import Projector
 from bridge_ds.plan import operators
 from bridge_ds.plan.job import Job
-from bridge_ds.plan.memory import CHUNK, GIB, memory
-from bridge_ds.plan.shapes import ResamplerShape, Shape
+from bridge_ds.plan.memory import GIB, memory
+from bridge_ds.plan.shapes import Shape
 
 # Operators that start no kernel: other views of the same memory, and memory alone.
 VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze",
@@ -139,11 +141,11 @@ def kept_by_mapping(kind: str, fused: torch.Tensor, **sizes: object) -> int:
 
 @pytest.mark.parametrize("depth", [1, 3])
 def test_what_a_resampler_keeps_is_the_planned_part(depth: int) -> None:
-    of = ResamplerShape(latents=24, depth=depth, heads=2, head_width=16, feedforward=3)
+    of = MappingConfig(kind="latent", latents=24, depth=depth, heads=2, head_width=16, feedforward=3)
     fused = torch.randn(B, S, D, dtype=torch.bfloat16)
-    found = kept_by_mapping("latent", fused, **dataclasses.asdict(of), dropout=0.1)
+    found = kept_by_mapping("latent", fused, **{key: getattr(of, key) for key in MAPPINGS["latent"].options})
     shape = Shape("x", 6, D, F, D, D, VOCAB, HEADS)
-    job = Job(shape, shape, fusion="last_layer", mapping="latent", resampler=of, source=S, target=7, micro_batch=B)
+    job = Job(shape, shape, fusion=FusionConfig(name="last_layer"), mapping=of, source=S, target=7, micro_batch=B)
     assert memory(job)["fusion and mapping"] * GIB == pytest.approx(found, rel=0.1)
     # The LLM reads as many soft tokens whatever the source's length.
     assert job.spliced == job.having(source=9 * S).spliced == 2 + 24 + 7
@@ -155,12 +157,13 @@ def test_what_a_resampler_keeps_is_the_planned_part(depth: int) -> None:
 )
 def test_what_the_fusion_keeps_is_the_planned_part(name: str, heads: int) -> None:
     layers, feedforward = 6, 80
-    options = {"heads": heads, "feedforward": feedforward, "path": "torch"} if name == "transformer_softmax" else {}
+    options = {"heads": heads, "feedforward": feedforward, "backend": "torch"} if name == "transformer_softmax" else {}
     fusion = FUSIONS[name](num_layers=layers, width=D, **options)
     states = [torch.randn(B, S, D, dtype=torch.bfloat16, requires_grad=True) for _ in range(layers)]
     mask = torch.ones(B, S, dtype=torch.long)
     shape = Shape("x", layers, D, F, D, D, VOCAB, HEADS)
-    job = Job(shape, shape, fusion=name, heads=heads, feedforward=feedforward, source=S, micro_batch=B)
+    config = FusionConfig(name=name, heads=heads, feedforward=feedforward)
+    job = Job(shape, shape, fusion=config, source=S, micro_batch=B)
     mapping = B * S * (4 * D + (2 * 4 + 2) * D)
     planned = memory(job)["fusion and mapping"] * GIB - mapping
     query = {"transformer_softmax": 4 * (heads + 1) * D, "layer_attention": 4 * D}.get(name, 0)  # for all tokens
@@ -170,13 +173,14 @@ def test_what_the_fusion_keeps_is_the_planned_part(name: str, heads: int) -> Non
     fused = torch.randn(B, S, D, dtype=torch.bfloat16)
     of_linear, of_mlp, of_gelu = (kept_by_mapping(kind, fused) for kind in ("linear", "mlp", "mlp_gelu"))
     for kind, found in (("mlp", of_mlp), ("mlp_gelu", of_gelu)):
-        more = (memory(job.having(mapping=kind))["fusion and mapping"] - memory(job)["fusion and mapping"]) * GIB
+        mapped = job.having(mapping=MappingConfig(kind=kind))
+        more = (memory(mapped)["fusion and mapping"] - memory(job)["fusion and mapping"]) * GIB
         assert more == pytest.approx(found - of_linear), kind
     # Further chunks keep neither value nor hidden units.
-    assert chunk_rows(torch.empty(1, D, device="meta")) == CHUNK
-    more, less = (memory(job.having(source=n * CHUNK))["fusion and mapping"] * GIB for n in (2, 1))
+    assert chunk_rows(torch.empty(1, D, device="meta")) == GPU_CHUNK
+    more, less = (memory(job.having(source=n * GPU_CHUNK))["fusion and mapping"] * GIB for n in (2, 1))
     inside = (D + feedforward) * 2 if options else 0
-    assert more - less == pytest.approx(B * CHUNK * (planned + mapping) / (B * S) - B * CHUNK * inside)
+    assert more - less == pytest.approx(B * GPU_CHUNK * (planned + mapping) / (B * S) - B * GPU_CHUNK * inside)
 
 
 @pytest.mark.parametrize("rank", [0, 4])

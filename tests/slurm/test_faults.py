@@ -20,7 +20,7 @@ def test_a_wrong_config_fails_once_and_says_what_to_change(
     began = time.monotonic()
     early = cluster.submit(SCRIPT, options(small_run, train__lrr=1), tmp_path / "early", {})
     # Only the trainer itself finds this one: no number, in the first step.
-    late = cluster.submit(SCRIPT, options(small_run, train__lr=1e30, train__clip=0), tmp_path / "late", {})
+    late = cluster.submit(SCRIPT, options(small_run, train__lr=1e30, train__max_grad_norm=0), tmp_path / "late", {})
     assert early.wait_end() == "FAILED" and time.monotonic() - began < 60
     assert late.wait_end() == "FAILED"
     for job, word in ((early, "did you mean 'train.lr'"), (late, "lower train.lr")):

@@ -10,7 +10,7 @@ import pytest
 
 from bridge_ds.evaluation.predictions import read_predictions
 from tests.report.studies import write_run
-from tools import study_testbed
+from tools.bench import study_testbed
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_it_trains_every_arm_and_reports(trained: list, tmp_path: Path) -> None:
     fusion, seed, overrides = by_name["transformer_softmax-rms-1"]
     assert (fusion, seed) == ("transformer_softmax", "1")
     shards = f"data.shards={tmp_path / 'shards'}"
-    assert overrides[:-1] == ["fusion.normalize=rms", shards, *study_testbed.QUICK, "train.lr=1e-3"]
+    assert overrides[:-1] == ["fusion.state_norm=rms", shards, *study_testbed.QUICK, "train.lr=1e-3"]
     # The LLM alone has answered in one of the runs before.
     assert overrides[-1] == f"evaluation.llm_from={tmp_path / 'last_layer-0'}"
     results = json.loads((tmp_path / "report" / "report.json").read_text())

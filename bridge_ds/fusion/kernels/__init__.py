@@ -1,9 +1,15 @@
-"""Code paths of the fusions' arithmetic: one contract, three ways.
+"""Kernels of the fusions: three operations, three backends, one result.
 
-`reference` is the specification (the full layer, plain sums); `torch` and `triton` give what it gives in output and
-every gradient, but read the L states where the encoder left them, form no L x N x D block and skip padding.
+`reference` is the specification (the full layer, plain sums). `torch` and `triton` give the same output and gradients,
+but read the L states where the encoder left them, form no L x N x D block and skip padding.
 """
 
-from bridge_ds.fusion.kernels.paths import PATHS, choose, fuse_by_layer, fuse_by_query, fuse_by_token, why_no_triton
+from bridge_ds.fusion.kernels.backends import (
+    choose_backend,
+    fuse_by_layer,
+    fuse_by_query,
+    fuse_by_token,
+    why_no_triton,
+)
 
-__all__ = ["PATHS", "choose", "fuse_by_layer", "fuse_by_query", "fuse_by_token", "why_no_triton"]
+__all__ = ["choose_backend", "fuse_by_layer", "fuse_by_query", "fuse_by_token", "why_no_triton"]

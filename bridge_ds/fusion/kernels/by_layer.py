@@ -18,21 +18,21 @@ __all__ = ["fuse"]
 
 
 def fuse(
-    path: Primitives, rows: Rows, states: Sequence[torch.Tensor], weights_L: torch.Tensor, normalize: bool
+    ops: Primitives, rows: Rows, states: Sequence[torch.Tensor], weights_L: torch.Tensor, rms: bool
 ) -> torch.Tensor:
     """sum_l w_l h_l, [B, S, D] in the states' dtype, zero where no token stands; each h_l divided by its RMS first
-    where `normalize`. `weights_L` are float32, or float64 for float64 states."""
-    return _FuseByLayer.apply(make_plan(path, rows, states, rms=normalize), weights_L, *states)
+    where `rms`. `weights_L` are float32, or float64 for float64 states."""
+    return _FuseByLayer.apply(make_plan(ops, rows, states, rms=rms), weights_L, *states)
 
 
 class _FuseByLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: KernelPlan, weights_L: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
         hs = flat(states)
-        read = plan.path.prepare(hs)
+        read = plan.ops.prepare(hs)
         fused_ND = empty_result(plan.rows, hs[0])
         scales = [
-            plan.path.mix(read, plan.rows, lo, hi, weights_L, fused_ND, None, plan.rms) for lo, hi in _chunks(plan, hs)
+            plan.ops.mix(read, plan.rows, lo, hi, weights_L, fused_ND, None, plan.rms) for lo, hi in _chunks(plan, hs)
         ]
         ctx.plan = plan
         # One for all: nothing is kept where nothing was normalised.
@@ -45,13 +45,13 @@ class _FuseByLayer(torch.autograd.Function):
     def backward(ctx: Any, d_fused_BSD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weights_L, scale_ML, *states = ctx.saved_tensors
         plan, hs = ctx.plan, flat(states)
-        read = plan.path.prepare(hs)
+        read = plan.ops.prepare(hs)
         (d_fused_ND,) = flat([d_fused_BSD])
         d_weights_L = torch.zeros_like(weights_L)
         d_states = gradients_of(ctx.needs_input_grad[2:], states)
         for lo, hi in _chunks(plan, hs):
             scale_mL = None if scale_ML is None else scale_ML[lo:hi]
-            d_weights_L += plan.path.dot_totals(read, plan.rows, lo, hi, d_fused_ND, scale_mL, plan.wide)
+            d_weights_L += plan.ops.dot_totals(read, plan.rows, lo, hi, d_fused_ND, scale_mL, plan.wide)
             if d_states:
                 vectors_mD = plan.rows.take(d_fused_ND, lo, hi).to(plan.wide)
                 state_gradients(

@@ -3,7 +3,7 @@
 The attention of Transformer Softmax (:mod:`.by_token`) without a vector of the query's own, whose score is minus
 infinity here: what it pools is the result. One read of the states in each direction.
 
-Letters: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 places of the
+Letters: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
 attention, D width.
 """
 
@@ -24,10 +24,10 @@ __all__ = ["fuse"]
 
 
 def fuse(
-    path: Primitives, rows: Rows, states: Sequence[torch.Tensor], query_D: torch.Tensor, normalize: bool
+    ops: Primitives, rows: Rows, states: Sequence[torch.Tensor], query_D: torch.Tensor, rms: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The fused states [B, S, D] and the layers' mean weights [L]; arguments as of :func:`.paths.fuse_by_query`."""
-    return _FuseByQuery.apply(make_plan(path, rows, states, rms=normalize), query_D, *states)
+    """The fused states [B, S, D] and the layers' mean weights [L]; arguments as of :func:`.backends.fuse_by_query`."""
+    return _FuseByQuery.apply(make_plan(ops, rows, states, rms=rms), query_D, *states)
 
 
 class _FuseByQuery(torch.autograd.Function):
@@ -36,14 +36,14 @@ class _FuseByQuery(torch.autograd.Function):
         ctx: Any, plan: KernelPlan, query_D: torch.Tensor, *states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hs = flat(states)
-        read = plan.path.prepare(hs)
+        read = plan.ops.prepare(hs)
         u_1D = (query_D.to(plan.wide) / math.sqrt(len(query_D)))[None]
         position_scores_1P = u_1D.new_zeros(1, len(hs) + 1)
         position_scores_1P[:, 0] = -math.inf
         fused_ND = empty_result(plan.rows, hs[0])
         attentions, scales = [], []
         for lo, hi in plan.chunks(hs[0]):
-            attention_m1P, _, pooled_1mD, scale_mL = plan.path.attend(
+            attention_m1P, _, pooled_1mD, scale_mL = plan.ops.attend(
                 read, plan.rows, lo, hi, u_1D, position_scores_1P, None, plan.rms
             )
             plan.rows.put(fused_ND, lo, hi, pooled_1mD[0])
@@ -62,7 +62,7 @@ class _FuseByQuery(torch.autograd.Function):
         plan: KernelPlan = ctx.plan
         u_1D, attention_M1P, scale_ML, *states = ctx.saved_tensors
         hs = flat(states)
-        read = plan.path.prepare(hs)
+        read = plan.ops.prepare(hs)
         (d_fused_ND,) = flat([d_fused_BSD])
         d_u_1D = torch.zeros_like(u_1D)
         d_states = gradients_of(ctx.needs_input_grad[2:], states)
@@ -71,7 +71,7 @@ class _FuseByQuery(torch.autograd.Function):
             scale_mL = None if scale_ML is None else scale_ML[lo:hi]
             d_pooled_mD = plan.rows.take(d_fused_ND, lo, hi).to(plan.wide)
             nothing_m1P = torch.zeros_like(attention_m1P)
-            d_scores_m1P, d_u = plan.path.attend_backward(
+            d_scores_m1P, d_u = plan.ops.attend_backward(
                 read, plan.rows, lo, hi, d_pooled_mD[None], nothing_m1P, attention_m1P, attention_m1P, scale_mL
             )
             d_u_1D += d_u

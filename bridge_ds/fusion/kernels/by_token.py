@@ -43,13 +43,13 @@ MATRICES = ("self_attn_out_proj_weight", "linear1_weight", "linear2_weight")
 
 
 def fuse(
-    path: Primitives, rows: Rows, states: Sequence[torch.Tensor], p: Mapping[str, torch.Tensor], *, heads: int,
-    dropout: float, normalize: bool,
+    ops: Primitives, rows: Rows, states: Sequence[torch.Tensor], p: Mapping[str, torch.Tensor], *, heads: int,
+    dropout: float, rms: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The fused states [B, S, D] and the layers' mean weights [L]; arguments as of :func:`.paths.fuse_by_token`."""
+    """The fused states [B, S, D] and the layers' mean weights [L]; arguments as of :func:`.backends.fuse_by_token`."""
     # The seed comes from torch's global generator: whoever seeds that (the engine, by step and rank) governs dropout.
     seed = int(torch.randint(2**62, ())) if dropout else 0
-    plan = make_plan(path, rows, states, rms=normalize, heads=heads, dropout=dropout, seed=seed)
+    plan = make_plan(ops, rows, states, rms=rms, heads=heads, dropout=dropout, seed=seed)
     return _FuseByToken.apply(plan, *(p[name] for name in NAMES), *states)
 
 
@@ -58,14 +58,14 @@ class _FuseByToken(torch.autograd.Function):
     def forward(ctx: Any, plan: KernelPlan, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         hs, p = flat(states), _prepare(leaves, plan)
-        read = plan.path.prepare(hs)
+        read = plan.ops.prepare(hs)
         query = _query(p, plan.heads)
         fused_ND = empty_result(plan.rows, hs[0])
         whole = _Whole(plan.rows.count)
         of_first: tuple[torch.Tensor, ...] = ()
         for lo, hi in plan.chunks(hs[0]) or [(0, 0)]:
             masks = plan.masks(lo, _sizes(plan, p))
-            attention_mHP, kept_mHP, pooled_HmD, scale_mL = plan.path.attend(
+            attention_mHP, kept_mHP, pooled_HmD, scale_mL = plan.ops.attend(
                 read, plan.rows, lo, hi, query.u_HD, query.position_scores_HP, masks.attention, plan.rms
             )
             pooled_HmD.baddbmm_(kept_mHP.transpose(0, 1), query.positions_PD.expand(len(pooled_HmD), -1, -1))
@@ -74,7 +74,7 @@ class _FuseByToken(torch.autograd.Function):
                 p, narrow_HmD, kept_mHP.sum(-1), masks, plan
             )
             weights_mL = torch.softmax(scores_mL, dim=-1)
-            plan.path.mix(read, plan.rows, lo, hi, weights_mL, fused_ND, scale_mL, False)
+            plan.ops.mix(read, plan.rows, lo, hi, weights_mL, fused_ND, scale_mL, False)
             whole.put(
                 lo, hi, attention_mHP, kept_mHP, narrow_HmD.transpose(0, 1), first_mD, second_mD, weights_mL,
                 *([] if scale_mL is None else [scale_mL]),
@@ -98,7 +98,7 @@ class _FuseByToken(torch.autograd.Function):
         parts, tensors = saved[4 : 10 + plan.rms], saved[10 + plan.rms :]
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         hs, p = flat(states), _prepare(leaves, plan)
-        read = plan.path.prepare(hs)
+        read = plan.ops.prepare(hs)
         (d_fused_ND,) = flat([d_fused_BSD])
         query = _with_positions(p, q_HE, u_HD)
         d_in_weight, slots = _slots(leaves, plan)
@@ -109,7 +109,7 @@ class _FuseByToken(torch.autograd.Function):
             scale_mL = scales[0] if scales else None
             pooled_HmD = pooled_mHD.transpose(0, 1)
             masks: Masks = ctx.first_masks if lo == 0 else plan.masks(lo, _sizes(plan, p))
-            d_weights_mL = plan.path.dots(read, plan.rows, lo, hi, d_fused_ND, plan.wide)
+            d_weights_mL = plan.ops.dots(read, plan.rows, lo, hi, d_fused_ND, plan.wide)
             if scale_mL is not None:
                 d_weights_mL *= scale_mL
             d_scores_mL = torch._softmax_backward_data(d_weights_mL, weights_mL, -1, plan.wide)
@@ -119,7 +119,7 @@ class _FuseByToken(torch.autograd.Function):
                 totals, slots,
             )  # fmt: skip
             d_kept_mHP = torch.matmul(d_pooled_HmD, query.positions_PD.T).transpose(0, 1) + d_sums_mH[..., None]
-            d_inner_mHP, d_u_HD = plan.path.attend_backward(
+            d_inner_mHP, d_u_HD = plan.ops.attend_backward(
                 read, plan.rows, lo, hi, d_pooled_HmD, d_kept_mHP, attention_mHP, kept_mHP, scale_mL
             )
             d_position_scores_HP = d_inner_mHP.sum(0)

@@ -1,4 +1,4 @@
-"""Dropout factors from a counter-based generator: the same on every path and device, whatever the chunks are.
+"""Dropout factors from a counter-based generator: the same on every backend and device, for any chunk size.
 
 Number i of a seed is SplitMix64's (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), a
 hash of the seed and i: no state runs through it, so that all numbers are drawn at once, where torch's own CPU

@@ -74,11 +74,11 @@ def forward(
     """
     value_mD = _value(p, pooled_HmD, sums_mH, plan)
     output_mD = _linear(value_mD, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"], plan)
-    first_mD = plan.path.times(output_mD, masks.output, in_place=True).add_(p["cls"])
+    first_mD = plan.ops.times(output_mD, masks.output, in_place=True).add_(p["cls"])
     x_mD = _norm(first_mD, p, "norm1")[0]
     hidden_mF = _hidden(p, x_mD, masks, plan)
     ffn_mD = _linear(hidden_mF, p["linear2_weight"], p["linear2_bias"], plan)
-    second_mD = plan.path.times(ffn_mD, masks.ffn, in_place=True).add_(x_mD)
+    second_mD = plan.ops.times(ffn_mD, masks.ffn, in_place=True).add_(x_mD)
     y_mD = _norm(second_mD, p, "norm2")[0]
     return value_mD, first_mD, second_mD, F.linear(y_mD, p["score_weight"], p["score_bias"]), hidden_mF
 
@@ -95,7 +95,7 @@ def backward(
         slots: tensors in which the gradients of the four large matrices are summed, or none.
     """
     heads, _, width = pooled_HmD.shape
-    dtype, times = plan.dtype, plan.path.times
+    dtype, times = plan.dtype, plan.ops.times
     y_mD, mean, rstd = _norm(second_mD, p, "norm2")
     totals.add("score_weight", d_scores_mL.T @ y_mD)
     totals.add("score_bias", d_scores_mL.sum(0))
@@ -144,7 +144,7 @@ def _value(p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, plan:
 def _hidden(p: Parameters, x_mD: torch.Tensor, masks: Masks, plan: KernelPlan) -> torch.Tensor:
     # Rounded first: ReLU and a factor of 0 or 1 / (1 - p) need no more than the products' dtype.
     hidden_mF = F.linear(x_mD.to(plan.dtype), p["linear1_weight"], p["linear1_bias"].to(plan.dtype)).relu_()
-    return plan.path.times(hidden_mF, masks.hidden, in_place=True)
+    return plan.ops.times(hidden_mF, masks.hidden, in_place=True)
 
 
 def _norm(x_mD: torch.Tensor, p: Parameters, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

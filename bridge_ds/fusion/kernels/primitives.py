@@ -1,4 +1,4 @@
-"""What a code path supplies, and what both directions of one call share.
+"""What a backend supplies, and what forward and backward of one call share.
 
 Letters: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
 """
@@ -13,6 +13,7 @@ import torch
 
 from bridge_ds.fusion.kernels.dropout import Factors, Masks, make_masks
 from bridge_ds.fusion.kernels.rows import Rows
+from bridge_ds.fusion.spec import GPU_CHUNK
 
 __all__ = ["RMS_EPSILON", "KernelPlan", "Primitives", "make_plan", "state_gradients"]
 
@@ -24,7 +25,7 @@ States = Any
 
 
 class Primitives(Protocol):
-    """Everything that reads the states, specified in :mod:`.torch_rows`, and dropout."""
+    """Everything that reads the states, specified in :mod:`.torch_primitives`, and dropout."""
 
     def prepare(self, states: Sequence[Tensor]) -> Any: ...
 
@@ -57,7 +58,7 @@ class Primitives(Protocol):
 class KernelPlan:
     """What both directions of one call share."""
 
-    path: Primitives
+    ops: Primitives
     rows: Rows
     dtype: torch.dtype
     """Of the states, and of the matrix products."""
@@ -80,14 +81,14 @@ class KernelPlan:
 def chunk_rows(like_ND: Tensor) -> int:
     """Tokens of a chunk. On a CPU 512 of a large model, and more of a narrow one, where operators would be many."""
     if like_ND.device.type != "cpu":
-        return 8192
+        return GPU_CHUNK
     return max(512, min(4096, (1 << 18) // max(1, like_ND.shape[1])))
 
 
-def make_plan(path: Primitives, rows: Rows, states: Sequence[Tensor], **more: Any) -> KernelPlan:
+def make_plan(ops: Primitives, rows: Rows, states: Sequence[Tensor], **more: Any) -> KernelPlan:
     """A plan for these states; `more` are the other settings."""
     dtype = states[0].dtype
-    return KernelPlan(path, rows, dtype, torch.promote_types(dtype, torch.float32), **more)
+    return KernelPlan(ops, rows, dtype, torch.promote_types(dtype, torch.float32), **more)
 
 
 def state_gradients(

@@ -1,4 +1,4 @@
-"""The whole transformer layer over all L+1 places, as the paper runs it: slow, plain, the oracle of the tests."""
+"""The whole transformer layer over all L + 1 positions, as in the paper: slow and plain, the reference of the tests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mix(states: Sequence[torch.Tensor], weights: torch.Tensor, mask_BS: torch.Te
     """f = sum_l w_l h_l in float32 (or float64) with weights [L] or [B, S, L]; zero on padding."""
     wide = torch.promote_types(states[0].dtype, torch.float32)
     weights = weights.to(wide)
-    fused = sum(weights[..., place, None] * state.to(wide) for place, state in enumerate(states))
+    fused = sum(weights[..., layer, None] * state.to(wide) for layer, state in enumerate(states))
     assert isinstance(fused, torch.Tensor)
     return fused.to(states[0].dtype).masked_fill(mask_BS[..., None] == 0, 0)
 

@@ -1,0 +1,42 @@
+"""What the benchmarks share: where a row was measured, and how it joins the CSV."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["append", "provenance"]
+
+
+def provenance(device: torch.device, threads: int) -> dict[str, Any]:
+    """Date, machine, threads, load (of the last minute), torch and commit."""
+    root = Path(__file__).resolve().parents[2]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, encoding="utf-8"
+    )
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": name,
+        "threads": threads,
+        "load": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+        "commit": commit.stdout.strip(),
+    }
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append to the CSV, with a header where the file is new."""
+    new = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,75 @@
+"""Rows of finished testbed runs, and their table: accuracies in %, and what share of English carries over."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tools.bench.bench_rows import provenance
+
+__all__ = ["row", "table", "write"]
+
+
+def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
+    """Accuracies in %: English by the LLM alone and by the bridge, and the bridge's mean over the other languages.
+
+    Args:
+        folder: of a run of the testbed that was scored.
+        system: name of the fusion with what was set besides.
+        seed: run.seed.
+    """
+    import torch
+
+    results = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {"system": system, "seed": seed}
+    for task, chance in results["chance"].items():
+        name = task.removeprefix("testbed_")
+        llm, bridge = results["llm"][task], results["bridge"][task]
+        others = [language for language in bridge if language != "en"]
+        unseen = mean(bridge[language]["likelihood"] for language in others)
+        english = bridge["en"]["likelihood"]
+        found[f"{name} English, LLM"] = percent(llm["en"]["likelihood"])
+        found[f"{name} English"] = percent(english)
+        found[f"{name} unseen"] = percent(unseen)
+        found[f"{name} carried over"] = percent((unseen - chance) / max(english - chance, 1e-9))
+        found[f"{name} LLM alone off chance"] = percent(max(abs(llm[x]["likelihood"] - chance) for x in others))
+        found[f"{name} n"] = bridge["en"]["n"]
+    seconds = folder / "seconds.json"
+    found["seconds"] = round(json.loads(seconds.read_text(encoding="utf-8"))) if seconds.is_file() else ""
+    where = provenance(torch.device("cpu"), torch.get_num_threads())
+    return found | {name: where[name] for name in ("date", "machine", "torch", "commit")}
+
+
+def percent(share: float) -> float:
+    """Three decimals: means of rows are then right to the one that is shown."""
+    return round(100 * share, 3)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line a system and task, the mean over seeds with the seeds' range."""
+    lines = ["| fusion | task | LLM alone, English | bridge, English | bridge, unseen | carried over |"]
+    lines.append("|---|---|---|---|---|---|")
+    tasks = [key.removesuffix(" unseen") for key in rows[0] if key.endswith(" unseen")]
+    for system in dict.fromkeys(r["system"] for r in rows):
+        own = [r for r in rows if r["system"] == system]
+        for task in tasks:
+            columns = ("English, LLM", "English", "unseen", "carried over")
+            cells = [_spread([r[f"{task} {column}"] for r in own]) for column in columns]
+            lines.append(f"| {system if task == tasks[0] else ''} | {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{mean(values):.1f}" + (f" ({low:.1f} to {high:.1f})" if high > low else "")
