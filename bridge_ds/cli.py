@@ -221,9 +221,11 @@ def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     from bridge_ds.config.zero import engine_config, fill_sizes
     from bridge_ds.errors import ConfigError
     from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape, largest_layer
+    from bridge_ds.track.trackers import check_trackers
 
     if not world.is_main:
         return
+    check_trackers(config)
     print(config_text(config))
     left_open = fill_sizes(ds_values, 1) != ds_values
     try:

@@ -1,4 +1,4 @@
-"""The errors a user can cause. Each message is one sentence: what was found, what was expected, what to do."""
+"""User errors. Each message is one sentence: what was found, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = [
 EXIT_USER_ERROR = 2
 """Exit status of every command that ends with a :class:`BridgeError`."""
 EXIT_PREEMPTED = 75
-"""Exit status of a run that was asked to leave and has saved: start it again."""
+"""Exit status of a preempted run that has saved a checkpoint: start it again."""
 EXIT_LOST = 74
 """Exit status of a rank whose collective broke because another rank is gone."""
 EXIT_HUNG = 70
-"""Exit status after the watchdog has found that training stands still."""
+"""Exit status after the watchdog has found a hang."""
 
 
 class BridgeError(Exception):
-    """A fault that the user can mend. Entry points print its message without a traceback and exit with 2."""
+    """A user error. Commands print its message without a traceback and exit with 2."""
 
 
 class ConfigError(BridgeError):
@@ -52,18 +52,18 @@ class LaunchError(BridgeError):
 
 
 class TrainingError(BridgeError):
-    """Training itself went wrong in a way that repeating would repeat (a loss that is not a number)."""
+    """Training failed in a way that a restart would repeat (a loss that is not finite)."""
 
 
 class Preempted(Exception):
-    """All ranks have agreed to leave early (a signal asked for it), and what could be saved is saved."""
+    """All ranks have agreed to stop early (a signal asked for it); a checkpoint is saved if one could be."""
 
 
 def last_words(text: str, status: int) -> None:
-    """Leave the exit status and the sentence that ends a run where its job script finds them.
+    """Write the exit status and the final message of a run to the file BRIDGE_DS_LAST_WORDS, if that is set.
 
-    The file is BRIDGE_DS_LAST_WORDS, if that is set. The launcher ends the other ranks by signals, so its own exit
-    status hides ours, and its lines about them would else be the last of the job's log.
+    The job script reads it: the launcher ends the other ranks by signals, so its own exit status hides ours, and its
+    lines about them are the last of the job's log.
     """
     if os.environ.get("BRIDGE_DS_LAST_WORDS"):
         with contextlib.suppress(OSError):

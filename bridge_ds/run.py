@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.layout import step_folder
 from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run, restore
 from bridge_ds.checkpoint.origin import Origin, find_origin
+from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import stage
@@ -35,7 +37,6 @@ from bridge_ds.engine.distributed import (
     init_distributed,
     on_all,
     on_main,
-    set_timeout,
     shutdown,
 )
 from bridge_ds.engine.gpu import settle_numbers
@@ -49,9 +50,12 @@ from bridge_ds.errors import ConfigError, DataError, Preempted, last_words
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose_backend, why_no_triton
 from bridge_ds.start import RunFolder
+from bridge_ds.track.trackers import check_trackers, feeds
 from bridge_ds.world import World
 
 __all__ = ["Run"]
+
+_log = logging.getLogger(__name__)
 
 CALIBRATION_ROWS = 16
 """Samples on which the mapping's initial scale is measured."""
@@ -71,15 +75,16 @@ class Run:
         self.bad_samples: dict[str, int] = {}
 
     def prepare(self) -> None:
-        """Data, models, checkpoint, engine; when nothing can be refused any more, the folder; hooks."""
-        # TF32 has more digits than bfloat16, and fewer than whoever chooses float32 asks for.
+        """Data, models, checkpoint and engine; then, when nothing can fail any more, the run folder; hooks."""
+        # TF32 is more precise than bfloat16, and less than a user of float32 expects.
         settle_numbers(self.config.run.deterministic, self.config.train.tf32 and self.config.model.dtype == "bfloat16")
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
+        on_main(lambda: check_trackers(self.config), self.world)
         on_all(self._check_evaluation, self.world)
         self.fusion_path = on_all(self._choose_path, self.world)
         on_main(self.place.check, self.world)
-        self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder, self.say), self.world)
+        self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder), self.world)
         checkpoint, start = self.origin.checkpoint, self.origin.start
         self.done = checkpoint.step if checkpoint else 0
         self._settle_text()
@@ -92,7 +97,7 @@ class Run:
             "order": order_of(config),
         }
         if checkpoint:
-            refuse_other_run(checkpoint, self.state, {})  # the base models are compared when they are there
+            refuse_other_run(checkpoint, self.state, {})  # the base models are compared when they are loaded
         self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         loader = on_all(
@@ -101,10 +106,10 @@ class Run:
             ),
             self.world,
         )
-        # Workers start here, before the slow loading of models, and have the first steps ready when it is done; and
-        # before anything goes over NCCL, see init_distributed.
+        # Workers start here: they prepare the first steps while the models load, and must be forked before NCCL
+        # connects, see init_distributed.
         self.batches = iter(loader)
-        self.validation = make_validation(config, self.world, self.tokenizers, corpus, self.say)
+        self.validation = make_validation(config, self.world, self.tokenizers, corpus)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
@@ -127,8 +132,8 @@ class Run:
     def fit(self) -> None:
         """Train the remaining steps."""
         if self.done >= self.config.train.steps:
-            self.say(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
-        self.say(f"start-up took {time.perf_counter() - self.began:.1f} s")
+            _log.info(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
+        _log.info(f"start-up took {time.perf_counter() - self.began:.1f} s")
         batches = self._shown(self.batches)
         fit(
             self.engine,
@@ -148,7 +153,7 @@ class Run:
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:
         for batch in batches:
             if batch.example:
-                self.say("one sample as the models see it:\n  " + batch.example.replace("\n", "\n  "))
+                _log.info("one sample as the models see it:\n  " + batch.example.replace("\n", "\n  "))
             yield batch
 
     def evaluate(self) -> None:
@@ -176,7 +181,7 @@ class Run:
             from bridge_ds.evaluation.table import table
 
             write_evaluation(self.folder / "evaluation.json", results)
-            self.say(table(results))
+            print(table(results), flush=True)
         self.hooks.on_evaluation(results)
 
     def _leave_if_asked(self) -> None:
@@ -184,26 +189,21 @@ class Run:
             raise Preempted(f"preempted while scoring, after step {self.config.train.steps}")
 
     def close(self, status: str, together: bool = False) -> None:
-        """Tell the hooks how it ended; leave the process group after success only. `together`: on every rank."""
+        """Call on_end of the hooks; destroy the process group after success only. `together`: on every rank."""
         if self.world.is_main:
             self.place.undo()
         self.watchdog.mark("end")
         self.watchdog.arm(False)
         self.hooks.on_end(status)
         if together:
-            # Launchers end all ranks when the first leaves with an error; rank 0 may still be telling the tracker.
+            # Launchers end all ranks when the first exits with an error; rank 0 may still be sending to the trackers.
             barrier(self.world)
         if status == "finished":
-            self.say(f"done in {time.perf_counter() - self.began:.0f} s; the run is in {self.config.run.output}")
+            _log.info(f"done in {time.perf_counter() - self.began:.0f} s; the run is in {self.config.run.output}")
             shutdown()
 
-    def say(self, text: str) -> None:
-        """Print on rank 0."""
-        if self.world.is_main:
-            print(text, flush=True)
-
     def _check_evaluation(self) -> None:
-        """A task or language that is not there is known before training, not after it."""
+        """An unknown task or language is an error before training, not after it."""
         if self.config.evaluation.tasks:
             from bridge_ds.evaluation.jobs import wanted
             from bridge_ds.evaluation.store import llm_of
@@ -215,7 +215,7 @@ class Run:
             llm_of(self.config.evaluation.llm_from)
 
     def _choose_path(self) -> str:
-        """The code that will run the fusion; known before anything slow begins. Empty where there is no choice."""
+        """The backend that will run the fusion, chosen before anything slow begins. Empty where there is no choice."""
         if "backend" not in FUSIONS[self.config.fusion.name].options:
             return ""
         try:
@@ -227,8 +227,8 @@ class Run:
         return path
 
     def _settle_text(self) -> None:
-        """Load the tokenizers, and settle in the config how the run writes text for the LLM: as the run that it goes on
-        from does, else as the tokenizer has it."""
+        """Load the tokenizers, and resolve how text is written for the LLM: as in the run that is resumed, else as the
+        tokenizer has it."""
         self.config = self.origin.config
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         if not self.origin.checkpoint:
@@ -256,12 +256,11 @@ class Run:
         return corpus
 
     def _add_hooks(self) -> None:
-        """Order matters: the record on disk first, then what may fail, the checkpoint after its own step's line."""
+        """Order matters: metrics.jsonl first, then what may fail, the checkpoint after its own step's line."""
         hooks = self.hooks.hooks
         if self.world.is_main:
             from bridge_ds.track.console import Console
             from bridge_ds.track.metrics import MetricsLog
-            from bridge_ds.track.mlflow import MlflowTracker
             from bridge_ds.track.plots import PlotHook
 
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
@@ -269,10 +268,10 @@ class Run:
             if self.fusion_path:
                 facts["fusion path"] = self.fusion_path
             hooks += [
-                MetricsLog(self.folder / "metrics.jsonl", self.say),
+                MetricsLog(self.folder / "metrics.jsonl"),
                 Console(self.config.run.output, facts, self.config.track.every),
-                PlotHook(self.folder, self.say),
-                MlflowTracker(self.folder, self.config, facts | self.origin.facts(), self.say),
+                PlotHook(self.folder),
+                *feeds(self.folder, self.config, facts | self.origin.facts()),
             ]
         hooks.append(
             CheckpointHook(
@@ -288,16 +287,15 @@ class Run:
                 },
                 world=self.world,
                 hooks=self.hooks,
-                say=self.say,
             )
         )
 
     def _introduce(self, table: str, scales: tuple[float, float] | None) -> None:
-        self.say(table)
+        _log.info(table)
         for line in self.origin.lines():
-            self.say(line)
+            _log.info(line)
         if scales:
-            self.say(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")
+            _log.info(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")
 
 
 def _versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process in the job."""
+    """Rank of this process in the job."""
 
     rank: int = 0
     """This process, 0 <= rank < size."""

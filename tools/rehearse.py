@@ -181,7 +181,8 @@ def _train(options: argparse.Namespace, models: Mapping[str, object], name: str)
 def _load_whole(folders: dict[str, Path]) -> float:
     """Peak memory (GiB) of a process that loads both models whole and reads every weight."""
     code = (
-        "import sys\nfrom bridge_ds.engine.distributed import import_deepspeed, peak_memory_gib\nimport_deepspeed()\n"
+        "import sys\nfrom bridge_ds.compat.deepspeed import import_deepspeed\n"
+        "from bridge_ds.engine.distributed import peak_memory_gib\nimport_deepspeed()\n"
         "import bridge_ds.run, torch\nfrom transformers import LlamaForCausalLM, MT5EncoderModel\n"
         "kept = [made.from_pretrained(path, dtype=torch.bfloat16) for made, path in "
         "zip((MT5EncoderModel, LlamaForCausalLM), sys.argv[1:])]\n"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bridge_ds.compat.deepspeed import link_moments, set_full_moment
 from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError
 
@@ -44,7 +45,7 @@ def read_moments(engine: Any) -> dict[str, torch.Tensor]:
     """`exp_avg/<name>` and `exp_avg_sq/<name>`, full tensors on CPU; empty on all ranks but 0."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    _link_moments(engine.optimizer)
+    link_moments(engine.optimizer)
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in trained(engine.module):
         for moment in MOMENTS:
@@ -75,37 +76,10 @@ def restore_moments(engine: Any, moment_of: Callable[[str], torch.Tensor], step:
     for flat in flats:
         count = torch.tensor(float(step), device=flat.device)  # where fused AdamW wants it
         wrapper.optimizer.state[flat] = {"step": count} | {m: torch.zeros_like(flat) for m in MOMENTS}
-    _link_moments(wrapper)
+    link_moments(wrapper)
     for name, parameter in trained(engine.module):
         for moment in MOMENTS:
-            _write(parameter, moment, moment_of(f"{moment}/{name}"), stage3)
-
-
-def _link_moments(wrapper: Any) -> None:
-    """Let stage 2 find the moments of every parameter group.
-
-    DeepSpeed 0.19.8 links them once, after the step of the FIRST group, when the others have none yet; with more than
-    one group `safe_get_full_optimizer_state` then fails for the rest. Linking again is harmless.
-    """
-    if hasattr(wrapper, "_hp_optimizer_states_linked"):
-        wrapper._hp_optimizer_states_linked = False
-        wrapper._lazy_init_hp_params_optimizer_state()
-
-
-def _write(parameter: torch.nn.Parameter, moment: str, full: torch.Tensor, stage3: bool) -> None:
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-    if not stage3:
-        safe_set_full_optimizer_state(parameter, full, moment)
-        return
-    # The full-tensor setter of stage 3 slices past the end where the world does not divide the tensor; the local one
-    # takes this rank's piece with its padding.
-    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    piece = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-    padded = torch.zeros(piece * world, dtype=torch.float32)
-    padded[: full.numel()] = full.flatten()
-    local = padded[rank * piece : (rank + 1) * piece]
-    safe_set_local_optimizer_state(parameter, local.to(parameter.ds_tensor.device), moment)  # type: ignore[attr-defined]
+            set_full_moment(parameter, moment_of(f"{moment}/{name}"), moment)
 
 
 def _keep(

@@ -94,6 +94,10 @@ def _no_cache(config: Config) -> str:
     return "" if any("://" in place for place in places) else "no data set is a URL"
 
 
+def _untracked(config: Config) -> bool:
+    return config.track.uri.lower() == "none" and set(config.track.to) <= {"mlflow"}
+
+
 def _when(holds: Callable[[Config], bool], why: str) -> Callable[[Config], str]:
     return lambda config: why if holds(config) else ""
 
@@ -146,7 +150,7 @@ RULES: tuple[Rule, ...] = (
         ("checkpoint.keep_best",),
         _when(lambda c: not c.checkpoint.keep_last, "checkpoint.keep_last is 0, which keeps all"),
     ),
-    Rule(_keys("track", "experiment", "name"), _when(lambda c: c.track.uri.lower() == "none", "track.uri is none")),
+    Rule(_keys("track", "experiment", "name"), _when(_untracked, "track.uri is none")),
     Rule(
         _keys("evaluation", "languages", "limit", "batch", "null_scores", "max_new_tokens", "llm_from", "data"),
         _when(lambda c: not c.evaluation.tasks, "evaluation.tasks is empty: nothing is scored after training"),

@@ -16,6 +16,7 @@ import torch
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest
 from bridge_ds.checkpoint.placed import Placing, load_placed
+from bridge_ds.compat.deepspeed import import_deepspeed
 from bridge_ds.config.load import load_run_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
@@ -24,7 +25,6 @@ from bridge_ds.data.loading.embedded import is_embedded
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.doctor.measurements import BASES
-from bridge_ds.engine.distributed import import_deepspeed
 from bridge_ds.engine.setup import base_identities, quiet_transformers
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.verify import verify_weights, weight_files

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from bridge_ds.compat import masks_known
+from bridge_ds.compat.transformers import masks_known
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.gather import LayerGather
 

@@ -1,7 +1,7 @@
-"""Start soft tokens at the scale of the LLM's own token embeddings, measured and not assumed.
+"""Initialize soft tokens at the scale of the LLM's own token embeddings, measured on real rows.
 
 A soft prompt many times larger or smaller than text is a common cause of gibberish (LangBridge#18 with Gemma 2). The
-encoder's states have any scale (T5's middle layers reach 1e5, transformers#10956), so it is measured on real rows.
+encoder's states have any scale (T5's middle layers reach 1e5, transformers#10956), so it cannot be assumed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def calibrate(engine: Any, batch: Batch) -> tuple[float, float]:
     real_N = real_N[real_N.any(-1)]  # an end vector that starts from zeros has no scale
     rows = model.llm.vocab_size
     ids = torch.linspace(0, rows - 1, min(rows, 1024), device=real_N.device).long()
-    # The median over the vocabulary: tokens that training never met have tiny embeddings.
+    # The median over the vocabulary: tokens that pretraining never saw have tiny embeddings.
     target = model.llm.embed(ids[None])[0].float().pow(2).mean(-1).sqrt().median()
     before = real_N.pow(2).mean().sqrt()
     model.mapping.scale.copy_(target / before)

@@ -1,4 +1,4 @@
-"""What a process that trains on the CPU sets for itself: its threads and its allocator."""
+"""Threads and allocator of a process that trains on the CPU."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 256 << 20
 """Bytes of freed memory that a process keeps at the top of its heap."""
 LARGE = 4 << 20
-"""Bytes from which an allocation is a mapping of its own, given back when freed: what a large model's loading and
-gathering leaves in the heap would become holes between its shards (glibc by itself goes up to 32 MiB)."""
+"""Bytes from which an allocation is a mapping of its own, returned when freed: in the heap, what loading and gathering
+a large model leaves would fragment the space between its shards (glibc by itself goes up to 32 MiB)."""
 
 
 def settle_on_cpu(local_ranks: int, workers: int) -> None:
@@ -35,10 +35,10 @@ def cpu_threads(cores: int, local_ranks: int, workers: int) -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep what a step frees for the next step; whether it does.
+    """Let glibc keep the memory that a step frees for the next step; returns whether it does.
 
-    By default it gives a tensor of some 100 KB back to the system when it is freed, and the next step pays for its
-    pages again: over 1,000 page faults a step in the testbed's fusion alone. Variables of the user's (MALLOC_*,
+    By default it returns a tensor of some 100 KB to the system when it is freed, and the next step faults its pages in
+    again: over 1,000 page faults a step in the testbed's fusion alone. The user's variables (MALLOC_*,
     GLIBC_TUNABLES) take precedence; other allocators and C libraries are left alone (mallopt(3)).
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):

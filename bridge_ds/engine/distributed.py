@@ -1,19 +1,17 @@
-"""Process group and device: the only place that starts torch.distributed."""
+"""Process group and device; nothing else initializes torch.distributed."""
 
 from __future__ import annotations
 
 import os
 import socket
-import sys
-import warnings
 from collections.abc import Callable, MutableMapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
 
+from bridge_ds.compat.deepspeed import import_deepspeed
 from bridge_ds.engine.cpu import settle_on_cpu
 from bridge_ds.engine.gpu import gpu_of, grow_segments, refuse_shared
 from bridge_ds.errors import BridgeError
@@ -27,14 +25,12 @@ __all__ = [
     "device_of",
     "everyones",
     "first_error",
-    "import_deepspeed",
     "init_distributed",
     "lost_peer",
     "name_interface",
     "on_all",
     "on_main",
     "peak_memory_gib",
-    "set_timeout",
     "shutdown",
     "sum_counts",
     "whole_shape",
@@ -42,46 +38,22 @@ __all__ = [
 
 T = TypeVar("T")
 INIT_TIMEOUT = timedelta(minutes=60)
-"""Other ranks wait in broadcasts while rank 0 reads a large model from disk; DeepSpeed's 10 minutes are too short."""
+"""Other ranks wait in broadcasts while rank 0 reads a large model from disk, longer than DeepSpeed's 10 minutes."""
 _control: torch.distributed.ProcessGroup | None = None
-"""The group over which ranks talk about anything but the model's tensors; none = the default one, which on CPU is
-gloo's. Over NCCL's each word would be a kernel behind all that the device has to do, and the host would wait for it."""
-
-
-def import_deepspeed() -> ModuleType:
-    """DeepSpeed without the side effects that cost start-up time.
-
-    Its autotuner imports mlflow (1.2 s), which training does not need; and on CPU its first collective would compile a
-    shared-memory extension (a minute, with a compiler), where plain gloo serves.
-    """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    hidden = "mlflow" not in sys.modules
-    if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]
-    try:
-        import deepspeed
-    finally:
-        if hidden:
-            sys.modules.pop("mlflow", None)
-    if not torch.cuda.is_available():
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.utils.logger.setLevel("WARNING")
-    # DeepSpeed 0.19 calls collectives under names that torch 2.13 is about to retire.
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    return deepspeed
+"""The gloo group for everything but the model's tensors; None = the default group, which on CPU is gloo's. Over NCCL
+each message would be a kernel behind everything in the stream, and the host would wait for it."""
 
 
 def init_distributed(world: World, workers: int = 0) -> None:
-    """Join the job's process group (NCCL on GPUs, gloo on CPU); a lone process makes a group of one.
+    """Join the job's process group (NCCL on GPUs, gloo on CPU); a single process makes a group of one.
 
-    NCCL connects when it is first used, which nothing in this module does: data workers are to be forked before (NCCL
-    and InfiniBand are not safe to fork: torch's page on DistributedDataParallel). DeepSpeed would start the group bound
-    to a device, which connects at once; it takes one that is there already.
+    NCCL connects when it is first used, which nothing in this module does: data workers must be forked before (NCCL
+    and InfiniBand are not fork-safe, see torch's page on DistributedDataParallel). DeepSpeed would initialize the group
+    bound to a device, which connects at once; it uses one that exists already.
 
     Args:
         world: this process among the others.
-        workers: data workers of this rank, which want a core too.
+        workers: data workers of this rank, which need a core too.
 
     Raises:
         LaunchError: see :func:`bridge_ds.engine.gpu.gpu_of` and :func:`bridge_ds.engine.gpu.refuse_shared`.
@@ -109,9 +81,9 @@ def init_distributed(world: World, workers: int = 0) -> None:
 
 
 def name_interface(environ: MutableMapping[str, str], interfaces: Sequence[str]) -> None:
-    """Let gloo use the network that NCCL was told to use, unless it was told itself.
+    """Let gloo use the network interface that NCCL is set to use, unless gloo's own variable is set.
 
-    By itself it takes the one that the host's name belongs to, which on some systems is the loopback.
+    By default it takes the one that the host name resolves to, which on some systems is the loopback.
 
     Args:
         environ: NCCL_SOCKET_IFNAME gives beginnings of names, or after `=` whole ones; after `^` what not to use.
@@ -166,10 +138,10 @@ def first_error(error: BridgeError | None, world: World) -> BridgeError | None:
 
 
 def on_main(action: Callable[[], T], world: World) -> T:
-    """Do something on rank 0 and give what it returns to every rank (a collective).
+    """Run `action` on rank 0 and return its result on every rank (a collective).
 
     Raises:
-        BridgeError: rank 0's, on every rank, so that none waits for ever.
+        BridgeError: rank 0's, on every rank, so that none waits forever.
     """
     outcome: Any = None
     if world.is_main:
@@ -184,10 +156,10 @@ def on_main(action: Callable[[], T], world: World) -> T:
 
 
 def on_all(action: Callable[[], T], world: World) -> T:
-    """Do something on every rank (a collective); returns what it gave on this one.
+    """Run `action` on every rank (a collective); returns the result of this one.
 
     Raises:
-        BridgeError: of this rank or of another, on every rank, so that none waits for ever.
+        BridgeError: of this rank or of another, on every rank, so that none waits forever.
     """
     outcome: Any = None
     error: BridgeError | None = None
@@ -206,21 +178,11 @@ def any_rank(flag: bool) -> bool:
     return sum_counts([int(flag)])[0] > 0
 
 
-def set_timeout(seconds: float) -> None:
-    """From now on a collective that takes longer than `seconds` fails, in every process group of this rank."""
-    from torch.distributed import distributed_c10d as c10d
-
-    for group in list(c10d._world.pg_map):
-        # DeepSpeed's own groups too; those without this rank have no backend here.
-        if isinstance(group, torch.distributed.ProcessGroup):
-            c10d._set_pg_timeout(timedelta(seconds=seconds), group)
-
-
 def lost_peer(error: BaseException) -> bool:
-    """Whether an error means that another rank is gone, rather than that something is wrong here."""
+    """Whether an error means that another rank is gone."""
     if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistBackendError):
         return True
-    # gloo raises plain RuntimeErrors, which name its source file and the socket's fault.
+    # gloo raises plain RuntimeErrors, which name its source file and the socket error.
     text = str(error)
     return isinstance(error, RuntimeError) and (
         "Connection closed by peer" in text or "Connection reset by peer" in text or "/gloo/transport/" in text
@@ -234,13 +196,13 @@ def barrier(world: World) -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group; only after success (after an error a rank may hang in it: pytorch#76287)."""
+    """Destroy the process group; only after success (after an error a rank may hang in it: pytorch#76287)."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def whole_shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Of a tensor that may be sharded; its own shape is then empty."""
+    """Full shape of a tensor that ZeRO-3 may have sharded; its own shape is then empty."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 

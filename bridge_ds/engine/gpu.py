@@ -1,4 +1,4 @@
-"""This rank's GPU: which one it is, what is set before it starts, and how far it has come."""
+"""This rank's GPU: which one it is, what is set before CUDA starts, and how far it is."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from bridge_ds.world import World
 
 __all__ = [
     "DeviceEvent",
-    "Place",
-    "Trail",
+    "DeviceProgress",
+    "Point",
     "device_event",
     "gpu_of",
     "grow_segments",
@@ -24,14 +24,14 @@ __all__ = [
     "settle_numbers",
 ]
 
-Place = tuple[int, int, str]
-"""Step, phases of it that have begun, and the last of these."""
+Point = tuple[int, int, str]
+"""Step, number of its phases that have begun, and the last of these."""
 
 
 def gpu_of(world: World, visible: int) -> int:
-    """Index of this rank's GPU among those that it sees.
+    """Index of this rank's GPU among those that are visible to it.
 
-    A launcher shows each rank all GPUs of its node, or its own alone (`srun --gpus-per-task=1`).
+    A launcher makes all GPUs of the node visible to each rank, or its own alone (`srun --gpus-per-task=1`).
 
     Args:
         visible: GPUs that this process sees, at least 1.
@@ -50,7 +50,7 @@ def gpu_of(world: World, visible: int) -> int:
 
 
 def refuse_shared(gpus: Sequence[tuple[str, str]]) -> None:
-    """Each rank has a GPU of its own: NCCL fails at two on one, and its words do not say so.
+    """Check that each rank has its own GPU: NCCL fails with two ranks on one, and its message does not say so.
 
     Args:
         gpus: host name and UUID of the GPU of each rank, in their order.
@@ -70,7 +70,7 @@ def refuse_shared(gpus: Sequence[tuple[str, str]]) -> None:
 def grow_segments(environ: MutableMapping[str, str] | None = None) -> None:
     """Let CUDA's allocator grow its segments, unless the user has set it. Before CUDA starts.
 
-    Lengths vary from step to step; segments of fixed sizes leave holes that no later tensor fits. torch 2.9 and later
+    Lengths vary from step to step, which fragments segments of fixed sizes. torch 2.9 and later
     read PYTORCH_ALLOC_CONF when the allocator starts (c10/cuda/CUDAAllocatorConfig.h), the older name first.
     """
     env = os.environ if environ is None else environ
@@ -79,7 +79,7 @@ def grow_segments(environ: MutableMapping[str, str] | None = None) -> None:
 
 
 def settle_numbers(deterministic: bool, tf32: bool) -> None:
-    """How this process computes. Before CUDA starts.
+    """Set determinism and TF32. Before CUDA starts.
 
     Args:
         deterministic: only algorithms that give the same each time. So asked, torch runs flash and memory-efficient
@@ -90,21 +90,21 @@ def settle_numbers(deterministic: bool, tf32: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        # Nothing here reads memory that it has not written; filling it would cost a pass over every new tensor.
+        # Nothing here reads uninitialized memory; filling it would cost a pass over every new tensor.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if tf32 and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
 
 
 class DeviceEvent(Protocol):
-    """A mark behind the work that a device had been given when it was made, such as `torch.cuda.Event`."""
+    """A mark behind the work that was launched before it, such as `torch.cuda.Event`."""
 
     def query(self) -> bool:
-        """Whether the device has come to it; never waits."""
+        """Whether the device has reached it; never waits."""
 
 
 def device_event() -> DeviceEvent | None:
-    """An event behind all that this rank's GPU has been given; none where no GPU has started."""
+    """An event behind everything launched on this rank's GPU; None if CUDA is not initialized."""
     if not torch.cuda.is_initialized():
         return None
     event = torch.cuda.Event()
@@ -112,30 +112,30 @@ def device_event() -> DeviceEvent | None:
     return event
 
 
-class Trail:
-    """Where a device is, which works off what it is given long after the host has gone on.
+class DeviceProgress:
+    """How far a device is, which runs asynchronously behind the host.
 
     `note` is called by the main thread, `reached` by another.
     """
 
     def __init__(self, event: Callable[[], DeviceEvent | None] = device_event) -> None:
         """Args:
-        event: makes one behind what the device has been given so far; none = there is no device.
+        event: makes one behind the work launched so far; None = there is no device.
         """
         self._event = event
-        self._ahead: deque[tuple[Place, DeviceEvent]] = deque(maxlen=1024)
-        self._reached: Place | None = None
+        self._ahead: deque[tuple[Point, DeviceEvent]] = deque(maxlen=1024)
+        self._reached: Point | None = None
 
-    def note(self, place: Place) -> None:
-        """The host has come to `place`."""
+    def note(self, point: Point) -> None:
+        """The host has reached `point`."""
         event = self._event()
         if event is not None:
-            self._ahead.append((place, event))
+            self._ahead.append((point, event))
 
-    def reached(self) -> Place | None:
-        """The last place that the device has come to; none before the first, and without a device.
+    def reached(self) -> Point | None:
+        """The last point that the device has reached; None before the first, and without a device.
 
-        After a fault of the device, whose events then raise one, it is the last that was known before.
+        After a device error, which the events then raise, it is the last that was known before.
         """
         with suppress(RuntimeError):
             while self._ahead and self._ahead[0][1].query():

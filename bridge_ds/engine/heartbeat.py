@@ -1,5 +1,4 @@
-"""Where each rank is: `heartbeat/rank-00000.json` in the run folder, and what a set of them says about a hang. Pure
-but for reading and writing these files."""
+"""Progress of each rank: `heartbeat/rank-00000.json` in the run folder, and which ranks cause a hang."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from bridge_ds.disk import real
+from bridge_ds.disk import real, write_text
 
 __all__ = [
     "Beat", "await_leaving", "blamed", "claim", "living", "owner", "read_beats", "where_is_main", "write_beat",
@@ -28,13 +27,13 @@ _COLLECTIVES = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.
 
 @dataclass(frozen=True)
 class Beat:
-    """One rank's place."""
+    """Progress of one rank."""
 
     rank: int
     host: str
     pid: int
     step: int
-    """The step that is being done."""
+    """The current step."""
     phase: str
     """start, data, agree, forward, backward, update (these three for each micro-batch), reduce, validate (for each
     micro-batch), hooks or end."""
@@ -43,20 +42,20 @@ class Beat:
     time: float
     """When this was written (Unix seconds)."""
     in_collective: bool = False
-    """Whether the main thread waits inside torch.distributed: it is held up, not holding up."""
+    """Whether the main thread waits inside torch.distributed: it waits for others, they do not wait for it."""
     where: str = ""
     """Innermost line of the main thread: `file:line function`."""
     count: int = 0
-    """Phases of the step that have begun, the same on every rank at the same place."""
+    """Phases of the step that have begun, the same on every rank at the same point."""
     device_step: int = -1
-    """Where the GPU is, behind the host that gives it work; -1 = there is none."""
+    """Step of the GPU, which runs behind the host; -1 = there is none."""
     device_count: int = 0
     device_phase: str = ""
 
     @property
     def progress(self) -> tuple[int, int, int, int]:
-        """Comparable between ranks; less is further behind. The host first: what it has not asked for no GPU can do.
-        Under NCCL all hosts may stand at the end of the step; then the GPUs differ."""
+        """Comparable between ranks; less is further behind. The host comes first: a GPU runs only what was
+        launched. Under NCCL all hosts may wait at the end of the step; then the GPUs differ."""
         return self.step, self.count, self.device_step, self.device_count
 
     def describe(self) -> str:
@@ -70,7 +69,7 @@ class Beat:
 
 
 def blamed(beats: Sequence[Beat], ranks: int, now: float, silent_after: float) -> list[str]:
-    """Which ranks hold up the others, each as a clause; empty if all wait for each other inside a collective.
+    """Which ranks the others wait for, each as a clause; empty if all wait for each other inside a collective.
 
     First those that have not written for `silent_after` seconds (stopped, dead, or their node is gone), then those
     furthest behind that do not themselves wait in a collective.
@@ -88,17 +87,14 @@ def blamed(beats: Sequence[Beat], ranks: int, now: float, silent_after: float) -
     last = [beat for beat in beats if beat.progress == behind]
     if len(last) == len(beats):
         last = [beat for beat in last if not beat.in_collective]
-        # Without a difference between them nobody is to blame: the network, or a fault that all share.
+        # Without a difference between them no rank is the cause: it is the network, or something that all share.
         last = [] if len(last) == len(beats) and len(beats) > 1 else last
     return [beat.describe() for beat in last]
 
 
 def write_beat(folder: Path, beat: Beat) -> None:
-    """Replace this rank's file (temp + rename). Raises OSError."""
-    path = folder / f"rank-{beat.rank:05d}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(beat)), encoding="utf-8")
-    temporary.replace(path)
+    """Replace this rank's file. Raises OSError."""
+    write_text(folder / f"rank-{beat.rank:05d}.json", json.dumps(asdict(beat)), fsync=False)
 
 
 def read_beats(folder: Path, ranks: int) -> list[Beat]:
@@ -114,13 +110,11 @@ def read_beats(folder: Path, ranks: int) -> list[Beat]:
 
 
 def claim(folder: Path) -> str:
-    """Take the run over: an earlier start of it that still lives (its node was lost to the scheduler, not to itself)
-    reads this and leaves. Returns the mark to compare :func:`owner` with. Raises OSError."""
+    """Take the run over: an earlier start of it that still runs (the scheduler lost its node) reads this and exits.
+    Returns the mark to compare :func:`owner` with. Raises OSError."""
     real(folder).mkdir(parents=True, exist_ok=True)
     mark = f"{socket.gethostname()}, pid {os.getpid()}, {uuid.uuid4().hex[:8]}"
-    temporary = folder / "owner.tmp"
-    temporary.write_text(mark, encoding="utf-8")
-    temporary.replace(folder / "owner.txt")
+    write_text(folder / "owner.txt", mark, fsync=False)
     return mark
 
 
@@ -133,20 +127,20 @@ def owner(folder: Path) -> str:
 
 
 def living(folder: Path) -> list[Beat]:
-    """Heartbeats of ranks that have written within the last half minute and may live still."""
+    """Heartbeats of ranks that have written within the last half minute and may still run."""
     numbers = [int(path.stem[5:]) for path in folder.glob("rank-*.json") if path.stem[5:].isdigit()]
     beats = read_beats(folder, max(numbers, default=-1) + 1)
     return [beat for beat in beats if abs(time.time() - beat.time) < _FRESH_SECONDS and not _has_ended(beat)]
 
 
 def await_leaving(folder: Path, beats: Sequence[Beat], patience: float = 25.0) -> None:
-    """Wait until the ranks of an earlier start have left, which they do after their next heartbeat once the run is
-    claimed; two starts that write checkpoints would take each other's files away.
+    """Wait until the ranks of an earlier start have exited, which they do after their next heartbeat once the run is
+    claimed; two starts that write checkpoints would remove each other's files.
 
     Args:
         folder: with the heartbeats.
         beats: theirs, read after :func:`claim`.
-        patience: seconds after which they count as gone: their node is.
+        patience: seconds after which they count as gone, with their node.
     """
     deadline = time.monotonic() + patience
     waited_for = {beat.rank: beat for beat in beats}
@@ -159,7 +153,7 @@ def await_leaving(folder: Path, beats: Sequence[Beat], patience: float = 25.0) -
 
 
 def _has_ended(beat: Beat) -> bool:
-    """Whether the process is known to be gone: it was on this host, and is not there or waits to be buried."""
+    """Whether the process is known to be gone: it was on this host, and is not there or is a zombie."""
     if beat.host != socket.gethostname():
         return False
     try:

@@ -1,4 +1,4 @@
-"""The moments of a run at which other parts may act. The engine owns this protocol; checkpoint and track fill it.
+"""Callbacks of the training loop. The engine owns this interface; checkpoint and track implement it.
 
 Hooks run on every rank unless they are added on rank 0 only, in the order in which they were added; a hook that
 talks to other ranks must be added on all of them.
@@ -24,10 +24,10 @@ def is_bad(record: StepRecord) -> bool:
 
 
 class Hook:
-    """Every moment does nothing by default; override those you need."""
+    """Every callback does nothing by default; override those you need."""
 
     def on_start(self, *, step: int, total_steps: int) -> None:
-        """Training is about to begin at `step` (0 = anew, k = k steps are already done)."""
+        """Training is about to begin; `step` optimizer steps are already done."""
 
     def on_step(self, record: StepRecord) -> None:
         """One optimizer step is done and its numbers are known (already reduced over the ranks)."""
@@ -36,18 +36,18 @@ class Hook:
         """A checkpoint of `step` is about to be written."""
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
-        """A checkpoint has been written and is valid (said at the end of a later step, for writing takes a while)."""
+        """A checkpoint has been written and is valid (called at the end of a later step: writing takes a while)."""
 
     def on_stop(self, unvalidated: StepRecord | None = None) -> None:
-        """All ranks have agreed to leave early: save what is not saved. `on_end` follows.
+        """All ranks have agreed to stop early: save what is not saved. `on_end` follows.
 
         Args:
-            unvalidated: a step that is done and was not told of by `on_step`, for its validation was broken off: that
-                comes when the run goes on.
+            unvalidated: a finished step for which `on_step` was not called, as its validation was interrupted: it is
+                called when the run is resumed.
         """
 
     def on_not_finite(self, step: int) -> None:
-        """Steps after `step` had no finite numbers, and the run ends for it: the weights of `step` may be to blame."""
+        """Steps after `step` were not finite, which ends the run: the weights of `step` may be the cause."""
 
     def on_evaluation(self, results: dict[str, Any]) -> None:
         """The final scores are there: the content of evaluation.json."""

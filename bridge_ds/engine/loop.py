@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.shards.samples import KINDS
-from bridge_ds.engine.distributed import set_timeout
 from bridge_ds.engine.hooks import Hook, StepRecord, is_bad
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.schedule import learning_rate
@@ -44,12 +44,12 @@ def fit(
     Args:
         bad_samples: bad samples left out in the steps that are done, by kind.
         stop: set by a signal; all ranks agree on it before each step.
-        watchdog: told where this rank is; it looks for hangs from the second step on (the first may compile and load).
+        watchdog: told the phase of this rank; it looks for hangs from the second step on (the first may compile).
         validation: computed after the steps for which it is due.
-        unvalidated: record of the step `done`, whose validation was broken off.
+        unvalidated: record of the step `done`, whose validation was interrupted.
 
     Raises:
-        Preempted: `stop` was set on some rank; the hooks have been told, and every rank raises it.
+        Preempted: `stop` was set on some rank; `on_stop` of the hooks was called, and every rank raises it.
         DataError: a rank cannot read its part of a batch, or more than `data.max_bad_samples` samples were bad (on
             every rank).
         TrainingError: more than `train.max_bad_steps` steps in a row had a loss or gradient that is not finite.
@@ -109,10 +109,10 @@ def _tell(
     run: Callable[[], dict[str, Any] | None] | None,
     mark: Callable[[str], None],
 ) -> None:
-    """Tell the hooks of a step that is done, with its validation where one is due.
+    """Call the hooks for a finished step, with its validation where one is due.
 
     Raises:
-        Preempted: that was broken off.
+        Preempted: the validation was interrupted.
     """
     if validation and run and validation.is_due(record["step"]):
         found = run()

@@ -1,6 +1,6 @@
-"""Preemption: a signal sets a flag and nothing else; the loop asks for it where all ranks can agree.
+"""Preemption: a signal only sets a flag; the loop reads it where all ranks can agree.
 
-A rank that saved alone would wait for the others for ever, so a signal never saves: see :func:`agree_on_data`.
+A rank that saved alone would wait for the others forever, so the handler never saves: see :func:`agree_on_data`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ __all__ = ["StopRequest"]
 
 
 class StopRequest:
-    """Whether this process was asked to save and leave."""
+    """Whether this process was asked to save and stop."""
 
     def __init__(self) -> None:
         self.signal = ""
-        """Name of the signal that came, such as `SIGUSR2`; empty = none."""
+        """Name of the signal received, such as `SIGUSR2`; empty = none."""
         self._process = os.getpid()
 
     def __bool__(self) -> bool:
@@ -31,6 +31,6 @@ class StopRequest:
         return self
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        # A forked process inherits the handler; its flag is nobody's.
+        # A forked process inherits the handler; nobody reads its flag.
         if os.getpid() == self._process:
             self.signal = signal.Signals(number).name

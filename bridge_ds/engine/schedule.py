@@ -25,6 +25,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
-    """Give each of an optimizer's parameter groups its learning rate: `lr` times the group's `lr_scale`."""
+    """Set the learning rate of each parameter group: `lr` times the group's `lr_scale`."""
     for group in groups:
         group["lr"] = lr * group["lr_scale"]

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel, build_bridge
-from bridge_ds.compat import reuse_hpz_group
+from bridge_ds.compat.deepspeed import import_deepspeed, reuse_hpz_group
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, fill_sizes, hpz_size, shard_config, stage
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
-from bridge_ds.engine.distributed import agree, import_deepspeed, on_all, whole_shape
+from bridge_ds.engine.distributed import agree, on_all, whole_shape
 from bridge_ds.errors import LaunchError
 from bridge_ds.frozen.gather import LayerGather
 from bridge_ds.frozen.identity import as_first_recorded, is_weak, model_identity, published_config, tokenizer_identity

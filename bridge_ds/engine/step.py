@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.compat import free_workspaces
+from bridge_ds.compat.torch import free_workspaces
 from bridge_ds.config.encoding import encoded_together
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import Batch, StepBatches
@@ -26,6 +27,8 @@ from bridge_ds.world import World
 
 __all__ = ["StepTotals", "agree_on_data", "allow_bad_samples", "encoded", "read_together", "train_step"]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class StepTotals:
@@ -37,17 +40,17 @@ class StepTotals:
     """Real encoder tokens."""
     prompt_tokens: int
     """Real LLM tokens around the soft prompt."""
-    places: int
-    """Places of all three tensors, padding included."""
+    positions: int
+    """Positions of all three tensors, padding included."""
     bad: tuple[int, ...]
     """Bad samples left out, by kind in the order of :data:`bridge_ds.data.shards.samples.KINDS`."""
     stopping: int = 0
-    """Ranks that were asked to save and leave."""
+    """Ranks that were asked to save and stop."""
 
     @property
     def padding_share(self) -> float:
-        """Share of places that hold padding, 0 to 1."""
-        return 1 - (self.target_tokens + self.source_tokens + self.prompt_tokens) / max(1, self.places)
+        """Share of positions that hold padding, 0 to 1."""
+        return 1 - (self.target_tokens + self.source_tokens + self.prompt_tokens) / max(1, self.positions)
 
 
 def agree_on_data(
@@ -55,10 +58,9 @@ def agree_on_data(
 ) -> StepTotals:
     """Count the global batch; if any rank could not read its part, every rank fails with that rank's reason.
 
-    The one reduction also carries `stop`, this rank's wish to save and leave, so that agreeing on it before every step
-    costs nothing. It is of numbers that the host has, over the hosts: no device is asked.
-
-    Without it the others would wait in the next collective for a rank that is gone (a collective itself).
+    Without it the others would wait in the next collective for a rank that is gone. The same reduction carries `stop`,
+    this rank's request to save and stop, so that agreeing on it before every step costs nothing. It runs over the hosts
+    (gloo), on numbers that they have: no device is synchronized (a collective).
 
     Raises:
         BridgeError: `fault` of this rank, or the first one of another.
@@ -68,9 +70,9 @@ def agree_on_data(
     counts += [sum(getattr(b, of) for b in micro) for of in ("target_tokens", "source_tokens", "beside_tokens")]
     counts += [sum(b.places for b in micro), int(stop)]
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
-    faults, targets, sources, prompts, places, stopping, *bad = sum_counts(counts)
+    faults, targets, sources, prompts, positions, stopping, *bad = sum_counts(counts)
     if not faults:
-        return StepTotals(targets, sources, prompts, places, tuple(bad), stopping)
+        return StepTotals(targets, sources, prompts, positions, tuple(bad), stopping)
     messages = everyones(str(fault) if fault else "", world)
     raise fault or DataError(next(filter(None, messages)))
 
@@ -97,9 +99,8 @@ def allow_bad_samples(
         return after
     reason = next(filter(None, everyones(batches.bad_reason, world)))
     if sum(after.values()) <= allowed:
-        if world.is_main:
-            place = f"step {batches.step}" if batches.step else "validation"
-            print(f"left out of {place}: {reason} ({sum(after.values())} of {allowed} allowed)", flush=True)
+        part = f"step {batches.step}" if batches.step else "validation"
+        _log.info("left out of %s: %s (%d of %d allowed)", part, reason, sum(after.values()), allowed)
         return after
     counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in after.items() if count)
     more = f" (bad samples so far: {counted}; data.max_bad_samples is {allowed})" if allowed else ""
@@ -131,7 +132,7 @@ def train_step(
         seed: run seed; dropout is seeded by (seed, step, rank), so that a resumed step draws what it drew before.
         waited: seconds spent waiting for this step's data.
         together: micro-batches that a frozen encoder reads together (:func:`read_together`).
-        mark: told each phase (:attr:`bridge_ds.engine.heartbeat.Beat.phase`) as it begins.
+        mark: called with each phase (:attr:`bridge_ds.engine.heartbeat.Beat.phase`) as it begins.
     """
     began = time.perf_counter()
     set_learning_rate(engine.optimizer.param_groups, lr)
@@ -142,11 +143,11 @@ def train_step(
     micro = [batch.to(device) for batch in batches.micro]
     states: list[States | None] = []
     for number, batch in enumerate(micro, start=1):
-        # Said and not counted by DeepSpeed, because with a token budget the number of micro-batches differs by step.
+        # Set here and not counted by DeepSpeed: with a token budget the number of micro-batches differs by step.
         engine.set_gradient_accumulation_boundary(number == len(micro))
         mark("forward")
         states = states or encoded(engine.module, micro[number - 1 :][:together])
-        loss = engine(batch, states.pop(0))  # its states go once backward has read them
+        loss = engine(batch, states.pop(0))  # its states are freed once backward has read them
         mark("backward")
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
         mark("update")
@@ -182,11 +183,11 @@ def train_step(
 
 
 def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, device: torch.device) -> torch.Tensor:
-    """What is known at the end of a step, over all ranks: one reduction, and the one time that the host waits for it.
+    """What is known at the end of a step, over all ranks: one reduction, and the only device synchronization of a step.
 
     Args:
         nll: this rank's loss, summed.
-        own: two numbers of this rank that are to be seen beside those of the others.
+        own: two numbers of this rank, returned beside those of the others.
 
     Returns:
         float64 on the CPU: the gradient norm, the loss, two numbers for each rank in order, the summed layer weights.
@@ -204,9 +205,9 @@ def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, devi
 
 
 def read_together(encoder: Encoder, config: Config) -> int:
-    """Most micro-batches that a frozen encoder reads together, by the config's numbers: the same on every rank."""
+    """Most micro-batches that a frozen encoder encodes together, by the config's numbers: the same on every rank."""
     data, train = config.data, config.train
-    # What is dropped would depend on what is read together.
+    # Dropout would depend on what is encoded together.
     if not train.encode_once or (config.encoder.dropout and not config.encoder.trainable):
         return 1
     tokens = data.tokens_per_micro_batch or train.micro_batch * data.max_source_tokens
@@ -215,9 +216,9 @@ def read_together(encoder: Encoder, config: Config) -> int:
 
 
 def encoded(model: BridgeModel, micro: list[Batch]) -> list[States | None]:
-    """The encoder's states of each of these micro-batches; none where its own forward is to make them."""
+    """The encoder's states of each of these micro-batches; None where the model's forward computes them."""
     encoder: Any = model.encoder
-    if len(micro) == 1 or encoder.by_layer is None:  # where nothing is gathered, it would only take memory
+    if len(micro) == 1 or encoder.by_layer is None:  # where nothing is gathered, it would only cost memory
         return [None] * len(micro)
     states = encoder.encode_all([model.encoder_input(batch) for batch in micro])
     free_workspaces()

@@ -1,7 +1,8 @@
-"""The loss on samples that training never sees, between two steps, on all ranks; training does not notice."""
+"""The loss on held-out samples, between two steps, on all ranks; it does not change training."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ from bridge_ds.world import World
 
 __all__ = ["Validation", "make_validation", "validates_every"]
 
+_log = logging.getLogger(__name__)
+
 
 def validates_every(config: Config) -> int:
     """Optimizer steps from one validation to the next; 0 = there is none."""
@@ -32,7 +35,7 @@ def validates_every(config: Config) -> int:
 
 
 class Validation:
-    """This rank's part of the held-out samples, in memory for the whole run, and when it is computed."""
+    """This rank's part of the held-out samples, in memory for the whole run, and when to compute their loss."""
 
     def __init__(self, part: StepBatches, totals: StepTotals, samples: int, every: int, total_steps: int) -> None:
         """Args:
@@ -45,7 +48,7 @@ class Validation:
         self.part, self.totals, self.samples, self.every, self.total_steps = part, totals, samples, every, total_steps
 
     def is_due(self, step: int) -> bool:
-        """Whether this step is one of those after which the samples are computed."""
+        """Whether the loss is computed after this step."""
         return step % self.every == 0 or step == self.total_steps
 
     @torch.no_grad()
@@ -59,13 +62,13 @@ class Validation:
     ) -> dict[str, float | int] | None:
         """The numbers for the step's record, the same on every rank (a collective); none if `stop` was set on one.
 
-        In evaluation mode: nothing is dropped and no random number is drawn. Each sample counts once, each target token
-        alike, whatever the ranks and micro-batches.
+        In eval mode: no dropout, and no random number is drawn. Each sample counts once and each target token equally,
+        whatever the ranks and micro-batches.
 
         Args:
-            together: micro-batches that a frozen encoder reads together.
-            stop: looked at before each micro-batch.
-            mark: told `validate` before each.
+            together: micro-batches that a frozen encoder encodes together.
+            stop: checked before each micro-batch.
+            mark: called with `validate` before each.
         """
         began = time.perf_counter()
         sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -95,14 +98,11 @@ class Validation:
         }
 
 
-def make_validation(
-    config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus, say: Callable[[str], None]
-) -> Validation | None:
+def make_validation(config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus) -> Validation | None:
     """Read and tokenise the held-out samples (a collective); none where the run has no validation.
 
     Args:
         corpus: the run's training data.
-        say: prints one line for the user.
 
     Raises:
         DataError: a sample cannot be read, more than `data.max_bad_samples` are bad, or `train.validate_every` asks for
@@ -116,7 +116,7 @@ def make_validation(
         found = f"no sample is held out (data.validation_percent {config.data.validation_percent} of {corpus.samples})"
         if config.train.validate_every:
             raise DataError(f"{found}; train.validate_every expects some; hold out more, or set it to 0.")
-        say(f"no validation: {found}.")
+        _log.info("no validation: %s.", found)
         return None
     totals = agree_on_data(part, None, world)
     left_out = allow_bad_samples(part, totals, dict.fromkeys(KINDS, 0), config.data.max_bad_samples, world)

@@ -1,11 +1,12 @@
-"""A thread that writes this rank's heartbeat and, when training stands still, names who holds it up and ends the job.
+"""A thread that writes this rank's heartbeat and, when training hangs, names the rank that causes it and ends the job.
 
-Collectives hang without a word when one rank is stuck; the scheduler then bills all of them until the time limit.
+Collectives hang silently when one rank is stuck; the scheduler then bills all of them until the time limit.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import socket
 import sys
@@ -17,12 +18,14 @@ from pathlib import Path
 import torch
 
 from bridge_ds.engine.distributed import device_of
-from bridge_ds.engine.gpu import Trail
+from bridge_ds.engine.gpu import DeviceProgress
 from bridge_ds.engine.heartbeat import Beat, blamed, owner, read_beats, where_is_main, write_beat
 from bridge_ds.errors import EXIT_HUNG, EXIT_LOST
 from bridge_ds.world import World
 
 __all__ = ["Watchdog"]
+
+_log = logging.getLogger(__name__)
 
 
 class Watchdog:
@@ -34,19 +37,19 @@ class Watchdog:
         world: World,
         limit: float,
         last_words: Callable[[str, int], None] | None = None,
-        trail: Trail | None = None,
+        device: DeviceProgress | None = None,
     ) -> None:
         """Args:
         folder: where the heartbeats go; made if absent.
         world: this rank among the others.
         limit: seconds without progress after which the job is ended; 0 = never.
-        last_words: gets the sentence that names the rank, and the exit status, on the rank that speaks.
-        trail: of this rank's device; by default that of its GPU, if it has one.
+        last_words: called with the message that names the rank, and the exit status, on the rank that prints it.
+        device: of this rank; by default that of its GPU, if it has one.
         """
         self._folder, self._world, self._limit, self._last_words = folder, world, limit, last_words
         self._interval = min(10.0, limit / 10) if limit else 10.0
         self._step, self._count, self._phase, self._age = 0, 0, "start", 0.0
-        self._trail = trail or Trail()
+        self._device = device or DeviceProgress()
         self._armed = False
         self._mark = ""
         self._stop = threading.Event()
@@ -59,15 +62,15 @@ class Watchdog:
         self._thread.start()
 
     def mark(self, phase: str, step: int | None = None) -> None:
-        """This rank has come to `phase` of `step` (default: the same step)."""
+        """This rank has reached `phase` of `step` (default: the same step)."""
         if step is not None:
             self._step, self._count = step, 0
         self._count += 1
         self._phase, self._age = phase, 0.0
-        self._trail.note((self._step, self._count, phase))
+        self._device.note((self._step, self._count, phase))
 
     def arm(self, armed: bool = True) -> None:
-        """Look for hangs from now on, or no longer (loading and scoring may stand still for long)."""
+        """Look for hangs from now on, or no longer (loading and scoring may take long without progress)."""
         self._age, self._armed = 0.0, armed and self._limit > 0
 
     def stop(self) -> None:
@@ -80,11 +83,11 @@ class Watchdog:
         on_gpu = False
         while not self._stop.wait(self._interval):
             now = time.monotonic()
-            # A process that was stopped as a whole (SIGSTOP, a suspended node) has not hung: such time does not count.
+            # A process that was stopped as a whole (SIGSTOP, a suspended node) does not hang: such time does not count.
             self._age += min(now - before, 2 * self._interval)
             before = now
             if not on_gpu and torch.cuda.is_initialized():
-                # Every thread begins on device 0, where a question to CUDA would make a context of this rank's.
+                # Every thread begins on device 0, where a CUDA call would create a context of this rank.
                 torch.cuda.set_device(device_of(self._world))
                 on_gpu = True
             self._write()
@@ -94,7 +97,7 @@ class Watchdog:
 
     def _write(self) -> None:
         where, inside = where_is_main()
-        reached = self._trail.reached() or (-1, 0, "")
+        reached = self._device.reached() or (-1, 0, "")
         beat = Beat(
             rank=self._world.rank,
             host=socket.gethostname(),
@@ -114,21 +117,22 @@ class Watchdog:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_beat(self._folder, beat)
         except OSError as error:
-            # A full disk is the checkpoint's to report; a heartbeat must not end a run.
+            # A full disk is reported by the checkpoint; a heartbeat must not end a run.
             if not self._warned:
                 self._warned = True
-                print(f"warning: heartbeats cannot be written to {self._folder} ({error.strerror})", file=sys.stderr)
+                _log.warning("heartbeats cannot be written to %s (%s)", self._folder, error.strerror)
 
     def _leave_if_superseded(self) -> None:
-        # Two trainers in one folder would mix their lines and checkpoints. Slurm starts a job again when a node's
-        # daemon is gone, whether or not the job's processes there are.
+        # Two trainings in one folder would mix their lines and checkpoints. Slurm starts a job again when a node's
+        # daemon is gone, whether or not the job's processes there are. (Printed, not logged, here and below: the main
+        # thread may hang while it holds the lock of a logging handler.)
         now = owner(self._folder)
         if now and self._mark and now != self._mark:
             print(f"error: this run was started again ({now}); this start of it leaves.", file=sys.stderr, flush=True)
             os._exit(EXIT_LOST)
 
     def _end(self) -> None:
-        time.sleep(2 * self._interval)  # the others write their places, too
+        time.sleep(2 * self._interval)  # the others write their heartbeats, too
         self._write()
         if self._age == 0 or not self._armed:
             return
@@ -141,7 +145,7 @@ class Watchdog:
             print(text, file=sys.stderr, flush=True)
             if self._last_words:
                 self._last_words(text, EXIT_HUNG)
-        # The launcher ends all ranks when the first leaves: those who only wait give the stuck one time to speak.
+        # The launcher ends all ranks when the first exits: those that only wait give the stuck one time to print.
         mine = any(clause.startswith(f"rank {self._world.rank} ") for clause in guilty)
         time.sleep(0.5 if mine or not guilty else 2.0)
         if mine or not guilty or self._world.is_main:

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from bridge_ds.compat.streamed import streamed
 from bridge_ds.errors import ConfigError
-from bridge_ds.frozen.streamed import streamed
 
 __all__ = ["DTYPES", "freeze", "load_complete"]
 

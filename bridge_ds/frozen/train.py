@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
+from bridge_ds.compat.transformers import enable_recomputing, set_recomputing
 
 __all__ = ["Trained", "never_drop_layers"]
 

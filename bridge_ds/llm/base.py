@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bridge_ds.compat import masks_known
+from bridge_ds.compat.transformers import masks_known
 
 __all__ = ["LLM"]
 

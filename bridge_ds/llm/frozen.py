@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from bridge_ds.compat.transformers import enable_recomputing, set_recomputing
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import LlmConfig, ModelConfig
 from bridge_ds.frozen.load import DTYPES, load_complete
-from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.bias import use_trained
 from bridge_ds.llm.trained import TrainedLLM

@@ -17,7 +17,7 @@ __all__ = ["device_gib", "host_gib", "memory"]
 
 GIB = 2**30
 PART = 2**28
-"""Bytes of a model's files that rank 0 reads at once (:data:`bridge_ds.frozen.streamed.PART_BYTES`)."""
+"""Bytes of a model's files that rank 0 reads at once (:data:`bridge_ds.compat.streamed.PART_BYTES`)."""
 
 
 def device_gib() -> float:

@@ -1,1 +1,1 @@
-"""What a run leaves for people: metrics.jsonl, MLflow, console, plots. Hooks of the engine, rank 0 only."""
+"""Records of a run: metrics.jsonl, trackers (MLflow, TensorBoard, W&B), console, plots. Hooks on rank 0 only."""

@@ -1,27 +1,30 @@
-"""The run in MLflow, told by a thread of its own: tracking can be slow or dead, and training never waits.
-
-No queue holds numbers: metrics.jsonl is the queue. Training only wakes the thread, which reads and sends what
-is new in the file. So nothing grows while a server is away, and one that comes back gets all that it missed.
-"""
+"""The run in MLflow."""
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import os
-import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.load import flatten
 from bridge_ds.config.schema import Config, TrackConfig
-from bridge_ds.engine.hooks import Hook, StepRecord
-from bridge_ds.track.mlflow_database import sqlite_uri
-from bridge_ds.track.mlflow_faults import one_line
-from bridge_ds.track.mlflow_run import MlflowRun
+from bridge_ds.engine.hooks import StepRecord
+from bridge_ds.errors import LaunchError
+from bridge_ds.track.mlflow_database import explain, prepare, sqlite_uri
+from bridge_ds.track.mlflow_faults import experiment_id, refuse_deleted
+from bridge_ds.track.points import UNITS, numbers, score_points
+from bridge_ds.track.tracker import Tracker, TrackerState, one_line, without_password
 
-__all__ = ["MlflowTracker", "set_defaults", "tracking_uri"]
+__all__ = ["MlflowRun", "make_tracker", "tracking_uri"]
 
+_BATCH = 1000
+"""Metrics in one call, MLflow's limit; params and tags have a tenth of it."""
+_LARGEST_ARTIFACT = 32 * 2**20
+"""Bytes; a file above this stays in the run folder only."""
+_STATUS = {"finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 _DEFAULTS = {
     # MLflow's own defaults (7 retries, 120 s) hold a call to a dead server for 4 to 20 minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -30,129 +33,182 @@ _DEFAULTS = {
     # A line of its own would tear the progress bar.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-_RETRY_SECONDS = 60.0
-"""Pause after a failure; the end of the run cuts it short."""
 _FIRST_DATABASE_SECONDS = 90.0
 """Patience at the end when the store is a sqlite file: its first use runs MLflow's migrations (7 s)."""
-_KILLED_SECONDS = 5.0
-"""Patience when the job is being taken away: the grace time belongs to the checkpoint."""
 
 
-class MlflowTracker(Hook):
-    """Sends the run to MLflow. On rank 0 only, after :class:`.MetricsLog` and :class:`.PlotHook`."""
+class MlflowRun(Tracker):
+    """Keeps one MLflow run in step with one run folder."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: Config,
-        facts: Mapping[str, object] | None = None,
-        say: Callable[[str], None] = print,
-        close_seconds: float = 15.0,
-    ) -> None:
-        """Nothing is imported or contacted yet.
+    name = "MLflow"
+    file = "mlflow.json"
+    remedy = "start the server, or set track.uri in config.yaml"
 
-        Args:
-            folder: the run folder, with metrics.jsonl in it.
-            config: the resolved config; its keys become the params.
-            facts: what may differ between attempts (ranks, nodes, job); tags `attempt.N.<name>`.
-            say: prints one line for the user.
-            close_seconds: the longest that :meth:`on_end` waits for a server.
-        """
-        self._say = say
-        self._close_seconds = close_seconds
-        self._facts = dict(facts or {})
-        uri = tracking_uri(config.track, Path(folder))
-        self._run = None if uri is None else MlflowRun(Path(folder), uri, config.track, flatten(config))
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
-        self._ending = threading.Event()
-        self._status = ""
-        self._error: Exception | None = None
-        self._warned = self._done = False
+    def __init__(self, folder: Path, config: Config, uri: str) -> None:
+        """`uri` of the store, see :func:`tracking_uri`. Contacts nobody."""
+        super().__init__(folder, config, uri)
+        self.uri = uri
+        self.patience = _FIRST_DATABASE_SECONDS if uri.startswith("sqlite") else 0.0
+        self._params = {key: str(value) for key, value in flatten(config).items()}
+        self._attempt = 0
+        self._client: Any = None
 
-    def on_start(self, *, step: int, total_steps: int) -> None:
-        """Remember where this attempt starts."""
-        self._facts["start_step"] = step
+    def open(self, facts: Mapping[str, object] | None) -> str:
+        """Connect, and create the run or continue it, unless it is open; see :meth:`Tracker.open`."""
+        if self._client is not None:
+            return ""
+        for variable, value in _DEFAULTS.items():
+            os.environ.setdefault(variable, value)
+        import mlflow
+        from mlflow.entities import RunTag
 
-    def on_step(self, record: StepRecord) -> None:
-        """Wake the thread if this step is one of those sent."""
-        # The thread starts with the first step, not in on_start: it imports much, and a DataLoader worker
-        # forked in the midst of an import would inherit a lock that nobody opens.
-        if self._run is not None and (self._thread is None or self._run.is_due(record)):
-            self._start()
-            self._wake.set()
+        for name in ("mlflow", "alembic"):  # their notes would tear the progress bar
+            logging.getLogger(name).setLevel(logging.ERROR)
+        said = prepare(self.uri)
+        try:
+            client = mlflow.MlflowClient(tracking_uri=self.uri)
+            run = self._take_up(client) or self._create(client)
+        except Exception as error:
+            raise explain(self.uri, error) from error
+        self._send_params(client, run)
+        if facts is not None:
+            if not self._attempt:
+                self._attempt = self.state.attempts = self.state.attempts + 1
+            seen = {**facts, **self._changed_params(run)}
+            tags = [RunTag(f"attempt.{self._attempt}.{name}", str(fact)) for name, fact in seen.items()]
+            for part in _parts(tags, _BATCH // 10):
+                client.log_batch(self.state.run_id, tags=part)
+            client.update_run(self.state.run_id, status="RUNNING")
+            self.state.status = ""
+        self.save()
+        self._client = client
+        return said
 
-    def on_evaluation(self, results: dict[str, Any]) -> None:
-        """Keep the scores for the end."""
-        if self._run is not None:
-            self._run.results = results
+    def close(self) -> None:
+        """Forget the connection; the next :meth:`open` asks the store anew what it has."""
+        super().close()
+        self._client = None
 
-    def on_end(self, status: str) -> None:
-        """Set the status and send the rest, for a bounded time; what is missing then is said in one line."""
-        if self._run is None:
-            return
-        self._status = status
-        self._start()
-        self._ending.set()
-        self._wake.set()
-        assert self._thread is not None
-        self._thread.join(self._patience(status))
-        if self._done:
-            self._say(f"MLflow: run {self._run.state.run_id} is {status} at {self._run.public_uri}")
-            return
-        why = one_line(self._error) if self._error else "no answer in time"
-        self._say(
-            f"MLflow: not sent: {self._run.missing()} ({why}); all of it is still in {self._run.folder}; "
-            f"send it later with: python -m bridge_ds.track.sync {self._run.folder}"
-        )
-        with contextlib.suppress(OSError):  # a full disk must not hide how the run ended
-            self._run.note_unsent(status)
+    def send(self, records: Iterator[StepRecord]) -> None:
+        """Every number of a step is a metric."""
+        from mlflow.entities import Metric
 
-    def _patience(self, status: str) -> float:
-        if status == "killed":
-            return min(_KILLED_SECONDS, self._close_seconds)
-        assert self._run is not None
-        is_file = self._run.uri.startswith("sqlite")
-        return max(self._close_seconds, _FIRST_DATABASE_SECONDS) if is_file else self._close_seconds
+        batch: list[Any] = []
+        last = self.state.logged_step
+        for record in records:
+            step = record["step"]
+            stamp = int(1000 * record.get("time", time.time()))
+            points = [Metric(name, value, stamp, step) for name, value in numbers(record).items()]
+            if len(batch) + len(points) > _BATCH:
+                self._send(batch, last)
+                batch = []
+            batch += points
+            last = step
+        self._send(batch, last)
 
-    def _start(self) -> None:
-        if self._thread is None:
-            set_defaults()
-            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-            self._thread.start()
-
-    def _work(self) -> None:
-        # The only place that calls MLflow. An error costs a warning and a pause, never the run.
-        run = self._run
-        assert run is not None
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            ending = self._ending.is_set()
+    def finish(self, status: str) -> None:
+        """Send scores and files, and set the status; the status is set even if a file cannot be sent."""
+        run_id, problem = self.state.run_id, None
+        if status != "killed":
             try:
-                if said := run.open(self._facts):
-                    self._say(said)
-                run.send_new()
-                if ending:
-                    run.finish(self._status)
-                self._done, self._error = ending, None
+                self._send_scores()
+                self._send_files()
             except Exception as error:
-                run.close()
-                self._error = error
-                if not ending:
-                    self._warn(error)
-                    self._ending.wait(_RETRY_SECONDS)
-                    self._wake.set()
-            if ending:
-                return
+                problem = self._unsent(error)
+        self._client.set_terminated(run_id, status=_STATUS[status])
+        self.state.status = status
+        self.save()
+        if problem is not None:
+            raise problem
 
-    def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            self._say(
-                f"warning: MLflow at {self._run.public_uri if self._run else ''} failed "
-                f"({one_line(error)}); training goes on, and what metrics.jsonl has is sent when it answers"
-            )
+    def _unsent(self, error: Exception) -> LaunchError:
+        store = self._client.get_run(self.state.run_id).info.artifact_uri
+        return LaunchError(
+            f"files of MLflow run {self.state.run_id} cannot be written to {without_password(str(store))} "
+            f"({one_line(error)}), the numbers are there; expected a folder or store that can be written from "
+            f"here; make it so, and send them with: python -m bridge_ds.track.sync {self.folder}"
+        )
+
+    def _take_up(self, client: Any) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        if not self.state.run_id:
+            return None
+        try:
+            run = client.get_run(self.state.run_id)
+            history = client.get_metric_history(self.state.run_id, "loss")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.state = TrackerState(uri=self.state.uri, experiment=self.state.experiment)
+            return None
+        refuse_deleted(client, run, self.where, self.folder / self.file)
+        # The store knows best: a kill may fall between its commit and our note.
+        self.state.logged_step = max([self.state.logged_step, *(point.step for point in history)])
+        return run
+
+    def _create(self, client: Any) -> Any:
+        # A database has no folder for files of its own, and MLflow would take the working directory.
+        is_database = not self.uri.startswith(("http://", "https://", "databricks"))
+        artifacts = self.folder.absolute().parent / "mlartifacts" if is_database else None
+        note = "| metric | unit |\n|---|---|\n" + "".join(f"| {name} | {unit} |\n" for name, unit in UNITS.items())
+        run = client.create_run(
+            experiment_id(client, self.config.track.experiment, artifacts, self.where),
+            run_name=self.config.track.name or self.folder.absolute().name,
+            tags={"mlflow.note.content": note},
+        )
+        self.state.run_id = run.info.run_id
+        self.save()
+        return run
+
+    def _send_params(self, client: Any, run: Any) -> None:
+        from mlflow.entities import Param
+
+        new = [Param(key, value) for key, value in self._params.items() if key not in run.data.params]
+        for part in _parts(new, _BATCH // 10):
+            client.log_batch(self.state.run_id, params=part)
+
+    def _changed_params(self, run: Any) -> dict[str, str]:
+        # Params cannot change in MLflow; what a later attempt does otherwise is a fact of that attempt.
+        known = run.data.params
+        return {f"param.{key}": v for key, v in self._params.items() if key in known and known[key] != v}
+
+    def _send(self, points: list[Any], last: int) -> None:
+        for part in _parts(points, _BATCH):
+            self._client.log_batch(self.state.run_id, metrics=part)
+        if points:
+            self.state.logged_step = last
+            self.save()
+
+    def _send_scores(self) -> None:
+        from mlflow.entities import Metric
+
+        known = self._client.get_run(self.state.run_id).data.metrics
+        now = int(1000 * time.time())
+        scores = {name: value for name, value in score_points(self.scores()).items() if known.get(name) != value}
+        points = [Metric(name, value, now, self.config.train.steps) for name, value in scores.items()]
+        for part in _parts(points, _BATCH):
+            self._client.log_batch(self.state.run_id, metrics=part)
+
+    def _send_files(self) -> None:
+        files: list[tuple[Path, str | None]] = [
+            (self.folder / name, None) for name in ("config.yaml", "evaluation.json")
+        ]
+        files += [(path, "plots") for path in sorted((self.folder / "plots").glob("*.png"))]
+        for path, folder in files:
+            if path.is_file() and os.path.getsize(path) <= _LARGEST_ARTIFACT:
+                self._client.log_artifact(self.state.run_id, str(path), artifact_path=folder)
+
+
+def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def make_tracker(folder: Path, config: Config) -> MlflowRun | None:
+    """The tracker of a run folder; None if `track.uri` is none."""
+    uri = tracking_uri(config.track, Path(folder))
+    return None if uri is None else MlflowRun(folder, config, uri)
 
 
 def tracking_uri(track: TrackConfig, folder: Path, environ: Mapping[str, str] | None = None) -> str | None:
@@ -162,9 +218,3 @@ def tracking_uri(track: TrackConfig, folder: Path, environ: Mapping[str, str] | 
     if uri.lower() == "none":
         return None
     return uri or sqlite_uri(folder.absolute().parent / "mlflow.db")
-
-
-def set_defaults() -> None:
-    """Give MLflow's variables short defaults; values that the user has set stay."""
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""The sqlite file that runs of one folder share: its URI, and how it comes to be there whole or not at all.
+"""The sqlite file that the runs of one folder share: its URI, and how it is created whole or not at all.
 
 MLflow makes its tables in the file itself, in some seventy steps and up to seven seconds; killed in between, it leaves
 one that neither it nor any later run can use (mlflow/mlflow#23721). Here they are made in a file of another name.
@@ -16,18 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from bridge_ds.compat import make_mlflow_tables, mlflow_revision, spare_quoted_folders
+from bridge_ds.compat.mlflow import make_mlflow_tables, mlflow_revision, spare_quoted_folders
 from bridge_ds.disk import beside, real
 from bridge_ds.errors import LaunchError
-from bridge_ds.track.mlflow_faults import one_line
+from bridge_ds.track.tracker import one_line
 
 __all__ = ["explain", "prepare", "sqlite_path", "sqlite_uri"]
 
 _SCHEME = "sqlite:///"
 _QUIET_SECONDS = 5.0
-"""A half-made file that does not change for so long is not being made."""
+"""A half-made file that did not change for so long is not being made any more."""
 _LONGEST_SECONDS = 120.0
-"""Patience with one that does."""
+"""The longest wait for one that does change."""
 _OLD_SECONDS = 60.0
 """One that was last changed before that is not being made either."""
 _MAKING = "making"
@@ -93,7 +93,7 @@ def explain(uri: str, error: Exception) -> Exception:
     return LaunchError(
         f"{path} is no database of this version of MLflow ({one_line(error)}); expected one, or none; copy it to a "
         f"safe place and run `mlflow db upgrade {uri}`; where an upgrade was broken off, put back a copy from before "
-        "it; or set track.uri to another place."
+        "it; or set track.uri to another file."
     )
 
 

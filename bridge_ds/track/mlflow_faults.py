@@ -1,39 +1,23 @@
-"""What MLflow refuses, in words that name the remedy; and errors for a line of text."""
+"""What MLflow refuses, as user errors."""
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.errors import BridgeError, LaunchError
+from bridge_ds.errors import LaunchError
 
-__all__ = ["experiment_id", "one_line", "refuse_deleted", "without_password"]
-
-
-def without_password(text: str) -> str:
-    """The text with `user:password@` taken out of every URI in it."""
-    return re.sub(r"(?<!/)//[^/@\s]*@", "//", text)
+__all__ = ["experiment_id", "refuse_deleted"]
 
 
-def one_line(error: Exception | None) -> str:
-    """The error for a line of text, without passwords."""
-    text = without_password(" ".join(str(error).split()))
-    if isinstance(error, BridgeError):
-        return text
-    # The cause stands at the end of a transport error, the request at its start.
-    text = f"{type(error).__name__}: {text}"
-    return text if len(text) <= 170 else f"{text[:80]} ... {text[-85:]}"
-
-
-def experiment_id(client: Any, name: str, place: Path | None, uri: str) -> str:
+def experiment_id(client: Any, name: str, artifacts: Path | None, uri: str) -> str:
     """The experiment of that name, made if there is none.
 
     Args:
         client: of MLflow.
         name: `track.experiment`.
-        place: folder for the files of its runs; none = the server's own.
+        artifacts: folder for the files of its runs; none = the server's own.
         uri: of the store, without a password.
 
     Raises:
@@ -44,7 +28,7 @@ def experiment_id(client: Any, name: str, place: Path | None, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=place.as_uri() if place else None))
+            return str(client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # by another start, just now
             if found is None:

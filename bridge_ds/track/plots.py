@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.disk import put, real
+from bridge_ds.disk import atomic_write, real
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.track.metrics import read_metrics
 
 __all__ = ["PlotHook", "plot_accuracy", "plot_layer_weights", "plot_loss"]
+
+_log = logging.getLogger(__name__)
 
 _WIDTH, _DPI = 8.0, 150
 """Inches and dots an inch: 1200 pixels."""
@@ -50,10 +53,9 @@ def _styled(plot: Callable[[Any, Path], None]) -> Callable[[Any, Path], None]:
 class PlotHook(Hook):
     """Writes `<run>/plots/{loss,layer_weights,accuracy}.png`. One that fails costs a line, not the run."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
-        """`folder` is the run folder; `say` prints one line for the user."""
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the run folder."""
         self._folder = Path(folder)
-        self._say = say
 
     def on_evaluation(self, results: dict[str, Any]) -> None:
         """Draw the accuracies."""
@@ -67,7 +69,7 @@ class PlotHook(Hook):
         try:
             records = read_metrics(path)
         except Exception as error:
-            self._say(f"warning: no plots, metrics.jsonl cannot be read ({error})")
+            _log.warning(f"no plots, metrics.jsonl cannot be read ({error})")
             return
         if records:
             self._draw(plot_loss, records, "loss.png")
@@ -78,7 +80,7 @@ class PlotHook(Hook):
         try:
             plot(data, self._folder / "plots" / name)
         except Exception as error:
-            self._say(f"warning: plots/{name} was not drawn ({type(error).__name__}: {error})")
+            _log.warning(f"plots/{name} was not drawn ({type(error).__name__}: {error})")
 
 
 @_styled
@@ -93,8 +95,8 @@ def plot_loss(records: Sequence[StepRecord], path: Path) -> None:
     if window > 1:
         upper.plot(steps, loss, color=_COLOURS[0], linewidth=0.8, alpha=0.7, label="each step")
         label = f"median of {window} steps"
-        places, medians = _running_median(loss, window)
-        upper.plot([steps[place] for place in places], medians, color=_COLOURS[1], linewidth=2, label=label)
+        positions, medians = _running_median(loss, window)
+        upper.plot([steps[at] for at in positions], medians, color=_COLOURS[1], linewidth=2, label=label)
     else:
         upper.plot(steps, loss, color=_COLOURS[1], linewidth=1.8, label="each step", **single)
     held_out = [(r["step"], _float(r["validation_loss"])) for r in records if "validation_loss" in r]
@@ -156,11 +158,11 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
     for axis, task in zip(axes, tasks, strict=True):
         languages = list(results[systems[0]][task])
         width = 0.8 / len(systems)
-        for place, system in enumerate(systems):
-            middle = [x + (place - (len(systems) - 1) / 2) * width for x in range(len(languages))]
+        for number, system in enumerate(systems):
+            middle = [x + (number - (len(systems) - 1) / 2) * width for x in range(len(languages))]
             heights = [100 * results[system][task][language]["likelihood"] for language in languages]
             name = "LLM alone" if system == "llm" else system.replace("_", " ")
-            bars = axis.bar(middle, heights, 0.94 * width, color=_COLOURS[place % len(_COLOURS)], label=name)
+            bars = axis.bar(middle, heights, 0.94 * width, color=_COLOURS[number % len(_COLOURS)], label=name)
             if len(languages) * len(systems) <= 32:
                 size = 9 if len(languages) * len(systems) <= 24 else 8
                 # A white ground, so that neither a grid line nor the chance line runs through a number.
@@ -176,7 +178,7 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
         axis.grid(False, axis="x")
     axes[-1].set_xlabel("language")
     handles, labels = axes[0].get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda place: labels[place] == "chance")  # chance last
+    order = sorted(range(len(labels)), key=lambda i: labels[i] == "chance")  # chance last
     figure.legend(
         [handles[i] for i in order], [labels[i] for i in order], loc="outside upper center", ncols=len(labels)
     )
@@ -196,10 +198,8 @@ def _figure(height: float, rows: int, height_ratios: Sequence[float] | None = No
 
 def _save(figure: Any, path: Path) -> None:
     real(path.parent).mkdir(parents=True, exist_ok=True)
-    path = real(path)
-    temp = path.with_name(f".{path.name}")
-    figure.savefig(temp, format="png")
-    put(temp, path)
+    with atomic_write(path, "wb", fsync=False) as file:
+        figure.savefig(file, format="png")
 
 
 def _whole_steps(axis: Any) -> None:
@@ -213,12 +213,12 @@ def _float(value: Any) -> float:
 
 
 def _running_median(values: Sequence[float], window: int) -> tuple[list[int], list[float]]:
-    # Places and the medians around them, a few hundred however long the run is.
+    # Positions and the medians around them, a few hundred however long the run is.
     # A median, so that one bad step does not bend the curve.
     import numpy as np
 
     array = np.asarray(values)
-    places = sorted({*range(0, len(array), math.ceil(len(array) / _COLUMNS)), len(array) - 1})
-    near = [array[max(0, place - window // 2) : place + window // 2 + 1] for place in places]
+    positions = sorted({*range(0, len(array), math.ceil(len(array) / _COLUMNS)), len(array) - 1})
+    near = [array[max(0, at - window // 2) : at + window // 2 + 1] for at in positions]
     finite = [part[np.isfinite(part)] for part in near]
-    return places, [float(np.median(part)) if part.size else math.nan for part in finite]
+    return positions, [float(np.median(part)) if part.size else math.nan for part in finite]

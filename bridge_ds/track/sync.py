@@ -1,4 +1,4 @@
-"""`python -m bridge_ds.track.sync RUN`: send to MLflow what a run could not send while it ran."""
+"""`python -m bridge_ds.track.sync RUN`: send to the trackers what a run could not send while it ran."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from bridge_ds.config.load import flatten, load_run_config
+from bridge_ds.config.load import load_run_config
 from bridge_ds.config.schema import Config
 from bridge_ds.entry import run_command
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
-from bridge_ds.track.mlflow import set_defaults, tracking_uri
-from bridge_ds.track.mlflow_faults import one_line
-from bridge_ds.track.mlflow_run import MlflowRun
+from bridge_ds.track.tracker import one_line
+from bridge_ds.track.trackers import check_trackers, make_trackers
 
 __all__ = ["main", "sync"]
 
@@ -31,34 +30,35 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def sync(folder: Path, config: Config) -> str:
-    """Send all that a run folder has and MLflow has not, in this thread; for after a dead server.
+    """Send all that a run folder has and its trackers have not, in this thread; for after a dead server.
 
     Returns:
-        One line that says what was sent.
+        A line for each tracker that says what was sent.
 
     Raises:
-        LaunchError: MLflow did not take it.
+        ConfigError: `track.to` cannot be used.
+        LaunchError: a tracker did not take it.
     """
-    uri = tracking_uri(config.track, folder)
-    if uri is None:
-        return "track.uri is none: nothing to send"
-    set_defaults()
-    run = MlflowRun(folder, uri, config.track, flatten(config))
-    before = run.state.logged_step
-    try:
-        said = run.open(None)
-        run.send_new()
-        if run.state.status:
-            run.finish(run.state.status)
-    except LaunchError:
-        raise  # it answers, and says what is to be mended
-    except Exception as error:
-        raise LaunchError(
-            f"MLflow at {run.public_uri} failed ({one_line(error)}); expected a store that answers; "
-            "start the server, or set track.uri in config.yaml."
-        ) from error
-    sent = f"MLflow: run {run.state.run_id} at {run.public_uri}: steps {before} to {run.state.logged_step} sent"
-    return f"{said}\n{sent}" if said else sent
+    check_trackers(config)
+    lines = []
+    for tracker in make_trackers(folder, config):
+        before = tracker.state.logged_step
+        try:
+            warning = tracker.open(None)
+            tracker.send_new()
+            if tracker.state.status:
+                tracker.finish(tracker.state.status)
+        except LaunchError:
+            raise  # it answers, and says what is to be changed
+        except Exception as error:
+            raise LaunchError(
+                f"{tracker.name} at {tracker.where} failed ({one_line(error)}); expected a store that answers; "
+                f"{tracker.remedy}."
+            ) from error
+        lines += [warning] if warning else []
+        steps = f"steps {before} to {tracker.state.logged_step}"
+        lines.append(f"{tracker.name}: run {tracker.state.run_id} at {tracker.where}: {steps} sent")
+    return "\n".join(lines) or "track.to is empty, or track.uri is none: nothing to send"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge_ds.compat import hpz_group_is_reused
+from bridge_ds.compat.deepspeed import hpz_group_is_reused
 from bridge_ds.config.zero import fill_sizes, gather_sizes, hpz_size, read_ds_config, resolve_hpz
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.plan.shapes import LLMS

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from bridge_ds.engine.distributed import name_interface
-from bridge_ds.engine.gpu import DeviceEvent, Trail, device_event, gpu_of, grow_segments, refuse_shared, settle_numbers
+from bridge_ds.engine.gpu import (
+    DeviceEvent,
+    DeviceProgress,
+    device_event,
+    gpu_of,
+    grow_segments,
+    refuse_shared,
+    settle_numbers,
+)
 from bridge_ds.engine.heartbeat import Beat, read_beats
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import LaunchError
@@ -101,16 +109,16 @@ def test_a_device_is_where_its_last_event_is_done() -> None:
         marks.append(Mark())
         return marks[-1]
 
-    trail = Trail(event)
-    assert trail.reached() is None
+    device = DeviceProgress(event)
+    assert device.reached() is None
     places = [(1, count, phase) for count, phase in enumerate(("data", "forward", "backward"), start=1)]
     for place in places:
-        trail.note(place)
-    assert trail.reached() is None
+        device.note(place)
+    assert device.reached() is None
     marks[0].done = marks[1].done = True
-    assert trail.reached() == places[1]
+    assert device.reached() == places[1]
     marks[2].done = True
-    assert trail.reached() == trail.reached() == places[2]
+    assert device.reached() == device.reached() == places[2]
 
 
 class Broken:
@@ -122,11 +130,11 @@ class Broken:
 
 def test_after_a_fault_a_device_is_where_it_was_last_seen(tmp_path: Path) -> None:
     events: list[DeviceEvent] = [Mark(True), Broken(), Mark(True)]
-    trail = Trail(iter(events).__next__)
-    watchdog = Watchdog(tmp_path, World(), limit=1.0, trail=trail)
+    device = DeviceProgress(iter(events).__next__)
+    watchdog = Watchdog(tmp_path, World(), limit=1.0, device=device)
     for phase in ("data", "forward", "backward"):
         watchdog.mark(phase, 1 if phase == "data" else None)
-    assert trail.reached() == trail.reached() == (1, 1, "data")
+    assert device.reached() == device.reached() == (1, 1, "data")
     watchdog.start("")
     first = beat_of(tmp_path)
     deadline = time.monotonic() + 30
@@ -142,11 +150,11 @@ def test_the_watchdog_stands_on_its_ranks_gpu(tmp_path: Path) -> None:
     torch.cuda.set_device(1)
     seen: list[int] = []
 
-    class Seen(Trail):
+    class Seen(DeviceProgress):
         def reached(self) -> None:
             seen.append(torch.cuda.current_device())
 
-    watchdog = Watchdog(tmp_path, World(rank=1, size=2, local_rank=1, local_size=2), limit=1.0, trail=Seen())
+    watchdog = Watchdog(tmp_path, World(rank=1, size=2, local_rank=1, local_size=2), limit=1.0, device=Seen())
     watchdog.start("")
     beat_of(tmp_path, rank=1)
     watchdog.stop()
@@ -156,9 +164,9 @@ def test_the_watchdog_stands_on_its_ranks_gpu(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_without_a_gpu_there_is_no_trail() -> None:
     assert device_event() is None
-    trail = Trail()
-    trail.note((1, 1, "data"))
-    assert trail.reached() is None
+    device = DeviceProgress()
+    device.note((1, 1, "data"))
+    assert device.reached() is None
 
 
 def test_a_heartbeat_says_where_host_and_device_are(tmp_path: Path) -> None:
@@ -168,7 +176,7 @@ def test_a_heartbeat_says_where_host_and_device_are(tmp_path: Path) -> None:
         marks.append(Mark())
         return marks[-1]
 
-    watchdog = Watchdog(tmp_path, World(), limit=1.0, trail=Trail(event))
+    watchdog = Watchdog(tmp_path, World(), limit=1.0, device=DeviceProgress(event))
     for phase in ("data", "agree", "forward"):
         watchdog.mark(phase, 4 if phase == "data" else None)
     marks[0].done = marks[1].done = True

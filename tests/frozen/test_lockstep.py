@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bridge_ds.compat import free_workspaces
+from bridge_ds.compat.torch import free_workspaces
 from bridge_ds.frozen.lockstep import lockstep, pause
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.frozen.streamed import LayerDevice, parts
+from bridge_ds.compat.streamed import StoredTensor, parts
 from tests import launch, tiny
 
 PROGRAM = str(Path(__file__).parents[1] / "programs" / "load_sharded.py")
@@ -20,7 +20,7 @@ PROGRAM = str(Path(__file__).parents[1] / "programs" / "load_sharded.py")
 
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 100))
 def test_parts_hold_everything_once_in_order_and_no_more_than_they_may(sizes: list[int], limit: int) -> None:
-    places = {f"w{n}": LayerDevice(Path("f"), f"w{n}", (size,), torch.float32) for n, size in enumerate(sizes)}
+    places = {f"w{n}": StoredTensor(Path("f"), f"w{n}", (size,), torch.float32) for n, size in enumerate(sizes)}
     found = list(parts(places, limit))
     assert [name for part in found for name in part] == list(places)
     for part in found:

@@ -12,8 +12,8 @@ import torch
 import transformers as tf
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bridge_ds.compat.transformers import enable_recomputing, set_recomputing
 from bridge_ds.config.schema import FusionConfig, LoraConfig, MappingConfig
-from bridge_ds.frozen.recompute import enable_recomputing, set_recomputing
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels.primitives import chunk_rows
 from bridge_ds.fusion.spec import GPU_CHUNK

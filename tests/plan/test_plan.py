@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from bridge_ds.bridge import build_bridge
+from bridge_ds.compat.streamed import PART_BYTES
 from bridge_ds.config.load import RECIPES, load_config
 from bridge_ds.config.schema import Config, FusionConfig, LoraConfig, MappingConfig, ModelConfig
 from bridge_ds.encoder.families import FAMILIES
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.errors import ConfigError
-from bridge_ds.frozen.streamed import PART_BYTES
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.mapping import MAPPINGS

@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import transformers  # noqa: F401
 from transformers.integrations import HfDeepSpeedConfig
 
+from bridge_ds.compat import streamed
 from bridge_ds.config.load import load_config
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.config.zero import read_ds_config, shard_config
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.distributed import init_distributed
-from bridge_ds.frozen import load, streamed
+from bridge_ds.frozen import load
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.world import World

@@ -112,6 +112,7 @@ KINDS = {
     "checkpoint.keep_last": NEITHER,
     "checkpoint.keep_best": NEITHER,
     "checkpoint.max_failed_saves": NEITHER,
+    "track.to": NEITHER,
     "track.uri": NEITHER,
     "track.experiment": NEITHER,
     "track.name": NEITHER,

@@ -38,12 +38,15 @@ class RunConfig:
 class TrackConfig:
     """What is recorded and shown."""
 
+    to: tuple[str, ...] = ("mlflow",)
+    """Where metrics.jsonl is sent: mlflow, tensorboard (event files in the run folder), wandb. The last two are extras:
+    pip install 'bridge_ds[tensorboard]'."""
     uri: str = ""
     """MLflow tracking URI; empty = MLFLOW_TRACKING_URI, else sqlite:///<parent of run.output>/mlflow.db;
     `none` = metrics.jsonl only."""
     experiment: str = "bridge_ds"
-    """MLflow experiment name."""
+    """MLflow experiment name, W&B project."""
     name: str = ""
-    """MLflow run name; empty = the name of the run folder."""
+    """Name of the run there; empty = the name of the run folder."""
     every: int = 10
-    """Optimizer steps between two lines on a console that is no terminal, and between two MLflow points."""
+    """Optimizer steps between two lines on a console that is no terminal, and between two points in the trackers."""

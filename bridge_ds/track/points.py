@@ -1,4 +1,4 @@
-"""Which numbers of a run become points in MLflow, and under which names. Pure."""
+"""Which numbers of a run become points in a tracker, and under which names. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNITS = {
     "seconds": "s, wall time of the step",
     "target_tokens_per_s": "tokens/s, all ranks",
     "source_tokens_per_s": "tokens/s, all ranks",
-    "padding_share": "0 to 1, of all places in source, prompt and target",
+    "padding_share": "0 to 1, of all positions in source, prompt and target",
     "data_wait_share": "0 to 1, of the step's wall time, the slowest rank",
     "peak_memory_gib": "GiB, the fullest rank",
     "layer_weights_entropy": "nats",
@@ -37,13 +37,13 @@ UNITS = {
 
 
 def is_due(record: StepRecord, every: int, total: int) -> bool:
-    """Whether a step is one of the points in MLflow: by its record alone, so that all attempts agree."""
+    """Whether a step is logged: by its record alone, so that all attempts agree."""
     step = record["step"]
     return step == 1 or step == total or step % max(1, every) == 0 or "validation_loss" in record
 
 
 def numbers(record: StepRecord) -> dict[str, float]:
-    """The single numbers of a record under their MLflow names; without nulls, texts and per-rank lists."""
+    """The single numbers of a record under the names of the metrics; without nulls, texts and per-rank lists."""
     found = {}
     for key, value in record.items():
         if key in ("step", "time"):

@@ -1,8 +1,9 @@
-"""Read a model's files a part at a time while ZeRO-3 deals it out, so that no rank ever holds the whole model.
+"""Read a model's files a part at a time while ZeRO-3 shards it, so that no rank ever holds the whole model.
 
-transformers (5.17 to 5.23) opens all files on rank 0 and keeps every tensor until the last is dealt out: that rank's
-memory comes to a whole model, 140 GB for one of 70 B parameters. Here the files' tensors stay places in a file, and a
-part of them at a time goes through transformers' own function for ZeRO-3, which takes parts.
+transformers (5.17 to 5.24) opens all files on rank 0 and keeps every tensor until the last is sharded: that rank's
+memory comes to a whole model, 140 GB for one of 70 B parameters. Here a tensor stays a position in its file, and a part
+of them at a time goes through transformers' own function for ZeRO-3, which takes parts. It can go when the last assert
+of tests/frozen/test_streamed.py fails: without it, rank 0 then no longer holds a whole model.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ PART_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
-class LayerDevice:
-    """Where a tensor lies, and its size."""
+class StoredTensor:
+    """A tensor of a safetensors file, not read yet."""
 
     file: Path
     key: str
@@ -38,16 +39,16 @@ class LayerDevice:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def parts(places: Mapping[str, LayerDevice], size: int = PART_BYTES) -> Iterator[dict[str, LayerDevice]]:
+def parts(stored: Mapping[str, StoredTensor], size: int = PART_BYTES) -> Iterator[dict[str, StoredTensor]]:
     """Runs of at most `size` bytes (but at least one tensor), in the mapping's order: the same on every rank."""
-    part: dict[str, LayerDevice] = {}
+    part: dict[str, StoredTensor] = {}
     held = 0
-    for name, place in places.items():
-        if part and held + place.bytes > size:
+    for name, tensor in stored.items():
+        if part and held + tensor.bytes > size:
             yield part
             part, held = {}, 0
-        part[name] = place
-        held += place.bytes
+        part[name] = tensor
+        held += tensor.bytes
     if part:
         yield part
 
@@ -72,10 +73,10 @@ def streamed() -> Iterator[None]:
         return _places(Path(checkpoint_file))
 
     def deal_parts(model: Any, state: dict[str, Any], load_config: Any = None) -> tuple[list[str], set[str]]:
-        places = {name: place for name, place in state.items() if isinstance(place, LayerDevice)}
+        stored = {name: tensor for name, tensor in state.items() if isinstance(tensor, StoredTensor)}
         # A conversion (of experts that are kept apart, say) may need tensors of several parts.
-        chunks = [places] if _converts(load_config) else parts(places)
-        errors, missing = deal(model, {name: v for name, v in state.items() if name not in places}, load_config)
+        chunks = [stored] if _converts(load_config) else parts(stored)
+        errors, missing = deal(model, {name: v for name, v in state.items() if name not in stored}, load_config)
         for chunk in chunks:
             more_errors, still_missing = deal(model, _tensors(chunk), load_config)
             errors, missing = errors + more_errors, missing & still_missing
@@ -98,7 +99,7 @@ def _converts(load_config: Any) -> bool:
     return not all(isinstance(rule, WeightRenaming) for rule in rules)
 
 
-def _places(file: Path) -> dict[str, LayerDevice]:
+def _places(file: Path) -> dict[str, StoredTensor]:
     from safetensors import safe_open
     from transformers.modeling_utils import str_to_torch_dtype
 
@@ -106,19 +107,19 @@ def _places(file: Path) -> dict[str, LayerDevice]:
     with safe_open(file, framework="pt") as opened:
         for key in list(opened.keys()):
             told = opened.get_slice(key)
-            found[key] = LayerDevice(file, key, tuple(told.get_shape()), str_to_torch_dtype[told.get_dtype()])
+            found[key] = StoredTensor(file, key, tuple(told.get_shape()), str_to_torch_dtype[told.get_dtype()])
     return found
 
 
-def _tensors(places: Mapping[str, LayerDevice]) -> dict[str, torch.Tensor]:
+def _tensors(stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
     """The tensors on rank 0, which deals them out; on the others their shapes."""
     if torch.distributed.get_rank() > 0:
-        return {name: torch.empty(place.shape, dtype=place.dtype, device="meta") for name, place in places.items()}
+        return {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in stored.items()}
     from safetensors import safe_open
 
     found: dict[str, torch.Tensor] = {}
-    for file in dict.fromkeys(place.file for place in places.values()):
+    for file in dict.fromkeys(tensor.file for tensor in stored.values()):
         # Opened anew for each part: what was read of a file stays in this process's memory while it is open.
         with safe_open(file, framework="pt") as opened:
-            found |= {name: opened.get_tensor(place.key) for name, place in places.items() if place.file == file}
+            found |= {name: opened.get_tensor(tensor.key) for name, tensor in stored.items() if tensor.file == file}
     return found

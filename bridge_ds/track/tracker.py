@@ -1,0 +1,172 @@
+"""One run in one tracking system: what is the same for all of them, and what each has to do. A reader of metrics.jsonl.
+
+A tracker is a file with a subclass of :class:`Tracker`, and a line in :data:`bridge_ds.track.trackers.TRACKERS`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.config.schema import Config
+from bridge_ds.disk import write_text
+from bridge_ds.engine.hooks import StepRecord
+from bridge_ds.errors import BridgeError
+from bridge_ds.track.metrics import parse_line
+from bridge_ds.track.points import is_due
+
+__all__ = ["Tracker", "TrackerState", "one_line", "without_password"]
+
+
+@dataclass
+class TrackerState:
+    """A JSON file in the run folder: what a later attempt must know to go on with the same run."""
+
+    run_id: str = ""
+    uri: str = ""
+    """Without a password."""
+    experiment: str = ""
+    logged_step: int = 0
+    """The last step whose metrics the tracker has."""
+    attempts: int = 0
+    """Processes that have logged to this run so far."""
+    status: str = ""
+    """How the last attempt ended (finished, failed, killed), if it ended."""
+
+    @classmethod
+    def load(cls, path: Path) -> TrackerState:
+        """The saved state; a new one if there is none."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        except (OSError, json.JSONDecodeError, TypeError):
+            return cls()
+
+
+class Tracker:
+    """Keeps one run of a tracking system up to date with one run folder.
+
+    `open`, `send`, `finish` and `close` are called by one thread. They may block or raise, and each is called again
+    after an error: first `close`, then `open`.
+    """
+
+    name = ""
+    """For messages."""
+    file = ""
+    """Name of the state's file in the run folder."""
+    remedy = "mend it"
+    """What to do if it cannot be reached, for a message."""
+    patience = 0.0
+    """Seconds that the end of a run waits at least, for one that writes files and therefore does get ready."""
+
+    def __init__(self, folder: Path, config: Config, where: str) -> None:
+        """Reads the state; contacts nobody.
+
+        Args:
+            folder: the run folder, with metrics.jsonl in it.
+            config: the resolved config.
+            where: URI or folder of the tracker's data. A saved run of another one, or of another experiment, is not
+                continued.
+        """
+        self.folder, self.config, self.where = Path(folder), config, without_password(where)
+        self.results: dict[str, Any] | None = None
+        self.state = TrackerState.load(self.folder / self.file)
+        if (self.state.uri, self.state.experiment) != (self.where, config.track.experiment):
+            self.state = TrackerState(uri=self.where, experiment=config.track.experiment)
+        self._offset = 0
+        self._lock = threading.Lock()
+
+    def open(self, facts: Mapping[str, object] | None) -> str:
+        """Connect, and create the run or continue it, unless it is open.
+
+        Args:
+            facts: what may differ between attempts (ranks, nodes, job); None = no new attempt.
+
+        Returns:
+            a warning for the user, mostly empty.
+
+        Raises:
+            LaunchError: the store answers, and something there must be changed first.
+        """
+        raise NotImplementedError
+
+    def send(self, records: Iterator[StepRecord]) -> None:
+        """Log these steps, and set `state.logged_step` to the last one that the tracker has."""
+        raise NotImplementedError
+
+    def finish(self, status: str) -> None:
+        """Send scores and files, and set the run's status: finished, failed or killed."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Forget the connection; the next :meth:`open` makes a new one, and metrics.jsonl is read again."""
+        self._offset = 0
+
+    def is_due(self, record: StepRecord) -> bool:
+        """Whether a step is one of those that are logged."""
+        return is_due(record, self.config.track.every, self.config.train.steps)
+
+    def send_new(self) -> None:
+        """Send the due steps of metrics.jsonl above `logged_step`."""
+        self.send(self._new())
+
+    def save(self) -> None:
+        """Write the state."""
+        with self._lock:  # two threads save when a run ends while the tracker does not answer
+            write_text(self.folder / self.file, json.dumps(asdict(self.state), indent=2) + "\n")
+
+    def scores(self) -> dict[str, Any]:
+        """The content of evaluation.json; empty if there is none."""
+        path = self.folder / "evaluation.json"
+        if self.results is not None or not path.is_file():
+            return self.results or {}
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def missing(self) -> str:
+        """What metrics.jsonl has above `logged_step`, in words."""
+        path = self.folder / "metrics.jsonl"
+        last = 0
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - 2**17))
+                lines = file.read().decode(errors="replace").splitlines(keepends=True)
+            last = max((record["step"] for line in lines if (record := parse_line(line))), default=0)
+        if last > self.state.logged_step:
+            return f"steps {self.state.logged_step + 1} to {last}, the files and the status"
+        return "the files and the status"
+
+    def _new(self) -> Iterator[StepRecord]:
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return
+        last = self.state.logged_step
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                record = parse_line(line.decode(errors="replace"))
+                if record is not None and record["step"] > last and self.is_due(record):
+                    last = record["step"]
+                    yield record
+
+
+def without_password(text: str) -> str:
+    """The text with `user:password@` taken out of every URI in it."""
+    return re.sub(r"(?<!/)//[^/@\s]*@", "//", text)
+
+
+def one_line(error: Exception | None) -> str:
+    """The error for a line of text, without passwords."""
+    text = without_password(" ".join(str(error).split()))
+    if isinstance(error, BridgeError):
+        return text
+    # The cause stands at the end of a transport error, the request at its start.
+    text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= 170 else f"{text[:80]} ... {text[-85:]}"

@@ -1,0 +1,77 @@
+"""Weights & Biases: one run there over all attempts. Its own variables hold: WANDB_MODE=offline, WANDB_ENTITY, ..."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.config.load import flatten
+from bridge_ds.config.schema import Config
+from bridge_ds.disk import real
+from bridge_ds.engine.hooks import StepRecord
+from bridge_ds.track.points import numbers, score_points
+from bridge_ds.track.tracker import Tracker
+
+__all__ = ["WandbRun", "make_tracker"]
+
+
+class WandbRun(Tracker):
+    """The project is `track.experiment`. Its process writes to `<run>/wandb` and sends from there."""
+
+    name = "Weights & Biases"
+    file = "wandb.json"
+    remedy = "log in with `wandb login`, or set WANDB_MODE=offline"
+    patience = 60.0  # what its process has not written or sent yet
+    _run: Any = None
+
+    def open(self, facts: Mapping[str, object] | None) -> str:
+        """Create the run, or continue it under its id."""
+        if self._run is not None:
+            return ""
+        import wandb
+
+        track, state = self.config.track, self.state
+        state.run_id = state.run_id or uuid.uuid4().hex[:8]
+        self._run = wandb.init(
+            project=track.experiment, name=track.name or self.folder.absolute().name, id=state.run_id, resume="allow",
+            dir=str(real(self.folder)),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=30, disable_git=True, save_code=False),
+        )  # fmt: skip
+        # Online it knows the next step of a continued run; offline, and after a kill, our note is the better one.
+        state.logged_step = max(state.logged_step, self._run.starting_step - 1)
+        self._run.config.update(flatten(self.config), allow_val_change=True)
+        if facts is not None:
+            state.attempts += 1
+            self._run.config.update({f"attempt.{state.attempts}.{name}": str(fact) for name, fact in facts.items()})
+            state.status = ""
+        self.save()
+        return ""
+
+    def send(self, records: Iterator[StepRecord]) -> None:
+        """One `log` for each step."""
+        for record in records:
+            values = numbers(record) | {"_timestamp": record.get("time") or time.time()}
+            self._run.log(values, step=record["step"], commit=True)
+            self.state.logged_step = record["step"]
+        self.save()
+
+    def finish(self, status: str) -> None:
+        """The scores become the run's summary; then wait until all is written (and, online, sent)."""
+        self._run.summary.update(score_points(self.scores()) | {"status": status})
+        self._run.finish(exit_code=0 if status == "finished" else 1)
+        self._run, self.state.status = None, status
+        self.save()
+
+    def close(self) -> None:
+        """The next :meth:`open` continues the run."""
+        super().close()
+        self._run = None
+
+
+def make_tracker(folder: Path, config: Config) -> WandbRun:
+    """The tracker of a run folder."""
+    return WandbRun(folder, config, os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))

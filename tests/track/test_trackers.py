@@ -1,0 +1,160 @@
+"""TensorBoard and W&B get what MLflow gets, once, over a kill and a resume; read back from their own files."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge_ds.config.load import load_config, save_config
+from bridge_ds.config.schema import Config
+from bridge_ds.errors import ConfigError
+from bridge_ds.track import trackers
+from bridge_ds.track.metrics import MetricsLog
+from bridge_ds.track.sync import main as sync
+from tests import launch
+
+from .records import record, results
+
+STEPS = 12
+Scalars = dict[str, list[tuple[int, float]]]
+
+
+def config_for(folder: Path, *to: str) -> Config:
+    settings = [f"track.to=[{','.join(to)}]", "track.uri=none", "track.every=5", f"train.steps={STEPS}"]
+    config = load_config("testbed", [*settings, f"run.output={folder}"])
+    folder.mkdir(exist_ok=True)
+    save_config(config, folder / "config.yaml")
+    return config
+
+
+def log(folder: Path, start: int, last: int) -> MetricsLog:
+    metrics = MetricsLog(folder / "metrics.jsonl")
+    metrics.on_start(step=start, total_steps=STEPS)
+    for step in range(start + 1, last + 1):
+        metrics.on_step(record(step, STEPS))
+    return metrics
+
+
+def attempt(folder: Path, start: int, last: int, status: str) -> None:
+    metrics = log(folder, start, last)
+    hooks = trackers.feeds(folder, config_for(folder, "tensorboard", "wandb"), {"ranks": 2}, close_seconds=60)
+    for hook in hooks:
+        hook.on_start(step=start, total_steps=STEPS)
+        hook.on_step(record(last, STEPS))
+        if status == "finished":
+            hook.on_evaluation(results())
+    metrics.on_end(status)
+    for hook in hooks:
+        hook.on_end(status)
+
+
+def tensorboard_scalars(folder: Path) -> Scalars:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {name: [(e.step, e.value) for e in read.Scalars(name)] for name in read.Tags()["scalars"]}
+
+
+def wandb_records(folder: Path) -> Iterator[Any]:
+    """Of all its offline files. A record may go over several blocks of 32 KiB (LevelDB's log format)."""
+    from wandb.proto import wandb_internal_pb2
+
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        content, position, held = path.read_bytes(), 7, b""
+        while position + 7 <= len(content):
+            left = 32768 - position % 32768
+            if left < 7:
+                position += left
+                continue
+            _, size, kind = struct.unpack("<IHB", content[position : position + 7])
+            held += content[position + 7 : position + 7 + size]
+            position += 7 + size
+            if kind in (1, 4):  # whole, or the last part
+                found = wandb_internal_pb2.Record()
+                found.ParseFromString(held)
+                held = b""
+                yield found
+
+
+def wandb_scalars(folder: Path) -> Scalars:
+    found: Scalars = {}
+    for each in wandb_records(folder):
+        if each.WhichOneof("record_type") == "history":
+            values = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in each.history.item}
+            for name, value in values.items():
+                if not name.startswith("_"):
+                    found.setdefault(name, []).append((each.history.step.num or values["_step"], value))
+    return found
+
+
+READERS: dict[str, Callable[[Path], Scalars]] = {"tensorboard": tensorboard_scalars, "wandb": wandb_scalars}
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Killed after step 7; goes on from a checkpoint of step 3 to the end."""
+    folder = tmp_path_factory.mktemp("trackers") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setattr(trackers, "_KILLED_SECONDS", 60.0)
+        attempt(folder, 0, 7, "killed")
+        attempt(folder, 3, STEPS, "finished")
+        yield folder
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_point_twice_and_none_lost_over_a_kill_and_a_resume(resumed: Path, name: str) -> None:
+    found = READERS[name](resumed)
+    for metric in ("loss", "layer_weight/04", "target_tokens_per_s"):
+        assert [step for step, _ in found[metric]] == [1, 5, 10, 12], metric
+    assert found["loss"][-1][1] == pytest.approx(2.0 / 12)
+    state = json.loads((resumed / f"{name}.json").read_text())
+    assert (state["logged_step"], state["status"]) == (STEPS, "finished")
+
+
+def test_scores_and_status(resumed: Path) -> None:
+    score = "accuracy_percent/news/qaa/bridge_likelihood"
+    assert tensorboard_scalars(resumed)[score] == [(STEPS, 75.0)]
+    summary = {}
+    ids, exits = set(), []
+    for each in wandb_records(resumed):
+        kind = each.WhichOneof("record_type")
+        if kind == "run":
+            ids.add(each.run.run_id)
+        elif kind == "summary":
+            summary |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in each.summary.update}
+        elif kind == "exit":
+            exits.append(each.exit.exit_code)
+    assert summary[score] == 75.0 and summary["status"] == "finished"
+    assert ids == {json.loads((resumed / "wandb.json").read_text())["run_id"]} and exits == [1, 0]
+
+
+def test_a_killed_process_is_brought_up_to_date_by_sync(tmp_path: Path) -> None:
+    """Nothing of it was sent while it ran."""
+    config_for(tmp_path, "tensorboard")
+    log(tmp_path, 0, STEPS)
+    for _ in range(2):
+        assert sync([str(tmp_path)]) == 0
+        assert [step for step, _ in tensorboard_scalars(tmp_path)["loss"]] == [1, 5, 10, 12]
+
+
+def test_what_is_not_known_or_not_installed_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'tensorbord'.*did you mean 'tensorboard'"):
+        trackers.check_trackers(config_for(tmp_path, "tensorbord"))
+    command = [sys.executable, "-c", "import sys; sys.modules['wandb'] = None; sys.argv[0] = 'train.py'\n"
+               "from bridge_ds.train import main; main()"]  # fmt: skip
+    left = [*command, "--dry-run", "--set", "track.to=[mlflow, wandb]"]
+    done = subprocess.run(left, cwd=launch.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 'bridge_ds[wandb]'" in done.stderr, done.stderr
+
+
+def test_every_tracker_is_an_extra_or_required() -> None:
+    setup = (launch.ROOT / "setup.py").read_text()
+    assert all(f'"{name}"' in setup for name in trackers.TRACKERS)
