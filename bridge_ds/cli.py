@@ -113,7 +113,7 @@ def _is_first() -> bool:
 
 
 def add_placing(parser: argparse._ActionsContainer, default: str) -> None:
-    """Options on where the models lie, `device_map` and `max_memory`, for :mod:`bridge_ds.frozen.place`.
+    """Options on where the models lie, `device_map` and `max_memory`, for :mod:`bridge_ds.frozen.device_map`.
 
     Args:
         default: where they lie without.

@@ -15,7 +15,7 @@ import pytest
 
 from bridge_ds.errors import BridgeError, ConfigError
 from bridge_ds.evaluation.__main__ import main as evaluation
-from bridge_ds.frozen.place import read_device_map, read_max_memory
+from bridge_ds.frozen.device_map import read_device_map, read_max_memory
 from bridge_ds.generate.__main__ import main as generate
 from bridge_ds.generate.answer import Answerer, Style
 from bridge_ds.serve.__main__ import main as serve
