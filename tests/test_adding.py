@@ -64,7 +64,7 @@ LINES = {  # file -> (line before, the new one)
     "bridge_ds/fusion/__init__.py": ('        "layer_attention",\n', '        "gated_mean",\n'),
     "bridge_ds/mapping/__init__.py": (
         "MAPPINGS: dict[str, MappingSpec] = {\n",
-        '    "linear_without_bias": MappingSpec("bridge_ds.mapping.plain:plain", "D -> H", lambda d, h, config: d * h),\n',
+        '    "linear_without_bias": MappingSpec("bridge_ds.mapping.plain:plain", "D -> H", lambda d, h, of: d * h),\n',
     ),
     "bridge_ds/encoder/families.py": (
         '    "deberta-v2": Family("DebertaV2Model", extra=_deberta),\n',

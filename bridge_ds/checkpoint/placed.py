@@ -35,7 +35,8 @@ class Placing:
     """Number format of both base models; none or `auto` = that of the training. With float16 the encoder stays in
     float32, for T5's overflow in it (transformers#9295). What was trained is float32 always."""
     device_map: Any = None
-    """Of both base models, see :mod:`bridge_ds.frozen.device_map`. The bridge goes to the encoder's input device. None = all on the CPU."""
+    """Of both base models, see :mod:`bridge_ds.frozen.device_map`. The bridge goes to the encoder's input device.
+    None = all on the CPU."""
     max_memory: Any = None
     """Bytes by device, where the device map is a strategy."""
     quantization: Any = None

@@ -32,9 +32,9 @@ KEPT = ".bridge_ds-sha256.json"
 """Name of the file that keeps the hashes of the files in its folder."""
 KEPT_FROM = 8 << 20
 """Bytes from which on a file's hash is kept; smaller ones are read about as fast as it is looked up."""
-_TOLD_FROM = 1 << 30
+_LOGGED_FROM = 1 << 30
 """Bytes to read from which on progress is logged."""
-_TOLD_EVERY = 10.0
+_LOGGED_EVERY = 10.0
 """Seconds between two lines."""
 _TICK, _COARSE_TICK = 100_000_000, 2_000_000_000
 """Nanoseconds within which two changes may get the same time: of file systems that keep nanoseconds (the kernel's clock
@@ -130,7 +130,7 @@ class _Progress:
 
     def __init__(self, total: int, files: int) -> None:
         self.total, self.done, self.lock, self.last = total, 0, threading.Lock(), time.monotonic()
-        if total >= _TOLD_FROM:
+        if total >= _LOGGED_FROM:
             _log.info(f"reading {total / 1e9:.1f} GB in {files} files to identify the model; done once, then kept")
 
     def add(self, count: int) -> None:
@@ -138,7 +138,7 @@ class _Progress:
         with self.lock:
             self.done += count
             now = time.monotonic()
-            if self.total >= _TOLD_FROM and now - self.last >= _TOLD_EVERY:
+            if self.total >= _LOGGED_FROM and now - self.last >= _LOGGED_EVERY:
                 self.last = now
                 _log.info(f"{self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB read to identify the model")
 
@@ -184,11 +184,11 @@ def _keep(new: Mapping[Path, tuple[_Stamp, str]]) -> None:
 def _wrote(path: Path, entries: Mapping[str, Any], folder: Path) -> bool:
     """Add the entries to those of files that still exist; whether that could be written."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         others = {name: entry for name, entry in _kept(folder).items() if (folder / name).is_file()}
         text = json.dumps({"block": BLOCK, "files": others | dict(entries)}, indent=1, sort_keys=True)
-        write_text(place, text, fsync=False)
-        place.chmod(0o644)  # others who use this copy of the model gain by it too
+        write_text(path, text, fsync=False)
+        path.chmod(0o644)  # others who use this copy of the model gain by it too
     except OSError:
         return False
     return True
