@@ -16,7 +16,7 @@ from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.layout import Layout, layout_of
 from bridge_ds.encoder.base import Encoder, Input, States
 from bridge_ds.errors import ConfigError
-from bridge_ds.frozen.place import input_device
+from bridge_ds.frozen.device_map import input_device
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels.rows import Rows
 from bridge_ds.llm.base import LLM

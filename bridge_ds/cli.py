@@ -136,7 +136,7 @@ def _is_first() -> bool:
 
 
 def add_placing(parser: argparse._ActionsContainer, default: str) -> None:
-    """Add `--device-map` and `--max-memory`, which :mod:`bridge_ds.frozen.place` reads.
+    """Add `--device-map` and `--max-memory`, which :mod:`bridge_ds.frozen.device_map` reads.
 
     Args:
         parser: takes the options.

@@ -215,7 +215,7 @@ class Run:
             llm_of(self.config.evaluation.llm_from)
 
     def _choose_path(self) -> str:
-        """The code that will run the fusion, chosen before anything slow begins. Empty where there is no choice."""
+        """The backend that will run the fusion, chosen before anything slow begins. Empty where there is no choice."""
         if "backend" not in FUSIONS[self.config.fusion.name].options:
             return ""
         try:

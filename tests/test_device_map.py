@@ -15,7 +15,7 @@ import pytest
 
 from bridge_ds.errors import BridgeError, ConfigError
 from bridge_ds.evaluation.__main__ import main as evaluation
-from bridge_ds.frozen.place import read_device_map, read_max_memory
+from bridge_ds.frozen.device_map import read_device_map, read_max_memory
 from bridge_ds.generate.__main__ import main as generate
 from bridge_ds.generate.answer import Answerer, Style
 from bridge_ds.serve.__main__ import main as serve
@@ -153,8 +153,8 @@ def test_memory_is_read_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_max_memory("cpu=60GiB, disk=1GB", "auto") == {"cpu": 60 << 30, "disk": 10**9}
     assert read_max_memory({"cpu": 5}, "balanced") == {"cpu": 5} and read_max_memory(None, "cpu") is None
     for given, device_map, words in (
-        ("cpu=1GB", "cpu", "max_memory is given, which only a strategy heeds"),
-        ("cpu=1GB", None, "only a strategy heeds"),
+        ("cpu=1GB", "cpu", "max_memory is given, which only a strategy uses"),
+        ("cpu=1GB", None, "only a strategy uses"),
         ("cpu=much", "auto", "max_memory has cpu=much; expected a GPU's number, cpu or disk, and a size such as 20GiB"),
         ("cpu", "auto", "max_memory has cpu=;"),
         ("gpu=1GB", "auto", "max_memory has gpu=1GB"),

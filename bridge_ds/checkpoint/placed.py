@@ -18,7 +18,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.encoder.families import family_of
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.errors import ConfigError, LaunchError
-from bridge_ds.frozen import place
+from bridge_ds.frozen import device_map as place
 from bridge_ds.frozen.load import DTYPES
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
@@ -35,8 +35,8 @@ class Placing:
     """Number format of both base models; none or `auto` = that of the training. With float16 the encoder stays in
     float32, for T5's overflow in it (transformers#9295). What was trained is float32 always."""
     device_map: Any = None
-    """As :mod:`bridge_ds.frozen.place` says, for both base models. The bridge goes to the device on which the encoder
-    takes its input. None = all on the CPU."""
+    """Of both base models, see :mod:`bridge_ds.frozen.device_map`. The bridge goes to the encoder's input device.
+    None = all on the CPU."""
     max_memory: Any = None
     """Bytes by device, where the device map is a strategy."""
     quantization: Any = None

@@ -99,8 +99,8 @@ def load_encoder(
             f"model.encoder {config.encoder!r} cannot be found ({reason}); give a hub id or a folder."
         ) from error
     family = family_of(config.encoder, model_config)
-    if family.class_name == "M2M100Encoder":
-        options.pop("trust_remote_code")
+    if not family.class_name.startswith("Auto"):
+        options.pop("trust_remote_code")  # only Auto classes take it
     dtype = more.pop("dtype", DTYPES[config.dtype])
     options |= {**family.options, **more}
     if training is None or not training.trainable:

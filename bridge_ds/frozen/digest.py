@@ -1,6 +1,6 @@
-"""The content of files as hashes: every byte is read, in parallel, once; then the hash is kept beside the file.
+"""Hashes of whole files: every byte is read once, in parallel; then the hash is cached beside the file.
 
-A hash that was kept is believed while size, inode, time of the last change of content (mtime) and of the file (ctime,
+A cached hash is used while size, inode, time of the last change of content (mtime) and of the file (ctime,
 which no program can set back) are those of the file that was read, in nanoseconds.
 """
 
@@ -32,9 +32,9 @@ KEPT = ".bridge_ds-sha256.json"
 """Name of the file that keeps the hashes of the files in its folder."""
 KEPT_FROM = 8 << 20
 """Bytes from which on a file's hash is kept; smaller ones are read about as fast as it is looked up."""
-_TOLD_FROM = 1 << 30
-"""Bytes to read from which on it is said."""
-_TOLD_EVERY = 10.0
+_LOGGED_FROM = 1 << 30
+"""Bytes to read from which on progress is logged."""
+_LOGGED_EVERY = 10.0
 """Seconds between two lines."""
 _TICK, _COARSE_TICK = 100_000_000, 2_000_000_000
 """Nanoseconds within which two changes may get the same time: of file systems that keep nanoseconds (the kernel's clock
@@ -56,7 +56,7 @@ def digests(paths: Sequence[Path]) -> list[str]:
     try:
         files = [path.resolve(strict=True) for path in paths]
         kept = {folder: _kept(folder) for folder in {file.parent for file in files}}
-        found = {file: said for file in files if (said := _believed(kept[file.parent].get(file.name), file))}
+        found = {file: known for file in files if (known := _cached(kept[file.parent].get(file.name), file))}
         unread = [file for file in dict.fromkeys(files) if file not in found]
         if unread:
             stamps = {file: _settled(file) for file in unread}
@@ -68,7 +68,7 @@ def digests(paths: Sequence[Path]) -> list[str]:
     except OSError as error:
         raise ConfigError(
             f"{error.filename or paths[0]} cannot be read ({error.strerror or error}); expected a file of the model; "
-            "download it again, or mend its permissions."
+            "download it again, or fix its permissions."
         ) from None
     return [found[file] for file in files]
 
@@ -104,33 +104,33 @@ def _clock(folder: Path) -> int:
 def _read(files: Sequence[Path], sizes: Mapping[Path, int]) -> dict[Path, str]:
     """Hash files, all blocks of all of them at once."""
     blocks = [(file, start) for file in files for start in range(0, sizes[file], BLOCK)]
-    told = _Told(sum(sizes.values()), len(files))
+    progress = _Progress(sum(sizes.values()), len(files))
     # Threads, for hashlib lets others run while it works; more than 16 do not make a disk faster.
     with ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)), max(1, len(blocks)))) as pool:
-        hashes = list(pool.map(lambda block: _hash_block(block[0], block[1], told), blocks))
+        hashes = list(pool.map(lambda block: _hash_block(block[0], block[1], progress), blocks))
     whole = {file: hashlib.sha256(str(sizes[file]).encode()) for file in files}
     for (file, _), block in zip(blocks, hashes, strict=True):
         whole[file].update(block)
     return {file: digest.hexdigest() for file, digest in whole.items()}
 
 
-def _hash_block(file: Path, start: int, told: _Told) -> bytes:
+def _hash_block(file: Path, start: int, progress: _Progress) -> bytes:
     digest, left, buffer = hashlib.sha256(), BLOCK, memoryview(bytearray(1 << 20))
     with file.open("rb", buffering=0) as opened:
         opened.seek(start)
         while left and (got := opened.readinto(buffer[:left])):
             digest.update(buffer[:got])
             left -= got
-            told.add(got)
+            progress.add(got)
     return digest.digest()
 
 
-class _Told:
+class _Progress:
     """Reports how far it is, where there is much to read."""
 
     def __init__(self, total: int, files: int) -> None:
         self.total, self.done, self.lock, self.last = total, 0, threading.Lock(), time.monotonic()
-        if total >= _TOLD_FROM:
+        if total >= _LOGGED_FROM:
             _log.info(f"reading {total / 1e9:.1f} GB in {files} files to identify the model; done once, then kept")
 
     def add(self, count: int) -> None:
@@ -138,24 +138,24 @@ class _Told:
         with self.lock:
             self.done += count
             now = time.monotonic()
-            if self.total >= _TOLD_FROM and now - self.last >= _TOLD_EVERY:
+            if self.total >= _LOGGED_FROM and now - self.last >= _LOGGED_EVERY:
                 self.last = now
                 _log.info(f"{self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB read to identify the model")
 
 
-def _places(folder: Path) -> Iterator[Path]:
-    """Where the hashes of a folder's files may be kept, the best place first."""
+def _cache_files(folder: Path) -> Iterator[Path]:
+    """Files that may cache the hashes of a folder's files, the preferred one first."""
     yield folder / KEPT
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     yield cache / "bridge_ds" / "sha256" / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}.json"
 
 
 def _kept(folder: Path) -> dict[str, Any]:
-    """{file name: {"stamp": ..., "sha256": ...}} of all places; what cannot be read is as if it were not there."""
+    """{file name: {"stamp": ..., "sha256": ...}} of all of them; what cannot be read is ignored."""
     found: dict[str, Any] = {}
-    for place in reversed(list(_places(folder))):
+    for path in reversed(list(_cache_files(folder))):
         try:
-            values = json.loads(place.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(values, dict) and values.get("block") == BLOCK and isinstance(values.get("files"), dict):
@@ -163,8 +163,8 @@ def _kept(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _believed(entry: Any, file: Path) -> str:
-    """The hash that was kept of this very content, or nothing."""
+def _cached(entry: Any, file: Path) -> str:
+    """The cached hash of this content, or an empty text."""
     if not isinstance(entry, dict) or entry.get("stamp") != _stamp(file):
         return ""
     digest = entry.get("sha256")
@@ -173,20 +173,22 @@ def _believed(entry: Any, file: Path) -> str:
 
 def _keep(new: Mapping[Path, tuple[_Stamp, str]]) -> None:
     for folder in {file.parent for file in new}:
-        entries = {f.name: {"stamp": stamp, "sha256": said} for f, (stamp, said) in new.items() if f.parent == folder}
-        for place in _places(folder):
-            if _wrote(place, entries, folder):
+        entries = {
+            f.name: {"stamp": stamp, "sha256": digest} for f, (stamp, digest) in new.items() if f.parent == folder
+        }
+        for path in _cache_files(folder):
+            if _wrote(path, entries, folder):
                 break
 
 
-def _wrote(place: Path, entries: Mapping[str, Any], folder: Path) -> bool:
-    """Whether the entries are in the file `place` now, beside those of files that are still there."""
+def _wrote(path: Path, entries: Mapping[str, Any], folder: Path) -> bool:
+    """Add the entries to those of files that still exist; whether that could be written."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         others = {name: entry for name, entry in _kept(folder).items() if (folder / name).is_file()}
         text = json.dumps({"block": BLOCK, "files": others | dict(entries)}, indent=1, sort_keys=True)
-        write_text(place, text, fsync=False)
-        place.chmod(0o644)  # others who use this copy of the model gain by it too
+        write_text(path, text, fsync=False)
+        path.chmod(0o644)  # others who use this copy of the model gain by it too
     except OSError:
         return False
     return True

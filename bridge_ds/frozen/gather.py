@@ -1,8 +1,8 @@
-"""Gather a frozen model's shards a layer at a time, by this project's code in place of DeepSpeed's hooks.
+"""Gather a frozen model's shards one layer at a time, without DeepSpeed's hooks.
 
-DeepSpeed gathers a layer for each call of it. What a frozen encoder computes does not depend on what is trained, so
-here all micro-batches of a step may pass a layer while it is whole. DeepSpeed's own order of gathers, which it records
-and prefetches by, is then the same for the first micro-batch and the others.
+DeepSpeed gathers a layer for each of its calls. A frozen encoder does not depend on what is trained, so here all
+micro-batches of a step may use a layer while it is gathered. The order of gathers that DeepSpeed records and prefetches
+by is then the same for the first micro-batch and the others.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class LayerGather:
         """
         self._ahead = ahead
         self._order: list[_Unit] = []
-        """Units as the run before came to them."""
+        """Units in the order of the last run."""
         self._seen: list[_Unit] = []
-        """As this run has come to them."""
+        """Units in the order of this run, so far."""
         self._held: list[_Unit] = []
-        """Those that are whole, or on their way."""
+        """Those that are gathered, or being gathered."""
         self._coming: dict[int, Any] = {}
-        """ds_id of a parameter on its way -> handle of its gather."""
+        """ds_id of a parameter that is being gathered -> handle."""
         self._runs = 0
-        """Inputs that are run at once; 0 = none now."""
+        """Inputs of the current run; 0 = none."""
         for module, parameters in filter(lambda found: found[1], _units(model)):
             unit = _Unit(parameters)
             module.register_forward_pre_hook(lambda *_, unit=unit: None if pause(unit) else self._enter(unit))
@@ -91,8 +91,8 @@ class LayerGather:
         unit.inside = self._runs
         self._launch(unit)
         self._arrive(unit.parameters)
-        # Now, before the first kernel of this unit is enqueued: a gather waits for what the stream holds when it is
-        # launched. So this one runs beside this unit's kernels; launched behind them it would run after them.
+        # Before this unit's first kernel is enqueued: a gather waits for what is on the stream when it is launched, so
+        # that this one overlaps with this unit's kernels; launched after them it would run after them.
         if self._ahead and self._order[position : position + 1] == [unit] and position + 1 < len(self._order):
             self._launch(self._order[position + 1])
 
@@ -115,7 +115,7 @@ class LayerGather:
         self._gather(unit.parameters)
 
     def _gather(self, parameters: Sequence[Any]) -> None:
-        """Begin to gather those that are neither whole nor on their way, in as few collectives as can be."""
+        """Begin to gather those that are neither gathered nor being gathered, in as few collectives as possible."""
         kinds: dict[tuple[bool, bool], list[Any]] = {}
         for parameter in parameters:
             if _is(parameter, "NOT_AVAILABLE"):
@@ -158,8 +158,8 @@ def _is(parameter: Any, status: str) -> bool:
 
 
 def _watching(touch: Callable[[Any], None]) -> Callable[[nn.Module], Any]:
-    """Makes a module's dictionary of parameters one that tells of each that is read."""
-    # Of DeepSpeed's own kind: its engine replaces any other in all of its module, at each forward.
+    """Makes a module's dictionary of parameters one that calls `touch` for each that is read."""
+    # A subclass of DeepSpeed's own: its engine replaces any other in all modules, at each forward.
     from deepspeed.runtime.zero.parameter_offload import ZeROOrderedDict
 
     class Watching(ZeROOrderedDict):

@@ -31,16 +31,16 @@ _DECIDING = (
     "add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "legacy",
     "split_special_tokens", "src_lang", "tgt_lang",
 )  # fmt: skip
-"""Options of a tokenizer that decide ids and do not all stand in its backend."""
+"""Options of a tokenizer that decide ids, of which its backend has only some."""
 _FORMAT = "2:"
-"""Stands before hashes of this kind. Those of before have nothing there: of the weights they see the sizes, the headers
-and 64 KiB of each file, of a tokenizer the vocabulary."""
+"""Prefix of these hashes. Older ones have none: they cover the sizes, headers and 64 KiB of each file of weights, and
+the vocabulary of a tokenizer."""
 
 _log = logging.getLogger(__name__)
 
 
 def is_weak(identity: str) -> bool:
-    """Whether it was recorded before hashes were over everything."""
+    """Whether it is an older hash, which does not cover everything."""
     return not identity.startswith(_FORMAT)
 
 
@@ -60,7 +60,7 @@ def model_identity(
         name: folder or hub id.
         revision: hub revision.
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
-        like: what a checkpoint recorded. Where that is a hash of the kind of before which still holds, it is given.
+        like: what a checkpoint recorded; returned where it is an older hash that still matches.
         first: the architecture as the first checkpoints recorded it, see :func:`as_first_recorded`.
 
     Raises:
@@ -73,7 +73,7 @@ def model_identity(
                 return like
     digest = hashlib.sha256(config_json.encode())
     code = _code(name, config_json, revision, hub)
-    for part in (*digests([*loaded_files(name, revision, hub), *code]), _places(name, revision, hub)):
+    for part in (*digests([*loaded_files(name, revision, hub), *code]), _file_of_each_tensor(name, revision, hub)):
         digest.update(b"\0" + part.encode())
     return _FORMAT + digest.hexdigest()
 
@@ -81,7 +81,7 @@ def model_identity(
 def weak_model_identity(
     config_json: str, name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
 ) -> str:
-    """The hash that was recorded before: of each weight file name, size, header and 64 KiB; arguments as above."""
+    """The older hash: of each weight file name, size, header and 64 KiB; arguments as above."""
     digest = hashlib.sha256(config_json.encode())
     folder = Path(name)
     for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else weight_files(name, revision, hub):
@@ -111,7 +111,7 @@ def _code(name: str, config_json: str, revision: str | None, hub: Mapping[str, A
     return [path for each in modules if (path := cached_file(name, f"{each}.py", revision, hub))]
 
 
-def _places(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
+def _file_of_each_tensor(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
     """Which tensor is read from which file, where there are several."""
     for each in ("model.safetensors", "pytorch_model.bin"):
         if cached_file(name, each, revision, hub):
@@ -125,7 +125,7 @@ def _places(name: str, revision: str | None, hub: Mapping[str, Any]) -> str:
 def published_config(name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})) -> str:
     """A model's config.json as it was published, in one spelling, without what only says how it was saved.
 
-    Not what transformers makes of it: that differs between versions, with the number format and with quantization,
+    Not what transformers makes of it: that differs between versions, with the dtype and with quantization,
     and a bridge would then be refused by the very model it was trained with.
     """
     path = model_file(name, "config.json", revision, hub)
@@ -138,7 +138,7 @@ def as_first_recorded(config: Any, dtype: str) -> str:
 
     Args:
         config: of the loaded model.
-        dtype: the number format in which the bridge was trained.
+        dtype: in which the bridge was trained.
     """
     import torch
 
@@ -158,15 +158,15 @@ def tokenizer_identity(
 ) -> str:
     """Two hashes: over the files that a tokenizer is read from, and over what it does once it is loaded.
 
-    One that agrees is enough: the same files are the same tokenizer, however the library at hand writes it down, and
-    one that was saved again by another version is the same if it does the same.
+    One that matches is enough: the same files are the same tokenizer whatever the library version serialises, and one
+    that another version has saved again is the same if it does the same.
 
     Args:
         tokenizer: loaded.
         name: folder or hub id that it was loaded from.
         revision: hub revision.
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
-        like: what a checkpoint recorded; given where it is this tokenizer's, in this way or in that of before.
+        like: what a checkpoint recorded; returned where it matches, also as an older hash.
     """
     if like and is_weak(like) and vocabulary_identity(tokenizer) == like:
         _say_weak(f"the tokenizer of {name}")
@@ -182,7 +182,7 @@ def tokenizer_identity(
 
 
 def vocabulary_identity(tokenizer: Any) -> str:
-    """The hash that was recorded before: over the vocabulary with its ids."""
+    """The older hash: over the vocabulary with its ids."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     text = "\n".join(
         f"{token}\t{number}" for token, number in sorted(vocabulary.items(), key=lambda item: (item[1], item[0]))
@@ -193,7 +193,7 @@ def vocabulary_identity(tokenizer: Any) -> str:
 def tokenizer_files(
     tokenizer: Any, name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Path]:
-    """Each file that a tokenizer is read from, by its place in the model's folder; arguments as above."""
+    """Each file that a tokenizer is read from, by its path in the model's folder; arguments as above."""
     own = getattr(type(_of_transformers(tokenizer)), "vocab_files_names", None) or {}
     names = {*_TOKENIZER, *own.values()}
     found = {each: path for each in names if (path := cached_file(name, each, revision, hub))}
@@ -224,9 +224,9 @@ def _meaning_of(tokenizer: Any, config: Path | None) -> str:
     backend = getattr(inner, "backend_tokenizer", None)
     if backend is None:
         return ""
-    told = json.loads(config.read_text(encoding="utf-8")) if config else {}
+    values = json.loads(config.read_text(encoding="utf-8")) if config else {}
     options = {key: getattr(inner, key, None) for key in _DECIDING}
-    options["no BOS"] = told.get("add_bos_token") is False
+    options["no BOS"] = values.get("add_bos_token") is False
     special = {key: str(value) for key, value in inner.special_tokens_map.items()}
     facts = [special, inner.chat_template, options, getattr(tokenizer, "pieces_sha256", "")]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())

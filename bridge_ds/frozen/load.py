@@ -60,7 +60,7 @@ def load_complete(what: str, name: str, from_pretrained: Callable[..., Any], **o
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """Evaluation mode and no gradient, for ever."""
+    """Eval mode and requires_grad=False."""
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -1,7 +1,7 @@
-"""Run the same code on several inputs so that all of them come to a point before any goes past it.
+"""Run the same code on several inputs so that all reach a point before any goes on.
 
-Each run is a thread of its own, but exactly one thread is at work at any time and the order is fixed: these are
-coroutines for code that cannot yield, such as the forward of a transformers model with its hooks.
+Each run has its own thread, but only one thread runs at any time and the order is fixed: coroutines for code that
+cannot yield, such as the forward of a transformers model with its hooks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _here = threading.local()
 
 
 def pause(point: object) -> bool:
-    """Inside a run: wait until all runs have come to `point`. Outside of one: false, at once."""
+    """Inside a run: wait until all runs have reached `point`. Outside of one: false, at once."""
     run: _Run[Any] | None = getattr(_here, "run", None)
     if run is None:
         return False
@@ -33,26 +33,26 @@ def pause(point: object) -> bool:
 def lockstep(works: Sequence[Callable[[], T]], reached: Callable[[Any], None]) -> list[T]:
     """Run all of `works`, in their order from each :func:`pause` to the next.
 
-    Each sees what the caller's thread has set: grad mode, inference mode, autocast, CUDA device and stream, context
-    variables (a copy). Modes of torch dispatch and of torch functions are not handed on.
+    Each has the state of the caller's thread: grad mode, inference mode, autocast, CUDA device and stream, context
+    variables (a copy). Torch dispatch and function modes are not copied.
 
     Args:
         works: they must pause at the same points in the same order.
-        reached: called in the caller's thread with each point, once all have come to it.
+        reached: called in the caller's thread with each point, once all have reached it.
 
     Returns:
         What they returned, in their order.
 
     Raises:
         RuntimeError: they paused at different points.
-        BaseException: whatever a run or `reached` raises first; the other runs end where they stand.
+        BaseException: whatever a run or `reached` raises first; the other runs are stopped at their points.
     """
     runs = [_Run(work) for work in works]
     try:
         while True:
             points = [run.go_on() for run in runs]
             if any(point is not points[0] for point in points):
-                raise RuntimeError("the runs took different ways; expected the same points in the same order.")
+                raise RuntimeError("the runs paused at different points; expected the same points in the same order.")
             if points[0] is _END:
                 return [run.results[0] for run in runs]
             reached(points[0])
@@ -65,7 +65,7 @@ _END = object()
 
 
 class _Stop(BaseException):
-    """Ends a run that is not to go on."""
+    """Stops a run."""
 
 
 class _Run(Generic[T]):
@@ -79,7 +79,7 @@ class _Run(Generic[T]):
         self._thread.start()
 
     def go_on(self) -> object:
-        """Let it run to its next point, or to its end."""
+        """Run to the next point, or to the end."""
         self._go.put(True)
         point, error = self._came.get()
         if error is not None:
@@ -87,12 +87,12 @@ class _Run(Generic[T]):
         return point
 
     def close(self) -> None:
-        """End it where it stands, if it has not ended."""
+        """Stop it, if it has not ended."""
         self._go.put(False)
         self._thread.join()
 
     def wait_at(self, point: object) -> None:
-        """In its own thread: give the turn back, and wait for the next one."""
+        """In its own thread: let the caller go on, and wait."""
         self._came.put((point, None))
         if not self._go.get():
             raise _Stop
@@ -112,7 +112,7 @@ class _Run(Generic[T]):
 
 
 def _thread_state() -> Callable[[], AbstractContextManager[None]]:
-    """What of torch's state belongs to the calling thread, as a context for another one."""
+    """Torch's state of the calling thread, as a context for another one."""
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     on_cuda = torch.cuda.is_initialized()
     stream = torch.cuda.current_stream() if on_cuda else None

@@ -12,19 +12,19 @@ __all__ = ["Trained", "never_drop_layers"]
 
 
 class Trained(nn.Module):
-    """Mixin of an encoder or LLM of which all is trained; it stands before that class, which holds `model`."""
+    """Mixin of a fully trained encoder or LLM, before the class that holds `model` in the bases."""
 
     model: Any
     trained: frozenset[str]
     """Names of the parameters that are trained."""
 
     def choose(self, *, embeddings: bool, dropout: bool, recompute: bool) -> None:
-        """Give the model's parameters gradients, and leave it in evaluation mode.
+        """Set requires_grad on the model's parameters; the model stays in eval mode.
 
         Args:
             embeddings: its token embeddings too; an output head that shares their weight goes with them.
             dropout: drop as the model does in its training mode.
-            recompute: compute its layers again in backward.
+            recompute: activation checkpointing: its layers are recomputed in backward.
         """
         self.dropout, self.recomputes = dropout, recompute
         table = self.model.get_input_embeddings().weight

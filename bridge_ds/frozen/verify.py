@@ -30,7 +30,7 @@ HUB_SECONDS = 10
 def weight_files(name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})) -> list[Path]:
     """The safetensors files that transformers reads of a local folder or of a hub model; empty if it has none.
 
-    That is `model.safetensors`, or else what `model.safetensors.index.json` names; what else lies there is not read.
+    That is `model.safetensors`, or else what `model.safetensors.index.json` names; other files there are not read.
 
     Args:
         name: folder or hub id.
@@ -47,7 +47,7 @@ def weight_files(name: str, revision: str | None = None, hub: Mapping[str, Any] 
 
 def loaded_files(name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})) -> list[Path]:
     """Every file of weights that loading a model reads: those of :func:`weight_files` or, where there are none,
-    `pytorch_model.bin` (which torch reads with `weights_only=True`); and those of a PEFT adapter that lies there.
+    `pytorch_model.bin` (which torch reads with `weights_only=True`); and those of a PEFT adapter in that folder.
 
     Args:
         name: see :func:`weight_files`; likewise `revision` and `hub`.
@@ -60,7 +60,7 @@ def loaded_files(name: str, revision: str | None = None, hub: Mapping[str, Any] 
     adapter = cached_file(name, "adapter_config.json", revision, hub)
     if adapter is None or importlib.util.find_spec("peft") is None:
         return weight_files(name, revision, hub) or _weights(name, "pytorch_model.bin", revision, hub)
-    # transformers puts the adapter on the model that lies there too or, where none does, on the one that it names.
+    # transformers puts the adapter on the model in the same folder or, without one, on the model that it names.
     values = json.loads(adapter.read_text(encoding="utf-8"))
     base = name if (Path(name) / "config.json").is_file() else str(values.get("base_model_name_or_path"))
     names = ("adapter_model.safetensors", "adapter_model.bin")

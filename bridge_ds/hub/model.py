@@ -124,7 +124,7 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
             llm_revision: see `encoder_revision`.
             allow_base_mismatch: take base models whose hashes are not those that are recorded.
             dtype: of both base models: auto (as in training), bfloat16, float32, float16 (the LLM alone).
-            device_map: of both base models (`auto`, a device, a dict), see :mod:`bridge_ds.frozen.place`.
+            device_map: of both base models (`auto`, a device, a dict), see :mod:`bridge_ds.frozen.device_map`.
             max_memory: by device, with a strategy such as `device_map="auto"`.
             quantization_config: of the LLM.
             load_in_4bit: the LLM in 4 bits by bitsandbytes; likewise `load_in_8bit`.

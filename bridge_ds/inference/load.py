@@ -20,7 +20,7 @@ from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.engine.distributed import on_main
 from bridge_ds.engine.setup import base_identities, quiet_transformers
 from bridge_ds.errors import CheckpointError
-from bridge_ds.frozen.place import told
+from bridge_ds.frozen.device_map import describe_devices
 from bridge_ds.world import World
 
 __all__ = ["config_of", "load_trained", "open_run"]
@@ -119,5 +119,5 @@ def load_trained(
     refuse_other_run(checkpoint, {}, base)
     load_bridge(checkpoint, model)
     if isinstance(device_map, str | dict):
-        say(told(model.encoder.model, model.llm.model))
+        say(describe_devices(model.encoder.model, model.llm.model))
     return model, tokenizers, checkpoint

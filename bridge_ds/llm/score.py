@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from bridge_ds.frozen.place import is_split
+from bridge_ds.frozen.device_map import is_split
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.splice import Spliced
 

@@ -21,7 +21,7 @@ from bridge_ds.doctor.load import load_patient
 from bridge_ds.doctor.measure import examine
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.frozen import place
+from bridge_ds.frozen import device_map as place
 from bridge_ds.harness.answerer import Answerer, Options
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.inference.load import load_trained
@@ -123,7 +123,7 @@ def test_fusion_and_mapping_are_where_the_encoder_takes_its_input(
         assert trained == {"cpu:3"} and str(model.device) == "cpu:1" and model.apart
         ids = torch.ones(2, 4, dtype=torch.long, device="cpu:3")
         assert {str(state.device) for state in model.encoder(ids, ids)} == {"cpu:3"}
-        text = place.told(model.encoder.model, model.llm.model)
+        text = place.describe_devices(model.encoder.model, model.llm.model)
         assert text.startswith("encoder on cpu:3 (0.00 GiB), cpu:2 (0.00 GiB)") and "; LLM on cpu:1 (" in text
 
 

@@ -258,7 +258,7 @@ def given_twice(tmp_path: Path, kind: str) -> None:
             (tmp_path / f"en.{ending}").touch()
         find_tasks(["xnli"], {"xnli": TaskDataConfig(source=str(tmp_path))})[0].examples("en", 0)
     elif kind == "memory":
-        from bridge_ds.frozen.place import _pairs
+        from bridge_ds.frozen.device_map import _pairs
 
         _pairs("cpu=20GiB,disk=1GiB,cpu=30GiB")
 

@@ -76,7 +76,7 @@ def test_an_error_of_the_caller_ends_all(error: type[BaseException]) -> None:
 
 def test_other_ways_are_refused() -> None:
     for works in ([partial(pause, "a"), partial(pause, "b")], [partial(pause, "a"), lambda: True]):
-        with pytest.raises(RuntimeError, match="took different ways"):
+        with pytest.raises(RuntimeError, match="paused at different points"):
             lockstep(works, lambda point: None)
 
 

@@ -126,7 +126,10 @@ def plan(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_folders_are_quoted_for_the_shell_and_for_yaml(tmp_path: Path) -> None:
     encoder, llm = tmp_path / "it's: an #encoder", tmp_path / "an LLM"
-    for folder, of in ((encoder, {"d_kv": 8, "num_heads": 3}), (llm, {"num_attention_heads": 3, "hidden_act": "silu"})):
+    for folder, of in (
+        (encoder, {"model_type": "mt5", "d_ff": 96, "num_heads": 3}),
+        (llm, {"num_attention_heads": 3, "hidden_act": "silu"}),
+    ):
         folder.mkdir()
         sizes = {"hidden_size": 24, "num_hidden_layers": 2, "vocab_size": 50}
         (folder / "config.json").write_text(json.dumps(sizes | of))

@@ -1,8 +1,8 @@
-"""Where the weights of a bridge's two base models lie: a device map for both, as accelerate takes it for one.
+"""Device maps for the two base models of a bridge, as accelerate takes one for a single model.
 
 A device map is a device (`cpu`, `cuda:1`, 0), one of STRATEGIES, or a mapping from names of the LLM's modules to
-devices and `disk`. In a mapping, `encoder` and `encoder.NAME` place the encoder and its modules; without them it goes
-whole to the first device that is named.
+devices and `disk`. In a mapping, `encoder` and `encoder.NAME` are the encoder and its modules; without them the whole
+encoder goes to the first device that is named.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bridge_ds.errors import ConfigError
 from bridge_ds.reading import decoded, json_value, twice
 
 __all__ = [
-    "STRATEGIES", "fitted", "input_device", "is_split", "of_encoder", "of_llm", "read_device_map",
-    "read_max_memory", "room_beside", "told",
+    "STRATEGIES", "describe_devices", "fitted", "input_device", "is_split", "of_encoder", "of_llm", "read_device_map",
+    "read_max_memory", "room_beside",
 ]  # fmt: skip
 
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -45,13 +45,13 @@ def read_device_map(given: Any) -> Any:
         return None
     found = _from_text(given) if isinstance(given, str) else given
     if isinstance(found, Mapping):
-        found = {str(name): _device(place, f"{str(name) or 'the rest'!r} on ") for name, place in found.items()}
+        found = {str(name): _known(device, f"{str(name) or 'the rest'!r} on ") for name, device in found.items()}
         if not of_llm(found):
-            raise ConfigError(f"the device map names no module of the LLM; {_EXPECTED}; '' stands for all of it.")
+            raise ConfigError(f"the device map names no module of the LLM; {_EXPECTED}; '' is all of it.")
     elif found not in STRATEGIES:
-        found = _device(found)
+        found = _known(found)
         if found == "disk":
-            raise ConfigError(f"the device map is disk; {_EXPECTED}; disk can stand in an object only.")
+            raise ConfigError(f"the device map is disk; {_EXPECTED}; disk is allowed in an object only.")
     if importlib.util.find_spec("accelerate") is None:
         raise ConfigError("a device map needs accelerate, which is not installed; pip install accelerate.")
     return found
@@ -71,20 +71,20 @@ def read_max_memory(given: Any, device_map: Any) -> dict[int | str, int] | None:
         return None
     if not (isinstance(device_map, str) and device_map in STRATEGIES):
         raise ConfigError(
-            f"max_memory is given, which only a strategy heeds; expected a device map of {', '.join(STRATEGIES)}; "
+            f"max_memory is given, which only a strategy uses; expected a device map of {', '.join(STRATEGIES)}; "
             "give one, or leave max_memory out."
         )
     from accelerate.utils import convert_file_size_to_int
 
     found: dict[int | str, int] = {}
     for name, size in given.items() if isinstance(given, Mapping) else _pairs(given):
-        place = int(name) if str(name).isdigit() else str(name)
-        if isinstance(place, int):
-            _device(place, "memory of ")
+        device = int(name) if str(name).isdigit() else str(name)
+        if isinstance(device, int):
+            _known(device, "memory of ")
         try:
-            if place not in ("cpu", "disk", "mps") and not isinstance(place, int):
-                raise ValueError(place)
-            found[place] = convert_file_size_to_int(int(size) if str(size).isdigit() else size)
+            if device not in ("cpu", "disk", "mps") and not isinstance(device, int):
+                raise ValueError(device)
+            found[device] = convert_file_size_to_int(int(size) if str(size).isdigit() else size)
         except (ValueError, AttributeError, TypeError):
             raise ConfigError(
                 f"max_memory has {name}={size}; expected a GPU's number, cpu or disk, and a size such as 20GiB: "
@@ -97,32 +97,32 @@ def of_llm(device_map: Any) -> Any:
     """The LLM's part of a device map."""
     if not isinstance(device_map, Mapping):
         return device_map
-    return {name: place for name, place in device_map.items() if name.split(".")[0] != "encoder"}
+    return {name: device for name, device in device_map.items() if name.split(".")[0] != "encoder"}
 
 
 def of_encoder(device_map: Any) -> Any:
     """The encoder's part of a device map.
 
-    A strategy places it first: whole where it has room, on the first device that has it, so that the LLM's share is
-    cut from what is left.
+    With a strategy the encoder is loaded first, whole on the first device with enough memory; the LLM gets what is
+    left.
     """
     if isinstance(device_map, str) and device_map in STRATEGIES:
         return "sequential"
     if not isinstance(device_map, Mapping):
         return device_map
     own = {
-        name.removeprefix("encoder").removeprefix("."): place
-        for name, place in device_map.items()
+        name.removeprefix("encoder").removeprefix("."): device
+        for name, device in device_map.items()
         if name.split(".")[0] == "encoder"
     }
-    return own or {"": next((place for place in device_map.values() if place not in ("cpu", "disk")), "cpu")}
+    return own or {"": next((device for device in device_map.values() if device not in ("cpu", "disk")), "cpu")}
 
 
 def fitted(what: str, skeleton: torch.nn.Module, device_map: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping in which no name lies under another, of a model whose weights have not been read.
+    """A mapping in which no name is inside another, for a model whose weights have not been read.
 
-    accelerate passes over names that it does not find, and transformers puts what no name covers on the CPU. Where one
-    name lies under another (`''` and `lm_head`) accelerate 1.15 gives the modules below hooks of both, which differ.
+    accelerate ignores names that it does not find, and transformers puts what no name covers on the CPU. Where one
+    name is inside another (`''` and `lm_head`) accelerate 1.15 gives the inner modules hooks of both, which differ.
 
     Args:
         what: `encoder` or `LLM`, for messages.
@@ -148,52 +148,53 @@ def fitted(what: str, skeleton: torch.nn.Module, device_map: Mapping[str, Any]) 
             f"modules ({_children(skeleton)}); name them too, or put the rest under ''."
         )
     for one, other in (getattr(skeleton, "all_tied_weights_keys", None) or {}).items():
-        places = [device_map[str(_covering(weight, device_map))] for weight in (one, other)]
-        if places[0] != places[1]:
+        devices = [device_map[str(_covering(weight, device_map))] for weight in (one, other)]
+        if devices[0] != devices[1]:
             raise ConfigError(
-                f"the device map puts {one} on {places[0]} and {other} on {places[1]}, which are one weight of the "
+                f"the device map puts {one} on {devices[0]} and {other} on {devices[1]}, which are one weight of the "
                 f"{what}; expected one device for both; change one of them."
             )
     return _disjoint("", skeleton, device_map)
 
 
 def room_beside(max_memory: Mapping[int | str, int] | None, model: torch.nn.Module) -> dict[int | str, int] | None:
-    """`max_memory` less what a model that is there already takes."""
+    """`max_memory` minus what a loaded model takes."""
     if max_memory is None:
         return None
     taken: Counter[int | str] = Counter()
-    for place, size in _bytes(model).items():
-        if place != "disk":
-            device = torch.device(place)
+    for name, size in _bytes(model).items():
+        if name != "disk":
+            device = torch.device(name)
             taken["cpu" if device.type == "cpu" else device.index or 0] += size
-    return {place: max(0, size - taken[place]) for place, size in max_memory.items()}
+    return {device: max(0, size - taken[device]) for device, size in max_memory.items()}
 
 
 def is_split(model: Any) -> bool:
-    """Whether a model's weights lie on several devices."""
-    return len({str(place) for place in (getattr(model, "hf_device_map", None) or {}).values()}) > 1
+    """Whether a model's weights are on several devices."""
+    return len({str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}) > 1
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model takes its ids and embeddings: where its table of embeddings is, or is used if it is offloaded.
+    """Where a model takes its ids and embeddings: the device of its embedding table, or the one that an offloaded table
+    is moved to.
 
     Args:
-        model: of transformers, whole or placed by a device map; not sharded by ZeRO-3.
+        model: of transformers, whole or with a device map; not sharded by ZeRO-3.
     """
     table = model.get_input_embeddings()
     device: torch.device = table.weight.device
     if device.type != "meta":
         return device
-    hook = table._hf_hook  # accelerate's: it fetches the weight for the time of a call
+    hook = table._hf_hook  # accelerate's: it loads the weight during a call
     hooks: Sequence[Any] = getattr(hook, "hooks", (hook,))
     return torch.device(next(each.execution_device for each in hooks if hasattr(each, "execution_device")))
 
 
-def told(encoder: Any, llm: Any) -> str:
-    """One line on where both models lie."""
+def describe_devices(encoder: Any, llm: Any) -> str:
+    """One line on the devices of both models."""
     parts = []
     for name, model in (("encoder", encoder), ("LLM", llm)):
-        sizes = ", ".join(f"{place} ({size / 2**30:.2f} GiB)" for place, size in _bytes(model).items())
+        sizes = ", ".join(f"{device} ({size / 2**30:.2f} GiB)" for device, size in _bytes(model).items())
         parts.append(f"{name} on {sizes}")
     return "; ".join(parts)
 
@@ -204,8 +205,8 @@ def _bytes(model: Any) -> Counter[str]:
     found: Counter[str] = Counter()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         key = _covering(name, device_map)
-        place = tensor.device if key is None or tensor.device.type != "meta" else device_map[key]
-        found[f"cuda:{place}" if isinstance(place, int) else str(place)] += tensor.numel() * tensor.element_size()
+        device = tensor.device if key is None or tensor.device.type != "meta" else device_map[key]
+        found[f"cuda:{device}" if isinstance(device, int) else str(device)] += tensor.numel() * tensor.element_size()
     return found
 
 
@@ -216,7 +217,7 @@ def _covering(weight: str, device_map: Mapping[str, Any]) -> str | None:
 
 
 def _disjoint(name: str, module: Any, device_map: Mapping[str, Any]) -> dict[str, Any]:
-    """Places of a module or, where some of what is below it has places of its own, of all that is directly below it."""
+    """The device of a module or, where some modules inside have devices of their own, those of its direct children."""
     key = _covering(name, device_map)
     if not any(other != name and (not name or other.startswith(f"{name}.")) for other in device_map):
         return {} if key is None else {name: device_map[key]}
@@ -229,7 +230,7 @@ def _disjoint(name: str, module: Any, device_map: Mapping[str, Any]) -> dict[str
 
 
 def _children(model: torch.nn.Module) -> str:
-    """Names that a mapping may begin from: the modules just below the top, a list of layers by its first."""
+    """Names for a message: the modules two levels down, or one where there is no second."""
     found = []
     for name, child in model.named_children():
         own = [f"{name}.{below}" for below, _ in child.named_children()]
@@ -250,24 +251,24 @@ def _from_text(text: str) -> Any:
     return int(text) if text.isdigit() else text
 
 
-def _device(place: Any, what: str = "") -> Any:
-    """The same place, once it is known to be there."""
-    if place == "disk":
-        return place
-    told = f"the device map puts {what}{place}" if what else f"the device map is {place}"
+def _known(name: Any, what: str = "") -> Any:
+    """`name`, once it is known that this machine has that device."""
+    if name == "disk":
+        return name
+    found = f"the device map puts {what}{name}" if what else f"the device map is {name}"
     here = torch.accelerator.current_accelerator()
     count = torch.accelerator.device_count() if here else 0
     try:
         # A number is one of the accelerator's, which torch.device refuses where there is none.
-        device = torch.device(here.type if here else "cuda", place) if isinstance(place, int) else torch.device(place)
+        device = torch.device(here.type if here else "cuda", name) if isinstance(name, int) else torch.device(name)
     except (RuntimeError, TypeError):
-        raise ConfigError(f"{told}, which is no device; {_EXPECTED}.") from None
+        raise ConfigError(f"{found}, which is no device; {_EXPECTED}.") from None
     if device.type == "cpu":
-        return place
+        return name
     if here is None or device.type != here.type or (device.index or 0) >= count:
         names = " or ".join(["cpu", *(f"{here.type}:{number}" for number in range(count) if here)])
-        raise ConfigError(f"{told}, which this machine does not have; expected {names}; choose another.")
-    return place
+        raise ConfigError(f"{found}, which this machine does not have; expected {names}; choose another.")
+    return name
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
