@@ -58,8 +58,8 @@ class TrackConfig:
     """What is recorded and shown."""
 
     to: Annotated[Texts, NEITHER] = ("mlflow",)
-    """Where metrics.jsonl is sent: mlflow, tensorboard (event files beside metrics.jsonl), wandb. The last two are extras:
-    pip install 'bridge_ds[tensorboard]'."""
+    """Where metrics.jsonl is sent: mlflow, tensorboard (event files beside metrics.jsonl), wandb. The last two are
+    extras: pip install 'bridge_ds[tensorboard]'."""
     uri: Annotated[Path, NEITHER] = ""
     """MLflow tracking URI; empty = MLFLOW_TRACKING_URI, else an SQLite file mlflow.db beside run.output; `none` =
     metrics.jsonl only."""
