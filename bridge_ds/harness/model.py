@@ -153,11 +153,8 @@ class BridgeLM(Ranks, LM):
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability (nats) of each whole text, see :mod:`bridge_ds.harness.requests`."""
-        made = plan_texts(
-            [request.args[0] for request in requests],
-            self._windows,
-            [self._language_of(request) for request in requests],
-        )
+        languages = [self._language_of(request) for request in requests]
+        made = plan_texts([request.args[0] for request in requests], self._windows, languages)
         answers = self._answer("loglikelihood_rolling", requests, made, disable_tqdm)
         return [score for score, _ in answers]
 
