@@ -18,7 +18,6 @@ from bridge_ds.doctor.load import LoadedRun
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.answer import Answerer as Writer
 from bridge_ds.generate.answer import Style
-from bridge_ds.harness.answerer import Answerer, Options
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
@@ -29,6 +28,7 @@ from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.work import Event
 from bridge_ds.tasks.base import Example
 from tests.convert.readable import reading
+from tests.made import harness_answerer
 
 LABELS = ("Neutral", "Entailment")
 CPU = torch.device("cpu")
@@ -67,10 +67,7 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
     row = tokenize_sample({"source": source, "target": LABELS[1]}, tokenizers, config.data)
     batch = collate([row], tokenizers.encoder_pad_id, tokenizers.pad_id)
     data = config.data
-    harness = Answerer(
-        model, tokenizers, CPU,
-        Options(prompt=data.augment_prompt, end_token=data.objective == "task" and data.target_end),
-    )  # fmt: skip
+    harness = harness_answerer(model, tokenizers, data, end_token=data.objective == "task" and data.target_end)
     scorer = Scorer(model, tokenizers, data, CPU, bridge=True, calibrate=True, max_new_tokens=12)
 
     def evaluated(kind: str) -> str:

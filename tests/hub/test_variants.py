@@ -23,14 +23,13 @@ from bridge_ds.doctor.text import page
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.answer import Answerer, Style
-from bridge_ds.harness import answerer as harness
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
 from bridge_ds.serve.schema import Ask, Sampling
 from bridge_ds.serve.texts import Texts
 from bridge_ds.tasks.base import Example
 from tests.evaluation.fakes import FakeTask
-from tests.made import make_run
+from tests.made import harness_answerer, make_run
 from tools.export import main as export_command
 
 pytest.importorskip("peft")
@@ -94,7 +93,7 @@ def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_r
     answerer = Answerer.load(str(long_run), Style())
     processor = answerer.processor
     texts, sink = Texts(answerer), lambda event: None
-    by_harness = harness.Answerer(model, tokenizers, "cpu", harness.Options())
+    by_harness = harness_answerer(model, tokenizers, config.data)
     expected = 1 + LATENTS + 1  # BOS, latents, end
     for text in [*TEXTS, "one river of rain " * 20]:
         row = processor.context_ids(Context(text))
