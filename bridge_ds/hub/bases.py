@@ -8,19 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.checkpoint.bases import other_bases
 from bridge_ds.checkpoint.load import put_trained
 from bridge_ds.checkpoint.placed import Placing, load_placed
 from bridge_ds.config.names import resolve
-from bridge_ds.config.schema import Config
+from bridge_ds.config.schema import Config, ModelConfig
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
-from bridge_ds.engine.setup import END_IDS, base_identities
+from bridge_ds.engine.setup import base_identities
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.identity import tokenizer_identity
-from bridge_ds.hub.config import BridgeConfig
 from bridge_ds.hub.source import BridgeSource
 
 __all__ = ["compare_tokenizers", "load_bases", "quantization"]
 
+EXPECTED = (
+    "expected the same; name it with encoder=, llm=, encoder_revision= or llm_revision= (commands: --encoder, --llm), or "
+    "load it anyway with allow_base_mismatch=True (--allow-base-mismatch)"
+)
 _log = logging.getLogger(__name__)
 
 
@@ -73,45 +77,28 @@ def load_bases(
     model = load_placed(run, tokenizers.bos_id, placing, hub)
     check_vocabulary(tokenizers.encoder, model.encoder.vocab_size, "encoder")
     check_vocabulary(tokenizers.llm, model.llm.vocab_size, "llm")
-    _compare(source, base_identities(run, model, tokenizers, source.config.base, hub), allow_base_mismatch)
+    found = base_identities(run, model, tokenizers, source.config.base, hub)
+    _compare(source, found, run.model, allow_base_mismatch)
     put_trained(tensors, model, "it must have been made for this {} and these widths")
     return model, tokenizers
 
 
-def _compare(source: BridgeSource, found: Mapping[str, str], allowed: bool) -> None:
-    names = {
-        "encoder": f"the encoder {source.config.encoder!r}",
-        "llm": f"the LLM {source.config.llm!r}",
-        "encoder_tokenizer": f"the tokenizer of {source.config.encoder!r}",
-        "llm_tokenizer": f"the tokenizer of {source.config.llm!r}",
-        END_IDS: f"the set of end ids of {source.config.llm!r} (eos_token_id in its generation_config.json)",
-    }
-    other = [names[key] for key, value in found.items() if source.config.base.get(key) != value]
-    if not other:
-        return
-    what = f"{' and '.join(other)} {'is' if len(other) == 1 else 'are'} not what {source.name} was trained with"
-    if not allowed:
-        raise CheckpointError(
-            f"{what} (the bridge has recorded others); expected the same; name its place with encoder=, llm=, "
-            "encoder_revision= or llm_revision=, or pass allow_base_mismatch=True to take it all the same."
-        )
-    _log.warning("%s; taken all the same, as allow_base_mismatch says.", what)
+def _compare(source: BridgeSource, found: Mapping[str, str], now: ModelConfig, allowed: bool) -> None:
+    other = other_bases(source.config.base, found, now, source.name, source.trained)
+    if other and not allowed:
+        raise CheckpointError(f"{other}; {EXPECTED}.")
+    if other:
+        _log.warning("%s; loaded anyway, because allow_base_mismatch is true.", other)
 
 
-def compare_tokenizers(config: BridgeConfig, tokenizers: Tokenizers, hub: Mapping[str, Any]) -> None:
-    """Prove that tokenizers are those of the training.
+def compare_tokenizers(source: BridgeSource, now: ModelConfig, tokenizers: Tokenizers, hub: Mapping[str, Any]) -> None:
+    """Compare tokenizers with those of the training.
 
     Raises:
-        ConfigError: one is another.
+        CheckpointError: one is another.
     """
-    for key, name, revision, tokenizer in (
-        ("encoder_tokenizer", config.encoder, config.encoder_revision, tokenizers.encoder),
-        ("llm_tokenizer", config.llm, config.llm_revision, tokenizers.llm),
-    ):
-        recorded = config.base.get(key, "")
-        if recorded != tokenizer_identity(tokenizer, resolve(name), revision, hub, recorded):
-            raise ConfigError(
-                f"the tokenizer of {name!r} is not the one that the bridge was trained with (another vocabulary, "
-                "normaliser, special token or chat template); expected the same; give its place or revision, or pass "
-                "allow_base_mismatch=True."
-            )
+    recorded, found = source.config.base, {}
+    for part in ("encoder", "llm"):
+        key, name, revision = f"{part}_tokenizer", resolve(getattr(now, part)), getattr(now, f"{part}_revision")
+        found[key] = tokenizer_identity(getattr(tokenizers, part), name, revision, hub, recorded.get(key, ""))
+    _compare(source, found, now, False)

@@ -20,6 +20,7 @@ from bridge_ds.errors import ConfigError
 from bridge_ds.hub.answering import Answering
 from bridge_ds.hub.bases import load_bases, quantization
 from bridge_ds.hub.config import BridgeConfig, to_run
+from bridge_ds.hub.folder import upload, write_folder
 from bridge_ds.hub.source import BridgeSource, hub_options, open_source, renamed
 from bridge_ds.llm.generate import end_ids, positions_of
 
@@ -196,11 +197,9 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
             push_to_hub: then call :meth:`push_to_hub`, with `repo_id` (default: the folder's name).
             options: of :meth:`push_to_hub`.
         """
-        from bridge_ds.hub.share import write_folder
-
         if not is_main_process:
             return
-        write_folder(self, Path(save_directory))
+        write_folder(Path(save_directory), self.config, self.bridge, self.generation_config, self.card)
         if push_to_hub:
             self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
 
@@ -217,6 +216,6 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
         Raises:
             ConfigError: a base model is named by a folder of this machine, which nobody else could load.
         """
-        from bridge_ds.hub.share import upload
-
-        return upload(self, repo_id, **options)
+        for ignored in ("max_shard_size", "tags"):  # no file is large enough; the card has its own tags
+            options.pop(ignored, None)
+        return upload(repo_id, self.config, self.bridge, self.generation_config, self.card, **options)

@@ -22,9 +22,10 @@ from bridge_ds.data.text.prompting import Context, answers, context_ids, framed,
 from bridge_ds.data.text.truncate import LOST, Limits
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.hub.bases import compare_tokenizers
-from bridge_ds.hub.config import BridgeConfig, to_run
+from bridge_ds.hub.config import BridgeConfig, save_config, to_run
+from bridge_ds.hub.folder import CONFIG
 from bridge_ds.hub.inputs import languages_of, listed
-from bridge_ds.hub.source import CONFIG, hub_options, open_source, renamed
+from bridge_ds.hub.source import hub_options, open_source, renamed
 from bridge_ds.llm.splice import IGNORE
 
 __all__ = ["BridgeProcessor"]
@@ -108,7 +109,7 @@ class BridgeProcessor(ProcessorMixin):
         model = run.model
         tokenizers = load_tokenizers(model, hub, run.data)
         if not allow_base_mismatch:
-            compare_tokenizers(source.config, tokenizers, hub)
+            compare_tokenizers(source, model, tokenizers, hub)
         llm_config = AutoConfig.from_pretrained(
             resolve(model.llm), revision=model.llm_revision, trust_remote_code=model.trust_remote_code, **hub
         )
@@ -242,7 +243,7 @@ class BridgeProcessor(ProcessorMixin):
             if there.get("base") != self.config.base:
                 raise ConfigError(f"{path} is of another bridge; expected none; choose another folder.")
         else:
-            self.config.save_pretrained(save_directory)
+            save_config(self.config, save_directory)
         return [str(path)]
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.checkpoint.bases import refuse_other_bases
 from bridge_ds.checkpoint.best import find_folder
-from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest, refuse_other_run
+from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest
 from bridge_ds.checkpoint.origin import config_in
 from bridge_ds.checkpoint.placed import Placing, load_placed
 from bridge_ds.config.changes import changes, with_places
@@ -116,7 +117,7 @@ def load_trained(
     world = World.detect() if torch.distributed.is_initialized() else World()
     recorded = checkpoint.manifest["base"]
     base = on_main(lambda: base_identities(config, model, tokenizers, recorded), world)  # one reads the files
-    refuse_other_run(checkpoint, {}, base)
+    refuse_other_bases(checkpoint, base, config.model)
     load_bridge(checkpoint, model)
     if isinstance(device_map, str | dict):
         say(told(model.encoder.model, model.llm.model))
