@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint import layout
+from bridge_ds.checkpoint.bases import other_bases
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.checkpoint.origin import config_in
-from bridge_ds.config.schema import Config
-from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.config.schema import Config, ModelConfig
+from bridge_ds.errors import CheckpointError, ConfigError, DataError
 from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.hub.card import CardFacts, model_card
 from bridge_ds.hub.config import BridgeConfig, from_run
 from bridge_ds.hub.folder import CARD, CONFIG, GENERATION, find_file, read_config, read_json, tensor_files
 from bridge_ds.inference.load import open_run
 
-__all__ = ["HUB_OPTIONS", "BridgeSource", "hub_options", "open_source", "renamed"]
+__all__ = ["HUB_OPTIONS", "BridgeSource", "check_bases", "hub_options", "open_source", "renamed"]
 
 HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
 """Arguments of from_pretrained on how to reach the hub, for the bridge and for both base models."""
@@ -185,3 +186,25 @@ def _layer_weights(metrics: Path, step: int) -> list[float]:
         except (ValueError, KeyError, TypeError):
             continue  # a line that a kill has torn
     return found
+
+
+def check_bases(source: BridgeSource, found: Mapping[str, str], allowed: bool = False) -> None:
+    """Compare base models with those of the training.
+
+    Args:
+        source: the bridge; its config names them.
+        found: identities of what is loaded, see :func:`bridge_ds.checkpoint.bases.other_bases`.
+        allowed: others are loaded anyway, with a warning.
+
+    Raises:
+        CheckpointError: one of them is another.
+    """
+    now = ModelConfig(encoder=source.config.encoder, llm=source.config.llm)
+    other = other_bases(source.config.base, found, now, source.name, source.trained)
+    if other and not allowed:
+        raise CheckpointError(
+            f"{other}; expected the same; name it with encoder=, llm=, encoder_revision= or llm_revision= (commands: "
+            "--encoder, --llm), or load it anyway with allow_base_mismatch=True (--allow-base-mismatch)."
+        )
+    if other:
+        _log.warning("%s; loaded anyway, because allow_base_mismatch is true.", other)
