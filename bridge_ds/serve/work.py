@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bridge_ds.llm.generate import cut_at
+from bridge_ds.inference.stops import StopStrings
 from bridge_ds.serve.schema import APIError, Sampling
 
 __all__ = ["Event", "Row"]
@@ -105,7 +105,7 @@ class Row:
 
     def show(self, text: str, reason: str | None) -> None:
         """Send what is new and certain in `text`, the answer so far; all of it with a `reason` to end."""
-        whole = cut_at(text, self.stops)
+        whole = StopStrings(self.stops).cut(text)
         end = len(whole)
         if reason is None:
             # Half a letter decodes to U+FFFD; and a stop that has only begun must not be seen.
