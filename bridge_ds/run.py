@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from bridge_ds import __version__
+from bridge_ds.checkpoint.bases import restore
 from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.layout import step_folder
-from bridge_ds.checkpoint.bases import restore
 from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run
 from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.config.load import to_dict

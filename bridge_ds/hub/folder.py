@@ -1,9 +1,9 @@
 """The folder (or hub repository) in which a bridge is shared: written, uploaded, and read with every hash checked.
 
-    config.json               :class:`bridge_ds.hub.config.BridgeConfig`, with the hashes of the other files and its own
-    generation_config.json    options of generate that belong to the bridge
-    bridge.safetensors        and encoder, llm or lora.safetensors, as in a checkpoint
-    README.md                 the model card
+config.json               :class:`bridge_ds.hub.config.BridgeConfig`, with the hashes of the other files and its own
+generation_config.json    options of generate that belong to the bridge
+bridge.safetensors        and encoder, llm or lora.safetensors, as in a checkpoint
+README.md                 the model card
 """
 
 from __future__ import annotations

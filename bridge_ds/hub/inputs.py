@@ -71,10 +71,7 @@ def batch_of(
     # Encoders count positions from the left; for some of them padding there would be text.
     source = right_padded(*_on(device, input_ids, attention_mask), of.encoder_pad_id)
     suffix = _on(device, none if suffix_ids is None else suffix_ids, suffix_mask)
-    if prefix_ids is None:
-        prefix = _opening(of, source[1], suffix[1])
-    else:
-        prefix = _on(device, prefix_ids, prefix_mask)
+    prefix = _opening(of, source[1], suffix[1]) if prefix_ids is None else _on(device, prefix_ids, prefix_mask)
     labels = none if labels is None else labels
     real = labels != IGNORE
     target = _on(device, labels.masked_fill(~real, of.pad_id), real.long())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -154,7 +153,9 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         for ignored in _IGNORED:
             options.pop(ignored, None)
         if options or args:
-            known = [each for each in inspect.signature(cls.from_pretrained).parameters if each not in ("args", "options")]
+            known = [
+                each for each in inspect.signature(cls.from_pretrained).parameters if each not in ("args", "options")
+            ]
             what = repr(next(iter(options))) if options else "a second positional argument"
             raise ConfigError(f"from_pretrained does not know {what}; expected some of {', '.join(known)}.")
         names = dict(zip(_BASES, (encoder, llm, encoder_revision, llm_revision), strict=True))

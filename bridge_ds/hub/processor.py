@@ -269,15 +269,17 @@ class BridgeProcessor(ProcessorMixin):
 
     def context_ids(self, context: Context, max_new_tokens: int | None = None) -> ContextIds:
         """Token ids of a context, truncated so that `max_new_tokens` positions stay free (default: as for a text)."""
-        return self.prompts.ids(context, self.prompts.room(self.max_new_tokens if max_new_tokens is None else max_new_tokens))
+        return self.prompts.ids(
+            context, self.prompts.room(self.max_new_tokens if max_new_tokens is None else max_new_tokens)
+        )
 
     def collate(self, rows: Sequence[ContextIds], labels: Sequence[list[int]] | None = None) -> BatchFeature:
         """Rows of :meth:`context_ids` as one padded batch."""
-        lists = _lists(rows)
-        pads = {"input_ids": self.tokenizers.encoder_pad_id}
-        made = {}
-        for name, mask in (("input_ids", "attention_mask"), ("prefix_ids", "prefix_mask"), ("suffix_ids", "suffix_mask")):
-            made[name], made[mask] = pad(lists[name], pads.get(name, self.tokenizers.pad_id))
+        lists, made = _lists(rows), {}
+        llm_pad = self.tokenizers.pad_id
+        made["input_ids"], made["attention_mask"] = pad(lists["input_ids"], self.tokenizers.encoder_pad_id)
+        made["prefix_ids"], made["prefix_mask"] = pad(lists["prefix_ids"], llm_pad)
+        made["suffix_ids"], made["suffix_mask"] = pad(lists["suffix_ids"], llm_pad)
         if labels is not None:
             made["labels"] = pad(labels, IGNORE)[0]
         return BatchFeature(made)

@@ -126,7 +126,7 @@ def test_a_model_as_pytorch_model_bin_is_taken_and_proven_by_preflight_training_
     tensors[max(name for name in tensors if name.startswith("encoder."))].mul_(0)
     torch.save(tensors, file)
     outcome = launch.train([*settings, "--set", "train.steps=4"], 1, tmp_path / "two")
-    assert outcome.codes == [2] and "the encoder " in outcome.text and " is not what " in outcome.text, outcome.text[-3000:]
+    assert outcome.codes == [2] and f"the encoder {str(folder)!r} is not what " in outcome.text, outcome.text[-3000:]
     with pytest.raises(CheckpointError, match="was trained with"):
         BridgeForCausalLM.from_pretrained(run)
     file.write_bytes(whole[:-1000])
