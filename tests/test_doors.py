@@ -20,7 +20,7 @@ from bridge_ds.data.text.truncate import side_of
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.doctor.measure import examine
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.generate.answer import Answerer, Style
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.inference.load import load_trained
 from bridge_ds.serve.replies import Reply
 from bridge_ds.serve.schema import ServerLimits, parse_chat, parse_completion
@@ -154,15 +154,15 @@ def _context(text: str) -> Any:
     return parse(text)
 
 
-def _answerer(run: Path, **style: Any) -> Answerer:
-    return Answerer.load(str(run), Style(**style))
+def _answerer(run: Path, **style: Any) -> Pipeline:
+    return Pipeline.load(str(run), GenerateOptions(**style))
 
 
 def in_generate(run: Path) -> list[Ids]:
     answerer = _answerer(run)
     found = [answerer.row(text) for text in TEXTS]
     if load_run_config(run).data.chat_template:
-        chat = Answerer(answerer.model, answerer.processor, Style(chat=True))
+        chat = Pipeline(answerer.model, answerer.processor, GenerateOptions(chat=True))
         assert [chat.row(text) for text in TEXTS] == found
         assert [chat.row([{"role": "user", "content": text}]) for text in TEXTS] == found
     return found

@@ -99,7 +99,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _load(options: argparse.Namespace, key: str) -> Service:
-    from bridge_ds.generate.answer import Answerer, Style
+    from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
     from bridge_ds.serve.app import Service
     from bridge_ds.serve.local import LocalWriter
     from bridge_ds.serve.scheduler import Scheduler, Writer
@@ -107,7 +107,7 @@ def _load(options: argparse.Namespace, key: str) -> Service:
     from bridge_ds.serve.texts import Texts
     from bridge_ds.serve.waiting import RequestQueue
 
-    answerer = Answerer.load(options.run, Style(), **loading(options))
+    answerer = Pipeline.load(options.run, GenerateOptions(), **loading(options))
     texts = Texts(answerer)
     writer: Writer = LocalWriter(answerer, texts)
     at_once = 1

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline, mixed_seed
 from bridge_ds.serve.schema import Sampling
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.work import Row
@@ -37,7 +37,7 @@ class _Reading(StoppingCriteria):
 class LocalWriter:
     """Both base models and the bridge, in this process; used by the scheduler's thread alone."""
 
-    def __init__(self, answerer: Answerer, texts: Texts) -> None:
+    def __init__(self, answerer: Pipeline, texts: Texts) -> None:
         self.answerer, self.texts = answerer, texts
 
     @torch.no_grad()
@@ -53,7 +53,7 @@ class LocalWriter:
             if sampling.temperature:
                 # As python -m bridge_ds.generate --seed; without a seed as chance has it.
                 seed = sampling.seed
-                torch.manual_seed(self.answerer.mixed(seed) if seed is not None else int(torch.seed()) >> 1)
+                torch.manual_seed(mixed_seed(seed) if seed is not None else int(torch.seed()) >> 1)
             features = self.answerer.processor.collate([row.ids for row in rows])
             self.answerer.model.generate(
                 **features,

@@ -11,7 +11,7 @@ from typing import Any
 from bridge_ds.data.text.chat import has_template
 from bridge_ds.data.text.prompting import DoesNotFit
 from bridge_ds.errors import BridgeError
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.schema import APIError, Ask
 from bridge_ds.serve.work import Event, Row
 
@@ -21,7 +21,7 @@ __all__ = ["Texts"]
 class Texts:
     """Both tokenizers, behind a lock."""
 
-    def __init__(self, answerer: Answerer) -> None:
+    def __init__(self, answerer: Pipeline) -> None:
         self._lock = threading.Lock()
         self._answerer = answerer
         self._processor = answerer.processor
@@ -57,22 +57,20 @@ class Texts:
                 languages.tag(ask.language)
             except BridgeError as error:
                 raise APIError(str(error), param="language") from None
-        style = dataclasses.replace(self._answerer.style, chat=ask.chat, max_new_tokens=ask.max_tokens)
-        answerer = Answerer(self._answerer.model, self._processor, style)
+        style = dataclasses.replace(self._answerer.options, chat=ask.chat, max_new_tokens=ask.max_tokens)
+        answerer = Pipeline(self._answerer.model, self._processor, style)
         with self._lock:
             return [self._row(answerer, ask, index, sink) for index in range(len(ask.texts))]
 
-    def _row(self, answerer: Answerer, ask: Ask, index: int, sink: Callable[[Event], None]) -> Row:
+    def _row(self, answerer: Pipeline, ask: Ask, index: int, sink: Callable[[Event], None]) -> Row:
         param = "messages" if ask.chat else "prompt"
-        cut = self._processor.cut
-        cut.clear()
         try:
             ids = answerer.row(ask.texts[index], ask.language)
         except BridgeError as error:
             code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None
             raise APIError(str(error), param=param, code=code) from None
         length = self._processor.length(ids)
-        truncated = bool(cut["source"] or cut["prompt"])
+        truncated = bool(ids.cut)
         most = ask.max_tokens or self.default_tokens
         if self.positions:
             most = min(most, self.positions - length)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from bridge_ds.errors import ConfigError
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.schema import APIError
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.work import Event, Row
@@ -107,7 +107,7 @@ class Upstream:
 class VllmWriter:
     """Makes prompt embeddings in the scheduler's thread; threads of its own then wait for the answers."""
 
-    def __init__(self, answerer: Answerer, texts: Texts, upstream: Upstream, at_once: int) -> None:
+    def __init__(self, answerer: Pipeline, texts: Texts, upstream: Upstream, at_once: int) -> None:
         """Args:
         answerer: model and processor; of the LLM only the embedding table is used.
         texts: the tokenizers.

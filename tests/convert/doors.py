@@ -16,8 +16,7 @@ from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
 from bridge_ds.doctor.load import LoadedRun
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.generate.answer import Answerer as Writer
-from bridge_ds.generate.answer import Style
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
@@ -101,7 +100,7 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
 
 def outside(run: Path, source: str) -> dict[str, Asked]:
     """python -m bridge_ds.generate, and the server."""
-    writer = Writer.load(str(run), Style(max_new_tokens=12))
+    writer = Pipeline.load(str(run), GenerateOptions(max_new_tokens=12))
     texts = Texts(writer)
 
     def served() -> str:

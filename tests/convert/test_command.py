@@ -102,4 +102,4 @@ def test_nobody_continues_to_train_it_unawares(testbed_run: Path) -> None:
     checkpoint = find("auto", testbed_run / "checkpoints", pytest.fail)
     assert checkpoint is not None
     with pytest.raises(CheckpointError, match="global_batch 'converted from MindMerger"):
-        refuse_other_run(checkpoint, {"seed": 0, "global_batch": 128}, {})
+        refuse_other_run(checkpoint, {"seed": 0, "global_batch": 128})

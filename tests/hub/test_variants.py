@@ -22,7 +22,7 @@ from bridge_ds.doctor.measure import examine
 from bridge_ds.doctor.text import page
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.generate.answer import Answerer, Style
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
 from bridge_ds.serve.schema import Ask, Sampling
@@ -90,7 +90,7 @@ def ask(text: str) -> Ask:
 def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_run: Path) -> None:
     config = load_run_config(long_run)
     model, tokenizers, _ = load_trained(long_run, config, torch.device("cpu"), print)
-    answerer = Answerer.load(str(long_run), Style())
+    answerer = Pipeline.load(str(long_run), GenerateOptions())
     processor = answerer.processor
     texts, sink = Texts(answerer), lambda event: None
     by_harness = harness_answerer(model, tokenizers, config.data)
@@ -102,7 +102,7 @@ def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_r
         assert texts.rows(ask(text), sink)[0].length == expected
         assert int(by_harness._prefix([Context(text)], [4]).mask_BX.sum()) == expected
     # More encoder tokens than the LLM has places: none is cut.
-    assert len(row[1]) > 128 and not processor.cut["source"]
+    assert len(row.source) > 128 and not row.cut
     assert answerer.write([row])
     (longer,) = texts.rows(ask("one river of rain " * 400), sink)
     assert longer.truncated and longer.length == expected  # more than the encoder reads

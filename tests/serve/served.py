@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.app import Service
 from bridge_ds.serve.local import LocalWriter
 from bridge_ds.serve.scheduler import Scheduler, Writer
@@ -62,7 +62,7 @@ class Client:
 
 @contextlib.contextmanager
 def served(
-    answerer: Answerer,
+    answerer: Pipeline,
     *,
     writer: Writer | None = None,
     queue: int = 64,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.app import Service
 from bridge_ds.serve.local import LocalWriter
 from bridge_ds.serve.schema import ServerLimits
@@ -127,7 +127,7 @@ def test_bad_requests_get_openais_error_object(server: Server) -> None:
     assert client.ask("GET", "/health")[::2] == (200, {"status": "ok"})
 
 
-def test_large_bodies_and_wrong_keys_are_refused(answerer: Answerer) -> None:
+def test_large_bodies_and_wrong_keys_are_refused(answerer: Pipeline) -> None:
     with served(answerer, limits=ServerLimits(body=2000), key="sesame") as (client, _):
         right = {"Authorization": "Bearer sesame"}
         ask = {"model": "tiny", "prompt": "a"}
@@ -144,7 +144,7 @@ def test_large_bodies_and_wrong_keys_are_refused(answerer: Answerer) -> None:
 class Gated(LocalWriter):
     """The local writer behind a gate, so that a test decides when a batch is written."""
 
-    def __init__(self, answerer: Answerer) -> None:
+    def __init__(self, answerer: Pipeline) -> None:
         super().__init__(answerer, Texts(answerer))
         self.gate = threading.Event()
         self.fail = False
@@ -157,7 +157,7 @@ class Gated(LocalWriter):
         super().start(rows, done)
 
 
-def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Answerer, offline: Offline) -> None:
+def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Pipeline, offline: Offline) -> None:
     writer = Gated(answerer)
     with served(answerer, writer=writer, queue=3, batch=1) as (client, service), ThreadPoolExecutor(8) as pool:
         waiting = service.scheduler.waiting
@@ -181,7 +181,7 @@ def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Answe
             assert status == 200 and texts_of(body) == [offline(text)]
 
 
-def test_a_batch_that_fails_is_a_500_and_the_next_is_answered(answerer: Answerer, offline: Offline) -> None:
+def test_a_batch_that_fails_is_a_500_and_the_next_is_answered(answerer: Pipeline, offline: Offline) -> None:
     writer = Gated(answerer)
     writer.gate.set()
     writer.fail = True
@@ -194,7 +194,7 @@ def test_a_batch_that_fails_is_a_500_and_the_next_is_answered(answerer: Answerer
         assert texts_of(client.complete("a dog")[2]) == [offline("a dog")]
 
 
-def test_who_goes_away_leaves_no_work_behind(answerer: Answerer) -> None:
+def test_who_goes_away_leaves_no_work_behind(answerer: Pipeline) -> None:
     writer = Gated(answerer)
     with served(answerer, writer=writer, batch=1) as (client, service):
         waiting = service.scheduler.waiting
@@ -212,7 +212,7 @@ def test_who_goes_away_leaves_no_work_behind(answerer: Answerer) -> None:
         threads.shutdown()
 
 
-def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Answerer) -> None:
+def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Pipeline) -> None:
     seen = set()
     hook = answerer.model.bridge.llm.model.register_forward_pre_hook(
         lambda *_: seen.add(threading.current_thread().name)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bridge_ds.errors import ConfigError
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.texts import Texts
 from bridge_ds.serve.vllm import KEY, Upstream, VllmWriter
 from tests.serve.served import served, until
@@ -34,7 +34,7 @@ REQUIRED = set(SCHEMA) - {"seed", "stop"}
 
 
 @contextlib.contextmanager
-def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def upstream(answerer: Pipeline, broken: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A server as vLLM is with --enable-prompt-embeds; its URL and what it was sent.
 
     Args:
@@ -109,7 +109,7 @@ def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[d
 
 
 def test_answers_are_the_offline_ones(
-    answerer: Answerer, offline: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    answerer: Pipeline, offline: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY, "hush")
     with upstream(answerer) as (url, sent):
@@ -141,7 +141,7 @@ def test_answers_are_the_offline_ones(
 @pytest.mark.parametrize(
     ("broken", "told"), [("status", "answers 400"), ("middle", "broke off"), ("error", "out of memory")]
 )
-def test_a_server_that_fails_is_a_502(answerer: Answerer, broken: str, told: str) -> None:
+def test_a_server_that_fails_is_a_502(answerer: Pipeline, broken: str, told: str) -> None:
     with upstream(answerer, broken) as (url, _):
         writer = VllmWriter(answerer, Texts(answerer), Upstream(url), at_once=2)
         with served(answerer, writer=writer, at_once=2) as (client, service):
