@@ -98,9 +98,11 @@ class BridgeConfig(PreTrainedConfig):
     """LLM tokens of a text that the LLM reads too."""
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """For config.json. The number format in which the base models happen to be loaded is left out."""
+        """For config.json, without the dtype in which the base models happen to be loaded."""
         values: dict[str, Any] = super().to_diff_dict()
         values.pop("dtype", None)
+        if self.settings_sha256 is None:
+            del values["settings_sha256"]
         return values
 
 
