@@ -23,10 +23,9 @@ from bridge_ds.harness.requests import Continuation
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.local import LocalWriter
-from bridge_ds.serve.schema import ServerLimits, parse_completion
-from bridge_ds.serve.texts import Texts
-from bridge_ds.serve.work import Event
+from bridge_ds.serve.backends import LocalBackend, Texts
+from bridge_ds.serve.protocol import CompletionRequest
+from bridge_ds.serve.replies import Event
 from bridge_ds.tasks.base import Example
 from tests.convert.readable import reading
 
@@ -109,9 +108,9 @@ def outside(run: Path, source: str) -> dict[str, Asked]:
 
     def served() -> str:
         said: list[Event] = []
-        ask = parse_completion({"model": "x", "prompt": source, "max_tokens": 12, "stream": True}, "x", ServerLimits())
+        ask = CompletionRequest(model="x", prompt=[source], max_tokens=12, stream=True)
         rows = texts.rows(ask, said.append)
-        LocalWriter(writer, texts).start(rows, lambda _: None)
+        LocalBackend(writer, texts).start(rows, lambda _: None)
         assert said[-1].reason == "stop"
         return "".join(event.text for event in said)
 

@@ -26,8 +26,8 @@ from bridge_ds.generate.answer import Answerer, Style
 from bridge_ds.harness import answerer as harness
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.schema import Ask, Sampling
-from bridge_ds.serve.texts import Texts
+from bridge_ds.serve.backends import Texts
+from bridge_ds.serve.protocol import CompletionRequest
 from bridge_ds.tasks.base import Example
 from tests.evaluation.fakes import FakeTask
 from tests.made import make_run
@@ -84,8 +84,8 @@ def test_loaded_shared_exported_and_merged_it_is_the_same_function(run: Path, tm
         export(str(tmp_path / "merged"), tmp_path / "again", merge=True)
 
 
-def ask(text: str) -> Ask:
-    return Ask((text,), False, 4, Sampling(), (), False, False)
+def ask(text: str) -> CompletionRequest:
+    return CompletionRequest(model="m", prompt=[text], max_tokens=4)
 
 
 def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_run: Path) -> None:

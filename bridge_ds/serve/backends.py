@@ -1,0 +1,342 @@
+"""What turns rows into answers: the LLM in this process, or a vLLM server that is given prompt embeddings.
+
+vLLM: `vllm serve LLM --enable-prompt-embeds` (its documentation, "Prompt Embedding Inputs"). `prompt_embeds` of its
+/v1/completions is base64 of a tensor [X, H] as torch.save writes it, to which it adds no chat template.
+
+Letters: B rows of a batch, X positions of a prompt, H LLM width.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import io
+import json
+import logging
+import os
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from bridge_ds.data.text.chat import has_template
+from bridge_ds.data.text.prompting import DoesNotFit
+from bridge_ds.errors import BridgeError, ConfigError
+from bridge_ds.generate.answer import Answerer
+from bridge_ds.serve.batching import Row
+from bridge_ds.serve.protocol import APIError, GenerationRequest, Sampling
+from bridge_ds.serve.replies import Event
+
+__all__ = ["VLLM_KEY", "LocalBackend", "Texts", "VllmBackend", "VllmClient", "vllm_body"]
+
+_log = logging.getLogger(__name__)
+VLLM_KEY = "BRIDGE_DS_VLLM_KEY"
+"""Environment variable with the API key of the vLLM server."""
+
+
+class Texts:
+    """Both tokenizers, behind a lock: fast tokenizers are not safe across threads."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._lock = threading.Lock()
+        self._answerer = answerer
+        self._processor = answerer.processor
+        model = answerer.model
+        self.positions = model.positions
+        """Of the LLM; 0 = unknown."""
+        self.default_tokens = int(model.generation_config.max_new_tokens or self._processor.max_new_tokens)
+        """max_tokens of a request that gives none."""
+        ends = model.generation_config.eos_token_id
+        self.ends = frozenset(ends if isinstance(ends, list) else [ends])
+        """Token ids that end an answer."""
+
+    def rows(self, request: GenerationRequest, sink: Callable[[Event], None]) -> list[Row]:
+        """A row for each text, with the ids that `python -m bridge_ds.generate` gives it, truncated as in training.
+
+        Raises:
+            APIError: there is no room for an answer, no chat template, or no such language.
+        """
+        if request.chat and not has_template(self._processor.tokenizer):
+            raise APIError(
+                "the LLM's tokenizer has no chat template, so there are no chats here; use /v1/completions.",
+                param="messages",
+            )
+        languages = self._processor.tokenizers.languages
+        if languages and request.language:
+            try:
+                languages.tag(request.language)
+            except BridgeError as error:
+                raise APIError(str(error), param="language") from None
+        style = dataclasses.replace(self._answerer.style, chat=request.chat, max_new_tokens=request.token_limit)
+        answerer = Answerer(self._answerer.model, self._processor, style)
+        with self._lock:
+            return [self._row(answerer, request, index, sink) for index in range(len(request.inputs))]
+
+    def _row(self, answerer: Answerer, request: GenerationRequest, index: int, sink: Callable[[Event], None]) -> Row:
+        param = "messages" if request.chat else "prompt"
+        cut = self._processor.cut
+        cut.clear()
+        try:
+            ids = answerer.row(request.inputs[index], request.language or "")
+        except BridgeError as error:
+            code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None
+            raise APIError(str(error), param=param, code=code) from None
+        length = self._processor.length(ids)
+        limit = request.token_limit or self.default_tokens
+        if self.positions:
+            limit = min(limit, self.positions - length)
+        if limit < 1:
+            raise APIError("the text leaves the LLM no room to answer.", code="context_length_exceeded", param=param)
+        return Row(
+            ids, length, limit, request.sampling, tuple(request.stop or ()), bool(request.stream), index, sink,
+            request.chat, truncated=bool(cut["source"] or cut["prompt"]),
+        )  # fmt: skip
+
+    def decoder(self, row: Row) -> Callable[[Sequence[int]], tuple[str, str]]:
+        """:meth:`decode` for the answers of a row."""
+        return functools.partial(self.decode, chat=row.chat)
+
+    def decode(self, ids: Sequence[int], chat: bool = False) -> tuple[str, str]:
+        """Raw text of ids, and without the leading space of training; `chat`: after a chat template."""
+        listed: Any = list(ids)
+        with self._lock:
+            raw = self._processor.tokenizer.decode(listed, skip_special_tokens=True)
+            return raw, self._processor.bare(raw, chat)
+
+
+class _PerToken(StoppingCriteria):
+    """Gives each new token to its row, and ends the rows that have ended or been cancelled.
+
+    transformers calls it once a step, before a streamer (which on GPUs is a step later).
+    """
+
+    def __init__(self, rows: Sequence[Row], texts: Texts) -> None:
+        self.rows, self.texts = rows, texts
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:  # type: ignore[override]
+        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+            row.add(token, self.texts.ends, self.texts.decoder(row))
+        return torch.tensor([row.ended for row in self.rows], dtype=torch.bool, device=input_ids.device)
+
+
+class LocalBackend:
+    """All models in this process; used by the scheduler's thread alone."""
+
+    def __init__(self, answerer: Answerer, texts: Texts) -> None:
+        self.answerer, self.texts = answerer, texts
+
+    @torch.no_grad()
+    def start(self, rows: Sequence[Row], done: Callable[[int], None]) -> None:
+        """Answer one batch; returns when all rows have ended."""
+        try:
+            sampling = rows[0].sampling
+            if sampling.temperature:
+                # As python -m bridge_ds.generate --seed; without a seed at random.
+                seed = sampling.seed
+                torch.manual_seed(self.answerer.mixed(seed) if seed is not None else int(torch.seed()) >> 1)
+            features = self.answerer.processor.collate([row.ids for row in rows])
+            self.answerer.model.generate(
+                **features,
+                **_options(sampling),
+                max_new_tokens=max(row.limit for row in rows),
+                stopping_criteria=StoppingCriteriaList([_PerToken(rows, self.texts)]),
+            )
+            for row in rows:
+                if not row.ended:  # the LLM had fewer positions than its config says
+                    row.reason = "length"
+                    row.finish(self.texts.decoder(row))
+        finally:
+            done(len(rows))
+
+
+def _options(sampling: Sampling) -> dict[str, Any]:
+    if not sampling.temperature:
+        return {"do_sample": False}
+    return {
+        "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
+    }  # fmt: skip
+
+
+class VllmClient:
+    """HTTP client of a vLLM server."""
+
+    def __init__(self, url: str, timeout_s: float = 300) -> None:
+        """Args:
+            url: such as http://127.0.0.1:8000 or http://127.0.0.1:8000/v1.
+            timeout_s: of silence.
+
+        Raises:
+            ConfigError: no http or https URL.
+        """
+        try:
+            parts = httpx.URL(url)
+        except httpx.InvalidURL:
+            parts = httpx.URL()
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise ConfigError(f"--vllm is {url!r}; expected a URL such as http://127.0.0.1:8000.")
+        self.url = url
+        self._http = httpx.Client(
+            base_url=parts.copy_with(path=parts.path.rstrip("/").removesuffix("/v1") + "/v1/"),
+            headers={"Authorization": f"Bearer {os.environ[VLLM_KEY]}"} if os.environ.get(VLLM_KEY) else {},
+            timeout=timeout_s,
+            # No connection is used twice: vLLM closes idle ones, at times just when a request is sent.
+            limits=httpx.Limits(max_keepalive_connections=0),
+            # No proxies from the environment, and the system's certificates.
+            trust_env=False,
+            verify=ssl.create_default_context(),
+        )
+
+    def model(self) -> str:
+        """Name of the model that is served there.
+
+        Raises:
+            ConfigError: no vLLM server answers.
+        """
+        try:
+            answer = self._http.get("models").raise_for_status()
+            return str(answer.json()["data"][0]["id"])
+        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"no vLLM server answers at {self.url} ({' '.join(str(error).split())[:200]}); expected one; start it "
+                "with: vllm serve LLM --enable-prompt-embeds"
+            ) from None
+
+    def complete(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Events of a streamed completion; closing the iterator closes the connection, and vLLM stops.
+
+        Raises:
+            APIError: 502, with what the server said or how the connection ended.
+        """
+        try:
+            with self._http.stream("POST", "completions", json=body) as answer:
+                if answer.status_code != 200:
+                    said = answer.read()[:300].decode("utf-8", "replace")
+                    raise _upstream_error(f"the vLLM server answers {answer.status_code}: {said}")
+                for line in _lines(answer.iter_bytes()):
+                    if line == b"data: [DONE]":
+                        return
+                    if line.startswith(b"data:"):
+                        event = json.loads(line.removeprefix(b"data:"))
+                        if "error" in event:
+                            raise _upstream_error(f"the vLLM server failed: {str(event['error'])[:300]}")
+                        yield event
+            raise _upstream_error("the vLLM server closed the connection in the middle of an answer.")
+        except (httpx.HTTPError, ValueError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise _upstream_error(f"the vLLM server cannot be used ({told}).") from None
+
+
+def _upstream_error(told: str) -> APIError:
+    return APIError(told, 502, code="upstream")
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines of a response. httpx's iter_lines also splits at U+2028 and the like, which JSON strings may hold."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.strip() for line in lines)
+
+
+class VllmBackend:
+    """Computes prompt embeddings in the scheduler's thread; vLLM batches by itself, so each row is a request to it."""
+
+    def __init__(self, answerer: Answerer, texts: Texts, client: VllmClient, concurrency: int) -> None:
+        """Args:
+        answerer: model and processor; of the LLM only the embedding table is used.
+        texts: the tokenizers.
+        client: of the vLLM server.
+        concurrency: requests to it at a time.
+
+        Raises:
+            ConfigError: no vLLM server answers, or the run trained weights of the LLM, which vLLM does not have.
+        """
+        if answerer.model.bridge.llm.trained:
+            raise ConfigError(
+                "this run trained the LLM (llm.trainable) or updates of the LLM (lora.rank), which a vLLM server does "
+                "not have; expected a run without; leave --vllm out."
+            )
+        self.answerer, self.texts, self.client = answerer, texts, client
+        self.model = client.model()
+        """Its name there."""
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="vllm")
+
+    @torch.no_grad()
+    def start(self, rows: Sequence[Row], done: Callable[[int], None]) -> None:
+        """Encode one batch and send it; returns before the answers are there."""
+        try:
+            features = self.answerer.processor.collate([row.ids for row in rows])
+            spliced = self.answerer.model.prefix(**features)
+            prompts = [e[m.bool()].cpu() for e, m in zip(spliced.embeds_BXH, spliced.mask_BX, strict=True)]
+        except BaseException:
+            done(len(rows))
+            raise
+        for row, prompt_XH in zip(rows, prompts, strict=True):
+            self._pool.submit(self._answer, row, prompt_XH, done)
+
+    def _answer(self, row: Row, prompt_XH: torch.Tensor, done: Callable[[int], None]) -> None:
+        try:
+            self._relay(row, prompt_XH)
+        except APIError as why:
+            row.fail(why)
+        except Exception:
+            _log.exception("a row could not be answered by vLLM")
+            row.fail(_upstream_error("the vLLM server's answer could not be read (see the log)."))
+        finally:
+            done(1)
+
+    def _relay(self, row: Row, prompt_XH: torch.Tensor) -> None:
+        begun, reason, tokens = False, None, 0
+        for event in self.client.complete(vllm_body(row, prompt_XH, self.model, self.texts.ends)):
+            if row.cancelled:
+                return
+            tokens = int((event.get("usage") or {}).get("completion_tokens", tokens))
+            for choice in event.get("choices", []):
+                text = choice.get("text") or ""
+                if text and not begun:
+                    begun, text = True, self.answerer.processor.bare(text, row.chat)
+                if text:
+                    row.sink(Event(row.index, text))
+                reason = choice.get("finish_reason") or reason
+        if reason not in ("stop", "length"):
+            raise _upstream_error(f"the vLLM server ended an answer with {reason!r}.")
+        row.reason = reason
+        row.sink(Event(row.index, "", reason, tokens))
+
+
+def vllm_body(row: Row, prompt_XH: torch.Tensor, model: str, ends: frozenset[int]) -> dict[str, Any]:
+    """The body of vLLM's /v1/completions for a row.
+
+    Args:
+        row: its options.
+        prompt_XH: [X, H] input of the LLM, in the LLM's dtype.
+        model: name there.
+        ends: token ids that end an answer.
+    """
+    file = io.BytesIO()
+    torch.save(prompt_XH.contiguous().clone(), file)  # a clone: a view would be saved with its whole storage
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt_embeds": base64.b64encode(file.getvalue()).decode("ascii"),
+        "max_tokens": row.limit,
+        # All of them: for what is absent vLLM uses the LLM's generation_config.json.
+        "temperature": row.sampling.temperature,
+        "top_p": row.sampling.top_p,
+        "top_k": row.sampling.top_k,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "stop_token_ids": sorted(ends),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if row.stops:
+        body["stop"] = list(row.stops)
+    if row.sampling.seed is not None:
+        body["seed"] = row.sampling.seed
+    return body
