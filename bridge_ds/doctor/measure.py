@@ -22,7 +22,7 @@ from bridge_ds.doctor.load import LoadedRun, training_samples
 from bridge_ds.doctor.measurements import Measurements
 from bridge_ds.errors import DataError
 from bridge_ds.llm.loss import predicting
-from bridge_ds.llm.splice import Segment, Spliced, splice
+from bridge_ds.llm.splice import Spliced
 
 __all__ = ["Losses", "SoftStatistics", "examine", "lookalikes", "losses", "others", "without_soft"]
 
@@ -82,7 +82,7 @@ def _model_facts(patient: LoadedRun, rows: list[TokenizedSample], not_finite: tu
     for batch in _batches(rows, patient):
         statistics.add(model, batch)
         right.append(losses(model, model.spliced(batch)))
-        none.append(losses(model, without_soft(model, batch, tokenizers.eos_id)))
+        none.append(losses(model, model.spliced(without_soft(model, batch, tokenizers.eos_id))))
     facts = statistics.facts() | {"loss_right": Losses.joined(right).mean, "loss_none": Losses.joined(none).mean}
     for name, error, partners in (("shuffled", "gap_error", others(rows)), ("near", "near_error", lookalikes(rows))):
         exchanged = [replace(row, source=rows[other].source) for row, other in zip(rows, partners, strict=True)]
@@ -132,17 +132,14 @@ def losses(model: BridgeModel, spliced: Spliced) -> Losses:
     return Losses(nll_B.cpu(), row_N.bincount(minlength=rows).cpu())
 
 
-def without_soft(model: BridgeModel, batch: Batch, stand_in: int) -> Spliced:
-    """[head | prompt | target]; `stand_in` opens the row where the LLM has no BOS."""
-    first, first_mask = model.head(batch)
-    if not first.shape[1]:
-        first = batch.target_ids.new_full((len(batch.target_ids), 1), stand_in)
-        first_mask = torch.ones_like(first)
-    ids = [first, batch.prompt_ids, batch.target_ids]
-    masks = [first_mask, batch.prompt_mask, batch.target_mask]
-    parts = model.llm.embed(torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
-    labels = [None, None, batch.target_ids]
-    return splice([Segment(e, m, y) for e, m, y in zip(parts, masks, labels, strict=True)])
+def without_soft(model: BridgeModel, batch: Batch, stand_in: int) -> Batch:
+    """The batch without sources; `stand_in` opens each row if the LLM has no BOS."""
+    head, head_mask = model.head(batch)
+    if not head.shape[1]:
+        head = batch.target_ids.new_full((len(batch.target_ids), 1), stand_in)
+        head_mask = torch.ones_like(head)
+    none = batch.source_ids[:, :0]
+    return replace(batch, source_ids=none, source_mask=none, head_ids=head, head_mask=head_mask)
 
 
 def others(rows: Sequence[TokenizedSample]) -> list[int]:

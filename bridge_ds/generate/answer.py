@@ -18,7 +18,7 @@ from bridge_ds.data.text.truncate import LOST
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
-from bridge_ds.llm.generate import cut_at
+from bridge_ds.inference.stops import StopStrings
 
 __all__ = ["Answerer", "Style"]
 
@@ -160,7 +160,7 @@ class Answerer:
 
     def cut(self, text: str) -> str:
         """What stands before the first stop."""
-        return cut_at(text, self.style.stop)
+        return StopStrings(self.style.stop).cut(text)
 
     def identity(self) -> str:
         """Hex digest over all that decides an answer besides the text: what was trained, base models, number formats,

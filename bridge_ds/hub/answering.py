@@ -6,9 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import inspect
-import logging
 from typing import Any
 
 import torch
@@ -16,15 +14,15 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import CausalLMOutput
 
 from bridge_ds.bridge import BridgeModel, Ids
+from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.errors import DataError
 from bridge_ds.hub.inputs import refuse_unseeing, right_padded
+from bridge_ds.inference.generator import Generator
 from bridge_ds.llm.loss import nll_sum, predicting
 from bridge_ds.llm.splice import IGNORE, Spliced
 
 __all__ = ["Answering"]
-
-_log = logging.getLogger(__name__)
 
 
 class Answering:
@@ -36,8 +34,8 @@ class Answering:
     """Both."""
     generation_config: GenerationConfig
     """What holds where generate is told nothing."""
-    positions: int
-    """Places of the LLM; 0 = unknown."""
+    generator: Generator
+    """Writes."""
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +86,8 @@ class Answering:
         source = right_padded(*_on(device, input_ids, attention_mask), self.tokenizers.encoder_pad_id)
         before = _on(device, prefix_ids, prefix_mask)
         after = _on(device, none if suffix_ids is None else suffix_ids, suffix_mask)
-        return self.bridge.around(before, source, after, target, side)
+        target = target or (after[0][:, :0], after[1][:, :0])
+        return self.bridge.spliced(Batch(*source, *after, *target, *before), side)
 
     def _opening(self, *sides: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """What stands before the soft prompt where nothing is given: [B, 1] ids and mask.
@@ -167,50 +166,9 @@ class Answering:
             raise DataError("generate has no input_ids; expected a processor's output: generate(**processor(texts)).")
         config = self.generation_config if generation_config is None else generation_config
         refuse_unseeing(config, options)
-        llm = self.bridge.llm.model
-        # transformers fills what it is not told from the model's own.
-        llm.generation_config = self.generation_config
-        if options.get("stop_strings") or config.stop_strings:
-            options.setdefault("tokenizer", self.tokenizers.llm)
-        spliced = self.prefix(**given)
-        generation_config = self._fit(spliced, generation_config, options)
-        return llm.generate(
-            inputs_embeds=spliced.embeds_BXH,
-            attention_mask=spliced.mask_BX,
-            generation_config=generation_config,
-            **options,
+        return self.generator.generate(
+            self.prefix(**given), generation_config, defaults=self.generation_config, **options
         )
-
-    def _fit(
-        self, spliced: Spliced, config: GenerationConfig | None, options: dict[str, Any]
-    ) -> GenerationConfig | None:
-        """Settle how many tokens are to be written, at most as many as the LLM has places left; the config to use."""
-        used = spliced.mask_BX.shape[1]
-        if self.positions and used >= self.positions:
-            raise DataError(
-                f"the prompt takes {used} places and the LLM has {self.positions}; expected room for an answer; lower "
-                "max_source_tokens or max_prompt_tokens of the processor."
-            )
-        asked = options.pop("max_new_tokens", None) or (config.max_new_tokens if config else None)
-        length = options.pop("max_length", None) or (config.max_length if config else None)
-        if asked is None and length is not None:
-            if length <= used:
-                raise DataError(f"max_length is {length} and the prompt takes {used} places; expected more of them.")
-            asked = length - used
-        asked = asked or self.generation_config.max_new_tokens
-        if asked is not None and self.positions and used + asked > self.positions:
-            _log.warning(
-                "max_new_tokens is %d; the prompt takes %d of the LLM's %d places, so at most %d are written.",
-                asked, used, self.positions, self.positions - used,
-            )  # fmt: skip
-            asked = self.positions - used
-        if config is None:
-            options["max_new_tokens"] = asked
-            return None
-        # Not beside it: transformers wants one or the other.
-        config = copy.deepcopy(config)
-        config.max_new_tokens, config.max_length = asked, None
-        return config
 
     def compute_transition_scores(self, *args: Any, **options: Any) -> torch.Tensor:
         """As transformers: log-probabilities of the tokens written, from `scores` of generate's output object."""

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.checkpoint.load import put_trained
-from bridge_ds.checkpoint.placed import Placing, load_placed
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
-from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
-from bridge_ds.engine.setup import END_IDS, base_identities
+from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.engine.setup import END_IDS
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import BridgeConfig
 from bridge_ds.hub.source import BridgeSource
+from bridge_ds.inference.bases import Placing
+from bridge_ds.inference.load import load_model
 
 __all__ = ["compare_tokenizers", "load_bases", "quantization"]
 
@@ -68,14 +68,16 @@ def load_bases(
         CheckpointError: other base models; or the bridge's tensors do not fit.
         ConfigError: a base model cannot be loaded.
     """
-    tensors = source.tensors()
-    tokenizers = load_tokenizers(run.model, hub, run.data)
-    model = load_placed(run, tokenizers.bos_id, placing, hub)
-    check_vocabulary(tokenizers.encoder, model.encoder.vocab_size, "encoder")
-    check_vocabulary(tokenizers.llm, model.llm.vocab_size, "llm")
-    _compare(source, base_identities(run, model, tokenizers, source.config.base, hub), allow_base_mismatch)
-    put_trained(tensors, model, "it must have been made for this {} and these widths")
-    return model, tokenizers
+    loaded = load_model(
+        run,
+        source.tensors(),
+        source.config.base,
+        lambda found: _compare(source, found, allow_base_mismatch),
+        placing,
+        hub,
+        remedy="it must have been made for this {} and these widths",
+    )
+    return loaded.model, loaded.tokenizers
 
 
 def _compare(source: BridgeSource, found: Mapping[str, str], allowed: bool) -> None:

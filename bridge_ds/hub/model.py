@@ -14,14 +14,14 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 
 from bridge_ds.bridge import BridgeModel
-from bridge_ds.checkpoint.placed import Placing
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.errors import ConfigError
 from bridge_ds.hub.answering import Answering
 from bridge_ds.hub.bases import load_bases, quantization
 from bridge_ds.hub.config import BridgeConfig, to_run
 from bridge_ds.hub.source import BridgeSource, hub_options, open_source, renamed
-from bridge_ds.llm.generate import end_ids, positions_of
+from bridge_ds.inference.bases import Placing
+from bridge_ds.inference.generator import Generator
 
 __all__ = ["BridgeForCausalLM"]
 
@@ -70,18 +70,18 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
         self.bridge = bridge
         self.tokenizers = tokenizers
         self._make_card = card
-        llm = bridge.llm.model
         # Ours alone: temperatures and penalties that an LLM ships were not chosen for a soft prompt, and the scores of
         # evaluation are those of greedy decoding.
         self.generation_config = GenerationConfig(
             **{
                 "bos_token_id": tokenizers.bos_id,
-                "eos_token_id": sorted(end_ids(llm, tokenizers.eos_id)),
+                "eos_token_id": sorted(bridge.llm.end_ids(tokenizers.eos_id)),
                 "pad_token_id": tokenizers.pad_id,
                 **(generation or {}),
             }
         )
-        self.positions = positions_of(llm)
+        self.positions = bridge.llm.positions
+        self.generator = Generator(bridge, tokenizers)
         self.eval()
 
     @functools.cached_property

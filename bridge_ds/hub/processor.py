@@ -17,7 +17,7 @@ from transformers import AutoConfig, BatchFeature, ProcessorMixin
 from bridge_ds.config.names import resolve
 from bridge_ds.data.loading.collate import pad
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
-from bridge_ds.data.text.chat import frame_of, messages_of, render
+from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, answers, context_ids, framed, parse
 from bridge_ds.data.text.truncate import LOST, Limits
 from bridge_ds.errors import ConfigError, DataError
@@ -25,6 +25,7 @@ from bridge_ds.hub.bases import compare_tokenizers
 from bridge_ds.hub.config import BridgeConfig, to_run
 from bridge_ds.hub.inputs import languages_of, listed
 from bridge_ds.hub.source import CONFIG, hub_options, open_source, renamed
+from bridge_ds.llm.base import positions_of
 from bridge_ds.llm.splice import IGNORE
 
 __all__ = ["BridgeProcessor"]
@@ -67,7 +68,7 @@ class BridgeProcessor(ProcessorMixin):
         self.cut: Counter[str] = Counter()
         """Texts seen (`texts`), and how many of them were truncated: for the encoder (`source`), for the LLM
         (`prompt`)."""
-        self._frame = frame_of(tokenizers.llm, config.chat_template, config.system_prompt)
+        self._frame = tokenizers.frame
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -112,8 +113,9 @@ class BridgeProcessor(ProcessorMixin):
         llm_config = AutoConfig.from_pretrained(
             resolve(model.llm), revision=model.llm_revision, trust_remote_code=model.trust_remote_code, **hub
         )
-        positions = getattr(llm_config.get_text_config(), "max_position_embeddings", 0) or 0
-        return cls(source.config, tokenizers, int(positions), int(source.generation.get("max_new_tokens") or 128))
+        return cls(
+            source.config, tokenizers, positions_of(llm_config), int(source.generation.get("max_new_tokens") or 128)
+        )
 
     def __call__(  # type: ignore[override]
         self,

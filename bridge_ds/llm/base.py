@@ -14,7 +14,12 @@ from torch import nn
 
 from bridge_ds.compat import masks_known
 
-__all__ = ["LLM"]
+__all__ = ["LLM", "positions_of"]
+
+
+def positions_of(config: Any) -> int:
+    """Positions that a causal language model was built for, from its transformers config; 0 = unknown."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
 
 
 class LLM(nn.Module):
@@ -46,6 +51,17 @@ class LLM(nn.Module):
     def vocab_size(self) -> int:
         """Rows of the embedding table."""
         return int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
+    def positions(self) -> int:
+        """Positions that the model was built for; 0 = unknown."""
+        return positions_of(self.model.config)
+
+    def end_ids(self, eos: int) -> frozenset[int]:
+        """Ids that end an answer: the tokenizer's `eos`, which closed every target in training, and those of the LLM's
+        own generation_config.json (Llama 3 and Qwen end a turn and a text by two)."""
+        own = self.model.generation_config.eos_token_id
+        return frozenset({eos, *(own if isinstance(own, list) else [] if own is None else [own])})
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """[B, K] ids -> [B, K, H], with whatever scale the model's own embedding module applies (Gemma)."""

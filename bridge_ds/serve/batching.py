@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bridge_ds.errors import BridgeError
-from bridge_ds.llm.generate import cut_at
+from bridge_ds.inference.stops import StopStrings
 from bridge_ds.serve.protocol import APIError, Sampling
 from bridge_ds.serve.replies import Event
 
@@ -94,7 +94,7 @@ class Row:
 
     def show(self, text: str, reason: str | None) -> None:
         """Send what is new and certain in `text`, the answer so far; all of it with a `reason` to end."""
-        whole = cut_at(text, self.stops)
+        whole = StopStrings(self.stops).cut(text)
         end = len(whole)
         if reason is None:
             # Incomplete UTF-8 decodes to U+FFFD; and the beginning of a stop string must not be seen.

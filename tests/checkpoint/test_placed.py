@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
-from bridge_ds.checkpoint.placed import one_process
+from bridge_ds.inference.bases import one_process
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
@@ -154,7 +154,7 @@ def test_memory_that_does_not_suffice_is_one_sentence(runs: dict[str, Path], mon
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("bridge_ds.checkpoint.placed.load_llm", full)
+    monkeypatch.setattr("bridge_ds.inference.bases.load_llm", full)
     with pytest.raises(LaunchError, match=r"memory \(CUDA out of memory\); expected room for both; split them"):
         load_trained(runs["llama"], load_run_config(runs["llama"]), "cpu", lambda _: None)
 

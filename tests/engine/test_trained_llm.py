@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint.load import trained_tensors
-from bridge_ds.checkpoint.placed import Placing, load_placed
+from bridge_ds.inference.bases import Placing, load_placed
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.loader import make_loader

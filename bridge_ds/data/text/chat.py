@@ -14,7 +14,18 @@ from typing import Any
 from bridge_ds.data.text.plain import NONCHARACTERS, guarded
 from bridge_ds.errors import ConfigError, DataError
 
-__all__ = ["MARKS", "Frame", "collapse", "frame_of", "has_template", "mark", "messages_of", "render", "take_apart"]
+__all__ = [
+    "MARKS",
+    "NO_FRAME",
+    "Frame",
+    "collapse",
+    "frame_of",
+    "has_template",
+    "mark",
+    "messages_of",
+    "render",
+    "take_apart",
+]
 
 MARKS = ("\ufdd0", "\ufdd1")
 """Noncharacters of Unicode around the user's turn: no text holds them, and no chat template changes them."""
@@ -36,10 +47,17 @@ class Frame:
     tail: str = ""
     """After it."""
 
+    def __bool__(self) -> bool:
+        return bool(self.head or self.tail)
+
     @property
     def before_answer(self) -> str | None:
         """What an answer follows at once; none = no template."""
-        return self.tail if self.head or self.tail else None
+        return self.tail if self else None
+
+
+NO_FRAME = Frame()
+"""Of runs without a chat template."""
 
 
 def has_template(tokenizer: Any) -> bool:

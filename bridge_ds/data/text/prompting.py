@@ -84,11 +84,12 @@ def context_ids(
         DoesNotFit: what is not to be cut is too long.
     """
     # As they stand, as training has them: what a text ends with may be tokens of its own.
-    head, tail = frame_ids(of, Frame(context.head, context.tail))
+    frame = Frame(context.head, context.tail)
+    head, tail = of.frame_ids if frame == of.frame else frame_ids(of, frame)
     text = context.source or ""
     shown = text if context.prompt is None else context.prompt
     source = of.source_ids(text, context.language) if bridge and context.source is not None else []
-    ids = of.prompt_ids(shown) if shown.strip() and (prompt or not bridge) else []
+    ids = of.prompt_ids(shown) if shown and (prompt or not bridge) else []
     if not head and not source and not ids and not tail:
         head = of.opened(head)
     if context.continues:

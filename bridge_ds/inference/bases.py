@@ -1,6 +1,6 @@
-"""Both base models and the bridge between them, whole or split over devices, for use: the one place that loads them so.
+"""Both base models and the bridge between them, whole or split over devices, for inference.
 
-For scoring, writing and examining. Training loads by :func:`bridge_ds.engine.setup.build_model`, which shards.
+Training loads by :func:`bridge_ds.engine.setup.build_model`, which shards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
 from bridge_ds.world import World
 
-__all__ = ["Placing", "load_placed", "one_process"]
+__all__ = ["Placing", "load_bases", "one_process"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Placing:
     max_memory: Any = None
     """Bytes by device, where the device map is a strategy."""
     quantization: Any = None
-    """Of the LLM: a transformers quantization config, see :func:`bridge_ds.hub.bases.quantization`."""
+    """Of the LLM: a transformers quantization config, see :func:`quantization`."""
     llm_options: dict[str, Any] = field(default_factory=dict)
     """More options of the LLM's from_pretrained (attn_implementation)."""
 
 
-def load_placed(
+def load_bases(
     config: Config, bos: int | None, placing: Placing, hub: Mapping[str, Any] = MappingProxyType({})
 ) -> BridgeModel:
     """Load the base models, what was trained of them not yet put in, and make the bridge between them.
