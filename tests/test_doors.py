@@ -21,7 +21,7 @@ from bridge_ds.doctor.measure import examine
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.answer import Answerer, Style
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.backends import Texts
+from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.protocol import ChatRequest, CompletionRequest
 from bridge_ds.serve.replies import Reply
 from bridge_ds.world import World
@@ -168,8 +168,8 @@ def in_generate(run: Path) -> list[Ids]:
 
 
 def in_serve(run: Path) -> list[Ids]:
-    texts = Texts(_answerer(run))
-    rows = texts.rows(CompletionRequest(model="m", prompt=TEXTS, max_tokens=8), print)
+    model = ServedModel(BridgeForCausalLM.from_pretrained(run))
+    rows = model.rows(CompletionRequest(model="m", prompt=TEXTS, max_tokens=8), print)
     reply = Reply("m", False, [row.length for row in rows], sum(row.truncated for row in rows))
     # The source of one, the prompt of two.
     count = 2 if load_run_config(run).data.augment_prompt else 1
@@ -177,8 +177,8 @@ def in_serve(run: Path) -> list[Ids]:
     if load_run_config(run).data.chat_template:
         for text, row in zip(TEXTS, rows, strict=True):
             chat = ChatRequest(model="m", max_tokens=8, messages=[{"role": "user", "content": text}])
-            assert [other.ids for other in texts.rows(chat, print)] == [row.ids]
-    return [row.ids for row in rows]
+            assert [other.ids for other in model.rows(chat, print)] == [row.ids]
+    return [(row.ids.head, row.ids.source, [*row.ids.prompt, *row.ids.tail]) for row in rows]
 
 
 def in_hub(run: Path) -> list[Ids]:

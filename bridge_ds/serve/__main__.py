@@ -98,23 +98,24 @@ def _is_loopback(host: str) -> bool:
 
 
 def _load(options: argparse.Namespace, key: str) -> Service:
-    from bridge_ds.generate.answer import Answerer, Style
+    from bridge_ds.engine.setup import quiet_transformers
+    from bridge_ds.hub.model import BridgeForCausalLM
     from bridge_ds.serve.app import Service
-    from bridge_ds.serve.backends import LocalBackend, Texts, VllmBackend, VllmClient
+    from bridge_ds.serve.backends import LocalBackend, ServedModel, VllmBackend, VllmClient
     from bridge_ds.serve.batching import Backend, RequestQueue, Scheduler
     from bridge_ds.serve.protocol import ServerLimits
 
-    answerer = Answerer.load(options.run, Style(), **loading(options))
-    texts = Texts(answerer)
-    backend: Backend = LocalBackend(answerer, texts)
+    quiet_transformers()
+    model = ServedModel(BridgeForCausalLM.from_pretrained(options.run, **loading(options)))
+    backend: Backend = LocalBackend(model)
     concurrency = 1
     if options.vllm:
         concurrency = options.at_once
-        backend = VllmBackend(answerer, texts, VllmClient(options.vllm), concurrency)
-    queue = RequestQueue(options.queue, options.batch, texts.positions, concurrency)
+        backend = VllmBackend(model, VllmClient(options.vllm), concurrency)
+    queue = RequestQueue(options.queue, options.batch, model.positions, concurrency)
     limits = ServerLimits(options.max_tokens, texts=min(options.batch, options.queue), body=options.max_body)
     name = options.name or Path(options.run).name or options.run
-    return Service(name, texts, Scheduler(queue, backend), limits, key)
+    return Service(name, model, Scheduler(queue, backend), limits, key)
 
 
 if __name__ == "__main__":

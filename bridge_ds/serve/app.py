@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bridge_ds.reading import json_value
-from bridge_ds.serve.backends import Texts
+from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.batching import Row, Scheduler
 from bridge_ds.serve.protocol import (
     APIError,
@@ -70,7 +70,7 @@ class Service:
 
     name: str
     """Of the model, for `/v1/models` and `model`."""
-    texts: Texts
+    model: ServedModel
     scheduler: Scheduler
     limits: ServerLimits
     key: str = ""
@@ -165,7 +165,7 @@ async def _answer(service: Service, request: Request, kind: type[GenerationReque
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-    rows = await run_in_threadpool(service.texts.rows, asked, sink)
+    rows = await run_in_threadpool(service.model.rows, asked, sink)
     queue.offer(rows)
     truncated = sum(row.truncated for row in rows)
     reply = Reply(service.name, asked.chat, [row.length for row in rows], truncated)

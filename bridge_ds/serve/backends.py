@@ -9,8 +9,6 @@ Letters: B rows of a batch, X positions of a prompt, H LLM width.
 from __future__ import annotations
 
 import base64
-import dataclasses
-import functools
 import io
 import json
 import logging
@@ -19,42 +17,61 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from bridge_ds.data.text.chat import has_template
-from bridge_ds.data.text.prompting import DoesNotFit
+from bridge_ds.data.text.prompting import Context, DoesNotFit
 from bridge_ds.errors import BridgeError, ConfigError
 from bridge_ds.generate.answer import Answerer
+from bridge_ds.hub.config import to_run
+from bridge_ds.hub.model import BridgeForCausalLM
+from bridge_ds.inference.generator import Generator
+from bridge_ds.inference.prompt import PromptBuilder
+from bridge_ds.inference.stops import Decoder, answers_criterion
+from bridge_ds.llm.splice import Spliced
 from bridge_ds.serve.batching import Row
-from bridge_ds.serve.protocol import APIError, GenerationRequest, Sampling
+from bridge_ds.serve.protocol import APIError, GenerationRequest
 from bridge_ds.serve.replies import Event
 
-__all__ = ["VLLM_KEY", "LocalBackend", "Texts", "VllmBackend", "VllmClient", "vllm_body"]
+__all__ = ["VLLM_KEY", "LocalBackend", "ServedModel", "VllmBackend", "VllmClient", "vllm_body"]
 
 _log = logging.getLogger(__name__)
 VLLM_KEY = "BRIDGE_DS_VLLM_KEY"
 """Environment variable with the API key of the vLLM server."""
 
 
-class Texts:
-    """Both tokenizers, behind a lock: fast tokenizers are not safe across threads."""
+@dataclass(frozen=True)
+class _LockedDecoder(Decoder):
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def __init__(self, answerer: Answerer) -> None:
-        self._lock = threading.Lock()
-        self._answerer = answerer
-        self._processor = answerer.processor
-        model = answerer.model
-        self.positions = model.positions
-        """Of the LLM; 0 = unknown."""
-        self.default_tokens = int(model.generation_config.max_new_tokens or self._processor.max_new_tokens)
+    def raw(self, ids: Sequence[int]) -> str:
+        with self.lock:
+            return super().raw(ids)
+
+
+class ServedModel(Generator):
+    """A loaded bridge that many threads ask for prompts. A lock guards the tokenizers, which are not thread-safe."""
+
+    def __init__(self, loaded: BridgeForCausalLM) -> None:
+        super().__init__(loaded.bridge, loaded.tokenizers)
+        self.defaults = loaded.generation_config
+        """Of the bridge: its generation_config.json."""
+        self.default_tokens = int(self.defaults.max_new_tokens or 128)
         """max_tokens of a request that gives none."""
-        ends = model.generation_config.eos_token_id
-        self.ends = frozenset(ends if isinstance(ends, list) else [ends])
-        """Token ids that end an answer."""
+        ends = self.defaults.eos_token_id or []
+        self.ends |= set(ends if isinstance(ends, list) else [ends])
+        self.prompts = PromptBuilder.of(
+            to_run(loaded.config).data, self.tokenizers, self.positions, self.model.mapping.fixed_length
+        )
+        self._lock = threading.Lock()
+
+    def decoder(self, chat: bool = False) -> Decoder:
+        """Of :class:`Generator`; takes the lock."""
+        return _LockedDecoder(self.tokenizers, chat, self._lock)
 
     def rows(self, request: GenerationRequest, sink: Callable[[Event], None]) -> list[Row]:
         """A row for each text, with the ids that `python -m bridge_ds.generate` gives it, truncated as in training.
@@ -62,105 +79,75 @@ class Texts:
         Raises:
             APIError: there is no room for an answer, no chat template, or no such language.
         """
-        if request.chat and not has_template(self._processor.tokenizer):
+        if request.chat and not has_template(self.tokenizers.llm):
             raise APIError(
                 "the LLM's tokenizer has no chat template, so there are no chats here; use /v1/completions.",
                 param="messages",
             )
-        languages = self._processor.tokenizers.languages
+        languages = self.tokenizers.languages
         if languages and request.language:
             try:
                 languages.tag(request.language)
             except BridgeError as error:
                 raise APIError(str(error), param="language") from None
-        style = dataclasses.replace(self._answerer.style, chat=request.chat, max_new_tokens=request.token_limit)
-        answerer = Answerer(self._answerer.model, self._processor, style)
         with self._lock:
-            return [self._row(answerer, request, index, sink) for index in range(len(request.inputs))]
+            return [self._row(request, index, sink) for index in range(len(request.inputs))]
 
-    def _row(self, answerer: Answerer, request: GenerationRequest, index: int, sink: Callable[[Event], None]) -> Row:
-        param = "messages" if request.chat else "prompt"
-        cut = self._processor.cut
-        cut.clear()
+    def _row(self, request: GenerationRequest, index: int, sink: Callable[[Event], None]) -> Row:
+        text, language, param = request.inputs[index], request.language or "", "messages" if request.chat else "prompt"
+        limit = request.token_limit or self.default_tokens
         try:
-            ids = answerer.row(request.inputs[index], request.language or "")
+            context = self.prompts.chat(text, language=language) if request.chat else Context(text, language=language)
+            ids = self.prompts.ids(context, self.prompts.room(limit))
         except BridgeError as error:
             code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None
             raise APIError(str(error), param=param, code=code) from None
-        length = self._processor.length(ids)
-        limit = request.token_limit or self.default_tokens
+        length = self.prompts.length(ids)
         if self.positions:
             limit = min(limit, self.positions - length)
         if limit < 1:
             raise APIError("the text leaves the LLM no room to answer.", code="context_length_exceeded", param=param)
-        return Row(
-            ids, length, limit, request.sampling, tuple(request.stop or ()), bool(request.stream), index, sink,
-            request.chat, truncated=bool(cut["source"] or cut["prompt"]),
-        )  # fmt: skip
+        answer = self.answer(limit, request.stop or (), request.chat, bool(request.stream))
+        seed = request.seed if request.temperature else None
+        return Row(ids, length, limit, answer, request.sampling, seed, index, sink)
 
-    def decoder(self, row: Row) -> Callable[[Sequence[int]], tuple[str, str]]:
-        """:meth:`decode` for the answers of a row."""
-        return functools.partial(self.decode, chat=row.chat)
-
-    def decode(self, ids: Sequence[int], chat: bool = False) -> tuple[str, str]:
-        """Raw text of ids, and without the leading space of training; `chat`: after a chat template."""
-        listed: Any = list(ids)
-        with self._lock:
-            raw = self._processor.tokenizer.decode(listed, skip_special_tokens=True)
-            return raw, self._processor.bare(raw, chat)
-
-
-class _PerToken(StoppingCriteria):
-    """Gives each new token to its row, and ends the rows that have ended or been cancelled.
-
-    transformers calls it once a step, before a streamer (which on GPUs is a step later).
-    """
-
-    def __init__(self, rows: Sequence[Row], texts: Texts) -> None:
-        self.rows, self.texts = rows, texts
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **options: Any) -> torch.Tensor:  # type: ignore[override]
-        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
-            row.add(token, self.texts.ends, self.texts.decoder(row))
-        return torch.tensor([row.ended for row in self.rows], dtype=torch.bool, device=input_ids.device)
+    @torch.no_grad()
+    def prefix_of(self, rows: Sequence[Row]) -> Spliced:
+        """The LLM's input, left-padded."""
+        return self.prefix(self.prompts.batch([row.ids for row in rows]))
 
 
 class LocalBackend:
     """All models in this process; used by the scheduler's thread alone."""
 
-    def __init__(self, answerer: Answerer, texts: Texts) -> None:
-        self.answerer, self.texts = answerer, texts
+    def __init__(self, model: ServedModel) -> None:
+        self.model = model
 
-    @torch.no_grad()
     def start(self, rows: Sequence[Row], done: Callable[[int], None]) -> None:
         """Answer one batch; returns when all rows have ended."""
+
+        def take(number: int, text: str) -> bool:
+            rows[number].send(text)
+            return not rows[number].cancelled
+
         try:
-            sampling = rows[0].sampling
-            if sampling.temperature:
+            if rows[0].sampling.temperature:
                 # As python -m bridge_ds.generate --seed; without a seed at random.
-                seed = sampling.seed
-                torch.manual_seed(self.answerer.mixed(seed) if seed is not None else int(torch.seed()) >> 1)
-            features = self.answerer.processor.collate([row.ids for row in rows])
-            self.answerer.model.generate(
-                **features,
-                **_options(sampling),
+                seed = rows[0].seed
+                torch.manual_seed(int(torch.seed()) >> 1 if seed is None else Answerer.mixed(seed))
+            self.model.generate(
+                self.model.prefix_of(rows),
+                None,
+                self.model.defaults,
+                **rows[0].sampling.options(),
                 max_new_tokens=max(row.limit for row in rows),
-                stopping_criteria=StoppingCriteriaList([_PerToken(rows, self.texts)]),
+                stopping_criteria=[answers_criterion([row.answer for row in rows], take)],
             )
             for row in rows:
-                if not row.ended:  # the LLM had fewer positions than its config says
-                    row.reason = "length"
-                    row.finish(self.texts.decoder(row))
+                if row.answer.reason is None and not row.cancelled:  # the LLM had fewer positions than its config says
+                    row.send(row.answer.finish("length"))
         finally:
             done(len(rows))
-
-
-def _options(sampling: Sampling) -> dict[str, Any]:
-    if not sampling.temperature:
-        return {"do_sample": False}
-    return {
-        "do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k,
-    }  # fmt: skip
 
 
 class VllmClient:
@@ -247,32 +234,29 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 class VllmBackend:
     """Computes prompt embeddings in the scheduler's thread; vLLM batches by itself, so each row is a request to it."""
 
-    def __init__(self, answerer: Answerer, texts: Texts, client: VllmClient, concurrency: int) -> None:
+    def __init__(self, model: ServedModel, client: VllmClient, concurrency: int) -> None:
         """Args:
-        answerer: model and processor; of the LLM only the embedding table is used.
-        texts: the tokenizers.
+        model: of its LLM only the embedding table is used.
         client: of the vLLM server.
         concurrency: requests to it at a time.
 
         Raises:
             ConfigError: no vLLM server answers, or the run trained weights of the LLM, which vLLM does not have.
         """
-        if answerer.model.bridge.llm.trained:
+        if model.model.llm.trained:
             raise ConfigError(
                 "this run trained the LLM (llm.trainable) or updates of the LLM (lora.rank), which a vLLM server does "
                 "not have; expected a run without; leave --vllm out."
             )
-        self.answerer, self.texts, self.client = answerer, texts, client
-        self.model = client.model()
+        self.model, self.client = model, client
+        self.name = client.model()
         """Its name there."""
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="vllm")
 
-    @torch.no_grad()
     def start(self, rows: Sequence[Row], done: Callable[[int], None]) -> None:
         """Encode one batch and send it; returns before the answers are there."""
         try:
-            features = self.answerer.processor.collate([row.ids for row in rows])
-            spliced = self.answerer.model.prefix(**features)
+            spliced = self.model.prefix_of(rows)
             prompts = [e[m.bool()].cpu() for e, m in zip(spliced.embeds_BXH, spliced.mask_BX, strict=True)]
         except BaseException:
             done(len(rows))
@@ -293,31 +277,29 @@ class VllmBackend:
 
     def _relay(self, row: Row, prompt_XH: torch.Tensor) -> None:
         begun, reason, tokens = False, None, 0
-        for event in self.client.complete(vllm_body(row, prompt_XH, self.model, self.texts.ends)):
+        for event in self.client.complete(vllm_body(row, prompt_XH, self.name)):
             if row.cancelled:
                 return
             tokens = int((event.get("usage") or {}).get("completion_tokens", tokens))
             for choice in event.get("choices", []):
                 text = choice.get("text") or ""
                 if text and not begun:
-                    begun, text = True, self.answerer.processor.bare(text, row.chat)
-                if text:
-                    row.sink(Event(row.index, text))
+                    begun, text = True, row.answer.decoder.bare(text)
+                row.send(text)
                 reason = choice.get("finish_reason") or reason
         if reason not in ("stop", "length"):
             raise _upstream_error(f"the vLLM server ended an answer with {reason!r}.")
-        row.reason = reason
-        row.sink(Event(row.index, "", reason, tokens))
+        row.answer.reason = reason
+        row.send("", tokens)
 
 
-def vllm_body(row: Row, prompt_XH: torch.Tensor, model: str, ends: frozenset[int]) -> dict[str, Any]:
+def vllm_body(row: Row, prompt_XH: torch.Tensor, model: str) -> dict[str, Any]:
     """The body of vLLM's /v1/completions for a row.
 
     Args:
         row: its options.
         prompt_XH: [X, H] input of the LLM, in the LLM's dtype.
         model: name there.
-        ends: token ids that end an answer.
     """
     file = io.BytesIO()
     torch.save(prompt_XH.contiguous().clone(), file)  # a clone: a view would be saved with its whole storage
@@ -331,12 +313,12 @@ def vllm_body(row: Row, prompt_XH: torch.Tensor, model: str, ends: frozenset[int
         "top_k": row.sampling.top_k,
         "min_p": 0.0,
         "repetition_penalty": 1.0,
-        "stop_token_ids": sorted(ends),
+        "stop_token_ids": sorted(row.answer.ends),
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    if row.stops:
-        body["stop"] = list(row.stops)
-    if row.sampling.seed is not None:
-        body["seed"] = row.sampling.seed
+    if row.answer.stops:
+        body["stop"] = list(row.answer.stops.texts)
+    if row.seed is not None:
+        body["seed"] = row.seed
     return body

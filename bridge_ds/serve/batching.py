@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from bridge_ds.data.text.prompting import ContextIds
 from bridge_ds.errors import BridgeError
-from bridge_ds.inference.stops import StopStrings
-from bridge_ds.serve.protocol import APIError, Sampling
+from bridge_ds.inference.generator import Sampling
+from bridge_ds.inference.stops import Answer
+from bridge_ds.serve.protocol import APIError
 from bridge_ds.serve.replies import Event
 
 __all__ = ["Backend", "RequestQueue", "Row", "Scheduler", "choose_batch"]
@@ -24,90 +26,52 @@ _numbers = itertools.count()
 
 @dataclass(eq=False)
 class Row:
-    """One text of a request, and its answer as it grows."""
+    """One text of a request: its prompt, and its answer as it grows."""
 
-    ids: tuple[list[int], list[int], list[int]]
-    """LLM ids before the soft prompt, encoder ids, LLM ids after it."""
+    ids: ContextIds
     length: int
     """LLM positions of the prompt."""
     limit: int
     """Most tokens of the answer."""
+    answer: Answer
     sampling: Sampling
-    stops: tuple[str, ...]
-    streamed: bool
-    """Text is sent as soon as it is certain."""
+    seed: int | None
+    """Of sampling. A row with a seed is a batch of its own, so that its answer depends on nothing else."""
     index: int
     """In its request."""
     sink: Callable[[Event], None]
     """Takes events, from any thread."""
-    chat: bool = False
-    """The prompt is a rendered chat template."""
-    truncated: bool = False
     cancelled: bool = False
     """Nobody waits for it any more."""
-    tokens: list[int] = field(default_factory=list)
-    """Of the answer so far, the end token included."""
-    reason: str | None = None
-    """Why it has ended; none = it has not."""
-    shown: int = 0
-    """Characters that were sent."""
     number: int = field(default_factory=lambda: next(_numbers))
     """Order of arrival."""
 
     @property
-    def ended(self) -> bool:
-        """Whether no more tokens are needed."""
-        return self.cancelled or self.reason is not None
+    def truncated(self) -> bool:
+        """Whether only a part of the text is read."""
+        return bool(self.ids.cut)
 
     @property
     def key(self) -> tuple[Sampling, int]:
         """The same in all rows of a batch."""
-        return self.sampling, self.number if self.sampling.seed is not None else -1
+        return self.sampling, -1 if self.seed is None else self.number
 
-    def add(self, token: int, ends: frozenset[int], decode: Callable[[Sequence[int]], tuple[str, str]]) -> None:
-        """Take one more token.
+    def send(self, text: str, tokens: int | None = None) -> None:
+        """Send text that is new, and the end if the answer is finished.
 
         Args:
-            token: LLM id.
-            ends: ids that end an answer.
-            decode: ids to (raw text, text without the leading space of training).
+            text: as :meth:`bridge_ds.inference.stops.Answer.add` gives it.
+            tokens: of the whole answer; none = those that `answer` was given.
         """
-        if self.ended:
-            return
-        self.tokens.append(token)
-        if token in ends:
-            self.reason = "stop"
-        raw, text = decode(self.tokens) if self.stops or self.streamed else ("", "")
-        # Incomplete UTF-8, which decodes to U+FFFD, is no stop yet.
-        if self.reason is None and any(stop in raw.rstrip("\ufffd") for stop in self.stops):
-            self.reason = "stop"
-        if self.reason is None and len(self.tokens) >= self.limit:
-            self.reason = "length"
-        if self.reason is not None:
-            self.finish(decode)
-        elif self.streamed:
-            self.show(text, self.reason)
-
-    def finish(self, decode: Callable[[Sequence[int]], tuple[str, str]]) -> None:
-        """Send what is left, and the end."""
-        self.show(decode(self.tokens)[1], self.reason or "length")
-
-    def show(self, text: str, reason: str | None) -> None:
-        """Send what is new and certain in `text`, the answer so far; all of it with a `reason` to end."""
-        whole = StopStrings(self.stops).cut(text)
-        end = len(whole)
-        if reason is None:
-            # Incomplete UTF-8 decodes to U+FFFD; and the beginning of a stop string must not be seen.
-            end = len(whole.rstrip("\ufffd")) - max((len(stop) for stop in self.stops), default=0)
-        new = whole[self.shown : max(end, self.shown)]
-        self.shown += len(new)
-        if new or reason is not None:
-            self.sink(Event(self.index, new, reason, len(self.tokens) if reason is not None else 0))
+        reason = self.answer.reason
+        if text or reason:
+            written = len(self.answer.tokens) if tokens is None else tokens
+            self.sink(Event(self.index, text, reason, written if reason else 0))
 
     def fail(self, why: APIError) -> None:
         """Send that there will be no answer."""
-        if not self.ended:
-            self.reason = "failed"
+        if not self.cancelled and self.answer.reason is None:
+            self.answer.reason = "failed"
             self.sink(Event(self.index, failure=why))
 
 

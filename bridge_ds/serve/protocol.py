@@ -26,13 +26,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from bridge_ds.data.text.plain import NONCHARACTERS
+from bridge_ds.inference.generator import Sampling
 
 __all__ = [
     "APIError",
     "ChatRequest",
     "CompletionRequest",
     "GenerationRequest",
-    "Sampling",
     "ServerLimits",
     "parse_request",
 ]
@@ -71,20 +71,6 @@ class ServerLimits:
     """Prompts of one request."""
     body: int = 1 << 20
     """Bytes of a request."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options that all rows of a batch share."""
-
-    temperature: float = 0.0
-    """0 = greedy."""
-    top_p: float = 1.0
-    """Nucleus sampling (0 to 1)."""
-    top_k: int = 0
-    """Number of likeliest tokens to sample from; 0 = all."""
-    seed: int | None = None
-    """A row with a seed is a batch of its own, so that its answer depends on nothing else."""
 
 
 def _check_text(text: str) -> str:
@@ -197,9 +183,7 @@ class GenerationRequest(BaseModel):
     @property
     def sampling(self) -> Sampling:
         """Without a temperature nothing is sampled, so the other options must not keep rows apart."""
-        if not self.temperature:
-            return Sampling()
-        return Sampling(self.temperature, self.top_p or 1.0, self.top_k or 0, self.seed)
+        return Sampling(self.temperature, self.top_p or 1.0, self.top_k or 0) if self.temperature else Sampling()
 
     @property
     def include_usage(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import socket
-import sys
 from types import FrameType
 
 import uvicorn
@@ -12,6 +12,8 @@ from bridge_ds.errors import LaunchError
 from bridge_ds.serve.app import Service, make_app
 
 __all__ = ["DrainingServer", "bind", "serve"]
+
+_log = logging.getLogger(__name__)
 
 
 class DrainingServer(uvicorn.Server):
@@ -30,7 +32,7 @@ class DrainingServer(uvicorn.Server):
         queue.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Of uvicorn: listen, then print where.
+        """Of uvicorn: listen, then log where.
 
         Raises:
             LaunchError: the port has been taken since :func:`bind`.
@@ -40,7 +42,7 @@ class DrainingServer(uvicorn.Server):
         except OSError as error:
             raise _unusable(_address(sockets[0]) if sockets else "the address", error) from None
         for found in sockets or []:
-            print(f"serving {self.service.name} on http://{_address(found)}/v1", file=sys.stderr, flush=True)
+            _log.info("serving %s on http://%s/v1", self.service.name, _address(found))
 
     async def on_tick(self, counter: int) -> bool:
         """Of uvicorn, ten times a second: whether to end."""

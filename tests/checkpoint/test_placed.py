@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
-from bridge_ds.inference.bases import one_process
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
@@ -24,6 +23,7 @@ from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.frozen import place
 from bridge_ds.harness.answerer import Answerer, Options
 from bridge_ds.harness.requests import Continuation
+from bridge_ds.inference.bases import one_process
 from bridge_ds.inference.load import load_trained
 from bridge_ds.tasks.base import Example
 from bridge_ds.world import World

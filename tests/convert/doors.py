@@ -23,7 +23,7 @@ from bridge_ds.harness.requests import Continuation
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.backends import LocalBackend, Texts
+from bridge_ds.serve.backends import LocalBackend, ServedModel
 from bridge_ds.serve.protocol import CompletionRequest
 from bridge_ds.serve.replies import Event
 from bridge_ds.tasks.base import Example
@@ -104,13 +104,13 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
 def outside(run: Path, source: str) -> dict[str, Asked]:
     """python -m bridge_ds.generate, and the server."""
     writer = Writer.load(str(run), Style(max_new_tokens=12))
-    texts = Texts(writer)
+    served_model = ServedModel(writer.model)
 
     def served() -> str:
         said: list[Event] = []
         ask = CompletionRequest(model="x", prompt=[source], max_tokens=12, stream=True)
-        rows = texts.rows(ask, said.append)
-        LocalBackend(writer, texts).start(rows, lambda _: None)
+        rows = served_model.rows(ask, said.append)
+        LocalBackend(served_model).start(rows, lambda _: None)
         assert said[-1].reason == "stop"
         return "".join(event.text for event in said)
 

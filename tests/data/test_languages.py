@@ -206,7 +206,7 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
     from bridge_ds.generate.answer import Answerer, Style
     from bridge_ds.generate.files import answer_file
     from bridge_ds.hub.processor import BridgeProcessor
-    from bridge_ds.serve.backends import Texts
+    from bridge_ds.serve.backends import ServedModel
     from bridge_ds.serve.protocol import APIError, CompletionRequest, ServerLimits, parse_request
 
     answerer = Answerer.load(str(run), Style(max_new_tokens=3))
@@ -229,12 +229,12 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
     written = [json.loads(line)["answer"] for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
     assert written == [answerer.write([answerer.row(SINHALA, code)])[0] for code in ("si", "en")]
 
-    texts = Texts(answerer)
+    model = ServedModel(answerer.model)
     body = {"model": "m", "prompt": SINHALA, "language": "si"}
-    (row,) = texts.rows(parse_request(CompletionRequest, body, "m", ServerLimits()), print)
-    assert row.ids[1] == si
+    (row,) = model.rows(parse_request(CompletionRequest, body, "m", ServerLimits()), print)
+    assert row.ids.source == si
     with pytest.raises(APIError, match=r"language 'sinn' .* did you mean") as refused:
-        texts.rows(parse_request(CompletionRequest, body | {"language": "sinn"}, "m", ServerLimits()), print)
+        model.rows(parse_request(CompletionRequest, body | {"language": "sinn"}, "m", ServerLimits()), print)
     assert (refused.value.status, refused.value.param) == (400, "language")
     with pytest.raises(APIError, match="language is 3; expected a valid string"):
         parse_request(CompletionRequest, body | {"language": 3}, "m", ServerLimits())

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint.load import trained_tensors
-from bridge_ds.inference.bases import Placing, load_placed
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.loader import make_loader
@@ -20,6 +19,7 @@ from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.inference.bases import Placing, load_placed
 from bridge_ds.inference.load import load_trained
 from bridge_ds.world import World
 from tests import tiny

@@ -26,7 +26,7 @@ from bridge_ds.generate.answer import Answerer, Style
 from bridge_ds.harness import answerer as harness
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.backends import Texts
+from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.protocol import CompletionRequest
 from bridge_ds.tasks.base import Example
 from tests.evaluation.fakes import FakeTask
@@ -93,7 +93,7 @@ def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_r
     model, tokenizers, _ = load_trained(long_run, config, torch.device("cpu"), print)
     answerer = Answerer.load(str(long_run), Style())
     processor = answerer.processor
-    texts, sink = Texts(answerer), lambda event: None
+    texts, sink = ServedModel(answerer.model), lambda event: None
     by_harness = harness.Answerer(model, tokenizers, "cpu", harness.Options())
     expected = 1 + LATENTS + 1  # BOS, latents, end
     for text in [*TEXTS, "one river of rain " * 20]:

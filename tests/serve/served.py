@@ -12,8 +12,8 @@ from typing import Any
 
 from bridge_ds.generate.answer import Answerer
 from bridge_ds.serve.app import Service
-from bridge_ds.serve.backends import LocalBackend, Texts
-from bridge_ds.serve.batching import Backend, RequestQueue, Scheduler
+from bridge_ds.serve.backends import LocalBackend, ServedModel, VllmBackend
+from bridge_ds.serve.batching import RequestQueue, Scheduler
 from bridge_ds.serve.protocol import ServerLimits
 from bridge_ds.serve.server import bind, serve
 
@@ -62,7 +62,7 @@ class Client:
 def served(
     answerer: Answerer,
     *,
-    backend: Backend | None = None,
+    backend: LocalBackend | VllmBackend | None = None,
     queue: int = 64,
     batch: int = 4,
     concurrency: int = 1,
@@ -70,10 +70,10 @@ def served(
     key: str = "",
 ) -> Iterator[tuple[Client, Service]]:
     """While open, a server answers."""
-    texts = Texts(answerer)
-    waiting = RequestQueue(queue, batch, texts.positions, concurrency)
-    scheduler = Scheduler(waiting, backend or LocalBackend(answerer, texts))
-    service = Service("tiny", texts, scheduler, limits or ServerLimits(tokens=64), key)
+    backend = backend or LocalBackend(ServedModel(answerer.model))
+    waiting = RequestQueue(queue, batch, backend.model.positions, concurrency)
+    scheduler = Scheduler(waiting, backend)
+    service = Service("tiny", backend.model, scheduler, limits or ServerLimits(tokens=64), key)
     listening = bind("127.0.0.1", 0)
     client = Client(listening.getsockname()[1])
     thread = threading.Thread(target=serve, args=(service, listening, 400), daemon=True)

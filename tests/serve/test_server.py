@@ -15,7 +15,7 @@ import torch
 from bridge_ds.errors import LaunchError
 from bridge_ds.generate.answer import Answerer
 from bridge_ds.serve.app import Service
-from bridge_ds.serve.backends import LocalBackend, Texts
+from bridge_ds.serve.backends import LocalBackend, ServedModel
 from bridge_ds.serve.batching import RequestQueue, Row, Scheduler
 from bridge_ds.serve.protocol import ServerLimits
 from bridge_ds.serve.server import bind, serve
@@ -148,7 +148,7 @@ class Gated(LocalBackend):
     """The local backend behind a gate, so that a test decides when a batch is answered."""
 
     def __init__(self, answerer: Answerer) -> None:
-        super().__init__(answerer, Texts(answerer))
+        super().__init__(ServedModel(answerer.model))
         self.gate = threading.Event()
         self.fail = False
 
@@ -229,8 +229,8 @@ def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Answerer
 
 
 def test_a_port_that_is_taken_while_models_load_is_a_user_error(answerer: Answerer) -> None:
-    texts = Texts(answerer)
-    service = Service("tiny", texts, Scheduler(RequestQueue(1, 1, 0), LocalBackend(answerer, texts)), ServerLimits())
+    model = ServedModel(answerer.model)
+    service = Service("tiny", model, Scheduler(RequestQueue(1, 1, 0), LocalBackend(model)), ServerLimits())
     with bind("127.0.0.1", 0) as listening, socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         other.bind(listening.getsockname())

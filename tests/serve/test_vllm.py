@@ -16,7 +16,7 @@ import torch
 
 from bridge_ds.errors import ConfigError
 from bridge_ds.generate.answer import Answerer
-from bridge_ds.serve.backends import VLLM_KEY, Texts, VllmBackend, VllmClient
+from bridge_ds.serve.backends import VLLM_KEY, ServedModel, VllmBackend, VllmClient
 from tests.serve.served import served, until
 
 TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell"]
@@ -115,7 +115,7 @@ def test_answers_are_the_offline_ones(
 ) -> None:
     monkeypatch.setenv(VLLM_KEY, "hush")
     with upstream(answerer) as (url, sent):
-        backend = VllmBackend(answerer, Texts(answerer), VllmClient(url + "/v1/"), concurrency=8)
+        backend = VllmBackend(ServedModel(answerer.model), VllmClient(url + "/v1/"), concurrency=8)
         with served(answerer, backend=backend, concurrency=8) as (client, service):
             status, _, body = client.complete(TEXTS, max_tokens=12)
             assert status == 200, body
@@ -146,7 +146,7 @@ def test_answers_are_the_offline_ones(
 )
 def test_a_server_that_fails_is_a_502(answerer: Answerer, broken: str, told: str) -> None:
     with upstream(answerer, broken) as (url, _):
-        backend = VllmBackend(answerer, Texts(answerer), VllmClient(url), concurrency=2)
+        backend = VllmBackend(ServedModel(answerer.model), VllmClient(url), concurrency=2)
         with served(answerer, backend=backend, concurrency=2) as (client, service):
             status, _, body = client.complete(TEXTS[0])
             assert status == 502 and told in body["error"]["message"] and body["error"]["code"] == "upstream"
@@ -155,7 +155,7 @@ def test_a_server_that_fails_is_a_502(answerer: Answerer, broken: str, told: str
 
 def test_a_line_separator_in_an_answer_ends_no_event(answerer: Answerer, offline: Callable[..., str]) -> None:
     with upstream(answerer, "separator") as (url, _):
-        backend = VllmBackend(answerer, Texts(answerer), VllmClient(url), concurrency=2)
+        backend = VllmBackend(ServedModel(answerer.model), VllmClient(url), concurrency=2)
         with served(answerer, backend=backend, concurrency=2) as (client, _):
             answered = client.complete(TEXTS[0])[2]["choices"][0]["text"]
     assert answered == "\u2028" + offline(TEXTS[0])
