@@ -18,6 +18,7 @@ from bridge_ds.data.text.truncate import LOST
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
+from bridge_ds.inference.generator import mixed_seed
 from bridge_ds.inference.stops import StopStrings
 
 __all__ = ["Answerer", "Style"]
@@ -142,7 +143,7 @@ class Answerer:
         Raises:
             LaunchError: the device's memory does not suffice.
         """
-        torch.manual_seed(_mixed(self.style.seed, seed))
+        torch.manual_seed(mixed_seed(self.style.seed, seed))
         features = self.processor.collate(rows)
         try:
             written = self.model.generate(**features, **self.style.generation(), **options)
@@ -152,11 +153,6 @@ class Answerer:
                 "--max-new-tokens, or load the LLM with --load-in 4bit."
             ) from None
         return [self.cut(text) for text in self.processor.batch_decode(written, chat=self.style.chat)]
-
-    @staticmethod
-    def mixed(seed: int, number: int = 0) -> int:
-        """The seed of torch for a seed that was asked for and the number of a batch."""
-        return _mixed(seed, number)
 
     def cut(self, text: str) -> str:
         """What stands before the first stop."""
@@ -187,7 +183,3 @@ class Answerer:
                     f"{cut[part]} of {cut['texts']} texts lost their {lost}: at most {limit} {part} tokens fit.",
                     file=sys.stderr,
                 )
-
-
-def _mixed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,61 +167,63 @@ async def _answer(service: Service, request: Request, kind: type[GenerationReque
 
     rows = await run_in_threadpool(service.model.rows, asked, sink)
     queue.offer(rows)
-    truncated = sum(row.truncated for row in rows)
-    reply = Reply(service.name, asked.chat, [row.length for row in rows], truncated)
+    reply = Reply(service.name, asked.chat, [row.length for row in rows], sum(row.truncated for row in rows))
     if asked.stream:
-        stream = _stream(service, request, asked, rows, reply, events, began)
+        stream = _stream(service, request, asked, reply, rows, events, began)
         headers = {"Cache-Control": "no-cache", **reply.headers}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-    try:
-        while not reply.complete:
-            event = await _next(request, events)
-            if event is None:
-                return Response(status_code=499)  # the client has disconnected
+    with _cancelled_at_exit(rows):
+        async for event in _arriving(request, rows, events):
             reply.add(event)
-    finally:
-        _cancel(rows)
+    if not reply.complete:
+        return Response(status_code=499)  # the client has disconnected
     _count(service, request, reply, began)
     return JSONResponse(reply.whole(), headers=reply.headers)
 
 
 async def _stream(
-    service: Service, request: Request, asked: GenerationRequest, rows: list[Row], reply: Reply,
+    service: Service, request: Request, asked: GenerationRequest, reply: Reply, rows: Sequence[Row],
     events: asyncio.Queue[Event], began: float,
 ) -> AsyncIterator[bytes]:  # fmt: skip
     try:
-        for chunk in reply.opening():
-            yield chunk
-        while not reply.complete:
-            event = await _next(request, events)
-            if event is None:
-                return
-            reply.add(event)
-            yield reply.chunk(event)
-        _count(service, request, reply, began)
-        for chunk in reply.ending(asked.include_usage):
-            yield chunk
+        with _cancelled_at_exit(rows):
+            for chunk in reply.opening():
+                yield chunk
+            async for event in _arriving(request, rows, events):
+                reply.add(event)
+                yield reply.chunk(event)
+        if reply.complete:
+            _count(service, request, reply, began)
+            for chunk in reply.ending(asked.include_usage):
+                yield chunk
     except APIError as why:
         service.metrics.requests.labels(_path(request), str(why.status)).inc()
         for chunk in reply.failed(why):
             yield chunk
+
+
+@contextlib.contextmanager
+def _cancelled_at_exit(rows: Sequence[Row]) -> Iterator[None]:
+    """However a request ends (failure, disconnect, cancelled task): rows that have not ended need not be answered."""
+    try:
+        yield
     finally:
-        _cancel(rows)
+        for row in rows:
+            row.cancelled = True
 
 
-async def _next(request: Request, events: asyncio.Queue[Event]) -> Event | None:
-    """The next event; none when the client has disconnected."""
-    while True:
+async def _arriving(request: Request, rows: Sequence[Row], events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+    """Events until every row has ended or the client has disconnected."""
+    left = len(rows)
+    while left:
         try:
-            return await asyncio.wait_for(events.get(), 0.5)
+            event = await asyncio.wait_for(events.get(), 0.5)
         except TimeoutError:
             if await request.is_disconnected():
-                return None
-
-
-def _cancel(rows: list[Row]) -> None:
-    for row in rows:
-        row.cancelled = True
+                return
+            continue
+        left -= event.reason is not None
+        yield event
 
 
 def _count(service: Service, request: Request, reply: Reply, began: float) -> None:

@@ -26,10 +26,9 @@ import torch
 from bridge_ds.data.text.chat import has_template
 from bridge_ds.data.text.prompting import Context, DoesNotFit
 from bridge_ds.errors import BridgeError, ConfigError
-from bridge_ds.generate.answer import Answerer
 from bridge_ds.hub.config import to_run
 from bridge_ds.hub.model import BridgeForCausalLM
-from bridge_ds.inference.generator import Generator
+from bridge_ds.inference.generator import Generator, mixed_seed
 from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.inference.stops import Decoder, answers_criterion
 from bridge_ds.llm.splice import Spliced
@@ -37,7 +36,7 @@ from bridge_ds.serve.batching import Row
 from bridge_ds.serve.protocol import APIError, GenerationRequest
 from bridge_ds.serve.replies import Event
 
-__all__ = ["VLLM_KEY", "LocalBackend", "ServedModel", "VllmBackend", "VllmClient", "vllm_body"]
+__all__ = ["VLLM_KEY", "LocalBackend", "ServedModel", "VllmBackend", "VllmClient"]
 
 _log = logging.getLogger(__name__)
 VLLM_KEY = "BRIDGE_DS_VLLM_KEY"
@@ -134,7 +133,7 @@ class LocalBackend:
             if rows[0].sampling.temperature:
                 # As python -m bridge_ds.generate --seed; without a seed at random.
                 seed = rows[0].seed
-                torch.manual_seed(int(torch.seed()) >> 1 if seed is None else Answerer.mixed(seed))
+                torch.manual_seed(int(torch.seed()) >> 1 if seed is None else mixed_seed(seed))
             self.model.generate(
                 self.model.prefix_of(rows),
                 None,
@@ -277,7 +276,7 @@ class VllmBackend:
 
     def _relay(self, row: Row, prompt_XH: torch.Tensor) -> None:
         begun, reason, tokens = False, None, 0
-        for event in self.client.complete(vllm_body(row, prompt_XH, self.name)):
+        for event in self.client.complete(self._body(row, prompt_XH)):
             if row.cancelled:
                 return
             tokens = int((event.get("usage") or {}).get("completion_tokens", tokens))
@@ -292,33 +291,23 @@ class VllmBackend:
         row.answer.reason = reason
         row.send("", tokens)
 
-
-def vllm_body(row: Row, prompt_XH: torch.Tensor, model: str) -> dict[str, Any]:
-    """The body of vLLM's /v1/completions for a row.
-
-    Args:
-        row: its options.
-        prompt_XH: [X, H] input of the LLM, in the LLM's dtype.
-        model: name there.
-    """
-    file = io.BytesIO()
-    torch.save(prompt_XH.contiguous().clone(), file)  # a clone: a view would be saved with its whole storage
-    body: dict[str, Any] = {
-        "model": model,
-        "prompt_embeds": base64.b64encode(file.getvalue()).decode("ascii"),
-        "max_tokens": row.limit,
-        # All of them: for what is absent vLLM uses the LLM's generation_config.json.
-        "temperature": row.sampling.temperature,
-        "top_p": row.sampling.top_p,
-        "top_k": row.sampling.top_k,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "stop_token_ids": sorted(row.answer.ends),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if row.answer.stops:
-        body["stop"] = list(row.answer.stops.texts)
-    if row.seed is not None:
-        body["seed"] = row.seed
-    return body
+    def _body(self, row: Row, prompt_XH: torch.Tensor) -> dict[str, Any]:
+        file = io.BytesIO()
+        torch.save(prompt_XH.clone(), file)  # of a view the whole storage would be saved
+        body = {
+            "model": self.name,
+            "prompt_embeds": base64.b64encode(file.getvalue()).decode("ascii"),
+            "max_tokens": row.limit,
+            # All of them: for what is absent vLLM uses the LLM's generation_config.json.
+            "temperature": row.sampling.temperature,
+            "top_p": row.sampling.top_p,
+            "top_k": row.sampling.top_k,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "seed": row.seed,
+            "stop": list(row.answer.stops.texts) or None,
+            "stop_token_ids": sorted(row.answer.ends),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        return {name: value for name, value in body.items() if value is not None}

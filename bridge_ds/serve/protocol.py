@@ -63,7 +63,7 @@ class APIError(Exception):
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What one request may ask for; the context in which requests are validated."""
+    """What one request may ask for."""
 
     tokens: int = 1024
     """Highest max_tokens."""
@@ -82,13 +82,6 @@ def _check_text(text: str) -> str:
     if NONCHARACTERS.search(text):
         raise PydanticCustomError("text", "expected text without U+FDD0 to U+FDD5, which are noncharacters")
     return text
-
-
-def _check_limit(tokens: int | None, info: ValidationInfo) -> int | None:
-    highest = (info.context or ServerLimits()).tokens
-    if tokens is not None and tokens > highest:
-        raise PydanticCustomError("limit", "expected at most {highest}", {"highest": highest})
-    return tokens
 
 
 def _as_list(value: Any) -> Any:
@@ -117,7 +110,6 @@ def _only(*neutral: Any) -> AfterValidator:
 
 Text = Annotated[str, AfterValidator(_check_text)]
 Stop = Annotated[Text, Field(min_length=1, max_length=200)]
-TokenLimit = Annotated[Annotated[int, Field(ge=1)] | None, AfterValidator(_check_limit)]
 
 
 class _StreamOptions(BaseModel):
@@ -137,7 +129,7 @@ class GenerationRequest(BaseModel):
     """Whether the input is messages."""
 
     model: str
-    max_tokens: TokenLimit = None
+    max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1 << 20)
@@ -196,14 +188,6 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[list[Text], Field(min_length=1), BeforeValidator(_as_list)]
 
-    @field_validator("prompt")
-    @classmethod
-    def _not_too_many(cls, prompt: list[str], info: ValidationInfo) -> list[str]:
-        most = (info.context or ServerLimits()).texts
-        if len(prompt) > most:
-            raise PydanticCustomError("limit", "expected at most {most} texts", {"most": most})
-        return prompt
-
     @property
     def inputs(self) -> Sequence[str]:
         """Prompts."""
@@ -215,7 +199,7 @@ class ChatRequest(GenerationRequest):
 
     chat: ClassVar[bool] = True
     messages: list[_Message] = Field(min_length=1)
-    max_completion_tokens: TokenLimit = None
+    max_completion_tokens: int | None = Field(None, ge=1)
 
     @field_validator("messages")
     @classmethod
@@ -256,12 +240,17 @@ def parse_request(kind: type[Request], body: Any, model: str, limits: ServerLimi
     if not isinstance(body, dict):
         raise APIError("the body is not a JSON object; expected one.")
     try:
-        request = kind.model_validate(body, context=limits)
+        request = kind.model_validate(body)
     except ValidationError as error:
         raise _first_error(error) from None
     if request.model != model:
         told = f"the model {request.model[:200]!r} is not here; expected {model!r}."
         raise APIError(told, 404, code="model_not_found", param="model")
+    if len(request.inputs) > limits.texts:
+        raise APIError(f"prompt holds {len(request.inputs)} texts; expected at most {limits.texts}.", param="prompt")
+    if (request.token_limit or 0) > limits.tokens:
+        told = f"max_tokens is {request.token_limit}; expected at most {limits.tokens}."
+        raise APIError(told, param="max_tokens")
     return request
 
 
