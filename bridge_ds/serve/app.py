@@ -148,8 +148,8 @@ def _authorize(service: Service, request: Request) -> None:
     if service.key and not (
         kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), service.key.encode())
     ):
-        told = "the API key is missing or wrong; expected Authorization: Bearer KEY."
-        raise APIError(told, 401, code="invalid_api_key")
+        message = "the API key is missing or wrong; expected Authorization: Bearer KEY."
+        raise APIError(message, 401, code="invalid_api_key")
 
 
 async def _answer(service: Service, request: Request, kind: type[GenerationRequest]) -> Response:

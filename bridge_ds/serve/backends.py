@@ -185,7 +185,9 @@ class VllmClient:
             ConfigError: no vLLM server answers.
         """
         try:
-            answer = self._http.get("models").raise_for_status()
+            answer = self._http.get("models")
+            if answer.status_code != 200:
+                raise ValueError(f"status {answer.status_code}: {answer.text[:100]}")
             return str(answer.json()["data"][0]["id"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(
@@ -214,12 +216,12 @@ class VllmClient:
                         yield event
             raise _upstream_error("the vLLM server closed the connection in the middle of an answer.")
         except (httpx.HTTPError, ValueError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise _upstream_error(f"the vLLM server cannot be used ({told}).") from None
+            message = " ".join(str(error).split())[:200]
+            raise _upstream_error(f"the vLLM server cannot be used ({message}).") from None
 
 
-def _upstream_error(told: str) -> APIError:
-    return APIError(told, 502, code="upstream")
+def _upstream_error(message: str) -> APIError:
+    return APIError(message, 502, code="upstream")
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

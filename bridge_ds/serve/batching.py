@@ -142,8 +142,8 @@ class RequestQueue:
             raise APIError(f"the request holds {rows} texts; at most {self.limit} can wait here.")
         if len(self._rows) + rows > self.limit:
             wait = math.ceil(self.batch_s * (1 + len(self._rows) // self.size))
-            told = f"{len(self._rows)} texts wait already, of at most {self.limit}; try again in {wait} s."
-            raise APIError(told, 429, code="queue_full", retry_s=min(max(1, wait), 600))
+            message = f"{len(self._rows)} texts wait already, of at most {self.limit}; try again in {wait} s."
+            raise APIError(message, 429, code="queue_full", retry_s=min(max(1, wait), 600))
 
     def offer(self, rows: Sequence[Row]) -> None:
         """Accept all rows of a request, or none.
@@ -228,6 +228,6 @@ class Scheduler:
                 # One batch that fails must not end the server; its requests get an error, the log the traceback.
                 _log.exception("a batch of %d rows failed", len(rows))
                 unknown = "the answer could not be written (see the log)."
-                told = str(error) if isinstance(error, BridgeError) else unknown
+                message = str(error) if isinstance(error, BridgeError) else unknown
                 for row in rows:
-                    row.fail(APIError(told, 500, code="internal"))
+                    row.fail(APIError(message, 500, code="internal"))

@@ -244,13 +244,13 @@ def parse_request(kind: type[Request], body: Any, model: str, limits: ServerLimi
     except ValidationError as error:
         raise _first_error(error) from None
     if request.model != model:
-        told = f"the model {request.model[:200]!r} is not here; expected {model!r}."
-        raise APIError(told, 404, code="model_not_found", param="model")
+        message = f"the model {request.model[:200]!r} is not here; expected {model!r}."
+        raise APIError(message, 404, code="model_not_found", param="model")
     if len(request.inputs) > limits.texts:
         raise APIError(f"prompt holds {len(request.inputs)} texts; expected at most {limits.texts}.", param="prompt")
     if (request.token_limit or 0) > limits.tokens:
-        told = f"max_tokens is {request.token_limit}; expected at most {limits.tokens}."
-        raise APIError(told, param="max_tokens")
+        message = f"max_tokens is {request.token_limit}; expected at most {limits.tokens}."
+        raise APIError(message, param="max_tokens")
     return request
 
 
@@ -265,6 +265,7 @@ def _first_error(error: ValidationError) -> APIError:
         return APIError(f"{where} is not supported here; leave it out.", param=param, code="unsupported")
     if first["type"] == "missing":
         return APIError(f"{where} is missing; expected it.", param=param)
-    expected = first["msg"].replace("Input should be", "expected", 1)
+    expected = first["msg"].replace("Input should be", "expected").replace(" after validation", "")
+    expected = expected.partition(" or instance of")[0]
     found = json.dumps(first["input"], default=str)[:40]
     return APIError(f"{where} is {found}; {expected[0].lower()}{expected[1:]}.", param=param)
