@@ -11,7 +11,7 @@ from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bridge_ds.generate.answer import Answerer
+    from bridge_ds.generate.pipeline import Pipeline
 
 _HELP = """\
 Answer texts in any language that the encoder reads with a trained bridge. With --prompt one answer is printed; with
@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     with user_errors():
         _check(options)
-        from bridge_ds.generate.answer import Answerer, Style
+        from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 
-        style = Style(
+        how = GenerateOptions(
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             top_p=options.top_p,
@@ -49,9 +49,9 @@ def main(argv: list[str] | None = None) -> int:
             system=options.system,
             language=options.language,
         )
-        answerer = Answerer.load(options.run, style, **loading(options))
-        answerer.check_language()
-        _answer(answerer, options)
+        pipeline = Pipeline.load(options.run, how, **loading(options))
+        pipeline.check_language()
+        _answer(pipeline, options)
     return 0
 
 
@@ -144,20 +144,20 @@ def loading(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _answer(answerer: Answerer, options: argparse.Namespace) -> None:
+def _answer(pipeline: Pipeline, options: argparse.Namespace) -> None:
     if options.input:
         from bridge_ds.generate.files import answer_file
 
-        answer_file(answerer, options.input, options.output, options.field, options.batch)
+        answer_file(pipeline, options.input, options.output, options.field, options.batch)
     elif options.prompt is not None:
         from bridge_ds.generate.talk import say
 
-        say(answerer, options.prompt)
+        say(pipeline, options.prompt)
     else:
         from bridge_ds.generate.talk import talk
 
-        talk(answerer)
-    answerer.tell_cuts()
+        talk(pipeline)
+    pipeline.print_truncated()
 
 
 if __name__ == "__main__":

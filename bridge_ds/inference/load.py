@@ -12,8 +12,9 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint import layout
+from bridge_ds.checkpoint.bases import refuse_other_bases
 from bridge_ds.checkpoint.best import find_folder
-from bridge_ds.checkpoint.load import Checkpoint, newest, put_trained, refuse_other_run
+from bridge_ds.checkpoint.load import Checkpoint, newest, put_trained
 from bridge_ds.checkpoint.origin import config_in
 from bridge_ds.config.changes import changes, with_places
 from bridge_ds.config.load import load_run_config, overridden
@@ -183,7 +184,7 @@ def load_trained(
         config,
         layout.trained_files(found.folder),
         found.manifest["base"],
-        lambda base: refuse_other_run(found, {}, dict(base)),
+        lambda base: refuse_other_bases(found, base, config.model),
         Placing(device_map=device_map, max_memory=max_memory),
     )
     if isinstance(device_map, str | dict):

@@ -16,9 +16,7 @@ from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
 from bridge_ds.doctor.load import LoadedRun
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.generate.answer import Answerer as Writer
-from bridge_ds.generate.answer import Style
-from bridge_ds.harness.answerer import Answerer, Options
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
@@ -28,6 +26,7 @@ from bridge_ds.serve.protocol import CompletionRequest
 from bridge_ds.serve.replies import Event
 from bridge_ds.tasks.base import Example
 from tests.convert.readable import reading
+from tests.made import harness_answerer
 
 LABELS = ("Neutral", "Entailment")
 CPU = torch.device("cpu")
@@ -66,10 +65,7 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
     row = tokenize_sample({"source": source, "target": LABELS[1]}, tokenizers, config.data)
     batch = collate([row], tokenizers.encoder_pad_id, tokenizers.pad_id)
     data = config.data
-    harness = Answerer(
-        model, tokenizers, CPU,
-        Options(prompt=data.augment_prompt, end_token=data.objective == "task" and data.target_end),
-    )  # fmt: skip
+    harness = harness_answerer(model, tokenizers, data, end_token=data.objective == "task" and data.target_end)
     scorer = Scorer(model, tokenizers, data, CPU, bridge=True, calibrate=True, max_new_tokens=12)
 
     def evaluated(kind: str) -> str:
@@ -103,7 +99,7 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
 
 def outside(run: Path, source: str) -> dict[str, Asked]:
     """python -m bridge_ds.generate, and the server."""
-    writer = Writer.load(str(run), Style(max_new_tokens=12))
+    writer = Pipeline.load(str(run), GenerateOptions(max_new_tokens=12))
     served_model = ServedModel(writer.model)
 
     def served() -> str:

@@ -203,13 +203,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Path, tmp_path: Path) -> None:
     """Processor, generate, server, export, harness and evaluation."""
-    from bridge_ds.generate.answer import Answerer, Style
     from bridge_ds.generate.files import answer_file
+    from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
     from bridge_ds.hub.processor import BridgeProcessor
     from bridge_ds.serve.backends import ServedModel
     from bridge_ds.serve.protocol import APIError, CompletionRequest, ServerLimits, parse_request
 
-    answerer = Answerer.load(str(run), Style(max_new_tokens=3))
+    answerer = Pipeline.load(str(run), GenerateOptions(max_new_tokens=3))
     processor = answerer.processor
     si, en = expected(processor.tokenizers, "sin_Sinh"), expected(processor.tokenizers, "eng_Latn")
     lists = processor([SINHALA, SINHALA], language=["si", "en"], return_tensors=None)
@@ -221,7 +221,7 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
         processor(SINHALA, language="sinn")
 
     assert answerer.row(SINHALA, "si")[1] == si
-    spoken = Answerer(answerer.model, processor, Style(language="si"))
+    spoken = Pipeline(answerer.model, processor, GenerateOptions(language="si"))
     assert spoken.row(SINHALA)[1] == si and spoken.row(SINHALA, "en")[1] == en
     lines = [{"source": SINHALA, "language": "si"}, {"source": SINHALA, "language": "en"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -22,10 +22,10 @@ from bridge_ds.data.loading.tokenize import (
     TokenizedSample,
     check_vocabulary,
     load_tokenizers,
-    split_text,
     tokenize_sample,
 )
 from bridge_ds.data.text.convention import WRITTEN, settled
+from bridge_ds.data.text.words import split_text
 from bridge_ds.errors import ConfigError, DataError
 from tests.data.conftest import save_byte_level, save_metaspace
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.app import Service
 from bridge_ds.serve.backends import LocalBackend, ServedModel, VllmBackend
 from bridge_ds.serve.batching import RequestQueue, Scheduler
@@ -60,7 +60,7 @@ class Client:
 
 @contextlib.contextmanager
 def served(
-    answerer: Answerer,
+    answerer: Pipeline,
     *,
     backend: LocalBackend | VllmBackend | None = None,
     queue: int = 64,

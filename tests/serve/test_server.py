@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bridge_ds.errors import LaunchError
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.app import Service
 from bridge_ds.serve.backends import LocalBackend, ServedModel
 from bridge_ds.serve.batching import RequestQueue, Row, Scheduler
@@ -130,7 +130,7 @@ def test_bad_requests_get_openais_error_object(server: Server) -> None:
     assert client.ask("GET", "/health")[::2] == (200, {"status": "ok"})
 
 
-def test_large_bodies_and_wrong_keys_are_refused(answerer: Answerer) -> None:
+def test_large_bodies_and_wrong_keys_are_refused(answerer: Pipeline) -> None:
     with served(answerer, limits=ServerLimits(body=2000), key="sesame") as (client, _):
         right = {"Authorization": "Bearer sesame"}
         ask = {"model": "tiny", "prompt": "a"}
@@ -147,7 +147,7 @@ def test_large_bodies_and_wrong_keys_are_refused(answerer: Answerer) -> None:
 class Gated(LocalBackend):
     """The local backend behind a gate, so that a test decides when a batch is answered."""
 
-    def __init__(self, answerer: Answerer) -> None:
+    def __init__(self, answerer: Pipeline) -> None:
         super().__init__(ServedModel(answerer.model))
         self.gate = threading.Event()
         self.fail = False
@@ -160,7 +160,7 @@ class Gated(LocalBackend):
         super().start(rows, done)
 
 
-def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Answerer, offline: Offline) -> None:
+def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Pipeline, offline: Offline) -> None:
     backend = Gated(answerer)
     with served(answerer, backend=backend, queue=3, batch=1) as (client, service), ThreadPoolExecutor(8) as pool:
         waiting = service.scheduler.queue
@@ -184,7 +184,7 @@ def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Answe
             assert status == 200 and texts_of(body) == [offline(text)]
 
 
-def test_a_batch_that_fails_is_a_500_and_the_next_is_answered(answerer: Answerer, offline: Offline) -> None:
+def test_a_batch_that_fails_is_a_500_and_the_next_is_answered(answerer: Pipeline, offline: Offline) -> None:
     backend = Gated(answerer)
     backend.gate.set()
     backend.fail = True
@@ -197,7 +197,7 @@ def test_a_batch_that_fails_is_a_500_and_the_next_is_answered(answerer: Answerer
         assert texts_of(client.complete("a dog")[2]) == [offline("a dog")]
 
 
-def test_who_goes_away_leaves_no_work_behind(answerer: Answerer) -> None:
+def test_who_goes_away_leaves_no_work_behind(answerer: Pipeline) -> None:
     backend = Gated(answerer)
     with served(answerer, backend=backend, batch=1) as (client, service):
         waiting = service.scheduler.queue
@@ -215,7 +215,7 @@ def test_who_goes_away_leaves_no_work_behind(answerer: Answerer) -> None:
         threads.shutdown()
 
 
-def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Answerer) -> None:
+def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Pipeline) -> None:
     seen = set()
     hook = answerer.model.bridge.llm.model.register_forward_pre_hook(
         lambda *_: seen.add(threading.current_thread().name)
@@ -228,7 +228,7 @@ def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Answerer
     assert seen == {"scheduler"} and torch.is_grad_enabled()
 
 
-def test_a_port_that_is_taken_while_models_load_is_a_user_error(answerer: Answerer) -> None:
+def test_a_port_that_is_taken_while_models_load_is_a_user_error(answerer: Pipeline) -> None:
     model = ServedModel(answerer.model)
     service = Service("tiny", model, Scheduler(RequestQueue(1, 1, 0), LocalBackend(model)), ServerLimits())
     with bind("127.0.0.1", 0) as listening, socket.socket() as other:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bridge_ds.errors import ConfigError
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.backends import VLLM_KEY, ServedModel, VllmBackend, VllmClient
 from tests.serve.served import served, until
 
@@ -33,7 +33,7 @@ REQUIRED = set(SCHEMA) - {"seed", "stop"}
 
 
 @contextlib.contextmanager
-def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def upstream(answerer: Pipeline, broken: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A server as vLLM is with --enable-prompt-embeds; its URL and what it was sent.
 
     Args:
@@ -111,7 +111,7 @@ def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[d
 
 
 def test_answers_are_the_offline_ones(
-    answerer: Answerer, offline: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    answerer: Pipeline, offline: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VLLM_KEY, "hush")
     with upstream(answerer) as (url, sent):
@@ -144,7 +144,7 @@ def test_answers_are_the_offline_ones(
     ("broken", "told"),
     [("status", "answers 400"), ("middle", "in the middle of an answer"), ("error", "out of memory")],
 )
-def test_a_server_that_fails_is_a_502(answerer: Answerer, broken: str, told: str) -> None:
+def test_a_server_that_fails_is_a_502(answerer: Pipeline, broken: str, told: str) -> None:
     with upstream(answerer, broken) as (url, _):
         backend = VllmBackend(ServedModel(answerer.model), VllmClient(url), concurrency=2)
         with served(answerer, backend=backend, concurrency=2) as (client, service):
@@ -153,7 +153,7 @@ def test_a_server_that_fails_is_a_502(answerer: Answerer, broken: str, told: str
             until(lambda: service.scheduler.queue.idle)
 
 
-def test_a_line_separator_in_an_answer_ends_no_event(answerer: Answerer, offline: Callable[..., str]) -> None:
+def test_a_line_separator_in_an_answer_ends_no_event(answerer: Pipeline, offline: Callable[..., str]) -> None:
     with upstream(answerer, "separator") as (url, _):
         backend = VllmBackend(ServedModel(answerer.model), VllmClient(url), concurrency=2)
         with served(answerer, backend=backend, concurrency=2) as (client, _):
