@@ -1,70 +1,110 @@
-"""Files and folders that are whole or not there, put where the name leads: a symlink stays, its target changes."""
+"""Files and folders that appear whole or not at all; a symlink stays, what it leads to is replaced."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
-__all__ = ["beside", "missing_or_empty", "put", "real", "remove", "stage_text", "write_text"]
+__all__ = [
+    "atomic_folder", "atomic_write", "beside", "missing_or_empty", "move_folder", "real", "remove", "write_text",
+]  # fmt: skip
 
 
 def real(path: str | Path) -> Path:
-    """Where the name leads, absolute, symlinks followed; what is not there yet (a link's target too) may be made.
+    """Where the name leads: absolute, symlinks followed; it need not exist.
 
-    Whatever is renamed into place goes to this name: to the link's own it would take the link away, and the target,
-    on the disk that the user chose, would stay as it was.
+    A rename must go to this name: a rename to the link's own name would replace the link, and the target, on the disk
+    that the user chose, would stay as it was.
     """
     return Path(os.path.realpath(path))
 
 
 def beside(path: Path, ending: str) -> Path:
-    """A hidden name on the file system of `path` (a :func:`real` one), for what is renamed to it."""
+    """A hidden name in the folder of `path` (a :func:`real` one), for what is renamed to it."""
     return path.with_name(f".{path.name}.{ending}")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file by temp + rename, flushed to disk; after an error the old one is there as it was.
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "w", fsync: bool = True) -> Iterator[IO[Any]]:
+    """A file that replaces `path` when the block ends; after an error the old one is there as it was.
 
-    Raises:
-        OSError: it cannot be written.
-    """
-    temporary = stage_text(path, text)
-    try:
-        put(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def stage_text(path: Path, text: str) -> Path:
-    """The text in a file of another name, flushed to disk, ready for :func:`put`; after an error nothing is there.
+    Args:
+        path: its folder must exist.
+        mode: `w` (UTF-8) or `wb`.
+        fsync: flush to disk before the rename, so that a power loss cannot leave an empty file.
 
     Raises:
         OSError: it cannot be written.
     """
     path = real(path)
-    temporary = beside(path, f"{os.getpid()}.tmp")
+    temporary = beside(path, f"{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            if fsync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    return temporary
 
 
-def put(temporary: Path, path: Path) -> None:
-    """Rename a whole file to where `path` leads; `temporary` lies in that folder. Raises OSError."""
-    os.replace(temporary, real(path))
+def write_text(path: Path, text: str, fsync: bool = True) -> None:
+    """Replace a whole file, see :func:`atomic_write`."""
+    with atomic_write(path, fsync=fsync) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, ending: str = "tmp", replace: bool = False, fsync: bool = False) -> Iterator[Path]:
+    """An empty folder that is renamed to `path` when the block ends; after an error nothing of it is left.
+
+    Args:
+        path: folders above it are made.
+        ending: of the hidden name under which it is written; what an earlier start left there is removed.
+        replace: whether a folder that is there may hold something; it is removed then.
+        fsync: flush its files (not those of subfolders) and both folders to disk.
+
+    Raises:
+        OSError: it cannot be written, or without `replace`, `path` is not empty.
+    """
+    final = real(path)
+    temporary = beside(final, ending)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if fsync:
+            for file in temporary.iterdir():
+                _fsync(file)
+            _fsync(temporary)
+        move_folder(temporary, final, replace)
+        if fsync:
+            _fsync(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def move_folder(folder: Path, path: Path, replace: bool = False) -> None:
+    """Rename a complete folder on the same file system to `path`; see :func:`atomic_folder`. Raises OSError."""
+    path = real(path)
+    old = beside(path, f"{uuid.uuid4().hex[:8]}.old")
+    if replace and path.exists():
+        path.rename(old)
+    os.replace(folder, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove(path: Path) -> None:
-    """Take away a folder, a file, or a link to one (not what it leads to). Raises OSError."""
+    """Remove a folder, a file, or a link to one (not what it leads to). Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -77,3 +117,11 @@ def missing_or_empty(folder: Path) -> bool:
     if not os.path.lexists(folder):
         return True
     return folder.is_dir() and not any(folder.iterdir())
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from bridge_ds.log import setup_logging
+
 __all__ = ["run_command", "use_utf8"]
 
 
 def run_command(main: Callable[[], Any]) -> NoReturn:
     """Run the `main` of a script or module as a command: `if __name__ == "__main__": run_command(main)`."""
     use_utf8()
+    setup_logging()
     sys.exit(main())
 
 

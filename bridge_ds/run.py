@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -54,6 +55,8 @@ from bridge_ds.world import World
 
 __all__ = ["Run"]
 
+_log = logging.getLogger(__name__)
+
 CALIBRATION_ROWS = 16
 """Samples on which the mapping's initial scale is measured."""
 
@@ -80,7 +83,7 @@ class Run:
         on_all(self._check_evaluation, self.world)
         self.fusion_path = on_all(self._choose_path, self.world)
         on_main(self.place.check, self.world)
-        self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder, self.say), self.world)
+        self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder), self.world)
         checkpoint, start = self.origin.checkpoint, self.origin.start
         self.done = checkpoint.step if checkpoint else 0
         self._settle_text()
@@ -105,7 +108,7 @@ class Run:
         # Workers start here, before the slow loading of models, and have the first steps ready when it is done; and
         # before anything goes over NCCL, see init_distributed.
         self.batches = iter(loader)
-        self.validation = make_validation(config, self.world, self.tokenizers, corpus, self.say)
+        self.validation = make_validation(config, self.world, self.tokenizers, corpus)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
@@ -128,8 +131,8 @@ class Run:
     def fit(self) -> None:
         """Train the remaining steps."""
         if self.done >= self.config.train.steps:
-            self.say(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
-        self.say(f"start-up took {time.perf_counter() - self.began:.1f} s")
+            _log.info(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
+        _log.info(f"start-up took {time.perf_counter() - self.began:.1f} s")
         batches = self._shown(self.batches)
         fit(
             self.engine,
@@ -149,7 +152,7 @@ class Run:
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:
         for batch in batches:
             if batch.example:
-                self.say("one sample as the models see it:\n  " + batch.example.replace("\n", "\n  "))
+                _log.info("one sample as the models see it:\n  " + batch.example.replace("\n", "\n  "))
             yield batch
 
     def evaluate(self) -> None:
@@ -177,7 +180,7 @@ class Run:
             from bridge_ds.evaluation.table import table
 
             write_evaluation(self.folder / "evaluation.json", results)
-            self.say(table(results))
+            print(table(results), flush=True)
         self.hooks.on_evaluation(results)
 
     def _leave_if_asked(self) -> None:
@@ -195,13 +198,8 @@ class Run:
             # Launchers end all ranks when the first leaves with an error; rank 0 may still be telling the tracker.
             barrier(self.world)
         if status == "finished":
-            self.say(f"done in {time.perf_counter() - self.began:.0f} s; the run is in {self.config.run.output}")
+            _log.info(f"done in {time.perf_counter() - self.began:.0f} s; the run is in {self.config.run.output}")
             shutdown()
-
-    def say(self, text: str) -> None:
-        """Print on rank 0."""
-        if self.world.is_main:
-            print(text, flush=True)
 
     def _check_evaluation(self) -> None:
         """A task or language that is not there is known before training, not after it."""
@@ -270,10 +268,10 @@ class Run:
             if self.fusion_path:
                 facts["fusion path"] = self.fusion_path
             hooks += [
-                MetricsLog(self.folder / "metrics.jsonl", self.say),
+                MetricsLog(self.folder / "metrics.jsonl"),
                 Console(self.config.run.output, facts, self.config.track.every),
-                PlotHook(self.folder, self.say),
-                MlflowTracker(self.folder, self.config, facts | self.origin.facts(), self.say),
+                PlotHook(self.folder),
+                MlflowTracker(self.folder, self.config, facts | self.origin.facts()),
             ]
         hooks.append(
             CheckpointHook(
@@ -289,16 +287,15 @@ class Run:
                 },
                 world=self.world,
                 hooks=self.hooks,
-                say=self.say,
             )
         )
 
     def _introduce(self, table: str, scales: tuple[float, float] | None) -> None:
-        self.say(table)
+        _log.info(table)
         for line in self.origin.lines():
-            self.say(line)
+            _log.info(line)
         if scales:
-            self.say(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")
+            _log.info(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from bridge_ds.config.load import config_text
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.embedded import write_embedded
-from bridge_ds.disk import put, real, remove, stage_text
+from bridge_ds.disk import atomic_write, real, remove
 from bridge_ds.engine.heartbeat import await_leaving, claim, living
 from bridge_ds.errors import LaunchError
 
@@ -73,16 +73,15 @@ class RunFolder:
             LaunchError: it cannot be written; all is as it was.
         """
         record = self.path / "config.yaml"
-        staged = None
         try:
             self._make_folder()
-            staged = stage_text(record, config_text(config))
-            mark = claim(self.path / "heartbeat")
-            await_leaving(self.path / "heartbeat", living(self.path / "heartbeat"))
-            put(staged, record)
+            with atomic_write(record) as file:
+                file.write(config_text(config))
+                file.flush()  # a full disk is known before the earlier start is made to leave
+                os.fsync(file.fileno())
+                mark = claim(self.path / "heartbeat")
+                await_leaving(self.path / "heartbeat", living(self.path / "heartbeat"))
         except OSError as error:
-            if staged:
-                staged.unlink(missing_ok=True)
             raise self._unwritable(error.strerror or str(error)) from None
         self._accepted = True
         return mark

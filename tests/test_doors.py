@@ -22,9 +22,9 @@ from bridge_ds.doctor.measure import examine
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.inference.load import load_trained
+from bridge_ds.serve.backends import ServedModel
+from bridge_ds.serve.protocol import ChatRequest, CompletionRequest
 from bridge_ds.serve.replies import Reply
-from bridge_ds.serve.schema import ServerLimits, parse_chat, parse_completion
-from bridge_ds.serve.texts import Texts
 from bridge_ds.world import World
 from tests import launch, tiny
 from tests.evaluation.fakes import FakeTask
@@ -169,18 +169,17 @@ def in_generate(run: Path) -> list[Ids]:
 
 
 def in_serve(run: Path) -> list[Ids]:
-    texts = Texts(_answerer(run))
-    body = {"model": "m", "max_tokens": 8}
-    rows = texts.rows(parse_completion({**body, "prompt": TEXTS}, "m", ServerLimits()), print)
-    reply = Reply(rows, "m", False)
+    model = ServedModel(BridgeForCausalLM.from_pretrained(run))
+    rows = model.rows(CompletionRequest(model="m", prompt=TEXTS, max_tokens=8), print)
+    reply = Reply("m", False, [row.length for row in rows], sum(row.truncated for row in rows))
     # The source of one, the prompt of two.
     count = 2 if load_run_config(run).data.augment_prompt else 1
     assert reply.usage["truncated"] == count and reply.headers == {"X-Bridge-Truncated": str(count)}
     if load_run_config(run).data.chat_template:
         for text, row in zip(TEXTS, rows, strict=True):
-            ask = parse_chat({**body, "messages": [{"role": "user", "content": text}]}, "m", ServerLimits())
-            assert [other.ids for other in texts.rows(ask, print)] == [row.ids]
-    return [row.ids for row in rows]
+            chat = ChatRequest(model="m", max_tokens=8, messages=[{"role": "user", "content": text}])
+            assert [other.ids for other in model.rows(chat, print)] == [row.ids]
+    return [(row.ids.head, row.ids.source, [*row.ids.prompt, *row.ids.tail]) for row in rows]
 
 
 def in_hub(run: Path) -> list[Ids]:

@@ -73,7 +73,7 @@ def test_the_main_command_trains_scores_and_tracks(tmp_path: Path) -> None:
     done = subprocess.run(parts, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     assert "LLM alone" in done.stdout
-    assert "all trained" in done.stdout
+    assert "all trained" in done.stderr
 
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert set(results["bridge"]) == {"testbed_inference", "testbed_news", "testbed_reviews"}

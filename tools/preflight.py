@@ -136,10 +136,9 @@ def run_goes_on(subject: Subject) -> str:
     """What is in the run folder, or run.start_from leads to, goes on with these settings."""
     from bridge_ds.checkpoint.origin import find_origin
 
-    said: list[str] = []
-    origin = find_origin(subject.config, Path(subject.config.run.output), said.append)
+    origin = find_origin(subject.config, Path(subject.config.run.output))
     subject.config = origin.config
-    return "; ".join([*said, *map(str.strip, origin.lines())]) or "begins anew"
+    return "; ".join(map(str.strip, origin.lines())) or "begins anew"
 
 
 def models_on_disk(subject: Subject) -> str:

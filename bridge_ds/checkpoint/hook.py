@@ -6,9 +6,10 @@ tried again at the next save; only more than `checkpoint.max_failed_saves` failu
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from bridge_ds.errors import CheckpointError, TrainingError
 from bridge_ds.world import World
 
 __all__ = ["CheckpointHook"]
+
+_log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 10.0
 """Pause before the run's last checkpoint is tried again: there is no later save that could make good for it."""
@@ -51,17 +54,15 @@ class CheckpointHook(Hook):
         manifest: dict[str, Any],
         world: World,
         hooks: HookList,
-        say: Callable[[str], None],
     ) -> None:
         """Args:
         state: constant part of state.json; step, consumed samples, the mean loss since the last save and the step's
             validation loss are added.
         manifest: constant part of manifest.json.
         hooks: told on_save and on_checkpoint (on rank 0's time, so only rank 0's see on_checkpoint).
-        say: prints one line for the user.
         """
         self.engine, self.root, self.config, self.world = engine, root, config, world
-        self.state, self.manifest, self.hooks, self.say = state, manifest, hooks, say
+        self.state, self.manifest, self.hooks = state, manifest, hooks
         self.total_steps = 0
         self._last: StepRecord | None = None
         self._saved_step = 0
@@ -96,7 +97,7 @@ class CheckpointHook(Hook):
         aside = folder.with_name(f"{folder.name}.not-finite")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-        self.say(
+        _log.warning(
             f"{folder} is {aside.name} now: the step after it was not finite, and its weights may be why; the next "
             "start uses the one before it. If the batch is to blame, rename it back."
         )
@@ -179,7 +180,7 @@ class CheckpointHook(Hook):
         try:
             prune(self.root, self.config.keep, self.config.keep_best)
         except OSError as error:
-            self.say(f"warning: old checkpoints in {self.root} cannot be removed ({error}); remove them by hand.")
+            _log.warning(f"old checkpoints in {self.root} cannot be removed ({error}); remove them by hand.")
 
     def _collect(self) -> None:
         """Wait for the write under way, on rank 0; say how it went."""
@@ -191,8 +192,8 @@ class CheckpointHook(Hook):
         except Exception as error:  # OSError, and whatever safetensors makes of one
             self._failures += 1
             self._reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            self.say(
-                f"warning: checkpoint of step {save.step} was not written ({self._reason}); earlier ones are intact; "
+            _log.warning(
+                f"checkpoint of step {save.step} was not written ({self._reason}); earlier ones are intact; "
                 f"failure {self._failures} in a row, more than {self.config.max_failed_saves} end the run."
             )
             return

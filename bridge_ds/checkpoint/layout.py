@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint.manifest import fault_in_manifest, manifest_sha256
-from bridge_ds.disk import remove
 from bridge_ds.errors import CheckpointError
 
 __all__ = [
@@ -69,19 +67,12 @@ def folders(root: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def seal(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Hash every file, write the manifest last, flush all to disk, and rename: the folder is whole or not there."""
-    files = {path.name: entry_of(path) for path in sorted(temporary.iterdir())}
+def seal(folder: Path, manifest: dict[str, Any]) -> None:
+    """Hash every file of a folder and write its manifest."""
+    files = {path.name: entry_of(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     values = {"format": FORMAT, "files": files} | manifest
     values["sha256"] = manifest_sha256(values)
-    (temporary / MANIFEST).write_text(json.dumps(values, indent=1, sort_keys=True), encoding="utf-8")
-    for path in temporary.iterdir():
-        _fsync(path)
-    _fsync(temporary)
-    if final.exists():
-        remove(final)
-    os.replace(temporary, final)
-    _fsync(final.parent)
+    (folder / MANIFEST).write_text(json.dumps(values, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -136,11 +127,3 @@ def check_file(path: Path, expected: dict[str, Any]) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ __all__ = [
     "trained_tensors",
 ]  # fmt: skip
 
+_log = logging.getLogger(__name__)
 
 _KINDS = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
 """Number formats of trained parameters (the first) and of buffers, as safetensors names them."""
@@ -62,13 +64,12 @@ class Checkpoint:
         return cls(folder, state, manifest)
 
 
-def find(resume: str, root: Path, say: Callable[[str], None]) -> Checkpoint | None:
+def find(resume: str, root: Path) -> Checkpoint | None:
     """What `run.resume` asks for.
 
     Args:
         resume: `auto`, `must`, `never`, or the path of one step folder.
         root: the run's checkpoints folder.
-        say: gets one line for each broken checkpoint that is passed over.
 
     Raises:
         CheckpointError: a checkpoint was asked for and none is valid, or `never` meets a folder that has some.
@@ -81,23 +82,25 @@ def find(resume: str, root: Path, say: Callable[[str], None]) -> Checkpoint | No
         return None
     if resume not in ("auto", "must"):
         return Checkpoint.read(find_folder(Path(resume)))
-    found = newest(root, say)
+    found = newest(root)
     if found is None and (resume == "must" or layout.folders(root)):
         raise CheckpointError(f"no valid checkpoint in {root}; expected one to resume; mend or empty that folder.")
     return found
 
 
-def newest(root: Path, say: Callable[[str], None], finite: bool = True) -> Checkpoint | None:
-    """The newest valid checkpoint; broken ones are named through `say` and passed over.
+def newest(root: Path, warn: Callable[[str], None] = _log.warning, finite: bool = True) -> Checkpoint | None:
+    """The newest valid checkpoint; broken ones are skipped with a warning.
 
     Args:
+        root: the run's checkpoints folder.
+        warn: called with the warnings instead of the logger.
         finite: see :meth:`Checkpoint.read`.
     """
     for _, folder in layout.folders(root):
         try:
             return Checkpoint.read(folder, finite)
         except CheckpointError as error:
-            say(f"checkpoint passed over: {error}")
+            warn(f"checkpoint passed over: {error}")
     return None
 
 
@@ -113,7 +116,7 @@ def _numbers_wrong(folder: Path) -> str:
         return f"its tensors cannot be read ({' '.join(str(error).split())[:200]})"
 
 
-def find_start(start_from: str, say: Callable[[str], None]) -> Checkpoint | None:
+def find_start(start_from: str) -> Checkpoint | None:
     """What `run.start_from` names: a step folder, or the newest valid checkpoint of a run folder; none if empty.
 
     Raises:
@@ -124,7 +127,7 @@ def find_start(start_from: str, say: Callable[[str], None]) -> Checkpoint | None
     place = find_folder(Path(start_from))
     if (place / layout.MANIFEST).is_file():
         return Checkpoint.read(place)
-    found = newest(place / "checkpoints", say)
+    found = newest(place / "checkpoints")
     if found is None:
         raise CheckpointError(
             f"run.start_from is {start_from}, which holds no valid checkpoint; expected a run folder or a step folder; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,25 +51,24 @@ class Origin:
         return [*earlier, *({"after_step": step, "key": c.key, "old": c.old, "new": c.new} for c in self.changes)]
 
 
-def find_origin(config: Config, folder: Path, say: Callable[[str], None]) -> Origin:
+def find_origin(config: Config, folder: Path) -> Origin:
     """What `run.resume` and `run.start_from` lead to, its settings compared with those of this start.
 
     Args:
         config: of this start.
         folder: the run folder.
-        say: gets one line for each broken checkpoint that is passed over.
 
     Raises:
         CheckpointError: there is none and one was asked for, or with these settings the weights that are there would
             compute something else than they were trained for.
     """
-    found = find(config.run.resume, folder / "checkpoints", say)
+    found = find(config.run.resume, folder / "checkpoints")
     if found:
         config = followed(config, found.manifest["config"])
         differing = changes(config_in(found), config)
         refuse_changed(differing, config.run.allow_changes, found.folder, config.train.steps - found.step)
         return Origin(found, None, config, tuple(differing))
-    start = find_start(config.run.start_from, say)
+    start = find_start(config.run.start_from)
     if start is None:
         return Origin(None, None, config, ())
     config = followed(config, start.manifest["config"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.best import ranked
 from bridge_ds.checkpoint.finite import fault_in
 from bridge_ds.checkpoint.state import optimizer_step, read_moments, read_trained
-from bridge_ds.disk import remove
+from bridge_ds.disk import atomic_folder, remove
 from bridge_ds.errors import CheckpointError
 
 __all__ = ["Snapshot", "gather", "prune", "write"]
@@ -63,23 +62,15 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
     if snapshot.fault:
         raise CheckpointError(f"{snapshot.fault}; expected finite numbers; no checkpoint was written.")
     final = layout.step_folder(root, state["step"])
-    temporary = root / f".{final.name}.tmp"
     state = state | {"optimizer_step": snapshot.optimizer_step}
-    try:
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir(parents=True)
+    with atomic_folder(final, replace=True, fsync=True) as temporary:
         file_of = layout.files_of(snapshot.trained)
         for file in dict.fromkeys(file_of.values()):
             tensors = {name: each for name, each in snapshot.trained.items() if file_of[name] == file}
             save_file(tensors, temporary / file)
         save_file(snapshot.moments, temporary / layout.OPTIMIZER)
         (temporary / layout.STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
-        layout.seal(temporary, final, manifest)
-    except BaseException:
-        # Half a checkpoint on a full disk would keep the next one from being written.
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        layout.seal(temporary, manifest)
     return final
 
 

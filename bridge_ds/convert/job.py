@@ -8,8 +8,6 @@ OUTPUT/
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +27,7 @@ from bridge_ds.convert.layout import ConvertSource, SourceLayout
 from bridge_ds.convert.stored import Stored, read_checkpoint
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.convention import settled
-from bridge_ds.disk import missing_or_empty, real
+from bridge_ds.disk import atomic_folder, missing_or_empty, real
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.setup import base_identities, build_model
 from bridge_ds.errors import CheckpointError, ConfigError
@@ -91,26 +89,18 @@ class Conversion:
             CheckpointError: a model or tokenizer is not the same after it was written.
         """
         refuse_used(output)
-        final = real(output)
-        temporary = final.parent / f".{final.name}.tmp"
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            written = self._write_bases(temporary)
-            config = _with_folders(self.config, written, final)
-            config = replace(config, run=replace(config.run, output=str(output)))
-            self._write_checkpoint(temporary, config, written)
-            save_config(config, temporary / "config.yaml")
-            if final.exists():
-                final.rmdir()
-            os.replace(temporary, final)
+            with atomic_folder(output) as temporary:
+                written = self._write_bases(temporary)
+                config = _with_folders(self.config, written, real(output))
+                config = replace(config, run=replace(config.run, output=str(output)))
+                self._write_checkpoint(temporary, config, written)
+                save_config(config, temporary / "config.yaml")
         except (OSError, SafetensorError) as error:
             raise ConfigError(
                 f"{output} cannot be written ({' '.join(str(error).split())[:200]}); expected a place with room for "
                 "whole models; choose another --output."
             ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _write_bases(self, root: Path) -> list[str]:
         """Folders of the models that are not simply the named ones; returns which."""

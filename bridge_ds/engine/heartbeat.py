@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from bridge_ds.disk import real
+from bridge_ds.disk import real, write_text
 
 __all__ = [
     "Beat", "await_leaving", "blamed", "claim", "living", "owner", "read_beats", "where_is_main", "write_beat",
@@ -94,11 +94,8 @@ def blamed(beats: Sequence[Beat], ranks: int, now: float, silent_after: float) -
 
 
 def write_beat(folder: Path, beat: Beat) -> None:
-    """Replace this rank's file (temp + rename). Raises OSError."""
-    path = folder / f"rank-{beat.rank:05d}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(beat)), encoding="utf-8")
-    temporary.replace(path)
+    """Replace this rank's file. Raises OSError."""
+    write_text(folder / f"rank-{beat.rank:05d}.json", json.dumps(asdict(beat)), fsync=False)
 
 
 def read_beats(folder: Path, ranks: int) -> list[Beat]:
@@ -118,9 +115,7 @@ def claim(folder: Path) -> str:
     reads this and leaves. Returns the mark to compare :func:`owner` with. Raises OSError."""
     real(folder).mkdir(parents=True, exist_ok=True)
     mark = f"{socket.gethostname()}, pid {os.getpid()}, {uuid.uuid4().hex[:8]}"
-    temporary = folder / "owner.tmp"
-    temporary.write_text(mark, encoding="utf-8")
-    temporary.replace(folder / "owner.txt")
+    write_text(folder / "owner.txt", mark, fsync=False)
     return mark
 
 

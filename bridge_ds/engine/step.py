@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from bridge_ds.frozen.load import DTYPES
 from bridge_ds.world import World
 
 __all__ = ["StepTotals", "agree_on_data", "allow_bad_samples", "encoded", "read_together", "train_step"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,8 @@ def allow_bad_samples(
         return after
     reason = next(filter(None, everyones(batches.bad_reason, world)))
     if sum(after.values()) <= allowed:
-        if world.is_main:
-            place = f"step {batches.step}" if batches.step else "validation"
-            print(f"left out of {place}: {reason} ({sum(after.values())} of {allowed} allowed)", flush=True)
+        part = f"step {batches.step}" if batches.step else "validation"
+        _log.info("left out of %s: %s (%d of %d allowed)", part, reason, sum(after.values()), allowed)
         return after
     counted = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in after.items() if count)
     more = f" (bad samples so far: {counted}; data.max_bad_samples is {allowed})" if allowed else ""

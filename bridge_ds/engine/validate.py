@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +22,8 @@ from bridge_ds.errors import DataError
 from bridge_ds.world import World
 
 __all__ = ["Validation", "make_validation", "validates_every"]
+
+_log = logging.getLogger(__name__)
 
 
 def validates_every(config: Config) -> int:
@@ -95,14 +98,11 @@ class Validation:
         }
 
 
-def make_validation(
-    config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus, say: Callable[[str], None]
-) -> Validation | None:
+def make_validation(config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus) -> Validation | None:
     """Read and tokenise the held-out samples (a collective); none where the run has no validation.
 
     Args:
         corpus: the run's training data.
-        say: prints one line for the user.
 
     Raises:
         DataError: a sample cannot be read, more than `data.max_bad_samples` are bad, or `train.validate_every` asks for
@@ -116,7 +116,7 @@ def make_validation(
         found = f"no sample is held out (data.validation_percent {config.data.validation_percent} of {corpus.samples})"
         if config.train.validate_every:
             raise DataError(f"{found}; train.validate_every expects some; hold out more, or set it to 0.")
-        say(f"no validation: {found}.")
+        _log.info("no validation: %s.", found)
         return None
     totals = agree_on_data(part, None, world)
     left_out = allow_bad_samples(part, totals, dict.fromkeys(KINDS, 0), config.data.max_bad_samples, world)

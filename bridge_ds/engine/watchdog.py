@@ -6,6 +6,7 @@ Collectives hang without a word when one rank is stuck; the scheduler then bills
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import socket
 import sys
@@ -23,6 +24,8 @@ from bridge_ds.errors import EXIT_HUNG, EXIT_LOST
 from bridge_ds.world import World
 
 __all__ = ["Watchdog"]
+
+_log = logging.getLogger(__name__)
 
 
 class Watchdog:
@@ -117,7 +120,7 @@ class Watchdog:
             # A full disk is the checkpoint's to report; a heartbeat must not end a run.
             if not self._warned:
                 self._warned = True
-                print(f"warning: heartbeats cannot be written to {self._folder} ({error.strerror})", file=sys.stderr)
+                _log.warning("heartbeats cannot be written to %s (%s)", self._folder, error.strerror)
 
     def _leave_if_superseded(self) -> None:
         # Two trainers in one folder would mix their lines and checkpoints. Slurm starts a job again when a node's

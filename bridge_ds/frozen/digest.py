@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import sys
 import tempfile
 import threading
 import time
@@ -18,9 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError
 
 __all__ = ["BLOCK", "KEPT", "KEPT_FROM", "digests"]
+
+_log = logging.getLogger(__name__)
 
 BLOCK = 32 << 20
 """Bytes of a block. A file's hash is the sha256 of its length and of its blocks' sha256, so that many threads read one
@@ -43,7 +46,7 @@ _Stamp = list[int]
 def digests(paths: Sequence[Path]) -> list[str]:
     """Hex digest of each file's whole content, see :data:`BLOCK`.
 
-    Those that must be read are read by all CPU cores that this process may use; of much, progress goes to stderr.
+    Those that must be read are read by all CPU cores that this process may use; of much, progress is logged.
     What is kept lies beside the file (of a link: beside the file that it leads to), or where that folder cannot be
     written, in `$XDG_CACHE_HOME/bridge_ds` (default `~/.cache`).
 
@@ -123,12 +126,12 @@ def _hash_block(file: Path, start: int, told: _Told) -> bytes:
 
 
 class _Told:
-    """Says on stderr how far it is, where there is much to read."""
+    """Reports how far it is, where there is much to read."""
 
     def __init__(self, total: int, files: int) -> None:
         self.total, self.done, self.lock, self.last = total, 0, threading.Lock(), time.monotonic()
         if total >= _TOLD_FROM:
-            self._say(f"reading {total / 1e9:.1f} GB in {files} files to identify the model; done once, then kept")
+            _log.info(f"reading {total / 1e9:.1f} GB in {files} files to identify the model; done once, then kept")
 
     def add(self, count: int) -> None:
         """Count bytes that were read."""
@@ -137,11 +140,7 @@ class _Told:
             now = time.monotonic()
             if self.total >= _TOLD_FROM and now - self.last >= _TOLD_EVERY:
                 self.last = now
-                self._say(f"{self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB read to identify the model")
-
-    @staticmethod
-    def _say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+                _log.info(f"{self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB read to identify the model")
 
 
 def _places(folder: Path) -> Iterator[Path]:
@@ -186,10 +185,8 @@ def _wrote(place: Path, entries: Mapping[str, Any], folder: Path) -> bool:
         place.parent.mkdir(parents=True, exist_ok=True)
         others = {name: entry for name, entry in _kept(folder).items() if (folder / name).is_file()}
         text = json.dumps({"block": BLOCK, "files": others | dict(entries)}, indent=1, sort_keys=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, prefix=KEPT, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)  # others who use this copy of the model gain by it too
-        os.replace(file.name, place)
+        write_text(place, text, fsync=False)
+        place.chmod(0o644)  # others who use this copy of the model gain by it too
     except OSError:
         return False
     return True

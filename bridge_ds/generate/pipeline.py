@@ -18,10 +18,10 @@ from bridge_ds.data.text.prompting import Context, ContextIds
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
-from bridge_ds.inference.generator import Sampling
+from bridge_ds.inference.generator import Sampling, mixed_seed
 from bridge_ds.inference.stops import answers_criterion
 
-__all__ = ["GenerateOptions", "Pipeline", "mixed_seed"]
+__all__ = ["GenerateOptions", "Pipeline"]
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,3 @@ class Pipeline:
         """Say on stderr how many texts were truncated."""
         for line in self.processor.prompts.truncation_lines():
             print(line, file=sys.stderr)
-
-
-def mixed_seed(seed: int, number: int = 0) -> int:
-    """The seed of torch for a seed that was asked for and the number of a batch."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1

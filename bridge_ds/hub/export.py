@@ -9,7 +9,7 @@ from typing import Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.data.text.spiece import find_spiece
-from bridge_ds.disk import beside, missing_or_empty, real
+from bridge_ds.disk import atomic_folder, missing_or_empty
 from bridge_ds.errors import BridgeError, CheckpointError, ConfigError
 from bridge_ds.frozen.digest import KEPT
 from bridge_ds.frozen.identity import model_identity, published_config, tokenizer_files
@@ -54,23 +54,15 @@ def export(run: str, folder: Path, merge: bool = False, **loading: Any) -> list[
     model = BridgeForCausalLM.from_pretrained(run, **loading)
     if merge and not getattr(model.bridge.llm, "updated", None):
         raise ConfigError(f"{run} has no updates of the LLM to merge (lora.rank); leave --merge-lora out.")
-    final = real(folder)
-    part = beside(final, "part")
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        lines = _write(model, part, merge)
-        _check(model, part)
-        if final.exists():
-            final.rmdir()
-        part.rename(final)
+        with atomic_folder(folder, "part") as part:
+            lines = _write(model, part, merge)
+            _check(model, part)
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror or error}); expected room for both models; choose another "
             "--output."
         ) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return [*lines, f"{size / 1e9:.2f} GB in all"]
 
@@ -126,7 +118,7 @@ def _check(model: BridgeForCausalLM, folder: Path) -> None:
     """Load the tokenizers as another machine would, without a hub; weights are verified whenever they are loaded."""
     remedy = "name folders that hold all their files with --encoder and --llm"
     try:
-        theirs = BridgeProcessor.from_pretrained(folder, local_files_only=True).tokenizers
+        loaded = BridgeProcessor.from_pretrained(folder, local_files_only=True).tokenizers
     except BridgeError as error:
         raise CheckpointError(
             f"the tokenizers do not load from the written folder ({error}); expected those of the run; {remedy}."
@@ -134,7 +126,7 @@ def _check(model: BridgeForCausalLM, folder: Path) -> None:
     probe = ["a b c", "one, two; 3?"]
     ours, theirs = (
         (of.sources(probe), of.prompts(probe), of.labels(probe), of.bos_id, of.pad_id)
-        for of in (model.tokenizers, theirs)
+        for of in (model.tokenizers, loaded)
     )
     if ours != theirs:
         raise CheckpointError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from bridge_ds.llm.splice import Spliced
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-__all__ = ["Generator", "Sampling"]
+__all__ = ["Generator", "Sampling", "mixed_seed"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,11 @@ class Sampling:
         if self.temperature > 0:
             found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         return found
+
+
+def mixed_seed(seed: int, number: int = 0) -> int:
+    """A seed for torch from the one that was asked for and the number of a batch."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1
 
 
 class Generator:

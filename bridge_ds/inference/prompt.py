@@ -149,9 +149,10 @@ def truncation_lines(truncated: Mapping[str, int], limits: Limits) -> list[str]:
         limits: in use.
     """
     parts = (("source", limits.source), ("prompt", limits.prompt))
+    fewer = ", fewer where the LLM has no positions left" if limits.positions else ""
     return [
         f"{truncated[part]} of {truncated['texts']} texts lost their {LOST[limits.side]}: at most {most} {part} tokens "
-        "fit."
+        f"fit{fewer}."
         for part, most in parts
         if truncated.get(part)
     ]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from bridge_ds.engine.hooks import Hook, StepRecord
 
 __all__ = ["Console", "duration", "short"]
+
+_log = logging.getLogger(__name__)
 
 _WINDOW = 20
 """Steps behind the means of the final summary and the remaining time."""
@@ -20,18 +23,11 @@ _WINDOW = 20
 class Console(Hook):
     """Header, progress, final summary. On rank 0 only; the other ranks stay silent by not having it."""
 
-    def __init__(
-        self,
-        title: str,
-        facts: Mapping[str, object] | None = None,
-        every: int = 10,
-        stream: TextIO | None = None,
-    ) -> None:
+    def __init__(self, title: str, facts: Mapping[str, object] | None = None, every: int = 10) -> None:
         """`facts` come under the title, a line each; `every`: steps between lines without a terminal."""
         self._title = title
         self._facts = dict(facts or {})
         self._every = max(1, every)
-        self._stream = stream or sys.stderr
         self._bar: Any = None
         self._first: StepRecord | None = None
         self._recent: deque[StepRecord] = deque(maxlen=_WINDOW)
@@ -41,32 +37,18 @@ class Console(Hook):
         self._total = self._start_step = 0
         self._began = 0.0
 
-    def say(self, text: str) -> None:
-        """Print a line without tearing the bar; other hooks may be given this as their voice."""
-        if self._bar is None:
-            print(text, file=self._stream, flush=True)
-        else:
-            self._bar.write(text, file=self._stream)
-
     def on_start(self, *, step: int, total_steps: int) -> None:
         """Print the header and, on a terminal, open the bar."""
         self._total, self._start_step, self._began = total_steps, step, time.monotonic()
-        self.say(self._title)
+        _log.info(self._title)
         width = max((len(name) for name in self._facts), default=0)
         for name, fact in self._facts.items():
-            self.say(f"  {name:<{width}}  {fact}")
-        self.say(f"{total_steps} steps" + (f", of which {step} are done" if step else "") + "\n")
-        if self._stream.isatty():
+            _log.info(f"  {name:<{width}}  {fact}")
+        _log.info(f"{total_steps} steps" + (f", of which {step} are done" if step else "") + "\n")
+        if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(
-                total=total_steps,
-                initial=step,
-                file=self._stream,
-                unit="step",
-                dynamic_ncols=True,
-                smoothing=0.1,
-            )
+            self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1)
 
     def on_step(self, record: StepRecord) -> None:
         """Move the bar, or print a line every `every` steps and at the last."""
@@ -82,14 +64,14 @@ class Console(Hook):
             left = duration((self._total - record["step"]) * _mean(self._recent, "seconds"))
             seconds = record.get("seconds") or 0.0
             place = f"step {record['step']:>{width}}/{self._total}"
-            self.say(f"{place}  {_numbers(record)}  {seconds:.2f} s/step  {left} left")
+            _log.info(f"{place}  {_numbers(record)}  {seconds:.2f} s/step  {left} left")
         if "validation_loss" in record:
             self._validated.append(record)
-            self.say(f"step {record['step']}: {_validation(record)}")
+            _log.info(f"step {record['step']}: {_validation(record)}")
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """Name the checkpoint."""
-        self.say(f"checkpoint {folder.name} written")
+        _log.info(f"checkpoint {folder.name} written")
 
     def on_end(self, status: str) -> None:
         """Close the bar and print the summary."""
@@ -97,7 +79,7 @@ class Console(Hook):
             self._bar.close()
             self._bar = None
         for line in self._summary(status):
-            self.say(line)
+            _log.info(line)
 
     def _summary(self, status: str) -> list[str]:
         if self._first is None or not self._recent:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bridge_ds.disk import real
+from bridge_ds.disk import atomic_write
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.errors import DataError
 
 __all__ = ["MetricsLog", "iter_metrics", "plain", "read_metrics"]
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsLog(Hook):
@@ -26,9 +29,8 @@ class MetricsLog(Hook):
     little worth a dead run as a checkpoint is, and `checkpoint.max_failed_saves` ends what cannot be mended.
     """
 
-    def __init__(self, path: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._say = say
         self._file: BinaryIO | None = None
         self._waiting: list[bytes] = []
         self._size = 0
@@ -58,7 +60,7 @@ class MetricsLog(Hook):
         if self._file is not None:
             self._write()
             if self._waiting:
-                self._say(f"warning: {len(self._waiting)} lines of {self.path} could not be written and are lost")
+                _log.warning(f"{len(self._waiting)} lines of {self.path} could not be written and are lost")
             self._file.close()
             self._file = None
 
@@ -78,13 +80,13 @@ class MetricsLog(Hook):
             with contextlib.suppress(OSError):
                 self._file.truncate(self._size)
             if len(self._waiting) == 1:
-                self._say(f"warning: {self.path} cannot be written ({error.strerror}); its lines wait in memory")
+                _log.warning(f"{self.path} cannot be written ({error.strerror}); its lines wait in memory")
             with contextlib.suppress(OSError):
                 self._reopen()
             return
         self._size += len(lines)
         if len(self._waiting) > 1:
-            self._say(f"{self.path} is written again; {len(self._waiting)} lines had waited")
+            _log.info(f"{self.path} is written again; {len(self._waiting)} lines had waited")
         self._waiting = []
 
     def _reopen(self) -> None:
@@ -147,13 +149,7 @@ def plain(value: Any) -> Any:
 
 
 def _keep_up_to(path: Path, step: int) -> None:
-    # Temp + rename: a kill in the middle leaves the old file, which the next start mends the same way.
-    path = real(path)
-    temp = path.with_name(path.name + ".tmp")
-    with temp.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as file:
         for record in iter_metrics(path):
             if record["step"] <= step:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temp.replace(path)

@@ -7,9 +7,10 @@ is new in the file. So nothing grows while a server is away, and one that comes 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from bridge_ds.track.mlflow_faults import one_line
 from bridge_ds.track.mlflow_run import MlflowRun
 
 __all__ = ["MlflowTracker", "set_defaults", "tracking_uri"]
+
+_log = logging.getLogger(__name__)
 
 _DEFAULTS = {
     # MLflow's own defaults (7 retries, 120 s) hold a call to a dead server for 4 to 20 minutes.
@@ -46,7 +49,6 @@ class MlflowTracker(Hook):
         folder: Path,
         config: Config,
         facts: Mapping[str, object] | None = None,
-        say: Callable[[str], None] = print,
         close_seconds: float = 15.0,
     ) -> None:
         """Nothing is imported or contacted yet.
@@ -55,10 +57,8 @@ class MlflowTracker(Hook):
             folder: the run folder, with metrics.jsonl in it.
             config: the resolved config; its keys become the params.
             facts: what may differ between attempts (ranks, nodes, job); tags `attempt.N.<name>`.
-            say: prints one line for the user.
             close_seconds: the longest that :meth:`on_end` waits for a server.
         """
-        self._say = say
         self._close_seconds = close_seconds
         self._facts = dict(facts or {})
         uri = tracking_uri(config.track, Path(folder))
@@ -98,10 +98,10 @@ class MlflowTracker(Hook):
         assert self._thread is not None
         self._thread.join(self._patience(status))
         if self._done:
-            self._say(f"MLflow: run {self._run.state.run_id} is {status} at {self._run.public_uri}")
+            _log.info(f"MLflow: run {self._run.state.run_id} is {status} at {self._run.public_uri}")
             return
         why = one_line(self._error) if self._error else "no answer in time"
-        self._say(
+        _log.warning(
             f"MLflow: not sent: {self._run.missing()} ({why}); all of it is still in {self._run.folder}; "
             f"send it later with: python -m bridge_ds.track.sync {self._run.folder}"
         )
@@ -131,7 +131,7 @@ class MlflowTracker(Hook):
             ending = self._ending.is_set()
             try:
                 if said := run.open(self._facts):
-                    self._say(said)
+                    _log.warning(said)
                 run.send_new()
                 if ending:
                     run.finish(self._status)
@@ -149,8 +149,8 @@ class MlflowTracker(Hook):
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
-            self._say(
-                f"warning: MLflow at {self._run.public_uri if self._run else ''} failed "
+            _log.warning(
+                f"MLflow at {self._run.public_uri if self._run else ''} failed "
                 f"({one_line(error)}); training goes on, and what metrics.jsonl has is sent when it answers"
             )
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.disk import put, real
+from bridge_ds.disk import atomic_write, real
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.track.metrics import read_metrics
 
 __all__ = ["PlotHook", "plot_accuracy", "plot_layer_weights", "plot_loss"]
+
+_log = logging.getLogger(__name__)
 
 _WIDTH, _DPI = 8.0, 150
 """Inches and dots an inch: 1200 pixels."""
@@ -50,10 +53,9 @@ def _styled(plot: Callable[[Any, Path], None]) -> Callable[[Any, Path], None]:
 class PlotHook(Hook):
     """Writes `<run>/plots/{loss,layer_weights,accuracy}.png`. One that fails costs a line, not the run."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
-        """`folder` is the run folder; `say` prints one line for the user."""
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the run folder."""
         self._folder = Path(folder)
-        self._say = say
 
     def on_evaluation(self, results: dict[str, Any]) -> None:
         """Draw the accuracies."""
@@ -67,7 +69,7 @@ class PlotHook(Hook):
         try:
             records = read_metrics(path)
         except Exception as error:
-            self._say(f"warning: no plots, metrics.jsonl cannot be read ({error})")
+            _log.warning(f"no plots, metrics.jsonl cannot be read ({error})")
             return
         if records:
             self._draw(plot_loss, records, "loss.png")
@@ -78,7 +80,7 @@ class PlotHook(Hook):
         try:
             plot(data, self._folder / "plots" / name)
         except Exception as error:
-            self._say(f"warning: plots/{name} was not drawn ({type(error).__name__}: {error})")
+            _log.warning(f"plots/{name} was not drawn ({type(error).__name__}: {error})")
 
 
 @_styled
@@ -196,10 +198,8 @@ def _figure(height: float, rows: int, height_ratios: Sequence[float] | None = No
 
 def _save(figure: Any, path: Path) -> None:
     real(path.parent).mkdir(parents=True, exist_ok=True)
-    path = real(path)
-    temp = path.with_name(f".{path.name}")
-    figure.savefig(temp, format="png")
-    put(temp, path)
+    with atomic_write(path, "wb", fsync=False) as file:
+        figure.savefig(file, format="png")
 
 
 def _whole_steps(axis: Any) -> None:

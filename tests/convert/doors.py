@@ -21,10 +21,9 @@ from bridge_ds.harness.requests import Continuation
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.local import LocalWriter
-from bridge_ds.serve.schema import ServerLimits, parse_completion
-from bridge_ds.serve.texts import Texts
-from bridge_ds.serve.work import Event
+from bridge_ds.serve.backends import LocalBackend, ServedModel
+from bridge_ds.serve.protocol import CompletionRequest
+from bridge_ds.serve.replies import Event
 from bridge_ds.tasks.base import Example
 from tests.convert.readable import reading
 from tests.made import harness_answerer
@@ -101,13 +100,13 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
 def outside(run: Path, source: str) -> dict[str, Asked]:
     """python -m bridge_ds.generate, and the server."""
     writer = Pipeline.load(str(run), GenerateOptions(max_new_tokens=12))
-    texts = Texts(writer)
+    served_model = ServedModel(writer.model)
 
     def served() -> str:
         said: list[Event] = []
-        ask = parse_completion({"model": "x", "prompt": source, "max_tokens": 12, "stream": True}, "x", ServerLimits())
-        rows = texts.rows(ask, said.append)
-        LocalWriter(writer, texts).start(rows, lambda _: None)
+        ask = CompletionRequest(model="x", prompt=[source], max_tokens=12, stream=True)
+        rows = served_model.rows(ask, said.append)
+        LocalBackend(served_model).start(rows, lambda _: None)
         assert said[-1].reason == "stop"
         return "".join(event.text for event in said)
 

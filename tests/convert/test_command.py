@@ -99,7 +99,7 @@ def test_nobody_continues_to_train_it_unawares(testbed_run: Path) -> None:
     from bridge_ds.checkpoint.load import find, refuse_other_run
     from bridge_ds.errors import CheckpointError
 
-    checkpoint = find("auto", testbed_run / "checkpoints", pytest.fail)
+    checkpoint = find("auto", testbed_run / "checkpoints")
     assert checkpoint is not None
     with pytest.raises(CheckpointError, match="global_batch 'converted from MindMerger"):
         refuse_other_run(checkpoint, {"seed": 0, "global_batch": 128})

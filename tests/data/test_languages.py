@@ -206,8 +206,8 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
     from bridge_ds.generate.files import answer_file
     from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
     from bridge_ds.hub.processor import BridgeProcessor
-    from bridge_ds.serve.schema import APIError, ServerLimits, parse_completion
-    from bridge_ds.serve.texts import Texts
+    from bridge_ds.serve.backends import ServedModel
+    from bridge_ds.serve.protocol import APIError, CompletionRequest, ServerLimits, parse_request
 
     answerer = Pipeline.load(str(run), GenerateOptions(max_new_tokens=3))
     processor = answerer.processor
@@ -229,15 +229,15 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
     written = [json.loads(line)["answer"] for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
     assert written == [answerer.write([answerer.row(SINHALA, code)])[0] for code in ("si", "en")]
 
-    texts = Texts(answerer)
+    model = ServedModel(answerer.model)
     body = {"model": "m", "prompt": SINHALA, "language": "si"}
-    (row,) = texts.rows(parse_completion(body, "m", ServerLimits()), print)
-    assert row.ids[1] == si
+    (row,) = model.rows(parse_request(CompletionRequest, body, "m", ServerLimits()), print)
+    assert row.ids.source == si
     with pytest.raises(APIError, match=r"language 'sinn' .* did you mean") as refused:
-        texts.rows(parse_completion(body | {"language": "sinn"}, "m", ServerLimits()), print)
+        model.rows(parse_request(CompletionRequest, body | {"language": "sinn"}, "m", ServerLimits()), print)
     assert (refused.value.status, refused.value.param) == (400, "language")
-    with pytest.raises(APIError, match="language is 3; expected a text"):
-        parse_completion(body | {"language": 3}, "m", ServerLimits())
+    with pytest.raises(APIError, match="language is 3; expected a valid string"):
+        parse_request(CompletionRequest, body | {"language": 3}, "m", ServerLimits())
 
     answerer.model.config.source_language = "si"
     answerer.model.save_pretrained(tmp_path / "exported")

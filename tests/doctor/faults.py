@@ -44,11 +44,8 @@ def retensor(
     change(tensors)
     for part, values in (settings or {}).items():
         manifest["config"][part] |= values
-    temporary = folder.with_name(".changed")
-    shutil.copytree(folder, temporary)
-    (temporary / layout.MANIFEST).unlink()
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / layout.BRIDGE)
-    layout.seal(temporary, folder, {key: value for key, value in manifest.items() if key not in ("files", "format")})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / layout.BRIDGE)
+    layout.seal(folder, {key: value for key, value in manifest.items() if key not in ("files", "format")})
 
 
 def initial_mapping(run: Path) -> None:

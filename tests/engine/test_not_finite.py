@@ -44,7 +44,7 @@ def test_a_step_that_leaves_numbers_that_are_not_finite_is_no_checkpoint_and_low
     (bad,) = re.findall(r"step-(\d+)\.not-finite now", done.text)
     left = steps(run)
     assert f"step-{bad}.not-finite" in left and f"step-{bad}" not in left
-    good = newest(run / "checkpoints", print)
+    good = newest(run / "checkpoints")
     assert good is not None and good.step == int(bad) - 1 >= 2
     if good.step == 2:
         assert (good.folder / "bridge.safetensors").read_bytes() == before

@@ -25,8 +25,8 @@ from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.schema import Ask, Sampling
-from bridge_ds.serve.texts import Texts
+from bridge_ds.serve.backends import ServedModel
+from bridge_ds.serve.protocol import CompletionRequest
 from bridge_ds.tasks.base import Example
 from tests.evaluation.fakes import FakeTask
 from tests.made import harness_answerer, make_run
@@ -83,8 +83,8 @@ def test_loaded_shared_exported_and_merged_it_is_the_same_function(run: Path, tm
         export(str(tmp_path / "merged"), tmp_path / "again", merge=True)
 
 
-def ask(text: str) -> Ask:
-    return Ask((text,), False, 4, Sampling(), (), False, False)
+def ask(text: str) -> CompletionRequest:
+    return CompletionRequest(model="m", prompt=[text], max_tokens=4)
 
 
 def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_run: Path) -> None:
@@ -92,7 +92,7 @@ def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_r
     model, tokenizers, _ = load_trained(long_run, config, torch.device("cpu"), print)
     answerer = Pipeline.load(str(long_run), GenerateOptions())
     processor = answerer.processor
-    texts, sink = Texts(answerer), lambda event: None
+    texts, sink = ServedModel(answerer.model), lambda event: None
     by_harness = harness_answerer(model, tokenizers, config.data)
     expected = 1 + LATENTS + 1  # BOS, latents, end
     for text in [*TEXTS, "one river of rain " * 20]:

@@ -31,6 +31,7 @@ import bridge_ds.run
 from bridge_ds.engine import loop, validate
 from bridge_ds.engine.distributed import import_deepspeed
 from bridge_ds.evaluation.__main__ import main as evaluate
+from bridge_ds.log import setup_logging
 from bridge_ds.train import main
 
 
@@ -96,6 +97,7 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
     node = int(job["env"].get("LOCAL_WORLD_SIZE", job["ranks"]))
     os.environ |= {"WORLD_SIZE": str(job["ranks"]), "LOCAL_WORLD_SIZE": str(node), "LOCAL_SIZE": str(node)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % node), "NODE_RANK": str(rank // node)} | job["env"]
+    setup_logging()
     if "RECORD" in os.environ:
         record_steps(f"{os.environ['RECORD']}.{rank}")
     if "GATHERS" in os.environ:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import io
+import logging
+from collections.abc import Iterator
 
+import pytest
+
+from bridge_ds.log import setup_logging
 from bridge_ds.track.console import Console, duration, short
 
 from .records import record
@@ -14,12 +19,30 @@ class _Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_command() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("bridge_ds", "__main__")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    setup_logging(rank=0)
+    yield
+    for logger, (logger.handlers, level, logger.propagate) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+
+
 def _run(stream: io.StringIO, steps: int, total: int) -> str:
-    console = Console("bridge_ds: a title", {"run": "runs/x", "ranks": 2}, every=10, stream=stream)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", stream)
+        return _told(stream, steps, total)
+
+
+def _told(stream: io.StringIO, steps: int, total: int) -> str:
+    console = Console("bridge_ds: a title", {"run": "runs/x", "ranks": 2}, every=10)
     console.on_start(step=0, total_steps=total)
     for step in range(1, steps + 1):
         console.on_step(record(step, total))
-    console.say("a word from another hook")
+    logging.getLogger("bridge_ds.track.plots").info("a word from another hook")
+    logging.getLogger("bridge_ds.track.plots").warning("a %s", "fault")
+    logging.getLogger("bridge_ds.track.plots").debug("nobody wants to know")
     console.on_end("finished")
     return stream.getvalue()
 
@@ -44,20 +67,25 @@ def test_summary_has_the_measured_numbers() -> None:
 
 def test_bar_on_a_terminal() -> None:
     text = _run(_Terminal(), 3, 25)
-    assert "3/25" in text and "a word from another hook\n" in text
+    assert "3/25" in text and "\ra word from another hook\n" in text and "\rwarning: a fault\n" in text
+    assert "nobody" not in text
     assert "step  1/25" not in text
 
 
 def test_end_before_the_first_step() -> None:
-    assert "failed before the first step" in _end_at_once()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", stream := io.StringIO())
+        console = Console("title")
+        console.on_start(step=0, total_steps=5)
+        console.on_end("failed")
+    assert "failed before the first step" in stream.getvalue()
 
 
-def _end_at_once() -> str:
-    stream = io.StringIO()
-    console = Console("title", stream=stream)
-    console.on_start(step=0, total_steps=5)
-    console.on_end("failed")
-    return stream.getvalue()
+def test_other_ranks_print_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(rank=1)
+    logging.getLogger("bridge_ds.run").info("said by rank 0")
+    logging.getLogger("__main__").error("of this rank")
+    assert capsys.readouterr() == ("", "error: of this rank\n")
 
 
 def test_numbers_for_people() -> None:

@@ -196,15 +196,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_letters_in_the_output_path_lead_to_that_very_file(tmp_path: Path, made: bytes, name: str) -> None:
+def test_odd_letters_in_the_output_path_lead_to_that_very_file(
+    tmp_path: Path, made: bytes, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / name / "run"
     folder.mkdir(parents=True)
     if name != ODD[0]:
         (tmp_path / name / "mlflow.db").write_bytes(made)  # all but one: making it takes a second
-    config, said = Config(train=TrainConfig(steps=2)), []
+    config = Config(train=TrainConfig(steps=2))
     uri = tracking_uri(config.track, folder)
     assert uri and sqlite_path(uri) == tmp_path / name / "mlflow.db"
-    log, tracker = MetricsLog(folder / "metrics.jsonl"), MlflowTracker(folder, config, {}, said.append, 30)
+    log, tracker = MetricsLog(folder / "metrics.jsonl"), MlflowTracker(folder, config, {}, 30)
     for hook in (log, tracker):
         hook.on_start(step=0, total_steps=2)
     for step in (1, 2):
@@ -213,6 +215,7 @@ def test_odd_letters_in_the_output_path_lead_to_that_very_file(tmp_path: Path, m
     save_config(config, folder / "config.yaml")
     log.on_end("finished")
     tracker.on_end("finished")
+    said = caplog.messages
     assert len(said) == 1 and "is finished at" in said[0], said
     with contextlib.closing(sqlite3.connect(tmp_path / name / "mlflow.db")) as database:
         assert database.execute("SELECT count(*) FROM runs").fetchall() == [(1,)]
@@ -228,7 +231,7 @@ def test_a_path_with_an_at_sign_is_no_password() -> None:
 
 
 def test_what_was_deleted_in_mlflow_is_named_with_the_command_that_brings_it_back(
-    tmp_path: Path, made: bytes, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, made: bytes, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "mlflow.db").write_bytes(made)
     odd = "ex/peri\"ment' %20 #?é"
@@ -263,10 +266,11 @@ def test_what_was_deleted_in_mlflow_is_named_with_the_command_that_brings_it_bac
     assert "sent" in sent() and "sent" in sent(tmp_path / "new")
     # The tracker says it whole, in its one line.
     client.delete_experiment(experiment.experiment_id)
-    lines: list[str] = []
-    tracker = MlflowTracker(folder, config, {}, lines.append, 30)
+    caplog.clear()
+    tracker = MlflowTracker(folder, config, {}, 30)
     tracker.on_start(step=1, total_steps=2)
     tracker.on_end("finished")
+    lines = caplog.messages
     assert len(lines) == 1 and "experiments restore -x" in lines[0] and "track.sync" in lines[0]
 
 

@@ -28,9 +28,9 @@ def _config(uri: str = "", every: int = 5, steps: int = 12) -> Config:
     return Config(track=TrackConfig(uri=uri, every=every), train=TrainConfig(steps=steps))
 
 
-def _attempt(folder: Path, config: Config, start: int, last: int, status: str, said: list[str], **facts: Any) -> None:
+def _attempt(folder: Path, config: Config, start: int, last: int, status: str, **facts: Any) -> None:
     log = MetricsLog(folder / "metrics.jsonl")
-    tracker = MlflowTracker(folder, config, facts, said.append, close_seconds=60)
+    tracker = MlflowTracker(folder, config, facts, close_seconds=60)
     for hook in (log, tracker):
         hook.on_start(step=start, total_steps=config.train.steps)
     for step in range(start + 1, last + 1):
@@ -62,17 +62,17 @@ def no_fsync() -> Iterator[None]:
 
 
 def test_one_run_over_a_kill_and_a_resume(
-    tmp_path: Path, no_server_in_environment: None, no_fsync: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path: Path, no_server_in_environment: None, no_fsync: None, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     folder = tmp_path / "runs" / "first"
     (folder / "plots").mkdir(parents=True)
     (folder / "plots" / "loss.png").write_bytes(b"\x89PNG")
     (folder / "evaluation.json").write_text(json.dumps(results()))
     config = _config()
     save_config(config, folder / "config.yaml")
-    said: list[str] = []
     monkeypatch.setattr(tracker_module, "_KILLED_SECONDS", 60.0)  # the first migrations of this database
-    _attempt(folder, config, 0, 7, "killed", said, world_size=2)
+    _attempt(folder, config, 0, 7, "killed", world_size=2)
     killed = json.loads((folder / "mlflow.json").read_text())
     assert (killed["logged_step"], killed["attempts"], killed["status"]) == (5, 1, "killed")
 
@@ -87,7 +87,7 @@ def test_one_run_over_a_kill_and_a_resume(
     (folder / "mlflow.json").write_text(json.dumps({**killed, "logged_step": 1}))
     # The checkpoint was at step 3: steps 4 to 7 are done again, with another world and another learning rate.
     again = replace(config, train=replace(config.train, lr=1e-3))
-    _attempt(folder, again, 3, 12, "finished", said, world_size=4)
+    _attempt(folder, again, 3, 12, "finished", world_size=4)
 
     run = client.get_run(killed["run_id"])
     assert run.info.status == "FINISHED"
@@ -112,6 +112,7 @@ def test_one_run_over_a_kill_and_a_resume(
         "plots",
     ]
     assert (tmp_path / "runs" / "mlartifacts" / run.info.run_id / "artifacts" / "plots" / "loss.png").is_file()
+    said = caplog.messages
     assert len(said) == 2 and "is killed at" in said[0] and "is finished at" in said[1]
 
 
@@ -122,13 +123,14 @@ def _refused_port() -> int:
 
 
 def test_a_dead_server_costs_a_line_and_a_later_sync(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{_refused_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    config, said = _config(), []
+    config = _config()
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    tracker = MlflowTracker(tmp_path, config, {"world_size": 1}, said.append, close_seconds=5)
+    tracker = MlflowTracker(tmp_path, config, {"world_size": 1}, close_seconds=5)
     for hook in (log, tracker):
         hook.on_start(step=0, total_steps=12)
     slowest = 0.0
@@ -138,12 +140,14 @@ def test_a_dead_server_costs_a_line_and_a_later_sync(
         tracker.on_step(record(step))
         slowest = max(slowest, time.monotonic() - began)
         if step == 6:
-            _wait_for(lambda: said)
+            _wait_for(lambda: caplog.records)
     assert slowest < 0.5
     began = time.monotonic()
     tracker.on_end("finished")
     assert time.monotonic() - began < 6
-    assert [line.split(":")[0] for line in said] == ["warning", "MLflow"]
+    said = caplog.messages
+    assert [line.split(" ")[0] for line in said] == ["MLflow", "MLflow:"]
+    assert {each.levelname for each in caplog.records} == {"WARNING"}
     assert "not sent: steps 1 to 12, the files and the status" in said[1]
     assert "secret" not in "".join(said) + (tmp_path / "mlflow.json").read_text()
 
@@ -160,18 +164,19 @@ def _wait_for(condition: Any) -> None:
         time.sleep(0.02)
 
 
-def test_a_silent_server_is_left_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_left_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     stuck = threading.Event()
     monkeypatch.setattr("bridge_ds.track.mlflow_run.MlflowRun.open", lambda self, facts: stuck.wait(30))
-    said: list[str] = []
-    tracker = MlflowTracker(tmp_path, _config("http://127.0.0.1:9"), {}, said.append, close_seconds=0.2)
+    tracker = MlflowTracker(tmp_path, _config("http://127.0.0.1:9"), {}, close_seconds=0.2)
     tracker.on_start(step=0, total_steps=12)
     tracker.on_step(record(1))
     began = time.monotonic()
     tracker.on_end("failed")
     assert time.monotonic() - began < 2
     stuck.set()
-    assert len(said) == 1 and "no answer in time" in said[0]
+    assert len(caplog.messages) == 1 and "no answer in time" in caplog.messages[0]
     assert json.loads((tmp_path / "mlflow.json").read_text())["status"] == "failed"
 
 
@@ -183,13 +188,13 @@ def test_where_a_run_is_sent(tmp_path: Path) -> None:
     assert tracking_uri(TrackConfig(uri="none"), tmp_path / "run", server) is None
 
 
-def test_none_does_nothing(tmp_path: Path) -> None:
-    tracker = MlflowTracker(tmp_path, _config("none"), say=pytest.fail)
+def test_none_does_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = MlflowTracker(tmp_path, _config("none"))
     tracker.on_start(step=0, total_steps=1)
     tracker.on_step(record(1))
     tracker.on_evaluation(results())
     tracker.on_end("finished")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [] and not caplog.records
 
 
 def test_points_are_single_finite_numbers() -> None:

@@ -20,14 +20,13 @@ def _size(path: Path) -> tuple[int, int]:
     return struct.unpack(">II", head[16:24])
 
 
-def test_a_finished_run_has_three_plots(tmp_path: Path) -> None:
+def test_a_finished_run_has_three_plots(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lines = [json.dumps(record(step)) for step in range(1, 21)] + [json.dumps({"step": 21, "loss": None})]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    said: list[str] = []
-    hook = PlotHook(tmp_path, said.append)
+    hook = PlotHook(tmp_path)
     hook.on_evaluation(results())
     hook.on_end("finished")
-    assert said == []
+    assert caplog.messages == []
     assert sorted(p.name for p in (tmp_path / "plots").iterdir()) == [
         "accuracy.png",
         "layer_weights.png",
@@ -57,15 +56,14 @@ def test_short_and_long_runs_can_be_drawn(tmp_path: Path, steps: int) -> None:
         '{"step": 1, "loss": 1.0, "layer_weights": [0.5]}\n{"step": 2, "layer_weights": [1, 2]}\n',
     ],
 )
-def test_what_cannot_be_drawn_stops_nothing(tmp_path: Path, content: str) -> None:
-    said: list[str] = []
-    hook = PlotHook(tmp_path, said.append)
+def test_what_cannot_be_drawn_stops_nothing(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    hook = PlotHook(tmp_path)
     hook.on_end("finished")
     (tmp_path / "metrics.jsonl").write_text(content)
     hook.on_end("finished")
     hook.on_evaluation({"bridge": {"news": {}}})
-    assert all(line.startswith("warning: ") and "\n" not in line for line in said)
-    assert len(said) >= (2 if content else 1)
+    assert all(each.levelname == "WARNING" and "\n" not in each.getMessage() for each in caplog.records)
+    assert len(caplog.records) >= (2 if content else 1)
 
 
 def test_a_killed_run_draws_nothing(tmp_path: Path, monkeypatch: Any) -> None:

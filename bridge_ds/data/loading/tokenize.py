@@ -30,7 +30,6 @@ __all__ = [
     "Tokenizers",
     "check_vocabulary",
     "load_tokenizers",
-    "split_text",
     "tokenize_sample",
     "tokenize_samples",
 ]
@@ -260,6 +259,7 @@ def tokenize_samples(
     """
     if not samples:
         return []
+    assert bool(tokenizers.frame) == data.chat_template, "load_tokenizers must be given the run's data"
     epochs, numbers = epochs or [0] * len(samples), numbers or [0] * len(samples)
     parted = None
     if data.objective == "prefix_lm":

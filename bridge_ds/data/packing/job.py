@@ -32,13 +32,12 @@ from bridge_ds.data.packing.write import (
     check_output,
     encoded,
     index_shard,
-    publish,
     read_entry,
     write_shards,
 )
 from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
 from bridge_ds.data.shards.scan import file_sha256
-from bridge_ds.disk import real
+from bridge_ds.disk import move_folder, real, write_text
 from bridge_ds.errors import DataError
 
 __all__ = ["PackOptions", "pack_parts"]
@@ -126,7 +125,7 @@ def pack_parts(
             if not any(folder.glob("*-*.json")):
                 shutil.rmtree(folder)  # nothing is done that a second start could keep
             raise
-        publish(job.shards, output)
+        move_folder(job.shards, output, replace=True)
         shutil.rmtree(folder)
     return load_index(output)
 
@@ -227,9 +226,7 @@ def _run(
 
 def _do(job: _Job, stage: str, work: Callable[..., dict[str, Any]], number: int, unit: tuple[int, ...]) -> None:
     record = job.record(stage, number)
-    temporary = record.with_suffix(".part")
-    temporary.write_text(json.dumps(work(job, number, unit)), encoding="utf-8")
-    temporary.replace(record)
+    write_text(record, json.dumps(work(job, number, unit)), fsync=False)
     if stage == "gather":
         for spool in (job.folder / "spool").glob(f"{number:05d}-*.tsv"):
             spool.unlink()

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from bridge_ds.data.shards.index import INDEX_NAME, ShardIndex, load_index, writ
 from bridge_ds.data.shards.samples import REQUIRED_FIELDS, fault_in
 from bridge_ds.data.shards.scan import Scan, scan_shard
 from bridge_ds.data.shards.table import ShardEntry, table_name
-from bridge_ds.disk import real
+from bridge_ds.disk import atomic_folder, atomic_write
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos
 
@@ -32,7 +31,6 @@ __all__ = [
     "encoded",
     "index_shard",
     "pack_rows",
-    "publish",
     "write_shards",
 ]
 
@@ -72,11 +70,7 @@ def pack_rows(
     """
     output = Path(output)
     check_output(output, overwrite)
-    output = real(output)  # beside a link's target, so that the folder is renamed to there
-    temporary = output.parent / f".{output.name}.packing-{os.getpid()}"
-    # Not tempfile.mkdtemp: its folder is closed to everyone else, and the shards are for a whole group.
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_folder(output, f"packing-{os.getpid()}", replace=True) as temporary:
         samples = encoded((f"row {number}", row) for number, row in enumerate(rows))
         names = write_shards(samples, temporary, "shard-", samples_per_shard, shard_bytes)
         if not names:
@@ -84,9 +78,6 @@ def pack_rows(
         write_index(
             temporary, [index_shard(temporary / name, language=language, source=source).entry for name in names]
         )
-        publish(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return load_index(output)
 
 
@@ -164,11 +155,9 @@ def index_shard(path: Path, **options: Any) -> Scan:
     """
     scan = scan_shard(path, **options)
     table = path.parent / table_name(path.name)
-    temporary = table.with_name(f".{table.name}.part")
     try:
-        with temporary.open("wb") as file:
+        with atomic_write(table, "wb", fsync=False) as file:
             np.save(file, scan.table, allow_pickle=False)
-        temporary.replace(table)
     except OSError as error:
         raise DataError(f"{table} cannot be written ({error.strerror}); the table lies beside its shard.") from None
     raw = table.read_bytes()
@@ -210,16 +199,6 @@ def check_output(output: Path, overwrite: bool) -> None:
             f"the output folder {output} holds {foreign[0]!r} beside shards; --overwrite replaces shards only: "
             "choose another."
         )
-
-
-def publish(folder: Path, output: Path) -> None:
-    """Put a complete folder in the place of `output` (a link: of what it leads to) by renaming."""
-    output = real(output)
-    old = output.parent / f".{output.name}.replaced-{os.getpid()}"
-    if output.exists():
-        output.rename(old)
-    folder.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_entry(content: dict[str, Any]) -> ShardEntry:

@@ -36,6 +36,7 @@ import numpy as np
 from bridge_ds.data.shards.samples import MAPPED
 from bridge_ds.data.shards.store import Folder, NodeCache, ShardStore, open_store
 from bridge_ds.data.shards.table import BUCKETS, LAYOUTS, ShardEntry, buckets, read_table, table_name
+from bridge_ds.disk import write_text
 from bridge_ds.errors import DataError
 from bridge_ds.reading import json_value, twice
 
@@ -140,9 +141,7 @@ def write_index(folder: Path, shards: list[ShardEntry], fields: dict[str, str] |
         "shards": [{key: getattr(shard, key) for key in _KEYS} for shard in shards],
     }
     path = folder / INDEX_NAME
-    temporary = folder / f".{INDEX_NAME}.part"
-    temporary.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(content, separators=(",", ":")) + "\n", fsync=False)
     return path
 
 

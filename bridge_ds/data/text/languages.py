@@ -14,7 +14,7 @@ import difflib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bridge_ds.data.text.spiece import frame
@@ -53,9 +53,15 @@ class SourceLanguages:
     """The one that it has by itself."""
     frames: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     """Its own name of a language -> ids before and after a text."""
+    _found: dict[str, str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def find(self, language: str) -> str | None:
-        """The tokenizer's own name of a language; none = it has no such language."""
+        """The tokenizer's own name of a language; None = it has no such language."""
+        if language not in self._found:
+            self._found[language] = self._find(language)
+        return self._found[language]
+
+    def _find(self, language: str) -> str | None:
         parts = _parts(language)
         same = [name for name in self.frames if _parts(name)[0] == parts[0]]
         exact = [name for name in self.frames if _parts(name) == parts]
