@@ -165,7 +165,7 @@ def in_generate(run: Path) -> list[Ids]:
         chat = Pipeline(answerer.model, answerer.processor, GenerateOptions(chat=True))
         assert [chat.row(text) for text in TEXTS] == found
         assert [chat.row([{"role": "user", "content": text}]) for text in TEXTS] == found
-    return found
+    return [(row.head, row.source, [*row.prompt, *row.tail]) for row in found]
 
 
 def in_serve(run: Path) -> list[Ids]:

@@ -19,7 +19,7 @@ from bridge_ds.evaluation.store import Answers, PredictionStore
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
-__all__ = ["System", "SystemScores", "compare", "evaluate", "write_evaluation"]
+__all__ = ["System", "SystemScores", "compare", "write_evaluation"]
 
 System = Callable[[Sequence[Example], Task], Answers]
 """Answers B samples of a task. Called on every rank equally often, never with no samples."""
@@ -27,43 +27,6 @@ System = Callable[[Sequence[Example], Task], Answers]
 SystemScores = dict[str, dict[str, dict[str, float]]]
 """`{task: {language: {"likelihood": share, "exact": share, "n": samples, ...}}}`; shares are 0 to 1. Where there are
 choices also "mean" (the likeliest by token) and, if null scores were asked for, "calibrated"."""
-
-
-def evaluate(
-    system: System,
-    tasks: Sequence[Task],
-    languages: Sequence[str] = (),
-    limit: int = 0,
-    batch: int = 32,
-    world: World | None = None,
-    progress: bool = True,
-    before_batch: Callable[[], None] | None = None,
-    store: PredictionStore | None = None,
-) -> SystemScores:
-    """Score one system. Every rank calls this and gets the same result.
-
-    Args:
-        system: what is asked.
-        tasks: what to score.
-        languages: codes; empty = every language of each task. A task is scored in those that it has.
-        limit: samples a task and language; 0 = all.
-        batch: samples per rank in one call of `system`.
-        world: this process among the others; none = alone.
-        progress: show a bar on the main rank if standard error is a terminal.
-        before_batch: called before each batch, on every rank.
-        store: where the main rank keeps the predictions; none = nowhere.
-
-    Raises:
-        ConfigError: a language that no task has, or a task without any of the languages.
-        DataError: test data that cannot be had.
-        LaunchError: predictions that cannot be written.
-    """
-    world = world or World()
-    store = store or PredictionStore(Scored("", "evaluating", 0, ""))
-    jobs = load_jobs(tasks, languages, limit, world)
-    found = _score(system, jobs, batch, world, progress, before_batch, store)
-    store.close()
-    return found
 
 
 def compare(
@@ -78,14 +41,27 @@ def compare(
     before_batch: Callable[[], None] | None = None,
     stores: tuple[PredictionStore, PredictionStore] | None = None,
 ) -> dict[str, Any]:
-    """Score the bridge and the LLM alone on the same samples; arguments and errors as in :func:`evaluate`.
+    """Score the bridge and the LLM alone on the same samples. Every rank calls this and gets the same result.
 
     Args:
-        llm: none = it is left out, of the results too.
-        stores: of the bridge and of the LLM alone.
+        bridge: what is asked.
+        llm: None = it is left out, of the results too.
+        tasks: what to score.
+        languages: codes; empty = every language of each task. A task is scored in those that it has.
+        limit: samples a task and language; 0 = all.
+        batch: samples per rank in one call.
+        world: this process among the others; None = alone.
+        progress: show a bar on the main rank if standard error is a terminal.
+        before_batch: called before each batch, on every rank.
+        stores: of the bridge and of the LLM alone, where the main rank keeps the predictions; None = nowhere.
 
     Returns:
         evaluation.json's content: `{"bridge": SystemScores, "llm": SystemScores, "chance": {task: share}}`.
+
+    Raises:
+        ConfigError: a language that no task has, or a task without any of the languages.
+        DataError: test data that cannot be had.
+        LaunchError: predictions that cannot be written.
     """
     world = world or World()
     stores = stores or (

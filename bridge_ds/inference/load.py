@@ -26,7 +26,6 @@ from bridge_ds.errors import CheckpointError
 from bridge_ds.frozen.place import told
 from bridge_ds.inference.bases import Placing, load_bases
 from bridge_ds.inference.generator import Generator
-from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.world import World
 
 __all__ = ["LoadedBridge", "config_of", "load_model", "load_trained", "open_run"]
@@ -102,11 +101,6 @@ class LoadedBridge:
     """Both."""
     config: Config
     """What it was loaded by."""
-
-    def prompts(self, bridge: bool = True) -> PromptBuilder:
-        """Makes prompts as in training; `bridge=False`: of the LLM alone."""
-        soft = self.model.mapping.fixed_length
-        return PromptBuilder.of(self.config.data, self.tokenizers, self.model.llm.positions, soft, bridge=bridge)
 
     def generator(self, bridge: bool = True) -> Generator:
         """Scores and writes; `bridge=False`: by the LLM alone."""
