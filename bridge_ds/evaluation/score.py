@@ -95,7 +95,7 @@ def _score(
     store: PredictionStore,
 ) -> SystemScores:
     done: Any = on_main(lambda: [store.resume(job) for job in jobs], world)
-    blocks = [blocks_of(place, job, size, done[place]) for place, job in enumerate(jobs)]
+    blocks = [blocks_of(number, job, size, done[number]) for number, job in enumerate(jobs)]
     left = [len(part) for part in blocks]
     found: SystemScores = {}
     shown = progress and world.is_main and sys.stderr.isatty()
@@ -115,9 +115,9 @@ def _score(
                     left[block.job] -= 1
                     if not left[block.job]:
                         _finish(store, jobs[block.job], found, world)
-            for place in range(first, last):
-                if not blocks[place]:  # done before
-                    _finish(store, jobs[place], found, world)
+            for number in range(first, last):
+                if not blocks[number]:  # done before
+                    _finish(store, jobs[number], found, world)
     in_order: SystemScores = {}
     for job in jobs if world.is_main else ():
         in_order.setdefault(job.task.name, {})[job.language] = found[job.task.name][job.language]
@@ -125,12 +125,12 @@ def _score(
 
 
 def _same_task(jobs: Sequence[ScoringJob]) -> Iterator[tuple[int, int]]:
-    """First and last-but-one place of the jobs of each task: they stand side by side."""
+    """Range (first, end) of the jobs of each task, which follow one another."""
     first = 0
-    for place in range(1, len(jobs) + 1):
-        if place == len(jobs) or jobs[place].task.name != jobs[first].task.name:
-            yield first, place
-            first = place
+    for end in range(1, len(jobs) + 1):
+        if end == len(jobs) or jobs[end].task.name != jobs[first].task.name:
+            yield first, end
+            first = end
 
 
 def _turns(blocks: Sequence[Block], world: World) -> Iterator[list[Block]]:
@@ -141,7 +141,7 @@ def _turns(blocks: Sequence[Block], world: World) -> Iterator[list[Block]]:
 
 def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[Answers]:
     """The answers to all blocks of a turn, on every rank (a collective)."""
-    # A rank without a block of its own asks for another's for nothing: all must run the models equally often.
+    # A rank without a block of its own computes another's again: all must run the models equally often.
     block = turn[min(world.rank, len(turn) - 1)]
     outcome: Answers | BridgeError
     try:

@@ -83,8 +83,9 @@ class Generator:
             batch: of :meth:`bridge_ds.inference.prompt.PromptBuilder.batch`.
             device: where the input goes; None = the model's own (not for models sharded by ZeRO-3).
         """
+        device = torch.device(self.model.device if device is None else device)
         with self._llm():
-            return self.model.prefix(batch.to(self.model.device if device is None else device))
+            return self.model.prefix(batch if batch.source_ids.device == device else batch.to(device))
 
     def score(self, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]) -> ChoiceScores:
         """See :func:`bridge_ds.inference.score.score_choices`."""
@@ -240,7 +241,7 @@ class Generator:
 
 @contextlib.contextmanager
 def _generation_config(llm: Any, config: GenerationConfig) -> Iterator[None]:
-    """While open, transformers fills what it is not told from `config`, in place of the LLM's own."""
+    """While open, transformers takes what is not given from `config` and not from the LLM's own."""
     own, llm.generation_config = llm.generation_config, config
     try:
         yield

@@ -38,11 +38,11 @@ class PromptBuilder:
     ) -> None:
         """Args:
         tokenizers: both, with the run's chat template.
-        limits: most tokens, and the side at which more are cut; see :meth:`of`.
+        limits: most tokens, and the side on which longer texts are truncated; see :meth:`of`.
         bridge: the encoder reads the source; False = the LLM alone, which reads it itself.
         prompt: beside the soft prompt the LLM reads the source too (data.augment_prompt).
         system_prompt: of chats that have no system message (data.system_prompt).
-        language: of texts of which none is known, for an encoder that is told it (data.source_language).
+        language: of texts whose language is not given, for an encoder that needs it (data.source_language).
         """
         self.tokenizers, self.limits, self.bridge, self.prompt = tokenizers, limits, bridge, prompt
         self.system_prompt, self.language = system_prompt, language
