@@ -120,7 +120,7 @@ def load_model(
 ) -> LoadedBridge:
     """Load base models and tokenizers, compare them with those of the training, and put what was trained into them.
 
-    The one function that makes a model of a checkpoint. Where checkpoints come from: see :func:`open_run` for run folders, and
+    The one function that makes a model of a checkpoint. For the sources see :func:`open_run` for run folders, and
     :mod:`bridge_ds.hub.source` for exported folders and hub ids.
 
     Args:
