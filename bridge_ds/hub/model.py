@@ -71,15 +71,7 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(config)
         self.bridge, self.tokenizers, self.generator = loaded.model, loaded.tokenizers, loaded.generator()
         self._make_card = card
-        # Not the LLM's own: its temperatures and penalties were not chosen for a soft prompt, and evaluation is greedy.
-        self.generation_config = GenerationConfig(
-            **{
-                "bos_token_id": self.tokenizers.bos_id,
-                "eos_token_id": sorted(self.generator.ends),
-                "pad_token_id": self.tokenizers.pad_id,
-                **(generation or {}),
-            }
-        )
+        self.generation_config = self.generator.config(**(generation or {}))
         self.eval()
 
     @functools.cached_property

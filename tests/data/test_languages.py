@@ -220,9 +220,9 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
     with pytest.raises(DataError, match=r"language 'sinn' .* did you mean"):
         processor(SINHALA, language="sinn")
 
-    assert answerer.row(SINHALA, "si")[1] == si
+    assert answerer.row(SINHALA, "si").source == si
     spoken = Pipeline(answerer.model, processor, GenerateOptions(language="si"))
-    assert spoken.row(SINHALA)[1] == si and spoken.row(SINHALA, "en")[1] == en
+    assert spoken.row(SINHALA).source == si and spoken.row(SINHALA, "en").source == en
     lines = [{"source": SINHALA, "language": "si"}, {"source": SINHALA, "language": "en"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     answer_file(answerer, tmp_path / "in.jsonl", tmp_path / "out.jsonl", "source", 1)
@@ -264,8 +264,8 @@ def test_language_of_a_benchmark_and_of_a_harness_task(
         SimpleNamespace(args=(SINHALA, " the"), doc_id=0, task_name=name) for name in ("belebele_sin_Sinh", "xnli_en")
     ]
     seen: list[list[int]] = []
-    score = lm.answerer._row
-    lm.answerer._row = lambda context, room: seen.append((found := score(context, room))[1]) or found  # type: ignore
+    made = lm.answerer.prompts.ids
+    lm.answerer.prompts.ids = lambda context, room: seen.append((found := made(context, room)).source) or found  # type: ignore
     lm.loglikelihood(asked, disable_tqdm=True)
     assert sorted(seen) == sorted([si, en])
     assert "task belebele_sin_Sinh: its contexts are given to the encoder as sin_Sinh" in capsys.readouterr().out
