@@ -274,7 +274,7 @@ def test_language_of_a_benchmark_and_of_a_harness_task(
 
     scorer = Scorer(lm.answerer.generator.model, lm.tokenizers, DataConfig(), torch.device("cpu"), bridge=True)
     examples = [Example(SINHALA, "Neutral", 1, code, f"{code}", null="Label:") for code in ("si", "en", "qaa", "qaa")]
-    rows = scorer._rows([(each.source, each.target, each.language) for each in examples], Xnli())
+    rows = scorer._rows([(each.source, each.language) for each in examples], [4] * len(examples), Xnli())
     assert [row.source for row in rows] == [si, en, en, en]
     assert len(scorer(examples, Xnli()).predictions) == 4
     assert [m for m in caplog.messages if "'qaa'" in m and "eng_Latn is used" in m] == caplog.messages[-1:]
