@@ -13,6 +13,7 @@ from bridge_ds.data.loading.tokenize import Tokenizers
 
 if TYPE_CHECKING:
     import torch
+    from transformers import StoppingCriteria
 
 __all__ = ["Answer", "Decoder", "StopStrings", "answers_criterion", "stop_criterion"]
 
@@ -129,20 +130,14 @@ class Answer:
         return new
 
 
-def stop_criterion(decoder: Decoder, stops: StopStrings) -> Any:
+def stop_criterion(decoder: Decoder, stops: StopStrings) -> StoppingCriteria:
     """A stopping criterion of transformers that ends each sequence, beams too, at the first stop string."""
-    import torch
-    from transformers import StoppingCriteria
-
-    class AtStopString(StoppingCriteria):
-        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
-            found = [stops.found(decoder.raw(ids)) for ids in input_ids[:, -stops.tail :].tolist()]
-            return torch.tensor(found, dtype=torch.bool, device=input_ids.device)
-
-    return AtStopString()
+    return _criterion(lambda rows: [stops.found(decoder.raw(row[-stops.tail :])) for row in rows])
 
 
-def answers_criterion(answers: Sequence[Answer], take: Callable[[int, str], bool] | None = None) -> Any:
+def answers_criterion(
+    answers: Sequence[Answer], take: Callable[[int, str], bool] = lambda row, new: True
+) -> StoppingCriteria:
     """A stopping criterion of transformers that hands each step's tokens to their answers and ends those that are
     finished. It is asked once a step, before a streamer would be told (which on GPUs is a step later). Not for beams.
 
@@ -151,18 +146,24 @@ def answers_criterion(answers: Sequence[Answer], take: Callable[[int, str], bool
         take: called with a row's number and its new text, "" too, each step until it is finished; what it returns is
             whether the row is still wanted.
     """
+    wanted = [True] * len(answers)
+
+    def ended(rows: list[list[int]]) -> list[bool]:
+        for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+            if wanted[number] and answer.reason is None:
+                wanted[number] = take(number, answer.add(row[-1]))
+        return [not some or answer.reason is not None for some, answer in zip(wanted, answers, strict=True)]
+
+    return _criterion(ended)
+
+
+def _criterion(ended: Callable[[list[list[int]]], list[bool]]) -> StoppingCriteria:
+    """From whether each sequence of ids is at its end."""
     import torch
     from transformers import StoppingCriteria
 
-    dropped = [False] * len(answers)
-
-    class ToAnswers(StoppingCriteria):
+    class Criterion(StoppingCriteria):
         def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
-            for row, token in enumerate(input_ids[:, -1].tolist()):
-                if answers[row].reason is None and not dropped[row]:
-                    new = answers[row].add(token)
-                    dropped[row] = take is not None and not take(row, new)
-            ended = [gone or answer.reason is not None for gone, answer in zip(dropped, answers, strict=True)]
-            return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
+            return torch.tensor(ended(input_ids.tolist()), dtype=torch.bool, device=input_ids.device)
 
-    return ToAnswers()
+    return Criterion()

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import torch
+from transformers import GenerationConfig
 
 from bridge_ds.data.text.chat import has_template
 from bridge_ds.data.text.prompting import Context, DoesNotFit
@@ -134,12 +135,11 @@ class LocalBackend:
                 # As python -m bridge_ds.generate --seed; without a seed at random.
                 seed = rows[0].seed
                 torch.manual_seed(int(torch.seed()) >> 1 if seed is None else mixed_seed(seed))
+            config = GenerationConfig(max_new_tokens=max(row.limit for row in rows), **rows[0].sampling.options())
             self.model.generate(
                 self.model.prefix_of(rows),
-                None,
+                config,
                 self.model.defaults,
-                **rows[0].sampling.options(),
-                max_new_tokens=max(row.limit for row in rows),
                 stopping_criteria=[answers_criterion([row.answer for row in rows], take)],
             )
             for row in rows:

@@ -272,7 +272,7 @@ def test_language_of_a_benchmark_and_of_a_harness_task(
     with pytest.raises(ConfigError, match=r"language in --model_args: the language 'sinn'"):
         BridgeLM(run=str(run), language="sinn")
 
-    scorer = Scorer(lm.answerer.model, lm.tokenizers, DataConfig(), torch.device("cpu"), bridge=True)
+    scorer = Scorer(lm.answerer.generator.model, lm.tokenizers, DataConfig(), torch.device("cpu"), bridge=True)
     examples = [Example(SINHALA, "Neutral", 1, code, f"{code}", null="Label:") for code in ("si", "en", "qaa", "qaa")]
     rows = scorer._rows([(each.source, each.target, each.language) for each in examples], Xnli())
     assert [row.source for row in rows] == [si, en, en, en]

@@ -149,5 +149,5 @@ def test_the_doctor_examines_a_fixed_number_of_soft_tokens(bases: dict[str, Path
 def test_more_soft_tokens_than_the_llm_has_places_are_one_sentence(bases: dict[str, Path], tmp_path: Path) -> None:
     models = [f"model.encoder={bases['mt5']}", f"model.llm={bases['llama']}"]
     run = make_run(tmp_path / "run", [*models, *LATENT, "mapping.latents=200"])
-    with pytest.raises(DataError, match="places"):
+    with pytest.raises(DataError, match="positions"):
         BridgeProcessor.from_pretrained(run)(TEXTS)
