@@ -22,6 +22,7 @@ from bridge_ds.doctor.measure import examine
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.inference.load import load_trained
+from bridge_ds.inference.stops import Decoder
 from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.protocol import ChatRequest, CompletionRequest
 from bridge_ds.serve.replies import Reply
@@ -228,7 +229,7 @@ def test_answers_are_labels_of_the_same_kind_in_training_and_hub(run: Path) -> N
     processor = BridgeProcessor.from_pretrained(run)
     assert processor("a dog", text_target=TARGET)["labels"][0].tolist() == row.target
     assert processor.decode(row.target) == TARGET
-    assert processor.bare(" as written", chat=True) == " as written"
+    assert Decoder(of, chat=True).bare(" as written") == " as written"
 
 
 def test_runs_and_exports_without_these_keys_keep_the_rule_of_their_training(

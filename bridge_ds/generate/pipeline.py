@@ -149,10 +149,10 @@ class Pipeline:
     @torch.no_grad()
     def _generate(self, rows: Sequence[ContextIds], seed: int, **options: Any) -> torch.Tensor:
         torch.manual_seed(mixed_seed(self.options.seed, seed))
+        generator, options = self.model.generator, self.options.generation() | options
         try:
-            written: torch.Tensor = self.model.generate(
-                **self.processor.collate(rows), **self.options.generation(), **options
-            )
+            prefix = generator.prefix(self.processor.prompts.batch(rows))
+            written: torch.Tensor = generator.generate(prefix, None, self.model.generation_config, **options)
         except torch.OutOfMemoryError:
             raise LaunchError(
                 f"{len(rows)} texts at a time do not fit into the device's memory; expected fewer; lower --batch or "

@@ -17,11 +17,12 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.hub.config import BridgeConfig, to_run
 from bridge_ds.hub.folder import SharedBridge, upload, write_folder
 from bridge_ds.hub.inputs import batch_of, refuse_token_options
-from bridge_ds.hub.source import check_bases, hub_options, open_source
+from bridge_ds.hub.source import BridgeSource, check_bases, hub_options, open_source
 from bridge_ds.inference.bases import Placing, quantization
 from bridge_ds.inference.load import LoadedBridge, load_model
 from bridge_ds.llm.loss import nll_sum, predicting
@@ -161,15 +162,7 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             quantization=quantization(quantization_config, load_in_4bit, load_in_8bit, run.model.dtype),
             llm_options={"attn_implementation": attention} if attention else {},
         )
-        loaded = load_model(
-            run,
-            source.tensors(),
-            source.config.base,
-            lambda found: check_bases(source, found, allow_base_mismatch),
-            placing,
-            hub,
-            remedy="it must have been made for this {} and these widths",
-        )
+        loaded = _load(source, run, placing, hub, allow_base_mismatch)
         source.config.name_or_path = source.name
         return cls(source.config, loaded, source.generation, source.card)
 
@@ -307,3 +300,17 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def compute_transition_scores(self, *args: Any, **options: Any) -> torch.Tensor:
         """As transformers: log-probabilities of the tokens written, from `scores` of generate's output object."""
         return self.bridge.llm.model.compute_transition_scores(*args, **options)  # type: ignore[no-any-return]
+
+
+def _load(
+    source: BridgeSource, run: Config, placing: Placing, hub: Mapping[str, Any], allow_base_mismatch: bool
+) -> LoadedBridge:
+    return load_model(
+        run,
+        source.tensors(),
+        source.config.base,
+        lambda found: check_bases(source, found, allow_base_mismatch),
+        placing,
+        hub,
+        remedy="it must have been made for this {} and these widths",
+    )

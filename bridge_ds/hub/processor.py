@@ -209,15 +209,13 @@ class BridgeProcessor(ProcessorMixin):
             chat: written after a chat template (of a bridge trained with it: always), which has no such space.
             options: of the tokenizer.
         """
+        bare = Decoder(self.tokenizers, chat).bare
         found = self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **options)
-        return [self.bare(text, chat) for text in found]
+        return [bare(text) for text in found]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, *, chat: bool = False, **options: Any) -> str:
         """:meth:`batch_decode` of one answer."""
-        return self.bare(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options), chat)
-
-    def bare(self, text: str, chat: bool = False) -> str:
-        """An answer without the space that training puts before it."""
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
         return Decoder(self.tokenizers, chat).bare(text)
 
     @property
@@ -271,17 +269,6 @@ class BridgeProcessor(ProcessorMixin):
             context, self.prompts.room(self.max_new_tokens if max_new_tokens is None else max_new_tokens)
         )
 
-    def collate(self, rows: Sequence[ContextIds], labels: Sequence[list[int]] | None = None) -> BatchFeature:
-        """Rows of :meth:`context_ids` as one padded batch."""
-        lists, made = _lists(rows), {}
-        llm_pad = self.tokenizers.pad_id
-        made["input_ids"], made["attention_mask"] = pad(lists["input_ids"], self.tokenizers.encoder_pad_id)
-        made["prefix_ids"], made["prefix_mask"] = pad(lists["prefix_ids"], llm_pad)
-        made["suffix_ids"], made["suffix_mask"] = pad(lists["suffix_ids"], llm_pad)
-        if labels is not None:
-            made["labels"] = pad(labels, IGNORE)[0]
-        return BatchFeature(made)
-
     def _features(
         self,
         contexts: Sequence[Context],
@@ -297,27 +284,24 @@ class BridgeProcessor(ProcessorMixin):
         rows = [self.context_ids(context, max_new_tokens) for context in contexts]
         for line in truncation_lines(self.prompts.truncated - before, self.prompts.limits):
             _log.warning("%s", line)
-        if return_tensors == "pt":
-            return self.collate(rows, labels)
-        return BatchFeature(_lists(rows) | ({} if labels is None else {"labels": list(labels)}))
-
-
-def _lists(rows: Sequence[ContextIds]) -> dict[str, list[list[int]]]:
-    return {
-        "input_ids": [row.source for row in rows],
-        "prefix_ids": [row.head for row in rows],
-        "suffix_ids": [[*row.prompt, *row.tail] for row in rows],
-    }
+        lists: dict[str, Sequence[Sequence[int]]] = {
+            "input_ids": [row.source for row in rows],
+            "prefix_ids": [row.head for row in rows],
+            "suffix_ids": [[*row.prompt, *row.tail] for row in rows],
+        }
+        if return_tensors is None:
+            return BatchFeature(lists if labels is None else {**lists, "labels": labels})
+        llm_pad, made = self.tokenizers.pad_id, {}
+        made["input_ids"], made["attention_mask"] = pad(lists["input_ids"], self.tokenizers.encoder_pad_id)
+        made["prefix_ids"], made["prefix_mask"] = pad(lists["prefix_ids"], llm_pad)
+        made["suffix_ids"], made["suffix_mask"] = pad(lists["suffix_ids"], llm_pad)
+        if labels is not None:
+            made["labels"] = pad(labels, IGNORE)[0]
+        return BatchFeature(made)
 
 
 def _listed(what: str, value: Any, count: int | None = None) -> list[str]:
-    """One text or several as a list.
-
-    Args:
-        what: for the message.
-        value: the one or the other.
-        count: how many are expected; None = any number.
-    """
+    """One text or several as a list; `count` of them, where that is given."""
     texts = list(value) if isinstance(value, list | tuple) else [value]
     for wrong in (each for each in texts if not isinstance(each, str)):
         raise DataError(f"{what} holds {type(wrong).__name__}; expected a text or a list of texts.")
