@@ -63,40 +63,52 @@ class BridgeModel(nn.Module):
     def forward(self, batch: Batch, states: States | None = None, counted: bool = False) -> torch.Tensor:
         """Sum of -log p over the batch's target tokens, in nats, a float32 scalar.
 
-        A batch that has its layout is computed without waiting for the device (tests/test_host_waits.py).
+        A batch that has its layout is computed without a host-device synchronization (tests/test_host_waits.py).
 
         Args:
-            states: of the batch's sources, where the encoder has made them before (`train.encode_once`).
-            counted: give float32 [2], the sum and the number of target tokens that were the likeliest.
+            states: of the batch's sources, if the encoder has run on them already (`train.encode_once`).
+            counted: return float32 [2], the sum and the number of target tokens that were the argmax.
         """
         layout = self._layout(batch)
-        open_BK, prompt, target = self._text(batch, with_targets=True)
-        segments = [open_BK, self.soft(batch, states), prompt, replace(target, labels_BK=None)]
+        segments = [replace(segment, labels_BK=None) for segment in self._segments(batch, states)]
         embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
-        # Right padding and a causal model: no real place ever sees padding, so no mask is needed.
+        # Right padding and a causal model: no real position ever attends to padding, so no mask is needed.
         logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.places, use_cache=False)
         nll = nll_sum(logits_NV, layout.labels)
         return torch.stack([nll, (logits_NV.argmax(-1) == layout.labels).sum().float()]) if counted else nll
 
-    def spliced(self, batch: Batch) -> Spliced:
-        """[head | soft | end | prompt | target], right-padded, with labels on the targets."""
-        open_BK, prompt, target = self._text(batch, with_targets=True)
-        return splice([open_BK, self.soft(batch), prompt, target], order=self._layout(batch).splice_order())
+    def spliced(self, batch: Batch, side: str = "right") -> Spliced:
+        """The LLM's whole input, [head | soft, end | prompt | target], with labels on the targets.
 
-    def prefix(self, batch: Batch, use_bridge: bool = True) -> Spliced:
-        """All that comes before the answer, left-padded; without the bridge the soft prompt is left out."""
-        open_BK, prompt, _ = self._text(batch, with_targets=False)
-        soft = [self.soft(batch)] if use_bridge else []
-        return splice([open_BK, *soft, prompt], side="left")
+        Args:
+            batch: head, source, prompt and target may have no columns. A row without encoder tokens has no soft
+                prompt.
+            side: of the padding: `right` to train, `left` to generate.
+        """
+        order = batch.layout.splice_order() if batch.layout and side == "right" else None
+        return splice(self._segments(batch), side, order)
+
+    def prefix(self, batch: Batch) -> Spliced:
+        """All that comes before the answer, left-padded: :meth:`spliced` without the targets."""
+        none = batch.target_ids[:, :0]
+        return self.spliced(replace(batch, target_ids=none, target_mask=none, layout=None), side="left")
 
     def soft(self, batch: Batch, states: States | None = None) -> Segment:
-        """The soft prompt: one vector for each encoder token, or as many as the mapping makes, and the end vector."""
+        """The soft prompt: one vector for each encoder token, or as many as the mapping makes, and the end vector.
+        Masked out in rows without an encoder token."""
         device = batch.source_ids.device
         batch = self.at_encoder(batch)
+        has_B = None
+        if batch.layout is None:  # else every row has a source
+            has_B, seen_BS = batch.source_mask.any(1), batch.source_mask.clone()
+            seen_BS[~has_B, 0] = 1  # an encoder may make NaN of a row of padding
+            batch = replace(batch, source_mask=seen_BS)
         if states is None:
             states = self.encode(batch)
         fused_BSD = self.fusion(states, batch.source_mask, _source_rows(batch))
         soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
+        if has_B is not None:
+            mask_BS = mask_BS * has_B[:, None].to(mask_BS)
         return Segment(soft_BSH.to(device), mask_BS.to(device))
 
     def at_encoder(self, batch: Batch) -> Batch:
@@ -115,37 +127,6 @@ class BridgeModel(nn.Module):
         """What the encoder takes of the batch."""
         rows = _source_rows(batch)
         return batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None
-
-    def around(self, before: Ids, source: Ids, after: Ids, target: Ids | None = None, side: str = "left") -> Spliced:
-        """[before | soft, end | after | target]: LLM tokens on both sides of the soft prompt, as a chat template needs.
-
-        Args:
-            before: LLM ids and mask [B, K]; K may be 0, as everywhere here.
-            source: encoder ids and mask [B, S]; a row without a token has no soft prompt.
-            after: LLM ids and mask.
-            target: LLM ids and mask of what is to be predicted.
-            side: of the padding.
-        """
-        parts = [before, after, *([target] if target else [])]
-        embeds = self.llm.embed(torch.cat([ids for ids, _ in parts], dim=1))
-        first, *rest = embeds.split([ids.shape[1] for ids, _ in parts], dim=1)
-        segments = [Segment(first, before[1])]
-        if bool(source[1].any()):
-            soft = self.soft_of(*source)
-            segments.append(Segment(soft.embeds_BKH.to(first), soft.mask_BK.to(first.device)))
-        segments.append(Segment(rest[0], after[1]))
-        if target:
-            segments.append(Segment(rest[1], target[1], target[0]))
-        return splice(segments, side)
-
-    def soft_of(self, source_ids: torch.Tensor, source_mask: torch.Tensor) -> Segment:
-        """The soft prompt of encoder ids and mask [B, S]; masked out whole in rows without a token."""
-        has_B = source_mask.any(1)
-        seen_BS = source_mask.clone()
-        seen_BS[~has_B, 0] = 1  # an encoder may make NaN of a row of padding
-        none = source_ids.new_zeros(len(source_ids), 0)
-        soft = self.soft(Batch(source_ids, seen_BS, none, none, none, none))
-        return Segment(soft.embeds_BKH, soft.mask_BK * has_B[:, None].to(soft.mask_BK))
 
     def head(self, batch: Batch) -> Ids:
         """LLM ids before the soft prompt: those of the batch, else BOS, where the LLM has one."""
@@ -167,17 +148,18 @@ class BridgeModel(nn.Module):
             fixed_length=self.mapping.fixed_length,
         )
 
-    def _text(self, batch: Batch, with_targets: bool) -> tuple[Segment, Segment, Segment]:
-        """Head, prompt and target segments from ONE call of the embedding (under ZeRO-3 each call gathers it)."""
-        first_ids, first_mask = self.head(batch)
-        masks = [first_mask, batch.prompt_mask, batch.target_mask]
-        ids = [first_ids, batch.prompt_ids, batch.target_ids]
-        if not with_targets:
-            ids[2], masks[2] = ids[2][:, :0], masks[2][:, :0]
-        parts = self.llm.embed(torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
-        labels = [None, None, ids[2]]
-        first, prompt, target = (Segment(e, m, y) for e, m, y in zip(parts, masks, labels, strict=True))
-        return first, prompt, target
+    def _segments(self, batch: Batch, states: States | None = None) -> list[Segment]:
+        """[head | soft, end | prompt | target]; ONE call of the LLM's embedding (under ZeRO-3 each call gathers it)."""
+        head_ids, head_mask = self.head(batch)
+        ids = [head_ids, batch.prompt_ids, batch.target_ids]
+        embeds = self.llm.embed(torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
+        head = Segment(embeds[0], head_mask)
+        prompt = Segment(embeds[1], batch.prompt_mask)
+        target = Segment(embeds[2], batch.target_mask, batch.target_ids if batch.target_ids.shape[1] else None)
+        if batch.layout is None and not bool(batch.source_mask.any()):
+            return [head, prompt, target]
+        soft = self.soft(batch, states)
+        return [head, replace(soft, embeds_BKH=soft.embeds_BKH.to(head.embeds_BKH.dtype)), prompt, target]
 
 
 def _source_rows(batch: Batch) -> Rows | None:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from bridge_ds import __version__
+from bridge_ds.checkpoint.bases import restore
 from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.layout import step_folder
-from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run, restore
+from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run
 from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
@@ -97,7 +98,7 @@ class Run:
             "order": order_of(config),
         }
         if checkpoint:
-            refuse_other_run(checkpoint, self.state, {})  # the base models are compared when they are loaded
+            refuse_other_run(checkpoint, self.state)  # the base models are compared when they are there
         self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         loader = on_all(
@@ -115,7 +116,7 @@ class Run:
         check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
         recorded = found.manifest["base"] if (found := checkpoint or start) else None
         base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
-        restore(model, checkpoint, start, self.state, base)
+        restore(model, checkpoint, start, base, self.config.model)
         self.base = on_main(lambda: as_recorded_now(base, self.config, model, self.tokenizers), self.world)
         table = trainable_table(model)
         self.engine = initialize(model, self.config, self.ds_values, self.world)

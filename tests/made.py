@@ -12,9 +12,22 @@ from bridge_ds.bridge import BridgeModel
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.checkpoint.save import Snapshot, write
 from bridge_ds.config.load import load_config, save_config, to_dict
-from bridge_ds.data.loading.tokenize import load_tokenizers
+from bridge_ds.config.schema import DataConfig
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.convention import settled
 from bridge_ds.engine.setup import base_identities, build_model
+from bridge_ds.harness.answerer import Answerer
+from bridge_ds.inference.generator import Generator
+from bridge_ds.inference.prompt import PromptBuilder
+
+
+def harness_answerer(
+    model: BridgeModel, tokenizers: Tokenizers, data: DataConfig, bridge: bool = True, end_token: bool = True
+) -> Answerer:
+    """The harness around a loaded model, as its constructor makes it of a run."""
+    positions, soft = model.llm.positions, model.mapping.fixed_length
+    prompts = PromptBuilder.of(data, tokenizers, positions, soft, bridge=bridge)
+    return Answerer(Generator(model, tokenizers, bridge=bridge), prompts, end_token)
 
 
 def make_run(

@@ -17,7 +17,7 @@ from bridge_ds.errors import BridgeError, ConfigError
 from bridge_ds.evaluation.__main__ import main as evaluation
 from bridge_ds.frozen.device_map import read_device_map, read_max_memory
 from bridge_ds.generate.__main__ import main as generate
-from bridge_ds.generate.answer import Answerer, Style
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.serve.__main__ import main as serve
 from tests.made import make_run
 from tests.serve.served import served
@@ -64,7 +64,7 @@ def test_generate(run: Path, split: str, capsys: pytest.CaptureFixture[str]) -> 
 def test_serve(run: Path, split: str) -> None:
     texts = []
     for device_map in (None, split):
-        with served(Answerer.load(str(run), Style(), device_map=device_map)) as (client, _):
+        with served(Pipeline.load(str(run), GenerateOptions(), device_map=device_map)) as (client, _):
             status, _, answer = client.complete([TEXT, "dax"], max_tokens=12)
             assert status == 200
             texts.append([choice["text"] for choice in answer["choices"]])

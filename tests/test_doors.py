@@ -15,15 +15,17 @@ from bridge_ds.config.load import load_run_config
 from bridge_ds.data.loading.loader import make_loader
 from bridge_ds.data.loading.tokenize import load_tokenizers, tokenize_sample
 from bridge_ds.data.packing.write import pack_rows
+from bridge_ds.data.text.prompting import framed
 from bridge_ds.data.text.truncate import side_of
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.doctor.measure import examine
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.generate.answer import Answerer, Style
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.inference.load import load_trained
+from bridge_ds.inference.stops import Decoder
+from bridge_ds.serve.backends import ServedModel
+from bridge_ds.serve.protocol import ChatRequest, CompletionRequest
 from bridge_ds.serve.replies import Reply
-from bridge_ds.serve.schema import ServerLimits, parse_chat, parse_completion
-from bridge_ds.serve.texts import Texts
 from bridge_ds.world import World
 from tests import launch, tiny
 from tests.evaluation.fakes import FakeTask
@@ -79,7 +81,7 @@ def run(request: pytest.FixtureRequest, settings: list[str], tmp_path_factory: p
 def expected(run: Path) -> list[Ids]:
     """Written down again from the rule: what a text's own tokens are, cut at one side, in what transformers renders."""
     config = load_run_config(run)
-    data, of = config.data, load_tokenizers(config.model)
+    data, of = config.data, load_tokenizers(config.model, data=config.data)
     head, tail = [of.bos_id], []
     if data.chat_template:
         system = [{"role": "system", "content": data.system_prompt}] if data.system_prompt else []
@@ -101,7 +103,7 @@ def expected(run: Path) -> list[Ids]:
 
 def in_training(run: Path) -> list[Ids]:
     config = load_run_config(run)
-    loader = make_loader(config, World(), load_tokenizers(config.model))
+    loader = make_loader(config, World(), load_tokenizers(config.model, data=config.data))
     step = next(iter(loader))
     found = {}
     bos = load_tokenizers(config.model).bos_id
@@ -129,8 +131,8 @@ def in_evaluation(run: Path) -> list[Ids]:
 
     answers = scorer([Example(text, "wet", 0, "en", str(n)) for n, text in enumerate(TEXTS)], task)
     assert answers.cut["texts"] == len(TEXTS) and answers.cut["source"] == 1
-    rows = scorer._rows([(text, TARGET, "en") for text in TEXTS], task)
-    return [(list(row.head) or [tokenizers.bos_id], row.source, row.prompt) for row in rows]
+    rows = scorer._rows([(text, "en") for text in TEXTS], [8] * len(TEXTS), task)
+    return [(row.head, row.source, [*row.prompt, *row.tail]) for row in rows]
 
 
 def in_harness(run: Path) -> list[Ids]:
@@ -138,13 +140,13 @@ def in_harness(run: Path) -> list[Ids]:
     from bridge_ds.harness.model import BridgeLM
 
     lm = BridgeLM(run=str(run))
-    texts = [lm.answerer._framed([_context(text)])[0] for text in TEXTS]
+    texts = [framed(_context(text), lm.tokenizers.frame) for text in TEXTS]
     if lm.config.data.chat_template:  # as --apply_chat_template asks
         chats = [_context(lm.apply_chat_template([{"role": "user", "content": text}])) for text in TEXTS]
         assert chats == texts
-    rows = [lm.answerer._row(context, 4) for context in texts]
-    assert lm.answerer.cut["source"] == 1
-    return [(head, source, [*prompt, *tail]) for head, source, prompt, tail in rows]
+    rows = [lm.answerer.prompts.ids(context, 4) for context in texts]
+    assert lm.answerer.prompts.truncated["source"] == 1
+    return [(row.head, row.source, [*row.prompt, *row.tail]) for row in rows]
 
 
 def _context(text: str) -> Any:
@@ -153,33 +155,32 @@ def _context(text: str) -> Any:
     return parse(text)
 
 
-def _answerer(run: Path, **style: Any) -> Answerer:
-    return Answerer.load(str(run), Style(**style))
+def _answerer(run: Path, **style: Any) -> Pipeline:
+    return Pipeline.load(str(run), GenerateOptions(**style))
 
 
 def in_generate(run: Path) -> list[Ids]:
     answerer = _answerer(run)
     found = [answerer.row(text) for text in TEXTS]
     if load_run_config(run).data.chat_template:
-        chat = Answerer(answerer.model, answerer.processor, Style(chat=True))
+        chat = Pipeline(answerer.model, answerer.processor, GenerateOptions(chat=True))
         assert [chat.row(text) for text in TEXTS] == found
         assert [chat.row([{"role": "user", "content": text}]) for text in TEXTS] == found
-    return found
+    return [(row.head, row.source, [*row.prompt, *row.tail]) for row in found]
 
 
 def in_serve(run: Path) -> list[Ids]:
-    texts = Texts(_answerer(run))
-    body = {"model": "m", "max_tokens": 8}
-    rows = texts.rows(parse_completion({**body, "prompt": TEXTS}, "m", ServerLimits()), print)
-    reply = Reply(rows, "m", False)
+    model = ServedModel(BridgeForCausalLM.from_pretrained(run))
+    rows = model.rows(CompletionRequest(model="m", prompt=TEXTS, max_tokens=8), print)
+    reply = Reply("m", False, [row.length for row in rows], sum(row.truncated for row in rows))
     # The source of one, the prompt of two.
     count = 2 if load_run_config(run).data.augment_prompt else 1
     assert reply.usage["truncated"] == count and reply.headers == {"X-Bridge-Truncated": str(count)}
     if load_run_config(run).data.chat_template:
         for text, row in zip(TEXTS, rows, strict=True):
-            ask = parse_chat({**body, "messages": [{"role": "user", "content": text}]}, "m", ServerLimits())
-            assert [other.ids for other in texts.rows(ask, print)] == [row.ids]
-    return [row.ids for row in rows]
+            chat = ChatRequest(model="m", max_tokens=8, messages=[{"role": "user", "content": text}])
+            assert [other.ids for other in model.rows(chat, print)] == [row.ids]
+    return [(row.ids.head, row.ids.source, [*row.ids.prompt, *row.ids.tail]) for row in rows]
 
 
 def in_hub(run: Path) -> list[Ids]:
@@ -220,7 +221,7 @@ def test_the_same_text_has_the_same_ids_whatever_its_length_in_every_door(run: P
 
 def test_answers_are_labels_of_the_same_kind_in_training_and_hub(run: Path) -> None:
     config = load_run_config(run)
-    of = load_tokenizers(config.model)
+    of = load_tokenizers(config.model, data=config.data)
     row = tokenize_sample({"source": "a dog", "target": TARGET}, of, config.data)
     space = "" if config.data.chat_template else " "
     assert row.target[-1] == of.eos_id and row.target.count(of.eos_id) == 1
@@ -228,7 +229,7 @@ def test_answers_are_labels_of_the_same_kind_in_training_and_hub(run: Path) -> N
     processor = BridgeProcessor.from_pretrained(run)
     assert processor("a dog", text_target=TARGET)["labels"][0].tolist() == row.target
     assert processor.decode(row.target) == TARGET
-    assert processor.bare(" as written", chat=True) == " as written"
+    assert Decoder(of, chat=True).bare(" as written") == " as written"
 
 
 def test_runs_and_exports_without_these_keys_keep_the_rule_of_their_training(
@@ -246,7 +247,11 @@ def test_runs_and_exports_without_these_keys_keep_the_rule_of_their_training(
     BridgeForCausalLM.from_pretrained(run).save_pretrained(tmp_path / "exported")
     path = tmp_path / "exported" / "config.json"
     values = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in values.items() if k not in ("chat_template", "truncation_side")}))
+    path.write_text(
+        json.dumps(
+            {k: v for k, v in values.items() if k not in ("chat_template", "truncation_side", "settings_sha256")}
+        )
+    )
     assert BridgeProcessor.from_pretrained(tmp_path / "exported").context_ids(
         _context(LONG)
     ) == BridgeProcessor.from_pretrained(run).context_ids(_context(LONG))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from bridge_ds.data.loading.collate import collate
 from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers, tokenize_sample
 from bridge_ds.engine.setup import build_model, make_optimizer, trainable_table
 from bridge_ds.errors import ConfigError
+from bridge_ds.inference.score import score_choices
 from bridge_ds.llm.loss import predicting
-from bridge_ds.llm.score import score_labels
 from tests import tiny
 
 SAMPLES = [
@@ -69,7 +70,8 @@ def test_family(folders: dict[str, Path], encoder: str, llm: str) -> None:
 
     # Scoring with a cached, left-padded prefix gives the likelihood that training computes.
     labels = [row.target_ids[0].tolist() for row in singles]
-    scores, greedy = score_labels(model.llm, model.prefix(batch), labels)
+    found = score_choices(model.llm, model.prefix(batch), [labels] * 3)
+    scores, greedy = found.log_p.view(3, 3), found.greedy.view(3, 3)
     for row in range(len(SAMPLES)):
         assert scores[row, row].item() == pytest.approx(-alone[row].item(), rel=1e-4)
     assert greedy.shape == scores.shape == (3, 3)
@@ -84,13 +86,14 @@ def test_greedy_match_is_what_generate_writes(folders: dict[str, Path]) -> None:
             eos_token_id=-1, pad_token_id=0,
         )  # fmt: skip
     for row in range(len(SAMPLES)):
-        _, greedy = score_labels(model.llm, prefix, [written[row].tolist(), [5, 5, 5, 5]])
-        assert greedy[row].tolist() == [True, False]
+        choices = [[written[row].tolist(), [5, 5, 5, 5]]] * len(SAMPLES)
+        assert score_choices(model.llm, prefix, choices).greedy.view(-1, 2)[row].tolist() == [True, False]
 
 
 def test_the_llm_alone_reads_text_only(folders: dict[str, Path]) -> None:
     model, _, batch = load(folders, "mt5", "llama")
-    alone, with_bridge = model.prefix(batch, use_bridge=False), model.prefix(batch)
+    none = batch.source_ids[:, :0]
+    alone, with_bridge = model.prefix(replace(batch, source_ids=none, source_mask=none)), model.prefix(batch)
     assert alone.mask_BX.sum(1).tolist() == [1 + int(n) for n in batch.prompt_mask.sum(1)]
     soft = batch.source_mask.sum(1) + 1
     assert with_bridge.mask_BX.sum(1).tolist() == (alone.mask_BX.sum(1) + soft).tolist()

@@ -22,7 +22,7 @@ from bridge_ds.errors import CheckpointError
 
 __all__ = [
     "Checkpoint", "find", "find_start", "load_bridge", "load_optimizer", "newest", "put_trained", "refuse_other_run",
-    "restore", "trained_tensors",
+    "trained_tensors",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -136,51 +136,20 @@ def find_start(start_from: str) -> Checkpoint | None:
     return found
 
 
-def restore(
-    model: torch.nn.Module,
-    found: Checkpoint | None,
-    start: Checkpoint | None,
-    state: dict[str, Any],
-    base: dict[str, Any],
-) -> None:
-    """Give a model that DeepSpeed has not taken yet the weights that it goes on with, or begins with.
+def refuse_other_run(checkpoint: Checkpoint, expected: dict[str, Any]) -> None:
+    """A checkpoint continues only the run that it came from; see also :mod:`bridge_ds.checkpoint.bases`.
 
     Args:
-        found: the run's own checkpoint.
-        start: another run's, where there is no own one.
-        state, base: as :func:`refuse_other_run` expects them; of another run only the base models must be the same.
-
-    Raises:
-        CheckpointError: it belongs to another run or to other base models, or does not fit.
-    """
-    if found:
-        refuse_other_run(found, state, base)
-        load_bridge(found, model)
-    elif start:
-        refuse_other_run(start, {}, base, "run.start_from")
-        load_bridge(start, model, begin=True)
-
-
-def refuse_other_run(
-    checkpoint: Checkpoint, expected_state: dict[str, Any], expected_base: dict[str, Any], key: str = "run.output"
-) -> None:
-    """A checkpoint continues only the run that it came from.
-
-    Args:
-        expected_state: values that must equal those in state.json (seed, global batch, hash of the shard index).
-        expected_base: identities of both base models and tokenizers, as in the manifest.
-        key: what else the user may change.
+        expected: values that must equal those in state.json (seed, global batch, hash of the shard index).
 
     Raises:
         CheckpointError: one of them differs.
     """
-    pairs = [(name, checkpoint.state.get(name), value) for name, value in expected_state.items()]
-    pairs += [(f"base {name}", checkpoint.manifest["base"].get(name), value) for name, value in expected_base.items()]
-    for name, found, wanted in pairs:
-        if found != wanted:
+    for name, wanted in expected.items():
+        if (found := checkpoint.state.get(name)) != wanted:
             raise CheckpointError(
                 f"{checkpoint.folder} was written with {name} {found!r}; this run has {wanted!r}; "
-                f"restore that value or choose another {key}."
+                "restore that value or choose another run.output."
             )
 
 

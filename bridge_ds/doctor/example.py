@@ -14,7 +14,7 @@ from bridge_ds.bridge import BridgeModel
 from bridge_ds.data.loading.collate import collate
 from bridge_ds.data.loading.tokenize import TokenizedSample
 from bridge_ds.doctor.load import LoadedRun
-from bridge_ds.llm.generate import end_ids
+from bridge_ds.inference.generator import Generator
 
 __all__ = ["SoftToken", "WorkedExample", "look", "nearest_tokens"]
 
@@ -27,7 +27,7 @@ class SoftToken:
     """One vector of the soft prompt."""
 
     encoder: str
-    """The encoder token that it stands for, or which of a fixed number of vectors it is; `(end)` for the end vector."""
+    """The encoder token that it comes from, or which of a fixed number of vectors it is; `(end)` for the end vector."""
     nearest: str
     """The LLM token whose embedding points most nearly the same way."""
     cosine: float
@@ -41,11 +41,11 @@ class WorkedExample:
     """What the LLM gets, in order, and what it does with it."""
 
     opening: str
-    """What stands before it: the opening token, or the beginning of a chat template; empty where there is neither."""
+    """What is before it: the opening token, or the beginning of a chat template; empty if there is neither."""
     soft: tuple[SoftToken, ...]
     """The soft prompt with its end vector."""
     prompt: str
-    """What stands behind it: the text itself with data.augment_prompt, the end of a chat template."""
+    """What follows it: the text itself with data.augment_prompt, the end of a chat template."""
     target: str
     """What training asks for, the end token included where the run has one."""
     written: str
@@ -59,8 +59,6 @@ class WorkedExample:
 @torch.no_grad()
 def look(patient: LoadedRun, row: TokenizedSample) -> WorkedExample:
     """Decode one sample."""
-    from transformers import GenerationConfig
-
     model, of = patient.model, patient.tokenizers
     batch = collate([row], of.encoder_pad_id, of.pad_id).to(model.device)
     soft_MH = model.soft(batch).embeds_BKH[0].float()
@@ -76,18 +74,10 @@ def look(patient: LoadedRun, row: TokenizedSample) -> WorkedExample:
         SoftToken(str(name), decode([id]), cosine, float(vector.norm()) / usual)
         for name, id, cosine, vector in zip(names, ids, cosines, soft_MH, strict=True)
     )
-    prefix, ends = model.prefix(batch), end_ids(model.llm.model, of.eos_id)
-    written = model.llm.model.generate(
-        inputs_embeds=prefix.embeds_BXH,
-        attention_mask=prefix.mask_BX,
-        # Our own: a model's generation_config.json may hold penalties, which cannot see a soft prompt.
-        generation_config=GenerationConfig(
-            max_new_tokens=len(row.target) + 4, do_sample=False, eos_token_id=sorted(ends), pad_token_id=of.pad_id
-        ),
-    )[0].tolist()
-    end = next((place for place, id in enumerate(written, 1) if id in ends), len(written))
+    generator = Generator(model, of)
+    written = generator.greedy(generator.prefix(batch), len(row.target) + 4, keep_end=True)[0]
     opening = decode(model.head(batch)[0][0].tolist())
-    return WorkedExample(opening, soft, decode(row.prompt), decode(row.target), decode(written[:end]))
+    return WorkedExample(opening, soft, decode(row.prompt), decode(row.target), decode(written))
 
 
 def nearest_tokens(model: BridgeModel, vectors_MH: torch.Tensor) -> tuple[list[int], list[float], float]:

@@ -1,4 +1,4 @@
-"""A run as the doctor needs it: loaded even where its parts do not belong together, and what was noticed then."""
+"""A run as the doctor needs it: loaded even if its parts do not belong together, and what was found."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from bridge_ds.bridge import BridgeModel
-from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest
-from bridge_ds.checkpoint.placed import Placing, load_placed
+from bridge_ds.bridge import BridgeModel, build_bridge
+from bridge_ds.checkpoint import layout
+from bridge_ds.checkpoint.load import Checkpoint, newest
 from bridge_ds.compat.deepspeed import import_deepspeed
 from bridge_ds.config.load import load_run_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.embedded import is_embedded
-from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.doctor.measurements import BASES
-from bridge_ds.engine.setup import base_identities, quiet_transformers
+from bridge_ds.engine.setup import quiet_transformers
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.verify import verify_weights, weight_files
-from bridge_ds.inference.load import config_of
+from bridge_ds.inference.bases import Placing
+from bridge_ds.inference.load import config_of, load_model
 from bridge_ds.testbed import english_rows
 from bridge_ds.world import World
 
@@ -48,7 +49,7 @@ class LoadedRun:
     tokenizers: Tokenizers
     checkpoint: Checkpoint
     facts: dict[str, Any] = field(default_factory=dict)
-    """Fields of :class:`bridge_ds.doctor.measurements.Measurements` that loading has shown."""
+    """Fields of :class:`bridge_ds.doctor.measurements.Measurements` found while loading."""
 
 
 def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
@@ -56,7 +57,7 @@ def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRu
 
     Args:
         run: run folder.
-        device_map: see :class:`bridge_ds.checkpoint.placed.Placing`; likewise `max_memory`.
+        device_map: see :class:`bridge_ds.inference.bases.Placing`; likewise `max_memory`.
         max_memory: see `device_map`.
 
     Raises:
@@ -75,19 +76,27 @@ def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRu
         why = f" ({notes[0]})" if notes else ""
         raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}{why}; expected one; train the run first.")
     config = config_of(checkpoint, last_start, note)
-    tokenizers = load_tokenizers(config.model, data=config.data)
-    quiet_transformers()
-    model = load_placed(config, tokenizers.bos_id, Placing(device_map=device_map, max_memory=max_memory))
-    moved = model.state_dict()
-    initial = {name: moved[name].cpu().clone() for name in moved if name.startswith("mapping.project.")}
-    load_bridge(checkpoint, model)
     recorded = checkpoint.manifest["base"]
-    now = base_identities(config, model, tokenizers, recorded)
+    found: dict[str, str] = {}
+    quiet_transformers()
+    loaded = load_model(
+        config,
+        layout.trained_files(checkpoint.folder),
+        recorded,
+        found.update,
+        Placing(device_map=device_map, max_memory=max_memory),
+        check_ids=False,
+    )
+    model, tokenizers = loaded.model, loaded.tokenizers
+    initial = build_bridge(config, model.encoder, model.llm, tokenizers.bos_id).mapping.state_dict()
     facts = {
-        "changed": tuple(part for part in BASES if now.get(part) != recorded.get(part)),
+        "changed": tuple(part for part in BASES if found.get(part) != recorded.get(part)),
         "differing_weights": _differing(config, model),
         "outside_vocabulary": _outside(model, tokenizers),
-        "mapping_moved": mapping_moved(initial, dict(model.state_dict())),
+        "mapping_moved": mapping_moved(
+            {name: tensor for name, tensor in initial.items() if name.startswith("project.")},
+            model.mapping.state_dict(),
+        ),
         "loss_recorded": recorded_loss(run / "metrics.jsonl", checkpoint.step),
         "steps": checkpoint.step,
         "fusion": config.fusion.name,
@@ -106,7 +115,7 @@ def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Ten
 
 
 def recorded_loss(path: Path, step: int) -> float | None:
-    """Mean training loss of the last steps up to `step`; none where metrics.jsonl is missing or says nothing."""
+    """Mean training loss of the last steps up to `step`; None if metrics.jsonl is missing or has none."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
     except (OSError, ValueError):

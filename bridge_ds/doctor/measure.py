@@ -1,7 +1,7 @@
 """Measure a loaded run on some of its own training samples.
 
 Letters: B batch, S encoder tokens, X spliced length, H LLM width, N target tokens, M soft vectors,
-P places of a soft prompt.
+P positions of a soft prompt.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bridge_ds.doctor.load import LoadedRun, training_samples
 from bridge_ds.doctor.measurements import Measurements
 from bridge_ds.errors import DataError
 from bridge_ds.llm.loss import predicting
-from bridge_ds.llm.splice import Segment, Spliced, splice
+from bridge_ds.llm.splice import Spliced
 
 __all__ = ["Losses", "SoftStatistics", "examine", "lookalikes", "losses", "others", "without_soft"]
 
 BATCH = 16
 """Samples in one forward pass."""
 PLACES = 16
-"""First places of the soft prompt that are told one by one."""
+"""First positions of the soft prompt that are reported one by one."""
 
 
 def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[TokenizedSample]]:
@@ -57,7 +57,7 @@ def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[Tokenize
 
 
 def _data_facts(rows: list[TokenizedSample], uncut: list[TokenizedSample], tokenizers: Tokenizers) -> dict[str, object]:
-    """Shares of what was cut and of what the encoder does not know; `uncut` holds the same samples whole."""
+    """Shares of what was truncated and of unknown encoder tokens; `uncut` holds the same samples whole."""
     shares: dict[str, object] = {
         f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")
     }
@@ -82,7 +82,7 @@ def _model_facts(patient: LoadedRun, rows: list[TokenizedSample], not_finite: tu
     for batch in _batches(rows, patient):
         statistics.add(model, batch)
         right.append(losses(model, model.spliced(batch)))
-        none.append(losses(model, without_soft(model, batch, tokenizers.eos_id)))
+        none.append(losses(model, model.spliced(without_soft(model, batch, tokenizers.eos_id))))
     facts = statistics.facts() | {"loss_right": Losses.joined(right).mean, "loss_none": Losses.joined(none).mean}
     for name, error, partners in (("shuffled", "gap_error", others(rows)), ("near", "near_error", lookalikes(rows))):
         exchanged = [replace(row, source=rows[other].source) for row, other in zip(rows, partners, strict=True)]
@@ -132,17 +132,14 @@ def losses(model: BridgeModel, spliced: Spliced) -> Losses:
     return Losses(nll_B.cpu(), row_N.bincount(minlength=rows).cpu())
 
 
-def without_soft(model: BridgeModel, batch: Batch, stand_in: int) -> Spliced:
-    """[head | prompt | target]; `stand_in` opens the row where the LLM has no BOS."""
-    first, first_mask = model.head(batch)
-    if not first.shape[1]:
-        first = batch.target_ids.new_full((len(batch.target_ids), 1), stand_in)
-        first_mask = torch.ones_like(first)
-    ids = [first, batch.prompt_ids, batch.target_ids]
-    masks = [first_mask, batch.prompt_mask, batch.target_mask]
-    parts = model.llm.embed(torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
-    labels = [None, None, batch.target_ids]
-    return splice([Segment(e, m, y) for e, m, y in zip(parts, masks, labels, strict=True)])
+def without_soft(model: BridgeModel, batch: Batch, stand_in: int) -> Batch:
+    """The batch without sources; `stand_in` opens each row if the LLM has no BOS."""
+    head, head_mask = model.head(batch)
+    if not head.shape[1]:
+        head = batch.target_ids.new_full((len(batch.target_ids), 1), stand_in)
+        head_mask = torch.ones_like(head)
+    none = batch.source_ids[:, :0]
+    return replace(batch, source_ids=none, source_mask=none, head_ids=head, head_mask=head_mask)
 
 
 def others(rows: Sequence[TokenizedSample]) -> list[int]:
@@ -211,7 +208,7 @@ class SoftStatistics:
         weights_L = sum((tokens / total * weights for tokens, weights in self._weights), torch.zeros(()))
         common = (self._sum_PH.sum(0) / self._count_P.sum()).pow(2).sum()
         square = self._square_P.sum() / self._count_P.sum()
-        # A place that few samples reach says nothing about places.
+        # A position that few samples reach is left out.
         enough = (self._count_P >= max(2, 0.5 * float(self._count_P[0]))).tolist()
         places = [place for place, is_enough in enumerate(enough[:PLACES]) if is_enough]
         at = torch.tensor(places)

@@ -26,7 +26,6 @@ from bridge_ds.frozen.gather import LayerGather
 from bridge_ds.frozen.identity import as_first_recorded, is_weak, model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
-from bridge_ds.llm.generate import end_ids
 from bridge_ds.llm.lora import add_lora
 from bridge_ds.world import World
 
@@ -235,7 +234,7 @@ def base_identities(
         both = f"{key}_tokenizer"
         found[both] = tokenizer_identity(tokenizer, name, revision, hub, like.get(both, ""))
     if not like or END_IDS in like:  # checkpoints of before did not record them
-        ends = end_ids(model.llm.model, tokenizers.eos_id)
+        ends = model.llm.end_ids(tokenizers.eos_id)
         found[END_IDS] = ",".join(map(str, sorted(ends)))
     return found
 

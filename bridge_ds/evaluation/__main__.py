@@ -71,11 +71,11 @@ def _score(options: argparse.Namespace, world: World) -> None:
 
     _asked(load_run_config(options.run, options.overrides), options)  # a wrong name is said before anything slow
 
-    from bridge_ds.checkpoint.placed import one_process
     from bridge_ds.engine.distributed import device_of, init_distributed, shutdown
     from bridge_ds.evaluation.score import write_evaluation
     from bridge_ds.evaluation.scoring import score_run
     from bridge_ds.evaluation.table import table
+    from bridge_ds.inference.bases import one_process
     from bridge_ds.inference.load import load_trained, open_run
     from bridge_ds.track.plots import plot_accuracy
 

@@ -9,18 +9,14 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.schema import DataConfig
-from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
-from bridge_ds.data.shards.samples import BadSample
-from bridge_ds.data.text.chat import frame_of
-from bridge_ds.data.text.prompting import answers
-from bridge_ds.data.text.truncate import side_of
+from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.data.text.prompting import Context, ContextIds
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import Prediction
 from bridge_ds.evaluation.store import Answers
 from bridge_ds.evaluation.written import Wanted
-from bridge_ds.llm.generate import end_ids, generate
-from bridge_ds.llm.score import score_and_begin
+from bridge_ds.inference.generator import Generator
+from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.llm.splice import Spliced
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.tasks.numbers import is_right
@@ -50,15 +46,13 @@ class Scorer:
         bridge: True = soft prompt, and the text prompt where the run has one; False = the LLM reads the source itself.
         calibrate: score every choice after a null source too.
         max_new_tokens: most tokens of a written answer.
-        any_of: whether a flag is set on some rank (a collective), see :func:`bridge_ds.llm.generate.generate`.
+        any_of: whether a flag is set on some rank (a collective), see :class:`bridge_ds.inference.generator.Generator`.
         """
         self.model, self.tokenizers, self.device, self.bridge = model, tokenizers, device, bridge
         self.calibrate, self.max_new_tokens, self.any_of = calibrate, max_new_tokens, any_of
-        self.data = dataclasses.replace(
-            data, objective="task", augment_prompt=data.augment_prompt or not bridge, truncation_side=side_of(data)
-        )
-        self._frame = frame_of(tokenizers.llm, data.chat_template, data.system_prompt)
-        self.ends = end_ids(model.llm.model, tokenizers.eos_id)
+        positions, soft = model.llm.positions, model.mapping.fixed_length
+        self.prompts = PromptBuilder.of(data, tokenizers, positions, soft, bridge=bridge)
+        self.generator = Generator(model, tokenizers, bridge=bridge, any_of=any_of)
         self._null: dict[tuple[str, tuple[str, ...]], tuple[float, ...]] = {}
 
     @torch.no_grad()
@@ -66,15 +60,15 @@ class Scorer:
         """Answers to B samples of one task.
 
         Raises:
-            DataError: a source without any token.
+            DataError: a source without any token, or choices for which the LLM has no positions.
         """
-        with self.model.llm.without_adapters(not self.bridge):
-            return self._answers(examples, task)
-
-    def _answers(self, examples: Sequence[Example], task: Task) -> Answers:
-        rows = self._rows([(example.source, example.target, example.language) for example in examples], task)
-        read = ("source",) * self.bridge + ("prompt",) * self.data.augment_prompt
-        cut = {"texts": len(rows)} | {name: sum(name in row.cut for row in rows) for name in read}
+        if task.kind == "number":
+            ids: list[list[list[int]]] = [[] for _ in examples]
+            following = [self.prompts.room(self.max_new_tokens)] * len(examples)
+        else:
+            ids = self._choice_ids([example.choices or task.labels for example in examples])
+            following = [max(map(len, own)) for own in ids]
+        rows = self._rows([(example.source, example.language) for example in examples], following, task)
         prefix = self._prefix(rows)
         # Before anything else goes through the fusion.
         weights_L = self.model.fusion.weights() if self.bridge else torch.zeros(0)  # type: ignore[operator]
@@ -82,8 +76,9 @@ class Scorer:
         if task.kind == "number":
             predictions = self._numbers(examples, prefix)
         else:
-            predictions = self._choices(examples, task, prefix)
+            predictions = self._choices(examples, task, prefix, ids)
         counts = self._counts(examples, rows)
+        read = ("source",) * self.bridge + ("prompt",) * (self.prompts.prompt or not self.bridge)
         return Answers(
             [
                 dataclasses.replace(found, source_tokens=count, unknown=unknown)
@@ -91,17 +86,19 @@ class Scorer:
             ],
             [weight * tokens for weight in weights_L.tolist()],
             tokens,
-            cut,
+            {"texts": len(rows)} | {name: sum(name in row.cut for row in rows) for name in read},
         )
 
-    def _choices(self, examples: Sequence[Example], task: Task, prefix: Spliced) -> list[Prediction]:
+    def _choices(
+        self, examples: Sequence[Example], task: Task, prefix: Spliced, ids: Sequence[Sequence[Sequence[int]]]
+    ) -> list[Prediction]:
         texts = [example.choices or task.labels for example in examples]
-        scores, lengths, greedy, begins = self._score(prefix, texts)
+        scores, greedy, begins = self._score(prefix, ids)
         labels = [example.label for example in examples]
         right = [own[label] for own, label in zip(texts, labels, strict=True)]
         usual = [row[label] for row, label in zip(greedy, labels, strict=True)]
         exact = self._written(prefix, right, usual, begins)
-        nulls = self._nulls(examples, task) if self.calibrate else [()] * len(examples)
+        nulls = self._nulls(examples, task, ids) if self.calibrate else [()] * len(examples)
         return [
             Prediction(
                 key=example.key,
@@ -110,7 +107,7 @@ class Scorer:
                 answer=example.target,
                 choices=example.choices,
                 scores=tuple(scores[row]),
-                tokens=tuple(lengths[row]),
+                tokens=tuple(map(len, ids[row])),
                 null=nulls[row],
                 exact=exact[row],
             )
@@ -118,8 +115,7 @@ class Scorer:
         ]
 
     def _numbers(self, examples: Sequence[Example], prefix: Spliced) -> list[Prediction]:
-        written = generate(self.model.llm, prefix, self.ends, self.max_new_tokens, self.any_of)
-        texts = [str(self.tokenizers.llm.decode(ids, skip_special_tokens=True)).strip() for ids in written]
+        texts = [text.strip() for text in self.generator.texts(self.generator.greedy(prefix, self.max_new_tokens))]
         return [
             Prediction(
                 key=example.key,
@@ -144,64 +140,66 @@ class Scorer:
         """
         of = self.tokenizers
         wanted = [Wanted(target, of) for target in targets]
-        ids = [[] if begin in self.ends else [begin] for begin in begins]
+        ids = [[] if begin in self.generator.ends else [begin] for begin in begins]
         unsure = [
             not sure and bool(row) and each.open(row) for sure, each, row in zip(greedy, wanted, ids, strict=True)
         ]
         if self.any_of(any(unsure)):  # seldom: other answers begin otherwise
-            longer = generate(
-                self.model.llm, prefix, self.ends, self.max_new_tokens, self.any_of,
-                lambda row, so_far: unsure[row] and wanted[row].open(so_far),
-            )  # fmt: skip
+            longer = self.generator.greedy(
+                prefix, self.max_new_tokens, lambda row, so_far: unsure[row] and wanted[row].open(so_far)
+            )
             ids = [new if row else old for row, new, old in zip(unsure, longer, ids, strict=True)]
         return [sure or each.done(row) for sure, each, row in zip(greedy, wanted, ids, strict=True)]
 
-    def _score(
-        self, prefix: Spliced, texts: Sequence[Sequence[str]]
-    ) -> tuple[list[list[float]], list[list[int]], list[list[bool]], list[int]]:
-        """For each row: scores, token counts and greedy matches of its choices, and its likeliest first token."""
+    def _choice_ids(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """LLM ids of each row's choices, each text tokenized once."""
         flat = list(dict.fromkeys(text for row in texts for text in row))
-        ids = dict(zip(flat, answers(self.tokenizers, flat, self._frame.before_answer), strict=True))
-        choices = [[ids[text] for text in row] for row in texts]
-        counts = [len(row) for row in choices]
-        scores_R, greedy_R, begins = score_and_begin(self.model.llm, prefix, choices, self.any_of)
-        scores = [part.tolist() for part in scores_R.cpu().split(counts)]
-        greedy = [part.tolist() for part in greedy_R.cpu().split(counts)]
-        return scores, [[len(choice) for choice in row] for row in choices], greedy, begins
+        ids = dict(zip(flat, self.prompts.answers(flat), strict=True))
+        return [[ids[text] for text in row] for row in texts]
 
-    def _nulls(self, examples: Sequence[Example], task: Task) -> list[tuple[float, ...]]:
+    def _score(
+        self, prefix: Spliced, ids: Sequence[Sequence[Sequence[int]]]
+    ) -> tuple[list[list[float]], list[list[bool]], list[int]]:
+        """For each row: scores and greedy matches of its choices, and its likeliest first token."""
+        found, counts = self.generator.score(prefix, ids), [len(row) for row in ids]
+        scores = [part.tolist() for part in found.log_p.cpu().split(counts)]
+        return scores, [part.tolist() for part in found.greedy.cpu().split(counts)], found.first
+
+    def _nulls(
+        self, examples: Sequence[Example], task: Task, ids: Sequence[Sequence[Sequence[int]]]
+    ) -> list[tuple[float, ...]]:
         """Scores of each sample's choices after its null source; of labels they are computed once."""
         if any(example.choices for example in examples):
-            rows = self._rows([(example.null or " ", example.target, example.language) for example in examples], task)
-            scores = self._score(self._prefix(rows), [example.choices for example in examples])[0]
-            return [tuple(row) for row in scores]
+            following = [max(map(len, own)) for own in ids]
+            rows = self._rows([(example.null or " ", example.language) for example in examples], following, task)
+            return [tuple(row) for row in self._score(self._prefix(rows), ids)[0]]
         key = (examples[0].null, task.labels)  # one prompt a task, so all ranks compute it in the same turn
         if key not in self._null:
-            prefix = self._prefix(self._rows([(key[0], task.labels[0], ENGLISH)], task))
-            self._null[key] = tuple(self._score(prefix, [task.labels])[0][0])
+            prefix = self._prefix(self._rows([(key[0], ENGLISH)], [max(map(len, ids[0]))], task))
+            self._null[key] = tuple(self._score(prefix, ids[:1])[0][0])
         return [self._null[key]] * len(examples)
 
-    def _rows(self, texts: Sequence[tuple[str, str, str]], task: Task) -> list[TokenizedSample]:
-        """Token ids of (source, target, language of the source)."""
-        samples = [
-            {"source": source, "target": target, "language": self._tag(language)} for source, target, language in texts
-        ]
-        rows: list[TokenizedSample] = []
-        for sample, row in zip(samples, tokenize_samples(samples, self.tokenizers, self.data), strict=True):
-            if isinstance(row, BadSample):
-                raise DataError(f"a sample of {task.name} ({sample['source'][:60]!r}) {row}; mend its data.")
-            rows.append(row if self.bridge else dataclasses.replace(row, prompt=self.tokenizers.opened(row.prompt)))
+    def _rows(self, texts: Sequence[tuple[str, str]], following: Sequence[int], task: Task) -> list[ContextIds]:
+        """Prompts of (source, its language), each with as many positions free behind it."""
+        rows = []
+        for (source, language), room in zip(texts, following, strict=True):
+            row = self.prompts.ids(Context(source, language=self._tag(language)), room)
+            if self.bridge and not row.source:
+                raise DataError(
+                    f"a sample of {task.name} ({source[:60]!r}) has a source without any token of the encoder; "
+                    "expected text that its tokenizer knows; fix its data."
+                )
+            rows.append(row)
         return rows
 
     def _tag(self, language: str) -> str:
         return self.tokenizers.languages.tag_or_default(language) if self.tokenizers.languages else ""
 
-    def _prefix(self, rows: Sequence[TokenizedSample]) -> Spliced:
-        batch = collate(rows, self.tokenizers.encoder_pad_id, self.tokenizers.pad_id).to(self.device)
-        return self.model.prefix(batch, use_bridge=self.bridge)
+    def _prefix(self, rows: Sequence[ContextIds]) -> Spliced:
+        return self.generator.prefix(self.prompts.batch(rows), self.device)
 
-    def _counts(self, examples: Sequence[Example], rows: Sequence[TokenizedSample]) -> list[tuple[int, int]]:
-        """Encoder tokens of each whole source, also where the model sees it cut, and unknown ones among them."""
+    def _counts(self, examples: Sequence[Example], rows: Sequence[ContextIds]) -> list[tuple[int, int]]:
+        """Encoder tokens of each whole source, also of a truncated one, and unknown ones among them."""
         unknown = self.tokenizers.encoder.unk_token_id
         counts = []
         for example, row in zip(examples, rows, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from bridge_ds.config.renames import with_old_names
 from bridge_ds.config.schema import Config, DataConfig
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.data.text.convention import WRITTEN
-from bridge_ds.data.text.truncate import LOST, side_of
+from bridge_ds.data.text.truncate import Limits, side_of
 from bridge_ds.engine.distributed import any_rank
 from bridge_ds.engine.setup import END_IDS
 from bridge_ds.evaluation.predictions import Scored
 from bridge_ds.evaluation.score import compare
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.evaluation.store import PredictionStore, llm_of
+from bridge_ds.inference.prompt import truncation_lines
 from bridge_ds.tasks import find_tasks
 from bridge_ds.world import World
 
@@ -86,20 +87,10 @@ def score_run(
         stores=stores,
     )
     if world.is_main:
-        _tell_cuts(stores, config.data)
+        for store in stores:
+            for line in truncation_lines(store.cut, Limits.of(config.data)):
+                print(f"{store.scored.name}: {line}", flush=True)
     return results
-
-
-def _tell_cuts(stores: Sequence[PredictionStore], data: DataConfig) -> None:
-    """Say how many of the texts that were scored now were truncated."""
-    for store in stores:
-        for what, limit in (("source", data.max_source_tokens), ("prompt", data.max_prompt_tokens)):
-            if store.cut[what]:
-                print(
-                    f"{store.scored.name}: {store.cut[what]} of {store.cut['texts']} texts lost their "
-                    f"{LOST[side_of(data)]}: at most {limit} {what} tokens are read (data.max_{what}_tokens).",
-                    flush=True,
-                )
 
 
 def _stores(

@@ -1,8 +1,8 @@
-"""A file of texts answered batch by batch, so that a killed command goes on where it was.
+"""A file of texts answered batch by batch; a killed command resumes after its last whole batch.
 
-`.OUTPUT.part` beside the output holds a line that says of which texts and settings it is, then a line a batch. The
-batches are fixed before the first is answered (texts of like length together, the longest first), so kills change
-neither what shares a batch nor the seed of its sampling, and the output is the same, byte for byte.
+`.OUTPUT.part` beside the output holds a line with the hash of texts and settings, then a line per batch. The batches
+are fixed before the first is answered (texts of similar length together, the longest first), so kills change neither
+what shares a batch nor the seed of its sampling, and the output is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError, DataError, LaunchError
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.reading import NotText, decoded, json_value
 
 __all__ = ["ANSWER", "answer_file", "batches"]
@@ -32,13 +32,13 @@ ANSWER = "answer"
 """Field of the output that holds the answer."""
 
 
-def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batch: int) -> None:
+def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batch: int) -> None:
     """Answer each line of `source`; `output` gets the same objects in the same order, with `answer`.
 
     Args:
-        answerer: loaded.
+        pipeline: loaded.
         source: JSON lines.
-        output: must not exist; appears when all is done.
+        output: must not exist; written when all texts are answered.
         field: holds the text.
         batch: texts at a time.
 
@@ -53,11 +53,11 @@ def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batc
     rows = []
     for number, item in items:
         try:
-            rows.append(answerer.row(item[field], _language(item)))
+            rows.append(pipeline.row(item[field], _language(item)))
         except DataError as error:
             raise DataError(f"{source} line {number}: {error}") from None
-    plan = batches([len(head) + len(text) + len(tail) for head, text, tail in rows], batch)
-    identity = hashlib.sha256(f"{answerer.identity()}/{hashlib.sha256(content).hexdigest()}/{field}/{batch}".encode())
+    plan = batches([len(row.head) + len(row.source) + len(row.prompt) + len(row.tail) for row in rows], batch)
+    identity = hashlib.sha256(f"{pipeline.identity()}/{hashlib.sha256(content).hexdigest()}/{field}/{batch}".encode())
     part = output.with_name(f".{output.name}.part")
     with _writing(part), _part_file(part, identity.hexdigest()) as (file, done):
         answers: dict[int, str] = {}
@@ -67,13 +67,13 @@ def answer_file(answerer: Answerer, source: Path, output: Path, field: str, batc
             print(f"going on after {len(answers)} of {len(rows)} texts", file=sys.stderr)
         with tqdm(total=len(rows), initial=len(answers), desc="answers", unit="text", disable=None) as bar:
             for number in range(len(done), len(plan)):
-                texts = answerer.write([rows[place] for place in plan[number]], seed=number)
+                texts = pipeline.write([rows[index] for index in plan[number]], seed=number)
                 file.write(json.dumps(texts, ensure_ascii=False) + "\n")
                 file.flush()
                 answers |= zip(plan[number], texts, strict=True)
                 bar.update(len(texts))
         lines = (
-            json.dumps(item | {ANSWER: answers[place]}, ensure_ascii=False) for place, (_, item) in enumerate(items)
+            json.dumps(item | {ANSWER: answers[index]}, ensure_ascii=False) for index, (_, item) in enumerate(items)
         )
         write_text(output, "".join(line + "\n" for line in lines))
         part.unlink()
@@ -88,11 +88,8 @@ def _language(item: dict[str, Any]) -> str:
 
 
 def batches(lengths: list[int], size: int) -> list[list[int]]:
-    """Places in batches of `size`, texts of like length together, the longest first: a pure function.
-
-    The memory that is needed then shows at once.
-    """
-    order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
+    """Indices in batches of `size`, texts of similar length together. The longest first: they need the most memory."""
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
@@ -100,7 +97,7 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
     """The file's bytes, and (line number from 1, object) of each line that is not blank.
 
     Raises:
-        DataError: the file cannot be read, or a line is no JSON object with that field, or holds an answer already.
+        DataError: the file cannot be read, or a line is no JSON object with that field, or has an answer already.
     """
     try:
         content = source.read_bytes()
@@ -133,7 +130,7 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
 
 @contextlib.contextmanager
 def _part_file(part: Path, identity: str) -> Iterator[tuple[IO[str], list[list[str]]]]:
-    """The part file, open for more and locked, and the batches that are whole in it."""
+    """The part file, open to append and locked, and its whole batches."""
     with part.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,13 +150,13 @@ def _part_file(part: Path, identity: str) -> Iterator[tuple[IO[str], list[list[s
 
 
 def _whole(text: str, identity: str) -> tuple[list[list[str]], int, bool]:
-    """Batches that are whole in a part file, the bytes up to there, and whether there was anything at all."""
+    """The whole batches of a part file, their length in bytes, and whether there was anything at all."""
     header, *lines = text.split("\n")
     if header != identity or not lines:
         return [], 0, bool(text)
     done: list[list[str]] = []
     length = len(header) + 1
-    for line in lines[:-1]:  # what stands behind the last line end was torn off
+    for line in lines[:-1]:  # what follows the last newline is incomplete
         try:
             done.append(json.loads(line))
         except ValueError:

@@ -1,4 +1,4 @@
-"""Answers on the terminal, word by word as they are written."""
+"""Answers on the terminal, printed while they are written."""
 
 from __future__ import annotations
 
@@ -6,52 +6,26 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from transformers import TextStreamer
-
 from bridge_ds.errors import DataError
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.reading import BOM
 
 __all__ = ["say", "talk"]
 
 
-class _Spoken(TextStreamer):
-    """Prints an answer while it is written, up to a stop."""
-
-    def __init__(self, answerer: Answerer) -> None:
-        super().__init__(answerer.processor.tokenizer, skip_special_tokens=True)
-        self.answerer = answerer
-        self.text, self.shown, self.begun = "", 0, False
-        # A stop that has only begun must not be shown yet.
-        self.held = max((len(stop) for stop in answerer.style.stop), default=0)
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Of TextStreamer: more text is certain."""
-        if text and not self.begun:  # the first space alone may be a piece
-            self.begun, text = True, self.answerer.processor.bare(text, self.answerer.style.chat)
-        self.text += text
-        whole = self.answerer.cut(self.text)
-        end = len(whole) if stream_end or len(whole) < len(self.text) else max(self.shown, len(whole) - self.held)
-        print(whole[self.shown : end], end="\n" if stream_end else "", flush=True)
-        self.shown = max(self.shown, end)
+def say(pipeline: Pipeline, text: str, seed: int = 0) -> None:
+    """Print the answer to one text."""
+    pipeline.stream(pipeline.row(text), seed, lambda piece: print(piece, end="", flush=True))
+    print(flush=True)
 
 
-def say(answerer: Answerer, text: str, seed: int = 0) -> None:
-    """Print the answer to one text, as it is written where that is possible."""
-    row = answerer.row(text)
-    if answerer.style.beams > 1:  # of several beams none is the answer until the end
-        print(answerer.write([row], seed)[0], flush=True)
-    else:
-        answerer.write([row], seed, streamer=_Spoken(answerer))
-
-
-def talk(answerer: Answerer) -> None:
-    """Answer line after line until there are no more; each by itself. Ctrl-C ends an answer, Ctrl-D the command."""
+def talk(pipeline: Pipeline) -> None:
+    """Answer line after line, each by itself. Ctrl-C stops an answer, Ctrl-D the command."""
     for number, line in enumerate(_lines(), 1):
         if not line.strip():
             continue
         try:
-            say(answerer, line, number)
+            say(pipeline, line, number)
         except KeyboardInterrupt:
             print()
         except DataError as error:

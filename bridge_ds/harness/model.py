@@ -8,24 +8,26 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from bridge_ds.checkpoint.placed import one_process
 from bridge_ds.config.check import one_of
 from bridge_ds.config.text import expand
-from bridge_ds.data.text.chat import frame_of, render
+from bridge_ds.data.text.chat import render
 from bridge_ds.data.text.prompting import parse
 from bridge_ds.data.text.truncate import LOST, side_of
 from bridge_ds.engine.distributed import device_of, init_distributed
 from bridge_ds.errors import ConfigError
-from bridge_ds.harness.answerer import Answerer, Options
+from bridge_ds.harness.answerer import Answerer
 from bridge_ds.harness.ranks import Ranks
 from bridge_ds.harness.requests import Asked, ScoringPlan, of_task, plan, plan_texts, windows
+from bridge_ds.inference.bases import one_process
+from bridge_ds.inference.generator import Generator
 from bridge_ds.inference.load import load_trained, open_run
+from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.world import World
 
 __all__ = ["BridgeLM"]
@@ -53,7 +55,7 @@ class BridgeLM(Ranks, LM):
         end_token: bool | None = None,
         max_source_tokens: int | None = None,
         max_prompt_tokens: int | None = None,
-        truncation_side: str | None = None,
+        truncation_side: Literal["right", "left"] | None = None,
         window: int | None = None,
         language: str = "",
         batch_size: int | str = 1,
@@ -65,18 +67,18 @@ class BridgeLM(Ranks, LM):
     ) -> None:
         """Args:
         run: run folder; its newest valid checkpoint is loaded.
-        checkpoint: `best`, or a folder in its checkpoints/, in place of the newest.
+        checkpoint: `best`, or a folder in its checkpoints/, instead of the newest.
         bridge: False = the LLM alone, which reads the context itself: the baseline on the same samples.
         prompt: the LLM reads the context itself beside the soft prompt (default: the run's data.augment_prompt).
         end_token: an answer is scored with the end token after it (default: as data.target_end for objective `task`,
             which trains answers closed by it; no for `prefix_lm`, whose texts go on).
-        max_source_tokens: encoder tokens of a context; longer ones are cut (default: the run's).
+        max_source_tokens: encoder tokens of a context; longer ones are truncated (default: the run's).
         max_prompt_tokens: the same for what the LLM reads (default: the run's).
         truncation_side: where: right = the end | left = the beginning, so that a question at the end stays (default:
             the run's).
         window: LLM tokens that are scored after one context in loglikelihood_rolling (default: the longest target that
             the run trained on).
-        language: of all contexts, where the encoder is told it (NLLB, M2M-100, mBART): its tag or an ISO 639 code
+        language: of all contexts, if the encoder needs it (NLLB, M2M-100, mBART): its tag or an ISO 639 code
             (default: the end of a task's name, such as xnli_sw or belebele_sin_Sinh; else data.source_language).
         batch_size: contexts of a batch, or `auto`.
         max_batch_size: where `auto` begins.
@@ -104,19 +106,19 @@ class BridgeLM(Ranks, LM):
         model, self.tokenizers, self.checkpoint = load_trained(
             self.run, self.config, device_map, self._say, max_memory, found
         )
-        self.options = Options(
-            bridge=bridge,
-            prompt=data.augment_prompt if prompt is None else prompt,
-            end_token=data.objective == "task" and data.target_end if end_token is None else end_token,
+        read = dataclasses.replace(
+            data, objective="task", truncation_side=side,
             max_source_tokens=max_source_tokens or data.max_source_tokens,
             max_prompt_tokens=max_prompt_tokens or data.max_prompt_tokens,
-            truncation_side=side,
-            frame=frame_of(self.tokenizers.llm, data.chat_template, data.system_prompt),
-        )
+            augment_prompt=data.augment_prompt if prompt is None else prompt,
+        )  # fmt: skip
+        positions, soft = model.llm.positions, model.mapping.fixed_length
+        prompts = PromptBuilder.of(read, self.tokenizers, positions, soft, bridge=bridge)
         self._set_language(language)
         with model.llm.without_adapters(not bridge):  # refused where the run trained the LLM itself
             self._device = model.device
-        self.answerer = Answerer(model, self.tokenizers, self._device, self.options)
+        end_token = data.objective == "task" and data.target_end if end_token is None else end_token
+        self.answerer = Answerer(Generator(model, self.tokenizers, bridge=bridge), prompts, end_token)
 
     def _join(self, device_map: Any) -> World:
         world = World.detect()
@@ -147,13 +149,12 @@ class BridgeLM(Ranks, LM):
             for request in requests
             for context, continuation in [request.args]
         ]
-        return self._answer("loglikelihood", requests, plan(asked, self._cut), disable_tqdm)
+        return self._answer("loglikelihood", requests, plan(asked, self._windows), disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability (nats) of each whole text, see :mod:`bridge_ds.harness.requests`."""
-        made = plan_texts(
-            [request.args[0] for request in requests], self._cut, [self._language_of(request) for request in requests]
-        )
+        languages = [self._language_of(request) for request in requests]
+        made = plan_texts([request.args[0] for request in requests], self._windows, languages)
         answers = self._answer("loglikelihood_rolling", requests, made, disable_tqdm)
         return [score for score, _ in answers]
 
@@ -182,7 +183,7 @@ class BridgeLM(Ranks, LM):
                     texts[numbers[row]] = text
                     self.cache_hook.add_partial("generate_until", requests[numbers[row]].args, text)
                     bar.update(1)
-        self._tell_cuts()
+        self._tell_truncated()
         return texts
 
     def _answer(self, kind: str, requests: list[Any], made: ScoringPlan, quiet: bool) -> list[tuple[float, bool]]:
@@ -205,18 +206,18 @@ class BridgeLM(Ranks, LM):
                 for number in waiting[row]:
                     missing[number] -= 1
                     if not missing[number]:
-                        scored = [found[context][place] for context, place in made.parts[number]]
+                        scored = [found[context][at] for context, at in made.parts[number]]
                         answers[number] = sum(value for value, _ in scored), all(greedy for _, greedy in scored)
                         answer = answers[number] if kind == "loglikelihood" else answers[number][0]
                         self.cache_hook.add_partial(kind, requests[number].args, answer)
-        self._tell_cuts()
+        self._tell_truncated()
         return answers
 
     def _in_batches(
         self, lengths: Sequence[int], work: Callable[[list[int]], Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
-        """(place, result), longest first: the memory that is needed shows at once, and a batch has like lengths."""
-        order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+        """(number, result), longest first: running out of memory shows at once, and a batch has similar lengths."""
+        order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
         at = 0
         while at < len(order):
             part = order[at : at + self.batch_size]
@@ -239,7 +240,7 @@ class BridgeLM(Ranks, LM):
             self.tokenizers.languages.check("language in --model_args", language)
 
     def _language_of(self, request: Any) -> str:
-        """Of a request's context; nothing where the encoder is not told it."""
+        """Of a request's context; empty if the encoder does not need it."""
         known = self.tokenizers.languages
         if known is None or self._language:
             return self._language
@@ -251,22 +252,16 @@ class BridgeLM(Ranks, LM):
                 self._say(f"task {name}: its contexts are given to the encoder as {known.tag(found)}")
         return self._languages[name]
 
-    def _cut(self, text: str) -> list[tuple[str, str]]:
+    def _windows(self, text: str) -> list[tuple[str, str]]:
         return windows(text, self.answerer.count_tokens, self.window)
 
     def _bar(self, total: int, name: str, quiet: bool) -> Any:
         return tqdm(total=total, desc=f"bridge_ds {name}", disable=quiet or self.rank != 0, dynamic_ncols=True)
 
-    def _tell_cuts(self) -> None:
-        cut = self.answerer.cut
-        for part, limit in (("source", self.options.max_source_tokens), ("prompt", self.options.max_prompt_tokens)):
-            if cut[part]:
-                lost = LOST[self.options.truncation_side]
-                self._say(
-                    f"{cut[part]} of {cut['contexts']} contexts lost the {lost} of their {part}: at most {limit} "
-                    f"tokens fit; raise max_{part}_tokens in --model_args if both models can read more."
-                )
-        cut.clear()
+    def _tell_truncated(self) -> None:
+        for line in self.answerer.prompts.truncation_lines():
+            self._say(f"{line} Raise max_source_tokens or max_prompt_tokens if both models can read more.")
+        self.answerer.prompts.truncated.clear()
 
     def _say(self, text: str) -> None:
         if self.rank == 0:
@@ -295,21 +290,25 @@ class BridgeLM(Ranks, LM):
             ) from None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The LLM's chat template around ONE user turn, in whose place the soft prompt will stand.
-
-        The encoder reads the worked examples and the question as one text; a system message stays text for the LLM.
-        """
+        """The LLM's chat template around ONE user turn, see :func:`bridge_ds.data.text.chat.render`."""
         return render(self.tokenizers.llm, chat_history, add_generation_prompt, self.config.data.system_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
         """What goes into lm_eval's results beside the scores."""
+        prompts, limits = self.answerer.prompts, self.answerer.prompts.limits
         return {
             "run": str(self.run),
             "checkpoint": self.checkpoint.folder.name,
-            "fusion": self.config.fusion.name if self.options.bridge else "",
+            "fusion": self.config.fusion.name if prompts.bridge else "",
             "encoder": self.config.model.encoder,
             "llm": self.config.model.llm,
-            **dataclasses.asdict(self.options),
+            "bridge": prompts.bridge,
+            "prompt": prompts.prompt,
+            "end_token": self.answerer.end_token,
+            "max_source_tokens": limits.source,
+            "max_prompt_tokens": limits.prompt,
+            "truncation_side": limits.side,
+            "frame": dataclasses.asdict(self.tokenizers.frame),
             "window": self.window,
         }
 

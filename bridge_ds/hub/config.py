@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
+import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from bridge_ds.config.check import check
+from bridge_ds.config.load import from_dict, to_dict
+from bridge_ds.config.schema import Config
 from bridge_ds.data.text.convention import WRITTEN
+from bridge_ds.data.text.truncate import side_of
 
-__all__ = ["MODEL_TYPE", "BridgeConfig", "from_run", "register", "to_run"]
+__all__ = ["MODEL_TYPE", "BridgeConfig", "from_run", "save_config", "settings_sha256", "to_run"]
 
 MODEL_TYPE = "bridge_ds"
 """`model_type` in config.json."""
@@ -21,17 +29,21 @@ _NOT_SHARED = {
     "fusion": ("backend", "lr_scale"),
     "mapping": ("match_embedding_rms", "end_init", "dropout"),
 }
-"""Keys of the recipe that only matter where and while a bridge is trained."""
+"""Keys of the recipe that matter only in training."""
 _DATA = (
     "augment_prompt", *WRITTEN, "chat_template", "system_prompt", "source_language", "max_source_tokens",
     "max_prompt_tokens",
 )  # fmt: skip
 """Keys of the recipe's `data:` part that decide what the models read and write."""
-_registered = False
+_NO_SETTING = (
+    "architectures", "encoder", "encoder_revision", "files", "llm", "llm_revision", "model_type", "settings_sha256",
+    "transformers_version",
+)  # fmt: skip
+"""Keys of config.json that its hash leaves out: names of the base models may change, their hashes (`base`) may not."""
 
 
 class BridgeConfig(PreTrainedConfig):
-    """The function that a bridge is: two base models by name and hash, and what stands between them."""
+    """What a bridge computes: two base models by name and hash, and the settings of what is between them."""
 
     model_type = MODEL_TYPE
 
@@ -40,30 +52,32 @@ class BridgeConfig(PreTrainedConfig):
     llm: str = ""
     """Hub id or folder of the causal language model (as model.llm)."""
     encoder_revision: str | None = None
-    """Hub revision of the encoder; none = the default branch."""
+    """Hub revision of the encoder; None = the default branch."""
     llm_revision: str | None = None
-    """Hub revision of the LLM; none = the default branch."""
+    """Hub revision of the LLM; None = the default branch."""
     base: dict[str, str] = dataclasses.field(default_factory=dict)
     """Hashes of `encoder`, `llm`, `encoder_tokenizer`, `llm_tokenizer` (:mod:`bridge_ds.frozen.identity`)."""
     files: dict[str, Any] | None = None
-    """`bytes` and `sha256` of each file of what was trained, by name; none in a folder of before, and where whoever
-    changed a file has taken them out."""
+    """`bytes` and `sha256` of each file of trained tensors, by name; None where config.json has none (an older folder,
+    or somebody changed a file on purpose and removed them)."""
+    settings_sha256: str | None = None
+    """See :func:`settings_sha256`; None where config.json has none."""
     base_dtype: str = "bfloat16"
-    """Number format of both base models in training, and the one in which they are loaded by default."""
+    """dtype of both base models in training, and by default when they are loaded."""
     fusion: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the recipe's `fusion:` part."""
     mapping: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the recipe's `mapping:` part."""
     encoder_training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Keys of the recipe's `encoder:` part where the encoder was trained too; empty = it was frozen."""
+    """Keys of the recipe's `encoder:` part if the encoder was trained too; empty = it was frozen."""
     llm_training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Keys of the recipe's `llm:` part where all of the LLM was trained too; empty = it was frozen."""
+    """Keys of the recipe's `llm:` part if all of the LLM was trained too; empty = it was frozen."""
     lora: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Keys of the recipe's `lora:` part where the LLM has updates; empty = it has none."""
+    """Keys of the recipe's `lora:` part if the LLM has LoRA's updates; empty = it has none."""
     augment_prompt: bool = False
     """The LLM reads the source text too, after the soft prompt (as data.augment_prompt)."""
     bos: str = "unless_eos"
-    """As data.bos; the default is what was done before there was a choice, likewise in the next three."""
+    """As data.bos. The default, as of the next three, is what exports did before they had the key."""
     separator: str = ""
     """As data.separator."""
     target_space: str = "auto"
@@ -71,40 +85,34 @@ class BridgeConfig(PreTrainedConfig):
     target_end: bool = True
     """As data.target_end."""
     chat_template: bool = False
-    """The LLM's chat template stands around the soft prompt (as data.chat_template)."""
+    """The prompt is in the LLM's chat template (as data.chat_template)."""
     system_prompt: str = ""
-    """System message in front of it (as data.system_prompt)."""
+    """System message of the template (as data.system_prompt)."""
     truncation_side: str = "right"
-    """Which part of a text that is too long is cut: right = its end | left = its beginning."""
+    """Where a long text is truncated: right = its end | left = its beginning."""
     source_language: str = ""
-    """Language of texts of which none is given, where the encoder is told it (as data.source_language)."""
+    """Default language of texts, for encoders that are told it (as data.source_language)."""
     max_source_tokens: int = 512
-    """Encoder tokens of a text; longer ones are cut."""
+    """Encoder tokens of a text; longer ones are truncated."""
     max_prompt_tokens: int = 512
     """LLM tokens of a text that the LLM reads too."""
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
-        # Whoever has a config wants the model or the processor next. Nobody else pays for their imports.
-        register_model_and_processor()
-
     def to_diff_dict(self) -> dict[str, Any]:
-        """For config.json. The number format in which the base models happen to be loaded is left out."""
+        """For config.json, without the dtype in which the base models happen to be loaded."""
         values: dict[str, Any] = super().to_diff_dict()
         values.pop("dtype", None)
+        if self.settings_sha256 is None:
+            values.pop("settings_sha256", None)
         return values
 
 
-def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
+def from_run(config: Config, base: Mapping[str, str]) -> BridgeConfig:
     """The config of a trained run.
 
     Args:
-        config: the run's :class:`bridge_ds.config.schema.Config`.
+        config: the run's.
         base: identities of the base models, as a checkpoint's manifest holds them.
     """
-    from bridge_ds.config.load import to_dict
-    from bridge_ds.data.text.truncate import side_of
-
     values = to_dict(config)
     parts: dict[str, Any] = {
         part: {key: value for key, value in values[part].items() if key not in left_out}
@@ -128,8 +136,8 @@ def from_run(config: Any, base: Mapping[str, str]) -> BridgeConfig:
     )
 
 
-def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
-    """The same as a :class:`bridge_ds.config.schema.Config`, checked.
+def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Config:
+    """The config of a run with these settings, checked.
 
     Args:
         config: of a shared bridge.
@@ -138,9 +146,6 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
     Raises:
         ConfigError: an unknown key, or a value of the wrong type or out of range.
     """
-    from bridge_ds.config.check import check
-    from bridge_ds.config.load import from_dict
-
     found = from_dict(
         {
             "model": {
@@ -163,23 +168,25 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Any:
     return found
 
 
-def register() -> None:
-    """Enter the config class in AutoConfig's table; see :mod:`bridge_ds.auto_classes`."""
-    from transformers.models.auto.configuration_auto import AutoConfig
+def save_config(config: BridgeConfig, folder: str | os.PathLike[str], files: Mapping[str, Any] | None = None) -> None:
+    """Write config.json with its own hash.
 
-    AutoConfig.register(MODEL_TYPE, BridgeConfig, exist_ok=True)
+    Args:
+        config: of the bridge.
+        folder: made if absent.
+        files: what is recorded of the files of trained tensors; None = as in `config`.
+    """
+    saved = copy.deepcopy(config)
+    saved.files = config.files if files is None else dict(files)
+    saved.settings_sha256 = settings_sha256(json.loads(saved.to_json_string()))
+    saved.save_pretrained(folder)
 
 
-def register_model_and_processor() -> None:
-    """Enter model and processor in the tables of AutoModelForCausalLM and AutoProcessor."""
-    global _registered
-    if _registered:
-        return
-    _registered = True  # before the imports below, which make configs of their own
-    from transformers import AutoModelForCausalLM, AutoProcessor
+def settings_sha256(values: Mapping[str, Any]) -> str:
+    """Hash of the settings in config.json, all but where the base models are and how the file was written.
 
-    from bridge_ds.hub.model import BridgeForCausalLM
-    from bridge_ds.hub.processor import BridgeProcessor
-
-    AutoModelForCausalLM.register(BridgeConfig, BridgeForCausalLM, exist_ok=True)
-    AutoProcessor.register(BridgeConfig, BridgeProcessor, exist_ok=True)
+    Args:
+        values: of config.json.
+    """
+    settings = {key: value for key, value in values.items() if key not in _NO_SETTING}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,39 +1,45 @@
-"""`BridgeForCausalLM`: a trained bridge with its two base models, as a model of transformers."""
+"""`BridgeForCausalLM`: a trained bridge with its two base models, as a model of transformers.
+
+Letters: B batch, S encoder tokens, K LLM tokens on one side of the soft prompt, T target tokens, X spliced length,
+V vocabulary.
+"""
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
-from bridge_ds.bridge import BridgeModel
-from bridge_ds.checkpoint.placed import Placing
-from bridge_ds.data.loading.tokenize import Tokenizers
-from bridge_ds.errors import ConfigError
-from bridge_ds.hub.answering import Answering
-from bridge_ds.hub.bases import load_bases, quantization
+from bridge_ds.config.schema import Config
+from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.hub.config import BridgeConfig, to_run
-from bridge_ds.hub.source import BridgeSource, hub_options, open_source, renamed
-from bridge_ds.llm.generate import end_ids, positions_of
+from bridge_ds.hub.folder import SharedBridge, upload, write_folder
+from bridge_ds.hub.inputs import batch_of, refuse_token_options
+from bridge_ds.hub.source import BridgeSource, check_bases, hub_options, open_source
+from bridge_ds.inference.bases import Placing, quantization
+from bridge_ds.inference.load import LoadedBridge, load_model
+from bridge_ds.llm.loss import nll_sum, predicting
+from bridge_ds.llm.splice import Spliced
 
 __all__ = ["BridgeForCausalLM"]
 
 _IGNORED = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "low_cpu_mem_usage", "use_safetensors")
-"""What the Auto classes pass to every model; there is nothing here that they could change."""
+"""What the Auto classes pass to every model; without a meaning here."""
+_BASES = ("encoder", "llm", "encoder_revision", "llm_revision")
 
 
-class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """Encoder, fusion, mapping and LLM as one model that answers: `generate(**processor(texts))`.
+class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """Encoder, fusion, mapping and LLM as one model: `generate(**processor(texts))`.
 
-    The LLM's own `generate` does the writing, with the soft prompt as its first input, so that each architecture keeps
-    its own cache, positions and masks. Saved is the bridge alone.
+    The LLM's own `generate` writes, with the soft prompt in its `inputs_embeds`, so that each architecture keeps its
+    cache, positions and masks. Only the bridge is saved.
     """
 
     config_class = BridgeConfig
@@ -45,49 +51,44 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
     def __init__(
         self,
         config: BridgeConfig,
-        bridge: BridgeModel | None = None,
-        tokenizers: Tokenizers | None = None,
-        *,
-        generation: dict[str, Any] | None = None,
+        loaded: LoadedBridge | None = None,
+        generation: Mapping[str, Any] | None = None,
         card: Callable[[BridgeConfig], str] | None = None,
     ) -> None:
         """Args:
-            config: what the bridge is.
-            bridge: all four stages, loaded.
-            tokenizers: both; for the ids that begin, end and pad.
+            config: of the bridge.
+            loaded: all four stages and both tokenizers.
             generation: options of GenerationConfig that belong to the bridge.
-            card: makes the model card, when it is first wanted.
+            card: makes the model card, on first use.
 
         Raises:
-            ConfigError: the stages are missing.
+            ConfigError: nothing is loaded.
         """
-        if bridge is None or tokenizers is None:
+        if loaded is None:
             raise ConfigError(
                 "a bridge cannot be made from its config alone; expected trained weights and two pretrained models; "
                 "load one with BridgeForCausalLM.from_pretrained(RUN)."
             )
         super().__init__(config)
-        self.bridge = bridge
-        self.tokenizers = tokenizers
+        self.bridge, self.tokenizers, self.generator = loaded.model, loaded.tokenizers, loaded.generator()
         self._make_card = card
-        llm = bridge.llm.model
-        # Ours alone: temperatures and penalties that an LLM ships were not chosen for a soft prompt, and the scores of
-        # evaluation are those of greedy decoding.
-        self.generation_config = GenerationConfig(
-            **{
-                "bos_token_id": tokenizers.bos_id,
-                "eos_token_id": sorted(end_ids(llm, tokenizers.eos_id)),
-                "pad_token_id": tokenizers.pad_id,
-                **(generation or {}),
-            }
-        )
-        self.positions = positions_of(llm)
+        self.generation_config = self.generator.config(**(generation or {}))
         self.eval()
 
     @functools.cached_property
     def card(self) -> str:
         """The model card, Markdown: made from the run, or the one that the bridge was loaded with."""
         return self._make_card(self.config) if self._make_card else ""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input goes."""
+        return self.bridge.device
+
+    @property
+    def positions(self) -> int:
+        """Of the LLM; 0 = unknown."""
+        return self.generator.positions
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -115,20 +116,20 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
 
         Args:
             pretrained_model_name_or_path: run folder, checkpoint folder, folder of `save_pretrained`, or hub id.
-            args: none are taken.
-            config: instead of the one that lies there.
+            args: not used.
+            config: instead of the one in the folder.
             revision: of the bridge's hub repository.
-            encoder: where the encoder is now, if elsewhere than recorded; likewise `llm`.
-            llm: see `encoder`.
-            encoder_revision: hub revision of the encoder; likewise `llm_revision`.
-            llm_revision: see `encoder_revision`.
-            allow_base_mismatch: take base models whose hashes are not those that are recorded.
+            encoder: where the encoder is now, if elsewhere than recorded.
+            llm: where the LLM is now, if elsewhere than recorded.
+            encoder_revision: hub revision of the encoder.
+            llm_revision: hub revision of the LLM.
+            allow_base_mismatch: load base models whose hashes differ from the recorded ones.
             dtype: of both base models: auto (as in training), bfloat16, float32, float16 (the LLM alone).
             device_map: of both base models (`auto`, a device, a dict), see :mod:`bridge_ds.frozen.device_map`.
             max_memory: by device, with a strategy such as `device_map="auto"`.
             quantization_config: of the LLM.
-            load_in_4bit: the LLM in 4 bits by bitsandbytes; likewise `load_in_8bit`.
-            load_in_8bit: see `load_in_4bit`.
+            load_in_4bit: the LLM in 4 bits by bitsandbytes.
+            load_in_8bit: the LLM in 8 bits by bitsandbytes.
             attn_implementation: of the LLM.
             trust_remote_code: run code that comes with a base model; never taken from a config.
             options: HUB_OPTIONS of :mod:`bridge_ds.hub.source`.
@@ -138,17 +139,19 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
             CheckpointError: no valid checkpoint, other base models than those of the training, or tensors that do not
                 fit.
         """
-        name = os.fspath(pretrained_model_name_or_path)
         hub = hub_options(options)
         dtype = options.pop("torch_dtype", None) if dtype is None else dtype
         for ignored in _IGNORED:
             options.pop(ignored, None)
-        cls._refuse_unknown(args, options)
-        bases = {
-            "encoder": encoder, "llm": llm, "encoder_revision": encoder_revision, "llm_revision": llm_revision,
-        }  # fmt: skip
-        source = renamed(open_source(name, revision, hub, config), bases)
-        # AutoModelForCausalLM has put it into the config by now.
+        if options or args:
+            known = [
+                each for each in inspect.signature(cls.from_pretrained).parameters if each not in ("args", "options")
+            ]
+            what = repr(next(iter(options))) if options else "a second positional argument"
+            raise ConfigError(f"from_pretrained does not know {what}; expected some of {', '.join(known)}.")
+        names = dict(zip(_BASES, (encoder, llm, encoder_revision, llm_revision), strict=True))
+        source = open_source(os.fspath(pretrained_model_name_or_path), revision, hub, config, names)
+        # AutoModelForCausalLM has moved it into the config.
         attention = attn_implementation or source.config._attn_implementation
         source.config._attn_implementation = None
         run = to_run(source.config, bool(trust_remote_code))
@@ -159,23 +162,9 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
             quantization=quantization(quantization_config, load_in_4bit, load_in_8bit, run.model.dtype),
             llm_options={"attn_implementation": attention} if attention else {},
         )
-        bridge, tokenizers = load_bases(source, run, placing, hub, allow_base_mismatch)
-        return cls._around(source, bridge, tokenizers)
-
-    @classmethod
-    def _refuse_unknown(cls, args: Sequence[Any], options: Mapping[str, Any]) -> None:
-        if options or args:
-            known = [
-                name for name in inspect.signature(cls.from_pretrained).parameters if name not in ("args", "options")
-            ]
-            what = repr(next(iter(options))) if options else "a second positional argument"
-            raise ConfigError(f"from_pretrained does not know {what}; expected some of {', '.join(known)}.")
-
-    @classmethod
-    def _around(cls, source: BridgeSource, bridge: BridgeModel, tokenizers: Tokenizers) -> BridgeForCausalLM:
-        config = copy.deepcopy(source.config)
-        config.name_or_path = source.name
-        return cls(config, bridge, tokenizers, generation=source.generation, card=source.card)
+        loaded = _load(source, run, placing, hub, allow_base_mismatch)
+        source.config.name_or_path = source.name
+        return cls(source.config, loaded, source.generation, source.card)
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -186,21 +175,19 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
     ) -> None:
         """Write config.json, generation_config.json, bridge.safetensors and README.md (the model card).
 
-        These are some tens of MB: the base models are not copied; config.json names them and holds their hashes. A
-        trained encoder or LLM is written too (encoder.safetensors, llm.safetensors), and LoRA's updates
-        (lora.safetensors). Loaded and saved again, the bytes are the same.
+        That is some tens of MB: the base models are not copied; config.json holds their names and hashes. A trained
+        encoder or LLM is written too (encoder.safetensors, llm.safetensors), and LoRA's updates (lora.safetensors).
+        Loaded and saved again, the bytes are the same.
 
         Args:
-            save_directory: made if absent.
+            save_directory: created if absent.
             is_main_process: others write nothing.
             push_to_hub: then call :meth:`push_to_hub`, with `repo_id` (default: the folder's name).
             options: of :meth:`push_to_hub`.
         """
-        from bridge_ds.hub.share import write_folder
-
         if not is_main_process:
             return
-        write_folder(self, Path(save_directory))
+        write_folder(Path(save_directory), self._shared())
         if push_to_hub:
             self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
 
@@ -215,8 +202,115 @@ class BridgeForCausalLM(Answering, PreTrainedModel, GenerationMixin):  # type: i
             the commit's URL.
 
         Raises:
-            ConfigError: a base model is named by a folder of this machine, which nobody else could load.
+            ConfigError: a base model is named by a local folder, which nobody else could load.
         """
-        from bridge_ds.hub.share import upload
+        for ignored in ("max_shard_size", "tags"):  # no file is large enough; the card has its own tags
+            options.pop(ignored, None)
+        return upload(repo_id, self._shared(), **options)
 
-        return upload(self, repo_id, **options)
+    def _shared(self) -> SharedBridge:
+        return SharedBridge(self.config, self.bridge, self.generation_config, self.card)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """Of the LLM."""
+        return self.bridge.llm.model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """Of the LLM."""
+        return self.bridge.llm.model.get_output_embeddings()  # type: ignore[no-any-return]
+
+    def prefix(self, input_ids: torch.Tensor, *, side: str = "left", **inputs: torch.Tensor | None) -> Spliced:
+        """What the LLM reads, [prefix | soft, end | suffix | labels], contiguous, on whatever side the input is padded.
+
+        Args:
+            input_ids: [B, S] encoder ids.
+            side: of the padding of the result.
+            inputs: attention_mask [B, S], 1 on real tokens (default: all); prefix_ids [B, K], LLM ids before the soft
+                prompt (default: BOS, if the bridge has one, and EOS in rows in which the LLM would read nothing at
+                all); suffix_ids [B, K], LLM ids after it (the text itself with `augment_prompt`, the end of a chat
+                template); prefix_mask and suffix_mask, as attention_mask; labels [B, T], LLM ids to predict, EOS
+                included, IGNORE (-100) on padding.
+        """
+        return self.bridge.spliced(batch_of(self.tokenizers, self.device, input_ids, **inputs), side)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        prefix_ids: torch.Tensor | None = None,
+        prefix_mask: torch.Tensor | None = None,
+        suffix_ids: torch.Tensor | None = None,
+        suffix_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **options: Any,
+    ) -> CausalLMOutput:
+        """Logits at every position of what the LLM reads, [B, X, V], right-padded; arguments as for :meth:`prefix`.
+
+        Returns:
+            `logits`, and with `labels` the `loss`: mean -log p over the target tokens of the batch, in nats.
+        """
+        spliced = self.prefix(
+            input_ids, side="right", attention_mask=attention_mask, prefix_ids=prefix_ids, prefix_mask=prefix_mask,
+            suffix_ids=suffix_ids, suffix_mask=suffix_mask, labels=labels,
+        )  # fmt: skip
+        options.pop("return_dict", None)
+        output = self.bridge.llm.model(
+            inputs_embeds=spliced.embeds_BXH, attention_mask=spliced.mask_BX, use_cache=False, **options
+        )
+        loss = None
+        if labels is not None:
+            positions_N, labels_N = predicting(spliced.labels_BX)
+            loss = nll_sum(output.logits.flatten(0, 1)[positions_N], labels_N) / max(1, len(labels_N))
+        return CausalLMOutput(
+            loss=loss, logits=output.logits, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self, inputs: torch.Tensor | None = None, generation_config: GenerationConfig | None = None, **options: Any
+    ) -> Any:
+        """Write answers: `generate(**processor(texts), max_new_tokens=...)`.
+
+        Args:
+            inputs: [B, S] encoder ids, the same as `input_ids`.
+            generation_config: instead of `self.generation_config`.
+            options: the other arguments of :meth:`prefix`, and all of transformers' `GenerationMixin.generate`
+                (sampling, beams, streamer, stop_strings, ...). `max_length` counts the prompt's positions too, padding
+                included; better give `max_new_tokens`. Default: greedy, as many tokens as the longest target of the
+                training.
+
+        Returns:
+            As transformers: [B * num_return_sequences, tokens] ids of what was written, without the prompt, or an
+            output object with `return_dict_in_generate=True`.
+
+        Raises:
+            DataError: the prompt leaves the LLM no position to write to, or an option cannot work with a soft prompt.
+        """
+        names = list(inspect.signature(batch_of).parameters)[2:-1]
+        given = {name: options.pop(name) for name in names if name in options}
+        options.pop("labels", None)  # of a processor that was given the right answers too
+        given.setdefault("input_ids", inputs)
+        if given["input_ids"] is None:
+            raise DataError("generate has no input_ids; expected a processor's output: generate(**processor(texts)).")
+        refuse_token_options(self.generation_config if generation_config is None else generation_config, options)
+        return self.generator.generate(
+            self.prefix(**given), generation_config, defaults=self.generation_config, **options
+        )
+
+    def compute_transition_scores(self, *args: Any, **options: Any) -> torch.Tensor:
+        """As transformers: log-probabilities of the tokens written, from `scores` of generate's output object."""
+        return self.bridge.llm.model.compute_transition_scores(*args, **options)  # type: ignore[no-any-return]
+
+
+def _load(
+    source: BridgeSource, run: Config, placing: Placing, hub: Mapping[str, Any], allow_base_mismatch: bool
+) -> LoadedBridge:
+    return load_model(
+        run,
+        source.tensors(),
+        source.config.base,
+        lambda found: check_bases(source, found, allow_base_mismatch),
+        placing,
+        hub,
+        remedy="it must have been made for this {} and these widths",
+    )

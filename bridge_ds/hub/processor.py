@@ -11,20 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoConfig, BatchFeature, ProcessorMixin
 
 from bridge_ds.config.names import resolve
 from bridge_ds.data.loading.collate import pad
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
-from bridge_ds.data.text.chat import frame_of, messages_of, render
-from bridge_ds.data.text.prompting import Context, answers, context_ids, framed, parse
-from bridge_ds.data.text.truncate import LOST, Limits
+from bridge_ds.data.text.chat import messages_of, render
+from bridge_ds.data.text.prompting import Context, ContextIds
 from bridge_ds.errors import ConfigError, DataError
-from bridge_ds.hub.bases import compare_tokenizers
-from bridge_ds.hub.config import BridgeConfig, to_run
-from bridge_ds.hub.inputs import languages_of, listed
-from bridge_ds.hub.source import CONFIG, hub_options, open_source, renamed
+from bridge_ds.frozen.identity import tokenizer_identity
+from bridge_ds.hub.config import BridgeConfig, save_config, to_run
+from bridge_ds.hub.folder import CONFIG
+from bridge_ds.hub.source import check_bases, hub_options, open_source
+from bridge_ds.inference.prompt import PromptBuilder, truncation_lines
+from bridge_ds.inference.stops import Decoder
+from bridge_ds.llm.base import positions_of
 from bridge_ds.llm.splice import IGNORE
 
 __all__ = ["BridgeProcessor"]
@@ -33,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class BridgeProcessor(ProcessorMixin):
-    """Two tokenizers that share no ids: the encoder's for what is read, the LLM's for what is around it and written.
+    """Two tokenizers that share no ids: the encoder's for what it reads, the LLM's for what is around it and written.
 
     `processor(texts)` gives `input_ids` and `attention_mask` (encoder), `prefix_ids` and `prefix_mask` (LLM, before the
     soft prompt), `suffix_ids` and `suffix_mask` (LLM, after it), each [B, its longest], int64, right-padded.
@@ -45,29 +46,18 @@ class BridgeProcessor(ProcessorMixin):
         """Args:
         config: of the bridge.
         tokenizers: both.
-        positions: places of the LLM; 0 = unknown.
-        max_new_tokens: places that are kept free for an answer.
-
-        Raises:
-            ConfigError: the bridge was trained with a chat template, and the LLM's tokenizer has none.
+        positions: of the LLM; 0 = unknown.
+        max_new_tokens: positions that are kept free for an answer.
         """
-        self.config, self.tokenizers, self.positions, self.max_new_tokens = (
-            config,
-            tokenizers,
-            positions,
-            max_new_tokens,
-        )
-        self.max_source_tokens, self.max_prompt_tokens = config.max_source_tokens, config.max_prompt_tokens
-        self._fixed_length: int = to_run(config).mapping.fixed_length
+        self.config, self.tokenizers, self.max_new_tokens = config, tokenizers, max_new_tokens
+        run = to_run(config)
+        self.prompts = PromptBuilder.of(run.data, tokenizers, positions, run.mapping.fixed_length)
+        """Makes and truncates the prompts."""
         self.tokenizer: Any = tokenizers.llm
         """The LLM's."""
         self.encoder_tokenizer: Any = tokenizers.encoder
         """The encoder's."""
         self.chat_template = getattr(tokenizers.llm, "chat_template", None)
-        self.cut: Counter[str] = Counter()
-        """Texts seen (`texts`), and how many of them were truncated: for the encoder (`source`), for the LLM
-        (`prompt`)."""
-        self._frame = frame_of(tokenizers.llm, config.chat_template, config.system_prompt)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -91,7 +81,9 @@ class BridgeProcessor(ProcessorMixin):
         """Load both tokenizers of a bridge; arguments as of `BridgeForCausalLM.from_pretrained`.
 
         Raises:
-            ConfigError: nothing there, a tokenizer cannot be loaded or is not the one of the training.
+            ConfigError: nothing there, or a tokenizer cannot be loaded or has no chat template where the bridge was
+                trained with one.
+            CheckpointError: a tokenizer is not the one of the training.
         """
         hub = hub_options(options)
         options.pop("_from_auto", None)
@@ -100,20 +92,23 @@ class BridgeProcessor(ProcessorMixin):
                 f"BridgeProcessor.from_pretrained does not know {next(iter(options))!r}; expected revision, encoder, "
                 "llm, encoder_revision, llm_revision, allow_base_mismatch, trust_remote_code or options of the hub."
             )
-        source = renamed(
-            open_source(os.fspath(pretrained_model_name_or_path), revision, hub),
-            {"encoder": encoder, "llm": llm, "encoder_revision": encoder_revision, "llm_revision": llm_revision},
-        )
+        bases = {"encoder": encoder, "llm": llm, "encoder_revision": encoder_revision, "llm_revision": llm_revision}
+        source = open_source(os.fspath(pretrained_model_name_or_path), revision, hub, bases=bases)
         run = to_run(source.config, bool(trust_remote_code))
-        model = run.model
+        model, recorded = run.model, source.config.base
         tokenizers = load_tokenizers(model, hub, run.data)
         if not allow_base_mismatch:
-            compare_tokenizers(source.config, tokenizers, hub)
+            found = {}
+            for part in ("encoder", "llm"):
+                key, name = f"{part}_tokenizer", resolve(getattr(model, part))
+                of, its_revision = getattr(tokenizers, part), getattr(model, f"{part}_revision")
+                found[key] = tokenizer_identity(of, name, its_revision, hub, recorded.get(key, ""))
+            check_bases(source, found)
         llm_config = AutoConfig.from_pretrained(
             resolve(model.llm), revision=model.llm_revision, trust_remote_code=model.trust_remote_code, **hub
         )
-        positions = getattr(llm_config.get_text_config(), "max_position_embeddings", 0) or 0
-        return cls(source.config, tokenizers, int(positions), int(source.generation.get("max_new_tokens") or 128))
+        most = int(source.generation.get("max_new_tokens") or 128)
+        return cls(source.config, tokenizers, positions_of(llm_config), most)
 
     def __call__(  # type: ignore[override]
         self,
@@ -127,28 +122,28 @@ class BridgeProcessor(ProcessorMixin):
         """Token ids of texts.
 
         Args:
-            text: one text or several; the encoder reads it. One that is too long is cut as in training
-                (`config.truncation_side`); a bridge trained with the LLM's chat template gets it here too.
-            prompt: what the LLM reads beside the soft prompt, if the bridge was trained with `augment_prompt`; none =
+            text: one text or several; the encoder reads it. Truncated as in training (`config.truncation_side`); in the
+                LLM's chat template if the bridge was trained with it.
+            prompt: what the LLM reads beside the soft prompt, if the bridge was trained with `augment_prompt`; None =
                 the text itself.
             text_target: right answers; adds `labels` [B, T], IGNORE (-100) on padding, for a loss.
-            max_new_tokens: places to keep free for the answer (default: the longest target of the training).
+            max_new_tokens: positions to keep free for the answer (default: the longest target of the training).
             return_tensors: `pt`; None = lists of unequal length.
-            language: of the texts, of all or of each, where the encoder is told it (NLLB, M2M-100, mBART): its tag or
+            language: of the texts, of all or of each, for encoders that are told it (NLLB, M2M-100, mBART): its tag or
                 an ISO 639 code.
 
         Raises:
-            DataError: not a text, other numbers of prompts, targets or languages than of texts, or a language that the
+            DataError: not a text, another number of prompts, targets or languages than of texts, or a language that the
                 encoder does not have.
         """
-        texts = listed("text", text)
-        prompts = [None] * len(texts) if prompt is None else listed("prompt", prompt, len(texts))
+        texts = _listed("text", text)
+        prompts = [None] * len(texts) if prompt is None else _listed("prompt", prompt, len(texts))
         contexts = [
             Context(each, prompt=shown, language=own)
-            for each, shown, own in zip(texts, prompts, languages_of(language, len(texts)), strict=True)
+            for each, shown, own in zip(texts, prompts, _languages(language, len(texts)), strict=True)
         ]
-        targets = None if text_target is None else listed("text_target", text_target, len(texts))
-        labels = None if targets is None else answers(self.tokenizers, targets, self._frame.before_answer)
+        targets = None if text_target is None else _listed("text_target", text_target, len(texts))
+        labels = None if targets is None else self.prompts.answers(targets)
         return self._features(contexts, labels, max_new_tokens, return_tensors)
 
     def apply_chat_template(  # type: ignore[override]
@@ -164,18 +159,18 @@ class BridgeProcessor(ProcessorMixin):
         language: str | Sequence[str] | None = None,
         **options: Any,
     ) -> Any:
-        """The LLM's chat template around the soft prompt, which takes the place of ONE user turn.
+        """The LLM's chat template around the soft prompt, which replaces ONE user turn.
 
-        Earlier turns and the question are one text for the encoder; a system message stays text for the LLM (that of
-        the training where there is none). What the template writes are its control tokens; in messages they are text.
+        Earlier turns and the question are one text for the encoder; a system message stays text for the LLM (default:
+        that of the training). What the template writes are its control tokens; in messages they are text.
 
         Args:
             conversation: messages with `role` and `content`, or several such lists.
             add_generation_prompt: open the assistant's turn.
             continue_final_message: the last message is the beginning of the answer.
             tokenize: False = the rendered text, with two noncharacters around what the encoder will read.
-            max_new_tokens: as for a text; likewise `return_tensors`.
-            return_tensors: see `max_new_tokens`.
+            max_new_tokens: as for a text.
+            return_tensors: as for a text.
             return_dict: must stay true with `tokenize`.
             language: of the user's turns, as for a text.
             options: of the template (enable_thinking, documents, ...).
@@ -187,26 +182,26 @@ class BridgeProcessor(ProcessorMixin):
         single = bool(conversation) and isinstance(conversation[0], Mapping)
         chats: Any = [conversation] if single else conversation
         answering = add_generation_prompt and not continue_final_message
+        languages = _languages(language, len(chats))
         try:
-            system = self.config.system_prompt
-            texts = [render(self.tokenizer, messages_of(chat), answering, system, **options) for chat in chats]
+            if not tokenize:
+                system = self.config.system_prompt
+                texts = [render(self.tokenizer, messages_of(chat), answering, system, **options) for chat in chats]
+                return texts[0] if single else texts
+            contexts = [
+                self.prompts.chat(chat, answering, own, **options) for chat, own in zip(chats, languages, strict=True)
+            ]
         except ValueError as error:
             raise ConfigError(
                 f"the tokenizer of {self.config.llm!r} cannot render a chat ({' '.join(str(error).split())[:120]}); "
                 "expected a chat template; give plain texts, or choose an instruction-tuned LLM."
             ) from None
-        if not tokenize:
-            return texts[0] if single else texts
-        contexts = [
-            dataclasses.replace(parse(text), language=own)
-            for text, own in zip(texts, languages_of(language, len(texts)), strict=True)
-        ]
         return self._features(contexts, None, max_new_tokens, return_tensors)
 
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = True, *, chat: bool = False, **options: Any
     ) -> list[str]:
-        """What was written, as text; the one space that training puts before an answer is taken off.
+        """What was written, as text, without the one space that training puts before an answer.
 
         Args:
             sequences: LLM ids.
@@ -214,24 +209,40 @@ class BridgeProcessor(ProcessorMixin):
             chat: written after a chat template (of a bridge trained with it: always), which has no such space.
             options: of the tokenizer.
         """
+        bare = Decoder(self.tokenizers, chat).bare
         found = self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **options)
-        return [self.bare(text, chat) for text in found]
+        return [bare(text) for text in found]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, *, chat: bool = False, **options: Any) -> str:
         """:meth:`batch_decode` of one answer."""
-        return self.bare(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options), chat)
-
-    def bare(self, text: str, chat: bool = False) -> str:
-        """An answer without the space that training puts before it."""
-        return text if chat or self.config.chat_template else self.tokenizers.answer(text)
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
+        return Decoder(self.tokenizers, chat).bare(text)
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of what a call gives."""
         return ["input_ids", "attention_mask", "prefix_ids", "prefix_mask", "suffix_ids", "suffix_mask"]
 
+    @property
+    def max_source_tokens(self) -> int:
+        """Encoder tokens of a text; longer ones are truncated. May be set."""
+        return self.prompts.limits.source
+
+    @max_source_tokens.setter
+    def max_source_tokens(self, most: int) -> None:
+        self.prompts.limits = dataclasses.replace(self.prompts.limits, source=most)
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """LLM tokens of a text that the LLM reads too. May be set."""
+        return self.prompts.limits.prompt
+
+    @max_prompt_tokens.setter
+    def max_prompt_tokens(self, most: int) -> None:
+        self.prompts.limits = dataclasses.replace(self.prompts.limits, prompt=most)
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> list[str]:  # type: ignore[override]
-        """Write config.json, which names both tokenizers; where the model's own lies already, it is left as it is.
+        """Write config.json, which names both tokenizers; the model's own, if there, is left as it is.
 
         Raises:
             ConfigError: a config.json of another bridge is there.
@@ -242,7 +253,7 @@ class BridgeProcessor(ProcessorMixin):
             if there.get("base") != self.config.base:
                 raise ConfigError(f"{path} is of another bridge; expected none; choose another folder.")
         else:
-            self.config.save_pretrained(save_directory)
+            save_config(self.config, save_directory)
         return [str(path)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -252,42 +263,11 @@ class BridgeProcessor(ProcessorMixin):
     def __repr__(self) -> str:
         return f"BridgeProcessor(encoder={self.config.encoder!r}, llm={self.config.llm!r})"
 
-    def context_ids(
-        self, context: Context, max_new_tokens: int | None = None
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Ids before the soft prompt (LLM), of the text (encoder), after the soft prompt (LLM), counted in `cut`."""
-        limits = Limits(
-            self.max_source_tokens, self.max_prompt_tokens, self.positions, side=self.config.truncation_side,
-            soft=self._fixed_length,
-        )  # fmt: skip
-        room = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        if self.positions:
-            room = min(room, self.positions // 2)
-        context = framed(context, self._frame)
-        if not context.language:
-            context = dataclasses.replace(context, language=self.config.source_language)
-        ids = context_ids(self.tokenizers, context, limits, room, prompt=self.config.augment_prompt)
-        self.cut.update(texts=1, **{name: name in ids.cut for name in ("source", "prompt")})
-        return ids.head, ids.source, [*ids.prompt, *ids.tail]
-
-    def length(self, row: tuple[list[int], list[int], list[int]]) -> int:
-        """Places of the LLM that a row of :meth:`context_ids` takes, the soft prompt's end vector included."""
-        head, source, tail = row
-        return len(head) + ((self._fixed_length or len(source)) + 1 if source else 0) + len(tail)
-
-    def collate(
-        self, rows: Sequence[tuple[list[int], list[int], list[int]]], labels: Sequence[list[int]] | None = None
-    ) -> BatchFeature:
-        """Rows of :meth:`context_ids` as one padded batch."""
-        made: dict[str, torch.Tensor] = {}
-        heads, sources, tails = zip(*rows, strict=True)
-        by_llm, by_encoder = self.tokenizers.pad_id, self.tokenizers.encoder_pad_id
-        made["input_ids"], made["attention_mask"] = pad(sources, by_encoder)
-        made["prefix_ids"], made["prefix_mask"] = pad(heads, by_llm)
-        made["suffix_ids"], made["suffix_mask"] = pad(tails, by_llm)
-        if labels is not None:
-            made["labels"] = pad(labels, IGNORE)[0]
-        return BatchFeature(made)
+    def context_ids(self, context: Context, max_new_tokens: int | None = None) -> ContextIds:
+        """Token ids of a context, truncated so that `max_new_tokens` positions stay free (default: as for a text)."""
+        return self.prompts.ids(
+            context, self.prompts.room(self.max_new_tokens if max_new_tokens is None else max_new_tokens)
+        )
 
     def _features(
         self,
@@ -300,16 +280,38 @@ class BridgeProcessor(ProcessorMixin):
             raise DataError("there is no text; expected at least one.")
         if return_tensors not in ("pt", None):
             raise DataError(f"return_tensors is {return_tensors!r}; expected 'pt' or None.")
-        before = Counter(self.cut)
+        before = Counter(self.prompts.truncated)
         rows = [self.context_ids(context, max_new_tokens) for context in contexts]
-        for name, limit in (("source", self.max_source_tokens), ("prompt", self.max_prompt_tokens)):
-            if lost := self.cut[name] - before[name]:
-                _log.warning(
-                    "%d of %d texts lost their %s: at most %d %s tokens fit.",
-                    lost, len(rows), LOST[self.config.truncation_side], limit, name,
-                )  # fmt: skip
-        if return_tensors == "pt":
-            return self.collate(rows, labels)
-        heads, sources, tails = (list(part) for part in zip(*rows, strict=True))
-        lists = {"input_ids": sources, "prefix_ids": heads, "suffix_ids": tails}
-        return BatchFeature(lists | ({} if labels is None else {"labels": list(labels)}))
+        for line in truncation_lines(self.prompts.truncated - before, self.prompts.limits):
+            _log.warning("%s", line)
+        lists: dict[str, Sequence[Sequence[int]]] = {
+            "input_ids": [row.source for row in rows],
+            "prefix_ids": [row.head for row in rows],
+            "suffix_ids": [[*row.prompt, *row.tail] for row in rows],
+        }
+        if return_tensors is None:
+            return BatchFeature(lists if labels is None else {**lists, "labels": labels})
+        llm_pad, made = self.tokenizers.pad_id, {}
+        made["input_ids"], made["attention_mask"] = pad(lists["input_ids"], self.tokenizers.encoder_pad_id)
+        made["prefix_ids"], made["prefix_mask"] = pad(lists["prefix_ids"], llm_pad)
+        made["suffix_ids"], made["suffix_mask"] = pad(lists["suffix_ids"], llm_pad)
+        if labels is not None:
+            made["labels"] = pad(labels, IGNORE)[0]
+        return BatchFeature(made)
+
+
+def _listed(what: str, value: Any, count: int | None = None) -> list[str]:
+    """One text or several as a list; `count` of them, where that is given."""
+    texts = list(value) if isinstance(value, list | tuple) else [value]
+    for wrong in (each for each in texts if not isinstance(each, str)):
+        raise DataError(f"{what} holds {type(wrong).__name__}; expected a text or a list of texts.")
+    if count is not None and len(texts) != count:
+        raise DataError(f"there are {len(texts)} of {what} for {count} texts; expected as many.")
+    return texts
+
+
+def _languages(language: str | Sequence[str] | None, count: int) -> list[str]:
+    """A language for each of `count` texts: one for all of them, or one each; empty = not known."""
+    if language is None or isinstance(language, str):
+        return [language or ""] * count
+    return _listed("language", language, count)

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import difflib
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint import layout
+from bridge_ds.checkpoint.bases import other_bases
 from bridge_ds.checkpoint.best import find_folder
-from bridge_ds.checkpoint.finite import fault_in_files
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.checkpoint.origin import config_in
-from bridge_ds.config.schema import Config
-from bridge_ds.errors import CheckpointError, ConfigError
-from bridge_ds.hub.config import MODEL_TYPE, BridgeConfig, from_run
+from bridge_ds.config.schema import Config, ModelConfig
+from bridge_ds.errors import CheckpointError, ConfigError, DataError
+from bridge_ds.evaluation.predictions import read_index
+from bridge_ds.hub.card import CardFacts, model_card
+from bridge_ds.hub.config import BridgeConfig, from_run
+from bridge_ds.hub.folder import CARD, CONFIG, GENERATION, find_file, read_config, read_json, tensor_files
 from bridge_ds.inference.load import open_run
-from bridge_ds.reading import decoded, json_value
 
-__all__ = ["CARD", "CONFIG", "GENERATION", "HUB_OPTIONS", "BridgeSource", "hub_options", "open_source", "renamed"]
+__all__ = ["HUB_OPTIONS", "BridgeSource", "check_bases", "hub_options", "open_source"]
 
-CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
-"""Files of an exported folder beside those of a checkpoint that hold what was trained."""
 HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
-"""Arguments of from_pretrained that say how to reach the hub; they hold for the bridge and for both base models."""
+"""Arguments of from_pretrained on how to reach the hub, for the bridge and for both base models."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,25 +37,31 @@ class BridgeSource:
     """All files of one bridge; nothing large has been read."""
 
     name: str
-    """As it was asked for."""
+    """As the user gave it."""
     config: BridgeConfig
-    """What the bridge is."""
+    """Of the bridge."""
+    trained: Mapping[str, Any]
+    """`encoder` and `llm` as the training named them."""
     tensors: Callable[[], list[Path]]
-    """Gives bridge.safetensors and those of a trained encoder, LLM or LoRA, fetched where they lie on the hub."""
+    """Gives bridge.safetensors and those of a trained encoder, LLM or LoRA, downloaded if on the hub."""
     generation: dict[str, Any]
     """Options of transformers' GenerationConfig that belong to the bridge."""
     card: Callable[[BridgeConfig], str]
-    """Makes the model card for a config (its base models may be named otherwise than in training), or reads it."""
+    """The model card: read, or made for a config (which may name the base models otherwise than the training)."""
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Take those of HUB_OPTIONS that are set out of `options`."""
+    """Remove those of HUB_OPTIONS from `options`; those that are set are returned."""
     taken = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
     return {name: value for name, value in taken.items() if value is not None}
 
 
 def open_source(
-    name: str, revision: str | None = None, hub: Mapping[str, Any] | None = None, config: BridgeConfig | None = None
+    name: str,
+    revision: str | None = None,
+    hub: Mapping[str, Any] | None = None,
+    config: BridgeConfig | None = None,
+    bases: Mapping[str, str | None] | None = None,
 ) -> BridgeSource:
     """Find a bridge.
 
@@ -63,31 +69,41 @@ def open_source(
         name: run folder, checkpoint folder (`step-...`, or `RUN/checkpoints/best`), exported folder, or hub id.
         revision: of the hub repository.
         hub: HUB_OPTIONS.
-        config: what the bridge is, where that is known already (AutoModelForCausalLM hands it over).
+        config: used instead of the source's (AutoModelForCausalLM hands over the one it has read).
+        bases: where the base models are now (`encoder`, `llm`, `encoder_revision`, `llm_revision`; None = as recorded).
 
     Raises:
         ConfigError: nothing of that kind is there.
-        CheckpointError: a run without a valid checkpoint.
+        CheckpointError: a run without a valid checkpoint, or an export whose settings were changed.
     """
+    source = _found(name, revision, hub or {}, config)
+    for key, value in (bases or {}).items():
+        if value is not None:
+            setattr(source.config, key, value)
+            if key in ("encoder", "llm") and (bases or {}).get(f"{key}_revision") is None:
+                setattr(source.config, f"{key}_revision", None)  # a revision of another repository means nothing here
+    return source
+
+
+def _found(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> BridgeSource:
     folder = find_folder(Path(name))
     if (folder / "config.yaml").is_file():
         run_config, checkpoint = open_run(folder, lambda line: _log.warning("%s", line))
         return _of_checkpoint(name, folder, checkpoint, run_config, config)
     if (folder / layout.MANIFEST).is_file():
         checkpoint = Checkpoint.read(folder)
-        run_config = config_in(checkpoint)
-        return _of_checkpoint(name, folder.absolute().parents[1], checkpoint, run_config, config)
+        return _of_checkpoint(name, folder.absolute().parents[1], checkpoint, config_in(checkpoint), config)
     _refuse_misspelt(folder)
     if folder.is_dir() and not (folder / CONFIG).is_file():
         raise ConfigError(
             f"{name} holds no config.yaml, no {layout.MANIFEST} and no {CONFIG}; expected a run folder, a checkpoint "
             "or a folder written by save_pretrained."
         )
-    return _of_export(name, revision, hub or {}, config)
+    return _of_export(name, revision, hub, config)
 
 
 def _refuse_misspelt(folder: Path) -> None:
-    """Of a name beside other runs the hub is not asked: without a network that takes half a minute."""
+    """The hub is not asked for a name beside other runs: without a network that takes half a minute."""
     beside = folder.parent
     if folder.exists() or not beside.is_dir() or beside == Path("."):
         return
@@ -99,125 +115,99 @@ def _refuse_misspelt(folder: Path) -> None:
         )
 
 
-def renamed(source: BridgeSource, names: Mapping[str, str | None]) -> BridgeSource:
-    """The same bridge with other places of its base models (`encoder`, `llm`, `encoder_revision`, `llm_revision`)."""
-    config = copy.deepcopy(source.config)
-    for name, value in names.items():
-        if value is not None:
-            setattr(config, name, value)
-            if name in ("encoder", "llm") and names.get(f"{name}_revision") is None:
-                setattr(config, f"{name}_revision", None)  # a revision of another repository means nothing here
-    return dataclasses.replace(source, config=config)
-
-
 def _of_checkpoint(
     name: str, run: Path, checkpoint: Checkpoint, run_config: Config, config: BridgeConfig | None
 ) -> BridgeSource:
-    def card(shared: BridgeConfig) -> str:
-        from bridge_ds.hub.card import card_of_run
-
-        return card_of_run(run, run_config, checkpoint, shared)
-
-    config = config or from_run(run_config, checkpoint.manifest["base"])
-    # As long as what was trained on: an answer that runs on is cut there.
-    generation = {"max_new_tokens": run_config.data.max_target_tokens}
-    return BridgeSource(name, config, lambda: layout.trained_files(checkpoint.folder), generation, card)
+    return BridgeSource(
+        name,
+        copy.deepcopy(config) if config else from_run(run_config, checkpoint.manifest["base"]),
+        checkpoint.manifest.get("config", {}).get("model", {}),
+        lambda: layout.trained_files(checkpoint.folder),
+        # As long as the longest target of the training: an answer that does not end is truncated there.
+        {"max_new_tokens": run_config.data.max_target_tokens},
+        lambda shared: model_card(shared, _facts(run, run_config, checkpoint)),
+    )
 
 
 def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> BridgeSource:
-    def tensors() -> list[Path]:
-        parts = (layout.ENCODER, shared.encoder_training), (layout.LLM, shared.llm_training), (layout.LORA, shared.lora)
-        files = [layout.BRIDGE, *(file for file, there in parts if there)]
-        found = []
-        for file in files:
-            path = _file(name, file, revision, hub)
-            if path is None:
-                raise CheckpointError(f"{name} has no {file}; expected it beside {CONFIG}; export the bridge again.")
-            found.append(path)
-        _prove(name, found, shared)
-        return found
-
-    path = _file(name, CONFIG, revision, hub)
-    if path is None:
-        raise ConfigError(
-            f"{name!r} is no folder, and no {CONFIG} of a hub repository of that name can be had; expected a run "
-            "folder, a folder written by save_pretrained, or the hub id of one."
-        )
-    values = _json(path)
-    if values.get("model_type") != MODEL_TYPE:
-        raise ConfigError(
-            f"{path} is of type {values.get('model_type')!r}; expected a bridge (type {MODEL_TYPE!r}): give a run "
-            "folder, a folder written by save_pretrained, or the hub id of one."
-        )
-    shared = _inside(Path(name), config or BridgeConfig.from_dict(values))
-    generation, card = _file(name, GENERATION, revision, hub), _file(name, CARD, revision, hub)
+    there = _inside(Path(name), read_config(name, revision, hub))
+    shared = _inside(Path(name), config) if config else there
+    generation, card = find_file(name, GENERATION, revision, hub), find_file(name, CARD, revision, hub)
     text = card.read_text(encoding="utf-8") if card else ""
     return BridgeSource(
         name,
         shared,
-        tensors,
-        _json(generation) if generation else {},
+        {"encoder": there.encoder, "llm": there.llm},
+        lambda: tensor_files(name, shared, revision, hub),
+        read_json(generation) if generation else {},
         lambda _: text,
     )
 
 
-def _prove(name: str, paths: Sequence[Path], config: BridgeConfig) -> None:
-    """Every file is the one that was exported, and holds numbers.
-
-    Raises:
-        CheckpointError: a file was changed, is not listed, or holds NaN or infinities.
-    """
-    from safetensors import SafetensorError
-
-    edited = f"export the bridge again or, if you changed it on purpose, take `files` out of {CONFIG}"
-    if config.files is not None and set(config.files) != {path.name for path in paths}:
-        raise CheckpointError(
-            f"{CONFIG} of {name} lists the files {', '.join(sorted(config.files)) or 'none'}; expected "
-            f"{', '.join(path.name for path in paths)}; {edited}."
-        )
-    for path in paths:
-        told = None if config.files is None else config.files[path.name]
-        try:
-            if told is not None and told != layout.entry_of(path):
-                raise CheckpointError(
-                    f"{path} is not what was exported (another size or sha256 than {CONFIG} says); expected "
-                    f"safetensors that nobody changed; {edited}."
-                )
-            fault = fault_in_files([path])
-        except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{path} cannot be read ({reason}); expected safetensors; get it again.") from None
-        if fault:
-            raise CheckpointError(f"{name}: {fault}; expected finite numbers; export another checkpoint of the run.")
-
-
 def _inside(folder: Path, config: BridgeConfig) -> BridgeConfig:
-    """The config with the places of base models that lie in the folder itself (tools/export.py)."""
+    """The config with the paths of base models that are in the folder itself (:mod:`bridge_ds.hub.export`)."""
     found = copy.deepcopy(config)
     for part in ("encoder", "llm"):
         name = Path(getattr(config, part))
-        # Never out of the folder: a config from elsewhere must not choose among this machine's files.
+        # Never outside of the folder: a config from elsewhere must not choose among this machine's files.
         if not name.is_absolute() and ".." not in name.parts and (folder / name / CONFIG).is_file():
             setattr(found, part, str((folder / name).absolute()))
     return found
 
 
-def _file(name: str, filename: str, revision: str | None, hub: Mapping[str, Any]) -> Path | None:
-    """A file of a folder or a hub repository; none where the repository has no such file."""
-    from bridge_ds.frozen.verify import model_file
-
+def _facts(run: Path, config: Config, checkpoint: Checkpoint) -> CardFacts:
+    """What the model card says of a run; evaluation.json and metrics.jsonl are read if there."""
     try:
-        return model_file(name, filename, revision, hub)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"{name!r} cannot be found ({reason}); give a run folder, a folder written by save_pretrained, or a hub id."
-        ) from None
-
-
-def _json(path: Path) -> dict[str, Any]:
+        results = read_json(run / "evaluation.json")
+    except ConfigError:
+        results = {}
     try:
-        values = json_value(decoded(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON ({error}); expected what save_pretrained writes.") from None
-    return values if isinstance(values, dict) else {}
+        scored = read_index(run / "evaluation" / "bridge").checkpoint
+    except DataError:
+        scored = ""
+    return CardFacts(
+        name=run.resolve().name,
+        config=config,
+        step=checkpoint.step,
+        state=checkpoint.state,
+        versions=checkpoint.manifest.get("versions") or {},
+        checkpoint=checkpoint.folder.name,
+        layer_weights=_layer_weights(run / "metrics.jsonl", checkpoint.step),
+        results=results,
+        scored=scored,
+    )
+
+
+def _layer_weights(metrics: Path, step: int) -> list[float]:
+    """Mean layer weights of the last training step up to `step`; empty if none were logged."""
+    found: list[float] = []
+    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
+        try:
+            values = json.loads(line)
+            if values["step"] <= step and values.get("layer_weights"):
+                found = values["layer_weights"]
+        except (ValueError, KeyError, TypeError):
+            continue  # a line that a kill has torn
+    return found
+
+
+def check_bases(source: BridgeSource, found: Mapping[str, str], allowed: bool = False) -> None:
+    """Compare base models with those of the training.
+
+    Args:
+        source: the bridge; its config names them.
+        found: identities of what is loaded, see :func:`bridge_ds.checkpoint.bases.other_bases`.
+        allowed: others are loaded anyway, with a warning.
+
+    Raises:
+        CheckpointError: one of them is another.
+    """
+    now = ModelConfig(encoder=source.config.encoder, llm=source.config.llm)
+    other = other_bases(source.config.base, found, now, source.name, source.trained)
+    if other and not allowed:
+        raise CheckpointError(
+            f"{other}; expected the same; name it with encoder=, llm=, encoder_revision= or llm_revision= (commands: "
+            "--encoder, --llm), or load it anyway with allow_base_mismatch=True (--allow-base-mismatch)."
+        )
+    if other:
+        _log.warning("%s; loaded anyway, because allow_base_mismatch is true.", other)

@@ -1,29 +1,34 @@
-"""A trained bridge for use: both base models in this process, a checkpoint's bridge between them."""
+"""From a checkpoint to a model that can be asked: both base models in this process, the trained bridge between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.checkpoint import layout
+from bridge_ds.checkpoint.bases import refuse_other_bases
 from bridge_ds.checkpoint.best import find_folder
-from bridge_ds.checkpoint.load import Checkpoint, load_bridge, newest, refuse_other_run
+from bridge_ds.checkpoint.load import Checkpoint, newest, put_trained
 from bridge_ds.checkpoint.origin import config_in
-from bridge_ds.checkpoint.placed import Placing, load_placed
 from bridge_ds.config.changes import changes, with_places
 from bridge_ds.config.load import load_run_config, overridden
 from bridge_ds.config.schema import Config
-from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.engine.distributed import on_main
 from bridge_ds.engine.setup import base_identities, quiet_transformers
 from bridge_ds.errors import CheckpointError
 from bridge_ds.frozen.device_map import describe_devices
+from bridge_ds.inference.bases import Placing, load_bases
+from bridge_ds.inference.generator import Generator
 from bridge_ds.world import World
 
-__all__ = ["config_of", "load_trained", "open_run"]
+__all__ = ["LoadedBridge", "config_of", "load_model", "load_trained", "open_run"]
 
 
 def open_run(
@@ -86,6 +91,66 @@ def config_of(checkpoint: Checkpoint, now: Config, say: Callable[[str], None], o
     return asked
 
 
+@dataclass(frozen=True)
+class LoadedBridge:
+    """A bridge with both its base models, in eval mode."""
+
+    model: BridgeModel
+    """All four stages."""
+    tokenizers: Tokenizers
+    """Both."""
+    config: Config
+    """What it was loaded by."""
+
+    def generator(self, bridge: bool = True) -> Generator:
+        """Scores and writes; `bridge=False`: by the LLM alone."""
+        return Generator(self.model, self.tokenizers, bridge=bridge)
+
+
+def load_model(
+    config: Config,
+    tensors: Sequence[Path],
+    recorded: Mapping[str, str],
+    check: Callable[[Mapping[str, str]], None],
+    placing: Placing = Placing(),  # noqa: B008
+    hub: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    check_ids: bool = True,
+    remedy: str = "set {} as in its config.yaml",
+) -> LoadedBridge:
+    """Load base models and tokenizers, compare them with those of the training, and put what was trained into them.
+
+    The one function that makes a model of a checkpoint. For the sources see :func:`open_run` for run folders, and
+    :mod:`bridge_ds.hub.source` for exported folders and hub ids.
+
+    Args:
+        config: of the run.
+        tensors: files of what was trained, `bridge.safetensors` first.
+        recorded: identities of the base models that were recorded in training.
+        check: called with those of the base models that were found (:func:`base_identities`), before any tensor is
+            read; raises, warns, or takes a note.
+        placing: dtype and devices.
+        hub: where base models come from (cache_dir, token, local_files_only).
+        check_ids: refuse a tokenizer that gives ids for which its model has no embedding.
+        remedy: what to do where a file does not fit, see :func:`bridge_ds.checkpoint.load.put_trained`.
+
+    Raises:
+        CheckpointError: a file cannot be read, or does not fit the models.
+        ConfigError: a base model or a tokenizer cannot be loaded, or the device map cannot be used.
+        LaunchError: the devices' memory does not suffice.
+    """
+    tokenizers = load_tokenizers(config.model, hub, config.data)
+    model = load_bases(config, tokenizers.bos_id, placing, hub)
+    if check_ids:
+        check_vocabulary(tokenizers.encoder, model.encoder.vocab_size, "encoder")
+        check_vocabulary(tokenizers.llm, model.llm.vocab_size, "llm")
+    world = World.detect() if torch.distributed.is_initialized() else World()
+    # One rank reads the files.
+    check(on_main(lambda: base_identities(config, model, tokenizers, recorded, hub), world))
+    put_trained(tensors, model, remedy)
+    return LoadedBridge(model, tokenizers, config)
+
+
 def load_trained(
     run: Path,
     config: Config,
@@ -94,30 +159,28 @@ def load_trained(
     max_memory: Any = None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[BridgeModel, Tokenizers, Checkpoint]:
-    """Load a run's bridge in evaluation mode.
+    """:func:`load_model` from a run folder.
 
     Args:
         run: run folder.
         config: its resolved config, see :func:`open_run`.
-        device_map: see :class:`bridge_ds.checkpoint.placed.Placing`; likewise `max_memory`.
-        say: gets one line for each broken checkpoint that is passed over, and one on where split models lie.
+        device_map: see :class:`bridge_ds.inference.bases.Placing`; likewise `max_memory`.
+        say: gets one line for each broken checkpoint that is passed over, and one on where split models are.
         max_memory: see `device_map`.
-        checkpoint: the one that :func:`open_run` has found; none = the newest valid one.
+        checkpoint: the one that :func:`open_run` has found; None = the newest valid one.
 
     Raises:
         CheckpointError: no valid checkpoint, or it belongs to other base models than those found now.
-        ConfigError: a base model cannot be loaded, or the device map cannot be used.
-        LaunchError: the devices' memory does not suffice.
     """
-    checkpoint = checkpoint or _checkpoint_of(run, say)
-    tokenizers = load_tokenizers(config.model, data=config.data)
+    checkpoint = found = checkpoint or _checkpoint_of(run, say)
     quiet_transformers()
-    model = load_placed(config, tokenizers.bos_id, Placing(device_map=device_map, max_memory=max_memory))
-    world = World.detect() if torch.distributed.is_initialized() else World()
-    recorded = checkpoint.manifest["base"]
-    base = on_main(lambda: base_identities(config, model, tokenizers, recorded), world)  # one reads the files
-    refuse_other_run(checkpoint, {}, base)
-    load_bridge(checkpoint, model)
+    loaded = load_model(
+        config,
+        layout.trained_files(found.folder),
+        found.manifest["base"],
+        lambda base: refuse_other_bases(found, base, config.model),
+        Placing(device_map=device_map, max_memory=max_memory),
+    )
     if isinstance(device_map, str | dict):
-        say(describe_devices(model.encoder.model, model.llm.model))
-    return model, tokenizers, checkpoint
+        say(describe_devices(loaded.model.encoder.model, loaded.model.llm.model))
+    return loaded.model, loaded.tokenizers, checkpoint

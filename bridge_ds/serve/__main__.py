@@ -7,9 +7,9 @@ import importlib.util
 import ipaddress
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bridge_ds.cli import Parser, user_errors
+from bridge_ds.cli import Parser, positive, user_errors
 from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 from bridge_ds.generate.__main__ import add_loading, loading
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 KEY = "BRIDGE_DS_API_KEY"
 """Environment variable with the key that requests must bring."""
 _HELP = """\
-Serve a trained bridge over HTTP with the paths of OpenAI's API: /v1/completions, /v1/chat/completions (where the LLM's
-tokenizer has a chat template), /v1/models; also /health and /metrics (Prometheus). Requests that wait are answered in
+Serve a trained bridge over HTTP with the paths of OpenAI's API: /v1/completions, /v1/chat/completions (if the LLM's
+tokenizer has a chat template), /v1/models; also /health and /metrics (Prometheus). Waiting requests are answered in
 batches; each answer is the one that python -m bridge_ds.generate gives. Greedy unless a request sets temperature.
 
 examples:
@@ -34,9 +34,9 @@ examples:
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
       -d '{"model": "mine", "prompt": "a text in any language", "max_tokens": 64}'
 
-A full queue is answered by 429 with Retry-After. SIGTERM: what waits and runs is finished, what comes gets 503; at a
-second one only what is being written is finished. Beyond loopback a key is a must; it comes from the environment
-variable BRIDGE_DS_API_KEY."""
+When the queue is full requests get 429 with Retry-After. After a SIGTERM the requests that wait and run are finished,
+new ones get 503; after a second one only those that run are finished. An address other than loopback needs an API key,
+in the environment variable BRIDGE_DS_API_KEY."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         _check(options, key)
         from bridge_ds.serve.server import bind, serve
 
-        # Before the models: a port that is taken should not be found out after minutes of loading.
+        # Before the models: a port in use should not be found after minutes of loading.
         listening = bind(options.host, options.port)
         service = _load(options, key)
         serve(service, listening, connections=2 * (options.queue + options.at_once) + 64)
@@ -62,31 +62,30 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="the model's name in requests (default: the last part of --run)")
     where = parser.add_argument_group("where")
     where.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    where.add_argument("--port", type=int, default=8000, help="port; 0 = any that is free (default: 8000)")
+    port = positive(int, zero=True, most=65535)
+    where.add_argument("--port", type=port, default=8000, help="port; 0 = any that is free (default: 8000)")
     load = parser.add_argument_group("how much")
-    load.add_argument("--batch", type=int, default=16, help="most texts of a batch (default: 16)")
-    load.add_argument("--queue", type=int, default=128, help="most texts that wait; more get 429 (default: 128)")
-    load.add_argument("--max-tokens", type=int, default=1024, help="highest max_tokens of a request (default: 1024)")
-    load.add_argument("--max-body", type=int, default=1 << 20, help="bytes of a request (default: 1048576)")
+    for name, default, what in (
+        ("--batch", 16, "most texts of a batch"),
+        ("--queue", 128, "most texts that wait; more get 429"),
+        ("--max-tokens", 1024, "highest max_tokens of a request"),
+        ("--max-body", 1 << 20, "bytes of a request"),
+    ):
+        load.add_argument(name, type=positive(int), default=default, help=f"{what} (default: {default})")
     other = parser.add_argument_group("the LLM elsewhere")
-    other.add_argument("--vllm", metavar="URL", help="a vLLM server with --enable-prompt-embeds writes the answers")
-    other.add_argument("--at-once", type=int, default=64, help="requests to it at a time (default: 64)")
+    other.add_argument("--vllm", metavar="URL", help="a vLLM server with --enable-prompt-embeds that runs the LLM")
+    other.add_argument("--at-once", type=positive(int), default=64, help="requests to it at a time (default: 64)")
     add_loading(parser)
     return parser.parse_args(argv)
 
 
 def _check(options: argparse.Namespace, key: str) -> None:
-    for name in ("batch", "queue", "max_tokens", "max_body", "at_once"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 1 or more.")
-    if not 0 <= options.port < 1 << 16:
-        raise ConfigError(f"--port is {options.port}; expected 0 to 65535.")
     if not key and not _is_loopback(options.host):
         raise ConfigError(
             f"--host is {options.host}, which others can reach, and {KEY} is not set; expected a key: set that "
             "environment variable, or leave --host out."
         )
-    for package in ("starlette", "uvicorn", "prometheus_client"):
+    for package in ("starlette", "uvicorn", "prometheus_client", "httpx", "pydantic"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"serving needs {package}, which is not installed; pip install 'bridge_ds[serve]'.")
 
@@ -99,29 +98,24 @@ def _is_loopback(host: str) -> bool:
 
 
 def _load(options: argparse.Namespace, key: str) -> Service:
-    from bridge_ds.generate.answer import Answerer, Style
+    from bridge_ds.engine.setup import quiet_transformers
+    from bridge_ds.hub.model import BridgeForCausalLM
     from bridge_ds.serve.app import Service
-    from bridge_ds.serve.local import LocalWriter
-    from bridge_ds.serve.scheduler import Scheduler, Writer
-    from bridge_ds.serve.schema import ServerLimits
-    from bridge_ds.serve.texts import Texts
-    from bridge_ds.serve.waiting import RequestQueue
+    from bridge_ds.serve.backends import LocalBackend, ServedModel, VllmBackend, VllmClient
+    from bridge_ds.serve.batching import Backend, RequestQueue, Scheduler
+    from bridge_ds.serve.protocol import ServerLimits
 
-    answerer = Answerer.load(options.run, Style(), **loading(options))
-    texts = Texts(answerer)
-    writer: Writer = LocalWriter(answerer, texts)
-    at_once = 1
+    quiet_transformers()
+    model = ServedModel(BridgeForCausalLM.from_pretrained(options.run, **loading(options)))
+    backend: Backend = LocalBackend(model)
+    concurrency = 1
     if options.vllm:
-        from bridge_ds.serve.vllm import Upstream, VllmWriter
-
-        at_once = options.at_once
-        writer = VllmWriter(answerer, texts, Upstream(options.vllm), at_once)
-    waiting = RequestQueue(options.queue, options.batch, texts.positions, at_once)
-    limits: Any = ServerLimits(
-        tokens=options.max_tokens, texts=min(options.batch, options.queue), body=options.max_body
-    )
+        concurrency = options.at_once
+        backend = VllmBackend(model, VllmClient(options.vllm), concurrency)
+    queue = RequestQueue(options.queue, options.batch, model.positions, concurrency)
+    limits = ServerLimits(options.max_tokens, texts=min(options.batch, options.queue), body=options.max_body)
     name = options.name or Path(options.run).name or options.run
-    return Service(name, texts, Scheduler(waiting, writer, lambda rows: None), limits, key)
+    return Service(name, model, Scheduler(queue, backend), limits, key)
 
 
 if __name__ == "__main__":

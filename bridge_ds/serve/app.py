@@ -1,4 +1,4 @@
-"""The HTTP side: paths, the key, limits on bodies, and the way from a request to its rows and back."""
+"""The ASGI application: routes, API key, limits on bodies, metrics, and the way from a request to its rows and back."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import hmac
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -18,12 +19,17 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bridge_ds.reading import json_value
-from bridge_ds.serve.metrics import Metrics
-from bridge_ds.serve.replies import Reply
-from bridge_ds.serve.scheduler import Scheduler
-from bridge_ds.serve.schema import APIError, Ask, ServerLimits, parse_chat, parse_completion
-from bridge_ds.serve.texts import Texts
-from bridge_ds.serve.work import Event, Row
+from bridge_ds.serve.backends import ServedModel
+from bridge_ds.serve.batching import Row, Scheduler
+from bridge_ds.serve.protocol import (
+    APIError,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    ServerLimits,
+    parse_request,
+)
+from bridge_ds.serve.replies import Event, Reply
 
 __all__ = ["Service", "make_app"]
 
@@ -31,39 +37,67 @@ _BODY_S = 30
 """Seconds in which a request must have arrived whole."""
 
 
+class Metrics:
+    """Prometheus metrics in a registry of their own, so that several servers can live in one process."""
+
+    def __init__(self, waiting: Callable[[], float], running: Callable[[], float]) -> None:
+        """Args:
+        waiting: called for the number of rows in the queue.
+        running: called for the number of rows that are being answered.
+        """
+        self._registry = to = CollectorRegistry()
+        self.requests = Counter(
+            "bridge_requests", "Requests, by path and HTTP status.", ["path", "status"], registry=to
+        )
+        self.tokens = Counter("bridge_tokens", "LLM positions of prompts, tokens of answers.", ["kind"], registry=to)
+        self.truncated = Counter("bridge_truncated_texts", "Texts that were truncated.", registry=to)
+        self.seconds = Histogram(
+            "bridge_request_seconds", "From the first byte to the end of the answer.", registry=to,
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+        )  # fmt: skip
+        self.batch = Histogram("bridge_batch_rows", "Rows of a batch.", registry=to, buckets=(1, 2, 4, 8, 16, 32, 64))
+        Gauge("bridge_waiting_rows", "Rows in the queue.", registry=to).set_function(waiting)
+        Gauge("bridge_running_rows", "Rows that are being answered.", registry=to).set_function(running)
+
+    def page(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
 @dataclass
 class Service:
-    """All that the paths need."""
+    """What the routes need."""
 
     name: str
     """Of the model, for `/v1/models` and `model`."""
-    texts: Texts
-    """Both tokenizers."""
+    model: ServedModel
     scheduler: Scheduler
-    """Of the models."""
     limits: ServerLimits
-    """Of a request."""
     key: str = ""
     """That a request must bring; empty = none."""
     created: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970."""
     metrics: Metrics = field(init=False)
-    """For Prometheus."""
 
     def __post_init__(self) -> None:
-        waiting = self.scheduler.waiting
-        self.metrics = Metrics(lambda: len(waiting), lambda: waiting.running)
+        queue = self.scheduler.queue
+        self.metrics = Metrics(lambda: len(queue), lambda: queue.running)
         self.scheduler.observe = self.metrics.batch.observe
+
+    @property
+    def status(self) -> str:
+        """`ok`, `draining` or `dead` (its scheduler has ended)."""
+        return "draining" if self.scheduler.queue.draining else "ok" if self.scheduler.alive else "dead"
 
 
 def make_app(service: Service) -> Starlette:
     """The ASGI application."""
 
     async def completions(request: Request) -> Response:
-        return await _answer(service, request, parse_completion)
+        return await _answer(service, request, CompletionRequest)
 
     async def chat(request: Request) -> Response:
-        return await _answer(service, request, parse_chat)
+        return await _answer(service, request, ChatRequest)
 
     async def models(request: Request) -> Response:
         _authorize(service, request)
@@ -71,25 +105,19 @@ def make_app(service: Service) -> Starlette:
         return JSONResponse({"object": "list", "data": [card]})
 
     async def health(request: Request) -> Response:
-        draining, alive = service.scheduler.waiting.draining, service.scheduler.alive
-        status = "draining" if draining else "ok" if alive else "dead"
-        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+        return JSONResponse({"status": service.status}, 200 if service.status == "ok" else 503)
 
     async def metrics(request: Request) -> Response:
         _authorize(service, request)
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def refused(request: Request, error: Exception) -> Response:
-        assert isinstance(error, APIError)
-        return _refusal(service, request, error)
-
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        told = {404: "there is no such path here.", 405: "the path does not take this method."}
-        return _refusal(service, request, APIError(told.get(error.status_code, str(error.detail)), error.status_code))
-
-    async def fault(request: Request, error: Exception) -> Response:
-        return _refusal(service, request, APIError("the server has made a mistake (see its log).", 500))
+    async def failed(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            known = {404: "there is no such path here.", 405: "the path does not allow this method."}
+            error = APIError(known.get(error.status_code, str(error.detail)), error.status_code)
+        if not isinstance(error, APIError):
+            error = APIError("internal error of the server (see its log).", 500)
+        return _failure(service, request, error)
 
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
@@ -98,11 +126,11 @@ def make_app(service: Service) -> Starlette:
         Route("/health", health),
         Route("/metrics", metrics),
     ]
-    handlers: dict[Any, Any] = {APIError: refused, HTTPException: http_error, Exception: fault}
+    handlers: dict[Any, Any] = dict.fromkeys((APIError, HTTPException, Exception), failed)
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _refusal(service: Service, request: Request, why: APIError) -> Response:
+def _failure(service: Service, request: Request, why: APIError) -> Response:
     service.metrics.requests.labels(_path(request), str(why.status)).inc()
     headers = {"Retry-After": str(why.retry_s)} if why.retry_s else {}
     if why.status == 401:
@@ -111,7 +139,7 @@ def _refusal(service: Service, request: Request, why: APIError) -> Response:
 
 
 def _path(request: Request) -> str:
-    # Only ours: a label for each path that someone tries would grow without end.
+    # Only known paths: a label for each path that somebody tries would grow without bound.
     return request.url.path if request.url.path in ("/v1/completions", "/v1/chat/completions") else "other"
 
 
@@ -120,79 +148,82 @@ def _authorize(service: Service, request: Request) -> None:
     if service.key and not (
         kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), service.key.encode())
     ):
-        told = "the API key is missing or wrong; expected Authorization: Bearer KEY."
-        raise APIError(told, 401, code="invalid_api_key")
+        message = "the API key is missing or wrong; expected Authorization: Bearer KEY."
+        raise APIError(message, 401, code="invalid_api_key")
 
 
-async def _answer(service: Service, request: Request, parse: Callable[[Any, str, ServerLimits], Ask]) -> Response:
+async def _answer(service: Service, request: Request, kind: type[GenerationRequest]) -> Response:
     began = time.monotonic()
     _authorize(service, request)
-    ask = parse(await _json(request, service.limits.body), service.name, service.limits)
-    waiting = service.scheduler.waiting
-    waiting.refuse(len(ask.texts))  # before any work is done for it
+    asked = parse_request(kind, await _json(request, service.limits.body), service.name, service.limits)
+    queue = service.scheduler.queue
+    queue.check_room(len(asked.inputs))  # before any work is done for it
     events: asyncio.Queue[Event] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     def sink(event: Event) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody reads any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-    rows = await run_in_threadpool(service.texts.rows, ask, sink)
-    waiting.offer(rows)
-    reply = Reply(rows, service.name, ask.chat)
-    if ask.stream:
-        stream = _stream(service, request, ask, reply, events, began)
+    rows = await run_in_threadpool(service.model.rows, asked, sink)
+    queue.offer(rows)
+    reply = Reply(service.name, asked.chat, [row.length for row in rows], sum(row.truncated for row in rows))
+    if asked.stream:
+        stream = _stream(service, request, asked, reply, rows, events, began)
         headers = {"Cache-Control": "no-cache", **reply.headers}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
-    try:
-        while not reply.complete:
-            event = await _next(request, events)
-            if event is None:
-                return Response(status_code=499)  # nobody is there to read it
-            reply.take(event)
-    finally:
-        _leave(rows)
+    with _cancelled_at_exit(rows):
+        async for event in _arriving(request, rows, events):
+            reply.add(event)
+    if not reply.complete:
+        return Response(status_code=499)  # the client has disconnected
     _count(service, request, reply, began)
     return JSONResponse(reply.whole(), headers=reply.headers)
 
 
 async def _stream(
-    service: Service, request: Request, ask: Ask, reply: Reply, events: asyncio.Queue[Event], began: float
-) -> AsyncIterator[bytes]:
+    service: Service, request: Request, asked: GenerationRequest, reply: Reply, rows: Sequence[Row],
+    events: asyncio.Queue[Event], began: float,
+) -> AsyncIterator[bytes]:  # fmt: skip
     try:
-        for chunk in reply.opening():
-            yield chunk
-        while not reply.complete:
-            event = await _next(request, events)
-            if event is None:
-                return
-            reply.take(event)
-            yield reply.piece(event)
-        _count(service, request, reply, began)
-        for chunk in reply.ending(ask.usage):
-            yield chunk
+        with _cancelled_at_exit(rows):
+            for chunk in reply.opening():
+                yield chunk
+            async for event in _arriving(request, rows, events):
+                reply.add(event)
+                yield reply.chunk(event)
+        if reply.complete:
+            _count(service, request, reply, began)
+            for chunk in reply.ending(asked.include_usage):
+                yield chunk
     except APIError as why:
         service.metrics.requests.labels(_path(request), str(why.status)).inc()
         for chunk in reply.failed(why):
             yield chunk
+
+
+@contextlib.contextmanager
+def _cancelled_at_exit(rows: Sequence[Row]) -> Iterator[None]:
+    """However a request ends (failure, disconnect, cancelled task): rows that have not ended need not be answered."""
+    try:
+        yield
     finally:
-        _leave(list(reply.rows))
+        for row in rows:
+            row.cancelled = True
 
 
-async def _next(request: Request, events: asyncio.Queue[Event]) -> Event | None:
-    """The next event; none when the client has gone."""
-    while True:
+async def _arriving(request: Request, rows: Sequence[Row], events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+    """Events until every row has ended or the client has disconnected."""
+    left = len(rows)
+    while left:
         try:
-            return await asyncio.wait_for(events.get(), 0.5)
+            event = await asyncio.wait_for(events.get(), 0.5)
         except TimeoutError:
             if await request.is_disconnected():
-                return None
-
-
-def _leave(rows: list[Row]) -> None:
-    """Nobody reads these any more: what is not written yet need not be."""
-    for row in rows:
-        row.cancelled = True
+                return
+            continue
+        left -= event.reason is not None
+        yield event
 
 
 def _count(service: Service, request: Request, reply: Reply, began: float) -> None:
@@ -218,8 +249,8 @@ async def _json(request: Request, most: int) -> Any:
     except TimeoutError:
         raise APIError(f"the request did not arrive within {_BODY_S} s.", 408) from None
     except ClientDisconnect:
-        raise APIError("the request broke off.", 400) from None
+        raise APIError("the request was cut off.", 400) from None
     try:
         return json_value(body.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise APIError(f"the body is no JSON ({str(error)[:200]}).") from None
+        raise APIError(f"the body is not JSON ({str(error)[:200]}).") from None

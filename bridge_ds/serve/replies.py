@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's API: whole, or as server-sent events. Pure, but for the clock and the id.
+"""Replies of OpenAI's API, whole or as server-sent events.
 
 Field names: OpenAI's API reference, "The completion object", "The chat completion chunk object".
 """
@@ -9,118 +9,120 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from bridge_ds.serve.schema import APIError
-from bridge_ds.serve.work import Event, Row
+from bridge_ds.serve.protocol import APIError
 
-__all__ = ["DONE", "TRUNCATED", "Reply", "line"]
+__all__ = ["Event", "Reply"]
 
 TRUNCATED = "X-Bridge-Truncated"
-"""Header with the number of texts that were too long to be read whole; absent = none was."""
-DONE = b"data: [DONE]\n\n"
-"""The last line of a stream."""
+"""Response header with the number of texts that were truncated; absent if none was."""
+_DONE = b"data: [DONE]\n\n"
 
 
-def line(value: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+@dataclass(frozen=True)
+class Event:
+    """What is new in one answer of a request."""
+
+    index: int
+    """Of the answer in its request."""
+    text: str = ""
+    """Final: later events only append."""
+    reason: str | None = None
+    """At the end: `stop` (end token or stop string) or `length`."""
+    tokens: int = 0
+    """LLM tokens of the answer, at the end."""
+    failure: APIError | None = None
+    """Why there is no answer."""
 
 
 class Reply:
-    """What is said in answer to one request."""
+    """The reply to one request, collected from its events."""
 
-    def __init__(self, rows: Sequence[Row], model: str, chat: bool) -> None:
+    def __init__(self, model: str, chat: bool, lengths: Sequence[int], truncated: int) -> None:
         """Args:
-        rows: of the request, in order.
         model: its name.
-        chat: whether messages or prompts were asked.
+        chat: whether the request was a chat.
+        lengths: LLM positions of each prompt, those of the soft prompt included.
+        truncated: number of texts that were truncated.
         """
-        self.rows, self.chat = rows, chat
-        self.texts = ["" for _ in rows]
-        self.reasons: list[str | None] = [None for _ in rows]
-        self.written = 0
-        kind = "chat.completion" if chat else "text_completion"
-        self._head = {
+        self.truncated, self.written = truncated, 0
+        self.headers = {TRUNCATED: str(truncated)} if truncated else {}
+        self._chat, self._read = chat, sum(lengths)
+        self._texts = ["" for _ in lengths]
+        self._reasons: list[str | None] = [None for _ in lengths]
+        self._kind = "chat.completion" if chat else "text_completion"
+        self._head: dict[str, Any] = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model,
         }
-        self._kind = kind
 
-    def take(self, event: Event) -> None:
-        """Count an event in.
+    def add(self, event: Event) -> None:
+        """Take in an event.
 
         Raises:
-            APIError: the row has failed.
+            APIError: the answer has failed.
         """
         if event.failure is not None:
             raise event.failure
-        self.texts[event.index] += event.text
+        self._texts[event.index] += event.text
+        self._reasons[event.index] = event.reason
         self.written += event.tokens
-        self.reasons[event.index] = event.reason
 
     @property
     def complete(self) -> bool:
-        """Every row is at its end."""
-        return all(self.reasons)
+        """Whether every answer has ended."""
+        return all(self._reasons)
 
     @property
     def usage(self) -> dict[str, int]:
-        """Places that the prompts take in the LLM (a soft prompt's among them), tokens written, and texts that were not
-        read whole (`truncated`, a field of ours)."""
-        read = sum(row.length for row in self.rows)
-        counts = {"prompt_tokens": read, "completion_tokens": self.written, "total_tokens": read + self.written}
-        return counts | {"truncated": self.truncated}
-
-    @property
-    def truncated(self) -> int:
-        """Texts that were too long to be read whole."""
-        return sum(row.truncated for row in self.rows)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Of the response, known before anything is written."""
-        return {TRUNCATED: str(self.truncated)} if self.truncated else {}
+        """LLM positions and tokens of the whole request; `truncated` is not a field of OpenAI's."""
+        counts = {"prompt_tokens": self._read, "completion_tokens": self.written}
+        return counts | {"total_tokens": self._read + self.written, "truncated": self.truncated}
 
     def whole(self) -> dict[str, Any]:
-        """The answer in one piece."""
+        """All answers in one object."""
         choices = [
             {
                 "index": index,
-                **({"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}),
+                **({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}),
                 "logprobs": None,
                 "finish_reason": reason,
             }
-            for index, (text, reason) in enumerate(zip(self.texts, self.reasons, strict=True))
+            for index, (text, reason) in enumerate(zip(self._texts, self._reasons, strict=True))
         ]
         return {**self._head, "object": self._kind, "choices": choices, "usage": self.usage}
 
     def opening(self) -> list[bytes]:
-        """Events before the first text: in a chat, who speaks."""
-        if not self.chat:
-            return []
+        """Before the first text of a stream: in a chat the role."""
         delta = {"role": "assistant", "content": ""}
-        return [self._chunk([{"index": row.index, "delta": delta, "finish_reason": None}]) for row in self.rows]
+        indices = range(len(self._texts)) if self._chat else ()
+        return [self._chunk([{"index": index, "delta": delta, "finish_reason": None}]) for index in indices]
 
-    def piece(self, event: Event) -> bytes:
-        """The server-sent event for an event."""
+    def chunk(self, event: Event) -> bytes:
+        """An event as part of a stream."""
         choice: dict[str, Any] = {"index": event.index, "finish_reason": event.reason}
-        if self.chat:
+        if self._chat:
             choice["delta"] = {"content": event.text} if event.text else {}
         else:
             choice |= {"text": event.text, "logprobs": None}
         return self._chunk([choice])
 
-    def ending(self, usage: bool) -> list[bytes]:
-        """What follows the last piece."""
-        return [*([self._chunk([], usage=self.usage)] if usage else []), DONE]
+    def ending(self, include_usage: bool) -> list[bytes]:
+        """After the last chunk."""
+        return [*([self._chunk([], usage=self.usage)] if include_usage else []), _DONE]
 
     @staticmethod
     def failed(why: APIError) -> list[bytes]:
-        """The end of a stream that cannot go on; its status was sent long ago."""
-        return [line(why.body()), DONE]
+        """The end of a stream that fails after its status was sent."""
+        return [_line(why.body()), _DONE]
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        kind = f"{self._kind}.chunk" if self.chat else self._kind
-        return line({**self._head, "object": kind, "choices": choices, **more})
+        kind = f"{self._kind}.chunk" if self._chat else self._kind
+        return _line({**self._head, "object": kind, "choices": choices, **more})
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()

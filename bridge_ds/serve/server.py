@@ -1,9 +1,9 @@
-"""uvicorn around the application, and an end in order: what runs is finished, what comes is refused."""
+"""uvicorn around the application, and its shutdown: running requests are finished, new ones refused."""
 
 from __future__ import annotations
 
+import logging
 import socket
-import sys
 from types import FrameType
 
 import uvicorn
@@ -13,9 +13,12 @@ from bridge_ds.serve.app import Service, make_app
 
 __all__ = ["DrainingServer", "bind", "serve"]
 
+_log = logging.getLogger(__name__)
+
 
 class DrainingServer(uvicorn.Server):
-    """After a SIGTERM or SIGINT new requests get 503, and it ends when all is written; a second drops what waits."""
+    """After a SIGTERM or SIGINT new requests get 503, and it ends when all is answered; after a second one rows that
+    wait are dropped."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -23,40 +26,55 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Of uvicorn: a signal has come."""
-        waiting = self.service.scheduler.waiting
-        if waiting.draining:
+        queue = self.service.scheduler.queue
+        if queue.draining:
             self.should_exit = self.force_exit = True
-        waiting.drain()
+        queue.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Of uvicorn: begin to listen; then say where."""
-        await super().startup(sockets)
-        for place in (found.getsockname() for found in sockets or []):
-            print(f"serving {self.service.name} on http://{place[0]}:{place[1]}/v1", file=sys.stderr, flush=True)
+        """Of uvicorn: listen, then log where.
+
+        Raises:
+            LaunchError: the port has been taken since :func:`bind`.
+        """
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise _unusable(_address(sockets[0]) if sockets else "the address", error) from None
+        for found in sockets or []:
+            _log.info("serving %s on http://%s/v1", self.service.name, _address(found))
 
     async def on_tick(self, counter: int) -> bool:
         """Of uvicorn, ten times a second: whether to end."""
-        waiting = self.service.scheduler.waiting
-        if waiting.draining and (waiting.idle or not self.service.scheduler.alive):
+        scheduler = self.service.scheduler
+        if scheduler.queue.draining and (scheduler.queue.idle or not scheduler.alive):
             self.should_exit = True
         return await super().on_tick(counter)
 
 
+def _address(found: socket.socket) -> str:
+    host, port = found.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _unusable(address: str, error: Exception) -> LaunchError:
+    why = getattr(error, "strerror", None) or error
+    return LaunchError(f"{address} cannot be listened on ({why}); choose another with --host or --port.")
+
+
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound, so that a port in use is known before models are loaded.
+    """A bound socket, so that a port in use is found before models are loaded.
 
     Raises:
-        LaunchError: it cannot be had.
+        LaunchError: no such host, or the port is taken or not allowed.
     """
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(place)
-    except OSError as error:
-        raise LaunchError(
-            f"{host}:{port} cannot be listened on ({error.strerror or error}); choose another with --host or --port."
-        ) from None
+        found.bind(address)
+    except (OSError, UnicodeError) as error:  # UnicodeError: a host that is no domain name
+        raise _unusable(f"{host}:{port}", error) from None
     return found
 
 
@@ -64,9 +82,9 @@ def serve(service: Service, listening: socket.socket, connections: int) -> None:
     """Serve until a signal ends it.
 
     Args:
-        service: the scheduler is started, and stopped at the end.
+        service: its scheduler is started, and stopped at the end.
         listening: of :func:`bind`.
-        connections: above so many open ones uvicorn itself answers 503.
+        connections: open connections above which uvicorn itself answers 503.
     """
     config = uvicorn.Config(
         make_app(service), log_level="warning", access_log=False, lifespan="off", limit_concurrency=connections,

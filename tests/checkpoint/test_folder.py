@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from bridge_ds.checkpoint import layout
+from bridge_ds.checkpoint.bases import refuse_other_bases
 from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_bridge, newest, refuse_other_run
 from bridge_ds.checkpoint.manifest import manifest_sha256
 from bridge_ds.checkpoint.save import prune
+from bridge_ds.config.schema import ModelConfig
 from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import CheckpointError
 
@@ -106,11 +108,15 @@ def test_the_best_is_kept_too(tmp_path: Path) -> None:
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     checkpoint = Checkpoint.read(write(tmp_path, 5))
-    refuse_other_run(checkpoint, {"seed": 0}, {"llm": "abc"})
+    refuse_other_run(checkpoint, {"seed": 0})
+    refuse_other_bases(checkpoint, {"llm": "abc"}, ModelConfig())
     with pytest.raises(CheckpointError, match="seed 0; this run has 1"):
-        refuse_other_run(checkpoint, {"seed": 1}, {})
-    with pytest.raises(CheckpointError, match="base llm 'abc'"):
-        refuse_other_run(checkpoint, {}, {"llm": "xyz"})
+        refuse_other_run(checkpoint, {"seed": 1})
+    with pytest.raises(CheckpointError, match=r"the LLM 'testbed/llm' is not what \S+ was trained with \(its weights"):
+        refuse_other_bases(checkpoint, {"llm": "xyz"}, ModelConfig())
+    checkpoint.manifest["config"] = {"model": {"llm": "other/llm"}}
+    with pytest.raises(CheckpointError, match=r"trained with \(that was 'other/llm'\).*set model\.encoder"):
+        refuse_other_bases(checkpoint, {"llm": "xyz"}, ModelConfig())
 
 
 class Model(torch.nn.Module):

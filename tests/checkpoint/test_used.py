@@ -61,7 +61,7 @@ def test_every_door_gives_the_same_with_another_record(runs: dict[str, Path], mo
     from bridge_ds.doctor.diagnose import diagnose
     from bridge_ds.doctor.load import load_patient
     from bridge_ds.doctor.measure import examine
-    from bridge_ds.generate.answer import Answerer, Style
+    from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
     from bridge_ds.harness.model import BridgeLM
     from bridge_ds.hub.source import open_source
 
@@ -72,10 +72,10 @@ def test_every_door_gives_the_same_with_another_record(runs: dict[str, Path], mo
     assert shared(runs["other"]) == shared(runs["own"])
     answers, harness, losses = {}, {}, {}
     for name, run in runs.items():
-        answerer = Answerer.load(str(run), Style(max_new_tokens=6))  # generate and serve
+        answerer = Pipeline.load(str(run), GenerateOptions(max_new_tokens=6))  # generate and serve
         answers[name] = answerer.write([answerer.row(TEXT)]), answerer.identity()
         opened = BridgeLM(run=str(run), device="cpu")
-        harness[name] = opened.config, opened.options, opened.window
+        harness[name] = opened.config, opened.answerer.prompts.limits, opened.window
         losses[name] = examine(load_patient(run, torch.device("cpu")), 8)[0]
     assert answers["other"] == answers["own"]
     assert harness["other"][1:] == harness["own"][1:] and harness["other"][0].fusion == harness["own"][0].fusion

@@ -16,19 +16,17 @@ from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
 from bridge_ds.doctor.load import LoadedRun
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.generate.answer import Answerer as Writer
-from bridge_ds.generate.answer import Style
-from bridge_ds.harness.answerer import Answerer, Options
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.local import LocalWriter
-from bridge_ds.serve.schema import ServerLimits, parse_completion
-from bridge_ds.serve.texts import Texts
-from bridge_ds.serve.work import Event
+from bridge_ds.serve.backends import LocalBackend, ServedModel
+from bridge_ds.serve.protocol import CompletionRequest
+from bridge_ds.serve.replies import Event
 from bridge_ds.tasks.base import Example
 from tests.convert.readable import reading
+from tests.made import harness_answerer
 
 LABELS = ("Neutral", "Entailment")
 CPU = torch.device("cpu")
@@ -67,10 +65,7 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
     row = tokenize_sample({"source": source, "target": LABELS[1]}, tokenizers, config.data)
     batch = collate([row], tokenizers.encoder_pad_id, tokenizers.pad_id)
     data = config.data
-    harness = Answerer(
-        model, tokenizers, CPU,
-        Options(prompt=data.augment_prompt, end_token=data.objective == "task" and data.target_end),
-    )  # fmt: skip
+    harness = harness_answerer(model, tokenizers, data, end_token=data.objective == "task" and data.target_end)
     scorer = Scorer(model, tokenizers, data, CPU, bridge=True, calibrate=True, max_new_tokens=12)
 
     def evaluated(kind: str) -> str:
@@ -104,14 +99,14 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
 
 def outside(run: Path, source: str) -> dict[str, Asked]:
     """python -m bridge_ds.generate, and the server."""
-    writer = Writer.load(str(run), Style(max_new_tokens=12))
-    texts = Texts(writer)
+    writer = Pipeline.load(str(run), GenerateOptions(max_new_tokens=12))
+    served_model = ServedModel(writer.model)
 
     def served() -> str:
         said: list[Event] = []
-        ask = parse_completion({"model": "x", "prompt": source, "max_tokens": 12, "stream": True}, "x", ServerLimits())
-        rows = texts.rows(ask, said.append)
-        LocalWriter(writer, texts).start(rows, lambda _: None)
+        ask = CompletionRequest(model="x", prompt=[source], max_tokens=12, stream=True)
+        rows = served_model.rows(ask, said.append)
+        LocalBackend(served_model).start(rows, lambda _: None)
         assert said[-1].reason == "stop"
         return "".join(event.text for event in said)
 

@@ -80,9 +80,9 @@ def test_the_evaluation_scores_it(testbed_run: Path) -> None:
 
 
 def test_the_doctor_and_the_harness_read_it(testbed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from bridge_ds.harness.answerer import Answerer, Options
     from bridge_ds.harness.requests import Context, Continuation
     from tests.convert.test_logits import loaded
+    from tests.made import harness_answerer
     from tools.doctor import main as doctor
 
     assert doctor([str(testbed_run), "--samples", "4", "--json"]) in (0, 1)
@@ -92,7 +92,7 @@ def test_the_doctor_and_the_harness_read_it(testbed_run: Path, capsys: pytest.Ca
     assert not codes & {"mapping_untrained", "llm_changed", "encoder_changed", "llm_weights", "encoder_weights"}
 
     model, tokenizers, config = loaded(testbed_run)
-    answerer = Answerer(model, tokenizers, "cpu", Options(prompt=config.data.augment_prompt))
+    answerer = harness_answerer(model, tokenizers, config.data)
     (((score, _),),) = answerer.score([Context("the cat sat")], [[Continuation(" down")]])
     assert score < 0
 
@@ -104,4 +104,4 @@ def test_nobody_continues_to_train_it_unawares(testbed_run: Path) -> None:
     checkpoint = find("auto", testbed_run / "checkpoints")
     assert checkpoint is not None
     with pytest.raises(CheckpointError, match="global_batch 'converted from MindMerger"):
-        refuse_other_run(checkpoint, {"seed": 0, "global_batch": 128}, {})
+        refuse_other_run(checkpoint, {"seed": 0, "global_batch": 128})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -32,9 +33,14 @@ def chatty(encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> To
     return load_tokenizers(ModelConfig(encoder=str(encoder_folder), llm=str(folder)))
 
 
+def in_chat(of: Tokenizers, data: DataConfig) -> Tokenizers:
+    """The tokenizers as `load_tokenizers` gives them for these settings."""
+    return dataclasses.replace(of, frame=frame_of(of.llm, data.chat_template, data.system_prompt))
+
+
 def test_the_white_space_a_template_ends_with_is_kept_and_no_space_is_put_before_the_answer(chatty: Tokenizers) -> None:
     data = DataConfig(chat_template=True, system_prompt="a red house")
-    row = tokenize_sample({"source": "the cat", "target": "{two birds}"}, chatty, data)
+    row = tokenize_sample({"source": "the cat", "target": "{two birds}"}, in_chat(chatty, data), data)
     llm = chatty.llm
     assert llm.decode(row.head) == "<start><system>a red house<end>\n<user>"
     assert llm.decode(row.prompt) == "<end>\n<assistant>\n\n"
@@ -48,9 +54,8 @@ def test_the_white_space_a_template_ends_with_is_kept_and_no_space_is_put_before
     assert tokenize_sample({"source": "the cat", "target": "{two"}, chatty, DataConfig()).target == [
         *llm(" {two", add_special_tokens=False)["input_ids"], chatty.eos_id,
     ]  # fmt: skip
-    shown = tokenize_sample(
-        {"source": "the cat", "target": "b"}, chatty, DataConfig(chat_template=True, augment_prompt=True)
-    )
+    data = DataConfig(chat_template=True, augment_prompt=True)
+    shown = tokenize_sample({"source": "the cat", "target": "b"}, in_chat(chatty, data), data)
     assert llm.decode(shown.prompt) == "the cat<end>\n<assistant>\n\n" and llm.decode(shown.head) == "<start><user>"
 
 
@@ -59,7 +64,7 @@ def test_a_chat_of_one_message_and_a_plain_text_have_the_ids_of_training(chatty:
     data = DataConfig(chat_template=True, system_prompt="a red house", augment_prompt=True)
     limits = Limits.of(data)
     for text in ("the cat", "  the cat\n", "the </s> cat <end>", "a\n\nb"):
-        row = tokenize_sample({"source": text, "target": "b"}, chatty, data)
+        row = tokenize_sample({"source": text, "target": "b"}, in_chat(chatty, data), data)
         asked = parse(render(chatty.llm, [{"role": "user", "content": text}], system="a red house"))
         for context in (framed(Context(text), frame), asked):
             ids = context_ids(chatty, context, limits, 4, prompt=True)
@@ -106,11 +111,12 @@ def test_sentencepiece_puts_no_space_of_its_own_into_a_chat(
         f"{{{{ {json.dumps(user_end)} }}}}"
         "{% if messages[1] %}{{ messages[1].content }}{{ eos_token }}{% endif %}"
     )
-    of = load_tokenizers(ModelConfig(encoder=str(encoder_folder), llm=str(llm)))
+    data = DataConfig(chat_template=True)
+    of = load_tokenizers(ModelConfig(encoder=str(encoder_folder), llm=str(llm)), data=data)
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "{Ent"}]
     text = of.llm.apply_chat_template(chat, tokenize=False)
     assert text == f"<s><|user|>\na{user_end}{{Ent</s>"
-    row = tokenize_sample({"source": "a", "target": "{Ent"}, of, DataConfig(chat_template=True))
+    row = tokenize_sample({"source": "a", "target": "{Ent"}, of, data)
     whole = of.llm(text, add_special_tokens=False)["input_ids"]
     assert [*row.head, *of.llm.convert_tokens_to_ids(["a"]), *row.prompt, *row.target] == whole
     harness = Context("a", "<s><|user|>\n", f"{user_end}{{", begun=True)

@@ -203,13 +203,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Path, tmp_path: Path) -> None:
     """Processor, generate, server, export, harness and evaluation."""
-    from bridge_ds.generate.answer import Answerer, Style
     from bridge_ds.generate.files import answer_file
+    from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
     from bridge_ds.hub.processor import BridgeProcessor
-    from bridge_ds.serve.schema import APIError, ServerLimits, parse_completion
-    from bridge_ds.serve.texts import Texts
+    from bridge_ds.serve.backends import ServedModel
+    from bridge_ds.serve.protocol import APIError, CompletionRequest, ServerLimits, parse_request
 
-    answerer = Answerer.load(str(run), Style(max_new_tokens=3))
+    answerer = Pipeline.load(str(run), GenerateOptions(max_new_tokens=3))
     processor = answerer.processor
     si, en = expected(processor.tokenizers, "sin_Sinh"), expected(processor.tokenizers, "eng_Latn")
     lists = processor([SINHALA, SINHALA], language=["si", "en"], return_tensors=None)
@@ -220,24 +220,24 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
     with pytest.raises(DataError, match=r"language 'sinn' .* did you mean"):
         processor(SINHALA, language="sinn")
 
-    assert answerer.row(SINHALA, "si")[1] == si
-    spoken = Answerer(answerer.model, processor, Style(language="si"))
-    assert spoken.row(SINHALA)[1] == si and spoken.row(SINHALA, "en")[1] == en
+    assert answerer.row(SINHALA, "si").source == si
+    spoken = Pipeline(answerer.model, processor, GenerateOptions(language="si"))
+    assert spoken.row(SINHALA).source == si and spoken.row(SINHALA, "en").source == en
     lines = [{"source": SINHALA, "language": "si"}, {"source": SINHALA, "language": "en"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     answer_file(answerer, tmp_path / "in.jsonl", tmp_path / "out.jsonl", "source", 1)
     written = [json.loads(line)["answer"] for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
     assert written == [answerer.write([answerer.row(SINHALA, code)])[0] for code in ("si", "en")]
 
-    texts = Texts(answerer)
+    model = ServedModel(answerer.model)
     body = {"model": "m", "prompt": SINHALA, "language": "si"}
-    (row,) = texts.rows(parse_completion(body, "m", ServerLimits()), print)
-    assert row.ids[1] == si
+    (row,) = model.rows(parse_request(CompletionRequest, body, "m", ServerLimits()), print)
+    assert row.ids.source == si
     with pytest.raises(APIError, match=r"language 'sinn' .* did you mean") as refused:
-        texts.rows(parse_completion(body | {"language": "sinn"}, "m", ServerLimits()), print)
+        model.rows(parse_request(CompletionRequest, body | {"language": "sinn"}, "m", ServerLimits()), print)
     assert (refused.value.status, refused.value.param) == (400, "language")
-    with pytest.raises(APIError, match="language is 3; expected a text"):
-        parse_completion(body | {"language": 3}, "m", ServerLimits())
+    with pytest.raises(APIError, match="language is 3; expected a valid string"):
+        parse_request(CompletionRequest, body | {"language": 3}, "m", ServerLimits())
 
     answerer.model.config.source_language = "si"
     answerer.model.save_pretrained(tmp_path / "exported")
@@ -264,17 +264,17 @@ def test_language_of_a_benchmark_and_of_a_harness_task(
         SimpleNamespace(args=(SINHALA, " the"), doc_id=0, task_name=name) for name in ("belebele_sin_Sinh", "xnli_en")
     ]
     seen: list[list[int]] = []
-    score = lm.answerer._row
-    lm.answerer._row = lambda context, room: seen.append((found := score(context, room))[1]) or found  # type: ignore
+    made = lm.answerer.prompts.ids
+    lm.answerer.prompts.ids = lambda context, room: seen.append((found := made(context, room)).source) or found  # type: ignore
     lm.loglikelihood(asked, disable_tqdm=True)
     assert sorted(seen) == sorted([si, en])
     assert "task belebele_sin_Sinh: its contexts are given to the encoder as sin_Sinh" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"language in --model_args: the language 'sinn'"):
         BridgeLM(run=str(run), language="sinn")
 
-    scorer = Scorer(lm.answerer.model, lm.tokenizers, DataConfig(), torch.device("cpu"), bridge=True)
+    scorer = Scorer(lm.answerer.generator.model, lm.tokenizers, DataConfig(), torch.device("cpu"), bridge=True)
     examples = [Example(SINHALA, "Neutral", 1, code, f"{code}", null="Label:") for code in ("si", "en", "qaa", "qaa")]
-    rows = scorer._rows([(each.source, each.target, each.language) for each in examples], Xnli())
+    rows = scorer._rows([(each.source, each.language) for each in examples], [4] * len(examples), Xnli())
     assert [row.source for row in rows] == [si, en, en, en]
     assert len(scorer(examples, Xnli()).predictions) == 4
     assert [m for m in caplog.messages if "'qaa'" in m and "eng_Latn is used" in m] == caplog.messages[-1:]

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint.load import trained_tensors
-from bridge_ds.checkpoint.placed import Placing, load_placed
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.loader import make_loader
@@ -20,6 +19,7 @@ from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.inference.bases import Placing, load_bases
 from bridge_ds.inference.load import load_trained
 from bridge_ds.world import World
 from tests import tiny
@@ -112,7 +112,7 @@ def test_what_is_trained_is_read_back_everywhere(stage3: Path, tmp_path: Path) -
     half = BridgeForCausalLM.from_pretrained(stage3, dtype="bfloat16")
     assert half.generate(**processor(["the cat sat"]), max_new_tokens=4).shape == expected.shape
     with pytest.raises(ConfigError, match=r"is to be quantized, but this run trained it"):
-        load_placed(config, None, Placing(quantization=object()))
+        load_bases(config, None, Placing(quantization=object()))
 
 
 def test_a_frozen_encoder_that_drops_resumes_exactly_however_many_are_read_together(runs: Runs) -> None:

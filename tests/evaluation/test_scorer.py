@@ -17,7 +17,7 @@ from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import Prediction
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.evaluation.store import Answers
-from bridge_ds.llm.generate import generate
+from bridge_ds.inference.greedy import decode_greedily
 from bridge_ds.tasks.base import Example
 
 CPU = torch.device("cpu")
@@ -141,26 +141,26 @@ def test_what_is_written_is_what_transformers_writes(loaded: tuple[BridgeModel, 
             inputs_embeds=prefix.embeds_BXH, attention_mask=prefix.mask_BX, max_new_tokens=9, do_sample=False,
             eos_token_id=-1, pad_token_id=0,
         ).tolist()  # fmt: skip
-    assert generate(model.llm, prefix, (), 9) == theirs
+    assert decode_greedily(model.llm, prefix, (), 9) == theirs
     # A row ends at its end token; the others go on.
     end = theirs[0][2]
     cut = [row[: row.index(end)] if end in row else row for row in theirs]
-    assert generate(model.llm, prefix, {end}, 9) == cut
-    assert generate(model.llm, prefix, (), 1) == [row[:1] for row in theirs]
+    assert decode_greedily(model.llm, prefix, {end}, 9) == cut
+    assert decode_greedily(model.llm, prefix, (), 1) == [row[:1] for row in theirs]
 
 
 def test_all_ranks_write_as_long_as_one_has_to(loaded: tuple[BridgeModel, Tokenizers]) -> None:
     model, tokenizers = loaded
     row = tokenize_sample({"source": "x", "target": "x"}, tokenizers, DataConfig())
     prefix = model.prefix(collate([row], tokenizers.encoder_pad_id, tokenizers.pad_id))
-    first = generate(model.llm, prefix, (), 1)[0][0]
+    first = decode_greedily(model.llm, prefix, (), 1)[0][0]
     asked: list[bool] = []
 
     def any_of(flag: bool) -> bool:
         asked.append(flag)
         return len(asked) < 4
 
-    assert generate(model.llm, prefix, {first}, 9, any_of) == [[]]
+    assert decode_greedily(model.llm, prefix, {first}, 9, any_of) == [[]]
     assert asked == [False] * 4
 
 
@@ -168,7 +168,7 @@ def test_a_number_is_read_from_what_was_written(
     loaded: tuple[BridgeModel, Tokenizers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = loaded[1].prompt_ids("so 1 , 2 and 7 .")
-    monkeypatch.setattr("bridge_ds.evaluation.scorer.generate", lambda *_: [ids, []])
+    monkeypatch.setattr("bridge_ds.inference.generator.decode_greedily", lambda *_, **__: [ids, []])
     right, empty = scorer(loaded)(examples("number")[:2], AnyTask("number")).predictions
     assert (right.exact, right.correct(), right.text, right.answer) == (True, True, "so 1 , 2 and 7 .", "7")
     assert (empty.exact, empty.text, empty.label, empty.scores) == (False, "", -1, ())

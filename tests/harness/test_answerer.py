@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
 from bridge_ds.config.load import load_run_config
+from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.text.plain import template_ids, text_ids
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.harness.answerer import Answerer, Options
+from bridge_ds.harness.answerer import Answerer
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.inference.load import load_trained
 from bridge_ds.tasks.base import Example
 from tests import tiny
 from tests.evaluation.fakes import FakeTask
-from tests.made import make_run
+from tests.made import harness_answerer, make_run
 
 SOURCES = ["the cat sat on the mat", "a dog", "one river of rain and a bridge that joins two banks"]
 LABELS = ("Entailment", "Neutral", "Contradiction", "good day")
@@ -37,21 +39,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def load(run: Path, **options: object) -> Answerer:
+def load(run: Path, bridge: bool = True, **data: object) -> Answerer:
     config = load_run_config(run)
     model, tokenizers, _ = load_trained(run, config, torch.device("cpu"), print)
-    return Answerer(model, tokenizers, "cpu", Options(**options))  # type: ignore[arg-type]
+    return harness_answerer(model, tokenizers, dataclasses.replace(config.data, **data), bridge)  # type: ignore[arg-type]
+
+
+def row(answerer: Answerer, context: Context, following: int) -> tuple[list[int], list[int], list[int], list[int]]:
+    ids = answerer.prompts.ids(context, following)
+    return ids.head, ids.source, ids.prompt, ids.tail
 
 
 @pytest.mark.parametrize("kind", tiny.LLMS)
 @pytest.mark.parametrize(("bridge", "prompt"), [(True, False), (True, True), (False, False)])
 def test_scores_are_those_of_the_scorer(runs: dict[str, Path], kind: str, bridge: bool, prompt: bool) -> None:
-    answerer = load(runs[kind], bridge=bridge, prompt=prompt)
+    answerer = load(runs[kind], bridge=bridge, augment_prompt=prompt)
     data = load_run_config(runs[kind]).data
-    import dataclasses
-
     data = dataclasses.replace(data, augment_prompt=prompt)
-    scorer = Scorer(answerer.model, answerer.tokenizers, data, torch.device("cpu"), bridge=bridge)
+    scorer = Scorer(answerer.generator.model, answerer.tokenizers, data, torch.device("cpu"), bridge=bridge)
     task = FakeTask(labels=LABELS)
     made = [
         scorer([Example(source, "", label, "en", source) for source in SOURCES], task).predictions
@@ -65,7 +70,7 @@ def test_scores_are_those_of_the_scorer(runs: dict[str, Path], kind: str, bridge
 
 @pytest.mark.parametrize("kind", tiny.LLMS)
 def test_a_row_does_not_depend_on_its_batch(runs: dict[str, Path], kind: str) -> None:
-    answerer = load(runs[kind], prompt=True)
+    answerer = load(runs[kind], augment_prompt=True)
     contexts = [*map(Context, SOURCES), Context(None), Context(""), Context("a cat", "be brief: ", "\nso ")]
     wanted = [
         [Continuation(f" {name}", whole) for name in LABELS[: k + 1] for whole in (True, False)] for k in range(4)
@@ -84,7 +89,7 @@ def test_a_row_does_not_depend_on_its_batch(runs: dict[str, Path], kind: str) ->
 @torch.no_grad()
 def test_the_llm_alone_is_the_plain_llm(runs: dict[str, Path]) -> None:
     answerer = load(runs["llama"], bridge=False)
-    of, llm = answerer.tokenizers, answerer.model.llm.model
+    of, llm = answerer.tokenizers, answerer.generator.model.llm.model
     ids = [of.bos_id, *of.prompt_ids(SOURCES[0]), *of.label_ids("wet")]
     count = len(of.label_ids("wet"))
     log_p = torch.log_softmax(llm(torch.tensor([ids])).logits[0].float(), -1)
@@ -110,14 +115,15 @@ def test_what_is_written_is_what_greedy_scoring_finds(runs: dict[str, Path]) -> 
 
 def test_a_chat_template_stands_around_the_soft_prompt(runs: dict[str, Path]) -> None:
     answerer = load(runs["llama"])
-    of, model = answerer.tokenizers, answerer.model
+    of, model = answerer.tokenizers, answerer.generator.model
     head, tail = "<s>one river", "\nmat:"
     spliced = answerer._prefix([Context("a dog", head, tail)], [4])
     parts = [template_ids(of.llm, part) for part in (head, tail)]
     text = [model.llm.embed(torch.tensor([part])) for part in parts]
     assert parts[0][0] == of.bos_id, "the template's own opening token is the only one"
     source = torch.tensor([of.source_ids("a dog")])
-    soft = model.soft_of(source, torch.ones_like(source)).embeds_BKH
+    none = source[:, :0]
+    soft = model.soft(Batch(source, torch.ones_like(source), none, none, none, none)).embeds_BKH
     assert torch.allclose(spliced.embeds_BXH, torch.cat([text[0], soft, text[1]], dim=1), atol=1e-6)
     alone = of.llm("mat", add_special_tokens=False)["input_ids"]
     for given in ("mat", " mat"):  # lm_eval may put a delimiter before it
@@ -128,23 +134,25 @@ def test_a_chat_template_stands_around_the_soft_prompt(runs: dict[str, Path]) ->
 
 
 def test_long_contexts_are_truncated_at_the_side_of_the_run_and_counted(runs: dict[str, Path]) -> None:
-    of = (answerer := load(runs["llama"], prompt=True, max_source_tokens=5, max_prompt_tokens=3)).tokenizers
+    of = (answerer := load(runs["llama"], augment_prompt=True, max_source_tokens=5, max_prompt_tokens=3)).tokenizers
     text = " ".join(SOURCES)
-    _, source, prompt, _ = answerer._row(Context(text), 4)
+    _, source, prompt, _ = row(answerer, Context(text), 4)
     assert source == [*of.source_ids(text)[:4], of.source_ids(text)[-1]] and prompt == of.prompt_ids(text)[:3]
-    assert answerer.cut == {"contexts": 1, "source": 1, "prompt": 1}
+    assert answerer.prompts.truncated == {"texts": 1, "source": 1, "prompt": 1}
     piece = Continuation("坐 on", whole=False, parted=False)
     assert answerer._continuation(Context("猫", continues=True), piece) == text_ids(of.llm, ["坐 on"], special=False)[0]
     # The rest of a text goes on from its context's end, as in prefix_lm.
-    _, source, prompt, _ = answerer._row(Context(text, continues=True), 4)
+    _, source, prompt, _ = row(answerer, Context(text, continues=True), 4)
     assert source == of.source_ids(text)[-5:] and prompt == of.prompt_ids(text)[-3:]
-    answerer = load(runs["llama"], prompt=True, max_source_tokens=5, max_prompt_tokens=3, truncation_side="left")
-    _, source, prompt, _ = answerer._row(Context(text), 4)
+    answerer = load(
+        runs["llama"], augment_prompt=True, max_source_tokens=5, max_prompt_tokens=3, truncation_side="left"
+    )
+    _, source, prompt, _ = row(answerer, Context(text), 4)
     assert source == of.source_ids(text)[-5:] and prompt == of.prompt_ids(text)[-3:]
-    assert answerer.cut == {"contexts": 1, "source": 1, "prompt": 1}
+    assert answerer.prompts.truncated == {"texts": 1, "source": 1, "prompt": 1}
     # 128 places in all: what is asked for comes first, the context takes the rest.
-    roomy = load(runs["llama"], prompt=True, max_source_tokens=900, max_prompt_tokens=900)
-    head, source, prompt, tail = roomy._row(Context(text * 9, "", ""), 40)
+    roomy = load(runs["llama"], augment_prompt=True, max_source_tokens=900, max_prompt_tokens=900)
+    head, source, prompt, tail = row(roomy, Context(text * 9, "", ""), 40)
     assert len(head) + len(source) + 1 + len(prompt) + len(tail) + 40 == 128
     roomy.score([Context(text * 9)], [[Continuation("wet " * 20)]])
     with pytest.raises(DataError, match="the LLM has 128; shorten"):

@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig, TextIteratorStreamer, TextStreamer
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
+from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import collate
 from bridge_ds.data.loading.tokenize import tokenize_samples
 from bridge_ds.errors import ConfigError, DataError
@@ -207,7 +208,7 @@ def test_what_does_not_fit_is_cut_and_said(runs: dict[str, Path], caplog: pytest
     assert inputs["attention_mask"].sum(1).tolist()[0] == 70 and written.shape[1] == 128 - 71
     processor.max_source_tokens = 1000
     assert processor(" ".join(TEXTS * 9), max_new_tokens=40)["input_ids"].shape[1] == 128 - 40 - 1
-    with pytest.raises(DataError, match="takes 131 places and the LLM has 128"):
+    with pytest.raises(DataError, match="takes 131 positions and the LLM has 128"):
         model.generate(torch.full((1, 130), 5))
 
 
@@ -223,7 +224,8 @@ def test_a_chat_template_stands_around_the_soft_prompt(
     assert inputs["input_ids"][0].tolist() == processor("a dog")["input_ids"][0].tolist()
     spliced = model.prefix(**processor.apply_chat_template(chat))
     parts = [inputs["prefix_ids"][:1], inputs["input_ids"][:1], inputs["suffix_ids"][:1]]
-    soft = model.bridge.soft_of(parts[1], torch.ones_like(parts[1])).embeds_BKH
+    none = parts[1].new_zeros(1, 0)
+    soft = model.bridge.soft(Batch(parts[1], torch.ones_like(parts[1]), none, none, none, none)).embeds_BKH
     head, tail = (model.get_input_embeddings()(part) for part in (parts[0], parts[2]))
     assert torch.allclose(spliced.embeds_BXH, torch.cat([head, soft, tail], dim=1), atol=1e-6)
     begun = processor.apply_chat_template([*chat, {"role": "assistant", "content": "It"}], continue_final_message=True)

@@ -12,11 +12,10 @@ from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.config.load import load_run_config
 from bridge_ds.errors import CheckpointError, ConfigError
-from bridge_ds.generate.answer import Answerer, Style
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.texts import Texts
-from bridge_ds.serve.vllm import Upstream, VllmWriter
+from bridge_ds.serve.backends import ServedModel, VllmBackend, VllmClient
 from tests.made import make_run
 
 TEXTS = ["the cat sat", "a dog and one river"]
@@ -78,7 +77,7 @@ def test_export_takes_it_along_and_a_foreign_llm_does_not_get_it(run: Path, tmp_
     exported = BridgeForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(logits(exported, processor), logits(model, processor))
 
-    answerer = Answerer.load(str(run), Style())
+    answerer = Pipeline.load(str(run), GenerateOptions())
     # Half a file of answers is not continued by other updates.
     before = answerer.identity()
     assert before == answerer.identity()
@@ -86,4 +85,4 @@ def test_export_takes_it_along_and_a_foreign_llm_does_not_get_it(run: Path, tmp_
         next(p for name, p in answerer.model.bridge.llm.named_parameters() if "lora_B" in name).add_(0.1)
     assert answerer.identity() != before
     with pytest.raises(ConfigError, match=r"updates of the LLM \(lora\.rank\)"):
-        VllmWriter(answerer, Texts(answerer), Upstream("http://127.0.0.1:9"), 1)
+        VllmBackend(ServedModel(answerer.model), VllmClient("http://127.0.0.1:9"), 1)

@@ -22,15 +22,14 @@ from bridge_ds.doctor.measure import examine
 from bridge_ds.doctor.text import page
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.evaluation.scorer import Scorer
-from bridge_ds.generate.answer import Answerer, Style
-from bridge_ds.harness import answerer as harness
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.schema import Ask, Sampling
-from bridge_ds.serve.texts import Texts
+from bridge_ds.serve.backends import ServedModel
+from bridge_ds.serve.protocol import CompletionRequest
 from bridge_ds.tasks.base import Example
 from tests.evaluation.fakes import FakeTask
-from tests.made import make_run
+from tests.made import harness_answerer, make_run
 from tools.export import main as export_command
 
 pytest.importorskip("peft")
@@ -84,26 +83,26 @@ def test_loaded_shared_exported_and_merged_it_is_the_same_function(run: Path, tm
         export(str(tmp_path / "merged"), tmp_path / "again", merge=True)
 
 
-def ask(text: str) -> Ask:
-    return Ask((text,), False, 4, Sampling(), (), False, False)
+def ask(text: str) -> CompletionRequest:
+    return CompletionRequest(model="m", prompt=[text], max_tokens=4)
 
 
 def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_run: Path) -> None:
     config = load_run_config(long_run)
     model, tokenizers, _ = load_trained(long_run, config, torch.device("cpu"), print)
-    answerer = Answerer.load(str(long_run), Style())
+    answerer = Pipeline.load(str(long_run), GenerateOptions())
     processor = answerer.processor
-    texts, sink = Texts(answerer), lambda event: None
-    by_harness = harness.Answerer(model, tokenizers, "cpu", harness.Options())
+    texts, sink = ServedModel(answerer.model), lambda event: None
+    by_harness = harness_answerer(model, tokenizers, config.data)
     expected = 1 + LATENTS + 1  # BOS, latents, end
     for text in [*TEXTS, "one river of rain " * 20]:
         row = processor.context_ids(Context(text))
-        assert processor.length(row) == expected
+        assert processor.prompts.length(row) == expected
         assert int(answerer.model.prefix(**processor([text])).mask_BX.sum()) == expected
         assert texts.rows(ask(text), sink)[0].length == expected
         assert int(by_harness._prefix([Context(text)], [4]).mask_BX.sum()) == expected
     # More encoder tokens than the LLM has places: none is cut.
-    assert len(row[1]) > 128 and not processor.cut["source"]
+    assert len(row.source) > 128 and not row.cut
     assert answerer.write([row])
     (longer,) = texts.rows(ask("one river of rain " * 400), sink)
     assert longer.truncated and longer.length == expected  # more than the encoder reads
@@ -150,5 +149,5 @@ def test_the_doctor_examines_a_fixed_number_of_soft_tokens(bases: dict[str, Path
 def test_more_soft_tokens_than_the_llm_has_places_are_one_sentence(bases: dict[str, Path], tmp_path: Path) -> None:
     models = [f"model.encoder={bases['mt5']}", f"model.llm={bases['llama']}"]
     run = make_run(tmp_path / "run", [*models, *LATENT, "mapping.latents=200"])
-    with pytest.raises(DataError, match="places"):
+    with pytest.raises(DataError, match="positions"):
         BridgeProcessor.from_pretrained(run)(TEXTS)

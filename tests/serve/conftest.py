@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge_ds.generate.answer import Answerer, Style
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.serve.app import Service
 from tests import tiny
 from tests.hub.conftest import CHAT
@@ -25,22 +25,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def answerer(run: Path) -> Answerer:
-    return Answerer.load(str(run), Style(), encoder=None, llm=None, trust_remote_code=False, allow_base_mismatch=False)
+def answerer(run: Path) -> Pipeline:
+    return Pipeline.load(
+        str(run), GenerateOptions(), encoder=None, llm=None, trust_remote_code=False, allow_base_mismatch=False
+    )
 
 
 @pytest.fixture(scope="package")
-def offline(answerer: Answerer) -> Callable[..., str]:
+def offline(answerer: Pipeline) -> Callable[..., str]:
     """The answer that python -m bridge_ds.generate gives to one text alone."""
 
     def answer(text: object, **style: object) -> str:
-        alone = Answerer(answerer.model, answerer.processor, Style(**style))  # type: ignore[arg-type]
+        alone = Pipeline(answerer.model, answerer.processor, GenerateOptions(**style))  # type: ignore[arg-type]
         return alone.write([alone.row(text)])[0]
 
     return answer
 
 
 @pytest.fixture(scope="module")
-def server(answerer: Answerer) -> Iterator[tuple[Client, Service]]:
+def server(answerer: Pipeline) -> Iterator[tuple[Client, Service]]:
     with served(answerer) as found:
         yield found

@@ -10,14 +10,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.app import Service
-from bridge_ds.serve.local import LocalWriter
-from bridge_ds.serve.scheduler import Scheduler, Writer
-from bridge_ds.serve.schema import ServerLimits
+from bridge_ds.serve.backends import LocalBackend, ServedModel, VllmBackend
+from bridge_ds.serve.batching import RequestQueue, Scheduler
+from bridge_ds.serve.protocol import ServerLimits
 from bridge_ds.serve.server import bind, serve
-from bridge_ds.serve.texts import Texts
-from bridge_ds.serve.waiting import RequestQueue
 
 
 class Client:
@@ -62,20 +60,20 @@ class Client:
 
 @contextlib.contextmanager
 def served(
-    answerer: Answerer,
+    answerer: Pipeline,
     *,
-    writer: Writer | None = None,
+    backend: LocalBackend | VllmBackend | None = None,
     queue: int = 64,
     batch: int = 4,
-    at_once: int = 1,
+    concurrency: int = 1,
     limits: ServerLimits | None = None,
     key: str = "",
 ) -> Iterator[tuple[Client, Service]]:
     """While open, a server answers."""
-    texts = Texts(answerer)
-    waiting = RequestQueue(queue, batch, texts.positions, at_once)
-    scheduler = Scheduler(waiting, writer or LocalWriter(answerer, texts), lambda rows: None)
-    service = Service("tiny", texts, scheduler, limits or ServerLimits(tokens=64), key)
+    backend = backend or LocalBackend(ServedModel(answerer.model))
+    waiting = RequestQueue(queue, batch, backend.model.positions, concurrency)
+    scheduler = Scheduler(waiting, backend)
+    service = Service("tiny", backend.model, scheduler, limits or ServerLimits(tokens=64), key)
     listening = bind("127.0.0.1", 0)
     client = Client(listening.getsockname()[1])
     thread = threading.Thread(target=serve, args=(service, listening, 400), daemon=True)

@@ -30,14 +30,17 @@ def test_bad_options_are_one_sentence(
         err = capsys.readouterr().err
         assert error.value.code == 2 and told in err and "Traceback" not in err
 
-    fails("--batch is 0", "--batch", "0")
-    fails("--port is 70000", "--port", "70000")
+    fails("--batch: 0 is not above 0", "--batch", "0")
+    fails("--port: 70000 is more than 65535", "--port", "70000")
     fails(f"{KEY} is not set", "--host", "0.0.0.0")
     fails("no vLLM server answers", "--port", "0", "--vllm", "http://127.0.0.1:9")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         fails("cannot be listened on", "--port", str(taken.getsockname()[1]))
+    monkeypatch.setenv(KEY, "sesame")
+    for host in ("no-such-host.invalid", "a..b", "192.0.2.1"):
+        fails(f"{host}:0 cannot be listened on", "--port", "0", "--host", host)
 
 
 @pytest.mark.slow

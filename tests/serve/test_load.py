@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bridge_ds.generate.answer import Answerer, Style
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.tasks import find_tasks
 from tests.launch import ROOT
 from tests.serve.served import Client
@@ -40,10 +40,10 @@ def asked_for(prompts: list[str]) -> list[dict[str, Any]]:
     return asks
 
 
-def offline(answerer: Answerer, ask: dict[str, Any]) -> list[str]:
+def offline(answerer: Pipeline, ask: dict[str, Any]) -> list[str]:
     """What the command bridge_ds.generate answers to each text alone."""
     style = {key: ask[key] for key in ("temperature", "seed") if key in ask}
-    alone = Answerer(answerer.model, answerer.processor, Style(max_new_tokens=ask.get("max_tokens"), **style))
+    alone = Pipeline(answerer.model, answerer.processor, GenerateOptions(max_new_tokens=ask.get("max_tokens"), **style))
     texts = ask["prompt"] if isinstance(ask["prompt"], list) else [ask["prompt"]]
     return [alone.write([alone.row(text)])[0] for text in texts]
 
@@ -105,7 +105,7 @@ class Crowd:
 def test_fifty_clients_until_a_sigterm(trained_run: Path) -> None:
     """Each answer is the offline one or a 429, bad input is a 4xx, memory stays, and what was taken in is answered.
     BRIDGE_DS_LONG=1 makes it a minute."""
-    answerer = Answerer.load(str(trained_run), Style())
+    answerer = Pipeline.load(str(trained_run), GenerateOptions())
     asks = asked_for(sources())
     expected = [offline(answerer, ask) for ask in asks]
     assert len({tuple(of) for of in expected}) > 8, "a server that mixed up answers would be noticed"

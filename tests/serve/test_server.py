@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 import torch
 
-from bridge_ds.generate.answer import Answerer
+from bridge_ds.errors import LaunchError
+from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.app import Service
-from bridge_ds.serve.local import LocalWriter
-from bridge_ds.serve.schema import ServerLimits
-from bridge_ds.serve.texts import Texts
-from bridge_ds.serve.work import Row
+from bridge_ds.serve.backends import LocalBackend, ServedModel
+from bridge_ds.serve.batching import RequestQueue, Row, Scheduler
+from bridge_ds.serve.protocol import ServerLimits
+from bridge_ds.serve.server import bind, serve
 from tests.serve.served import Client, served, until
 
 TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell and it was wet", "two banks", "a", "1 2 3 ;"]
@@ -50,7 +53,7 @@ def test_requests_at_the_same_time_get_the_offline_answers(server: Server, offli
     batches = float(page.split("bridge_batch_rows_count ")[1].split()[0])
     assert batches < len(asked), "they shared batches"
     assert "bridge_waiting_rows 0.0" in page
-    until(lambda: service.scheduler.waiting.idle)
+    until(lambda: service.scheduler.queue.idle)
 
 
 def test_several_prompts_stops_seeds_and_chats(server: Server, offline: Offline) -> None:
@@ -106,12 +109,12 @@ def test_bad_requests_get_openais_error_object(server: Server) -> None:
     # A system message is not to be truncated.
     endless = [{"role": "system", "content": "the cat sat on the mat " * 40}, {"role": "user", "content": "a"}]
     for status, told, method, path, body, headers in (
-        (400, "no JSON", "POST", "/v1/completions", b'{"model": ', {}),
-        (400, "no JSON", "POST", "/v1/completions", b"\xff\xfe", {}),
-        (400, "no JSON", "POST", "/v1/completions", b"[" * 100_000, {}),
+        (400, "not JSON", "POST", "/v1/completions", b'{"model": ', {}),
+        (400, "not JSON", "POST", "/v1/completions", b"\xff\xfe", {}),
+        (400, "not JSON", "POST", "/v1/completions", b"[" * 100_000, {}),
         (400, "the key 'prompt' twice", "POST", "/v1/completions", b'{"prompt": "a", "prompt": "b"}', {}),
-        (400, "no JSON object", "POST", "/v1/completions", [1], {}),
-        (400, "prompt is no text", "POST", "/v1/completions", {"model": "tiny"}, {}),
+        (400, "not a JSON object", "POST", "/v1/completions", [1], {}),
+        (400, "prompt is missing", "POST", "/v1/completions", {"model": "tiny"}, {}),
         (400, "max_tokens is 65", "POST", "/v1/completions", {"model": "tiny", "prompt": "a", "max_tokens": 65}, {}),
         (400, "besides its context", "POST", "/v1/chat/completions", {"model": "tiny", "messages": endless}, {}),
         (404, "is not here", "POST", "/v1/completions", {"model": "gpt-4", "prompt": "a"}, {}),
@@ -127,7 +130,7 @@ def test_bad_requests_get_openais_error_object(server: Server) -> None:
     assert client.ask("GET", "/health")[::2] == (200, {"status": "ok"})
 
 
-def test_large_bodies_and_wrong_keys_are_refused(answerer: Answerer) -> None:
+def test_large_bodies_and_wrong_keys_are_refused(answerer: Pipeline) -> None:
     with served(answerer, limits=ServerLimits(body=2000), key="sesame") as (client, _):
         right = {"Authorization": "Bearer sesame"}
         ask = {"model": "tiny", "prompt": "a"}
@@ -141,11 +144,11 @@ def test_large_bodies_and_wrong_keys_are_refused(answerer: Answerer) -> None:
             assert client.ask("POST", "/v1/completions", {**ask, "prompt": "a" * 3000}, right)[0] == 413
 
 
-class Gated(LocalWriter):
-    """The local writer behind a gate, so that a test decides when a batch is written."""
+class Gated(LocalBackend):
+    """The local backend behind a gate, so that a test decides when a batch is answered."""
 
-    def __init__(self, answerer: Answerer) -> None:
-        super().__init__(answerer, Texts(answerer))
+    def __init__(self, answerer: Pipeline) -> None:
+        super().__init__(ServedModel(answerer.model))
         self.gate = threading.Event()
         self.fail = False
 
@@ -153,14 +156,14 @@ class Gated(LocalWriter):
         assert self.gate.wait(60)
         if self.fail:
             done(len(rows))
-            raise RuntimeError("a fault of the writer")
+            raise RuntimeError("a fault of the backend")
         super().start(rows, done)
 
 
-def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Answerer, offline: Offline) -> None:
-    writer = Gated(answerer)
-    with served(answerer, writer=writer, queue=3, batch=1) as (client, service), ThreadPoolExecutor(8) as pool:
-        waiting = service.scheduler.waiting
+def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Pipeline, offline: Offline) -> None:
+    backend = Gated(answerer)
+    with served(answerer, backend=backend, queue=3, batch=1) as (client, service), ThreadPoolExecutor(8) as pool:
+        waiting = service.scheduler.queue
         try:
             first = pool.submit(client.complete, TEXTS[0])
             until(lambda: waiting.running == 1)
@@ -175,29 +178,29 @@ def test_overload_gets_429_a_drain_503_and_what_waits_its_answer(answerer: Answe
             assert (status, body["error"]["code"], headers["retry-after"]) == (503, "draining", "5")
             assert client.ask("GET", "/health")[::2] == (503, {"status": "draining"})
         finally:
-            writer.gate.set()
+            backend.gate.set()
         for text, asked in zip(TEXTS, [first, *others], strict=False):
             status, _, body = asked.result(60)
             assert status == 200 and texts_of(body) == [offline(text)]
 
 
-def test_a_batch_that_fails_is_a_500_and_the_next_is_answered(answerer: Answerer, offline: Offline) -> None:
-    writer = Gated(answerer)
-    writer.gate.set()
-    writer.fail = True
-    with served(answerer, writer=writer) as (client, _):
+def test_a_batch_that_fails_is_a_500_and_the_next_is_answered(answerer: Pipeline, offline: Offline) -> None:
+    backend = Gated(answerer)
+    backend.gate.set()
+    backend.fail = True
+    with served(answerer, backend=backend) as (client, _):
         status, _, body = client.complete("a dog")
-        assert status == 500 and body["error"]["type"] == "server_error" and "writer" not in str(body)
+        assert status == 500 and body["error"]["type"] == "server_error" and "backend" not in str(body)
         *_, last = client.events("/v1/completions", {"prompt": "a dog"})
         assert last["error"]["type"] == "server_error"
-        writer.fail = False
+        backend.fail = False
         assert texts_of(client.complete("a dog")[2]) == [offline("a dog")]
 
 
-def test_who_goes_away_leaves_no_work_behind(answerer: Answerer) -> None:
-    writer = Gated(answerer)
-    with served(answerer, writer=writer, batch=1) as (client, service):
-        waiting = service.scheduler.waiting
+def test_who_goes_away_leaves_no_work_behind(answerer: Pipeline) -> None:
+    backend = Gated(answerer)
+    with served(answerer, backend=backend, batch=1) as (client, service):
+        waiting = service.scheduler.queue
         threads = ThreadPoolExecutor(1)
         first = threads.submit(client.complete, TEXTS[0])
         until(lambda: waiting.running == 1)
@@ -206,13 +209,13 @@ def test_who_goes_away_leaves_no_work_behind(answerer: Answerer) -> None:
         answer.close()
         connection.close()
         until(lambda: all(row.cancelled for row in waiting._rows))
-        writer.gate.set()
+        backend.gate.set()
         assert first.result(60)[0] == 200
         until(lambda: waiting.idle)
         threads.shutdown()
 
 
-def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Answerer) -> None:
+def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Pipeline) -> None:
     seen = set()
     hook = answerer.model.bridge.llm.model.register_forward_pre_hook(
         lambda *_: seen.add(threading.current_thread().name)
@@ -223,3 +226,15 @@ def test_the_scheduler_is_the_only_thread_that_runs_the_model(answerer: Answerer
     finally:
         hook.remove()
     assert seen == {"scheduler"} and torch.is_grad_enabled()
+
+
+def test_a_port_that_is_taken_while_models_load_is_a_user_error(answerer: Pipeline) -> None:
+    model = ServedModel(answerer.model)
+    service = Service("tiny", model, Scheduler(RequestQueue(1, 1, 0), LocalBackend(model)), ServerLimits())
+    with bind("127.0.0.1", 0) as listening, socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(listening.getsockname())
+        other.listen()
+        with pytest.raises(LaunchError, match=r"127.0.0.1:\d+ cannot be listened on \(Address already in use\)"):
+            serve(service, listening, connections=4)
+    assert not service.scheduler.alive

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from bridge_ds.errors import ConfigError
-from bridge_ds.generate.answer import Answerer
-from bridge_ds.serve.texts import Texts
-from bridge_ds.serve.vllm import KEY, Upstream, VllmWriter
+from bridge_ds.generate.pipeline import Pipeline
+from bridge_ds.serve.backends import VLLM_KEY, ServedModel, VllmBackend, VllmClient
 from tests.serve.served import served, until
 
 TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell"]
@@ -34,12 +33,13 @@ REQUIRED = set(SCHEMA) - {"seed", "stop"}
 
 
 @contextlib.contextmanager
-def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def upstream(answerer: Pipeline, broken: str = "") -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A server as vLLM is with --enable-prompt-embeds; its URL and what it was sent.
 
     Args:
         answerer: whose LLM it runs.
-        broken: `status` answers 400, `middle` closes in the middle, `error` sends an error event.
+        broken: `status` answers 400, `middle` closes in the middle, `error` sends an error event; `separator` begins
+            each answer with U+2028, which ends a line for Python and not in JSON.
     """
     sent: list[dict[str, Any]] = []
     llm, tokenizer = answerer.model.bridge.llm.model, answerer.processor.tokenizer
@@ -76,6 +76,8 @@ def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[d
             text = tokenizer.decode(ids, skip_special_tokens=True)
             for stop in body.get("stop", []):
                 text = text.split(stop)[0]
+            if broken == "separator":
+                text = "\u2028" + text
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
@@ -91,7 +93,7 @@ def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[d
             return None
 
         def _event(self, **values: Any) -> None:
-            self.wfile.write(f"data: {json.dumps(values)}\n\n".encode())
+            self.wfile.write(f"data: {json.dumps(values, ensure_ascii=False)}\n\n".encode())
 
         def _send(self, data: bytes, status: int = 200) -> None:
             self.send_response(status)
@@ -109,12 +111,12 @@ def upstream(answerer: Answerer, broken: str = "") -> Iterator[tuple[str, list[d
 
 
 def test_answers_are_the_offline_ones(
-    answerer: Answerer, offline: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    answerer: Pipeline, offline: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEY, "hush")
+    monkeypatch.setenv(VLLM_KEY, "hush")
     with upstream(answerer) as (url, sent):
-        writer = VllmWriter(answerer, Texts(answerer), Upstream(url + "/v1/"), at_once=8)
-        with served(answerer, writer=writer, at_once=8) as (client, service):
+        backend = VllmBackend(ServedModel(answerer.model), VllmClient(url + "/v1/"), concurrency=8)
+        with served(answerer, backend=backend, concurrency=8) as (client, service):
             status, _, body = client.complete(TEXTS, max_tokens=12)
             assert status == 200, body
             assert [c["text"] for c in body["choices"]] == [offline(text, max_new_tokens=12) for text in TEXTS]
@@ -129,7 +131,7 @@ def test_answers_are_the_offline_ones(
             body = client.chat(messages)[2]
             assert body["choices"][0]["message"]["content"] == offline(messages, chat=True)
             client.complete(TEXTS[0], temperature=0.5, top_p=0.9, top_k=7, seed=3)
-            until(lambda: service.scheduler.waiting.idle)
+            until(lambda: service.scheduler.queue.idle)
     assert len(sent) == len(TEXTS) + 4 and {each["key"] for each in sent} == {"Bearer hush"}
     greedy, sampled = sent[0], sent[-1]
     assert not {"seed", "stop"} & set(greedy) and greedy["temperature"] == greedy["top_k"] == 0
@@ -139,20 +141,29 @@ def test_answers_are_the_offline_ones(
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"), [("status", "answers 400"), ("middle", "broke off"), ("error", "out of memory")]
+    ("broken", "told"),
+    [("status", "answers 400"), ("middle", "in the middle of an answer"), ("error", "out of memory")],
 )
-def test_a_server_that_fails_is_a_502(answerer: Answerer, broken: str, told: str) -> None:
+def test_a_server_that_fails_is_a_502(answerer: Pipeline, broken: str, told: str) -> None:
     with upstream(answerer, broken) as (url, _):
-        writer = VllmWriter(answerer, Texts(answerer), Upstream(url), at_once=2)
-        with served(answerer, writer=writer, at_once=2) as (client, service):
+        backend = VllmBackend(ServedModel(answerer.model), VllmClient(url), concurrency=2)
+        with served(answerer, backend=backend, concurrency=2) as (client, service):
             status, _, body = client.complete(TEXTS[0])
             assert status == 502 and told in body["error"]["message"] and body["error"]["code"] == "upstream"
-            until(lambda: service.scheduler.waiting.idle)
+            until(lambda: service.scheduler.queue.idle)
+
+
+def test_a_line_separator_in_an_answer_ends_no_event(answerer: Pipeline, offline: Callable[..., str]) -> None:
+    with upstream(answerer, "separator") as (url, _):
+        backend = VllmBackend(ServedModel(answerer.model), VllmClient(url), concurrency=2)
+        with served(answerer, backend=backend, concurrency=2) as (client, _):
+            answered = client.complete(TEXTS[0])[2]["choices"][0]["text"]
+    assert answered == "\u2028" + offline(TEXTS[0])
 
 
 def test_no_server_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match="no vLLM server answers at"):
-        Upstream("http://127.0.0.1:9", timeout_s=2).model()
+        VllmClient("http://127.0.0.1:9", timeout_s=2).model()
     for url in ("127.0.0.1:8000", "ftp://a", "http://"):
         with pytest.raises(ConfigError, match="expected a URL"):
-            Upstream(url)
+            VllmClient(url)

@@ -13,8 +13,7 @@ import torch
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.errors import CheckpointError
-from bridge_ds.hub.card import ELSEWHERE
-from bridge_ds.hub.export import INSIDE
+from bridge_ds.hub.card import ELSEWHERE, INSIDE
 from tests import tiny
 from tests.made import make_run
 

@@ -33,7 +33,7 @@ from bridge_ds.bridge import BridgeModel  # noqa: E402
 from bridge_ds.data.loading.batch import Batch  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
-from bridge_ds.llm.score import score_labels  # noqa: E402
+from bridge_ds.inference.score import score_choices  # noqa: E402
 from tools.bench.bench_rows import append, provenance  # noqa: E402
 from tools.bench.bench_step import FEEDFORWARD, SIZES, VOCABULARY, frozen_pair, make_batch, make_model  # noqa: E402
 
@@ -98,7 +98,7 @@ def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str,
 def one_batch(model: BridgeModel, batch: Batch, labels: list[list[int]]) -> float:
     """Seconds from token ids to scores."""
     began = time.perf_counter()
-    scores, _ = score_labels(model.llm, model.prefix(batch), labels)
+    scores = score_choices(model.llm, model.prefix(batch), [labels] * len(batch.source_ids)).log_p
     scores.cpu()  # waits for the device
     return time.perf_counter() - began
 

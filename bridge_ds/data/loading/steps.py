@@ -15,8 +15,6 @@ from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokeniz
 from bridge_ds.data.sampling.order import batch_positions, ids_hash
 from bridge_ds.data.sampling.plan import StepPlan
 from bridge_ds.data.shards.samples import BadSample
-from bridge_ds.data.text.chat import frame_of
-from bridge_ds.data.text.prompting import frame_ids
 from bridge_ds.errors import BridgeError
 from bridge_ds.world import World
 
@@ -42,7 +40,6 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
 
         Raises:
             DataError: a token budget is set, and the samples to estimate tokens from cannot be read.
-            ConfigError: data.chat_template, and the LLM's tokenizer has none.
         """
         self._config = config
         self._world = world
@@ -50,9 +47,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         self._corpus = corpus
         self._plan = StepPlan(config, corpus)
         self._first_step = first_step
-        data = config.data
-        around = frame_ids(tokenizers, frame_of(tokenizers.llm, data.chat_template, data.system_prompt))
-        self._around = sum(map(len, around)) if data.chat_template else 0
+        self._around = sum(map(len, tokenizers.frame_ids)) if tokenizers.frame else 0
         self._ratios = self._tokens_per_character() if config.data.tokens_per_micro_batch else None
 
     def __len__(self) -> int:

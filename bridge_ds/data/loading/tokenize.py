@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.shards.samples import BadSample
-from bridge_ds.data.text.chat import frame_of
+from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
 from bridge_ds.data.text.convention import KEEP, begins_with_space, opening
 from bridge_ds.data.text.languages import SHARD_LANGUAGE, SourceLanguages, find_languages
 from bridge_ds.data.text.plain import behind
@@ -29,7 +30,6 @@ __all__ = [
     "Tokenizers",
     "check_vocabulary",
     "load_tokenizers",
-    "split_text",
     "tokenize_sample",
     "tokenize_samples",
 ]
@@ -79,6 +79,13 @@ class Tokenizers:
     """Text behind a prompt, in place of the white space at its end; `keep` = that white space."""
     languages: SourceLanguages | None = None
     """What the encoder tokenizer puts around a text in each language, where it does so."""
+    frame: Frame = NO_FRAME
+    """The run's own chat template around a source (`data.chat_template`); empty = none."""
+
+    @functools.cached_property
+    def frame_ids(self) -> tuple[list[int], list[int]]:
+        """LLM ids of `frame` before the soft prompt, BOS first, and after it."""
+        return frame_ids(self, self.frame)
 
     def sources(self, texts: Sequence[str], languages: Sequence[object] | None = None) -> list[list[int]]:
         """Encoder ids of source texts, the tokenizer's own special tokens included, uncut.
@@ -189,6 +196,7 @@ def load_tokenizers(
         end=data.target_end,
         separator=data.separator,
         languages=find_languages(encoder),
+        frame=frame_of(llm, data.chat_template, data.system_prompt),
     )
 
 
@@ -251,6 +259,7 @@ def tokenize_samples(
     """
     if not samples:
         return []
+    assert bool(tokenizers.frame) == data.chat_template, "load_tokenizers must be given the run's data"
     epochs, numbers = epochs or [0] * len(samples), numbers or [0] * len(samples)
     parted = None
     if data.objective == "prefix_lm":
@@ -269,19 +278,11 @@ def tokenize_samples(
             tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])[0]
             for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
         ]
-    frame = frame_of(tokenizers.llm, data.chat_template, data.system_prompt)
-    targets = answers(tokenizers, [target for _, target in texts], frame.before_answer, parted=parted)
+    targets = answers(tokenizers, [target for _, target in texts], tokenizers.frame.before_answer, parted=parted)
     shown = tokenizers.prompts(prompts) if data.augment_prompt else [[] for _ in samples]
-    rows = [
-        _cut_all(source, prompt, target, tokenizers, data)
-        for source, prompt, target in zip(sources, shown, targets, strict=True)
-    ]
-    if not data.chat_template:
-        return rows
-    head, tail = frame_ids(tokenizers, frame)
     return [
-        row if isinstance(row, BadSample) else replace(row, head=tuple(head), prompt=[*row.prompt, *tail])
-        for row in rows
+        _truncated(source, prompt, target, tokenizers, data)
+        for source, prompt, target in zip(sources, shown, targets, strict=True)
     ]
 
 
@@ -289,7 +290,7 @@ def _language(sample: dict[str, Any], data: DataConfig) -> object:
     return sample.get("language") or data.source_language or sample.get(SHARD_LANGUAGE)
 
 
-def _cut_all(
+def _truncated(
     source: list[int], prompt: list[int], target: list[int], tokenizers: Tokenizers, data: DataConfig
 ) -> TokenizedSample | BadSample:
     if not source:
@@ -298,7 +299,9 @@ def _cut_all(
         )
     source, prompt, cut = fit(source, prompt, Limits.of(data), tokenizers.kept_ends(source))
     kept = truncated(target, data.max_target_tokens, "right", closing=len(tokenizers.closing))
-    return TokenizedSample(source, prompt, kept, cut + (("target",) if len(kept) < len(target) else ()))
+    cut += ("target",) if len(kept) < len(target) else ()
+    head, tail = tokenizers.frame_ids if tokenizers.frame else ([], [])
+    return TokenizedSample(source, [*prompt, *tail], kept, cut, tuple(head))
 
 
 def _load(

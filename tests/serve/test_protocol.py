@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.serve.schema import APIError, Sampling, ServerLimits, parse_chat, parse_completion
-from bridge_ds.serve.waiting import RequestQueue, choose
-from bridge_ds.serve.work import Event, Row
+from bridge_ds.data.text.prompting import ContextIds
+from bridge_ds.inference.generator import Sampling
+from bridge_ds.inference.stops import Answer, Decoder
+from bridge_ds.serve.batching import RequestQueue, Row, choose_batch
+from bridge_ds.serve.protocol import APIError, ChatRequest, CompletionRequest, ServerLimits, parse_request
+from bridge_ds.serve.replies import Event
 
 LIMITS = ServerLimits(tokens=50, texts=3)
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -43,13 +47,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 3}, "max_new_tokens"),
     ({"model": "other"}, "model"),
     ({"model": None}, "model"),
+    ({"\ud800": 1}, ""),
+    ({"stop": "\ufdd0"}, "stop"),
 ]
 
 
 @pytest.mark.parametrize(("fields", "param"), BAD, ids=lambda value: str(value)[:30])
 def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(APIError) as error:
-        parse_completion({"model": "m", "prompt": "a", **fields}, "m", LIMITS)
+        parse_request(CompletionRequest, {"model": "m", "prompt": "a", **fields}, "m", LIMITS)
     assert error.value.param == param and 400 <= error.value.status < 500
     assert error.value.body()["error"]["message"] and json.dumps(error.value.body())
 
@@ -63,27 +69,30 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
     max_leaves=12,
 ))  # fmt: skip
 def test_whatever_comes_is_an_ask_or_a_refusal(body: Any) -> None:
-    for parse in (parse_completion, parse_chat):
+    for kind in (CompletionRequest, ChatRequest):
         given_model = {**body, "model": "m"} if isinstance(body, dict) else body
         try:
-            assert parse(given_model, "m", LIMITS).texts
+            assert parse_request(kind, given_model, "m", LIMITS).inputs
         except APIError as why:
             assert 400 <= why.status < 500  # noqa: PT017 (one or the other)
 
 
 def test_what_changes_nothing_is_taken() -> None:
-    ask = parse_completion(
+    ask = parse_request(
+        CompletionRequest,
         {"model": "m", "prompt": ["a", "b"], "n": 1, "echo": False, "logprobs": None, "user": "me", "top_p": 0.5,
          "seed": 3, "stop": "x", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 50},
         "m", LIMITS,
     )  # fmt: skip
-    assert ask.texts == ("a", "b") and ask.stops == ("x",) and ask.stream and ask.usage and ask.max_tokens == 50
+    assert ask.inputs == ["a", "b"] and ask.stop == ["x"] and ask.stream and ask.include_usage and ask.token_limit == 50
     assert ask.sampling == Sampling(), "without a temperature nothing is sampled"
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
-    chat = parse_chat({"model": "m", "messages": messages, "max_completion_tokens": 7, "temperature": 1}, "m", LIMITS)
-    assert chat.texts[0] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "ab"}]
-    assert chat.chat and chat.max_tokens == 7 and chat.sampling == Sampling(1, 1.0, 0, None)
+    chat = parse_request(
+        ChatRequest, {"model": "m", "messages": messages, "max_completion_tokens": 7, "temperature": 1}, "m", LIMITS
+    )
+    assert chat.inputs[0] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "ab"}]
+    assert chat.chat and chat.token_limit == 7 and chat.sampling == Sampling(1, 1.0, 0) and chat.seed is None
 
 
 @pytest.mark.parametrize(
@@ -95,37 +104,50 @@ def test_what_changes_nothing_is_taken() -> None:
 )  # fmt: skip
 def test_bad_messages_are_refused(messages: Any) -> None:
     with pytest.raises(APIError):
-        parse_chat({"model": "m", "messages": messages}, "m", LIMITS)
+        parse_request(ChatRequest, {"model": "m", "messages": messages}, "m", LIMITS)
 
 
-def row(length: int = 5, most: int = 5, sampling: Sampling | None = None, **more: Any) -> Row:
-    return Row(([], [], []), length, most, sampling or Sampling(), more.pop("stops", ()), more.pop("streamed", True), 0,
-               more.pop("sink", lambda event: None))  # fmt: skip
+class Words(Decoder):
+    """Words in place of tokenizers; ids are their numbers."""
+
+    def raw(self, ids: Sequence[int]) -> str:
+        return "".join(self.tokenizers[number] for number in ids)  # type: ignore[index]
+
+    def bare(self, raw: str) -> str:
+        return raw
 
 
-SAMPLINGS = [Sampling(), Sampling(0.5), Sampling(0.5, 0.9), Sampling(0.5, seed=3)]
+def row(
+    length: int = 5, limit: int = 5, kind: tuple[Sampling, int | None] = (Sampling(), None),
+    words: Sequence[str] = (), stops: tuple[str, ...] = (), sink: Callable[[Event], None] = lambda event: None,
+) -> Row:  # fmt: skip
+    answer = Answer(Words(words), frozenset(), stops, limit, streamed=True)  # type: ignore[arg-type]
+    return Row(ContextIds([], [], [], []), length, limit, answer, *kind, 0, sink)
+
+
+KINDS = [(Sampling(), None), (Sampling(0.5), None), (Sampling(0.5, 0.9), None), (Sampling(0.5), 3)]
 
 
 @given(
-    kinds=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.sampled_from(SAMPLINGS)), max_size=30),
+    kinds=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.sampled_from(KINDS)), max_size=30),
     size=st.integers(1, 9),
     positions=st.sampled_from([0, 64, 120]),
 )
 def test_batches_hold_each_row_once_beside_its_like_with_room_for_all(
-    kinds: list[tuple[int, int, Sampling]], size: int, positions: int
+    kinds: list[tuple[int, int, tuple[Sampling, int | None]]], size: int, positions: int
 ) -> None:
     fitting = [kind for kind in kinds if not positions or kind[0] + kind[1] <= positions]
     rows = [row(*kind) for kind in fitting]
     left = list(rows)
     while left:
-        batch = choose(left, size, positions)
+        batch = choose_batch(left, size, positions)
         assert batch[0] is left[0], "none waits for ever"
         assert len(batch) <= size and len({each.key for each in batch}) == 1
-        assert batch[0].sampling.seed is None or len(batch) == 1
-        longest, most = max(each.length for each in batch), max(each.most for each in batch)
+        assert batch[0].seed is None or len(batch) == 1
+        longest, most = max(each.length for each in batch), max(each.limit for each in batch)
         assert not positions or longest + most <= positions
         left = [each for each in left if each not in batch]
-    assert choose([], size, positions) == []
+    assert choose_batch([], size, positions) == []
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
@@ -158,16 +180,12 @@ def test_pieces_of_a_stream_are_the_answer(words: list[str], stop: str) -> None:
     """Whatever the tokens, pieces joined are what stands before the first stop, and the row ends where it is found."""
     seen: list[Event] = []
     stops = (stop,) if stop else ()
-    work = row(most=len(words), stops=stops, sink=seen.append)
-
-    def decode(ids: Any) -> tuple[str, str]:
-        text = "".join(words[number] for number in ids)
-        return text, text
-
+    work = row(limit=len(words), words=words, stops=stops, sink=seen.append)
     for number in range(len(words)):
-        work.add(number, frozenset(), decode)
+        if work.answer.reason is None:
+            work.send(work.answer.add(number))
     whole = "".join(words)
     assert "".join(event.text for event in seen) == (whole.split(stop)[0] if stop else whole)
     ends = [event.reason for event in seen if event.reason]
     assert ends == ["stop" if stop and stop in whole else "length"] and seen[-1].reason
-    assert seen[-1].tokens == len(work.tokens)
+    assert seen[-1].tokens == len(work.answer.tokens)

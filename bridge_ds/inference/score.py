@@ -1,12 +1,13 @@
 """Score every choice of a sample after a prefix that is computed once.
 
-Letters: B batch, C labels, R choices of all rows, X prefix length, T tokens of a choice (end included), N places
-predicted, H LLM width, V vocabulary.
+Letters: B batch, R choices of all rows, X prefix length, T tokens of a choice (end included), N positions predicted,
+V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -14,81 +15,66 @@ from bridge_ds.frozen.device_map import is_split
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.splice import Spliced
 
-__all__ = ["read_prefix", "score_and_begin", "score_choices", "score_labels"]
+__all__ = ["ChoiceScores", "read_prefix", "score_choices"]
 
 _ROWS = 1024
-"""Rows of logits that are turned to float32 at a time."""
+"""Rows of logits that are cast to float32 at a time."""
 
 
-@torch.no_grad()
-def score_labels(llm: LLM, prefix: Spliced, labels: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Likelihood and greedy match of each label: :func:`score_choices` with the same choices in each row.
+class ChoiceScores(NamedTuple):
+    """What :func:`score_choices` finds."""
 
-    Args:
-        prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
-        labels: C lists of token ids, each with its end token.
-
-    Returns:
-        scores [B, C] and greedy [B, C].
-    """
-    rows = prefix.mask_BX.shape[0]
-    scores_R, greedy_R = score_choices(llm, prefix, [labels] * rows)
-    return scores_R.view(rows, len(labels)), greedy_R.view(rows, len(labels))
+    log_p: torch.Tensor
+    """[R] sum of log p over the choice's tokens, in nats; 0 of a choice without tokens."""
+    greedy: torch.Tensor
+    """[R] whether each token of the choice is the argmax after the ones before it, so that greedy decoding gives
+    exactly this choice."""
+    first: list[int]
+    """For each row the id of the likeliest first token; empty if there is nothing to score."""
 
 
 @torch.no_grad()
 def score_choices(
-    llm: LLM, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Likelihood and greedy match of each row's own choices; see :func:`score_and_begin`."""
-    return score_and_begin(llm, prefix, choices)[:2]
-
-
-@torch.no_grad()
-def score_and_begin(
     llm: LLM,
     prefix: Spliced,
     choices: Sequence[Sequence[Sequence[int]]],
     any_of: Callable[[bool], bool] = bool,
-) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Likelihood and greedy match of each row's own choices, and each row's likeliest first token. The model runs
-    twice, whatever these are (once where none has two tokens).
+) -> ChoiceScores:
+    """Log-probability and greedy match of each row's own choices. The model runs twice, however many there are (once if
+    none has two tokens).
 
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
-        choices: for each row its choices, lists of token ids; of none the log-probability is 0.
+        choices: for each row its choices, lists of token ids.
         any_of: whether a flag is set on some rank (a collective). Under ZeRO-3 every rank must run the model as often
             as the others.
-
-    Returns:
-        scores [R], row by row: sum of log p over the choice's tokens, in nats; greedy [R]: true where each token of the
-        choice is the likeliest after the ones before it, which is to say that greedy decoding gives exactly this one;
-        and a token id for each row, empty where there is nothing to score.
     """
     device = prefix.mask_BX.device
     flat = [ids for row in choices for ids in row]
-    row_R = torch.tensor([place for place, row in enumerate(choices) for _ in row], device=device)
+    row_R = torch.tensor([number for number, row in enumerate(choices) for _ in row], device=device)
     length_R = torch.tensor([len(ids) for ids in flat])
     longest = int(length_R.max()) if flat else 0
     if not any_of(longest > 0):
-        return torch.zeros(len(flat), device=device), torch.ones(len(flat), dtype=torch.bool, device=device), []
+        return ChoiceScores(
+            torch.zeros(len(flat), device=device), torch.ones(len(flat), dtype=torch.bool, device=device), []
+        )
     longest = max(longest, 1 + any_of(longest > 1))
     ids_RT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in flat]).reshape(len(flat), longest)
     real_RT = torch.arange(longest) < length_R[:, None]
     ids_RT, real_RT = ids_RT.to(device), real_RT.to(device)
 
     first_BV, cache = read_prefix(llm, prefix)
-    begins = first_BV.argmax(-1).tolist()
+    first = first_BV.argmax(-1).tolist()
     log_p_R, greedy_R = _look_up(first_BV[row_R], ids_RT[:, 0])
     if not real_RT[:, 0].all():
         log_p_R, greedy_R = log_p_R.where(real_RT[:, 0], 0.0), greedy_R | ~real_RT[:, 0]
     if longest == 1:
-        return log_p_R, greedy_R, begins
+        return ChoiceScores(log_p_R, greedy_R, first)
     rest_NV = _read_choices(llm, prefix, row_R, ids_RT, real_RT, cache)
     log_p_N, greedy_N = _look_up(rest_NV, ids_RT[:, 1:][real_RT[:, 1:]])
     log_p_RT = log_p_R.new_zeros(real_RT[:, 1:].shape).masked_scatter(real_RT[:, 1:], log_p_N)
     greedy_RT = torch.ones_like(real_RT[:, 1:]).masked_scatter(real_RT[:, 1:], greedy_N)
-    return log_p_R + log_p_RT.sum(-1), greedy_R & greedy_RT.all(-1), begins
+    return ChoiceScores(log_p_R + log_p_RT.sum(-1), greedy_R & greedy_RT.all(-1), first)
 
 
 def read_prefix(llm: LLM, prefix: Spliced) -> tuple[torch.Tensor, object]:

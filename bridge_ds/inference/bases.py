@@ -1,10 +1,11 @@
-"""Both base models and the bridge between them, whole or split over devices, for use: the one place that loads them so.
+"""Both base models and the bridge between them, whole or split over devices, for inference.
 
-For scoring, writing and examining. Training loads by :func:`bridge_ds.engine.setup.build_model`, which shards.
+Training loads by :func:`bridge_ds.engine.setup.build_model`, which shards.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -24,7 +25,7 @@ from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
 from bridge_ds.world import World
 
-__all__ = ["Placing", "load_placed", "one_process"]
+__all__ = ["Placing", "load_bases", "one_process", "quantization"]
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,15 @@ class Placing:
     max_memory: Any = None
     """Bytes by device, where the device map is a strategy."""
     quantization: Any = None
-    """Of the LLM: a transformers quantization config, see :func:`bridge_ds.hub.bases.quantization`."""
+    """Of the LLM: a transformers quantization config, see :func:`quantization`."""
     llm_options: dict[str, Any] = field(default_factory=dict)
     """More options of the LLM's from_pretrained (attn_implementation)."""
 
 
-def load_placed(
+def load_bases(
     config: Config, bos: int | None, placing: Placing, hub: Mapping[str, Any] = MappingProxyType({})
 ) -> BridgeModel:
-    """Load the base models, what was trained of them not yet put in, and make the bridge between them.
+    """Load the base models and make the bridge between them; trained weights are not loaded yet.
 
     Args:
         config: the run.
@@ -91,6 +92,34 @@ def load_placed(
         ) from None
     model.apart = home != place.input_device(llm.model)
     return model.eval()
+
+
+def quantization(config: Any, load_in_4bit: bool, load_in_8bit: bool, dtype: Any) -> Any:
+    """The LLM's quantization config from what from_pretrained was given.
+
+    Raises:
+        ConfigError: several are asked for, or bitsandbytes is needed and not installed.
+    """
+    if sum((config is not None, load_in_4bit, load_in_8bit)) > 1:
+        raise ConfigError(
+            "more than one of load_in_4bit, load_in_8bit and quantization_config is given; expected one; leave the "
+            "others out."
+        )
+    if config is None and not (load_in_4bit or load_in_8bit):
+        return None
+    method = str(getattr(config, "quant_method", "bitsandbytes"))
+    if "bitsandbytes" in method.lower() and importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "4- and 8-bit loading needs bitsandbytes, which is not installed; pip install 'bridge_ds[quantized]', or "
+            "leave load_in_4bit, load_in_8bit and quantization_config out."
+        )
+    if config is not None:
+        return config
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=load_in_4bit, load_in_8bit=load_in_8bit, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4"
+    )
 
 
 def one_process(device_map: Any, world: World) -> None:

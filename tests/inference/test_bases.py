@@ -6,6 +6,7 @@ in tests/test_device_map.py.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 import torch
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
-from bridge_ds.checkpoint.placed import one_process
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
@@ -22,15 +22,15 @@ from bridge_ds.doctor.measure import examine
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.frozen import device_map as place
-from bridge_ds.harness.answerer import Answerer, Options
 from bridge_ds.harness.requests import Continuation
+from bridge_ds.inference.bases import one_process
 from bridge_ds.inference.load import load_trained
 from bridge_ds.tasks.base import Example
 from bridge_ds.world import World
 from tests import tiny
 from tests.devices import Devices
 from tests.evaluation.fakes import FakeTask
-from tests.made import make_run
+from tests.made import harness_answerer, make_run
 
 TEXTS = ["the cat sat on the mat", "a dog"]
 LABELS = ("Entailment", "Neutral", "Contradiction", "good day")
@@ -71,7 +71,8 @@ def scored(run: Path, device_map: Any) -> dict[str, Any]:
         for task in (FakeTask(labels=LABELS), FakeTask(labels=LABELS, kind="number")):
             answers = scorer(examples, task)
             found[f"{bridge} {task}"] = answers.predictions, answers.weights
-    answerer = Answerer(model, tokenizers, model.device, Options(prompt=True))
+    data = dataclasses.replace(config.data, augment_prompt=True)
+    answerer = harness_answerer(model, tokenizers, data)
     contexts = [Context(TEXTS[0]), Context(None), Context(TEXTS[1], "be brief: ", "\nso ")]
     found["score"] = answerer.score(contexts, [[Continuation(f" {label}") for label in LABELS]] * 3)
     found["write"] = answerer.write(contexts, 6, ["q"])
@@ -158,7 +159,7 @@ def test_memory_that_does_not_suffice_is_one_sentence(runs: dict[str, Path], mon
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("bridge_ds.checkpoint.placed.load_llm", full)
+    monkeypatch.setattr("bridge_ds.inference.bases.load_llm", full)
     with pytest.raises(LaunchError, match=r"memory \(CUDA out of memory\); expected room for both; split them"):
         load_trained(runs["llama"], load_run_config(runs["llama"]), "cpu", lambda _: None)
 

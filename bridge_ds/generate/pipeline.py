@@ -1,0 +1,180 @@
+"""Texts in, answers out: a loaded bridge, its processor, and the options to generate with."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import StoppingCriteriaList
+
+from bridge_ds.checkpoint.load import trained_tensors
+from bridge_ds.data.text.chat import has_template, messages_of
+from bridge_ds.data.text.prompting import Context, ContextIds
+from bridge_ds.errors import ConfigError, DataError, LaunchError
+from bridge_ds.hub.model import BridgeForCausalLM
+from bridge_ds.hub.processor import BridgeProcessor
+from bridge_ds.inference.generator import Sampling, mixed_seed
+from bridge_ds.inference.stops import answers_criterion
+
+__all__ = ["GenerateOptions", "Pipeline"]
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How answers are written; see `python -m bridge_ds.generate --help`."""
+
+    max_new_tokens: int | None = None
+    """Most LLM tokens of an answer; None = the longest target of the training."""
+    temperature: float = 0.0
+    """Of sampling; 0 = greedy."""
+    top_p: float | None = None
+    """Share of probability that is sampled from (0 to 1)."""
+    top_k: int | None = None
+    """Tokens that are sampled from."""
+    beams: int = 1
+    """Of a beam search."""
+    seed: int = 0
+    """Of sampling."""
+    stop: tuple[str, ...] = ()
+    """Stop strings."""
+    chat: bool = False
+    """Use the LLM's chat template."""
+    system: str = ""
+    """System message of a chat that has none."""
+    language: str = ""
+    """Of the texts, for encoders that are told it; empty = not known."""
+
+    def generation(self) -> dict[str, Any]:
+        """As options of transformers' generate, but for the stop strings."""
+        found = Sampling(self.temperature, self.top_p or 1.0, self.top_k or 0, self.beams).options()
+        return found if self.max_new_tokens is None else {**found, "max_new_tokens": self.max_new_tokens}
+
+
+class Pipeline:
+    """Model, processor and options."""
+
+    def __init__(self, model: BridgeForCausalLM, processor: BridgeProcessor, options: GenerateOptions) -> None:
+        self.model, self.processor, self.options = model, processor, options
+
+    @classmethod
+    def load(cls, run: str, options: GenerateOptions, **loading: Any) -> Pipeline:
+        """Load model and processor.
+
+        Args:
+            run: as for BridgeForCausalLM.from_pretrained.
+            options: to generate with.
+            loading: more options of from_pretrained.
+
+        Raises:
+            ConfigError: a chat is asked for and there is no chat template; or as from_pretrained.
+        """
+        from transformers.utils import logging as hf_logging
+
+        if not sys.stderr.isatty():
+            hf_logging.disable_progress_bar()
+        both = ("encoder", "llm", "trust_remote_code", "allow_base_mismatch")
+        processor = BridgeProcessor.from_pretrained(run, **{name: loading[name] for name in both if name in loading})
+        if options.chat and not has_template(processor.tokenizer):
+            raise ConfigError(
+                f"--chat needs a chat template, and the tokenizer of {processor.config.llm!r} has none; leave the "
+                "option out, or choose an instruction-tuned LLM."
+            )
+        return cls(BridgeForCausalLM.from_pretrained(run, **loading), processor, options)
+
+    def row(self, text: Any, language: str = "") -> ContextIds:
+        """Token ids of one text, or with `chat` of one list of messages.
+
+        Args:
+            text: the one or the other.
+            language: of this text; empty = that of the options.
+
+        Raises:
+            DataError: neither of these, or a language that the encoder does not have.
+        """
+        language = language or self.options.language
+        if not self.options.chat:
+            if not isinstance(text, str):
+                raise DataError(f"{str(text)[:80]!r} is no text; expected one (a list of messages needs --chat).")
+            context = Context(text, language=language)
+        elif text and isinstance(text, str | list):
+            history = messages_of([{"role": "user", "content": text}] if isinstance(text, str) else text)
+            if self.options.system and history[0]["role"] != "system":
+                history.insert(0, {"role": "system", "content": self.options.system})
+            context = self.processor.prompts.chat(history, language=language)
+        else:
+            raise DataError(f"{str(text)[:80]!r} is no chat; expected a text or messages with role and content.")
+        return self.processor.context_ids(context, self.options.max_new_tokens)
+
+    def check_language(self) -> None:
+        """Warn that a language has no effect on this encoder.
+
+        Raises:
+            ConfigError: the encoder does not have the language of the options.
+        """
+        languages = self.processor.tokenizers.languages
+        if languages:
+            languages.check("--language", self.options.language)
+        elif self.options.language:
+            print("note: this encoder is not told a language; --language changes nothing.", file=sys.stderr)
+
+    def write(self, rows: Sequence[ContextIds], seed: int = 0) -> list[str]:
+        """Answers to rows, in their order.
+
+        Args:
+            rows: of :meth:`row`.
+            seed: added to that of the options; the same rows and seed give the same answers.
+
+        Raises:
+            LaunchError: the device's memory does not suffice.
+        """
+        stops = self.options.stop
+        written = self._generate(rows, seed, **({"stop_strings": list(stops)} if stops else {}))
+        return self.model.generator.texts(written.tolist(), stops, self.options.chat)
+
+    def stream(self, row: ContextIds, seed: int, take: Callable[[str], Any]) -> None:
+        """One answer, handed to `take` in pieces as soon as they are certain; arguments as of :meth:`write`."""
+        if self.options.beams > 1:  # none of the beams is the answer before the end
+            take(self.write([row], seed)[0])
+            return
+        answer = self.model.generator.answer(stops=self.options.stop, chat=self.options.chat, streamed=True)
+        criterion = answers_criterion([answer], lambda _, text: take(text) or True)
+        self._generate([row], seed, stopping_criteria=StoppingCriteriaList([criterion]))
+        take(answer.finish())
+
+    @torch.no_grad()
+    def _generate(self, rows: Sequence[ContextIds], seed: int, **options: Any) -> torch.Tensor:
+        torch.manual_seed(mixed_seed(self.options.seed, seed))
+        generator, options = self.model.generator, self.options.generation() | options
+        try:
+            prefix = generator.prefix(self.processor.prompts.batch(rows))
+            written: torch.Tensor = generator.generate(prefix, None, self.model.generation_config, **options)
+        except torch.OutOfMemoryError:
+            raise LaunchError(
+                f"{len(rows)} texts at a time do not fit into the device's memory; expected fewer; lower --batch or "
+                "--max-new-tokens, or load the LLM with --load-in 4bit."
+            ) from None
+        return written
+
+    def identity(self) -> str:
+        """Hex digest over all that decides an answer besides the text."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(trained_tensors(self.model.bridge).items()):
+            digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
+        dtypes = [str(part.model.dtype) for part in (self.model.bridge.encoder, self.model.bridge.llm)]
+        options = dataclasses.asdict(self.options)
+        if not options["language"]:
+            del options["language"]  # as before the option existed, so that a file begun then is completed
+        facts = [self.model.config.to_json_string(), dtypes, options]
+        quantized = getattr(self.model.bridge.llm.model.config, "quantization_config", None)
+        digest.update(repr([*facts, str(quantized), self.model.generation_config.to_json_string()]).encode())
+        return digest.hexdigest()
+
+    def print_truncated(self) -> None:
+        """Say on stderr how many texts were truncated."""
+        for line in self.processor.prompts.truncation_lines():
+            print(line, file=sys.stderr)

@@ -1,0 +1,217 @@
+"""The LLM after a prompt: scores of choices, and answers written greedily, by sampling or by beam search.
+
+End ids, stop strings, room among the LLM's positions and decoding are the same for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bridge_ds.bridge import BridgeModel
+from bridge_ds.data.loading.batch import Batch
+from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.errors import DataError
+from bridge_ds.inference.greedy import decode_greedily
+from bridge_ds.inference.score import ChoiceScores, score_choices
+from bridge_ds.inference.stops import Answer, Decoder, StopStrings, stop_criterion
+from bridge_ds.llm.splice import Spliced
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+__all__ = ["Generator", "Sampling", "mixed_seed"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; greedily by default."""
+
+    temperature: float = 0.0
+    """0 = the likeliest token each time."""
+    top_p: float = 1.0
+    """Share of probability that is sampled from (0 to 1)."""
+    top_k: int = 0
+    """Tokens that are sampled from; 0 = all."""
+    beams: int = 1
+    """Of a beam search."""
+
+    def options(self) -> dict[str, Any]:
+        """As options of transformers' generate."""
+        found: dict[str, Any] = {"num_beams": self.beams, "do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        return found
+
+
+def mixed_seed(seed: int, number: int = 0) -> int:
+    """A seed for torch from the one that was asked for and the number of a batch."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1
+
+
+class Generator:
+    """Scores and writes with one loaded bridge."""
+
+    def __init__(
+        self, model: BridgeModel, tokenizers: Tokenizers, *, bridge: bool = True, any_of: Callable[[bool], bool] = bool
+    ) -> None:
+        """Args:
+        model: in eval mode.
+        tokenizers: both.
+        bridge: False = the LLM alone, as it was loaded.
+        any_of: whether a flag is set on some rank (a collective), for models that are sharded.
+        """
+        self.model, self.tokenizers, self.bridge, self.any_of = model, tokenizers, bridge, any_of
+        self.ends = model.llm.end_ids(tokenizers.eos_id)
+        """Ids that end an answer."""
+        self.positions = model.llm.positions
+        """Of the LLM; 0 = unknown."""
+
+    def prefix(self, batch: Batch, device: torch.device | str | None = None) -> Spliced:
+        """What the LLM reads before an answer, left-padded.
+
+        Args:
+            batch: of :meth:`bridge_ds.inference.prompt.PromptBuilder.batch`.
+            device: where the input goes; None = the model's own (not for models sharded by ZeRO-3).
+        """
+        device = torch.device(self.model.device if device is None else device)
+        with self._llm():
+            return self.model.prefix(batch if batch.source_ids.device == device else batch.to(device))
+
+    def score(self, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]) -> ChoiceScores:
+        """See :func:`bridge_ds.inference.score.score_choices`."""
+        with self._llm():
+            return score_choices(self.model.llm, prefix, choices, self.any_of)
+
+    def greedy(
+        self,
+        prefix: Spliced,
+        max_new_tokens: int,
+        going: Callable[[int, list[int]], bool] | None = None,
+        keep_end: bool = False,
+    ) -> list[list[int]]:
+        """See :func:`bridge_ds.inference.greedy.decode_greedily`: every rank runs the model equally often."""
+        with self._llm():
+            return decode_greedily(
+                self.model.llm, prefix, self.ends, max_new_tokens, self.any_of, going, keep_end=keep_end
+            )
+
+    def config(self, **options: Any) -> GenerationConfig:
+        """Options of transformers' generate with the end, pad and opening ids of this bridge. Never the LLM's own
+        generation_config.json: the penalties and temperatures that some have were not chosen for a soft prompt."""
+        from transformers import GenerationConfig
+
+        of = self.tokenizers
+        ids = {"bos_token_id": of.bos_id, "eos_token_id": sorted(self.ends), "pad_token_id": of.pad_id}
+        return GenerationConfig(**{**ids, **options})
+
+    def generate(
+        self,
+        prefix: Spliced,
+        config: GenerationConfig | None,
+        defaults: GenerationConfig | None = None,
+        **options: Any,
+    ) -> Any:
+        """transformers' generate after a prefix, with all of its options.
+
+        Args:
+            prefix: left-padded.
+            config: in force; None = `defaults`.
+            defaults: fills what `config` leaves out; None = :meth:`config`.
+            options: of transformers' `GenerationMixin.generate`; they win. `stop_strings` need no tokenizer.
+
+        Returns:
+            As transformers: [rows, tokens] ids without the prompt, or an output object.
+
+        Raises:
+            DataError: the prompt leaves the LLM no position to write to.
+        """
+        from transformers import StoppingCriteriaList
+
+        defaults = defaults or self.config()
+        most = self._max_new_tokens(prefix.mask_BX.shape[1], options, config, defaults)
+        config = copy.deepcopy(config or defaults)
+        config.max_new_tokens, config.max_length = most, None  # transformers wants one or the other
+        stops = options.pop("stop_strings", None) or config.stop_strings
+        config.stop_strings = None
+        if stops:
+            texts = StopStrings((stops,) if isinstance(stops, str) else tuple(stops))
+            ends = options.get("eos_token_id") or config.eos_token_id or defaults.eos_token_id or []
+            ends = {*(ends if isinstance(ends, list) else [ends]), *self._stop_tokens(texts.texts)}
+            options["eos_token_id"] = sorted(ends) or None
+            criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
+            criteria.append(stop_criterion(self.decoder(), texts))
+            options["stopping_criteria"] = criteria
+        llm = self.model.llm.model
+        with self._llm(), _generation_config(llm, defaults):
+            return llm.generate(
+                inputs_embeds=prefix.embeds_BXH, attention_mask=prefix.mask_BX, generation_config=config, **options
+            )
+
+    def decoder(self, chat: bool = False) -> Decoder:
+        """Ids of answers to text; `chat`: they follow a chat template that was asked for."""
+        return Decoder(self.tokenizers, chat)
+
+    def texts(self, rows: Sequence[Sequence[int]], stops: Sequence[str] = (), chat: bool = False) -> list[str]:
+        """Answers as text, up to the first end id or stop string."""
+        decode, until, ends = self.decoder(chat), StopStrings(tuple(stops)), self.ends | self._stop_tokens(stops)
+        return [until.cut(decode(list(itertools.takewhile(lambda id: id not in ends, row)))) for row in rows]
+
+    def answer(
+        self, max_new_tokens: int | None = None, stops: Sequence[str] = (), chat: bool = False, streamed: bool = False
+    ) -> Answer:
+        """One answer that is to be followed while it is written, see :class:`bridge_ds.inference.stops.Answer`."""
+        return Answer(self.decoder(chat), self.ends | self._stop_tokens(stops), stops, max_new_tokens, streamed)
+
+    def _llm(self) -> contextlib.AbstractContextManager[None]:
+        return self.model.llm.without_adapters(not self.bridge)
+
+    def _stop_tokens(self, stops: Sequence[str]) -> set[int]:
+        """Stop strings that are tokens of their own: they end an answer as end ids do, and are not in its text."""
+        added = self.tokenizers.llm.get_added_vocab()
+        return {added[stop] for stop in stops if stop in added}
+
+    def _max_new_tokens(
+        self, used: int, options: dict[str, Any], config: GenerationConfig | None, defaults: GenerationConfig
+    ) -> int | None:
+        """How many tokens may be written after a prompt of `used` positions; taken out of `options`."""
+        if self.positions and used >= self.positions:
+            raise DataError(
+                f"the prompt takes {used} positions and the LLM has {self.positions}; expected room for an answer; "
+                "lower max_source_tokens or max_prompt_tokens."
+            )
+        asked, length = (
+            options.pop(name, None) or getattr(config, name, None) for name in ("max_new_tokens", "max_length")
+        )
+        if asked is None and length is not None:
+            if length <= used:
+                raise DataError(f"max_length is {length} and the prompt takes {used} positions; expected more of them.")
+            asked = length - used
+        most: int | None = asked or defaults.max_new_tokens
+        if most is not None and self.positions and used + most > self.positions:
+            _log.warning(
+                "max_new_tokens is %d; the prompt takes %d of the LLM's %d positions, so at most %d are written.",
+                most, used, self.positions, self.positions - used,
+            )  # fmt: skip
+            most = self.positions - used
+        return most
+
+
+@contextlib.contextmanager
+def _generation_config(llm: Any, config: GenerationConfig) -> Iterator[None]:
+    """While open, transformers takes what is not given from `config` and not from the LLM's own."""
+    own, llm.generation_config = llm.generation_config, config
+    try:
+        yield
+    finally:
+        llm.generation_config = own
