@@ -72,12 +72,13 @@ class Scorer:
         prefix = self._prefix(rows)
         # Before anything else goes through the fusion.
         weights_L = self.model.fusion.weights() if self.bridge else torch.zeros(0)  # type: ignore[operator]
-        tokens = sum(len(row.source) for row in rows)
         if task.kind == "number":
             predictions = self._numbers(examples, prefix)
         else:
             predictions = self._choices(examples, task, prefix, ids)
         counts = self._counts(examples, rows)
+        most = self.prompts.limits.source
+        tokens = sum(len(row.source) if self.bridge else min(most, n) for row, (n, _) in zip(rows, counts, strict=True))
         read = ("source",) * self.bridge + ("prompt",) * (self.prompts.prompt or not self.bridge)
         return Answers(
             [
@@ -199,11 +200,12 @@ class Scorer:
         return self.generator.prefix(self.prompts.batch(rows), self.device)
 
     def _counts(self, examples: Sequence[Example], rows: Sequence[ContextIds]) -> list[tuple[int, int]]:
-        """Encoder tokens of each whole source, also of a truncated one, and unknown ones among them."""
+        """Encoder tokens of each whole source, also of a truncated one or one that the LLM alone reads, and unknown ones
+        among them."""
         unknown = self.tokenizers.encoder.unk_token_id
         counts = []
         for example, row in zip(examples, rows, strict=True):
-            whole = "source" not in row.cut
+            whole = self.bridge and "source" not in row.cut
             ids = row.source if whole else self.tokenizers.source_ids(example.source, self._tag(example.language))
             counts.append((len(ids), 0 if unknown is None else ids.count(unknown)))
         return counts
