@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Take a trained bridge to where it is used.
+"""Export a trained bridge.
 
 examples:
   python tools/export.py --run runs/mine --to safetensors --output exported/mine
-      one folder: the bridge, both base models, both tokenizers. BridgeForCausalLM.from_pretrained("exported/mine") and
-      every command that takes --run load it on a machine without a hub
+      one folder with the bridge, both base models and both tokenizers, for machines without a hub:
+      BridgeForCausalLM.from_pretrained("exported/mine"), and every command with --run
   python tools/export.py --run runs/mine --to prompt-embeds --vllm http://127.0.0.1:8001
-      a service that answers over HTTP; the same as python -m bridge_ds.serve, which says what it takes (--help)
+      an HTTP server in front of vLLM; the same as python -m bridge_ds.serve (see its --help)
 
-The licences of the base models hold for their copies; their files (LICENSE, README.md) are copied with them.
+The licences of the base models hold for their copies; LICENSE and README.md are copied with them.
 """
 
 from __future__ import annotations

@@ -49,18 +49,18 @@ class Thresholds:
     times_recorded: float = 2.0
     """See above."""
     targets_lost: float = 0.1
-    """Share of target tokens cut off: the answer's end is then never learnt. Cutting is meant for rare outliers."""
+    """Share of target tokens truncated: the end of an answer is then never learnt. Truncation is meant for outliers."""
     targets_cut: float = 0.02
-    """Share of targets cut that is worth a look."""
+    """Share of targets truncated that is worth a look."""
     sources_cut: float = 0.1
-    """Share of sources cut that is worth a look: the question stands at the end, which is what a task loses."""
+    """Share of sources truncated that is worth a look: the question is at the end, which is what a task loses."""
     unknown: float = 0.05
     """Share of unknown tokens: a multilingual encoder has next to none in languages it knows."""
     variation: float = 0.01
     """Share of the soft vectors that is no constant: below it all inputs look the same to the LLM. Trained testbed
     bridges had 0.6."""
     dead: float = 1e-5
-    """The same between samples at one place: no more than rounding in bfloat16, so the place carries nothing."""
+    """The same between samples at one position: no more than rounding in bfloat16, so it carries nothing."""
     one_layer: float = 0.99
     """Weight of a single layer, from which on a softmax fusion is that layer alone."""
 
@@ -107,7 +107,7 @@ def _belonging(m: Measurements, _: Thresholds) -> Iterator[Finding]:
         yield Finding(
             f"{part}_vocabulary", True,
             f"The tokenizer of the {_NAMES[part]} gives ids for which the model has no embedding; nothing was run.",
-            "Take tokenizer and model from one place.",
+            "Use the tokenizer of the same model.",
         )  # fmt: skip
     for part in m.differing_weights:
         yield Finding(
@@ -161,12 +161,12 @@ def _dead(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
             "Look at the encoder's states (layer RMS below); try fusion.normalize=rms, a lower train.lr, less "
             "train.weight_decay.",
         )  # fmt: skip
-    dead = [place + 1 for place, value in enumerate(m.variation_by_position) if value < limits.dead]
+    dead = [at + 1 for at, value in enumerate(m.variation_by_position) if value < limits.dead]
     if dead:
         yield Finding(
             "dead_tokens", len(dead) == len(m.variation_by_position) > 1,
             f"{len(dead)} of the first {len(m.variation_by_position)} soft vectors are the same for every sample "
-            f"(places {', '.join(map(str, dead[:8]))}).",
+            f"(positions {', '.join(map(str, dead[:8]))}).",
             "If all samples begin with the same words in front of a causal encoder this is as it should be; else the "
             "encoder's input is not what you think: see the decoded example.",
         )  # fmt: skip
@@ -241,10 +241,10 @@ def _inputs(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
 
 def _fusion(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
     if m.fusion != "last_layer" and len(m.layer_weights) > 1 and max(m.layer_weights) > limits.one_layer:
-        place = m.layer_weights.index(max(m.layer_weights))
+        layer = m.layer_weights.index(max(m.layer_weights))
         yield Finding(
             "one_layer", False,
-            f"The fusion has settled on layer {place + 1} of {len(m.layer_weights)} (weight "
+            f"The fusion has settled on layer {layer + 1} of {len(m.layer_weights)} (weight "
             f"{max(m.layer_weights):.3f}).",
             "A lower fusion.lr_scale, or fusion.normalize=rms where layers differ in size, keeps more of them.",
         )  # fmt: skip

@@ -27,7 +27,7 @@ class SoftToken:
     """One vector of the soft prompt."""
 
     encoder: str
-    """The encoder token that it stands for, or which of a fixed number of vectors it is; `(end)` for the end vector."""
+    """The encoder token that it comes from, or which of a fixed number of vectors it is; `(end)` for the end vector."""
     nearest: str
     """The LLM token whose embedding points most nearly the same way."""
     cosine: float
@@ -41,11 +41,11 @@ class WorkedExample:
     """What the LLM gets, in order, and what it does with it."""
 
     opening: str
-    """What stands before it: the opening token, or the beginning of a chat template; empty where there is neither."""
+    """What is before it: the opening token, or the beginning of a chat template; empty if there is neither."""
     soft: tuple[SoftToken, ...]
     """The soft prompt with its end vector."""
     prompt: str
-    """What stands behind it: the text itself with data.augment_prompt, the end of a chat template."""
+    """What follows it: the text itself with data.augment_prompt, the end of a chat template."""
     target: str
     """What training asks for, the end token included where the run has one."""
     written: str

@@ -1,4 +1,4 @@
-"""A run as the doctor needs it: loaded even where its parts do not belong together, and what was noticed then."""
+"""A run as the doctor needs it: loaded even if its parts do not belong together, and what was found."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LoadedRun:
     tokenizers: Tokenizers
     checkpoint: Checkpoint
     facts: dict[str, Any] = field(default_factory=dict)
-    """Fields of :class:`bridge_ds.doctor.measurements.Measurements` that loading has shown."""
+    """Fields of :class:`bridge_ds.doctor.measurements.Measurements` found while loading."""
 
 
 def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
@@ -115,7 +115,7 @@ def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Ten
 
 
 def recorded_loss(path: Path, step: int) -> float | None:
-    """Mean training loss of the last steps up to `step`; none where metrics.jsonl is missing or says nothing."""
+    """Mean training loss of the last steps up to `step`; None if metrics.jsonl is missing or has none."""
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Measure a loaded run on some of its own training samples.
 
 Letters: B batch, S encoder tokens, X spliced length, H LLM width, N target tokens, M soft vectors,
-P places of a soft prompt.
+P positions of a soft prompt.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Losses", "SoftStatistics", "examine", "lookalikes", "losses", "other
 BATCH = 16
 """Samples in one forward pass."""
 PLACES = 16
-"""First places of the soft prompt that are told one by one."""
+"""First positions of the soft prompt that are reported one by one."""
 
 
 def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[TokenizedSample]]:
@@ -57,7 +57,7 @@ def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[Tokenize
 
 
 def _data_facts(rows: list[TokenizedSample], uncut: list[TokenizedSample], tokenizers: Tokenizers) -> dict[str, object]:
-    """Shares of what was cut and of what the encoder does not know; `uncut` holds the same samples whole."""
+    """Shares of what was truncated and of unknown encoder tokens; `uncut` holds the same samples whole."""
     shares: dict[str, object] = {
         f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")
     }
@@ -208,7 +208,7 @@ class SoftStatistics:
         weights_L = sum((tokens / total * weights for tokens, weights in self._weights), torch.zeros(()))
         common = (self._sum_PH.sum(0) / self._count_P.sum()).pow(2).sum()
         square = self._square_P.sum() / self._count_P.sum()
-        # A place that few samples reach says nothing about places.
+        # A position that few samples reach is left out.
         enough = (self._count_P >= max(2, 0.5 * float(self._count_P[0]))).tolist()
         places = [place for place, is_enough in enumerate(enough[:PLACES]) if is_enough]
         at = torch.tensor(places)

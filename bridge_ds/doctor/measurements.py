@@ -35,7 +35,7 @@ class Measurements:
     targets_cut: float = 0.0
     """Share of targets longer than data.max_target_tokens (0 to 1)."""
     targets_lost: float = 0.0
-    """Share of the targets' tokens that was cut off, end tokens not counted (0 to 1)."""
+    """Share of the targets' tokens that was truncated, end tokens not counted (0 to 1)."""
     unknown: float = 0.0
     """Share of the sources' tokens that are the encoder's unknown token (0 to 1)."""
     augmented: bool = False
@@ -69,13 +69,13 @@ class Measurements:
     soft_norm: float | None = None
     """Median norm of the soft vectors, the end vector left out."""
     soft_norm_by_position: tuple[float, ...] = ()
-    """Mean norm at the first places of the soft prompt."""
+    """Mean norm at the first positions of the soft prompt."""
     end_norm: float | None = None
     """Norm of the end vector."""
     variation: float | None = None
     """Share of the soft vectors' mean square that is no constant vector: 0 = all are the same, 1 = no common part."""
     variation_by_position: tuple[float, ...] = ()
-    """The same between samples at one place, for the first places."""
+    """The same between samples at one position, for the first positions."""
     mapping_moved: float | None = None
     """Distance of the mapping's matrices from how the seed made them, relative to their size."""
     steps: int = 0

@@ -39,10 +39,10 @@ def _numbers(m: Measurements) -> list[str]:
 
     lines = [
         line(
-            "samples cut: sources / prompts / targets",
+            "truncated: sources / prompts / targets",
             f"{m.sources_cut:.1%} / {m.prompts_cut:.1%} / {m.targets_cut:.1%}",
         ),
-        line("target tokens lost by cutting", f"{m.targets_lost:.1%}", f"healthy: to {LIMITS.targets_lost:.0%}"),
+        line("target tokens lost by truncation", f"{m.targets_lost:.1%}", f"healthy: to {LIMITS.targets_lost:.0%}"),
         line("encoder tokens unknown", f"{m.unknown:.1%}", f"healthy: to {LIMITS.unknown:.0%}"),
     ]
     if m.soft_norm is None:
@@ -56,10 +56,10 @@ def _numbers(m: Measurements) -> list[str]:
         line("  recorded in training", _number(m.loss_recorded)),
         line("norm of a soft vector / of a token embedding", _number(m.size), sizes),
         line("  of the end vector", _number(_ratio(m.end_norm, m.embedding_norm))),
-        line("  by place, from the first", ""),
+        line("  by position, from the first", ""),
         *_wrapped("    ", " ".join(_number(_ratio(norm, m.embedding_norm)) for norm in m.soft_norm_by_position)),
         line("share of the soft vectors that varies", _number(m.variation), f"healthy: above {LIMITS.variation:g}"),
-        line("  between samples, by place", ""),
+        line("  between samples, by position", ""),
         *_wrapped("    ", " ".join(map(_number, m.variation_by_position))),
         line("mapping moved from its initial value", _number(m.mapping_moved), f"healthy: above {LIMITS.untrained:g}"),
         line(f"layers ({m.fusion}): weight", ""),

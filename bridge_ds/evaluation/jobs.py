@@ -1,4 +1,4 @@
-"""What is to be scored: samples by task and language, cut into blocks that are dealt to the ranks."""
+"""What is to be scored: samples by task and language, in blocks that are distributed over the ranks."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Block:
     """Samples that go through the models together, on whichever rank."""
 
     job: int
-    """Place of their job."""
+    """Index of their job."""
     examples: list[Example]
-    """Of like length."""
+    """Of similar length."""
 
 
 def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, str]]:
@@ -79,20 +79,20 @@ def load_jobs(tasks: Sequence[Task], languages: Sequence[str], limit: int, world
     return [ScoringJob(task, code, found) for (task, code), found in zip(pairs, outcome, strict=True)]
 
 
-def blocks_of(place: int, job: ScoringJob, size: int, done: Container[str] = ()) -> list[Block]:
-    """Blocks of `size` samples, those with the longest sources first: what does not fit into memory fails at once.
+def blocks_of(number: int, job: ScoringJob, size: int, done: Container[str] = ()) -> list[Block]:
+    """Blocks of `size` samples, those with the longest sources first: running out of memory shows at once.
 
     Which samples share a block depends on neither ranks nor interruptions (what is done is the first blocks), so that
     padding, and with it the last bits of a score, does not either.
 
     Args:
-        place: the job's place in the list of jobs.
+        number: the job's index in the list of jobs.
         size: samples of a block.
         done: keys of samples that are left out.
     """
     left = [example for example in job.examples if example.key not in done]
     left.sort(key=lambda example: (-len(example.source), example.key))
-    return [Block(place, left[start : start + size]) for start in range(0, len(left), size)]
+    return [Block(number, left[start : start + size]) for start in range(0, len(left), size)]
 
 
 def _languages(task: Task, languages: Sequence[str]) -> list[str]:
@@ -100,7 +100,7 @@ def _languages(task: Task, languages: Sequence[str]) -> list[str]:
     if not chosen:
         has = f"has none of the languages {', '.join(languages)}" if languages else "has no test data"
         raise ConfigError(
-            f"task {task.name} {has}; expected some of {', '.join(task.languages) or 'any language'}; mend "
+            f"task {task.name} {has}; expected some of {', '.join(task.languages) or 'any language'}; fix "
             "evaluation.languages or leave the task out."
         )
     return chosen

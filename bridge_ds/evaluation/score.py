@@ -19,7 +19,7 @@ from bridge_ds.evaluation.store import Answers, PredictionStore
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
-__all__ = ["System", "SystemScores", "compare", "evaluate", "write_evaluation"]
+__all__ = ["System", "SystemScores", "compare", "write_evaluation"]
 
 System = Callable[[Sequence[Example], Task], Answers]
 """Answers B samples of a task. Called on every rank equally often, never with no samples."""
@@ -27,43 +27,6 @@ System = Callable[[Sequence[Example], Task], Answers]
 SystemScores = dict[str, dict[str, dict[str, float]]]
 """`{task: {language: {"likelihood": share, "exact": share, "n": samples, ...}}}`; shares are 0 to 1. Where there are
 choices also "mean" (the likeliest by token) and, if null scores were asked for, "calibrated"."""
-
-
-def evaluate(
-    system: System,
-    tasks: Sequence[Task],
-    languages: Sequence[str] = (),
-    limit: int = 0,
-    batch: int = 32,
-    world: World | None = None,
-    progress: bool = True,
-    before_batch: Callable[[], None] | None = None,
-    store: PredictionStore | None = None,
-) -> SystemScores:
-    """Score one system. Every rank calls this and gets the same result.
-
-    Args:
-        system: what is asked.
-        tasks: what to score.
-        languages: codes; empty = every language of each task. A task is scored in those that it has.
-        limit: samples a task and language; 0 = all.
-        batch: samples per rank in one call of `system`.
-        world: this process among the others; none = alone.
-        progress: show a bar on the main rank if standard error is a terminal.
-        before_batch: called before each batch, on every rank.
-        store: where the main rank keeps the predictions; none = nowhere.
-
-    Raises:
-        ConfigError: a language that no task has, or a task without any of the languages.
-        DataError: test data that cannot be had.
-        LaunchError: predictions that cannot be written.
-    """
-    world = world or World()
-    store = store or PredictionStore(Scored("", "evaluating", 0, ""))
-    jobs = load_jobs(tasks, languages, limit, world)
-    found = _score(system, jobs, batch, world, progress, before_batch, store)
-    store.close()
-    return found
 
 
 def compare(
@@ -78,14 +41,27 @@ def compare(
     before_batch: Callable[[], None] | None = None,
     stores: tuple[PredictionStore, PredictionStore] | None = None,
 ) -> dict[str, Any]:
-    """Score the bridge and the LLM alone on the same samples; arguments and errors as in :func:`evaluate`.
+    """Score the bridge and the LLM alone on the same samples. Every rank calls this and gets the same result.
 
     Args:
-        llm: none = it is left out, of the results too.
-        stores: of the bridge and of the LLM alone.
+        bridge: what is asked.
+        llm: None = it is left out, of the results too.
+        tasks: what to score.
+        languages: codes; empty = every language of each task. A task is scored in those that it has.
+        limit: samples a task and language; 0 = all.
+        batch: samples per rank in one call.
+        world: this process among the others; None = alone.
+        progress: show a bar on the main rank if standard error is a terminal.
+        before_batch: called before each batch, on every rank.
+        stores: of the bridge and of the LLM alone, where the main rank keeps the predictions; None = nowhere.
 
     Returns:
         evaluation.json's content: `{"bridge": SystemScores, "llm": SystemScores, "chance": {task: share}}`.
+
+    Raises:
+        ConfigError: a language that no task has, or a task without any of the languages.
+        DataError: test data that cannot be had.
+        LaunchError: predictions that cannot be written.
     """
     world = world or World()
     stores = stores or (
@@ -119,7 +95,7 @@ def _score(
     store: PredictionStore,
 ) -> SystemScores:
     done: Any = on_main(lambda: [store.resume(job) for job in jobs], world)
-    blocks = [blocks_of(place, job, size, done[place]) for place, job in enumerate(jobs)]
+    blocks = [blocks_of(number, job, size, done[number]) for number, job in enumerate(jobs)]
     left = [len(part) for part in blocks]
     found: SystemScores = {}
     shown = progress and world.is_main and sys.stderr.isatty()
@@ -139,9 +115,9 @@ def _score(
                     left[block.job] -= 1
                     if not left[block.job]:
                         _finish(store, jobs[block.job], found, world)
-            for place in range(first, last):
-                if not blocks[place]:  # done before
-                    _finish(store, jobs[place], found, world)
+            for number in range(first, last):
+                if not blocks[number]:  # done before
+                    _finish(store, jobs[number], found, world)
     in_order: SystemScores = {}
     for job in jobs if world.is_main else ():
         in_order.setdefault(job.task.name, {})[job.language] = found[job.task.name][job.language]
@@ -149,12 +125,12 @@ def _score(
 
 
 def _same_task(jobs: Sequence[ScoringJob]) -> Iterator[tuple[int, int]]:
-    """First and last-but-one place of the jobs of each task: they stand side by side."""
+    """Range (first, end) of the jobs of each task, which follow one another."""
     first = 0
-    for place in range(1, len(jobs) + 1):
-        if place == len(jobs) or jobs[place].task.name != jobs[first].task.name:
-            yield first, place
-            first = place
+    for end in range(1, len(jobs) + 1):
+        if end == len(jobs) or jobs[end].task.name != jobs[first].task.name:
+            yield first, end
+            first = end
 
 
 def _turns(blocks: Sequence[Block], world: World) -> Iterator[list[Block]]:
@@ -165,7 +141,7 @@ def _turns(blocks: Sequence[Block], world: World) -> Iterator[list[Block]]:
 
 def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[Answers]:
     """The answers to all blocks of a turn, on every rank (a collective)."""
-    # A rank without a block of its own asks for another's for nothing: all must run the models equally often.
+    # A rank without a block of its own computes another's again: all must run the models equally often.
     block = turn[min(world.rank, len(turn) - 1)]
     outcome: Answers | BridgeError
     try:

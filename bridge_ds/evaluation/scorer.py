@@ -199,7 +199,7 @@ class Scorer:
         return self.generator.prefix(self.prompts.batch(rows), self.device)
 
     def _counts(self, examples: Sequence[Example], rows: Sequence[ContextIds]) -> list[tuple[int, int]]:
-        """Encoder tokens of each whole source, also where the model sees it cut, and unknown ones among them."""
+        """Encoder tokens of each whole source, also of a truncated one, and unknown ones among them."""
         unknown = self.tokenizers.encoder.unk_token_id
         counts = []
         for example, row in zip(examples, rows, strict=True):

@@ -10,7 +10,7 @@ from bridge_ds.data.loading.tokenize import Tokenizers
 __all__ = ["Wanted"]
 
 _WHITE = 16
-"""Letters of white space in front or behind, or tokens that write nothing, after which nothing else is expected."""
+"""Characters of white space before or after, or tokens without text, after which an answer is given up."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Wanted:
     target: str
     """The right text."""
     of: Tokenizers
-    """Of the run. Where its targets have no end token nothing ends an answer, so what begins right is right."""
+    """Of the run. If its targets have no end token nothing ends an answer, so that a right beginning is right."""
 
     def open(self, ids: Sequence[int]) -> bool:
-        """Whether more tokens must be seen to know: what is written may still become the right text, or run on."""
-        text, right = self._text(ids).rstrip("\ufffd"), self.target.strip()  # half a letter decodes to U+FFFD
+        """Whether more tokens are needed to know: the text may still become the right one, or continue."""
+        text, right = self._text(ids).rstrip("\ufffd"), self.target.strip()  # incomplete UTF-8
         bare = text.lstrip()
         # A token writes at least a byte, or nothing that is seen.
         if len(text) - len(bare) > _WHITE or len(ids) > len(right.encode()) + _WHITE:

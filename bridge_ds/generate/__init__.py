@@ -1,1 +1,1 @@
-"""`python -m bridge_ds.generate`: one text, a file of them, or one after the other, answered by a trained bridge."""
+"""`python -m bridge_ds.generate`: a trained bridge answers one text, a file of texts, or line after line."""

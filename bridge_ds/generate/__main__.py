@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from bridge_ds.generate.pipeline import Pipeline
 
 _HELP = """\
-Answer texts in any language that the encoder reads with a trained bridge. With --prompt one answer is printed; with
---input a file is answered, many texts at a time; with neither, each line that is typed (or piped in) is answered as it
-is written. Greedy unless --temperature says otherwise.
+Answer texts in any language of the encoder with a trained bridge. With --prompt one answer is printed; with --input a
+file is answered in batches; with neither, each line that is typed (or piped in) is answered. Greedy by default.
 
 examples:
   python -m bridge_ds.generate --run runs/testbed --prompt "a text in any language"
@@ -26,8 +25,8 @@ examples:
   python -m bridge_ds.generate --run someone/bridge-sw --prompt "..." --device-map auto --load-in 4bit --temperature 0.7
 
 A line of --input is a JSON object; its text is in the field `source` (--field names another), for --chat also a list of
-messages. The output holds the same objects in the same order, with the answer in `answer`. Killed, the same command
-goes on after the last batch that is whole, and the output is the same, byte for byte."""
+messages. The output holds the same objects in the same order, with the answer in `answer`. A killed command, started
+again, resumes after its last whole batch; the output is the same, byte for byte."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +65,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--output", type=Path, help="where its answers go (JSON lines)")
     what.add_argument("--field", default="source", help="field of a line that holds its text (default: source)")
     what.add_argument("--batch", type=int, default=16, help="texts of a file answered at a time (default: 16)")
-    what.add_argument("--chat", action="store_true", help="put the LLM's chat template around the text")
+    what.add_argument("--chat", action="store_true", help="use the LLM's chat template")
     what.add_argument("--system", default="", help="system message for the LLM, in its own language (implies --chat)")
     what.add_argument(
         "--language", default="", metavar="CODE",
@@ -88,7 +87,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Everything that can be known to be wrong before the models are loaded."""
+    """User errors that show before the models are loaded."""
     if options.prompt is not None and options.input:
         raise ConfigError("both --prompt and --input are given; expected one of them.")
     if bool(options.input) != bool(options.output):
@@ -103,9 +102,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.top_p is not None and not 0 < options.top_p <= 1:
         raise ConfigError(f"--top-p is {options.top_p}; expected above 0 to 1.")
     if not options.temperature and (options.top_p is not None or options.top_k is not None):
-        raise ConfigError(
-            "--top-p and --top-k choose what is sampled from; expected a --temperature above 0 with them."
-        )
+        raise ConfigError("--top-p and --top-k are given without sampling; expected a --temperature above 0 with them.")
     if any(not stop for stop in options.stop):
         raise ConfigError("--stop is empty; expected a text.")
 
@@ -120,7 +117,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--load-in", choices=("4bit", "8bit"), help="the LLM in 4 or 8 bits (needs bitsandbytes)")
     models.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a base model")
     models.add_argument(
-        "--allow-base-mismatch", action="store_true", help="take other base models than it was made for"
+        "--allow-base-mismatch", action="store_true", help="load other base models than it was trained with"
     )
 
 

@@ -62,11 +62,10 @@ class Answerer:
         """
         tokens = self.prompts.room(tokens)
         prefix = self._prefix(contexts, [tokens] * len(contexts))
-        rows = self.generator.write(prefix, tokens, sampling, stops)
-        texts = (
-            self.generator.texts([row], stops, context.is_chat) for context, row in zip(contexts, rows, strict=True)
-        )
-        return [text for (text,) in texts]
+        config = self.generator.config(max_new_tokens=tokens, **(sampling or {"do_sample": False}))
+        rows = self.generator.generate(prefix, config, stop_strings=list(stops)).tolist()
+        chats = [framed(context, self.tokenizers.frame).is_chat for context in contexts]
+        return [self.generator.texts([row], stops, chat)[0] for row, chat in zip(rows, chats, strict=True)]
 
     def _continuation(self, context: Context, of: Continuation) -> list[int]:
         context = framed(context, self.tokenizers.frame)

@@ -67,18 +67,18 @@ class BridgeLM(Ranks, LM):
     ) -> None:
         """Args:
         run: run folder; its newest valid checkpoint is loaded.
-        checkpoint: `best`, or a folder in its checkpoints/, in place of the newest.
+        checkpoint: `best`, or a folder in its checkpoints/, instead of the newest.
         bridge: False = the LLM alone, which reads the context itself: the baseline on the same samples.
         prompt: the LLM reads the context itself beside the soft prompt (default: the run's data.augment_prompt).
         end_token: an answer is scored with the end token after it (default: as data.target_end for objective `task`,
             which trains answers closed by it; no for `prefix_lm`, whose texts go on).
-        max_source_tokens: encoder tokens of a context; longer ones are cut (default: the run's).
+        max_source_tokens: encoder tokens of a context; longer ones are truncated (default: the run's).
         max_prompt_tokens: the same for what the LLM reads (default: the run's).
         truncation_side: where: right = the end | left = the beginning, so that a question at the end stays (default:
             the run's).
         window: LLM tokens that are scored after one context in loglikelihood_rolling (default: the longest target that
             the run trained on).
-        language: of all contexts, where the encoder is told it (NLLB, M2M-100, mBART): its tag or an ISO 639 code
+        language: of all contexts, if the encoder needs it (NLLB, M2M-100, mBART): its tag or an ISO 639 code
             (default: the end of a task's name, such as xnli_sw or belebele_sin_Sinh; else data.source_language).
         batch_size: contexts of a batch, or `auto`.
         max_batch_size: where `auto` begins.
@@ -206,7 +206,7 @@ class BridgeLM(Ranks, LM):
                 for number in waiting[row]:
                     missing[number] -= 1
                     if not missing[number]:
-                        scored = [found[context][place] for context, place in made.parts[number]]
+                        scored = [found[context][at] for context, at in made.parts[number]]
                         answers[number] = sum(value for value, _ in scored), all(greedy for _, greedy in scored)
                         answer = answers[number] if kind == "loglikelihood" else answers[number][0]
                         self.cache_hook.add_partial(kind, requests[number].args, answer)
@@ -216,8 +216,8 @@ class BridgeLM(Ranks, LM):
     def _in_batches(
         self, lengths: Sequence[int], work: Callable[[list[int]], Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
-        """(place, result), longest first: the memory that is needed shows at once, and a batch has like lengths."""
-        order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+        """(number, result), longest first: running out of memory shows at once, and a batch has similar lengths."""
+        order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
         at = 0
         while at < len(order):
             part = order[at : at + self.batch_size]
@@ -240,7 +240,7 @@ class BridgeLM(Ranks, LM):
             self.tokenizers.languages.check("language in --model_args", language)
 
     def _language_of(self, request: Any) -> str:
-        """Of a request's context; nothing where the encoder is not told it."""
+        """Of a request's context; empty if the encoder does not need it."""
         known = self.tokenizers.languages
         if known is None or self._language:
             return self._language

@@ -66,21 +66,21 @@ class ScoringPlan:
     continuations: list[list[Continuation]] = field(default_factory=list)
     """For each context."""
     parts: list[list[tuple[int, int]]] = field(default_factory=list)
-    """For each request: (context, continuation) places whose scores are added."""
+    """For each request: (context, continuation) indices whose scores are added."""
     _contexts: dict[Context, int] = field(default_factory=dict)
-    _places: dict[tuple[int, Continuation], int] = field(default_factory=dict)
+    _indices: dict[tuple[int, Continuation], int] = field(default_factory=dict)
 
-    def place(self, context: Context, continuation: Continuation) -> tuple[int, int]:
-        """Where it stands, added if it is new."""
+    def add(self, context: Context, continuation: Continuation) -> tuple[int, int]:
+        """Its indices; added if it is new."""
         number = self._contexts.setdefault(context, len(self.contexts))
         if number == len(self.contexts):
             self.contexts.append(context)
             self.continuations.append([])
         own = self.continuations[number]
-        place = self._places.setdefault((number, continuation), len(own))
-        if place == len(own):
+        at = self._indices.setdefault((number, continuation), len(own))
+        if at == len(own):
             own.append(continuation)
-        return number, place
+        return number, at
 
 
 def plan(asked: Sequence[Asked], cut: Callable[[str], list[tuple[str, str]]]) -> ScoringPlan:
@@ -95,13 +95,13 @@ def plan(asked: Sequence[Asked], cut: Callable[[str], list[tuple[str, str]]]) ->
     for request in asked:
         if request.context:
             context = dataclasses.replace(parse(request.context), language=request.language)
-            made.parts.append([made.place(context, Continuation(request.continuation))])
+            made.parts.append([made.add(context, Continuation(request.continuation))])
             continue
         beginning = shared.get(request.sample, "")
         pieces = _windowed(made, cut(beginning), request.language) if beginning else []
         text = request.continuation[len(beginning) :]
         rest = Continuation(text, parted=not beginning or text[:1].isspace())
-        made.parts.append([*pieces, made.place(Context(beginning, language=request.language), rest)])
+        made.parts.append([*pieces, made.add(Context(beginning, language=request.language), rest)])
     return made
 
 
@@ -116,12 +116,12 @@ def plan_texts(
 
 
 def windows(text: str, count: Callable[[Sequence[str]], list[int]], limit: int) -> list[tuple[str, str]]:
-    """Cut a text between words into (what stands before, piece): all words once, pieces of about `limit` tokens.
+    """Split a text between words into (what is before, piece): all words once, pieces of about `limit` tokens.
 
     Args:
         text: any text; white space at its end is left out.
         count: LLM tokens of each of some strings.
-        limit: tokens of a piece; a word of more is cut between its characters.
+        limit: tokens of a piece; a longer word is split between its characters.
     """
     words = words_of(text)
     counts = count(words) if words else []
@@ -151,7 +151,7 @@ def of_task(name: str, languages: SourceLanguages) -> str:
 
 def _windowed(made: ScoringPlan, cuts: Sequence[tuple[str, str]], language: str) -> list[tuple[int, int]]:
     return [
-        made.place(
+        made.add(
             Context(before or None, continues=bool(before), language=language),
             Continuation(piece, whole=False, parted=not before or piece[:1].isspace()),
         )

@@ -29,6 +29,14 @@ UPDATES = "`lora.safetensors` holds low-rank updates of the LLM"
 MERGED = "low-rank updates of the LLM are merged into `llm/`"
 """In the card instead of UPDATES where they were merged."""
 _UNKNOWN = "not stated with the files; see the model's own page"
+_HEAD = [
+    "language",
+    "bridge, most likely",
+    "bridge, generated",
+    "LLM alone, most likely",
+    "LLM alone, generated",
+    "samples",
+]
 _METRICS = {"acc": "likelihood", "exact_match": "exact"}
 """Names of the metrics in evaluation.json, and what earlier versions called them."""
 _TEMPLATE = """\
@@ -65,18 +73,18 @@ Use of the bridge is use of both base models; their licences hold.
 
 Share of each encoder layer in what the LLM reads, mean over the tokens of the last training step.
 
-{{ table(layer_weights) }}
+{{ table([["layer"] + layers, ["weight"] + layer_weights]) }}
 {% endif %}
 ## Accuracy
 
-{% if tasks %}In %. *most likely*: the right label has the highest likelihood of all labels; *generated*: greedy \
+{% if scores %}In %. *most likely*: the right label has the highest likelihood of all labels; *generated*: greedy \
 decoding writes exactly the right answer. The LLM alone reads the same text itself.
 {% if scored != checkpoint %}
 These are scores of {{ scored or "a checkpoint that is not recorded" }}; the weights here are of {{ checkpoint }}.
-{% endif %}{% for title, rows in tasks %}
-### {{ title }}
+{% endif %}{% for task, rows in scores.items() %}
+### {{ task }}{% if chance[task] %} (chance {{ "%.1f" | format(100 * chance[task]) }}){% endif %}
 
-{{ table(rows) }}
+{{ table([head] + rows) }}
 {% endfor %}{% else %}The run was not scored.
 {% endif %}"""
 
@@ -112,7 +120,7 @@ def model_card(shared: BridgeConfig, facts: CardFacts) -> str:
         shared: names the base models as others will find them.
         facts: of the run.
     """
-    tasks = facts.results.get("bridge", {})
+    tasks, alone = facts.results.get("bridge", {}), facts.results.get("llm", {})
     data = ModelCardData(
         library_name="bridge_ds",
         pipeline_tag="text-generation",
@@ -120,13 +128,12 @@ def model_card(shared: BridgeConfig, facts: CardFacts) -> str:
         # Neither a local folder nor a model that comes with bridge_ds is a model of the hub.
         base_model=[n for n in (shared.encoder, shared.llm) if not Path(n).is_dir() and resolve(n) == n] or None,
         language=sorted({code for scores in tasks.values() for code in scores}) or None,
-        model_name=facts.name,
-        eval_results=_eval_results(tasks) or None,
+        model_name=facts.name if tasks else None,
+        eval_results=_eval_results(tasks) if tasks else None,
     )
-    if not data.eval_results:
-        data.pop("model_name")
     also = {"`encoder.safetensors` holds the encoder's weights": shared.encoder_training,
             "`llm.safetensors` holds the LLM's weights": shared.llm_training, UPDATES: shared.lora}  # fmt: skip
+    first = 0 if facts.config.fusion.include_embeddings else 1
     card = ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
@@ -139,8 +146,11 @@ def model_card(shared: BridgeConfig, facts: CardFacts) -> str:
         encoder_licence=licence(shared.encoder, shared.encoder_revision),
         llm_licence=licence(shared.llm, shared.llm_revision),
         training=_training(facts),
-        layer_weights=_layer_rows(facts),
-        tasks=[(_title(task, facts.results), _score_rows(task, facts.results)) for task in tasks],
+        layers=[str(first + number) for number in range(len(facts.layer_weights))],
+        layer_weights=[f"{weight:.3f}" for weight in facts.layer_weights],
+        head=_HEAD,
+        scores={task: _rows(scores, alone.get(task, {})) for task, scores in tasks.items()},
+        chance=facts.results.get("chance", {}),
         scored=facts.scored,
         checkpoint=facts.checkpoint,
         table=_table,
@@ -210,40 +220,20 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
     return rows
 
 
-def _layer_rows(facts: CardFacts) -> list[Sequence[str]]:
-    if not facts.layer_weights:
-        return []
-    first = 0 if facts.config.fusion.include_embeddings else 1
-    numbers = map(str, range(first, first + len(facts.layer_weights)))
-    return [("layer", *numbers), ("weight", *(f"{value:.3f}" for value in facts.layer_weights))]
-
-
-def _title(task: str, results: Mapping[str, Any]) -> str:
-    chance = results.get("chance", {}).get(task)
-    return f"{task} (chance {100 * chance:.1f})" if chance else task
-
-
-def _score_rows(task: str, results: Mapping[str, Any]) -> list[Sequence[str]]:
-    alone = results.get("llm", {}).get(task, {})
-    head = ("language", "bridge, most likely", "bridge, generated", "LLM alone, most likely", "LLM alone, generated",
-            "samples")  # fmt: skip
-    return [head] + [
-        (code, *map(_percent, _shares(score)), *map(_percent, _shares(alone.get(code, {}))), str(score.get("n", "")))
-        for code, score in results["bridge"][task].items()
+def _rows(scores: Mapping[str, Any], alone: Mapping[str, Any]) -> list[list[str]]:
+    """A row of _HEAD for each language, in percent."""
+    return [
+        [code, *_percent(score), *_percent(alone.get(code, {})), str(score.get("n", ""))]
+        for code, score in scores.items()
     ]
 
 
-def _shares(score: Mapping[str, Any]) -> list[float | None]:
-    return [_share(score, metric) for metric in _METRICS]
+def _percent(score: Mapping[str, Any]) -> list[str]:
+    return ["-" if share is None else f"{100 * share:.1f}" for share in (_share(score, name) for name in _METRICS)]
 
 
 def _share(score: Mapping[str, Any], metric: str) -> float | None:
-    value: float | None = score.get(metric, score.get(_METRICS[metric]))
-    return value
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+    return score.get(metric, score.get(_METRICS[metric]))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -29,7 +29,7 @@ _NOT_SHARED = {
     "fusion": ("path", "lr_scale"),
     "mapping": ("calibrate", "end_init", "dropout"),
 }
-"""Keys of the recipe that only matter where and while a bridge is trained."""
+"""Keys of the recipe that matter only in training."""
 _DATA = (
     "augment_prompt", *WRITTEN, "chat_template", "system_prompt", "source_language", "max_source_tokens",
     "max_prompt_tokens",
@@ -43,7 +43,7 @@ _NO_SETTING = (
 
 
 class BridgeConfig(PreTrainedConfig):
-    """The function that a bridge is: two base models by name and hash, and what stands between them."""
+    """What a bridge computes: two base models by name and hash, and the settings of what is between them."""
 
     model_type = MODEL_TYPE
 
@@ -52,9 +52,9 @@ class BridgeConfig(PreTrainedConfig):
     llm: str = ""
     """Hub id or folder of the causal language model (as model.llm)."""
     encoder_revision: str | None = None
-    """Hub revision of the encoder; none = the default branch."""
+    """Hub revision of the encoder; None = the default branch."""
     llm_revision: str | None = None
-    """Hub revision of the LLM; none = the default branch."""
+    """Hub revision of the LLM; None = the default branch."""
     base: dict[str, str] = dataclasses.field(default_factory=dict)
     """Hashes of `encoder`, `llm`, `encoder_tokenizer`, `llm_tokenizer` (:mod:`bridge_ds.frozen.identity`)."""
     files: dict[str, Any] | None = None
@@ -63,21 +63,21 @@ class BridgeConfig(PreTrainedConfig):
     settings_sha256: str | None = None
     """See :func:`settings_sha256`; None where config.json has none."""
     base_dtype: str = "bfloat16"
-    """Number format of both base models in training, and the one in which they are loaded by default."""
+    """dtype of both base models in training, and by default when they are loaded."""
     fusion: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the recipe's `fusion:` part."""
     mapping: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the recipe's `mapping:` part."""
     encoder_training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Keys of the recipe's `encoder:` part where the encoder was trained too; empty = it was frozen."""
+    """Keys of the recipe's `encoder:` part if the encoder was trained too; empty = it was frozen."""
     llm_training: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Keys of the recipe's `llm:` part where all of the LLM was trained too; empty = it was frozen."""
+    """Keys of the recipe's `llm:` part if all of the LLM was trained too; empty = it was frozen."""
     lora: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Keys of the recipe's `lora:` part where the LLM has updates; empty = it has none."""
+    """Keys of the recipe's `lora:` part if the LLM has LoRA's updates; empty = it has none."""
     augment_prompt: bool = False
     """The LLM reads the source text too, after the soft prompt (as data.augment_prompt)."""
     bos: str = "unless_eos"
-    """As data.bos; the default is what was done before there was a choice, likewise in the next three."""
+    """As data.bos. The default, as of the next three, is what exports did before they had the key."""
     separator: str = ""
     """As data.separator."""
     target_space: str = "auto"
@@ -85,22 +85,24 @@ class BridgeConfig(PreTrainedConfig):
     target_end: bool = True
     """As data.target_end."""
     chat_template: bool = False
-    """The LLM's chat template stands around the soft prompt (as data.chat_template)."""
+    """The prompt is in the LLM's chat template (as data.chat_template)."""
     system_prompt: str = ""
-    """System message in front of it (as data.system_prompt)."""
+    """System message of the template (as data.system_prompt)."""
     truncation_side: str = "right"
-    """Which part of a text that is too long is cut: right = its end | left = its beginning."""
+    """Where a long text is truncated: right = its end | left = its beginning."""
     source_language: str = ""
-    """Language of texts of which none is given, where the encoder is told it (as data.source_language)."""
+    """Default language of texts, for encoders that are told it (as data.source_language)."""
     max_source_tokens: int = 512
-    """Encoder tokens of a text; longer ones are cut."""
+    """Encoder tokens of a text; longer ones are truncated."""
     max_prompt_tokens: int = 512
     """LLM tokens of a text that the LLM reads too."""
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """For config.json. The number format in which the base models happen to be loaded is left out."""
+        """For config.json, without the dtype in which the base models happen to be loaded."""
         values: dict[str, Any] = super().to_diff_dict()
         values.pop("dtype", None)
+        if self.settings_sha256 is None:
+            values.pop("settings_sha256", None)
         return values
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +32,33 @@ from bridge_ds.hub.config import MODEL_TYPE, BridgeConfig, save_config, settings
 from bridge_ds.reading import decoded, json_value
 
 __all__ = [
-    "CARD", "CONFIG", "GENERATION", "find_file", "read_config", "read_json", "tensor_files", "upload", "write_folder",
+    "CARD", "CONFIG", "GENERATION", "SharedBridge", "find_file", "read_config", "read_json", "tensor_files", "upload",
+    "write_folder",
 ]  # fmt: skip
 
 CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
 
 
-def write_folder(
-    folder: Path, config: BridgeConfig, bridge: BridgeModel, generation: GenerationConfig, card: str
-) -> None:
-    """Write the folder.
+@dataclass(frozen=True)
+class SharedBridge:
+    """What is written."""
 
-    Args:
-        folder: made if absent.
-        config: of the bridge.
-        bridge: holds the trained tensors.
-        generation: options of generate.
-        card: Markdown.
+    config: BridgeConfig
+    bridge: BridgeModel
+    """Holds the trained tensors."""
+    generation: GenerationConfig
+    card: str
+    """Model card, Markdown."""
+
+
+def write_folder(folder: Path, shared: SharedBridge) -> None:
+    """Write the folder, which is created if absent.
 
     Raises:
         CheckpointError: a trained tensor holds NaN or infinities.
         ConfigError: a file of that name, or the folder cannot be written.
     """
-    trained = trained_tensors(bridge)
+    trained = trained_tensors(shared.bridge)
     fault = fault_in(trained.items())
     if fault:
         raise CheckpointError(f"{fault}; expected finite numbers; nothing was written: export another checkpoint.")
@@ -66,9 +71,9 @@ def write_folder(
         real(folder).mkdir(parents=True, exist_ok=True)
         for name, tensors in files.items():
             save_file(tensors, folder / name, metadata={"format": "pt"})
-        save_config(config, folder, {name: layout.entry_of(folder / name) for name in sorted(files)})
-        generation.save_pretrained(folder)
-        (folder / CARD).write_text(card, encoding="utf-8")
+        save_config(shared.config, folder, {name: layout.entry_of(folder / name) for name in sorted(files)})
+        shared.generation.save_pretrained(folder)
+        (folder / CARD).write_text(shared.card, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror or error}); expected a writable folder; choose another."
@@ -77,10 +82,7 @@ def write_folder(
 
 def upload(
     repo_id: str,
-    config: BridgeConfig,
-    bridge: BridgeModel,
-    generation: GenerationConfig,
-    card: str,
+    shared: SharedBridge,
     *,
     private: bool | None = None,
     token: bool | str | None = None,
@@ -91,10 +93,7 @@ def upload(
 
     Args:
         repo_id: `name` or `organisation/name`.
-        config: as of :func:`write_folder`, like `bridge`, `generation` and `card`.
-        bridge: see `config`.
-        generation: see `config`.
-        card: see `config`.
+        shared: what is uploaded.
         private: whether a new repository is.
         token: with write access (default: that of `hf auth login`).
         commit_message: of the commit.
@@ -107,7 +106,7 @@ def upload(
         ConfigError: a base model is named by a local folder, which nobody else could load.
     """
     for part in ("encoder", "llm"):
-        name = getattr(config, part)
+        name = getattr(shared.config, part)
         if Path(name).is_dir():
             raise ConfigError(
                 f"the {part} is named by a folder of this machine ({name}); expected a hub id, for others to load it; "
@@ -116,7 +115,7 @@ def upload(
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
-        write_folder(Path(folder), config, bridge, generation, card.replace(f'"{HERE}"', f'"{repo_id}"'))
+        write_folder(Path(folder), replace(shared, card=shared.card.replace(f'"{HERE}"', f'"{repo_id}"')))
         done = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, **commit)
     return str(done.commit_url)
 

@@ -6,7 +6,6 @@ V vocabulary.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import os
@@ -20,9 +19,9 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.hub.config import BridgeConfig, to_run
-from bridge_ds.hub.folder import upload, write_folder
+from bridge_ds.hub.folder import SharedBridge, upload, write_folder
 from bridge_ds.hub.inputs import batch_of, refuse_token_options
-from bridge_ds.hub.source import check_bases, hub_options, open_source, renamed
+from bridge_ds.hub.source import check_bases, hub_options, open_source
 from bridge_ds.inference.bases import Placing, quantization
 from bridge_ds.inference.load import LoadedBridge, load_model
 from bridge_ds.llm.loss import nll_sum, predicting
@@ -72,15 +71,7 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(config)
         self.bridge, self.tokenizers, self.generator = loaded.model, loaded.tokenizers, loaded.generator()
         self._make_card = card
-        # Not the LLM's own: its temperatures and penalties were not chosen for a soft prompt, and evaluation is greedy.
-        self.generation_config = GenerationConfig(
-            **{
-                "bos_token_id": self.tokenizers.bos_id,
-                "eos_token_id": sorted(self.generator.ends),
-                "pad_token_id": self.tokenizers.pad_id,
-                **(generation or {}),
-            }
-        )
+        self.generation_config = self.generator.config(**(generation or {}))
         self.eval()
 
     @functools.cached_property
@@ -147,7 +138,6 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             CheckpointError: no valid checkpoint, other base models than those of the training, or tensors that do not
                 fit.
         """
-        name = os.fspath(pretrained_model_name_or_path)
         hub = hub_options(options)
         dtype = options.pop("torch_dtype", None) if dtype is None else dtype
         for ignored in _IGNORED:
@@ -159,7 +149,7 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             what = repr(next(iter(options))) if options else "a second positional argument"
             raise ConfigError(f"from_pretrained does not know {what}; expected some of {', '.join(known)}.")
         names = dict(zip(_BASES, (encoder, llm, encoder_revision, llm_revision), strict=True))
-        source = renamed(open_source(name, revision, hub, config), names)
+        source = open_source(os.fspath(pretrained_model_name_or_path), revision, hub, config, names)
         # AutoModelForCausalLM has moved it into the config.
         attention = attn_implementation or source.config._attn_implementation
         source.config._attn_implementation = None
@@ -180,9 +170,8 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             hub,
             remedy="it must have been made for this {} and these widths",
         )
-        own = copy.deepcopy(source.config)
-        own.name_or_path = source.name
-        return cls(own, loaded, source.generation, source.card)
+        source.config.name_or_path = source.name
+        return cls(source.config, loaded, source.generation, source.card)
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -205,7 +194,7 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """
         if not is_main_process:
             return
-        write_folder(Path(save_directory), self.config, self.bridge, self.generation_config, self.card)
+        write_folder(Path(save_directory), self._shared())
         if push_to_hub:
             self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
 
@@ -224,7 +213,10 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """
         for ignored in ("max_shard_size", "tags"):  # no file is large enough; the card has its own tags
             options.pop(ignored, None)
-        return upload(repo_id, self.config, self.bridge, self.generation_config, self.card, **options)
+        return upload(repo_id, self._shared(), **options)
+
+    def _shared(self) -> SharedBridge:
+        return SharedBridge(self.config, self.bridge, self.generation_config, self.card)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """Of the LLM."""

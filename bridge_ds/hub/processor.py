@@ -22,7 +22,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import BridgeConfig, save_config, to_run
 from bridge_ds.hub.folder import CONFIG
-from bridge_ds.hub.source import check_bases, hub_options, open_source, renamed
+from bridge_ds.hub.source import check_bases, hub_options, open_source
 from bridge_ds.inference.prompt import PromptBuilder, truncation_lines
 from bridge_ds.inference.stops import Decoder
 from bridge_ds.llm.base import positions_of
@@ -92,10 +92,8 @@ class BridgeProcessor(ProcessorMixin):
                 f"BridgeProcessor.from_pretrained does not know {next(iter(options))!r}; expected revision, encoder, "
                 "llm, encoder_revision, llm_revision, allow_base_mismatch, trust_remote_code or options of the hub."
             )
-        source = renamed(
-            open_source(os.fspath(pretrained_model_name_or_path), revision, hub),
-            {"encoder": encoder, "llm": llm, "encoder_revision": encoder_revision, "llm_revision": llm_revision},
-        )
+        bases = {"encoder": encoder, "llm": llm, "encoder_revision": encoder_revision, "llm_revision": llm_revision}
+        source = open_source(os.fspath(pretrained_model_name_or_path), revision, hub, bases=bases)
         run = to_run(source.config, bool(trust_remote_code))
         model, recorded = run.model, source.config.base
         tokenizers = load_tokenizers(model, hub, run.data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import difflib
 import json
 import logging
@@ -25,7 +24,7 @@ from bridge_ds.hub.config import BridgeConfig, from_run
 from bridge_ds.hub.folder import CARD, CONFIG, GENERATION, find_file, read_config, read_json, tensor_files
 from bridge_ds.inference.load import open_run
 
-__all__ = ["HUB_OPTIONS", "BridgeSource", "check_bases", "hub_options", "open_source", "renamed"]
+__all__ = ["HUB_OPTIONS", "BridgeSource", "check_bases", "hub_options", "open_source"]
 
 HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
 """Arguments of from_pretrained on how to reach the hub, for the bridge and for both base models."""
@@ -58,7 +57,11 @@ def hub_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_source(
-    name: str, revision: str | None = None, hub: Mapping[str, Any] | None = None, config: BridgeConfig | None = None
+    name: str,
+    revision: str | None = None,
+    hub: Mapping[str, Any] | None = None,
+    config: BridgeConfig | None = None,
+    bases: Mapping[str, str | None] | None = None,
 ) -> BridgeSource:
     """Find a bridge.
 
@@ -67,11 +70,22 @@ def open_source(
         revision: of the hub repository.
         hub: HUB_OPTIONS.
         config: used instead of the source's (AutoModelForCausalLM hands over the one it has read).
+        bases: where the base models are now (`encoder`, `llm`, `encoder_revision`, `llm_revision`; None = as recorded).
 
     Raises:
         ConfigError: nothing of that kind is there.
         CheckpointError: a run without a valid checkpoint, or an export whose settings were changed.
     """
+    source = _found(name, revision, hub or {}, config)
+    for key, value in (bases or {}).items():
+        if value is not None:
+            setattr(source.config, key, value)
+            if key in ("encoder", "llm") and (bases or {}).get(f"{key}_revision") is None:
+                setattr(source.config, f"{key}_revision", None)  # a revision of another repository means nothing here
+    return source
+
+
+def _found(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> BridgeSource:
     folder = find_folder(Path(name))
     if (folder / "config.yaml").is_file():
         run_config, checkpoint = open_run(folder, lambda line: _log.warning("%s", line))
@@ -85,7 +99,7 @@ def open_source(
             f"{name} holds no config.yaml, no {layout.MANIFEST} and no {CONFIG}; expected a run folder, a checkpoint "
             "or a folder written by save_pretrained."
         )
-    return _of_export(name, revision, hub or {}, config)
+    return _of_export(name, revision, hub, config)
 
 
 def _refuse_misspelt(folder: Path) -> None:
@@ -101,23 +115,12 @@ def _refuse_misspelt(folder: Path) -> None:
         )
 
 
-def renamed(source: BridgeSource, names: Mapping[str, str | None]) -> BridgeSource:
-    """The same bridge with its base models elsewhere (`encoder`, `llm`, `encoder_revision`, `llm_revision`)."""
-    config = copy.deepcopy(source.config)
-    for name, value in names.items():
-        if value is not None:
-            setattr(config, name, value)
-            if name in ("encoder", "llm") and names.get(f"{name}_revision") is None:
-                setattr(config, f"{name}_revision", None)  # a revision of another repository means nothing here
-    return dataclasses.replace(source, config=config)
-
-
 def _of_checkpoint(
     name: str, run: Path, checkpoint: Checkpoint, run_config: Config, config: BridgeConfig | None
 ) -> BridgeSource:
     return BridgeSource(
         name,
-        config or from_run(run_config, checkpoint.manifest["base"]),
+        copy.deepcopy(config) if config else from_run(run_config, checkpoint.manifest["base"]),
         checkpoint.manifest.get("config", {}).get("model", {}),
         lambda: layout.trained_files(checkpoint.folder),
         # As long as the longest target of the training: an answer that does not end is truncated there.

@@ -49,7 +49,7 @@ class Placing:
 def load_bases(
     config: Config, bos: int | None, placing: Placing, hub: Mapping[str, Any] = MappingProxyType({})
 ) -> BridgeModel:
-    """Load the base models, what was trained of them not yet put in, and make the bridge between them.
+    """Load the base models and make the bridge between them; trained weights are not loaded yet.
 
     Args:
         config: the run.

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,9 @@ class Generator:
             batch: of :meth:`bridge_ds.inference.prompt.PromptBuilder.batch`.
             device: where the input goes; None = the model's own (not for models sharded by ZeRO-3).
         """
+        device = torch.device(self.model.device if device is None else device)
         with self._llm():
-            return self.model.prefix(batch.to(self.model.device if device is None else device))
+            return self.model.prefix(batch if batch.source_ids.device == device else batch.to(device))
 
     def score(self, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]) -> ChoiceScores:
         """See :func:`bridge_ds.inference.score.score_choices`."""
@@ -104,38 +106,14 @@ class Generator:
                 self.model.llm, prefix, self.ends, max_new_tokens, self.any_of, going, keep_end=keep_end
             )
 
-    def write(
-        self,
-        prefix: Spliced,
-        max_new_tokens: int,
-        sampling: dict[str, Any] | None = None,
-        stops: Sequence[str] = (),
-        **options: Any,
-    ) -> list[list[int]]:
-        """Token ids of answers by transformers' generate, up to the end token, which is left out, or the token that
-        completes a stop string.
-
-        Args:
-            prefix: left-padded.
-            max_new_tokens: most tokens, the end token included; fewer where the LLM has no positions for them.
-            sampling: options of transformers' GenerationConfig, see :meth:`Sampling.options`; None = greedy.
-            stops: stop strings.
-            options: more of :meth:`generate`.
-
-        Raises:
-            DataError: the prompt leaves the LLM no position to write to.
-        """
+    def config(self, **options: Any) -> GenerationConfig:
+        """Options of transformers' generate with the end, pad and opening ids of this bridge. Never the LLM's own
+        generation_config.json: the penalties and temperatures that some have were not chosen for a soft prompt."""
         from transformers import GenerationConfig
 
-        ends = self.ends | self._stop_tokens(stops)
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(ends),
-            pad_token_id=self.tokenizers.pad_id,
-            stop_strings=list(stops) or None,
-            **(sampling or {"do_sample": False}),
-        )
-        return self._until_end(self.generate(prefix, config, **options).tolist(), ends)
+        of = self.tokenizers
+        ids = {"bos_token_id": of.bos_id, "eos_token_id": sorted(self.ends), "pad_token_id": of.pad_id}
+        return GenerationConfig(**{**ids, **options})
 
     def generate(
         self,
@@ -149,8 +127,7 @@ class Generator:
         Args:
             prefix: left-padded.
             config: in force; None = `defaults`.
-            defaults: fills what `config` leaves out; None = nothing. Never the LLM's own generation_config.json: the
-                penalties and temperatures that some ship were not chosen for a soft prompt.
+            defaults: fills what `config` leaves out; None = :meth:`config`.
             options: of transformers' `GenerationMixin.generate`; they win. `stop_strings` need no tokenizer.
 
         Returns:
@@ -159,11 +136,12 @@ class Generator:
         Raises:
             DataError: the prompt leaves the LLM no position to write to.
         """
-        from transformers import GenerationConfig, StoppingCriteriaList
+        from transformers import StoppingCriteriaList
 
-        defaults = defaults or GenerationConfig()
-        given, config = config or GenerationConfig(), copy.deepcopy(defaults if config is None else config)
-        self._fit(prefix.mask_BX.shape[1], given, config, defaults, options)
+        defaults = defaults or self.config()
+        most = self._max_new_tokens(prefix.mask_BX.shape[1], options, config, defaults)
+        config = copy.deepcopy(config or defaults)
+        config.max_new_tokens, config.max_length = most, None  # transformers wants one or the other
         stops = options.pop("stop_strings", None) or config.stop_strings
         config.stop_strings = None
         if stops:
@@ -174,9 +152,9 @@ class Generator:
             criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
             criteria.append(stop_criterion(self.decoder(), texts))
             options["stopping_criteria"] = criteria
-        llm = self.model.llm
-        with self._llm(), _generation_config(llm.model, defaults):
-            return llm.model.generate(
+        llm = self.model.llm.model
+        with self._llm(), _generation_config(llm, defaults):
+            return llm.generate(
                 inputs_embeds=prefix.embeds_BXH, attention_mask=prefix.mask_BX, generation_config=config, **options
             )
 
@@ -186,8 +164,8 @@ class Generator:
 
     def texts(self, rows: Sequence[Sequence[int]], stops: Sequence[str] = (), chat: bool = False) -> list[str]:
         """Answers as text, up to the first end id or stop string."""
-        decode, until = self.decoder(chat), StopStrings(tuple(stops))
-        return [until.cut(decode(row)) for row in self._until_end(rows, self.ends | self._stop_tokens(stops))]
+        decode, until, ends = self.decoder(chat), StopStrings(tuple(stops)), self.ends | self._stop_tokens(stops)
+        return [until.cut(decode(list(itertools.takewhile(lambda id: id not in ends, row)))) for row in rows]
 
     def answer(
         self, max_new_tokens: int | None = None, stops: Sequence[str] = (), chat: bool = False, streamed: bool = False
@@ -198,49 +176,40 @@ class Generator:
     def _llm(self) -> contextlib.AbstractContextManager[None]:
         return self.model.llm.without_adapters(not self.bridge)
 
-    @staticmethod
-    def _until_end(rows: Sequence[Sequence[int]], ends: Collection[int]) -> list[list[int]]:
-        return [list(row[: next((at for at, id in enumerate(row) if id in ends), len(row))]) for row in rows]
-
     def _stop_tokens(self, stops: Sequence[str]) -> set[int]:
         """Stop strings that are tokens of their own: they end an answer as end ids do, and are not in its text."""
         added = self.tokenizers.llm.get_added_vocab()
         return {added[stop] for stop in stops if stop in added}
 
-    def _fit(
-        self,
-        used: int,
-        given: GenerationConfig,
-        config: GenerationConfig,
-        defaults: GenerationConfig,
-        options: dict[str, Any],
-    ) -> None:
-        """Set how many tokens are to be written in `config`, at most as many as the LLM has positions left."""
+    def _max_new_tokens(
+        self, used: int, options: dict[str, Any], config: GenerationConfig | None, defaults: GenerationConfig
+    ) -> int | None:
+        """How many tokens may be written after a prompt of `used` positions; taken out of `options`."""
         if self.positions and used >= self.positions:
             raise DataError(
                 f"the prompt takes {used} positions and the LLM has {self.positions}; expected room for an answer; "
                 "lower max_source_tokens or max_prompt_tokens."
             )
-        asked = options.pop("max_new_tokens", None) or given.max_new_tokens
-        length = options.pop("max_length", None) or given.max_length
+        asked, length = (
+            options.pop(name, None) or getattr(config, name, None) for name in ("max_new_tokens", "max_length")
+        )
         if asked is None and length is not None:
             if length <= used:
                 raise DataError(f"max_length is {length} and the prompt takes {used} positions; expected more of them.")
             asked = length - used
-        asked = asked or defaults.max_new_tokens
-        if asked is not None and self.positions and used + asked > self.positions:
-            left = self.positions - used
+        most: int | None = asked or defaults.max_new_tokens
+        if most is not None and self.positions and used + most > self.positions:
             _log.warning(
                 "max_new_tokens is %d; the prompt takes %d of the LLM's %d positions, so at most %d are written.",
-                asked, used, self.positions, left,
+                most, used, self.positions, self.positions - used,
             )  # fmt: skip
-            asked = left
-        config.max_new_tokens, config.max_length = asked, None  # transformers wants one or the other
+            most = self.positions - used
+        return most
 
 
 @contextlib.contextmanager
 def _generation_config(llm: Any, config: GenerationConfig) -> Iterator[None]:
-    """While open, transformers fills what it is not told from `config`, in place of the LLM's own."""
+    """While open, transformers takes what is not given from `config` and not from the LLM's own."""
     own, llm.generation_config = llm.generation_config, config
     try:
         yield

@@ -26,7 +26,6 @@ from bridge_ds.errors import CheckpointError
 from bridge_ds.frozen.place import told
 from bridge_ds.inference.bases import Placing, load_bases
 from bridge_ds.inference.generator import Generator
-from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.world import World
 
 __all__ = ["LoadedBridge", "config_of", "load_model", "load_trained", "open_run"]
@@ -103,11 +102,6 @@ class LoadedBridge:
     config: Config
     """What it was loaded by."""
 
-    def prompts(self, bridge: bool = True) -> PromptBuilder:
-        """Makes prompts as in training; `bridge=False`: of the LLM alone."""
-        soft = self.model.mapping.fixed_length
-        return PromptBuilder.of(self.config.data, self.tokenizers, self.model.llm.positions, soft, bridge=bridge)
-
     def generator(self, bridge: bool = True) -> Generator:
         """Scores and writes; `bridge=False`: by the LLM alone."""
         return Generator(self.model, self.tokenizers, bridge=bridge)
@@ -126,7 +120,7 @@ def load_model(
 ) -> LoadedBridge:
     """Load base models and tokenizers, compare them with those of the training, and put what was trained into them.
 
-    The one place where a checkpoint becomes a model, whatever it comes from: see :func:`open_run` for run folders, and
+    The one function that makes a model of a checkpoint. For the sources see :func:`open_run` for run folders, and
     :mod:`bridge_ds.hub.source` for exported folders and hub ids.
 
     Args:

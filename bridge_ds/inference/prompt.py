@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge_ds.config.schema import DataConfig
@@ -23,32 +23,25 @@ from bridge_ds.data.text.truncate import LOST, Limits
 __all__ = ["PromptBuilder", "truncation_lines"]
 
 
+@dataclass
 class PromptBuilder:
     """Makes the prompts of one run, and counts those that are truncated."""
 
-    def __init__(
-        self,
-        tokenizers: Tokenizers,
-        limits: Limits,
-        *,
-        bridge: bool = True,
-        prompt: bool = False,
-        system_prompt: str = "",
-        language: str = "",
-    ) -> None:
-        """Args:
-        tokenizers: both, with the run's chat template.
-        limits: most tokens, and the side at which more are cut; see :meth:`of`.
-        bridge: the encoder reads the source; False = the LLM alone, which reads it itself.
-        prompt: beside the soft prompt the LLM reads the source too (data.augment_prompt).
-        system_prompt: of chats that have no system message (data.system_prompt).
-        language: of texts of which none is known, for an encoder that is told it (data.source_language).
-        """
-        self.tokenizers, self.limits, self.bridge, self.prompt = tokenizers, limits, bridge, prompt
-        self.system_prompt, self.language = system_prompt, language
-        self.truncated: Counter[str] = Counter()
-        """Texts seen (`texts`), and how many of them were truncated for the encoder (`source`) and for the LLM
-        (`prompt`)."""
+    tokenizers: Tokenizers
+    """Both, with the run's chat template."""
+    limits: Limits
+    """Most tokens, and the side on which longer texts are truncated."""
+    bridge: bool = True
+    """The encoder reads the source; False = the LLM alone reads it."""
+    prompt: bool = False
+    """Beside the soft prompt the LLM reads the source too (data.augment_prompt)."""
+    system_prompt: str = ""
+    """Of chats that have no system message (data.system_prompt)."""
+    language: str = ""
+    """Of texts whose language is not given, for an encoder that needs it (data.source_language)."""
+    truncated: Counter[str] = field(default_factory=Counter)
+    """Texts seen (`texts`), and how many of them were truncated for the encoder (`source`) and for the LLM
+    (`prompt`)."""
 
     @classmethod
     def of(
@@ -64,14 +57,7 @@ class PromptBuilder:
             bridge: False = the LLM alone.
         """
         limits = replace(Limits.of(data), positions=positions, soft=soft)
-        return cls(
-            tokenizers,
-            limits,
-            bridge=bridge,
-            prompt=data.augment_prompt,
-            system_prompt=data.system_prompt,
-            language=data.source_language,
-        )
+        return cls(tokenizers, limits, bridge, data.augment_prompt, data.system_prompt, data.source_language)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], answering: bool = True, language: str = "", **options: Any

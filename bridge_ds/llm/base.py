@@ -1,6 +1,6 @@
-"""What a frozen and a trained LLM share: text embedded, predictions at chosen places, a cache while labels are scored.
+"""What a frozen and a trained LLM share: embedding of token ids, logits at chosen positions, end ids.
 
-Letters: B batch, X spliced length, H LLM width, V vocabulary, N places predicted.
+Letters: B batch, X spliced length, H LLM width, V vocabulary, N positions predicted.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ def positions_of(config: Any) -> int:
 
 
 class LLM(nn.Module):
-    """Base of both; a subclass says in which mode the model runs and what of it is trained."""
+    """Base class of both."""
 
     trained: frozenset[str] = frozenset()
     """Names of the parameters that are trained."""
     original: bool = True
-    """The model that was loaded is still there, for :meth:`alone`."""
+    """The base model's own weights are unchanged, see :meth:`without_adapters`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def without_adapters(self, wanted: bool = True) -> AbstractContextManager[None]:
-        """While open, and if `wanted`, the LLM is the one that was loaded.
+        """Disable the adapters while open, if `wanted`: the LLM is then the base model.
 
         Raises:
-            ConfigError: it is wanted, and this one was trained in its place.
+            ConfigError: `wanted`, and the base model's own weights were trained.
         """
         raise NotImplementedError
 
@@ -68,15 +68,15 @@ class LLM(nn.Module):
         return self.model.get_input_embeddings()(ids)
 
     def logits_at(self, embeds_BXH: torch.Tensor, places_N: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
-        """Run the model and its vocabulary projection at the chosen places only.
+        """Run the model and its vocabulary projection at the chosen positions only.
 
         Args:
             embeds_BXH: input embeddings.
-            places_N: flat places among B x X whose next token is wanted.
+            places_N: flat indices into B x X of the positions whose next token is wanted.
             options: passed to the model (attention_mask, position_ids, past_key_values, use_cache).
 
         Returns:
-            logits [N, V] in the order of the places, and the model's whole output.
+            logits [N, V] in the order of `places_N`, and the model's whole output.
         """
         known = masks_known(padded=False) if options.get("attention_mask") is None else nullcontext()
         with known, _projecting_only(self.model.get_output_embeddings(), places_N):
@@ -95,7 +95,7 @@ def _projecting_only(head: nn.Module, places_N: torch.Tensor) -> Iterator[None]:
 
     def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden_MH = args[0].flatten(0, 1)
-        # The head of an LLM that is split lies on another device than its input.
+        # The head of an LLM that is split is on another device than its input.
         return (hidden_MH.index_select(0, places_N.to(hidden_MH.device))[None], *args[1:])
 
     handle = head.register_forward_pre_hook(select)

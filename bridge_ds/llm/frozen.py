@@ -21,7 +21,7 @@ __all__ = ["FrozenLLM", "load_llm"]
 
 
 class FrozenLLM(LLM):
-    """Always in evaluation mode, its own weights never with a gradient; gradients pass through to the soft prompt."""
+    """Always in eval mode, its own weights with requires_grad=False; gradients flow through it to the soft prompt."""
 
     def __init__(self, model: Any, activation_checkpointing: bool = False) -> None:
         super().__init__(model)
@@ -37,7 +37,7 @@ class FrozenLLM(LLM):
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenLLM:
-        """Stays in evaluation mode, except for what recomputes layers, and for LoRA's own dropout."""
+        """Stays in eval mode, but for activation checkpointing and LoRA's dropout."""
         super().train(False)
         if self.activation_checkpointing:
             set_recomputing(self.model, mode)
@@ -47,7 +47,7 @@ class FrozenLLM(LLM):
 
     @contextmanager
     def without_adapters(self, wanted: bool = True) -> Iterator[None]:
-        """While open, and if `wanted`, the LLM is the one that was loaded, without LoRA's updates and biases."""
+        """Disable LoRA's updates and biases while open, if `wanted`."""
         updated, biased = (self.updated, self.biased) if wanted else ([], [])
         for layer in updated:
             layer.enable_adapters(False)

@@ -14,16 +14,16 @@ __all__ = ["nll_sum", "predicting"]
 
 
 def predicting(labels_BX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places whose output predicts a target, and those targets; waits for the labels' device.
+    """Positions whose output predicts a target, and those targets; synchronizes with the labels' device.
 
     Args:
         labels_BX: [B, X], see :class:`bridge_ds.llm.splice.Spliced`.
 
     Returns:
-        flat places [N] among B x X (each the one before a labelled one) and the labels [N], in row order.
+        flat indices [N] into B x X (each the position before a labelled one) and the labels [N], in row order.
     """
     wanted_BX = labels_BX != IGNORE
-    wanted_BX[:, :1] = False  # nothing stands before it
+    wanted_BX[:, :1] = False  # there is none before it
     at_N = wanted_BX.flatten().nonzero().squeeze(1)
     return at_N - 1, labels_BX.flatten()[at_N]
 

@@ -1,6 +1,6 @@
 """Segments of many lengths become one contiguous sequence a row: a pure function, both padding sides.
 
-Letters: B batch, K places before closing up, X spliced length, H LLM width.
+Letters: B batch, K positions of the segments, X spliced length, H LLM width.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Segment:
     embeds_BKH: torch.Tensor
     """[B, K, H]."""
     mask_BK: torch.Tensor
-    """[B, K], 1 on real places; zeros may stand anywhere."""
+    """[B, K], 1 on real tokens; zeros may be anywhere."""
     labels_BK: torch.Tensor | None = None
-    """[B, K] token ids that these places are, where they are to be predicted; none = not predicted."""
+    """[B, K] token ids at these positions, if they are to be predicted; None = they are not."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Spliced:
     embeds_BXH: torch.Tensor
     """[B, X, H], padding is zero."""
     mask_BX: torch.Tensor
-    """[B, X], 1 on real places: one run of ones in each row."""
+    """[B, X], 1 on real tokens: one run of ones in each row."""
     labels_BX: torch.Tensor
-    """[B, X], the token id that stands AT a place, IGNORE where nothing is predicted or padding."""
+    """[B, X], the token id AT a position, IGNORE if it is not to be predicted or padding."""
 
 
 def splice(segments: Sequence[Segment], side: str = "right", order: Order | None = None) -> Spliced:
@@ -50,13 +50,13 @@ def splice(segments: Sequence[Segment], side: str = "right", order: Order | None
 
     Args:
         segments: parts in the order in which the LLM reads them.
-        side: where padding goes: `right` to train (a causal LLM then needs no mask), `left` to generate.
-        order: what the segments' masks come to, where it is known already; else the host waits for the device.
+        side: of the padding: `right` to train (a causal LLM then needs no mask), `left` to generate.
+        order: of the segments' masks, if it is known already; else the host waits for the device.
     """
     order = order or close_up(torch.cat([s.mask_BK for s in segments], dim=1), side)
     assert order.side == side
     mask_BX = order.mask_BX
-    # The backward of index_select adds each gradient row to zeros once (no place stands twice in the order), so that it
+    # The backward of index_select adds each gradient row to zeros once (no position is in the order twice), so that it
     # gives the same on a GPU too, where it adds in any order.
     embeds_MH = torch.cat([s.embeds_BKH for s in segments], dim=1).flatten(0, 1)
     embeds_BXH = embeds_MH.index_select(0, order.index_BX.flatten()).unflatten(0, order.index_BX.shape)

@@ -42,7 +42,7 @@ class TrainedLLM(Trained, LLM):
 
     @contextmanager
     def without_adapters(self, wanted: bool = True) -> Iterator[None]:
-        """As :meth:`LLM.alone`: what was loaded is gone."""
+        """See :meth:`LLM.without_adapters`: the base model's own weights are gone."""
         if wanted:
             raise ConfigError(
                 "this run trained the LLM itself (llm.trainable), so that the LLM alone, as it was, is not in it; "

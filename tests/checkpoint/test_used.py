@@ -75,7 +75,7 @@ def test_every_door_gives_the_same_with_another_record(runs: dict[str, Path], mo
         answerer = Pipeline.load(str(run), GenerateOptions(max_new_tokens=6))  # generate and serve
         answers[name] = answerer.write([answerer.row(TEXT)]), answerer.identity()
         opened = BridgeLM(run=str(run), device="cpu")
-        harness[name] = opened.config, opened.options, opened.window
+        harness[name] = opened.config, opened.answerer.prompts.limits, opened.window
         losses[name] = examine(load_patient(run, torch.device("cpu")), 8)[0]
     assert answers["other"] == answers["own"]
     assert harness["other"][1:] == harness["own"][1:] and harness["other"][0].fusion == harness["own"][0].fusion

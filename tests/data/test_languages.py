@@ -264,8 +264,8 @@ def test_language_of_a_benchmark_and_of_a_harness_task(
         SimpleNamespace(args=(SINHALA, " the"), doc_id=0, task_name=name) for name in ("belebele_sin_Sinh", "xnli_en")
     ]
     seen: list[list[int]] = []
-    score = lm.answerer._row
-    lm.answerer._row = lambda context, room: seen.append((found := score(context, room))[1]) or found  # type: ignore
+    made = lm.answerer.prompts.ids
+    lm.answerer.prompts.ids = lambda context, room: seen.append((found := made(context, room)).source) or found  # type: ignore
     lm.loglikelihood(asked, disable_tqdm=True)
     assert sorted(seen) == sorted([si, en])
     assert "task belebele_sin_Sinh: its contexts are given to the encoder as sin_Sinh" in capsys.readouterr().out

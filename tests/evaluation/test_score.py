@@ -11,10 +11,10 @@ import torch
 
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.evaluation.jobs import ScoringJob, blocks_of
-from bridge_ds.evaluation.score import compare, evaluate, write_evaluation
+from bridge_ds.evaluation.score import compare, write_evaluation
 from bridge_ds.evaluation.store import Answers
 
-from .fakes import FakeSystem, FakeTask, is_right, run_rank, stores
+from .fakes import FakeSystem, FakeTask, evaluate, is_right, run_rank, stores
 
 
 def _expected(task: FakeTask, limit: int = 0) -> dict[str, dict[str, float]]:

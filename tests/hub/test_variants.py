@@ -97,7 +97,7 @@ def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_r
     expected = 1 + LATENTS + 1  # BOS, latents, end
     for text in [*TEXTS, "one river of rain " * 20]:
         row = processor.context_ids(Context(text))
-        assert processor.length(row) == expected
+        assert processor.prompts.length(row) == expected
         assert int(answerer.model.prefix(**processor([text])).mask_BX.sum()) == expected
         assert texts.rows(ask(text), sink)[0].length == expected
         assert int(by_harness._prefix([Context(text)], [4]).mask_BX.sum()) == expected

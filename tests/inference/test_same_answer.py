@@ -117,7 +117,7 @@ def test_one_text_has_one_prompt_and_one_answer(run: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(BridgeModel, "spliced", watched)
     answers = {}
-    for door, ask in DOORS.items():  # noqa: B007  (read by watched)
+    for door, ask in DOORS.items():
         answers[door] = [text.strip() for text in ask(run)]
     assert any(answers["evaluation"]), "something is written"
     for name in DOORS:

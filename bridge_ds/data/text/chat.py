@@ -1,6 +1,6 @@
 """A chat template around the soft prompt: rendered with the user's turn between two marks, and taken apart there.
 
-What lies between the marks goes to the encoder, the rest stays text for the LLM, to the last blank and line end.
+What is between the marks goes to the encoder, the rest stays text for the LLM, to the last blank and line end.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _BEGUN = "\ufdd5"
 """Stands before an answer that has been begun."""
 _DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _TODAY = datetime.date(2024, 7, 26)
-"""What templates that write the date (Llama 3.2) are told: the one that they name themselves where they cannot ask. Of
+"""The date that templates get (Llama 3.2 writes it): the one that they use themselves where there is none. With
 the real one a run would change from day to day."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the source; empty = nothing."""
+    """Text around the source; empty = none."""
 
     head: str = ""
     """Before the soft prompt."""
@@ -52,7 +52,7 @@ class Frame:
 
     @property
     def before_answer(self) -> str | None:
-        """What an answer follows at once; none = no template."""
+        """What an answer follows directly; None = no template."""
         return self.tail if self else None
 
 
@@ -108,7 +108,7 @@ def messages_of(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def mark(source: str) -> str:
-    """A user's turn for the chat template, from which :func:`take_apart` finds the place of the soft prompt again."""
+    """A user's turn for the chat template, from which :func:`take_apart` finds the soft prompt's position again."""
     return f"{_OPEN}{source}{_CLOSE}"
 
 
@@ -128,7 +128,7 @@ def take_apart(text: str) -> tuple[str, str, str, bool]:
 def render(
     tokenizer: Any, history: Sequence[dict[str, str]], answering: bool = True, system: str = "", **options: Any
 ) -> str:
-    """The LLM's chat template around ONE user turn, in whose place the soft prompt will stand.
+    """The LLM's chat template around ONE user turn, which the soft prompt replaces.
 
     The encoder reads the worked examples and the question as one text; a system message stays text for the LLM.
 

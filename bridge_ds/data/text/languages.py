@@ -1,4 +1,4 @@
-"""Encoders that are told the language of a text by a tag among its ids: NLLB, M2M-100, mBART.
+"""Encoders that take the language of a text as a tag among its ids: NLLB, M2M-100, mBART.
 
 Their tokenizers hold one source language at a time (`src_lang`), English at first, and put its tag before or behind
 every text, so that a Sinhala text would be read as English. Here the ids around a text are taken from the tokenizer
@@ -50,7 +50,7 @@ class SourceLanguages:
     """What an encoder's tokenizer puts around a text, by language."""
 
     default: str
-    """The one that it has by itself."""
+    """The tokenizer's default."""
     frames: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     """Its own name of a language -> ids before and after a text."""
     _found: dict[str, str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -120,7 +120,7 @@ _said: set[tuple[str, str]] = set()
 
 
 def find_languages(tokenizer: Any) -> SourceLanguages | None:
-    """The source languages of a tokenizer; none where it has no tags for them.
+    """The source languages of a tokenizer; None if it has no tags for them.
 
     It is switched from one language to the next, and left as it was.
     """

@@ -1,6 +1,6 @@
 """Text is text: what a person wrote never becomes a token that only a program may write. Over any tokenizer.
 
-A control token (`</s>`, `<|im_end|>`, `<extra_id_0>`) that stands in a text as letters is read as these letters; only
+A control token (`</s>`, `<|im_end|>`, `<extra_id_0>`) that a text spells out is read as these characters; only
 what a tokenizer puts around a text by itself, and what a chat template writes, is one. transformers'
 `split_special_tokens` does this for byte-level BPE alone: a Unigram or word-level vocabulary (T5, XLM-R) holds `</s>`
 as a piece, and finds it without any help.
@@ -26,7 +26,7 @@ _GUARD = "\ufdd3"
 NONCHARACTERS = re.compile("[\ufdd0-\ufdd5]")
 """Those of Unicode that mark something here (see also :mod:`bridge_ds.data.text.chat`); no text holds them."""
 _SENTINEL = re.compile(r"<extra_id_\d+>")
-"""T5's places for what was left out; some tokenizers do not call them special."""
+"""T5's sentinels; some tokenizers do not call them special."""
 _MARKUP = re.compile(r"<\S+>|\[\S+\]")
 """What an added token that steers a model looks like, and a word or a run of blanks does not."""
 
@@ -63,7 +63,7 @@ def text_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[lis
         texts: as people wrote them.
         special: with what the tokenizer puts around a text by itself.
     """
-    # verbose=False: lengths are cut and counted elsewhere, so "longer than the maximum length" would only be noise.
+    # verbose=False: texts are truncated and counted elsewhere, so "longer than the maximum length" would only be noise.
     rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
     if getattr(tokenizer, "reads_text", False):
         return rows

@@ -30,30 +30,30 @@ class Context:
     """All that comes before the scored or written text."""
 
     source: str | None
-    """What the encoder reads; none = nothing, and no soft prompt."""
+    """What the encoder reads; None = nothing, and there is no soft prompt."""
     head: str = ""
     """Text for the LLM before the soft prompt (of a chat template)."""
     tail: str = ""
     """Text for the LLM after it (of a chat template)."""
     prompt: str | None = None
-    """What the LLM reads in the source's place where it reads text at all; none = the source."""
+    """What the LLM reads instead of the source, if it reads text at all; None = the source."""
     begun: bool = False
     """The tail holds the beginning of an answer, which goes on from there."""
     continues: bool = False
     """No answer follows but the rest of the same text: of a long one the end is read, as prefix_lm trains it, and no
-    chat template stands around it."""
+    chat template is put around it."""
     language: str = ""
-    """Of the source, for an encoder that is told it; empty = not known."""
+    """Of the source, for an encoder that needs it; empty = not known."""
 
     @property
     def is_chat(self) -> bool:
-        """Whether a chat template stands around it."""
+        """Whether it has a chat template around it."""
         return bool(self.head or self.tail)
 
 
 @dataclass(frozen=True)
 class ContextIds:
-    """A context as token ids, in the order in which the LLM meets them; the soft prompt stands in `source`'s place."""
+    """A context as token ids, in the order in which the LLM reads them, the soft prompt where `source` is."""
 
     head: list[int]
     """LLM ids, BOS first."""
@@ -75,15 +75,15 @@ def context_ids(
     Args:
         of: both tokenizers.
         context: the text.
-        limits: most tokens, and the side at which more are cut.
-        following: places to keep free behind the context.
+        limits: most tokens, and the side on which longer texts are truncated.
+        following: positions of the LLM to keep free behind the context.
         bridge: the encoder reads the source; else the LLM alone does.
         prompt: the LLM reads it too.
 
     Raises:
-        DoesNotFit: what is not to be cut is too long.
+        DoesNotFit: what must not be truncated is too long.
     """
-    # As they stand, as training has them: what a text ends with may be tokens of its own.
+    # Not stripped, as in training: trailing white space may be tokens of its own.
     frame = Frame(context.head, context.tail)
     head, tail = of.frame_ids if frame == of.frame else frame_ids(of, frame)
     text = context.source or ""
@@ -121,12 +121,12 @@ def framed(context: Context, frame: Frame) -> Context:
 def answers(
     of: Tokenizers, texts: Sequence[str], tail: str | None, closed: bool = True, parted: Sequence[bool] | None = None
 ) -> list[list[int]]:
-    """LLM ids of whole answers, uncut.
+    """LLM ids of whole answers, not truncated.
 
     Args:
         of: both tokenizers.
         texts: the answers.
-        tail: the end of the chat template that they follow at once; none = no template, as :meth:`Tokenizers.targets`.
+        tail: the end of the chat template that they follow directly; None = no template, as :meth:`Tokenizers.targets`.
         closed: with what closes a target in training.
         parted: as of :meth:`Tokenizers.targets`.
     """
@@ -148,12 +148,12 @@ def parse(context: str) -> Context:
 
 
 def _room(positions: int, taken: int) -> int | None:
-    """Places that are left; none = any number."""
+    """Positions that are left; None = any number."""
     if not positions:
         return None
     if taken + 2 > positions:
         raise DoesNotFit(
-            f"a request needs {taken} places besides its context; the LLM has {positions}; shorten what is to be "
+            f"a request needs {taken} positions besides its context; the LLM has {positions}; shorten what is to be "
             "scored or written (choices, max_new_tokens, max_gen_toks), or choose another LLM."
         )
     return positions - taken

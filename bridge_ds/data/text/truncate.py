@@ -1,4 +1,4 @@
-"""Which part of a text that is too long is read: decided here, for training and for every other use. Pure."""
+"""Which part of a text that is too long is read: the one rule, for training and for every other use. Pure."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ LOST = {"right": "end", "left": "beginning"}
 
 @dataclass(frozen=True)
 class Limits:
-    """How many tokens a context may have, and which end of it goes where it has more."""
+    """How many tokens a context may have, and on which side a longer one is truncated."""
 
     source: int
     """Encoder tokens of a source."""
     prompt: int
     """LLM tokens of a source that the LLM reads."""
     positions: int = 0
-    """Places of the LLM, for context and answer together; 0 = unknown."""
+    """Positions of the LLM, for context and answer together; 0 = unknown."""
     side: str = "right"
-    """right: the end is cut off | left: the beginning."""
+    """right: the end is dropped | left: the beginning."""
     soft: int = 0
     """Soft tokens of a source whatever its length, the end vector aside; 0 = one for each of its encoder tokens."""
 
@@ -34,25 +34,25 @@ class Limits:
 
 
 def side_of(data: DataConfig) -> str:
-    """The side at which a run cuts its texts: of prefix_lm the beginning, for the target goes on from the end."""
+    """The side on which a run truncates its texts: left for prefix_lm, whose target continues the end."""
     return "left" if data.objective == "prefix_lm" else data.truncation_side
 
 
 def fit(
     source: list[int], prompt: list[int], limits: Limits, ends: tuple[int, int], room: int | None = None
 ) -> tuple[list[int], list[int], tuple[str, ...]]:
-    """A source and a prompt cut to what is allowed.
+    """Truncate a source and a prompt to what is allowed.
 
     Args:
         source: encoder ids, special tokens included.
         prompt: LLM ids.
         limits: lengths and side.
         ends: ids at the source's beginning (a language tag) and at its end (an end token) that stay in any case.
-        room: places that the LLM has for both and the end vector (for the prompt alone where the soft tokens are of a
-            fixed number); none = as many as they need.
+        room: positions that the LLM has for both and the end vector (for the prompt alone if the number of soft tokens
+            is fixed); None = any number.
 
     Returns:
-        source, prompt, and which of `source` and `prompt` were cut.
+        source, prompt, and which of `source` and `prompt` were truncated.
     """
     most_source, most_prompt = limits.source, limits.prompt
     shared = bool(source) and not limits.soft

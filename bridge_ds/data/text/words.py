@@ -1,4 +1,4 @@
-"""Where a text may be cut: between words, and where a script puts no spaces between them, between its letters.
+"""Where a text may be split: between words, and in scripts without spaces between characters.
 
 Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and some other scripts write words without spaces. A text in one
 of them is one "word" to anything that looks for spaces, so that it could not be split, and a paragraph of it looked
@@ -47,16 +47,16 @@ def without_spaces(text: str) -> bool:
 
 
 def starts(text: str) -> list[int]:
-    """Places at which a word begins; in a text without spaces, also those of the letters of a script without them.
+    """Indices at which a word begins; in a text without spaces, also those of the letters of a script without them.
 
     Such a text may hold some spaces (Thai and Khmer have them between sentences): a word begins after each, too. A text
-    of other scripts is cut at its spaces alone, whatever else it holds.
+    of other scripts is split at its spaces alone, whatever else it holds.
     """
     words = [match.start() for match in re.finditer(r"\S+", text)]
     if not words or not (without_spaces(text) or (len(words) == 1 and _UNSPACED.search(text))):
         return words
-    first, *rest = (place for place in range(words[0], len(text)) if not text[place].isspace())
-    return [first, *(place for place in rest if _begins(text, place))]
+    first, *rest = (at for at in range(words[0], len(text)) if not text[at].isspace())
+    return [first, *(at for at in rest if _begins(text, at))]
 
 
 def words_of(text: str) -> list[str]:
@@ -104,7 +104,7 @@ def joined(lines: Iterable[str]) -> str:
 
 
 def _begins(text: str, place: int) -> bool:
-    """Whether the text may be cut before this character, beside a letter of a script without spaces."""
+    """Whether the text may be split before this character, beside a letter of a script without spaces."""
     before, here = text[place - 1], text[place]
     if before.isspace():
         return True
