@@ -22,7 +22,6 @@ from typing import Any
 
 import httpx
 import torch
-from transformers import GenerationConfig
 
 from bridge_ds.data.text.chat import has_template
 from bridge_ds.data.text.prompting import Context, DoesNotFit
@@ -135,7 +134,7 @@ class LocalBackend:
                 # As python -m bridge_ds.generate --seed; without a seed at random.
                 seed = rows[0].seed
                 torch.manual_seed(int(torch.seed()) >> 1 if seed is None else mixed_seed(seed))
-            config = GenerationConfig(max_new_tokens=max(row.limit for row in rows), **rows[0].sampling.options())
+            config = self.model.config(max_new_tokens=max(row.limit for row in rows), **rows[0].sampling.options())
             self.model.generate(
                 self.model.prefix_of(rows),
                 config,
