@@ -20,7 +20,7 @@ setup(
     package_data={
         "bridge_ds": [
             "config/recipes/*.yaml",
-            "report/page.css",
+            "report/templates/*",
             "testbed/weights/*",
             "testbed/weights/*/*",
         ]
@@ -35,6 +35,8 @@ setup(
         "fsspec[http]",
         "pyarrow",
         "numpy",
+        "scipy",
+        "jinja2",
         "sentencepiece",
         "protobuf",  # reading spiece.model through transformers
         "safetensors",
@@ -52,7 +54,6 @@ setup(
             "lm_eval>=0.4.13,<0.5",
             "hypothesis",
             "peft>=0.21",
-            "scipy",
             "statsmodels",
             "ruff",
             "mypy",

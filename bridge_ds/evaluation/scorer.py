@@ -112,7 +112,7 @@ class Scorer:
                 scores=tuple(scores[row]),
                 tokens=tuple(lengths[row]),
                 null=nulls[row],
-                exact=exact[row],
+                exact_match=exact[row],
             )
             for row, example in enumerate(examples)
         ]
@@ -125,7 +125,7 @@ class Scorer:
                 key=example.key,
                 source=example.source,
                 answer=example.target,
-                exact=is_right(text, example.target),
+                exact_match=is_right(text, example.target),
                 text=text,
             )
             for example, text in zip(examples, texts, strict=True)

@@ -16,6 +16,7 @@ from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.frozen.verify import model_file
 from bridge_ds.hub.config import BridgeConfig
+from bridge_ds.metrics import METRICS, current_names
 
 __all__ = ["ELSEWHERE", "HERE", "MERGED", "UPDATES", "card_of_run", "licence"]
 
@@ -39,7 +40,7 @@ def card_of_run(run: Path, config: Config, checkpoint: Checkpoint, shared: Bridg
         checkpoint: the one that is shared.
         shared: names the base models as others will find them.
     """
-    results = _json(run / "evaluation.json")
+    results = current_names(_json(run / "evaluation.json"))
     bases = [
         (what, name, licence(name, revision))
         for what, name, revision in (
@@ -175,8 +176,8 @@ def _accuracy(run: Path, results: Mapping[str, Any], checkpoint: Checkpoint) -> 
         scored = ""
     lines = [
         "## Accuracy",
-        "In %. *most likely*: the right label has the highest likelihood of all labels; *written out*: greedy decoding "
-        "writes exactly the right answer. The LLM alone reads the same text itself.",
+        f"In %. `acc`: {METRICS['acc']}; `exact_match`: {METRICS['exact_match']}. The LLM alone reads the same text "
+        "itself.",
     ]
     if scored != checkpoint.folder.name:
         of = f"of {scored}" if scored else "of a checkpoint that is not recorded"
@@ -184,8 +185,8 @@ def _accuracy(run: Path, results: Mapping[str, Any], checkpoint: Checkpoint) -> 
     for task, languages in results["bridge"].items():
         alone = results.get("llm", {}).get(task, {})
         chance = results.get("chance", {}).get(task)
-        columns = ("language", "bridge, most likely", "bridge, written out", "LLM alone, most likely",
-                   "LLM alone, written out", "samples")  # fmt: skip
+        columns = ("language", "bridge, acc", "bridge, exact_match", "LLM alone, acc", "LLM alone, exact_match",
+                   "samples")  # fmt: skip
         rows = [
             (code, *_shares(score), *_shares(alone.get(code, {})), str(score.get("n", "")))
             for code, score in languages.items()
@@ -196,7 +197,7 @@ def _accuracy(run: Path, results: Mapping[str, Any], checkpoint: Checkpoint) -> 
 
 
 def _shares(score: Mapping[str, float]) -> tuple[str, str]:
-    first, second = (score.get(measure) for measure in ("likelihood", "exact"))
+    first, second = (score.get(measure) for measure in ("acc", "exact_match"))
     return tuple("-" if share is None else f"{100 * share:.1f}" for share in (first, second))  # type: ignore[return-value]
 
 
