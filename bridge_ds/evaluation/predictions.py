@@ -18,12 +18,10 @@ from typing import Any
 from bridge_ds.errors import DataError
 from bridge_ds.metrics import metric_name
 
-__all__ = ["FORMAT", "KINDS", "Prediction", "Scored", "ScoredTask", "read_index", "read_predictions"]
+__all__ = ["FORMAT", "Prediction", "Scored", "ScoredTask", "read_index", "read_predictions"]
 
 FORMAT = 2
 """Version of both files. Version 1, which is still read, has `exact` in place of `exact_match`."""
-KINDS = ("labels", "choices", "number")
-"""Kinds of tasks: the same labels for every sample, choices of each sample's own, a number to be generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class ScoredTask:
     """One task of a system."""
 
     kind: str
-    """One of KINDS."""
+    """`labels`, `choices` or `number`, as of `bridge_ds.tasks.base.Task`."""
     labels: tuple[str, ...]
     """The task's labels; empty unless they are every sample's choices."""
     chance: float
