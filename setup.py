@@ -24,7 +24,7 @@ setup(
     package_data={
         "bridge_ds": [
             "config/recipes/*.yaml",
-            "report/page.css",
+            "report/templates/*",
             "testbed/weights/*",
             "testbed/weights/*/*",
         ],
@@ -41,6 +41,8 @@ setup(
         "fsspec[http]",
         "pyarrow",
         "numpy",
+        "scipy",
+        "jinja2",
         "sentencepiece",
         "protobuf",  # reading spiece.model through transformers
         "safetensors",
@@ -60,7 +62,6 @@ setup(
             "lm_eval>=0.4.13,<0.5",
             "hypothesis",
             "peft>=0.21",
-            "scipy",
             "statsmodels",
             "ruff",
             "mypy",

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 _HELP = """\
 Score the newest checkpoint of a run, and the LLM alone, in every language of its tasks; print one table and write
-evaluation.json, evaluation/ (a line a sample) and plots/accuracy.png into the run folder. One process, or several under
-a launcher, each with whole models in memory and its share of the samples. Models that are too large for one GPU are
-split over several by one process with --device-map auto. Killed, the same command goes on.
+evaluation.json, evaluation/ (one line per sample) and plots/accuracy.png into the run folder. One process, or several
+under a launcher, each with whole models in memory and its share of the samples. One process splits models that are too
+large for one GPU over several with --device-map auto. After an interruption, the same command resumes.
 
 examples:
   python -m bridge_ds.evaluation --run runs/testbed
@@ -28,11 +28,11 @@ examples:
   python -m bridge_ds.evaluation --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
   torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele
   python -m bridge_ds.evaluation --run runs/70b --tasks xnli --device-map auto --max-memory 0=60GiB,1=75GiB,2=75GiB
-  python -m bridge_ds.evaluation report runs/one runs/two     (compares scored runs; report --help says more)"""
+  python -m bridge_ds.evaluation report runs/one runs/two     (compares scored runs; see report --help)"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Score (load the newest valid checkpoint, score, write, print), or hand on to `report`."""
+    """Load a checkpoint, score it, write and print the metrics; or run `report`."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["report"]:
         from bridge_ds.report.__main__ import main as report
@@ -50,7 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--languages", help="comma-separated language codes (default: all of each task)")
     parser.add_argument("--limit", type=int, help="samples per task and language, 0 = all (default: the run's)")
     parser.add_argument("--batch", type=int, help="samples per forward pass (default: the run's)")
-    parser.add_argument("--null-scores", action="store_true", default=None, help="score labels after a null source too")
+    parser.add_argument(
+        "--null-scores",
+        action="store_true",
+        default=None,
+        help="also score the choices after an empty prompt (acc_mutual_info)",
+    )
     parser.add_argument("--calibrate", dest="null_scores", action="store_true", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help="where to write the scores (default: RUN/evaluation.json)")
     parser.add_argument(
@@ -69,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 def _score(options: argparse.Namespace, world: World) -> None:
     from bridge_ds.config.load import load_run_config
 
-    _asked(load_run_config(options.run, options.overrides), options)  # a wrong name is said before anything slow
+    _asked(load_run_config(options.run, options.overrides), options)  # wrong names are reported before anything slow
 
     from bridge_ds.engine.distributed import device_of, init_distributed, shutdown
     from bridge_ds.evaluation.score import write_evaluation
@@ -101,7 +106,7 @@ def _score(options: argparse.Namespace, world: World) -> None:
 
 
 def _asked(config: Config, options: argparse.Namespace) -> Config:
-    """The run's config with what the command line changes of the scoring; tasks and languages are checked."""
+    """The run's config with the scoring options of the command line; tasks and languages are checked."""
     from bridge_ds.config.check import check
     from bridge_ds.errors import ConfigError
     from bridge_ds.evaluation.jobs import wanted

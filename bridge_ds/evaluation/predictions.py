@@ -1,9 +1,9 @@
-"""What a system answered, a line a sample: the files that scoring writes and reports read.
+"""Predictions on disk, one line per sample: written by scoring, read by reports.
 
     RUN/evaluation/SYSTEM/index.json              what was scored: `Scored` as JSON; SYSTEM is `bridge` or `llm`
-    RUN/evaluation/SYSTEM/TASK/LANGUAGE.jsonl     one `Prediction` a line, in the task's own order
+    RUN/evaluation/SYSTEM/TASK/LANGUAGE.jsonl     one `Prediction` per line, in the task's order
 
-A sample bears the same key in every system and run, so that systems are compared sample by sample.
+A sample has the same key in every system and run, so that systems are compared sample by sample.
 """
 
 from __future__ import annotations
@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.errors import DataError
+from bridge_ds.metrics import metric_name
 
-__all__ = ["FORMAT", "KINDS", "NORMALIZATIONS", "Prediction", "Scored", "ScoredTask", "read_index", "read_predictions"]
+__all__ = ["FORMAT", "Prediction", "Scored", "ScoredTask", "read_index", "read_predictions"]
 
-FORMAT = 1
-"""Of both files."""
-KINDS = ("labels", "choices", "number")
-"""Of tasks: the same labels for every sample, choices of each sample's own, a number to be written."""
-NORMALIZATIONS = ("sum", "mean", "calibrated")
-"""How a choice's log-probability counts: as it is, by token, or less that after a null source."""
+FORMAT = 2
+"""Version of both files. Version 1, which is still read, has `exact` in place of `exact_match`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,11 @@ class Prediction:
     """One system's answer to one sample."""
 
     key: str
-    """Name of the sample, the same in every language where the benchmark is parallel."""
+    """Id of the sample, the same in every language where the benchmark is parallel."""
     source: str
     """The prompt."""
     label: int = -1
-    """Place of the right choice; -1 where a number is asked for."""
+    """Index of the right choice; -1 where a number is asked for."""
     answer: str = ""
     """The right text: the right choice, or the number."""
     choices: tuple[str, ...] = ()
@@ -46,30 +43,32 @@ class Prediction:
     tokens: tuple[int, ...] = ()
     """LLM tokens of each choice, the end token included."""
     null: tuple[float, ...] = ()
-    """The scores after a null source; empty where that was not asked for."""
-    exact: bool = False
+    """The scores after the empty prompt; empty where that was not asked for."""
+    exact_match: bool = False
     """Whether greedy decoding writes exactly the right text (for a number: whether the number is right)."""
     text: str = ""
-    """What greedy decoding wrote; empty where nothing was generated."""
+    """The generated text; empty where nothing was generated."""
     source_tokens: int = 0
-    """Encoder tokens of the source, special ones included."""
+    """Encoder tokens of the source, special tokens included."""
     unknown: int = 0
-    """Those among them that are the unknown token."""
+    """Number of unknown tokens among them."""
 
-    def chosen(self, normalization: str = "sum") -> int:
-        """Place of the likeliest choice; -1 if there is none or a score is no number."""
+    def chosen(self, metric: str = "acc") -> int:
+        """Index of the choice that a metric (one of CHOICE_METRICS) picks; -1 without choices or if a score is NaN."""
         values = list(self.scores)
-        if normalization == "mean":
+        if metric == "acc_norm_tokens":
             values = [score / count for score, count in zip(self.scores, self.tokens, strict=True)]
-        elif normalization == "calibrated":
+        elif metric == "acc_mutual_info":
             values = [score - null for score, null in zip(self.scores, self.null, strict=True)]
         if not values or any(math.isnan(value) for value in values):
             return -1
         return values.index(max(values))
 
-    def correct(self, normalization: str = "sum") -> bool:
-        """Whether the likeliest choice is right; for a number, whether it is."""
-        return self.chosen(normalization) == self.label if self.label >= 0 else self.exact
+    def correct(self, metric: str = "acc") -> bool:
+        """Whether the sample counts as right by a metric (a key of METRICS)."""
+        if self.label < 0 or metric == "exact_match":
+            return self.exact_match
+        return self.chosen(metric) == self.label
 
     def line(self) -> str:
         """As one line of JSON; empty fields are left out, scores keep six decimals."""
@@ -82,7 +81,7 @@ class Prediction:
     @classmethod
     def parse(cls, line: str) -> Prediction:
         """From one line. Raises ValueError, TypeError, KeyError."""
-        values = json.loads(line)
+        values = {metric_name(name): value for name, value in json.loads(line).items()}
         names = {field.name for field in fields(cls)}
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
         return cls(**known)
@@ -93,7 +92,7 @@ class ScoredTask:
     """One task of a system."""
 
     kind: str
-    """One of KINDS."""
+    """`labels`, `choices` or `number`, as of `bridge_ds.tasks.base.Task`."""
     labels: tuple[str, ...]
     """The task's labels; empty unless they are every sample's choices."""
     chance: float
@@ -101,14 +100,14 @@ class ScoredTask:
     samples: dict[str, int]
     """Language -> samples scored."""
     layer_weights: dict[str, list[float]] = field(default_factory=dict)
-    """Language -> mean weight of each encoder layer over the sources' tokens [L]; empty where there is no bridge."""
+    """Language -> mean weight of each encoder layer over the sources' tokens [L]; empty for the LLM alone."""
     identities: dict[str, str] = field(default_factory=dict)
-    """Language -> hash of the models and settings that these answers depend on."""
+    """Language -> hash of the models and settings that the answers depend on."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What was scored of a system, and which system it is."""
+    """A system and what it was scored on."""
 
     system: str
     """`bridge`, or `llm` for the LLM alone."""
@@ -121,7 +120,7 @@ class Scored:
     tasks: dict[str, ScoredTask] = field(default_factory=dict)
     """By name."""
     format: int = FORMAT
-    """Of the files."""
+    """Version of the files."""
 
     def as_json(self) -> dict[str, Any]:
         """For index.json."""
@@ -129,27 +128,27 @@ class Scored:
 
 
 def read_index(folder: Path) -> Scored:
-    """`index.json` of a system's folder.
+    """`index.json` of a system's folder, as one of today's format.
 
     Raises:
-        DataError: there is none, or it is of another format.
+        DataError: there is none, or it is of a format that this version does not know.
     """
     path = folder / "index.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
-            raise DataError(f"{path} has format {values['format']}; expected {FORMAT}; score the run again.")
+        if values["format"] not in (1, FORMAT):
+            raise DataError(f"{path} has format {values['format']}; expected 1 or {FORMAT}; score the run again.")
         tasks = {name: ScoredTask(**task | {"labels": tuple(task["labels"])}) for name, task in values["tasks"].items()}
-        return Scored(**values | {"tasks": tasks})
+        return Scored(**values | {"tasks": tasks, "format": FORMAT})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); expected the record of a scored system; "
+            f"{path} cannot be read ({type(error).__name__}: {error}); expected the index of a scored system; "
             "score the run with python -m bridge_ds.evaluation --run RUN."
         ) from None
 
 
 def read_predictions(folder: Path, task: str, language: str) -> Iterator[Prediction]:
-    """The lines of one task and language of a system's folder, in their order.
+    """The predictions of one task and language of a system's folder, in their order.
 
     Raises:
         DataError: the file is missing or a line is not a prediction.
@@ -162,8 +161,8 @@ def read_predictions(folder: Path, task: str, language: str) -> Iterator[Predict
                     yield Prediction.parse(line)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise DataError(
-                        f"{path} line {number} is no prediction ({error}); expected one JSON object a line; score the "
-                        "run again."
+                        f"{path} line {number} is no prediction ({error}); expected one JSON object per line; score "
+                        "the run again."
                     ) from None
     except OSError as error:
         raise DataError(

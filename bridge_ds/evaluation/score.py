@@ -25,8 +25,8 @@ System = Callable[[Sequence[Example], Task], Answers]
 """Answers B samples of a task. Called on every rank equally often, never with no samples."""
 
 SystemScores = dict[str, dict[str, dict[str, float]]]
-"""`{task: {language: {"likelihood": share, "exact": share, "n": samples, ...}}}`; shares are 0 to 1. Where there are
-choices also "mean" (the likeliest by token) and, if null scores were asked for, "calibrated"."""
+"""`{task: {language: {"acc": share, "exact_match": share, "n": samples, ...}}}`; shares are 0 to 1. Where there are
+choices also "acc_norm_tokens" and, if asked for, "acc_mutual_info"; see `bridge_ds.metrics.METRICS`."""
 
 
 def compare(

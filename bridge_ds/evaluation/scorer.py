@@ -110,7 +110,7 @@ class Scorer:
                 scores=tuple(scores[row]),
                 tokens=tuple(map(len, ids[row])),
                 null=nulls[row],
-                exact=exact[row],
+                exact_match=exact[row],
             )
             for row, example in enumerate(examples)
         ]
@@ -122,7 +122,7 @@ class Scorer:
                 key=example.key,
                 source=example.source,
                 answer=example.target,
-                exact=is_right(text, example.target),
+                exact_match=is_right(text, example.target),
                 text=text,
             )
             for example, text in zip(examples, texts, strict=True)
@@ -200,8 +200,7 @@ class Scorer:
         return self.generator.prefix(self.prompts.batch(rows), self.device)
 
     def _counts(self, examples: Sequence[Example], rows: Sequence[ContextIds]) -> list[tuple[int, int]]:
-        """Encoder tokens of each whole source, also of a truncated one or one that the LLM alone reads, and unknown ones
-        among them."""
+        """Encoder tokens of each source (not truncated; also where the LLM alone reads it), and the unknown ones."""
         unknown = self.tokenizers.encoder.unk_token_id
         counts = []
         for example, row in zip(examples, rows, strict=True):

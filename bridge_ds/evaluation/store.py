@@ -1,8 +1,8 @@
-"""Predictions as they are made: kept on disk block by block, so that a killed evaluation goes on where it was.
+"""Predictions while they are computed: on disk block by block, so that a killed evaluation resumes where it was.
 
-A language that is being scored has `TASK/.LANGUAGE.part` in the system's folder: a line that says of which model and
-settings it is, then a line a block. Complete, it becomes `TASK/LANGUAGE.jsonl`; the part file goes when the whole
-evaluation has ended, so that the next one scores anew. Everything here happens on the main rank.
+A language that is being scored has `TASK/.LANGUAGE.part` in the system's folder: a line with the hash of model and
+settings, then one line per block. Complete, it becomes `TASK/LANGUAGE.jsonl`; the part file is removed when the whole
+evaluation has ended, so that the next one scores from the start. Everything here happens on the main rank.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ class Answers:
     predictions: list[Prediction]
     """In the order of the samples."""
     weights: list[float] = field(default_factory=list)
-    """Weight of each encoder layer, summed over the sources' tokens [L]; empty where there is no bridge."""
+    """Weight of each encoder layer, summed over the sources' tokens [L]; empty for the LLM alone."""
     tokens: int = 0
-    """These tokens."""
+    """Number of these tokens."""
     cut: dict[str, int] = field(default_factory=dict)
-    """Texts (`texts`), and how many were truncated: for the encoder (`source`), for the LLM (`prompt`). Not kept."""
+    """Number of texts (`texts`), and how many of them were truncated: for the encoder (`source`), for the LLM
+    (`prompt`). Not stored."""
 
     def line(self) -> str:
         """As one line of JSON."""
@@ -62,10 +63,10 @@ class PredictionStore:
         reuse: Path | None = None,
     ) -> None:
         """Args:
-        scored: which system it is, without tasks.
+        scored: the system, without tasks.
         folder: the system's folder; none = nothing is written.
-        identity: all that decides a score; unfinished work of another identity is thrown away.
-        reuse: the folder of the same system of another run, whose answers are taken where their identity is this one.
+        identity: everything that a score depends on; unfinished work with another identity is discarded.
+        reuse: the folder of the same system of another run, whose answers are reused where their identity is equal.
         """
         self.scored, self.folder, self._reuse = scored, folder, reuse
         self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -75,10 +76,10 @@ class PredictionStore:
         self._parts: list[Path] = []
 
     def resume(self, job: ScoringJob) -> set[str]:
-        """Take up what an evaluation before has left of a language; keys of the samples that are done.
+        """Load what an interrupted evaluation left of a language; the keys of the samples that are done.
 
         Raises:
-            DataError: answers to be reused that cannot be read.
+            DataError: answers to reuse that cannot be read.
             LaunchError: predictions that cannot be written.
         """
         found = self._answers[job.task.name, job.language] = []
@@ -104,17 +105,17 @@ class PredictionStore:
         return done
 
     def add(self, job: ScoringJob, answers: Answers) -> None:
-        """Keep a block."""
+        """Store a block."""
         self.cut.update(answers.cut)
         line = answers.line()
-        # What is counted is what is written, to the last decimal: a rerun finds the same.
+        # Metrics are computed from what is written, rounded as it is: a rerun gives the same.
         self._answers[job.task.name, job.language].append(Answers.parse(line))
         if self.folder is not None:
             with _writing(self._part(job)), self._part(job).open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     def finish(self, job: ScoringJob) -> dict[str, float]:
-        """All samples of a language are done: write its predictions and the index; its line of evaluation.json."""
+        """Write the predictions and the index of a language whose samples are all done; returns its metrics."""
         made = {p.key: p for answers in self._answers[job.task.name, job.language] for p in answers.predictions}
         predictions = [made[example.key] for example in job.examples]
         if self.folder is not None:
@@ -123,10 +124,10 @@ class PredictionStore:
                 real(path.parent).mkdir(parents=True, exist_ok=True)
                 write_text(path, "".join(prediction.line() + "\n" for prediction in predictions))
                 self._write_index(self.folder, job)
-        return _shares(predictions)
+        return _metrics(predictions)
 
     def close(self) -> None:
-        """The whole evaluation has ended well: nothing is left to take up."""
+        """Remove the part files, once the whole evaluation has succeeded."""
         for part in self._parts:
             part.unlink(missing_ok=True)
 
@@ -135,7 +136,7 @@ class PredictionStore:
         return self.folder / job.task.name / f".{job.language}.part"
 
     def _from_other_run(self, folder: Path, job: ScoringJob) -> Answers | None:
-        """The answers to all samples of a job, if they are there, of this identity and of these samples."""
+        """The answers to all samples of a job, if they exist with this identity and for these samples."""
         task = read_index(folder).tasks.get(job.task.name)
         if task is None or task.identities.get(job.language) != self._identity:
             return None
@@ -148,19 +149,19 @@ class PredictionStore:
             header, *lines = part.read_text(encoding="utf-8").split("\n")
             if json.loads(header)["identity"] != self._identity:
                 return
-            for line in lines[:-1]:  # what stands behind the last line end was torn off
+            for line in lines[:-1]:  # the last line may be incomplete
                 yield Answers.parse(line)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return
 
     def _write_index(self, folder: Path, job: ScoringJob) -> None:
-        """Add a language to the index; languages of the same checkpoint that are there stay."""
+        """Add a language to the index; other languages of the same checkpoint stay."""
         blocks = self._answers[job.task.name, job.language]
         tokens = sum(answers.tokens for answers in blocks)
         layers = len(blocks[0].weights) if blocks else 0
         weights = [sum(answers.weights[layer] for answers in blocks) / max(1, tokens) for layer in range(layers)]
         task = job.task
-        # Several jobs may score one run, a language each.
+        # Several jobs may score one run, each another language.
         with (folder / ".lock").open("w", encoding="utf-8") as lock:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -185,7 +186,7 @@ class PredictionStore:
 
 
 def llm_of(run: str) -> Path | None:
-    """The folder of the LLM alone's answers in another run, or none where `run` is empty.
+    """The folder with the answers of the LLM alone in another run, or none where `run` is empty.
 
     Raises:
         DataError: the run was not scored.
@@ -197,18 +198,13 @@ def llm_of(run: str) -> Path | None:
     return folder
 
 
-def _shares(predictions: list[Prediction]) -> dict[str, float]:
+def _metrics(predictions: list[Prediction]) -> dict[str, float]:
+    """Shares of right answers, by the metrics that the predictions hold the values for, and `n`."""
+    names = ["acc", "exact_match"]
+    names += ["acc_norm_tokens"] if all(p.scores for p in predictions) else []
+    names += ["acc_mutual_info"] if all(p.null for p in predictions) else []
     count = len(predictions)
-    shares = {
-        "likelihood": sum(p.correct() for p in predictions) / count,
-        "exact": sum(p.exact for p in predictions) / count,
-        "n": count,
-    }
-    if all(p.scores for p in predictions):
-        shares["mean"] = sum(p.correct("mean") for p in predictions) / count
-    if all(p.null for p in predictions):
-        shares["calibrated"] = sum(p.correct("calibrated") for p in predictions) / count
-    return shares
+    return {name: sum(p.correct(name) for p in predictions) / count for name in names} | {"n": count}
 
 
 @contextlib.contextmanager
@@ -217,6 +213,6 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LaunchError(
-            f"{path} cannot be written ({error.strerror}); expected room and the right to write; make some and start "
-            "again, what is scored stays."
+            f"{path} cannot be written ({error.strerror}); expected free space and the permission to write; "
+            "make room and start again, what is scored stays."
         ) from None

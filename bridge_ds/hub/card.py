@@ -15,6 +15,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.text.truncate import LOST, side_of
 from bridge_ds.frozen.verify import model_file
 from bridge_ds.hub.config import BridgeConfig
+from bridge_ds.metrics import METRICS
 
 __all__ = ["ELSEWHERE", "HERE", "INSIDE", "MERGED", "UPDATES", "CardFacts", "exported", "licence", "model_card"]
 
@@ -29,16 +30,8 @@ UPDATES = "`lora.safetensors` holds low-rank updates of the LLM"
 MERGED = "low-rank updates of the LLM are merged into `llm/`"
 """In the card instead of UPDATES where they were merged."""
 _UNKNOWN = "not stated with the files; see the model's own page"
-_HEAD = [
-    "language",
-    "bridge, most likely",
-    "bridge, generated",
-    "LLM alone, most likely",
-    "LLM alone, generated",
-    "samples",
-]
-_METRICS = {"acc": "likelihood", "exact_match": "exact"}
-"""Names of the metrics in evaluation.json, and what earlier versions called them."""
+_METRICS = ("acc", "exact_match")
+_HEAD = ["language", *(f"{system}, {metric}" for system in ("bridge", "LLM alone") for metric in _METRICS), "samples"]
 _TEMPLATE = """\
 ---
 {{ card_data }}
@@ -77,8 +70,8 @@ Share of each encoder layer in what the LLM reads, mean over the tokens of the l
 {% endif %}
 ## Accuracy
 
-{% if scores %}In %. *most likely*: the right label has the highest likelihood of all labels; *generated*: greedy \
-decoding writes exactly the right answer. The LLM alone reads the same text itself.
+{% if scores %}In %. `acc`: {{ metrics["acc"] }}; `exact_match`: {{ metrics["exact_match"] }}. The LLM alone reads the \
+same text itself.
 {% if scored != checkpoint %}
 These are scores of {{ scored or "a checkpoint that is not recorded" }}; the weights here are of {{ checkpoint }}.
 {% endif %}{% for task, rows in scores.items() %}
@@ -108,7 +101,7 @@ class CardFacts:
     layer_weights: Sequence[float] = ()
     """Mean weight of each encoder layer at that step."""
     results: Mapping[str, Any] = field(default_factory=dict)
-    """evaluation.json."""
+    """evaluation.json, metrics under their names of today."""
     scored: str = ""
     """Name of the checkpoint that evaluation.json is of; empty = unknown."""
 
@@ -149,6 +142,7 @@ def model_card(shared: BridgeConfig, facts: CardFacts) -> str:
         layers=[str(first + number) for number in range(len(facts.layer_weights))],
         layer_weights=[f"{weight:.3f}" for weight in facts.layer_weights],
         head=_HEAD,
+        metrics=METRICS,
         scores={task: _rows(scores, alone.get(task, {})) for task, scores in tasks.items()},
         chance=facts.results.get("chance", {}),
         scored=facts.scored,
@@ -191,7 +185,7 @@ def _eval_results(tasks: Mapping[str, Any]) -> list[EvalResult]:
         for task, languages in tasks.items()
         for code, score in languages.items()
         for metric in _METRICS
-        if (share := _share(score, metric)) is not None
+        if (share := score.get(metric)) is not None
     ]  # fmt: skip
 
 
@@ -229,11 +223,7 @@ def _rows(scores: Mapping[str, Any], alone: Mapping[str, Any]) -> list[list[str]
 
 
 def _percent(score: Mapping[str, Any]) -> list[str]:
-    return ["-" if share is None else f"{100 * share:.1f}" for share in (_share(score, name) for name in _METRICS)]
-
-
-def _share(score: Mapping[str, Any], metric: str) -> float | None:
-    return score.get(metric, score.get(_METRICS[metric]))
+    return ["-" if share is None else f"{100 * share:.1f}" for share in map(score.get, _METRICS)]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -23,6 +23,7 @@ from bridge_ds.hub.card import CardFacts, model_card
 from bridge_ds.hub.config import BridgeConfig, from_run
 from bridge_ds.hub.folder import CARD, CONFIG, GENERATION, find_file, read_config, read_json, tensor_files
 from bridge_ds.inference.load import open_run
+from bridge_ds.metrics import current_names
 
 __all__ = ["HUB_OPTIONS", "BridgeSource", "check_bases", "hub_options", "open_source"]
 
@@ -158,7 +159,7 @@ def _inside(folder: Path, config: BridgeConfig) -> BridgeConfig:
 def _facts(run: Path, config: Config, checkpoint: Checkpoint) -> CardFacts:
     """What the model card says of a run; evaluation.json and metrics.jsonl are read if there."""
     try:
-        results = read_json(run / "evaluation.json")
+        results = current_names(read_json(run / "evaluation.json"))
     except ConfigError:
         results = {}
     try:

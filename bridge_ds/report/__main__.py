@@ -7,10 +7,11 @@ from pathlib import Path
 
 from bridge_ds.cli import Parser, user_errors
 from bridge_ds.entry import run_command
+from bridge_ds.metrics import CHOICE_METRICS, metric_name
 
 _HELP = """\
 Compare scored runs sample by sample: several fusions, each with the same seeds, on the same tasks and languages.
-Writes report.html (one page, nothing to load), report.md, report.json and plots.
+Writes report.html (one page that loads nothing), report.md, report.json and plots.
 
 examples:
   python -m bridge_ds.evaluation report runs/last_layer-* runs/transformer_softmax-* --output runs/report
@@ -24,24 +25,22 @@ def main(argv: list[str] | None = None) -> int:
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or NAME=FOLDER for a name of your own")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or NAME=FOLDER to name its system")
     parser.add_argument("--output", type=Path, default=Path("runs/report"), help="folder (default: runs/report)")
     parser.add_argument(
         "--baseline", default="last_layer", help="name of the system to compare with (default: last_layer)"
     )
     parser.add_argument(
-        "--scores",
-        default="sum",
-        choices=("sum", "mean", "calibrated"),
-        help="how a choice's scores count (default: sum)",
-    )
+        "--metric", "--scores", default="acc", type=metric_name, choices=CHOICE_METRICS,
+        help="which choice counts as the answer (default: acc, the highest log-probability)",
+    )  # fmt: skip
     options = parser.parse_args(argv)
     with user_errors():
         from bridge_ds.report import study_results, write_report
-        from bridge_ds.report.collect import read_study
         from bridge_ds.report.plots import draw_study
+        from bridge_ds.report.study import read_study
 
-        results = study_results(read_study(options.runs, options.baseline), options.scores)
+        results = study_results(read_study(options.runs, options.baseline), options.metric)
         write_report(options.output, results)
         draw_study(results, options.output)
         print(f"{options.output / 'report.html'}")

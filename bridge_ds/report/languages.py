@@ -1,9 +1,9 @@
-"""What is known of a language by its code: name, how well resourced it is, whether its script parts words.
+"""Languages by their codes: name, resource class, whether the script separates words by spaces.
 
-Classes are those of Joshi et al. 2020 (arXiv 2004.09095; the authors' list `lang2tax.txt`): from 0, hardly any data at
-all, to 5, as much as English. Where the list has a language under two names (Sinhala: `sinhala` 0, `sinhalese` 1) the
-higher one is meant. The three groups of classes are those of Üstün et al. 2024 (arXiv 2402.07827). English is apart,
-because bridges are trained on it, and so are languages that the testbed has made up.
+Classes are those of Joshi et al. 2020 (arXiv 2004.09095; the authors' list `lang2tax.txt`): from 0, hardly any data, to
+5, as much as English. Where the list has a language under two names (Sinhala: `sinhala` 0, `sinhalese` 1) the higher
+one is taken. The three groups of classes are those of Üstün et al. 2024 (arXiv 2402.07827). English, which bridges are
+trained on, and the constructed languages of the testbed are groups of their own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ GROUPS: dict[str, str] = {
     "constructed": "constructed languages of the testbed",
     "unknown": "languages of unknown class",
 }
-"""Name of a group -> what it holds, in the order of reports."""
+"""Name of a group -> description, in the order of reports."""
 
-# ISO 639-1 code (or -), ISO 639-3 codes (variants that the list does not part), English name.
+# ISO 639-1 code (or -), ISO 639-3 codes (variants that the list does not distinguish), English name.
 _CLASSES: dict[int, str] = {
     5: """en eng English; es spa Spanish; de deu German; ja jpn Japanese; fr fra French; ar ara,arb Arabic;
         zh zho,cmn Chinese""",
@@ -50,26 +50,9 @@ _CLASSES: dict[int, str] = {
         eo epo Esperanto; nb nob Norwegian Bokmål; nn nno Norwegian Nynorsk; lb ltz Luxembourgish;
         gd gla Scottish Gaelic; yi yid Yiddish; ug uig Uyghur; tt tat Tatar""",
 }
-_UNPARTED = {
-    "zh",
-    "zho",
-    "cmn",
-    "ja",
-    "jpn",
-    "th",
-    "tha",
-    "lo",
-    "lao",
-    "km",
-    "khm",
-    "my",
-    "mya",
-    "bo",
-    "bod",
-    "dz",
-    "dzo",
-}
-"""Languages whose script puts no blanks between words."""
+_WITHOUT_SPACES = (
+    "zh", "zho", "cmn", "ja", "jpn", "th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,17 +62,17 @@ class Language:
     code: str
     """As the benchmark writes it."""
     name: str
-    """In English; the code where it is not known."""
+    """In English; the code where the language is unknown."""
     group: str
     """One of :data:`GROUPS`."""
     resource_class: int | None
-    """0 to 5; none where it is not known."""
-    parts_words: bool
-    """Whether words can be counted by the blanks between them."""
+    """0 to 5; none where it is unknown."""
+    has_spaces: bool
+    """Whether words can be counted by the spaces between them."""
 
 
 def find_language(code: str) -> Language:
-    """By ISO 639-1 or 639-3 code, with or without a script or region: `si`, `sin_Sinh`, `pt-BR`. Never fails."""
+    """By ISO 639-1 or 639-3 code, with or without a script or region: `si`, `sin_Sinh`, `pt-BR`. Never raises."""
     base = code.replace("-", "_").split("_")[0].lower()
     if base in LANGUAGE_NAMES and base != ENGLISH:
         return Language(code, LANGUAGE_NAMES[base], "constructed", None, True)
@@ -97,7 +80,7 @@ def find_language(code: str) -> Language:
     group = "unknown" if resource_class is None else "low" if resource_class < 3 else "high"
     if resource_class == 3:
         group = "middle"
-    return Language(code, name, "English" if name == "English" else group, resource_class, base not in _UNPARTED)
+    return Language(code, name, "English" if name == "English" else group, resource_class, base not in _WITHOUT_SPACES)
 
 
 def _read_table() -> dict[str, tuple[str, int | None]]:

@@ -1,4 +1,4 @@
-"""The pictures of a report that compares runs: accuracies, differences, layers, tokens, lengths. PNG, 1200 px wide."""
+"""Plots of a report: accuracies, differences, layer weights, tokens, lengths. PNG, 1200 px wide."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ALL_COLOURS = (*_COLOURS, "#a0256b", "#6d5a00")
 
 
 def draw_study(results: Mapping[str, Any], folder: Path) -> None:
-    """Draw everything that report.md links.
+    """Draw all plots that report.md links.
 
     Args:
         results: the content of report.json.
@@ -24,14 +24,11 @@ def draw_study(results: Mapping[str, Any], folder: Path) -> None:
     """
     for task, found in results["tasks"].items():
         accuracy = {system: found["accuracy"][system] for system in results["systems"]}
-        _draw_intervals(
-            (results, found, accuracy, task, 100 * found["chance"]), folder / f"accuracy-{results['slugs'][task]}.png"
-        )
+        name = f"{results['slugs'][task]}.png"
+        _draw_intervals((results, found, accuracy, task, 100 * found["chance"]), folder / f"accuracy-{name}")
         if results["rivals"]:
             differences = {system: found["differences"][system] for system in results["rivals"]}
-            _draw_intervals(
-                (results, found, differences, task, 0.0), folder / f"differences-{results['slugs'][task]}.png"
-            )
+            _draw_intervals((results, found, differences, task, 0.0), folder / f"differences-{name}")
     for system, found in results["layers"].items():
         if not found["constant"]:
             _draw_layers((system, found["languages"]), folder / f"layers-{results['slugs'][system]}.png")
@@ -41,24 +38,24 @@ def draw_study(results: Mapping[str, Any], folder: Path) -> None:
 
 @_styled
 def _draw_intervals(data: Any, path: Path) -> None:
-    # A row a language, a mark with its interval a system.
+    # One row per language, in it one point with its interval per system.
     results, found, estimates, task, guide = data
     codes, systems = list(found["languages"]), list(estimates)
     figure, (axis,) = _figure(1.3 + len(codes) * max(0.3, 0.14 * len(systems)), 1)
     for number, system in enumerate(systems):
-        place = results["systems"].index(system)
+        index = results["systems"].index(system)
         shift = (number - (len(systems) - 1) / 2) * 0.7 / len(systems)
         rows = [estimates[system][code] for code in codes]
         values = [100 * row["value"] for row in rows]
         arms = [[100 * abs(row["value"] - row[end]) for row in rows] for end in ("low", "high")]
-        style = {"fmt": _MARKERS[place % 7], "color": _ALL_COLOURS[place % 7], "markersize": 5, "elinewidth": 1.6}
+        style = {"fmt": _MARKERS[index % 7], "color": _ALL_COLOURS[index % 7], "markersize": 5, "elinewidth": 1.6}
         axis.errorbar(values, [row + shift for row in range(len(codes))], xerr=arms, label=system, **style)
     axis.axvline(guide, color="#b3262a", linestyle="--", linewidth=1.2)
     axis.set_yticks(range(len(codes)), [_named(code, found["languages"][code]) for code in codes])
     axis.invert_yaxis()
     axis.grid(False, axis="y")
     is_accuracy = estimates.keys() == set(results["systems"])
-    against = "accuracy (%)" if is_accuracy else f"accuracy less that of {results['baseline']} (points)"
+    against = "accuracy (%)" if is_accuracy else f"accuracy minus that of {results['baseline']} (points)"
     dashed = "chance" if is_accuracy else "no difference"
     axis.set(title=f"{task}: 95 % intervals; dashed: {dashed}", xlabel=against)
     if is_accuracy:
@@ -95,11 +92,13 @@ def _draw_tokens(results: Any, path: Path) -> None:
         codes = list(found["languages"])
         values = [found["languages"][code]["per_word"] or math.nan for code in codes]
         bars = axis.barh(range(len(codes)), values, 0.7, color=_COLOURS[1])
-        axis.bar_label(bars, [f"{value:.1f}" if value == value else "not known" for value in values], padding=3)
+        axis.bar_label(bars, [f"{value:.1f}" if value == value else "unknown" for value in values], padding=3)
         axis.set_yticks(range(len(codes)), codes)
         axis.invert_yaxis()
         axis.grid(False, axis="y")
-        axis.set(title=f"{task}: encoder tokens a word", xlim=(0, 1.15 * max((v for v in values if v == v), default=1)))
+        axis.set(
+            title=f"{task}: encoder tokens per word", xlim=(0, 1.15 * max((v for v in values if v == v), default=1))
+        )
     _save(figure, path)
 
 
@@ -109,8 +108,8 @@ def _draw_lengths(results: Any, path: Path) -> None:
     figure, axes = _figure(0.8 + 2.4 * max(1, len(tasks)), max(1, len(tasks)))
     for axis, (task, found) in zip(axes, tasks.items(), strict=False):
         bins = found["lengths"]["bins"]
-        for place, (system, shares) in enumerate(found["lengths"]["accuracy"].items()):
-            style = {"marker": _MARKERS[place % 7], "color": _ALL_COLOURS[place % 7]}
+        for index, (system, shares) in enumerate(found["lengths"]["accuracy"].items()):
+            style = {"marker": _MARKERS[index % 7], "color": _ALL_COLOURS[index % 7]}
             axis.plot([100 * share for share in shares], label=system, **style)
         axis.set_xticks(range(len(bins)), [f"{part['from']} to {part['to']}" for part in bins])
         axis.set(
@@ -125,7 +124,7 @@ def _draw_lengths(results: Any, path: Path) -> None:
 
 
 def _columns(names: Sequence[str]) -> int:
-    """Of a legend as wide as a figure: about 90 letters, 8 of them for a sign and the space around it."""
+    """Columns of a legend as wide as a figure: about 90 letters, 8 of them for a marker and the space around it."""
     return max(1, min(4, len(names), 90 // (max(map(len, names), default=0) + 8)))
 
 

@@ -1,11 +1,14 @@
-"""What a benchmark is: prompts in many languages, and what is to be answered."""
+"""What a benchmark is: prompts in many languages with their right answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Example", "Task"]
+__all__ = ["KINDS", "Example", "Task"]
+
+KINDS = ("labels", "choices", "number")
+"""Kinds of tasks: the same labels for every sample, choices of each sample's own, a number to be generated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,24 +16,24 @@ class Example:
     """One prompt in one language with its right answer."""
 
     source: str
-    """The whole prompt, for the encoder; no blank at its end."""
+    """The whole prompt, for the encoder; no space at its end."""
     target: str
     """The right text: a label, a choice, or a number."""
     label: int
-    """Its place in the task's labels or in `choices`; -1 where a number is asked for."""
+    """Its index in the task's labels or in `choices`; -1 where a number is asked for."""
     language: str
     """Language code, as the benchmark writes it."""
     key: str
-    """Name of the sample, one of a kind in its language; the same in every language where the benchmark is parallel."""
+    """Id of the sample, unique in its language; the same in every language where the benchmark is parallel."""
     choices: tuple[str, ...] = ()
     """The sample's own choices; empty where the task's labels are the choices, or a number is asked for."""
     null: str = ""
-    """The prompt with nothing in it: what a calibration takes off is the likelihood of a choice after this."""
+    """The prompt with its fields left empty, for `acc_mutual_info`."""
 
 
 @runtime_checkable
 class Task(Protocol):
-    """One benchmark. Making one loads nothing; :meth:`examples` may read files or the network."""
+    """One benchmark. Its constructor loads nothing; :meth:`examples` may read files or the network."""
 
     @property
     def name(self) -> str:
@@ -38,7 +41,7 @@ class Task(Protocol):
 
     @property
     def kind(self) -> str:
-        """One of `bridge_ds.evaluation.predictions.KINDS`."""
+        """One of :data:`KINDS`."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -57,5 +60,5 @@ class Task(Protocol):
 
         Raises:
             ConfigError: the benchmark lacks the language.
-            DataError: the data cannot be had or is not as expected.
+            DataError: the data cannot be loaded or is not as expected.
         """

@@ -1,9 +1,9 @@
 """Belebele: which of four answers a passage gives, the same 900 questions in 122 language variants (arXiv 2308.16884).
 
 `facebook/belebele`, JSON lines on its default branch, one configuration a variant, test split only. Columns: link,
-question_number, flores_passage, question, mc_answer1 to mc_answer4, correct_answer_num (1 to 4). The four answers stand
-in the prompt with letters, and the likelihood of the letters is compared: so MindMerger shows the choices of X-CSQA
-(arXiv 2405.17386) and so the harness asks Belebele; the task is one of labels, the same four for every sample.
+question_number, flores_passage, question, mc_answer1 to mc_answer4, correct_answer_num (1 to 4). The prompt lists the
+answers with letters, and the log-probabilities of the letters are compared, as MindMerger does for X-CSQA (arXiv
+2405.17386) and lm-evaluation-harness for Belebele; so the task has labels, the same four for every sample.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 from bridge_ds.tasks.rows import Record
 from bridge_ds.tasks.table import TableTask
 
-__all__ = ["Belebele"]
+__all__ = ["TASKS", "Belebele"]
 
 _VARIANTS = """
     en:eng_Latn acm_Arab af:afr_Latn sq:als_Latn am:amh_Ethi apc_Arab ar:arb_Arab arb_Latn ars_Arab ary_Arab
@@ -31,7 +31,7 @@ _VARIANTS = """
     ur:urd_Arab urd_Latn uz:uzn_Latn vi:vie_Latn war_Latn wo:wol_Latn xh:xho_Latn yo:yor_Latn zh:zho_Hans zho_Hant
     ms:zsm_Latn zu:zul_Latn
 """
-"""The hub's configurations, with the two-letter code where a variant is the usual one of its language."""
+"""The hub's configurations, with a two-letter code where a variant is the usual one of its language."""
 _CONFIGS = {pair.split(":")[0]: pair.split(":")[-1] for pair in _VARIANTS.split()}
 
 
@@ -55,7 +55,7 @@ class Belebele(TableTask):
         return _CONFIGS.get(language, language)
 
     def key_of(self, row: Record, number: int, language: str) -> str:
-        """By the passage's address and the question's number, as the rows' order differs between languages."""
+        """By the passage's address and the question's number: the order of the rows differs between languages."""
         if not (row.has("link") and row.has("number")):
             return super().key_of(row, number, language)
         address = hashlib.sha256(str(row.value("link")).encode()).hexdigest()[:10]
@@ -64,3 +64,6 @@ class Belebele(TableTask):
     def label_of(self, row: Record) -> int:
         """Counted from 1 in the data."""
         return row.label("label", self.labels, first=1)
+
+
+TASKS = (Belebele(),)

@@ -1,4 +1,4 @@
-"""Numbers in written answers: any script's digits, thousands separators, signs. Pure."""
+"""Numbers in generated text: digits of any script, thousands separators, signs. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import Decimal
 __all__ = ["is_right", "numbers", "plain"]
 
 _GROUP = ",'’٬，\u00a0\u2009\u202f"
-"""Signs that may stand between groups of digits (the plain blank is none: it also parts one number from the next)."""
+"""Separators of groups of digits (without the plain space, which also separates two numbers)."""
 _POINT = ".٫．"
 _DIGITS = re.compile(rf"\d+(?:[{re.escape(_GROUP + _POINT)}]\d+)*")
 _MINUS = re.compile(r"(?<![^\W_])[-−－﹣][$€£¥₹]?$")
@@ -17,8 +17,8 @@ _MINUS = re.compile(r"(?<![^\W_])[-−－﹣][$€£¥₹]?$")
 def numbers(text: str) -> list[tuple[Decimal, ...]]:
     """Every number of a text, each with all its readings, the likeliest first.
 
-    Most have one. Of `1.234` the first reading is 1.234 and the second 1234, of `1,234` it is the other way about, and
-    `0,5` is one half: languages differ in which sign is which. A minus counts where no letter or digit precedes it.
+    Most have one. `1.234` is 1.234 or 1234, `1,234` is 1234 or 1.234, and `0,5` is one half: languages differ in their
+    decimal signs. A minus counts where no letter or digit precedes it.
 
     >>> numbers("between -3 and 1,234.50")
     [(Decimal('-3'),), (Decimal('1234.50'),)]
@@ -43,14 +43,14 @@ def is_right(text: str, answer: str) -> bool:
 
 
 def plain(value: Decimal) -> str:
-    """A number as its shortest text: no exponent, no zeros behind the point."""
+    """A number as its shortest text: no exponent, no trailing zeros."""
     text = f"{value:f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text in ("-0", "") else text
 
 
 def _pieces(text: str) -> list[tuple[Decimal, ...]]:
-    """Readings of digits with signs between them; a list such as `1,2,3` or `1.5.2` is several numbers."""
+    """Readings of digits with separators; a list such as `1,2,3` or `1.5.2` is several numbers."""
     parts = re.split(rf"([{re.escape(_GROUP + _POINT)}])", text)
     digits, signs = parts[::2], parts[1::2]
     kinds = ["." if sign in _POINT else "," for sign in signs]
@@ -70,7 +70,7 @@ def _one_sign(digits: list[str], kind: str, sign: str) -> list[tuple[Decimal, ..
     whole, rest = digits
     broken = Decimal(f"{whole}.{rest}")
     if not _grouped(digits):
-        # A group sign that cannot group is a decimal comma, unless it is no comma at all.
+        # A comma that cannot separate groups is a decimal comma.
         return [(broken,)] if kind == "." or sign in ",，" else [(Decimal(whole),), (Decimal(rest),)]
     joined = Decimal(whole + rest)
     if kind == ".":

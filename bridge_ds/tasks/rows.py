@@ -1,12 +1,12 @@
-"""Where a benchmark's rows come from: a local folder, or the hub by `datasets`. Loading scripts are never run.
+"""Rows of benchmarks: from a local folder, or from the hub by `datasets`. Loading scripts are never run.
 
-A local folder holds, for each language, the first of these that is there (EXT: jsonl, csv, tsv, parquet, and the first
-three also with .gz or .zst):
+A local folder has, for each language, files of one of these names (the first that exists is taken; EXT: jsonl, csv,
+tsv, parquet, and the first three also with .gz or .zst):
 
     SPLIT/LANGUAGE.EXT   LANGUAGE/SPLIT.EXT   LANGUAGE/SPLIT-*.EXT   LANGUAGE/SPLIT/*.EXT   data/SPLIT_LANGUAGE-*.EXT
     LANGUAGE.EXT   data/LANGUAGE.EXT                                             (these two for the test split only)
 
-LANGUAGE is the task's code, or the name that the hub's repository has for it.
+LANGUAGE is the task's code, or that of the hub's repository.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bridge_ds.reading import is_macos
 __all__ = ["PARQUET", "Record", "RowSource", "local_languages", "rows"]
 
 PARQUET = "refs/convert/parquet"
-"""Revision that the hub makes of repositories with a loading script: CONFIG/SPLIT/*.parquet."""
+"""Revision that the hub converts repositories with a loading script to: CONFIG/SPLIT/*.parquet."""
 _ENDING = re.compile(r"(?P<stem>.+?)\.(?:(?:jsonl|csv|tsv)(?:\.gz|\.zst)?|parquet)$")
 _PATTERNS = {
     "train": ("{split}/{name}.*", "{name}/{split}.*", "{name}/{split}-*", "{name}/{split}/*", "data/{split}_{name}-*"),
@@ -51,35 +51,36 @@ class RowSource:
     split: str
     """`test` or `train`."""
     config: str | None
-    """The hub's name of the configuration; none = it has but one."""
+    """The hub's name of the configuration; none = there is only one."""
     hub_split: str
     """The hub's name of the split."""
     files: str = ""
-    """Files in the hub's repository, a pattern, where they are read as files."""
+    """Pattern of files in the hub's repository, where these are read directly."""
 
 
 class Record:
-    """One row, read by the task's names of its fields."""
+    """One row, read by the task's names of fields."""
 
-    def __init__(self, task: str, place: str, values: Any, columns: dict[str, str]) -> None:
+    def __init__(self, task: str, where: str, values: Any, columns: dict[str, str]) -> None:
         """Args:
+        where: file and line, for messages.
         columns: field of the task -> column of the data.
         """
         if not isinstance(values, dict):
-            raise DataError(f"{place} is a {type(values).__name__}; expected named columns; mend the data of {task}.")
-        self.task, self.place, self.values, self.columns = task, place, values, columns
+            raise DataError(f"{where} is a {type(values).__name__}; expected named columns; correct {task}'s data.")
+        self.task, self.where, self.values, self.columns = task, where, values, columns
 
     def value(self, field: str) -> Any:
-        """What the field's column holds.
+        """The value of the field's column.
 
         Raises:
-            DataError: there is no such column, or it is empty here.
+            DataError: there is no such column, or it is empty.
         """
         column = self.columns[field]
         if self.values.get(column) is None:
             found = "an empty" if column in self.values else "no"
             raise DataError(
-                f"{self.place} has {found} column {column!r}; it has {', '.join(map(str, self.values))}; expected the "
+                f"{self.where} has {found} column {column!r}; it has {', '.join(map(str, self.values))}; expected the "
                 f"{field} of {self.task}: name its column in evaluation.data.{self.task}.fields."
             )
         return self.values[column]
@@ -89,24 +90,24 @@ class Record:
         return self.values.get(self.columns[field]) is not None
 
     def text(self, field: str) -> str:
-        """The field as one text without white space at its ends.
+        """The field as text without leading and trailing white space.
 
         Raises:
-            DataError: as :meth:`value`, or it holds no text.
+            DataError: as :meth:`value`, or it is no text.
         """
         value = self.value(field)
         if not isinstance(value, str):
             raise DataError(
-                f"{self.place} has {type(value).__name__} in column {self.columns[field]!r}; expected text, the "
-                f"{field} of {self.task}; mend the data or evaluation.data.{self.task}.fields."
+                f"{self.where} has {type(value).__name__} in column {self.columns[field]!r}; expected text, the "
+                f"{field} of {self.task}; correct the data or evaluation.data.{self.task}.fields."
             )
         return value.strip()
 
     def label(self, field: str, labels: tuple[str, ...], first: int = 0) -> int:
-        """The field as a place in `labels`: a whole number counted from `first`, or a label's text.
+        """The field as an index into `labels`: a whole number counted from `first`, or a label's text.
 
         Raises:
-            DataError: as :meth:`value`, or outside of the labels.
+            DataError: as :meth:`value`, or not one of the labels.
         """
         value = self.value(field)
         text = str(value).strip()
@@ -118,37 +119,37 @@ class Record:
         except ValueError:
             number = -1.0
         if not number.is_integer() or not 0 <= number - first < len(labels):
-            named = ", ".join(f"{place} ({label})" for place, label in enumerate(labels, first))
+            named = ", ".join(f"{index} ({label})" for index, label in enumerate(labels, first))
             raise DataError(
-                f"{self.place} has the label {value!r}; expected one of {named}; mend the data of {self.task}."
+                f"{self.where} has the label {value!r}; expected one of {named}; correct the data of {self.task}."
             )
         return int(number) - first
 
 
-def rows(place: RowSource) -> Iterator[Row]:
-    """All rows, each with its place for messages.
+def rows(source: RowSource) -> Iterator[Row]:
+    """All rows, each with its file and line for messages.
 
     Raises:
-        DataError: they cannot be had.
+        DataError: they cannot be loaded.
     """
-    folder = Path(place.source)
+    folder = Path(source.source)
     if not folder.is_dir():
-        return _hub_rows(place)
-    found = _local_files(folder, [place.language, place.config or place.language], place.split)
+        return _hub_rows(source)
+    found = _local_files(folder, [source.language, source.config or source.language], source.split)
     if found:
         return (row for part in file_parts(found) for row in part_rows(part))
     if _is_repository(folder):
-        options = {"config": place.config, "split": place.hub_split, "revision": None, "stream": ""}
-        return _numbered(load_dataset(place.source, options), f"{place.source} ({place.language}, {place.split})")
-    example = f"{place.language}.jsonl" if place.split == "test" else f"{place.split}/{place.language}.jsonl"
+        options = {"config": source.config, "split": source.hub_split, "revision": None, "stream": ""}
+        return _numbered(load_dataset(source.source, options), f"{source.source} ({source.language}, {source.split})")
+    example = f"{source.language}.jsonl" if source.split == "test" else f"{source.split}/{source.language}.jsonl"
     raise DataError(
-        f"{folder} has no {place.split} file for the language {place.language!r} of {place.task}; expected {example} "
-        "or csv, tsv, parquet; add it, or leave the language out."
+        f"{folder} has no {source.split} file for the language {source.language!r} of {source.task}; expected "
+        f"{example} or csv, tsv, parquet; add it, or leave the language out."
     )
 
 
 def local_languages(source: str) -> list[str] | None:
-    """Names for which a local folder has test files, sorted; none = it is no such folder, and who knows."""
+    """Languages that a local folder has test files for, sorted; none = not such a folder, so they are unknown."""
     folder = Path(source)
     if not folder.is_dir():
         return None
@@ -178,7 +179,7 @@ def _local_files(folder: Path, names: Iterable[str], split: str) -> list[Path]:
             ]
             if len(found) > 1 and pattern.endswith(".*"):
                 raise DataError(
-                    f"{folder} has both {found[0].name} and {found[1].name}, so that each sample would count twice; "
+                    f"{folder} has both {found[0].name} and {found[1].name}, which would count each sample twice; "
                     "expected one of them; remove the other."
                 )
             if found:
@@ -187,27 +188,27 @@ def _local_files(folder: Path, names: Iterable[str], split: str) -> list[Path]:
 
 
 def _is_repository(folder: Path) -> bool:
-    """Whether `datasets` knows more about a folder than we do: a copy of a hub repository, or one that it saved."""
+    """Whether `datasets` reads the folder: a copy of a hub repository, or a data set that it saved."""
     return any((folder / name).is_file() for name in ("README.md", "state.json", "dataset_dict.json"))
 
 
-def _hub_rows(place: RowSource) -> Iterator[Row]:
+def _hub_rows(source: RowSource) -> Iterator[Row]:
     from datasets import load_dataset as load
 
-    where = f"{place.source} ({place.language}, {place.split})"
+    where = f"{source.source} ({source.language}, {source.split})"
     try:
-        if place.files:
-            revision = f"@{place.revision}" if place.revision else ""
-            url = f"hf://datasets/{place.source}{revision}/{place.files}"
-            kind = "parquet" if place.files.endswith("parquet") else "json"
-            found = load(kind, data_files={place.split: url}, split=place.split)
+        if source.files:
+            revision = f"@{source.revision}" if source.revision else ""
+            url = f"hf://datasets/{source.source}{revision}/{source.files}"
+            kind = "parquet" if source.files.endswith("parquet") else "json"
+            found = load(kind, data_files={source.split: url}, split=source.split)
         else:
-            found = load(place.source, place.config, split=place.hub_split, revision=place.revision)
-    except Exception as error:  # datasets, the hub client and its transport each have errors of their own
+            found = load(source.source, source.config, split=source.hub_split, revision=source.revision)
+    except Exception as error:  # datasets, the hub client and its transport each have their own errors
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(
             f"{where} could not be loaded ({why}); expected the hub, or a copy in the cache of datasets; run it once "
-            f"where there is network, with the same HF_HOME, or set evaluation.data.{place.task}.source to a folder."
+            f"where there is network, with the same HF_HOME, or set evaluation.data.{source.task}.source to a folder."
         ) from error
     return _numbered(found, where)
 

@@ -1,10 +1,11 @@
-"""A benchmark that comes as rows with columns: what all of them share, so that each is a few lines."""
+"""Base class of the benchmarks that are rows with columns."""
 
 from __future__ import annotations
 
 import difflib
 import re
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -21,10 +22,10 @@ __all__ = ["TableTask"]
 
 @dataclass(frozen=True)
 class TableTask:
-    """Base of the benchmarks with rows. A task of labels sets the class variables; others also :meth:`read`."""
+    """A benchmark with rows. A task of labels sets the class variables; others also override :meth:`example`."""
 
     given: TaskDataConfig = field(default_factory=TaskDataConfig)
-    """What the recipe says of the task's data."""
+    """The recipe's `evaluation.data` of the task."""
 
     name: ClassVar[str]
     """Name in ``TASKS``."""
@@ -33,17 +34,17 @@ class TableTask:
     revision: ClassVar[str | None] = None
     """Hub revision of `hub`; none = its default branch."""
     hub_files: ClassVar[str] = ""
-    """Files of `hub`, with {config} and {split}, where its default branch has a script that hides them."""
+    """Pattern of files in `hub`, with {config} and {split}, where its default branch has a loading script."""
     kind: ClassVar[str] = "labels"
-    """One of `bridge_ds.evaluation.predictions.KINDS`."""
+    """As of :class:`~bridge_ds.tasks.base.Task`."""
     labels: ClassVar[tuple[str, ...]] = ()
     """The label texts."""
     codes: ClassVar[tuple[str, ...]]
     """Languages of the hub's data, English first."""
     prompt: ClassVar[str]
-    """With fields in braces. No blank at its end: the target's first token brings its own."""
+    """With fields in braces. No space at its end: the target's first token has its own."""
     columns: ClassVar[dict[str, str]]
-    """Field -> column on the hub. Every field of the prompt stands here, and the answer's."""
+    """Field -> column on the hub, for every field of the prompt and the answer's."""
     parallel: ClassVar[bool] = True
     """Whether row N is the same sample in every language."""
     has_train: ClassVar[bool] = True
@@ -62,7 +63,7 @@ class TableTask:
         if unknown:
             raise ConfigError(
                 f"evaluation.data.{self.name}.prompt has {{{unknown[0]}}}; expected some of "
-                f"{', '.join(f'{{{name}}}' for name in self.columns)}; mend the prompt."
+                f"{', '.join(f'{{{name}}}' for name in self.columns)}; correct the prompt."
             )
 
     @property
@@ -72,7 +73,7 @@ class TableTask:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Those of the hub's data; of a local folder, those that it has files for."""
+        """Those of the hub's data; for a local folder, those that it has files for."""
         found = local_languages(self.source)
         if found is None:
             return self.codes
@@ -83,7 +84,7 @@ class TableTask:
 
     @property
     def chance(self) -> float:
-        """One among the labels."""
+        """One of the labels."""
         return 1 / len(self.labels)
 
     def config_of(self, language: str) -> str | None:
@@ -95,32 +96,32 @@ class TableTask:
         return split
 
     def key_of(self, row: Record, number: int, language: str) -> str:
-        """Name of a sample."""
+        """Id of a sample."""
         return f"{self.name}-{number}" if self.parallel else f"{self.name}-{language}-{number}"
 
-    def read(self, row: Record, language: str) -> tuple[str, int, str, tuple[str, ...], str]:
-        """(source, label, target, choices, null source) of a row; here, of a task of labels.
+    def example(self, row: Record, language: str, key: str) -> Example:
+        """The sample of a row; here, of a task of labels.
 
         Raises:
-            DataError: the row lacks a column, or its label is outside of the labels.
+            DataError: the row lacks a column, or its label is not one of the labels.
         """
         label = self.label_of(row)
         source, null = self.render(row)
-        return source, label, self.labels[label], (), null
+        return Example(source, self.labels[label], label, language, key, null=null)
 
     def label_of(self, row: Record) -> int:
-        """RowSource of the right label.
+        """Index of the right label.
 
         Raises:
-            DataError: as :meth:`read`.
+            DataError: as :meth:`example`.
         """
         return row.label("label", self.labels)
 
     def render(self, row: Record, made: Mapping[str, str] = MappingProxyType({})) -> tuple[str, str]:
-        """The prompt with the row's texts in it, and with nothing in it.
+        """The prompt with the row's texts, and with empty fields.
 
         Args:
-            made: texts of fields that are not the row's own; a `connective` stays in the empty prompt.
+            made: texts of fields in place of the row's; a `connective` stays in the empty prompt.
         """
         template, slots = self.given.prompt or self.prompt, self._slots()
         texts = {name: made[name] if name in made else row.text(name) for name in slots}
@@ -133,17 +134,17 @@ class TableTask:
 
         Raises:
             ConfigError: the data lacks the language.
-            DataError: the data cannot be had or is not as expected.
+            DataError: the data cannot be loaded or is not as expected.
         """
         if language not in self.languages:
             raise ConfigError(
                 f"language {language!r} is not in {self.name} ({self.source}); expected one of "
-                f"{', '.join(self.languages) or 'those with a file'}; mend evaluation.languages."
+                f"{', '.join(self.languages) or 'those with a file'}; correct evaluation.languages."
             )
-        return list(islice(self._stream(language, "test"), limit or None))
+        return list(islice(self._examples(language, "test"), limit or None))
 
     def train(self) -> Iterator[Example]:
-        """The English train split, to pack.
+        """The English train split, for packing.
 
         Raises:
             ConfigError: the benchmark has none.
@@ -154,10 +155,10 @@ class TableTask:
                 f"{self.name} has no English train split; expected a task that has one, such as xnli; pack other "
                 "English samples with --input or --dataset."
             )
-        return self._stream("en", "train")
+        return self._examples("en", "train")
 
-    def place(self, language: str, split: str) -> RowSource:
-        """Where a split in a language is."""
+    def row_source(self, language: str, split: str) -> RowSource:
+        """Where the rows of a split in a language are."""
         config = self.config_of(language)
         revision, files = self.given.revision, ""
         if not self.given.source:
@@ -168,17 +169,15 @@ class TableTask:
         files = files.format(config=config or "default", split=hub_split)
         return RowSource(self.name, self.source, revision, language, split, config, hub_split, files)
 
-    def _stream(self, language: str, split: str) -> Iterator[Example]:
+    def _examples(self, language: str, split: str) -> Iterator[Example]:
         columns = self.columns | self.given.fields
-        keys: dict[str, int] = {}
-        for number, (place, values) in enumerate(rows(self.place(language, split))):
-            row = Record(self.name, place, values, columns)
+        keys: Counter[str] = Counter()
+        for number, (where, values) in enumerate(rows(self.row_source(language, split))):
+            row = Record(self.name, where, values, columns)
             key = self.key_of(row, number, language)
-            keys[key] = keys.get(key, 0) + 1
-            if keys[key] > 1:
-                key = f"{key}-{keys[key]}"  # a sample is found again by its key alone
-            source, label, target, choices, null = self.read(row, language)
-            yield Example(source, target, label, language, key, choices, null)
+            keys[key] += 1
+            # Keys are unique: runs are compared by them.
+            yield self.example(row, language, key if keys[key] == 1 else f"{key}-{keys[key]}")
 
     def _slots(self) -> list[str]:
         template = self.given.prompt or self.prompt
@@ -186,5 +185,6 @@ class TableTask:
             return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
         except ValueError as error:
             raise ConfigError(
-                f"evaluation.data.{self.name}.prompt {template!r} is no template ({error}); expected fields in braces."
+                f"evaluation.data.{self.name}.prompt {template!r} is no template ({error}); expected fields in "
+                "braces; correct it."
             ) from None

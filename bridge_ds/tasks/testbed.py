@@ -1,4 +1,4 @@
-"""The testbed's three tasks in English and its constructed languages; made on the spot, no download."""
+"""The testbed's three tasks in English and its constructed languages; generated, no download."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from bridge_ds import testbed
 from bridge_ds.tasks.base import Example
 
-__all__ = ["DEFAULT_SAMPLES", "ConstructedTask"]
+__all__ = ["DEFAULT_SAMPLES", "TASKS", "ConstructedTask"]
 
 DEFAULT_SAMPLES = 300
-"""Test samples a language when no limit is given: the testbed has no natural end."""
+"""Test samples per language when no limit is given: the generator has no end."""
 
 
 @dataclass(frozen=True)
 class ConstructedTask:
-    """One of ``testbed.TASKS``; the same samples in every language, labels balanced."""
+    """One of ``testbed.TASKS``; the same samples in every language, balanced labels."""
 
     subject: str
     """inference | news | reviews."""
     kind: str = "labels"
-    """Of all three."""
+    """As of :class:`Task`."""
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class ConstructedTask:
 
     @property
     def chance(self) -> float:
-        """One among the labels, which are balanced."""
+        """One of the labels, which are balanced."""
         return 1 / len(self.labels)
 
     def examples(self, language: str, limit: int) -> list[Example]:
@@ -47,3 +47,6 @@ class ConstructedTask:
         found = testbed.examples(self.subject, language, "test", limit or DEFAULT_SAMPLES)
         null = " ".join(word for word in testbed.PROMPTS[self.subject].split() if not word.startswith("{"))
         return [Example(e.source, e.target, e.label, e.language, e.key, null=null) for e in found]
+
+
+TASKS = tuple(ConstructedTask(subject) for subject in ("inference", "news", "reviews"))

@@ -2,17 +2,18 @@
 
 `cambridgeltl/xcopa`, parquet on its default branch, one configuration a language. Columns: premise, choice1, choice2,
 question (cause | effect), label (0, 1), idx. As in LangBridge's evaluation (arXiv 2401.10695, the harness's task): the
-prompt is the premise without its full stop and the language's word for "because" or "therefore", and the likelihood of
-each choice's own text as a continuation is compared; choices begin with a small letter.
+prompt is the premise without its full stop and the language's word for "because" or "therefore", and the
+log-probabilities of the choices as continuations are compared; choices begin with a lower-case letter.
 """
 
 from __future__ import annotations
 
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.tasks.base import Example
 from bridge_ds.tasks.rows import Record
 from bridge_ds.tasks.table import TableTask
 
-__all__ = ["Xcopa"]
+__all__ = ["TASKS", "Xcopa"]
 
 _CONNECTIVES = {
     "en": ("because", "therefore"),
@@ -52,14 +53,14 @@ class Xcopa(TableTask):
         return 0.5
 
     def key_of(self, row: Record, number: int, language: str) -> str:
-        """By the benchmark's own number, where it is given."""
+        """By the benchmark's own number, where the data has it."""
         return f"{self.name}-{row.value('idx') if row.has('idx') else number}"
 
-    def read(self, row: Record, language: str) -> tuple[str, int, str, tuple[str, ...], str]:
-        """Premise and connective; the choices as they go on."""
+    def example(self, row: Record, language: str, key: str) -> Example:
+        """Premise and connective; the choices continue them."""
         question = row.text("question")
         if question not in _QUESTIONS:
-            raise DataError(f"{row.place} has the question {question!r}; expected cause or effect; mend the data.")
+            raise DataError(f"{row.where} has the question {question!r}; expected cause or effect; correct the data.")
         if language not in _CONNECTIVES and not row.has("connective"):
             raise ConfigError(
                 f"xcopa knows no word for 'because' in {language!r}; expected one of {', '.join(_CONNECTIVES)}; give "
@@ -70,11 +71,14 @@ class Xcopa(TableTask):
         else:
             connective = _CONNECTIVES[language][_QUESTIONS.index(question)]
         premise = row.text("premise").rstrip(".。।!?！？")
-        choices = tuple(_small(row.text(name)) for name in ("choice1", "choice2"))
+        choices = tuple(_lower_first(row.text(name)) for name in ("choice1", "choice2"))
         label = row.label("label", ("choice1", "choice2"))
         source, null = self.render(row, {"premise": premise, "connective": connective})
-        return source, label, choices[label], choices, null
+        return Example(source, choices[label], label, language, key, choices, null)
 
 
-def _small(text: str) -> str:
+def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
+
+
+TASKS = (Xcopa(),)

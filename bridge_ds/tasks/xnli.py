@@ -12,7 +12,7 @@ from typing import ClassVar
 from bridge_ds.tasks.rows import PARQUET
 from bridge_ds.tasks.table import TableTask
 
-__all__ = ["IndicXnli", "Xnli"]
+__all__ = ["TASKS", "IndicXnli", "Xnli"]
 
 
 class Xnli(TableTask):
@@ -22,22 +22,8 @@ class Xnli(TableTask):
     hub = "facebook/xnli"
     labels = ("Entailment", "Neutral", "Contradiction")
     codes: ClassVar[tuple[str, ...]] = (
-        "en",
-        "ar",
-        "bg",
-        "de",
-        "el",
-        "es",
-        "fr",
-        "hi",
-        "ru",
-        "sw",
-        "th",
-        "tr",
-        "ur",
-        "vi",
-        "zh",
-    )
+        "en", "ar", "bg", "de", "el", "es", "fr", "hi", "ru", "sw", "th", "tr", "ur", "vi", "zh",
+    )  # fmt: skip
     prompt = "Premise: {premise} Hypothesis: {hypothesis} Label:"
     columns = {"premise": "premise", "hypothesis": "hypothesis", "label": "label"}  # noqa: RUF012
 
@@ -50,3 +36,6 @@ class IndicXnli(Xnli):
     revision = PARQUET
     codes = ("as", "bn", "gu", "hi", "kn", "ml", "mr", "or", "pa", "ta", "te")
     has_train = False
+
+
+TASKS = (Xnli(), IndicXnli())

@@ -160,7 +160,7 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
         width = 0.8 / len(systems)
         for number, system in enumerate(systems):
             middle = [x + (number - (len(systems) - 1) / 2) * width for x in range(len(languages))]
-            heights = [100 * results[system][task][language]["likelihood"] for language in languages]
+            heights = [100 * results[system][task][language]["acc"] for language in languages]
             name = "LLM alone" if system == "llm" else system.replace("_", " ")
             bars = axis.bar(middle, heights, 0.94 * width, color=_COLOURS[number % len(_COLOURS)], label=name)
             if len(languages) * len(systems) <= 32:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridge_ds.engine.hooks import StepRecord
+from bridge_ds.metrics import current_names
 
 __all__ = ["UNITS", "is_due", "numbers", "score_points"]
 
@@ -31,7 +32,7 @@ UNITS = {
     "layer_weight/NN": "0 to 1, of encoder layer NN",
     "bad_samples/KIND": "samples left out since the start of the run",
     "skipped_steps": "steps since the start of the run",
-    "accuracy_percent/TASK/LANGUAGE/SYSTEM_MEASURE": "%",
+    "accuracy_percent/TASK/LANGUAGE/SYSTEM_METRIC": "%",
 }
 """Units of the metrics; shown in the description of each run."""
 
@@ -62,11 +63,11 @@ def numbers(record: StepRecord) -> dict[str, float]:
 def score_points(results: Mapping[str, Any]) -> dict[str, float]:
     """The content of evaluation.json as metrics, in percent."""
     found = {}
-    for system, tasks in results.items():
+    for system, tasks in current_names(dict(results)).items():
         if system == "chance":
             continue
         for task, languages in tasks.items():
             for language, score in languages.items():
-                for measure in ("likelihood", "exact"):
+                for measure in ("acc", "exact_match"):
                     found[f"accuracy_percent/{task}/{language}/{system}_{measure}"] = 100 * score[measure]
     return found

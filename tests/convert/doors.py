@@ -71,7 +71,7 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
     def evaluated(kind: str) -> str:
         target, label = ("7", -1) if kind == "number" else (LABELS[1], 1)
         (found,) = scorer([Example(source, target, label, "en", "0", null="wet")], Task(kind)).predictions
-        return found.text if kind == "number" else f"{LABELS[found.chosen()]} {found.exact}"
+        return found.text if kind == "number" else f"{LABELS[found.chosen()]} {found.exact_match}"
 
     def continued() -> str:
         (scores,) = harness.score([Context(source)], [[Continuation(f" {label}") for label in LABELS]])

@@ -71,7 +71,7 @@ class FakeSystem:
                     answer=example.target,
                     scores=tuple(scores),
                     tokens=(2,) * len(scores),
-                    exact=wrote,
+                    exact_match=wrote,
                 )  # fmt: skip
             )
         tokens = sum(len(example.source) for example in examples)

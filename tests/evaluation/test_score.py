@@ -23,7 +23,9 @@ def _expected(task: FakeTask, limit: int = 0) -> dict[str, dict[str, float]]:
         answers = [is_right(example) for example in task.examples(language, limit)]
         n = len(answers)
         likely = sum(a for a, _ in answers) / n
-        found[language] = {"likelihood": likely, "exact": sum(b for _, b in answers) / n, "n": n, "mean": likely}
+        found[language] = {
+            "acc": likely, "exact_match": sum(b for _, b in answers) / n, "n": n, "acc_norm_tokens": likely
+        }  # fmt: skip
     return found
 
 
@@ -86,9 +88,9 @@ def test_a_score_that_is_no_number_is_wrong() -> None:
         def __call__(self, examples: list, task: FakeTask) -> Answers:  # type: ignore[override]
             answers = super().__call__(examples, task)
             nothing = (float("nan"),) * 3
-            return Answers([dataclasses.replace(p, scores=nothing, exact=False) for p in answers.predictions])
+            return Answers([dataclasses.replace(p, scores=nothing, exact_match=False) for p in answers.predictions])
 
-    assert evaluate(Broken(), [FakeTask()], progress=False)["fake"]["en"]["likelihood"] == 0
+    assert evaluate(Broken(), [FakeTask()], progress=False)["fake"]["en"]["acc"] == 0
 
 
 def test_a_system_that_forgets_samples_is_refused() -> None:

@@ -18,6 +18,7 @@ from bridge_ds.evaluation.predictions import Prediction
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.evaluation.store import Answers
 from bridge_ds.inference.greedy import decode_greedily
+from bridge_ds.metrics import CHOICE_METRICS
 from bridge_ds.tasks.base import Example
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def assert_alike(one: list[Prediction], other: list[Prediction]) -> None:
     for a, b in zip(one, other, strict=True):
         assert replace(a, scores=(), null=()) == replace(b, scores=(), null=())
         assert a.scores == pytest.approx(b.scores, abs=1e-4) and a.null == pytest.approx(b.null, abs=1e-4)
-        for normalization in ("sum", "mean", "calibrated")[: 3 if a.null else 0]:
+        for normalization in CHOICE_METRICS[: 3 if a.null else 0]:
             assert a.chosen(normalization) == b.chosen(normalization)
 
 
@@ -170,8 +171,8 @@ def test_a_number_is_read_from_what_was_written(
     ids = loaded[1].prompt_ids("so 1 , 2 and 7 .")
     monkeypatch.setattr("bridge_ds.inference.generator.decode_greedily", lambda *_, **__: [ids, []])
     right, empty = scorer(loaded)(examples("number")[:2], AnyTask("number")).predictions
-    assert (right.exact, right.correct(), right.text, right.answer) == (True, True, "so 1 , 2 and 7 .", "7")
-    assert (empty.exact, empty.text, empty.label, empty.scores) == (False, "", -1, ())
+    assert (right.exact_match, right.correct(), right.text, right.answer) == (True, True, "so 1 , 2 and 7 .", "7")
+    assert (empty.exact_match, empty.text, empty.label, empty.scores) == (False, "", -1, ())
 
 
 def test_a_source_without_tokens_is_one_sentence(

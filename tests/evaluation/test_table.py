@@ -8,8 +8,7 @@ from bridge_ds.evaluation.table import table
 def _results(languages: tuple[str, ...], **systems: float) -> dict:
     def system(accuracy: float) -> dict:
         scores = {
-            code: {"likelihood": accuracy - k / 100, "exact": accuracy / 2, "n": 300}
-            for k, code in enumerate(languages)
+            code: {"acc": accuracy - k / 100, "exact_match": accuracy / 2, "n": 300} for k, code in enumerate(languages)
         }
         return {"news": scores}
 
@@ -26,8 +25,7 @@ def test_six_languages_fit_on_one_line() -> None:
     assert [row.split("  ")[1].strip() for row in rows] == ["LLM alone", "bridge", "LLM alone", "bridge"]
     assert rows[1].split() == [
         "bridge",
-        "most",
-        "likely",
+        "acc",
         "100.0",
         "99.0",
         "98.0",
@@ -40,7 +38,7 @@ def test_six_languages_fit_on_one_line() -> None:
     assert rows[2].split()[-2:] == ["15.0", "-"]
     # Columns stand under each other.
     assert all(len(row) == len(head) for row in rows)
-    assert "300 samples a language; 95 % interval at most +/- 5.7" in text
+    assert "300 samples per language; 95 % interval at most +/- 5.7" in text
 
 
 def test_many_languages_are_broken_into_lines() -> None:
@@ -53,4 +51,4 @@ def test_many_languages_are_broken_into_lines() -> None:
 
 def test_english_alone_has_no_mean_of_the_others() -> None:
     row = next(line for line in table(_results(("en",), bridge=0.5)).splitlines() if line.startswith("  bridge"))
-    assert row.split() == ["bridge", "most", "likely", "50.0", "-", "20.0"]
+    assert row.split() == ["bridge", "acc", "50.0", "-", "20.0"]

@@ -62,7 +62,10 @@ def test_scores_are_those_of_the_scorer(runs: dict[str, Path], kind: str, bridge
         scorer([Example(source, "", label, "en", source) for source in SOURCES], task).predictions
         for label in range(len(LABELS))
     ]
-    scores, greedy = torch.tensor([p.scores for p in made[0]]), [[own[row].exact for own in made] for row in range(3)]
+    scores, greedy = (
+        torch.tensor([p.scores for p in made[0]]),
+        [[own[row].exact_match for own in made] for row in range(3)],
+    )
     found = answerer.score([Context(source) for source in SOURCES], [[Continuation(f" {n}") for n in LABELS]] * 3)
     assert torch.allclose(torch.tensor([[score for score, _ in row] for row in found]), scores, atol=2e-4)
     assert [[hit for _, hit in row] for row in found] == greedy

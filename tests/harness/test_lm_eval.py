@@ -97,7 +97,7 @@ def scored(run: Path) -> dict[str, tuple[list[int], list[bool]]]:
     for language in LANGUAGES:
         examples = task.examples(language, COUNT)
         answered = scorer(examples, task).predictions
-        found[language] = [p.chosen() for p in answered], [p.exact for p in answered]
+        found[language] = [p.chosen() for p in answered], [p.exact_match for p in answered]
     return found
 
 

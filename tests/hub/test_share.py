@@ -231,9 +231,9 @@ def test_the_card_says_what_was_measured(runs: dict[str, Path], bases: dict[str,
     run = shutil.copytree(runs["bert"], tmp_path / "mine")
     licensed = shutil.copytree(bases["gpt2"], tmp_path / "licensed")
     (licensed / "README.md").write_text("---\nlicense: other\nlicense_name: nice\nlicense_link: LICENSE\n---\n# It\n")
-    score = {"likelihood": 0.5, "exact": 0.25, "n": 40}
-    results = {"bridge": {"xnli": {"sw": score, "ur": score | {"likelihood": 0.725}}}, "chance": {"xnli": 1 / 3}}
-    results["llm"] = {"xnli": {"sw": score | {"likelihood": 0.345}}}
+    score = {"acc": 0.5, "exact_match": 0.25, "n": 40}
+    results = {"bridge": {"xnli": {"sw": score, "ur": score | {"acc": 0.725}}}, "chance": {"xnli": 1 / 3}}
+    results["llm"] = {"xnli": {"sw": score | {"acc": 0.345}}}
     (run / "evaluation.json").write_text(json.dumps(results))
     lines = [{"step": 1, "layer_weights": [0.1, 0.2, 0.7]}, {"step": 9, "layer_weights": [1, 0, 0]}]
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 10, "lay')

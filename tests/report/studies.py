@@ -104,14 +104,14 @@ def _prediction(task: str, language: str, n: int, name: str, seed: int, share: f
     common = {
         "key": f"{task}-{n}",
         "source": source,
-        "exact": bool(right and own.random() < 0.8),
+        "exact_match": bool(right and own.random() < 0.8),
         "source_tokens": 1 + len(source) // 3,
         "unknown": int(language == "xx"),
     }
     if not count:
         answer = str(10 + n)
         text = answer if right else str(7 * n)
-        return Prediction(label=-1, answer=answer, text=text, **common | {"exact": bool(right)})  # type: ignore[arg-type]
+        return Prediction(label=-1, answer=answer, text=text, **common | {"exact_match": bool(right)})  # type: ignore[arg-type]
     place = label if right else (label + 1 + int(own.integers(count - 1))) % count
     scores = -4 - 3 * own.random(count)
     scores[place] = -1 - own.random()

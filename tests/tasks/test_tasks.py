@@ -11,8 +11,8 @@ import pytest
 from bridge_ds import testbed
 from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.errors import BridgeError, ConfigError, DataError
-from bridge_ds.evaluation.predictions import KINDS
 from bridge_ds.tasks import TASKS, TableTask, Task, find_tasks
+from bridge_ds.tasks.base import KINDS
 
 from . import local
 
@@ -192,13 +192,13 @@ def test_wrong_rows_are_one_sentence(tmp_path: Path, row: dict[str, Any], words:
 
 def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     folder = local.xnli(tmp_path / "xnli")
-    with pytest.raises(ConfigError, match=r"language 'si' is not in xnli .* expected one of en, ar, de, th; mend"):
+    with pytest.raises(ConfigError, match=r"language 'si' is not in xnli .* expected one of en, ar, de, th; correct"):
         given("xnli", folder).examples("si", 1)
     with pytest.raises(ConfigError, match="language 'si' is not in xnli"):
         TASKS["xnli"].examples("si", 1)
     with pytest.raises(ConfigError, match=r"fields has 'premis'; .* did you mean 'premise'\?"):
         given("xnli", folder, fields={"premis": "a"})
-    with pytest.raises(ConfigError, match="testbed_news gives data to a task that makes its own"):
+    with pytest.raises(ConfigError, match="testbed_news gives data to a task that generates its own"):
         find_tasks(["testbed_news"], {"testbed_news": TaskDataConfig(source="x")})
     with pytest.raises(DataError, match=r"has no train file for the language 'en' .* expected train/en.jsonl"):
         next(given("xnli", local.indicxnli(tmp_path / "indic")).train())

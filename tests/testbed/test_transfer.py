@@ -18,8 +18,8 @@ CARRIED = {"testbed_inference": 1 / 3, "testbed_news": 1 / 2, "testbed_reviews":
 def test_english_training_carries_over(trained_run: Path) -> None:
     found = json.loads((trained_run / "evaluation.json").read_text())
     for task, least in CARRIED.items():
-        bridge = {language: cell["likelihood"] for language, cell in found["bridge"][task].items()}
-        alone = {language: cell["likelihood"] for language, cell in found["llm"][task].items()}
+        bridge = {language: cell["acc"] for language, cell in found["bridge"][task].items()}
+        alone = {language: cell["acc"] for language, cell in found["llm"][task].items()}
         chance, english = found["chance"][task], bridge.pop("en")
         assert alone.pop("en") >= 0.95
         assert english >= 0.8, (task, english)

@@ -29,7 +29,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, list[s
 
     def shares(folder: Path, code: str) -> dict[str, float]:
         right = [p.correct() for p in read_predictions(folder, "testbed_news", code)]
-        return {"likelihood": sum(right) / len(right), "n": len(right)}
+        return {"acc": sum(right) / len(right), "n": len(right)}
 
     monkeypatch.setattr(study_testbed, "train", train)
     return calls

@@ -95,7 +95,7 @@ def test_one_run_over_a_kill_and_a_resume(
     for name in ("loss", "layer_weight/04", "target_tokens_per_s"):
         assert [p.step for p in client.get_metric_history(run.info.run_id, name)] == [1, 5, 10, 12], name
     assert run.data.metrics["loss"] == pytest.approx(2.0 / 12)
-    assert run.data.metrics["accuracy_percent/news/qaa/bridge_likelihood"] == 75.0
+    assert run.data.metrics["accuracy_percent/news/qaa/bridge_acc"] == 75.0
     assert run.data.params == {key: str(value) for key, value in flatten(config).items()}
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("attempt.")}
     assert tags == {

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from bridge_ds.metrics import current_names
 from tools.bench.bench_rows import provenance
 
 __all__ = ["row", "table", "write"]
@@ -23,19 +24,19 @@ def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
     """
     import torch
 
-    results = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    results = current_names(json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
     found: dict[str, Any] = {"system": system, "seed": seed}
     for task, chance in results["chance"].items():
         name = task.removeprefix("testbed_")
         llm, bridge = results["llm"][task], results["bridge"][task]
         others = [language for language in bridge if language != "en"]
-        unseen = mean(bridge[language]["likelihood"] for language in others)
-        english = bridge["en"]["likelihood"]
-        found[f"{name} English, LLM"] = percent(llm["en"]["likelihood"])
+        unseen = mean(bridge[language]["acc"] for language in others)
+        english = bridge["en"]["acc"]
+        found[f"{name} English, LLM"] = percent(llm["en"]["acc"])
         found[f"{name} English"] = percent(english)
         found[f"{name} unseen"] = percent(unseen)
         found[f"{name} carried over"] = percent((unseen - chance) / max(english - chance, 1e-9))
-        found[f"{name} LLM alone off chance"] = percent(max(abs(llm[x]["likelihood"] - chance) for x in others))
+        found[f"{name} LLM alone off chance"] = percent(max(abs(llm[x]["acc"] - chance) for x in others))
         found[f"{name} n"] = bridge["en"]["n"]
     seconds = folder / "seconds.json"
     found["seconds"] = round(json.loads(seconds.read_text(encoding="utf-8"))) if seconds.is_file() else ""

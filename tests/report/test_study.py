@@ -12,7 +12,8 @@ import pytest
 
 from bridge_ds.evaluation.__main__ import main
 from bridge_ds.evaluation.predictions import read_index
-from bridge_ds.report.collect import read_study
+from bridge_ds.metrics import CHOICE_METRICS
+from bridge_ds.report.study import read_study
 
 from .studies import edit_index, rewrite, write_run, write_study
 
@@ -90,13 +91,13 @@ CASES: list[tuple[Callable[[Path], None], str]] = [
     (_other_source, "have another source or label for mgsm-0 of mgsm in en; "),
     (_other_labels, "on a xnli of other labels"),
     (_missing_seed, "has the seeds 0, 1, global_softmax has 0|global_softmax has the seeds 0, last_layer has 0, 1; "),
-    (_seed_twice, "are both global_softmax with seed 1; expected one run a seed"),
+    (_seed_twice, "are both global_softmax with seed 1; expected one run per seed"),
     (_short_scores, "en.jsonl line 1 has 2 scores and label .; expected a score for each of 3 choices"),
     (_no_file, "sw.jsonl cannot be read"),
     (_torn_line, "sw.jsonl line 12 is no prediction "),
     (
         lambda root: edit_index(root / "last_layer-0", "bridge", format=7),
-        "has format 7; expected 1; score the run again",
+        "has format 7; expected 1 or 2; score the run again",
     ),
     (lambda root: edit_index(root / "last_layer-0", "bridge", tasks=3), "index.json cannot be read"),
     (_llm_lacks, "llm was not scored on xnli, "),
@@ -127,7 +128,10 @@ def test_what_the_command_line_gets_wrong(tmp_path: Path, capsys: pytest.Capture
     for arguments, told in (
         ([str(tmp_path / "nothing")], "there is no folder"),
         ([*folders, "--baseline", "best"], "none of the runs is of 'best', the baseline; found LLM alone, "),
-        ([*folders, "--scores", "calibrated"], "do not hold what calibrated scores need; found sum, mean; choose"),
+        (
+            [*folders, "--scores", "calibrated"],
+            "do not hold what acc_mutual_info needs; found acc, acc_norm_tokens; choose",
+        ),
     ):
         with pytest.raises(SystemExit) as left:
             main(["report", *arguments, "--output", str(tmp_path / "report")])
@@ -141,7 +145,9 @@ def test_samples_in_another_order_are_paired_by_key(tmp_path: Path) -> None:
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     after = read_study([str(run) for run in runs], "last_layer")
     one, two = (study.systems["global_softmax"].answers["xnli", "sw"] for study in (before, after))
-    assert (one.chosen_KRN == two.chosen_KRN).all() and (one.margins_RN == two.margins_RN).all()
+    assert one.chosen.keys() == two.chosen.keys() == set(CHOICE_METRICS)
+    assert all((one.chosen[metric] == two.chosen[metric]).all() for metric in CHOICE_METRICS)
+    assert (one.margins_RN == two.margins_RN).all()
 
 
 def test_names_of_ones_own_and_seeds_in_order(tmp_path: Path) -> None:
@@ -164,7 +170,7 @@ def test_what_the_study_holds_is_what_the_files_say(tmp_path: Path) -> None:
             assert read_index(run.predictions).name == name
             for (task, language), answers in system.answers.items():
                 found = list(read_predictions(run.predictions, task, language))
-                for place, way in enumerate(("sum", "mean", "calibrated")):
-                    expected = [prediction.correct(way) if way in answers.readable else False for prediction in found]
-                    assert answers.right_KRN[place, row].tolist() == expected
-                assert answers.exact_RN[row].tolist() == [prediction.exact for prediction in found]
+                assert set(answers.chosen) == set(CHOICE_METRICS[: 2 if task == "mgsm" else 3])
+                assert set(answers.right) == {*answers.chosen, "exact_match"}
+                for metric, right in answers.right.items():
+                    assert right[row].tolist() == [prediction.correct(metric) for prediction in found]
