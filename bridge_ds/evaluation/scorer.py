@@ -78,7 +78,10 @@ class Scorer:
             predictions = self._choices(examples, task, prefix, ids)
         counts = self._counts(examples, rows)
         most = self.prompts.limits.source
-        tokens = sum(len(row.source) if self.bridge else min(most, n) for row, (n, _) in zip(rows, counts, strict=True))
+        read_tokens = [
+            len(row.source) if self.bridge else min(most, n) for row, (n, _) in zip(rows, counts, strict=True)
+        ]
+        tokens = sum(read_tokens)
         read = ("source",) * self.bridge + ("prompt",) * (self.prompts.prompt or not self.bridge)
         return Answers(
             [
