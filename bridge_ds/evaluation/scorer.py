@@ -203,8 +203,8 @@ class Scorer:
         return self.generator.prefix(self.prompts.batch(rows), self.device)
 
     def _counts(self, examples: Sequence[Example], rows: Sequence[ContextIds]) -> list[tuple[int, int]]:
-        """Encoder tokens of each whole source, also of a truncated one or one that the LLM alone reads, and unknown ones
-        among them."""
+        """Encoder tokens of each whole source, also of one that is truncated or that the LLM alone reads, and how many
+        of them are unknown."""
         unknown = self.tokenizers.encoder.unk_token_id
         counts = []
         for example, row in zip(examples, rows, strict=True):
