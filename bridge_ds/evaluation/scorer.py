@@ -78,7 +78,10 @@ class Scorer:
             predictions = self._choices(examples, task, prefix, ids)
         counts = self._counts(examples, rows)
         most = self.prompts.limits.source
-        tokens = sum(len(row.source) if self.bridge else min(most, n) for row, (n, _) in zip(rows, counts, strict=True))
+        read_tokens = [
+            len(row.source) if self.bridge else min(most, n) for row, (n, _) in zip(rows, counts, strict=True)
+        ]
+        tokens = sum(read_tokens)
         read = ("source",) * self.bridge + ("prompt",) * (self.prompts.prompt or not self.bridge)
         return Answers(
             [
@@ -200,7 +203,8 @@ class Scorer:
         return self.generator.prefix(self.prompts.batch(rows), self.device)
 
     def _counts(self, examples: Sequence[Example], rows: Sequence[ContextIds]) -> list[tuple[int, int]]:
-        """Encoder tokens of each source (not truncated; also where the LLM alone reads it), and the unknown ones."""
+        """Encoder tokens of each whole source, also of one that is truncated or that the LLM alone reads, and how many
+        of them are unknown."""
         unknown = self.tokenizers.encoder.unk_token_id
         counts = []
         for example, row in zip(examples, rows, strict=True):
