@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "bridge_ds" / "__init__.py").read_text()).group(1)
 
+# Folders of the checkout that a wheel carries inside the package; bridge_ds/shipped.py finds them in both.
+SHIPPED = {"bridge_ds.ds_configs": "ds_configs", "bridge_ds.slurm": "slurm"}
+
 setup(
     name="bridge_ds",
     version=VERSION,
@@ -16,14 +19,17 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["bridge_ds", "bridge_ds.*"]),
+    packages=[*find_packages(include=["bridge_ds", "bridge_ds.*"]), *SHIPPED],
+    package_dir=SHIPPED,
     package_data={
         "bridge_ds": [
             "config/recipes/*.yaml",
             "report/page.css",
             "testbed/weights/*",
             "testbed/weights/*/*",
-        ]
+        ],
+        "bridge_ds.ds_configs": ["*.json"],
+        "bridge_ds.slurm": ["*.sh"],
     },
     install_requires=[
         "torch>=2.11,<2.14",
@@ -39,6 +45,7 @@ setup(
         "protobuf",  # reading spiece.model through transformers
         "safetensors",
         "pyyaml",
+        "pydantic>=2.10",  # reads and checks the config
         "mlflow",
         "matplotlib",
         "tqdm",
@@ -49,6 +56,7 @@ setup(
         "test": [
             "pytest",
             "pytest-xdist",
+            "setuptools>=77",  # a test builds the wheel
             "lm_eval>=0.4.13,<0.5",
             "hypothesis",
             "peft>=0.21",
@@ -74,6 +82,9 @@ setup(
         "harness": ["lm_eval>=0.4.13,<0.5"],
         "quantized": ["bitsandbytes>=0.48"],
     },
-    # Read by releases of lm_eval after 0.4.13; that one is told by bridge_ds/harness/__main__.py.
-    entry_points={"lm_eval.models": ["bridge_ds = bridge_ds.harness.model:BridgeLM"]},
+    entry_points={
+        "console_scripts": ["bridge-ds = bridge_ds.__main__:start"],
+        # Read by releases of lm_eval after 0.4.13; bridge_ds/harness/__main__.py registers the model with that one.
+        "lm_eval.models": ["bridge_ds = bridge_ds.harness.model:BridgeLM"],
+    },
 )

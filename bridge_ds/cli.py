@@ -1,4 +1,4 @@
-"""Command lines of the entry points, and what happens to a user's error. Light: `--help` imports no torch."""
+"""What the command lines share: options, argument types, exit status of a user error. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bridge_ds.world import World
 
 __all__ = [
     "Parser",
+    "add_config_options",
     "add_placing",
     "among",
     "listed",
@@ -25,6 +26,7 @@ __all__ = [
     "positive",
     "say_repeated",
     "show_plan",
+    "train_parser",
     "user_errors",
 ]
 
@@ -32,22 +34,33 @@ _TRAIN_HELP = """\
 Train the bridge between a frozen multilingual encoder and a frozen English LLM, on English data only.
 
 examples:
-  deepspeed bridge_ds/train.py --ds_config zero3.json
+  bridge-ds train --ds_config zero3.json
       the embedded default: two small models, constructed languages, no download, a few minutes on a laptop
-  deepspeed --num_accelerators 2 bridge_ds/train.py --ds_config zero3.json --set fusion.name=global_softmax
-      the same on two processes, with one weight a layer
-  deepspeed bridge_ds/train.py --recipe xnli_mt5xl_llama1b --ds_config zero2.json --set run.output=runs/xnli
-      the paper's XNLI run (downloads mT5-XL and the LLM; pack the shards first, see the recipe's head)
-  torchrun --nproc_per_node 8 bridge_ds/train.py --recipe my.yaml
-  python bridge_ds/train.py --dry-run --set train.lr=1e-3
+  bridge-ds train --num_gpus 2 --ds_config zero3.json --set fusion.name=global_softmax
+      two processes (default: one for each GPU), and one learnt weight for each encoder layer
+  bridge-ds train --recipe xnli_mt5xl_llama1b --ds_config zero2.json --set run.output=runs/xnli
+      the paper's XNLI run (downloads mT5-XL and the LLM; pack the shards first, see the recipe's first lines)
+  bridge-ds train --recipe my.yaml -- --hostfile hosts
+      what follows -- are options of DeepSpeed's launcher
+  bridge-ds train --dry-run --set train.lr=1e-3
       resolve and check everything, print it, train nothing
 
+From a checkout, and with another launcher:
+  deepspeed bridge_ds/train.py --ds_config zero3.json
+  torchrun --nproc_per_node 8 bridge_ds/train.py --recipe my.yaml
+  bridge-ds slurm copy .       (launchers for Slurm)
+
 The same command again continues a run that was stopped (run.resume, default auto).
-Every key that --set takes, with its unit, stands in bridge_ds/config/schema/."""
+Every key that --set takes is described in docs/configuration.md."""
 
 
-class _Said(argparse._StoreAction):
-    """An option of which the last holds, which is said where there is another before it."""
+_PORT_TAKEN = """\
+error: another process uses the port that the ranks meet at (MASTER_PORT, 29500 by default); expected a free one; \
+choose another (bridge-ds train ... -- --master_port N, deepspeed --master_port N ..., torchrun --master_port N ...)."""
+
+
+class _NotedStore(argparse._StoreAction):
+    """An option whose last value counts; a note is printed where an earlier one was different."""
 
     _before: argparse.Namespace | None = None
 
@@ -59,17 +72,35 @@ class _Said(argparse._StoreAction):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, which says where an option is given more than once."""
+    """argparse's parser, with a note where an option is given more than once."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for name in (None, "store"):
-            self.register("action", name, _Said)
+            self.register("action", name, _NotedStore)
 
 
 def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
-    """Options of train.py: `recipe`, `overrides` (a list of key=value), `dry_run`."""
-    parser = Parser(prog="train.py", description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Options of the trainer: `recipe`, `overrides` (a list of key=value), `dry_run`."""
+    options = train_parser().parse_args(argv)
+    if options.ds_config:
+        options.overrides.append(f"run.ds_config={options.ds_config}")
+    say_repeated(options.overrides)
+    return options
+
+
+def train_parser(prog: str = "train.py") -> Parser:
+    """The parser of the trainer's options."""
+    parser = Parser(prog=prog, description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="resolve and check the config, print it, and stop")
+    # The deepspeed launcher adds it; the rank comes from the environment.
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    return parser
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name a run: `--recipe`, `--ds_config`, `--set`."""
     parser.add_argument(
         "--recipe", default="testbed", help="name in bridge_ds/config/recipes/, or a YAML file (default: testbed)"
     )
@@ -79,22 +110,14 @@ def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable"
     )
-    parser.add_argument("--dry-run", action="store_true", help="resolve and check the config, print it, and stop")
-    # The deepspeed launcher adds it; the rank comes from the environment.
-    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.ds_config:
-        options.overrides.append(f"run.ds_config={options.ds_config}")
-    say_repeated(options.overrides)
-    return options
 
 
 def say_repeated(overrides: Sequence[str], stream: TextIO | None = None) -> None:
-    """Say on the first rank which keys --set gives more than once, and what holds: the last.
+    """On the first rank, print which keys --set gives more than once with different values; the last value counts.
 
     Args:
-        overrides: of --set.
-        stream: where; none = stderr.
+        overrides: the `key=value` texts of --set.
+        stream: where to print; default: stderr.
     """
     values: dict[str, str] = {}
     repeated: dict[str, str] = {}
@@ -108,15 +131,16 @@ def say_repeated(overrides: Sequence[str], stream: TextIO | None = None) -> None
 
 
 def _is_first() -> bool:
-    """Whether this is the first rank; asked before World.detect, which may refuse the launch."""
+    """Whether this is rank 0. Called before World.detect, which may raise."""
     return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
 
 
 def add_placing(parser: argparse._ActionsContainer, default: str) -> None:
-    """Options on where the models lie, `device_map` and `max_memory`, for :mod:`bridge_ds.frozen.device_map`.
+    """Add `--device-map` and `--max-memory`, which :mod:`bridge_ds.frozen.device_map` reads.
 
     Args:
-        default: where they lie without.
+        parser: takes the options.
+        default: device named in the help where --device-map is not given.
     """
     parser.add_argument(
         "--device-map", metavar="MAP",
@@ -124,7 +148,7 @@ def add_placing(parser: argparse._ActionsContainer, default: str) -> None:
         "(cpu, cuda:1); or a JSON object (or a file of one) of the LLM's module names and devices, 'encoder' being the "
         f"encoder (default: {default})",
     )  # fmt: skip
-    sizes = "most memory by GPU and on the cpu for auto and the like: 0=20GiB,cpu=60GiB"
+    sizes = "memory limit of each GPU and of the CPU, for auto and the like: 0=20GiB,cpu=60GiB"
     parser.add_argument("--max-memory", metavar="SIZES", help=sizes)
 
 
@@ -133,8 +157,8 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
 
     Args:
         kind: int or float.
-        zero: 0 will do, too.
-        most: largest value.
+        zero: accept 0 too.
+        most: largest accepted value.
     """
 
     def convert(text: str) -> int | float:
@@ -152,7 +176,7 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
 
 
 def among(names: Iterable[str]) -> Callable[[str], str]:
-    """A `type` for argparse: one of `names`; what `choices` does, for a part of :func:`listed`."""
+    """A `type` for argparse: one of `names`. `choices` does not work for the items of :func:`listed`."""
     known = list(names)
 
     def convert(text: str) -> str:
@@ -164,7 +188,7 @@ def among(names: Iterable[str]) -> Callable[[str], str]:
 
 
 def listed(convert: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """A `type` for argparse: parts between commas, each as `convert` reads it."""
+    """A `type` for argparse: a comma-separated list, each item converted by `convert`."""
 
     def split(text: str) -> list[Any]:
         return [convert(part) for part in text.split(",")]
@@ -175,11 +199,11 @@ def listed(convert: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 @contextmanager
 def user_errors() -> Iterator[World]:
-    """Run a main body: a user's error becomes one sentence on stderr and exit status 2.
+    """Run the body of a command: a user error becomes one sentence on stderr and exit status 2.
 
-    Rank 0 speaks at once; another rank waits a moment first, because the launcher ends it when rank 0 has failed of the
-    same cause, and one sentence is better than sixty-four. Every failing rank then leaves by `os._exit`: a rank that
-    hangs in the teardown of its process group would keep the whole job alive (pytorch#76287).
+    Rank 0 prints at once. Other ranks wait 3 s first: if all fail for the same reason, the launcher ends them after
+    rank 0, and the sentence is printed once. Every failing rank of several then exits by `os._exit`, because a rank
+    that hangs in the teardown of its process group would keep the whole job alive (pytorch#76287).
     """
     world = World()
     try:
@@ -194,14 +218,18 @@ def user_errors() -> Iterator[World]:
     except Exception as error:
         from bridge_ds.engine.distributed import lost_peer
 
-        _leave(world, traceback.format_exc(), EXIT_LOST if lost_peer(error) else 1)
+        lost = lost_peer(error)
+        if lost and "EADDRINUSE" in str(error):
+            # A job script that reads the status starts again, with another port.
+            _leave(world, _PORT_TAKEN, EXIT_LOST if os.environ.get("BRIDGE_DS_LAST_WORDS") else EXIT_USER_ERROR)
+        _leave(world, traceback.format_exc(), EXIT_LOST if lost else 1)
 
 
 def _leave(world: World, text: str, status: int) -> None:
     if status == EXIT_PREEMPTED and not world.is_main:
-        os._exit(status)  # agreed by all; rank 0 says it
+        os._exit(status)  # all ranks agreed; rank 0 prints it
     if status == 1 or (world.is_main and status in (EXIT_USER_ERROR, EXIT_PREEMPTED)):
-        # A fault of one rank is a verdict, too: the launcher will end the others by a signal, as if they were lost.
+        # Also after an unexpected error of one rank: the launcher ends the others by a signal, as if they were lost.
         last_words(text if status != 1 else f"error: {text.strip().splitlines()[-1]} (its traceback is above)", status)
     if not world.is_main:
         time.sleep(3)
@@ -210,7 +238,7 @@ def _leave(world: World, text: str, status: int) -> None:
     sys.stdout.flush()
     if world.size > 1:
         os._exit(status)
-    # Alone there is nobody to wait for; threads that still write (tracking) are daemons.
+    # A single process has no process group to hang in; threads that still write (tracking) are daemons.
     sys.exit(status)
 
 
@@ -231,10 +259,10 @@ def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     try:
         encoder, llm = find_shape(resolve(config.model.encoder), ENCODERS), find_shape(resolve(config.model.llm), LLMS)
         ds_values = fill_sizes(ds_values, largest_layer(encoder, llm, config.encoder.trainable))
-        remark = "from the models' shapes; a run takes them from the models"
+        remark = "computed from the known shapes; a run reads them from the models"
     except ConfigError as error:
-        remark = f"from the models, at the start ({str(error).partition(';')[0]})"
+        remark = f"read from the models when the run starts ({str(error).partition(';')[0]})"
     if left_open:
-        print(f"# What the DeepSpeed file leaves open of stage3_*: {remark}.")
+        print(f"# stage3_* sizes that the DeepSpeed file does not give: {remark}.")
     print(f"# DeepSpeed, on {world.size} ranks:")
     print(json.dumps(engine_config(config, ds_values, world.size), indent=2))

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from bridge_ds.reading import is_macos
+
 __all__ = [
     "atomic_folder", "atomic_write", "beside", "missing_or_empty", "move_folder", "real", "remove", "write_text",
 ]  # fmt: skip
@@ -97,7 +99,7 @@ def move_folder(folder: Path, path: Path, replace: bool = False) -> None:
     """Rename a complete folder on the same file system to `path`; see :func:`atomic_folder`. Raises OSError."""
     path = real(path)
     old = beside(path, f"{uuid.uuid4().hex[:8]}.old")
-    if replace and path.exists():
+    if path.exists() and (replace or missing_or_empty(path)):
         path.rename(old)
     os.replace(folder, path)
     shutil.rmtree(old, ignore_errors=True)
@@ -112,11 +114,11 @@ def remove(path: Path) -> None:
 
 
 def missing_or_empty(folder: Path) -> bool:
-    """Whether a new folder can be put there: nothing, an empty folder, or a link that leads to one of these."""
+    """Whether a new folder can be put there: nothing, an empty folder (but for files of macOS), or a link to these."""
     folder = real(folder)
     if not os.path.lexists(folder):
         return True
-    return folder.is_dir() and not any(folder.iterdir())
+    return folder.is_dir() and all(is_macos(path.name) for path in folder.iterdir())
 
 
 def _fsync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How every command begins: in UTF-8, whatever the machine's locale says."""
+"""What every command does first: switch to UTF-8, whatever the locale is."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
 
 
 def use_utf8() -> None:
-    """Arguments, file names, files that libraries open, and the three streams are UTF-8 from here on.
+    """Make arguments, file names, files that libraries open, and the standard streams UTF-8.
 
-    Under another locale (ISO-8859-1, or C where nothing coerces it) Python would read a Bengali line as other letters
-    and die where it prints one. File names and arguments are decoded before any line of ours runs, so there Python is
-    started again in its UTF-8 mode (PEP 540), in the same process.
+    Under another locale (ISO-8859-1, or C without coercion) Python would decode a Bengali line wrongly and fail where
+    it prints one. Arguments and file names are decoded before this code runs, so Python then restarts itself in its
+    UTF-8 mode (PEP 540), in the same process.
     """
     foreign = {sys.getfilesystemencoding().lower(), locale.getpreferredencoding(False).lower()} - {"utf-8", "utf8"}
-    # PYTHONUTF8 set already and not heard (-I, -X utf8=0): a second start would change nothing.
+    # PYTHONUTF8 is set already and ignored (-I, -X utf8=0): a restart would change nothing.
     if foreign and sys.executable and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    # PYTHONIOENCODING, and half letters in a name or a text, must not end a command where it prints.
+    # Neither PYTHONIOENCODING nor a lone surrogate in a name or a text may make print() fail.
     for stream, errors in ((sys.stdin, "strict"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)

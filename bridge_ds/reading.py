@@ -1,7 +1,7 @@
-"""What users hand over as text: UTF-8 with or without a byte-order mark, and nothing in it given twice.
+"""Reading users' text files: UTF-8 with or without a byte-order mark, and no key twice.
 
-JSON and YAML parsers keep the last of two equal keys and say nothing, so that a sample has another target, or a run
-another learning rate, than the line above says. Here the second one is an error that names the key.
+JSON and YAML parsers silently keep the last of two equal keys, so that a sample may get another target, or a run
+another learning rate, than the user reads in the file. Here the second one is an error that names the key.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ __all__ = ["BOM", "NotText", "decoded", "is_macos", "json_value", "twice", "yaml
 _Item = TypeVar("_Item", bound=Hashable)
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin or end with them
 BOM = "\ufeff"
-"""The byte-order mark, which Windows' editors put before a text; it is no part of it."""
+"""The byte-order mark, which editors on Windows write before a text."""
 
 
 class NotText(ValueError):
-    """Bytes that are no UTF-8; the message is the rest of a sentence that began with the file's name."""
+    """Bytes that are not UTF-8; the message completes a sentence that begins with the file's name."""
 
 
 def decoded(raw: bytes) -> str:
-    """UTF-8 as text, without a byte-order mark; all else stays (line ends too).
+    """Decode UTF-8, without a byte-order mark; line ends stay as they are.
 
     Raises:
-        NotText: other bytes, or UTF-16 (which is told by its mark, or by the zeros that Latin letters have in it).
+        NotText: other bytes, or UTF-16 (recognised by its mark, or by zero bytes).
     """
     if raw.startswith(_WIDE) or b"\0" in raw[:4]:
         raise NotText("is UTF-16 or UTF-32; expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
@@ -48,7 +48,7 @@ def json_value(text: str | bytes) -> Any:
 
 
 def twice(items: Iterable[_Item]) -> _Item | None:
-    """The first that comes a second time, or none."""
+    """The first item that occurs twice, or None."""
     seen: set[_Item] = set()
     for item in items:
         if item in seen:
@@ -58,7 +58,7 @@ def twice(items: Iterable[_Item]) -> _Item | None:
 
 
 def is_macos(name: str) -> bool:
-    """Whether a path is of a file that macOS puts beside a user's own: `._NAME`, `.DS_Store`, all in `__MACOSX`."""
+    """Whether a path is a file that macOS adds: `._NAME`, `.DS_Store`, anything in `__MACOSX`."""
     *folders, base = name.rstrip("/").split("/")
     return base.startswith("._") or base in (".DS_Store", "__MACOSX") or "__MACOSX" in folders
 
@@ -72,7 +72,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @functools.cache
 def yaml_loader() -> Any:
-    """`yaml.SafeLoader` that refuses a key which a mapping has already; a key over one that `<<` brings is none."""
+    """`yaml.SafeLoader` that rejects duplicate keys of a mapping; overriding a key merged by `<<` is allowed."""
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -17,7 +17,7 @@ from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.schema import Config
-from bridge_ds.config.zero import stage
+from bridge_ds.config.zero import read_ds_config, stage
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.loading.corpus import Corpus, open_corpus
 from bridge_ds.data.loading.embedded import is_embedded
@@ -282,6 +282,7 @@ class Run:
                 manifest={
                     "base": self.base,
                     "config": to_dict(self.config),
+                    "deepspeed": read_ds_config(self.config.run.ds_config),
                     "changes": self.origin.record(),
                     "versions": _versions(),
                 },

@@ -1,4 +1,4 @@
-"""What a start does to its run folder: nothing until all is known to be accepted, and then all at once."""
+"""The run folder at the start of a run: nothing is written until the start is known to be accepted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """The folder of one start, on rank 0.
+    """The run folder, on rank 0.
 
     Between :meth:`check` and :meth:`accept` the start may be refused (that models do not fit the checkpoint is known
     when they are loaded); :meth:`undo` then leaves the folder as it was found.
@@ -31,18 +31,18 @@ class RunFolder:
         self._found: tuple[Path, os.stat_result] | None = None
 
     def check(self) -> None:
-        """Look whether the folder can be made and written, and write nothing.
+        """Check that the folder can be made and written, without writing.
 
         Raises:
             LaunchError: it cannot.
         """
-        place = real(self.path)
-        while not os.path.lexists(place):
-            place = place.parent
-        if not place.is_dir():
-            raise self._unwritable(f"{place} is no folder")
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise self._unwritable(f"{place} may not be changed by this user")
+        folder = real(self.path)
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        if not folder.is_dir():
+            raise self._unwritable(f"{folder} is not a folder")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise self._unwritable(f"{folder} is not writable by this user")
 
     def embedded_shards(self) -> Path:
         """The folder with the testbed's shards, written there unless they are there already.
@@ -64,13 +64,13 @@ class RunFolder:
         return shards
 
     def accept(self, config: Config) -> str:
-        """The start goes on: config.yaml is its own, and an earlier start that still lives leaves.
+        """Write config.yaml, and wait for an earlier process of this run that is still alive to leave.
 
         Returns:
             the mark of this start, see :func:`bridge_ds.engine.heartbeat.claim`.
 
         Raises:
-            LaunchError: it cannot be written; all is as it was.
+            LaunchError: it cannot be written; nothing has changed.
         """
         record = self.path / "config.yaml"
         try:
@@ -87,7 +87,7 @@ class RunFolder:
         return mark
 
     def undo(self) -> None:
-        """Take away what this start has made, if it was not accepted."""
+        """Remove what this start has made, unless it was accepted."""
         if self._accepted:
             return
         for path in reversed(self._made):
@@ -100,16 +100,16 @@ class RunFolder:
                 os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def _make_folder(self) -> None:
-        place = real(self.path)
+        folder = real(self.path)
         missing = []
-        while not place.exists():
-            missing.append(place)
-            place = place.parent
+        while not folder.exists():
+            missing.append(folder)
+            folder = folder.parent
         if self._found is None:
-            self._found = place, place.stat()
-        for folder in reversed(missing):
-            folder.mkdir(exist_ok=True)
-            self._made.append(folder)
+            self._found = folder, folder.stat()
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            self._made.append(path)
 
     def _unwritable(self, why: str) -> LaunchError:
         return LaunchError(

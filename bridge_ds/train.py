@@ -1,11 +1,11 @@
-"""Train a bridge: the entry point. Start it with deepspeed, torchrun, srun or plain python; see --help."""
+"""Train a bridge: the program that each rank runs. Start it with deepspeed, torchrun, srun or plain python."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-# A script's own folder comes first on sys.path; its neighbours must not hide installed packages.
+# A script's own folder comes first on sys.path, where its modules would hide installed packages of the same name.
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent)] + [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 
@@ -15,7 +15,7 @@ from bridge_ds.errors import Preempted  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, resolve, build the stages, attach the hooks, fit, score, close."""
+    """Resolve the config, build the model, train, evaluate; returns the exit status."""
     options = parse_train(argv)
     with user_errors() as world:
         from bridge_ds.config.effect import idle
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
         from bridge_ds.engine.preempt import StopRequest
 
-        # Before the slow imports: from here on a signal means "save and leave".
+        # Before the slow imports: from here on a signal means "save and exit".
         stop = StopRequest().listen(config.run.stop_signals)
         from bridge_ds.run import Run
 

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
 # What all launchers share; sourced by the job script, never run. Functions: train, prepare, evaluate.
 #
-# Exit statuses of the trainer: 0 done; 75 preempted and saved; 74 another rank is gone; 2 a fault that only you can
-# mend (config, data, disk); 70 a rank hung; 128 + n killed by signal n. This script alone decides what follows:
+# Exit statuses of the trainer: 0 done; 75 preempted and saved; 74 another rank is gone; 2 a user error (config, data,
+# disk); 70 a rank hung; 128 + n killed by signal n. This script alone decides what follows:
 #   75, or the eviction signals before the trainer could catch them   -> requeue the job
 #   a node of the job no longer answers                               -> requeue the job (Slurm does it too: --requeue)
 #   74 or killed by a signal, and all nodes answer                    -> start again in this allocation
 #   anything else                                                     -> the job ends with that status
-# and always within MAX_RESTARTS, and only while the newest checkpoint moves on.
+# and always within MAX_RESTARTS, and only while each start leaves a newer checkpoint.
 set -uo pipefail
 
 # ---- What a site changes: here, in the environment (NAME=value sbatch slurm/...), or as options of sbatch. -----------
 # Partition, account, QOS, time, nodes, GPUs: sbatch --partition=P --account=A --nodes=4 --gpus-per-node=4 slurm/...
 # (or SBATCH_PARTITION, SBATCH_ACCOUNT, SBATCH_QOS, SBATCH_TIMELIMIT, SBATCH_GPUS_PER_NODE, SBATCH_CPUS_PER_GPU).
-: "${BRIDGE_DS:=${SLURM_SUBMIT_DIR:-$PWD}}"      # the checkout; without it, submit from there
+: "${BRIDGE_DS:=${SLURM_SUBMIT_DIR:-$PWD}}"      # folder that holds slurm/; default: where you submit
 : "${SITE_SETUP:=}"                              # a shell file sourced now: `module load ...`, activate an environment
-: "${PYTHON:=}"                                  # interpreter; default .venv/bin/python of the checkout, else python3
+: "${PYTHON:=}"                                  # interpreter; default .venv/bin/python of that folder, else python3
 : "${CONTAINER:=}"                               # words before the interpreter, as: apptainer exec --nv image.sif
-: "${RECIPE:=testbed}"                           # name in bridge_ds/config/recipes/, or a YAML file
+: "${RECIPE:=testbed}"                           # name of a shipped recipe (bridge-ds probe), or a YAML file
 : "${OUTPUT:=runs/$(basename "$RECIPE" .yaml)}"  # run folder, on a file system that all nodes share
 : "${LOCAL_DISK:=}"                              # node-local folder; set with SHARDS: they are copied there first
 : "${SHARDS:=}"                                  # folder of shards; default: the recipe's data.shards
@@ -50,7 +50,7 @@ job=${SLURM_JOB_ID:-0}
 gpus=${SLURM_GPUS_PER_NODE:-${SLURM_NTASKS_PER_NODE:-1}} # one task a GPU; "a100:8" names a kind before the count
 tasks_per_node=${gpus##*:}
 cpus_per_task=$((${SLURM_CPUS_ON_NODE:-1} / tasks_per_node))
-# Said again to srun below, which does not inherit --cpus-per-task since 22.05; both forms at once are refused.
+# Passed to srun below, which does not inherit --cpus-per-task since 22.05; both forms at once are refused.
 unset SLURM_CPUS_PER_GPU SLURM_CPUS_PER_TASK SLURM_TRES_PER_TASK
 # The job script runs on the first node, which holds rank 0. Below the ephemeral ports (32768 and up).
 export MASTER_ADDR=${MASTER_ADDR:-$(hostname)}
@@ -150,7 +150,7 @@ train() {
     mkdir -p "$OUTPUT" || exit 2
     local arguments=(--recipe "$RECIPE" "$@" --set "run.output=$OUTPUT") code last_words
     last_words=$OUTPUT/last_words-$job.txt
-    "${python[@]}" tools/preflight.py --ranks "$((SLURM_JOB_NUM_NODES * tasks_per_node))" "${arguments[@]}" || exit
+    "${python[@]}" -m bridge_ds preflight --ranks "$((SLURM_JOB_NUM_NODES * tasks_per_node))" "${arguments[@]}" || exit
     same_versions || exit
     stage_in
     [ -z "$SHARDS" ] || arguments+=(--set "data.shards=$SHARDS")
@@ -158,18 +158,18 @@ train() {
     while :; do
         may_start_again || exit 1
         newest_step >>"$(starts)"
-        # A port of its own for each start: a rank that was left behind may still hold the last one.
+        # A new port for each start: a rank that was left behind may still hold the last one.
         export MASTER_PORT=$((port_of_job + $(wc -l <"$(starts)") % 10)) BRIDGE_DS_LAST_WORDS=$last_words
         rm -f "$last_words"
         say "start $(wc -l <"$(starts)") of job $job on $SLURM_JOB_NODELIST, step $(newest_step)"
-        run_step on_each_gpu "${python[@]}" bridge_ds/train.py "${arguments[@]}"
+        run_step on_each_gpu "${python[@]}" -m bridge_ds.train "${arguments[@]}"
         code=$?
-        # srun's status is the highest of all tasks, and it ends the others by signals once one has left. The trainer's
-        # own verdict stands in a file: its status, then the sentence.
+        # srun's status is the highest of all tasks, and it ends the others by signals once one has left. The trainer
+        # writes its own to a file: status, then sentence.
         [ ! -s "$last_words" ] || read -r code <"$last_words"
         after "$code" || break
     done
-    # srun's lines about tasks that it ended come after the trainer's: say again what to do.
+    # srun's lines about tasks that it ended come after the trainer's: repeat its last sentence.
     [ ! -s "$last_words" ] || tail -n +2 "$last_words"
     exit "$code"
 }
@@ -178,7 +178,7 @@ train() {
 after() {
     case $1 in
         0) return 1 ;;
-        1 | 2 | 70) [ ! -s "$last_words" ] || return 1 ;; # without a verdict the status is srun's: look at the nodes
+        1 | 2 | 70) [ ! -s "$last_words" ] || return 1 ;; # without that file the status is srun's: check the nodes
         75 | 140 | 143) requeue "preempted" ;;
     esac
     still_ours || taken "status $1"
@@ -190,16 +190,16 @@ after() {
 same_versions() {
     [ "$SLURM_JOB_NUM_NODES" -gt 1 ] || return 0
     local found
-    found=$(on_each_node "${python[@]}" tools/preflight.py --versions | sort | uniq -c) || return 1
+    found=$(on_each_node "${python[@]}" -m bridge_ds preflight --versions | sort | uniq -c) || return 1
     [ "$(wc -l <<<"$found")" -eq 1 ] && return 0
     echo "$found"
-    echo "error: the nodes have different versions (count and versions above); expected the same; mend the environment."
+    echo "error: the nodes have different versions (count and versions above); expected the same; install the same on all."
     return 2
 }
 
-# prepare ARGUMENTS: tools/pack_shards.py.
+# prepare ARGUMENTS: bridge-ds pack.
 prepare() {
-    srun --ntasks=1 --cpus-per-task="$cpus_per_task" "${python[@]}" tools/pack_shards.py "$@"
+    srun --ntasks=1 --cpus-per-task="$cpus_per_task" "${python[@]}" -m bridge_ds pack "$@"
     exit
 }
 
@@ -221,6 +221,6 @@ evaluate() {
     local arguments=(--run "$OUTPUT" --output "$output" "$@")
     [ -z "$chosen" ] || arguments+=(--languages "$chosen")
     srun --ntasks=1 --cpus-per-task="$cpus_per_task" --cpu-bind="$CPU_BIND" --mem-bind="$MEM_BIND" \
-        "${python[@]}" -m bridge_ds.evaluation "${arguments[@]}"
+        "${python[@]}" -m bridge_ds evaluate "${arguments[@]}"
     exit
 }

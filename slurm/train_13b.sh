@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # mT5-XL and a 13B LLM, two nodes of 8 GPUs: sbatch slurm/train_13b.sh [--set key=value ...]; another run: RECIPE=... OUTPUT=... sbatch ...
-# What a site must change stands at the head of slurm/env.sh.
+# What a site must change is at the top of slurm/env.sh.
 #SBATCH --job-name=bridge_13b
 #SBATCH --nodes=2
 #SBATCH --gpus-per-node=8

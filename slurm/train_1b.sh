@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # mT5-XL and a 1B LLM, one node of 8 GPUs: sbatch slurm/train_1b.sh [--set key=value ...]; another run: RECIPE=... OUTPUT=... sbatch ...
-# What a site must change stands at the head of slurm/env.sh.
+# What a site must change is at the top of slurm/env.sh.
 #SBATCH --job-name=bridge_1b
 #SBATCH --nodes=1
 #SBATCH --gpus-per-node=8

@@ -8,9 +8,10 @@ from typing import Any
 
 from bridge_ds.checkpoint.load import Checkpoint, find, find_start
 from bridge_ds.config.build import from_dict
-from bridge_ds.config.changes import Change, changes, refuse_changed, refuse_other_bridge
+from bridge_ds.config.changes import Change, changes, file_changes, refuse_changed, refuse_other_bridge
 from bridge_ds.config.recorded import completed, followed
 from bridge_ds.config.schema import Config
+from bridge_ds.config.zero import read_ds_config
 from bridge_ds.errors import CheckpointError, ConfigError
 
 __all__ = ["Origin", "config_in", "find_origin"]
@@ -64,26 +65,36 @@ def find_origin(config: Config, folder: Path) -> Origin:
     """
     found = find(config.run.resume, folder / "checkpoints")
     if found:
+        trained = config_in(found)
         config = followed(config, found.manifest["config"])
-        differing = changes(config_in(found), config)
+        differing = changes(trained, config)
         refuse_changed(differing, config.run.allow_changes, found.folder, config.train.steps - found.step)
+        if "deepspeed" in found.manifest and trained.run.ds_config == config.run.ds_config:
+            differing += file_changes(found.manifest["deepspeed"], read_ds_config(config.run.ds_config))
         return Origin(found, None, config, tuple(differing))
     start = find_start(config.run.start_from)
     if start is None:
         return Origin(None, None, config, ())
+    trained = config_in(start)
     config = followed(config, start.manifest["config"])
-    return Origin(None, start, config, tuple(refuse_other_bridge(config_in(start), config, start.folder)))
+    return Origin(None, start, config, tuple(refuse_other_bridge(trained, config, start.folder)))
 
 
 def config_in(checkpoint: Checkpoint) -> Config:
     """The config that a checkpoint was written with.
 
     Raises:
-        CheckpointError: it has a key that this version does not know.
+        CheckpointError: it has a key that this version does not know, or a value that it cannot use.
     """
     try:
         return from_dict(completed(checkpoint.manifest["config"]))
     except ConfigError as error:
+        if "sha256" not in checkpoint.manifest:  # of before manifests held their own hash
+            raise CheckpointError(
+                f"{checkpoint.folder} was written by another version of bridge_ds, or its manifest is damaged "
+                f"({error}); it holds no hash of itself that would tell; use the version that wrote it, or move the "
+                "folder away to go on from the checkpoint before it."
+            ) from None
         raise CheckpointError(
             f"{checkpoint.folder} was written by another version of bridge_ds ({error}); use the version that wrote it."
         ) from None

@@ -1,4 +1,4 @@
-"""Settings of a run against those of the checkpoint that it goes on with: what may change, and what is told."""
+"""Settings of a run compared with those of the checkpoint that it resumes: what may change, and what is reported."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bridge_ds.config.load import flatten, from_dict, to_dict
-from bridge_ds.config.schema import Config
-from bridge_ds.config.schema.kinds import FUNCTION, KINDS, NEITHER, kind_of
+from bridge_ds.config.build import flatten, from_dict, to_dict
+from bridge_ds.config.schema import KINDS, Config, kind_of
+from bridge_ds.config.schema.fields import FUNCTION, NEITHER
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["Change", "changes", "refuse_changed", "refuse_other_bridge", "with_places"]
+__all__ = ["Change", "changes", "file_changes", "refuse_changed", "refuse_other_bridge", "with_places"]
 
 _BRIDGE = ("fusion.", "mapping.")
-"""What a bridge is made of: whatever run begins with its weights."""
+"""Sections that define the bridge, whichever run begins with its weights."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One setting that is not what it was."""
+    """One setting with another value than before."""
 
     key: str
     """As a user types it."""
@@ -36,14 +36,21 @@ class Change:
 
 
 def changes(old: Config, new: Config) -> list[Change]:
-    """Settings of both other kinds than NEITHER that differ, in the schema's order."""
+    """Settings of the kinds FUNCTION and TRAINING that differ, in the schema's order."""
     before, after = flatten(old), flatten(new)
     differing = [key for key in after if before[key] != after[key] and kind_of(key) != NEITHER]
     return [Change(key, before[key], after[key]) for key in differing]
 
 
+def file_changes(old: Any, new: Any, where: str = "run.ds_config") -> list[Change]:
+    """What differs between two contents of the DeepSpeed file, as `run.ds_config.KEY`; an absent key is None."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [Change(where, old, new)]
+    return [change for key in {**old, **new} for change in file_changes(old.get(key), new.get(key), f"{where}.{key}")]
+
+
 def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: object, left: int) -> None:
-    """A run goes on as the function that it was.
+    """Refuse to resume where the bridge would compute something else than it was trained for.
 
     Args:
         found: what differs.
@@ -52,8 +59,8 @@ def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: objec
         left: steps that are still to be trained; below 0 where the run was shortened.
 
     Raises:
-        CheckpointError: a setting of the function differs and is not allowed to; or it is, and no step is left after
-            which a checkpoint could hold it.
+        CheckpointError: a setting of the kind FUNCTION differs and is not allowed to; or it is allowed, but no step is
+            left to train, so that no checkpoint would record it.
     """
     of_function = [change for change in found if change.in_function]
     refused = [change for change in of_function if change.key not in allowed]
@@ -63,8 +70,8 @@ def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: objec
         names = ",".join(change.key for change in of_function)
         raise CheckpointError(
             f"{where} was trained with {first.key} {first.old!r}; this start has {first.new!r}{others}, with which the "
-            "same weights compute something else; restore that value, choose another run.output, or go on with it "
-            f"knowingly by --set run.allow_changes={names}."
+            "same weights compute something else; restore that value, choose another run.output, or accept it with "
+            f"--set run.allow_changes={names}."
         )
     if of_function and left <= 0:
         raise CheckpointError(
@@ -74,10 +81,10 @@ def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: objec
 
 
 def refuse_other_bridge(old: Config, new: Config, where: object) -> list[Change]:
-    """A run that begins with another one's weights (`run.start_from`) has a bridge of the same make.
+    """Refuse to begin with another run's weights (`run.start_from`) where its bridge is built differently.
 
     Returns:
-        what else differs in the function, to be told: it may (the next stage reads longer texts, or the prompt too).
+        Other changes of the kind FUNCTION, to be reported: the next stage may read longer texts, or the prompt too.
 
     Raises:
         CheckpointError: fusion or mapping compute something else, or the scale of LoRA's updates differs.
@@ -90,23 +97,23 @@ def refuse_other_bridge(old: Config, new: Config, where: object) -> list[Change]
         first = refused[0]
         raise CheckpointError(
             f"run.start_from leads to {where}, which was trained with {first.key} {first.old!r}; this run has "
-            f"{first.new!r}, with which the same weights compute something else; set it as there, or begin with it "
-            f"knowingly by --set run.allow_changes={','.join(change.key for change in other)}."
+            f"{first.new!r}, with which the same weights compute something else; set it as there, or accept it "
+            f"with --set run.allow_changes={','.join(change.key for change in other)}."
         )
     return found
 
 
 def with_places(trained: Config, now: Config) -> Config:
-    """The config to use a checkpoint with: all that made it what it is, and the places and scoring of the last start.
+    """The config to use a checkpoint with: its own, with the paths and the scoring (kind NEITHER) of the last start.
 
     Args:
         trained: the one in the checkpoint's manifest.
         now: the one in the run's config.yaml.
     """
     values: dict[str, Any] = to_dict(trained)
-    places = to_dict(now)
+    last = to_dict(now)
     for key, kind in KINDS.items():
         if kind == NEITHER:
             part, name = key.split(".")
-            values[part][name] = places[part][name]
+            values[part][name] = last[part][name]
     return from_dict(values)

@@ -1,4 +1,4 @@
-"""Settings that somebody gave and that change nothing, because of another setting: one table, told when a run starts.
+"""Settings that were given and have no effect, because of another setting: one table, reported when a run starts.
 
 A setting counts as given where it differs from its default, whether a recipe or the command line said so. What no run
 could mean is refused instead (:mod:`bridge_ds.config.check`).
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.config.load import flatten
+from bridge_ds.config.build import flatten
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.fusion import FUSIONS

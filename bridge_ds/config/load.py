@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.config.build import from_dict, parsed
+from bridge_ds.config.build import flatten, from_dict, to_dict
 from bridge_ds.config.check import check
 from bridge_ds.config.recorded import completed
+from bridge_ds.config.renames import new_name, refuse_both, with_new_names
 from bridge_ds.config.schema import Config
-from bridge_ds.config.text import Typed, expand, parse
+from bridge_ds.config.text import Typed, Unusable, expand, parse, parsed
 from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError
 from bridge_ds.reading import NotText, decoded
@@ -36,11 +36,10 @@ RECIPES = Path(__file__).parent / "recipes"
 def load_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Config:
     """The recipe (a name or a path) with `key.path=value` overrides put over it, checked.
 
-    A recipe may name another as its `base` (a path relative to its own folder, or a name in recipes/): what it does not
-    say itself is taken from there, key by key.
+    A recipe may inherit from another, its `base` (a path relative to its folder, or a name in recipes/), key by key.
 
     Raises:
-        ConfigError: no such recipe or base, bases in a circle, not YAML, an unknown key, a value of the wrong type or
+        ConfigError: no such recipe or base, a cycle of bases, not YAML, an unknown key, a value of the wrong type or
             out of range.
     """
     return build_config(_read_recipe(_find_recipe(recipe)), overrides, expand_paths=True)
@@ -51,15 +50,13 @@ def build_config(values: dict[str, Any], overrides: Sequence[str] = (), expand_p
 
     Args:
         values: nested values.
-        overrides: a text takes what follows the first `=`, letter by letter; in paths `~` and `$NAME` are expanded.
-        expand_paths: expand them in `values` too (a person has written these).
+        overrides: text is taken as typed after the first `=`; in paths `~` and `$NAME` are expanded.
+        expand_paths: expand them in `values` too, as in a recipe.
 
     Raises:
         ConfigError: as :func:`load_config`.
     """
-    for text in overrides:
-        _override(values, text)
-    config = from_dict(values, expand_paths)
+    config = from_dict(_put_overrides(with_new_names(values, note=True), overrides), expand_paths)
     check(config)
     return config
 
@@ -73,10 +70,7 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
     path = run / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run} holds no config.yaml; expected a run folder; give the run.output of a training run.")
-    values = completed(_read_yaml(path))
-    for text in overrides:
-        _override(values, text)
-    return from_dict(values)
+    return from_dict(_put_overrides(with_new_names(completed(_read_yaml(path))), overrides))
 
 
 def overridden(config: Config, overrides: Sequence[str]) -> Config:
@@ -85,10 +79,7 @@ def overridden(config: Config, overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: as :func:`load_config`.
     """
-    values = to_dict(config)
-    for text in overrides:
-        _override(values, text)
-    return from_dict(values)
+    return from_dict(_put_overrides(to_dict(config), overrides))
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -108,24 +99,6 @@ def config_text(config: Config) -> str:
     return text
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain lists, numbers and strings, ready for YAML or JSON."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    return plain(config)
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """`{"train.lr": 3e-5, ...}`: every key as a user types it."""
-    return {f"{part}.{key}": value for part, keys in to_dict(config).items() for key, value in keys.items()}
-
-
 def _find_recipe(recipe: str) -> Path:
     path = Path(recipe)
     if path.is_file():
@@ -137,22 +110,23 @@ def _find_recipe(recipe: str) -> Path:
     raise ConfigError(f"no recipe {recipe!r}; expected a YAML file or one of {names}.")
 
 
-def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Nested values of a recipe, what it inherits put under its own; `base` itself is gone.
+def _read_recipe(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Nested values of a recipe, merged over those that it inherits, without `base`.
 
     Args:
-        heirs: the recipes that led here, the first one first.
+        children: the recipes that inherit from this one, the first one first.
     """
     values = _read_yaml(path)
     base = values.pop("base", None)
     try:
+        values = with_new_names(values, note=True)
         from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if base is None:
         return values
     found = _find_base(path, base)
-    chain = (*heirs, path)
+    chain = (*children, path)
     if any(found.samefile(other) for other in chain):
         way = " -> ".join(str(other) for other in (*chain, found))
         raise ConfigError(f"{path} has base: {base}, which leads back to {found} ({way}); take one `base` out.")
@@ -162,9 +136,9 @@ def _read_recipe(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
 def _find_base(path: Path, base: Any) -> Path:
     base = expand(f"{path}: base", base) if isinstance(base, str) else base
     names = [path.parent / str(base), RECIPES / f"{str(base).removesuffix('.yaml')}.yaml"]
-    for place in names:
-        if isinstance(base, str) and place.is_file():
-            return place
+    for candidate in names:
+        if isinstance(base, str) and candidate.is_file():
+            return candidate
     raise ConfigError(
         f"{path} has base: {base}, but there is neither {names[0]} nor {names[1]}; expected the path of a recipe "
         "relative to this one, or a name in recipes/."
@@ -172,7 +146,7 @@ def _find_base(path: Path, base: Any) -> Path:
 
 
 def _put_over(under: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`under` with `values` over it: mappings key by key, all else (lists too) whole."""
+    """`under` with `values` over it: mappings key by key, everything else (lists too) replaced."""
     merged = dict(under)
     for key, value in values.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -193,16 +167,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _put_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    refuse_both(text.partition("=")[0].strip() for text in overrides)
+    for text in overrides:
+        _override(values, text)
+    return values
+
+
 def _override(values: dict[str, Any], text: str) -> None:
     name, sign, raw = text.partition("=")
-    *parts, key = name.strip().split(".")
+    *parts, key = new_name(name.strip(), note=True).split(".")
     if not (sign and parts and all(parts) and key):
         raise ConfigError(f"--set {text!r} is not of the form part.key=value, such as train.lr=1e-3.")
     section: Any = values
     for depth, part in enumerate(parts, 1):
         if section.get(part) is None:
             section[part] = {}
-        section[part] = parsed(".".join(parts[:depth]), section[part])
+        try:
+            section[part] = parsed(section[part])
+        except Unusable as error:
+            raise ConfigError(f"{'.'.join(parts[:depth])} is {error.value!r}{error}.") from None
         section = section[part]
         if not isinstance(section, dict):
             raise ConfigError(f"{'.'.join(parts[:depth])} is {section!r}; expected keys under it.")

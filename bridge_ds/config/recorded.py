@@ -1,7 +1,7 @@
-"""What a run has recorded of its settings, and what a run that goes on from it takes from there. Pure.
+"""What a recorded config means where it lacks a key, and what a run that continues from it takes from there.
 
-A setting that came later has a default for new runs. A run that was made before it did something, too, which may be
-something else: where a record lacks the key, that holds.
+A setting that was added later has a default for new runs. Runs from before it may have done something else, which is
+what a record without the key means.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from bridge_ds.config.schema import Config, DataConfig
 __all__ = ["BEFORE", "completed", "followed"]
 
 BEFORE: dict[str, dict[str, Any]] = {"data": {"bos": "unless_eos"}}
-"""Part -> key -> what runs did before the key existed, where that is not the key's default."""
+"""Section -> key -> what runs did before the key existed, where that is not the key's default."""
 _OPEN = ("bos", "target_space")
-"""Keys of `data` whose default, auto, means what the run has that is gone on from."""
+"""Keys of `data` whose default, auto, means the recorded value where a run continues from a record."""
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values of a recorded config, those of :data:`BEFORE` put where it has none."""
+    """Nested values of a recorded config, with those of :data:`BEFORE` where a key is absent."""
     found = dict(values)
     for part, before in BEFORE.items():
         there = {} if found.get(part) is None else found[part]
@@ -30,11 +30,11 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def followed(config: Config, recorded: Mapping[str, Any]) -> Config:
-    """The config of a run that goes on from another one's weights: what it leaves open is what that one had.
+    """The config of a run that continues from a checkpoint, or begins with its weights: `auto` is what was recorded.
 
     Args:
         config: of the run that starts.
-        recorded: nested values of the other's config, as its checkpoint holds them.
+        recorded: nested values of the config in the checkpoint's manifest.
     """
     theirs = completed(recorded)["data"]
     open_ = [key for key in _OPEN if getattr(config.data, key) == "auto"]

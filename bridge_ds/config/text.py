@@ -1,4 +1,4 @@
-"""Scalars as they were written: the schema, and not YAML's guess, decides what `0123456`, `no` or `/d/run #2` is."""
+"""Scalars as typed: the schema, and not YAML's guess, decides what `0123456`, `no` or `/d/run #2` is."""
 
 from __future__ import annotations
 
@@ -7,19 +7,26 @@ import os
 import re
 from typing import Any
 
-from bridge_ds.config.schema.kinds import PATHS
 from bridge_ds.errors import ConfigError
 from bridge_ds.reading import yaml_loader
 
-__all__ = ["Plain", "Typed", "boolean", "expand", "is_path", "loader", "number", "parse"]
+__all__ = ["Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "loader", "number", "parse", "parsed"]
 
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 _NULLS = ("", "~", "null", "Null", "NULL")
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
 
+class Unusable(ValueError):
+    """A value that a setting cannot take. The text follows `KEY is VALUE` in the message."""
+
+    def __init__(self, value: Any, text: str) -> None:
+        super().__init__(text)
+        self.value = value
+
+
 class Plain(str):
-    """A scalar without quotation marks in YAML, letter by letter."""
+    """A scalar without quotation marks in YAML, as typed."""
 
     def __repr__(self) -> str:
         """As YAML would read it, for messages: numbers and truth values without quotation marks."""
@@ -30,20 +37,12 @@ class Plain(str):
 
 
 class Typed(Plain):
-    """What follows `key=` on a command line, letter by letter."""
+    """What follows `key=` on a command line, as typed."""
 
     @property
     def is_null(self) -> bool:
         """Whether it means none, where a setting may be none."""
         return self in _NULLS
-
-    def parsed(self) -> Any:
-        """Lists and mappings in YAML's brackets; else itself. Their elements are :class:`Typed` too.
-
-        Raises:
-            yaml.YAMLError: brackets that are not closed, and the like.
-        """
-        return _typed(parse(self)) if self.lstrip().startswith(("[", "{")) else self
 
 
 def _typed(value: Any) -> Any:
@@ -59,6 +58,22 @@ def parse(text: str) -> Any:
     import yaml
 
     return yaml.load(text, loader())
+
+
+def parsed(value: Any) -> Any:
+    """A list or mapping that was typed in YAML's brackets, with :class:`Typed` elements; other values as they are.
+
+    Raises:
+        Unusable: brackets that are not closed, and the like.
+    """
+    import yaml
+
+    if not (isinstance(value, Typed) and value.lstrip().startswith(("[", "{"))):
+        return value
+    try:
+        return _typed(parse(value))
+    except yaml.YAMLError as error:
+        raise Unusable(str(value), f", which is not readable as YAML ({' '.join(str(error).split())})") from None
 
 
 @functools.cache
@@ -104,27 +119,28 @@ def number(text: str, kind: type) -> float | int | None:
     return int(value) if value.is_integer() else None
 
 
-def is_path(key: str) -> bool:
-    """Whether the text of that key (`part.key`, or `evaluation.data.TASK.source`) is a place on disk."""
-    parts = key.split(".")
-    if len(parts) > 2:
-        parts[2] = "*"
-    return ".".join(parts) in PATHS
-
-
 def expand(key: str, text: str) -> str:
+    """As :func:`expanded`, for the text of a setting or an option. Raises ConfigError, which names `key`."""
+    try:
+        return expanded(text)
+    except Unusable as error:
+        raise ConfigError(f"{key} is {error.value!r}{error}.") from None
+
+
+def expanded(text: str) -> str:
     """`text` with `~` at its start, `$NAME` and `${NAME}` replaced, as a shell would.
 
     Raises:
-        ConfigError: no such user or variable; a folder of that very name is not meant.
+        Unusable: no such user or variable; a folder of that very name is not meant.
     """
 
     def value_of(found: re.Match[str]) -> str:
         name = found[1].strip("{}")
         if name not in os.environ:
-            raise ConfigError(
-                f"{key} is {str(text)!r}, and the environment has no {name}; expected a variable that is set; export "
-                "it, or write the path out."
+            raise Unusable(
+                str(text),
+                f", and the environment has no {name}; expected a variable that is set; export it, or write the path "
+                "out",
             )
         return os.environ[name]
 
@@ -134,9 +150,10 @@ def expand(key: str, text: str) -> str:
     if rest.startswith("~"):
         home = os.path.expanduser(rest)
         if home == rest:
-            raise ConfigError(
-                f"{key} is {str(text)!r}, and there is no user of that name; expected ~ or ~USER before a path; write "
-                f"./{rest} for a folder that is called so."
+            raise Unusable(
+                str(text),
+                ", and there is no user of that name; expected ~ or ~USER before a path; write "
+                f"./{rest} for a folder that is called so",
             )
         rest = home
     return _VARIABLE.sub(value_of, head + rest)

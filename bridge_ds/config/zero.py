@@ -1,4 +1,4 @@
-"""A DeepSpeed file made whole: batch sizes from the recipe, precision of this project, nothing left to chance."""
+"""The DeepSpeed config: a JSON file, completed with batch sizes and precision from the recipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.reading import NotText, decoded, json_value
+from bridge_ds.shipped import shipped
 
 __all__ = [
     "accumulation",
@@ -24,8 +25,8 @@ __all__ = [
     "stage",
 ]
 
-SHIPPED = Path(__file__).parents[2] / "ds_configs"
-"""Folder of the shipped DeepSpeed files, in the checkout."""
+SHIPPED = shipped("ds_configs")
+"""Folder of the shipped DeepSpeed files."""
 
 # Removed from DeepSpeed 0.19 (deepspeedai/DeepSpeed#8489): a leftover key is refused there too, but late.
 _REMOVED = (
@@ -125,9 +126,9 @@ def accumulation(config: Config, world_size: int) -> int:
 
 
 def resolve_micro_batch(config: Config, world_size: int) -> Config:
-    """The config with `train.micro_batch` = 0 replaced by what it stands for in this world: a rank's whole share.
+    """The config with `train.micro_batch` = 0 replaced by a rank's whole share of the global batch.
 
-    The same holds under `data.tokens_per_micro_batch`, which cuts that share by tokens and step by step.
+    The same holds under `data.tokens_per_micro_batch`, which splits that share by tokens, step by step.
 
     Raises:
         LaunchError: the ranks do not divide the global batch.
@@ -242,7 +243,7 @@ def _walk(value: Any, where: str) -> Any:
         for key, inner in value.items():
             yield from _walk(inner, f"{where}.{key}" if where else key)
     elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            yield from _walk(inner, f"{where}[{place}]")
+        for index, inner in enumerate(value):
+            yield from _walk(inner, f"{where}[{index}]")
     else:
         yield where, value

@@ -7,7 +7,7 @@ talks to other ranks must be added on all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,39 +57,19 @@ class Hook:
 
 
 class HookList(Hook):
-    """Calls each of its hooks in order."""
+    """Calls each of its hooks, in order."""
 
     def __init__(self, hooks: Sequence[Hook] = ()) -> None:
         self.hooks = list(hooks)
 
-    def on_start(self, *, step: int, total_steps: int) -> None:
-        for hook in self.hooks:
-            hook.on_start(step=step, total_steps=total_steps)
 
-    def on_step(self, record: StepRecord) -> None:
+def _calling_each(name: str) -> Callable[..., None]:
+    def call(self: HookList, *args: Any, **options: Any) -> None:
         for hook in self.hooks:
-            hook.on_step(record)
+            getattr(hook, name)(*args, **options)
 
-    def on_save(self, step: int) -> None:
-        for hook in self.hooks:
-            hook.on_save(step)
+    return call
 
-    def on_stop(self, unvalidated: StepRecord | None = None) -> None:
-        for hook in self.hooks:
-            hook.on_stop(unvalidated)
 
-    def on_checkpoint(self, step: int, folder: Path) -> None:
-        for hook in self.hooks:
-            hook.on_checkpoint(step, folder)
-
-    def on_not_finite(self, step: int) -> None:
-        for hook in self.hooks:
-            hook.on_not_finite(step)
-
-    def on_evaluation(self, results: dict[str, Any]) -> None:
-        for hook in self.hooks:
-            hook.on_evaluation(results)
-
-    def on_end(self, status: str) -> None:
-        for hook in self.hooks:
-            hook.on_end(status)
+for _name in [name for name in vars(Hook) if name.startswith("on_")]:
+    setattr(HookList, _name, _calling_each(_name))

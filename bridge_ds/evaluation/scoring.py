@@ -10,6 +10,7 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.load import to_dict
+from bridge_ds.config.renames import with_old_names
 from bridge_ds.config.schema import Config, DataConfig
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.data.text.convention import WRITTEN
@@ -104,7 +105,7 @@ def _tell_cuts(stores: Sequence[PredictionStore], data: DataConfig) -> None:
 def _stores(
     config: Config, run: Path | None, checkpoint: str, base: Mapping[str, str] | None = None
 ) -> tuple[PredictionStore, PredictionStore]:
-    values = to_dict(config)
+    values = with_old_names(to_dict(config))  # hashed: a run that was scored before the renames must not change
     # All of the config that a score of the LLM alone depends on; a bridge's depends on its training, too.
     lengths = {key: values["data"][key] for key in ("max_source_tokens", "max_prompt_tokens", "augment_prompt")}
     # Left out where they say what always was, so that what was scored before there were such settings still counts.
@@ -116,7 +117,7 @@ def _stores(
     shared = {
         "model": values["model"],
         "lengths": lengths | written,
-        "scoring": {key: values["evaluation"][key] for key in ("null_scores", "max_new_tokens")},
+        "scoring": {key: values["evaluation"][key] for key in ("calibrate", "max_new_tokens")},
     }
     # The names of models say too little: a folder may hold others by now.
     shared |= {"base": {key: base[key] for key in ("llm", "llm_tokenizer", END_IDS) if key in base}} if base else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,7 @@ class TensorBoardEvents(Tracker):
         """One scalar for each number."""
         for record in records:
             for name, value in numbers(record).items():
-                self._writer.add_scalar(name, value, record["step"], walltime=record.get("time") or time.time())
+                self._writer.add_scalar(name, value, record["step"], walltime=record["time"])
             self.state.logged_step = record["step"]
         self._writer.flush()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ __all__ = ["WandbRun", "make_tracker"]
 
 
 class WandbRun(Tracker):
-    """The project is `track.experiment`. Its process writes to `<run>/wandb` and sends from there."""
+    """The project is `track.experiment`. W&B's own process writes to `<run>/wandb` and sends from there."""
 
     name = "Weights & Biases"
     file = "wandb.json"
@@ -41,21 +41,23 @@ class WandbRun(Tracker):
             dir=str(real(self.folder)),
             settings=wandb.Settings(console="off", silent=True, init_timeout=30, disable_git=True, save_code=False),
         )  # fmt: skip
-        # Online it knows the next step of a continued run; offline, and after a kill, our note is the better one.
-        state.logged_step = max(state.logged_step, self._run.starting_step - 1)
+        # After a kill, points that its process had not written are lost: online the server knows the last one, offline
+        # the run is written anew.
+        state.logged_step = max(0, self._run.starting_step - 1)
+        old = real(self.folder).glob(f"wandb/offline-run-*-{state.run_id}") if self._run.offline else ()
+        for attempt in set(old) - {Path(self._run.dir).parent}:
+            shutil.rmtree(attempt)
         self._run.config.update(flatten(self.config), allow_val_change=True)
         if facts is not None:
-            state.attempts += 1
+            state.attempts, state.status = state.attempts + 1, ""
             self._run.config.update({f"attempt.{state.attempts}.{name}": str(fact) for name, fact in facts.items()})
-            state.status = ""
         self.save()
         return ""
 
     def send(self, records: Iterator[StepRecord]) -> None:
         """One `log` for each step."""
         for record in records:
-            values = numbers(record) | {"_timestamp": record.get("time") or time.time()}
-            self._run.log(values, step=record["step"], commit=True)
+            self._run.log(numbers(record) | {"_timestamp": record["time"]}, step=record["step"], commit=True)
             self.state.logged_step = record["step"]
         self.save()
 
@@ -74,4 +76,6 @@ class WandbRun(Tracker):
 
 def make_tracker(folder: Path, config: Config) -> WandbRun:
     """The tracker of a run folder."""
-    return WandbRun(folder, config, os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    offline = os.environ.get("WANDB_MODE") == "offline"
+    where = str(Path(folder).absolute() / "wandb") if offline else "https://api.wandb.ai"
+    return WandbRun(folder, config, os.environ.get("WANDB_BASE_URL", where))

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from bridge_ds.config.changes import changes, refuse_changed, refuse_other_bridge, with_places
+from bridge_ds.config.changes import changes, file_changes, refuse_changed, refuse_other_bridge, with_places
 from bridge_ds.config.load import flatten, load_config, overridden
-from bridge_ds.config.schema import Config
-from bridge_ds.config.schema.kinds import FUNCTION, KINDS, NEITHER, TRAINING
+from bridge_ds.config.schema import KINDS, Config
+from bridge_ds.config.schema.fields import FUNCTION, NEITHER, TRAINING
 from bridge_ds.errors import CheckpointError, ConfigError
 
 NAMED = ["fusion.state_norm=rms", "data.augment_prompt=true", "model.dtype=bfloat16", "data.max_source_tokens=9"]
@@ -19,7 +19,7 @@ TOLD = ["train.lr=1", "train.betas=0.5,0.5", "train.schedule=linear", "train.max
 def test_every_setting_has_a_kind() -> None:
     missing = [key for key in flatten(Config()) if key not in KINDS]
     assert not missing, (
-        f"{missing} in bridge_ds/config/schema have no kind: add a line for each to KINDS in schema/kinds.py, FUNCTION "
+        f"{missing} in bridge_ds/config/schema have no kind: add one to the annotation of each, FUNCTION "
         "if a trained bridge computes or reads something else with another value, TRAINING if it only decides how the "
         "weights come about, NEITHER for places, speed and recording"
     )
@@ -44,6 +44,17 @@ def test_what_changes_the_function_is_refused_unless_named_and_the_rest_is_told(
     told = [change for change in found if not change.in_function]
     refuse_changed(told, [], "step", 0)
     assert [str(change) for change in told][:2] == ["fusion.dropout 0.1 -> 0.2", "train.lr 0.003 -> 1.0"]
+
+
+def test_the_deepspeed_file_is_compared_by_its_content() -> None:
+    old = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 10}, "steps_per_print": 1}
+    new = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 10, "overlap_comm": True}, "steps_per_print": 1}
+    assert file_changes(old, old) == []
+    assert [str(change) for change in file_changes(old, new)] == [
+        "run.ds_config.zero_optimization.stage 3 -> 2",
+        "run.ds_config.zero_optimization.overlap_comm None -> True",
+    ]
+    assert not any(change.in_function for change in file_changes(old, new))
 
 
 def test_names_that_may_change_are_checked() -> None:

@@ -71,7 +71,7 @@ def test_overrides_have_the_types_of_the_schema() -> None:
         ("mapping.end_init=zero", "did you mean 'zeros'"),
         ("mapping.kind=latents", "did you mean 'latent'"),
         ("mapping.latents=0", "mapping.latents is 0; expected 1 or more"),
-        ("mapping.dropout=1", "mapping.dropout is 1.0; expected from 0 to below 1"),
+        ("mapping.dropout=1", "mapping.dropout is 1; expected from 0 to below 1"),
         ("lora.bias=lora", "lora.bias is 'lora'; expected one of none, all, lora_only"),
         ("lora.bias=lora_only", "lora.bias is lora_only and lora.rank 0"),
         ("model.dtype=float16", "expected one of bfloat16, float32"),

@@ -3,13 +3,15 @@ path with `~` or `$NAME` is the place that a shell would make of it."""
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 
 import pytest
 
 from bridge_ds.config.load import load_config, load_run_config, save_config
-from bridge_ds.config.schema import Config
-from bridge_ds.config.text import expand, is_path
+from bridge_ds.config.schema import Config, metadata
+from bridge_ds.config.schema.fields import read_path
+from bridge_ds.config.text import expand
 from bridge_ds.errors import ConfigError
 
 GUESSED = [
@@ -150,6 +152,12 @@ def test_signs_that_are_no_variable_stay(environment: None) -> None:
         assert expand("run.output", path) == path
 
 
+def is_path(key: str) -> bool:
+    of = metadata(key.split("."))
+    inner = metadata([*key.split("."), 0]) if typing.get_origin(of[0]) is tuple else ()
+    return any(getattr(note, "func", None) is read_path for note in (*of, *inner))
+
+
 def test_every_setting_that_its_sentence_calls_a_place_is_a_path() -> None:
     import ast
     import re
@@ -161,14 +169,16 @@ def test_every_setting_that_its_sentence_calls_a_place_is_a_path() -> None:
     for node in (node for file in files for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)):
         for item, sentence in zip(node.body, node.body[1:], strict=False):
             if not (
-                isinstance(item, ast.AnnAssign) and node.name in parts and "str" in (of := ast.unparse(item.annotation))
+                isinstance(item, ast.AnnAssign)
+                and node.name in parts
+                and re.search(r"Text|Path|Literal", of := ast.unparse(item.annotation))
             ):
                 continue
-            if of.startswith("dict"):
+            if "dict[" in of:
                 continue
             text = ast.literal_eval(sentence.value)  # type: ignore[attr-defined]
             key = f"{parts[node.name]}.{item.target.id}"  # type: ignore[union-attr]
             if re.search(r"\(path\b|(?i:\bfolder\b)|a path|scored run|tracking URI", text) and key != "track.name":
                 seen.append(key)
-                assert is_path(key), f"add {key} to PATHS in bridge_ds/config/schema/kinds.py"
+                assert is_path(key), f"give {key} the type Path (Paths) in bridge_ds/config/schema"
     assert {"run.output", "model.llm", "data.mixture", "track.uri", "evaluation.data.any.source"} <= set(seen)

@@ -61,6 +61,8 @@ def testbed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in peer.mapping.parameters():
             parameter.mul_(0.3)
     checkpoint = saved.wrapped(peer.mapping.state_dict(), root / "peer")
+    (root / "run").mkdir()
+    (root / "run" / ".DS_Store").write_bytes(b"")  # macOS's: the folder counts as empty
     main([
         "mindmerger", str(checkpoint), "--encoder", "testbed/encoder", "--llm", "testbed/llm",
         "--output", str(root / "run"), "--set", "model.dtype=float32", "--set", "evaluation.batch=8",

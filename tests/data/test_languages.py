@@ -206,8 +206,7 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
     from bridge_ds.generate.answer import Answerer, Style
     from bridge_ds.generate.files import answer_file
     from bridge_ds.hub.processor import BridgeProcessor
-    from bridge_ds.serve.schema import APIError, parse_completion
-    from bridge_ds.serve.schema import ServerLimits
+    from bridge_ds.serve.schema import APIError, ServerLimits, parse_completion
     from bridge_ds.serve.texts import Texts
 
     answerer = Answerer.load(str(run), Style(max_new_tokens=3))

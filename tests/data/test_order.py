@@ -64,7 +64,7 @@ def test_pinned_values() -> None:
     assert permute(np.arange(10), 10, 0, 0).tolist() == [8, 4, 6, 3, 9, 1, 0, 2, 5, 7]
     assert uniform(0, 0, 0) == pytest.approx(0.6436823271556098, abs=0)
     assert ids_hash(np.array([0, 1, 2])) == "ab25350e3e65efeb"
-    places = BlockShuffle(np.array([3, 2, 4, 1]), 2, 0).places(np.arange(8, 14))
+    places = BlockShuffle(np.array([3, 2, 4, 1]), 2, 0).locate(np.arange(8, 14))
     assert np.stack(places).tolist() == [[0, 1, 0, 0, 0, 3], [2, 0, 0, 1, 2, 0], [0, 0, 1, 1, 1, 1]]
     assert mix(np.arange(5), quotas(np.array([3.0, 1.0])), 0)[1].tolist() == [7278, 1567, 4262, 414, 2269]
 
@@ -76,7 +76,7 @@ def test_positions_outside_are_refused(bad: list[int]) -> None:
 
 
 def _numbers(shuffle: BlockShuffle, sizes: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    places = shuffle.places(positions)
+    places = shuffle.locate(positions)
     assert (places.rows < sizes[places.shards]).all()
     assert (places.epochs == positions // sizes.sum()).all()
     return (np.cumsum(sizes) - sizes)[places.shards] + places.rows
@@ -99,7 +99,7 @@ def test_an_epoch_of_a_block_shuffle_has_each_sample_once_and_reads_one_window_a
     # In any order and by any instance, the same.
     assert np.array_equal(_numbers(BlockShuffle(counts, window, seed), counts, positions[::-1]), found[::-1])
 
-    shards = shuffle.places(positions).shards
+    shards = shuffle.locate(positions).shards
     met = [shards[np.sort(np.unique(shards, return_index=True)[1])]][0]
     first = {int(shard): int(np.flatnonzero(shards == shard)[0]) for shard in met}
     last = {int(shard): int(np.flatnonzero(shards == shard)[-1]) for shard in met}
@@ -110,11 +110,11 @@ def test_an_epoch_of_a_block_shuffle_has_each_sample_once_and_reads_one_window_a
 def test_epochs_seeds_and_windows_differ_and_shards_are_shuffled_too() -> None:
     sizes = np.full(20, 10)
     orders = {
-        tuple(BlockShuffle(sizes, window, seed).places(np.arange(200) + 200 * epoch).shards.tolist())
+        tuple(BlockShuffle(sizes, window, seed).locate(np.arange(200) + 200 * epoch).shards.tolist())
         for window in (1, 4) for seed in (0, 1) for epoch in (0, 1)
     }  # fmt: skip
     assert len(orders) == 8
-    firsts = [int(BlockShuffle(sizes, 4, seed).places(np.array([0])).shards[0]) for seed in range(400)]
+    firsts = [int(BlockShuffle(sizes, 4, seed).locate(np.array([0])).shards[0]) for seed in range(400)]
     assert len(set(firsts)) == 20
 
 
@@ -129,7 +129,7 @@ def test_a_billion_samples_in_constant_memory() -> None:
     tracemalloc.start()
     shuffle = BlockShuffle(sizes, 16, 0)
     began = time.perf_counter()
-    seen = [shuffle.places(start + np.arange(1024)) for start in range(0, 10**9, 10**8)]
+    seen = [shuffle.locate(start + np.arange(1024)) for start in range(0, 10**9, 10**8)]
     seconds = time.perf_counter() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""`tools/pack_shards.py` as a user starts it: what it packs, and how it refuses."""
+"""`bridge-ds pack`, here by tools/pack_shards.py, as a user starts it: what it packs, and how it refuses."""
 
 from __future__ import annotations
 

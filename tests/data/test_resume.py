@@ -69,9 +69,9 @@ class Job:
             for rank, plans in enumerate(self.plans):
                 plan = plans[turn % len(plans)]
                 rows = plan.rows(step)
-                dealt = plan.deal(rows, self.world, (0.3, 0.25))[rank]
-                rounds.add(len(dealt))
-                ranks.append(rows.numbers[np.concatenate(dealt)])
+                buckets = plan.bucket(rows, self.world, (0.3, 0.25))[rank]
+                rounds.add(len(buckets))
+                ranks.append(rows.numbers[np.concatenate(buckets)])
             assert len(rounds) == 1, "ranks must have the same number of micro-batches"
             steps.append(ranks)
         return steps

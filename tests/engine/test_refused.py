@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -166,6 +167,15 @@ def of_a_later_version(place: Place) -> dict[str, object]:
     return {}
 
 
+def of_an_older_version_with_an_unknown_key(place: Place) -> dict[str, object]:
+    for path in place.run.glob("checkpoints/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["config"]["fusion"]["nane"] = manifest["config"]["fusion"].pop("name")  # a flipped bit
+        old = ("format", "files", "base", "config", "versions")  # it had no hash of itself
+        path.write_text(json.dumps({key: manifest[key] for key in old}))
+    return {}
+
+
 def reseal(folder: Path) -> None:
     """Let a checkpoint's manifest say what is there now."""
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -241,6 +251,9 @@ REASONS = {
     "latents": Reason("mapping.kind 'linear'", {"mapping.kind": "latent", "mapping.latents": 4}),
     "weights that are not finite": Reason("mapping.end holds NaN", make=not_finite),
     "settings of a later version": Reason("another version of bridge_ds", make=of_a_later_version),
+    "a damaged key in a manifest without a hash": Reason(
+        "or its manifest is damaged", make=of_an_older_version_with_an_unknown_key
+    ),
     "end ids": Reason("base llm_end_ids '1'; this run has '1,262'", make=other_end_ids),
     "dtype": Reason("model.dtype", {"model.dtype": "bfloat16"}),
     "no shards": Reason("nowhere", {"data.shards": "nowhere"}, new=True),
@@ -287,3 +300,17 @@ def test_a_refused_start_changes_nothing(
         assert reason.words in outcome.outputs[0] and "Traceback" not in outcome.text, outcome.text[-4000:]
         assert snapshot(folder) == before
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("by_script", [False, True])
+def test_a_port_that_is_taken(by_script: bool, small_run: list[str], tmp_path: Path) -> None:
+    """A user error; under a job script the status that makes it start again with another port."""
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        env = {"MASTER_PORT": str(taken.getsockname()[1])}
+        env |= {"BRIDGE_DS_LAST_WORDS": str(tmp_path / "words")} if by_script else {}
+        output = settings(run__output=tmp_path / "run")
+        outcome = launch.train([*small_run, *output], 1, tmp_path / "logs", env)
+    assert outcome.codes == [74 if by_script else 2], outcome.text
+    assert "error: another process uses the port" in outcome.text and "Traceback" not in outcome.text

@@ -19,10 +19,10 @@ pytestmark = pytest.mark.skipif(
 
 
 def audit(folder: Path, *arguments: str) -> list[str]:
-    """Lines of tools/audit_kernels.py, which fails where a kernel spills or reads a state less than 16 bytes at a
+    """Lines of tools/bench/audit_kernels.py, which fails where a kernel spills or reads a state less than 16 bytes at a
     time. A process of its own: it takes triton's driver away."""
     env = os.environ | {"TRITON_CACHE_DIR": str(folder), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "tools/audit_kernels.py", *arguments]
+    command = [sys.executable, "tools/bench/audit_kernels.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "\n0 kernels spill" in done.stdout
@@ -44,7 +44,7 @@ def test_unknown_names_are_refused() -> None:
     cases = {"--gpus": "sm90,sm70", "--dtypes": "foo", "--encoders": "tiny", "--heads": "1,0"}
     program = f"""
 import sys
-sys.path.insert(0, "tools")
+sys.path.insert(0, "tools/bench")
 import audit_kernels
 for option, value in {cases!r}.items():
     try:
@@ -83,7 +83,7 @@ def test_the_audit_sees(fault: str, wrong: str, tmp_path: Path) -> None:
     """An address that says nothing of its alignment; fewer registers than a thread needs."""
     program = f"""
 import sys
-sys.path.insert(0, "tools")
+sys.path.insert(0, "tools/bench")
 import audit_kernels, torch, triton.language as tl
 from bridge_ds.fusion.kernels import triton_primitives as ops
 {fault}

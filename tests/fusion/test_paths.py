@@ -122,7 +122,9 @@ def test_triton_equals_the_reference_however_states_lie(name: str, which: str, h
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here (tools/bench_gpu.sh runs this where one is)")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU is here (tools/bench/bench_gpu.sh runs this where one is)"
+)
 @pytest.mark.parametrize("case", CASES + [in_bfloat16(case) for case in CASES + SMALL], ids=str)
 def test_triton_equals_the_reference_on_a_gpu(case: Case) -> None:
     check(case, "triton", "cuda")

@@ -324,7 +324,15 @@ def test_planned_memory_is_near_what_ranks_take(ranks: int, tmp_path: Path) -> N
     """Real widths, few layers: 0.9 GiB of weights."""
     sizes = ["--encoder", "mt5-base", "--encoder-layers", "2", "--llm", "llama-3.2-1b", "--llm-layers", "1"]
     done = run(
-        "rehearse", "--folder", str(tmp_path), *sizes, "--ranks", str(ranks), "--no-unsharded", "--json", timeout=400
+        "bench/rehearse",
+        "--folder",
+        str(tmp_path),
+        *sizes,
+        "--ranks",
+        str(ranks),
+        "--no-unsharded",
+        "--json",
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -334,7 +342,7 @@ def test_planned_memory_is_near_what_ranks_take(ranks: int, tmp_path: Path) -> N
 
 
 def test_rehearsal_refuses_what_it_cannot_make(tmp_path: Path) -> None:
-    refused = run("rehearse", "--folder", str(tmp_path), "--encoder", "xlm-roberta-base")
+    refused = run("bench/rehearse", "--folder", str(tmp_path), "--encoder", "xlm-roberta-base")
     assert refused.returncode == 2 and "expected an mT5" in refused.stderr
 
 

@@ -146,7 +146,7 @@ class Job:
             except (OSError, ValueError, IndexError):
                 continue
             # Data workers are forks with the same command line; only a rank's mother is no trainer.
-            if b"bridge_ds/train.py" in words and b"train.py" not in mother:
+            if b"bridge_ds.train" in words and b"bridge_ds.train" not in mother:
                 env = dict(value.split(b"=", 1) for value in values if b"=" in value)
                 if (
                     env.get(b"SLURM_JOB_ID") == self.number.encode()

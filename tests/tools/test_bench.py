@@ -18,7 +18,7 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 def rows_of(tool: str, output: Path, interpreted: bool = False) -> list[dict[str, str]]:
     """Run a tool's quick form and read what it wrote."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": str(int(interpreted))}
-    command = [sys.executable, f"tools/{tool}.py", "--quick", "--threads", "1", "--output", str(output)]
+    command = [sys.executable, f"tools/bench/{tool}.py", "--quick", "--threads", "1", "--output", str(output)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     with output.open(encoding="utf-8") as file:
@@ -60,5 +60,7 @@ def test_scoring_rows(tmp_path: Path) -> None:
 
 def test_what_needs_a_gpu_says_so() -> None:
     env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
-    done = subprocess.run(["bash", "tools/bench_gpu.sh"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "tools/bench/bench_gpu.sh"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and done.stderr.startswith("error: no GPU is seen") and done.stderr.count("\n") == 1

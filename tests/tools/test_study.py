@@ -10,7 +10,7 @@ import pytest
 
 from bridge_ds.evaluation.predictions import read_predictions
 from tests.report.studies import write_run
-from tools import study_testbed
+from tools.bench import study_testbed
 
 
 @pytest.fixture

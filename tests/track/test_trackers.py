@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,17 +47,21 @@ def log(folder: Path, start: int, last: int) -> MetricsLog:
     return metrics
 
 
-def attempt(folder: Path, start: int, last: int, status: str) -> None:
+def attempt(folder: Path, start: int, last: int, killed: bool) -> None:
     metrics = log(folder, start, last)
     hooks = trackers.feeds(folder, config_for(folder, "tensorboard", "wandb"), {"ranks": 2}, close_seconds=60)
     for hook in hooks:
         hook.on_start(step=start, total_steps=STEPS)
         hook.on_step(record(last, STEPS))
-        if status == "finished":
-            hook.on_evaluation(results())
-    metrics.on_end(status)
+    while killed:
+        time.sleep(0.05)
+        if all(hook._tracker.state.logged_step == 5 for hook in hooks):
+            os.kill(os.getpid(), signal.SIGKILL)
     for hook in hooks:
-        hook.on_end(status)
+        hook.on_evaluation(results())
+    metrics.on_end("finished")
+    for hook in hooks:
+        hook.on_end("finished")
 
 
 def tensorboard_scalars(folder: Path) -> Scalars:
@@ -99,13 +108,15 @@ READERS: dict[str, Callable[[Path], Scalars]] = {"tensorboard": tensorboard_scal
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Killed after step 7; goes on from a checkpoint of step 3 to the end."""
+    """Killed by SIGKILL after step 7; resumed from a checkpoint of step 3 to the end."""
     folder = tmp_path_factory.mktemp("trackers") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        patch.setattr(trackers, "_KILLED_SECONDS", 60.0)
-        attempt(folder, 0, 7, "killed")
-        attempt(folder, 3, STEPS, "finished")
+        pid = os.fork()
+        if pid == 0:
+            attempt(folder, 0, 7, killed=True)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        attempt(folder, 3, STEPS, killed=False)
         yield folder
 
 
@@ -133,7 +144,7 @@ def test_scores_and_status(resumed: Path) -> None:
         elif kind == "exit":
             exits.append(each.exit.exit_code)
     assert summary[score] == 75.0 and summary["status"] == "finished"
-    assert ids == {json.loads((resumed / "wandb.json").read_text())["run_id"]} and exits == [1, 0]
+    assert ids == {json.loads((resumed / "wandb.json").read_text())["run_id"]} and exits == [0]
 
 
 def test_a_killed_process_is_brought_up_to_date_by_sync(tmp_path: Path) -> None:
@@ -158,3 +169,33 @@ def test_what_is_not_known_or_not_installed_is_a_user_error(tmp_path: Path) -> N
 def test_every_tracker_is_an_extra_or_required() -> None:
     setup = (launch.ROOT / "setup.py").read_text()
     assert all(f'"{name}"' in setup for name in trackers.TRACKERS)
+
+
+def test_a_new_tracker_is_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "printed.py").write_text(
+        "from bridge_ds.track.tracker import Tracker\n"
+        "class Printed(Tracker):\n"
+        "    name, file = 'Printed', 'printed.json'\n"
+        "    def open(self, facts):\n"
+        "        return ''\n"
+        "    def send(self, records):\n"
+        "        for record in records:\n"
+        "            print(record['step'])\n"
+        "            self.state.logged_step = record['step']\n"
+        "        self.save()\n"
+        "    def finish(self, status):\n"
+        "        print(status)\n"
+        "def make_tracker(folder, config):\n"
+        "    return Printed(folder, config, 'stdout')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(trackers.TRACKERS, "printed", "printed")
+    config = config_for(tmp_path / "run", "printed")
+    trackers.check_trackers(config)
+    log(tmp_path / "run", 0, STEPS)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert sync([str(tmp_path / "run")]) == 0
+        (feed,) = trackers.feeds(tmp_path / "run", config)
+        feed.on_end("finished")
+    lines = printed.getvalue().splitlines()
+    assert lines[:4] == ["1", "5", "10", "12"] and "steps 0 to 12 sent" in lines[4] and lines[5:] == ["finished"]

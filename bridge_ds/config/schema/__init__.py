@@ -1,10 +1,22 @@
-"""Every setting of a run, typed, with its unit. Recipes are YAML of this shape; unknown keys are refused."""
+"""Every setting of a run: type, bounds, kind and a sentence. Recipes are YAML of this shape; unknown keys are refused.
+
+Sections are plain frozen dataclasses, whose annotations pydantic reads (:mod:`bridge_ds.config.build`) when a config
+comes from a file, a command line or a record. `docs/configuration.md` is made from here.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from bridge_ds.config.schema.data import DataConfig
+from pydantic import ConfigDict
+
+from bridge_ds.config.schema.fields import TRAINING, Kind
 from bridge_ds.config.schema.models import (
     EncoderConfig,
     FusionConfig,
@@ -13,11 +25,12 @@ from bridge_ds.config.schema.models import (
     MappingConfig,
     ModelConfig,
 )
-from bridge_ds.config.schema.runs import RunConfig, TrackConfig
-from bridge_ds.config.schema.scoring import EvaluationConfig, TaskDataConfig
-from bridge_ds.config.schema.training import CheckpointConfig, TrainConfig
+from bridge_ds.config.schema.runs import EvaluationConfig, RunConfig, TaskDataConfig, TrackConfig
+from bridge_ds.config.schema.training import CheckpointConfig, DataConfig, TrainConfig
 
 __all__ = [
+    "KINDS",
+    "SECTIONS",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -32,12 +45,16 @@ __all__ = [
     "TaskDataConfig",
     "TrackConfig",
     "TrainConfig",
+    "kind_of",
+    "metadata",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One run. `bridge_ds/config/recipes/*.yaml` are named instances."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     run: RunConfig = field(default_factory=RunConfig)
     """Folder, seed, resume."""
@@ -63,3 +80,65 @@ class Config:
     """Recording."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Scoring."""
+
+    def conflicts(self) -> Iterator[str]:
+        """A sentence for each two settings that contradict each other."""
+        yield from self.data.conflicts()
+        yield from self.lora.conflicts()
+        data, train = self.data, self.train
+        if data.length_window > 1 and train.global_batch % data.length_chunk:
+            yield (
+                f"data.length_chunk {data.length_chunk} does not divide train.global_batch {train.global_batch}; "
+                "expected a divisor; set it to train.micro_batch."
+            )
+        if train.validate_every and not data.validation_percent:
+            yield (
+                f"train.validate_every is {train.validate_every}, but data.validation_percent is 0 and holds nothing "
+                "out; expected 1 or more of it; a run that has begun without cannot change it."
+            )
+        if self.lora.rank and self.llm.trainable:
+            yield (
+                f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
+                "it trained; set one of them to 0 or false."
+            )
+
+
+@functools.cache
+def _hints(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section, include_extras=True)
+
+
+def metadata(loc: Sequence[int | str]) -> tuple[Any, ...]:
+    """The type at a position in the config, such as ("train", "lr"), and the annotations beside it."""
+    of: tuple[Any, ...] = (Config,)
+    for part in loc:
+        if isinstance(of[0], type) and dataclasses.is_dataclass(of[0]):
+            of = _unwrapped(_hints(typing.cast(type, of[0]))[str(part)])
+        else:  # a value of a dict, or an element of a tuple
+            of = _unwrapped(typing.get_args(of[0])[1 if isinstance(part, str) else 0])
+    return of
+
+
+def _unwrapped(hint: Any) -> tuple[Any, ...]:
+    if hasattr(hint, "__metadata__"):
+        return (*_unwrapped(hint.__origin__), *hint.__metadata__)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return _unwrapped(typing.get_args(hint)[0])
+    return (hint,)
+
+
+SECTIONS: dict[str, type] = {name: hint for name, hint in _hints(Config).items()}
+"""Name -> class of each section."""
+KINDS: dict[str, Kind] = {
+    f"{section}.{key}": kind
+    for section, of in SECTIONS.items()
+    for key in _hints(of)
+    for kind in metadata((section, key))
+    if isinstance(kind, Kind)
+}
+"""`section.key` -> what its change means, in the schema's order."""
+
+
+def kind_of(key: str) -> Kind:
+    """The kind of `section.key`."""
+    return KINDS.get(key, TRAINING)

@@ -1,51 +1,167 @@
-"""Optimisation, and what is kept of it on disk."""
+"""The data, the optimizer, and what is kept on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-__all__ = ["CheckpointConfig", "TrainConfig"]
+from annotated_types import Ge, Le
+
+from bridge_ds.config.schema.fields import (
+    FUNCTION,
+    NEITHER,
+    TRAINING,
+    Flag,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OrNone,
+    Pair,
+    Path,
+    Paths,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Real,
+    Text,
+    Whole,
+)
+
+__all__ = ["CheckpointConfig", "DataConfig", "TrainConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The English shards and how samples become batches."""
+
+    shards: Annotated[Path, NEITHER] = "testbed/english"
+    """Folder of webdataset tars with index.json (made by tools/pack_shards.py), the URL of one (https://, s3://,
+    hf://), or `testbed/english`."""
+    mixture: Annotated[Paths, NEITHER] = ()
+    """Several data sets instead of `shards`: a list of FOLDER=WEIGHT, drawn from in the ratio of the weights (each at
+    least 1/20,000 of their sum)."""
+    shuffle_shards: Annotated[PositiveInt, TRAINING] = 16
+    """Shards whose samples are shuffled together (the shards are shuffled too); reading stays among these."""
+    validation_percent: Annotated[Whole, Ge(0), Le(99), TRAINING] = 0
+    """Percent of the samples, chosen by the hash of their keys, that are held out of training; train.validate_every
+    says how often their loss is computed."""
+    stage_dir: Annotated[Path, NEITHER] = ""
+    """Folder on each node's own disk to which all shards are copied before training; empty = no copy."""
+    cache_dir: Annotated[Path, NEITHER] = ""
+    """Folder on each node for shards fetched from a URL; empty = ~/.cache/bridge_ds."""
+    cache_gib: Annotated[PositiveFloat, NEITHER] = 50.0
+    """Size limit of the fetched shards on each node, for each data set (GiB); the least recently used are removed
+    first."""
+    source_language: Annotated[Text, FUNCTION] = ""
+    """Language of sources that have no field `language`, for an encoder that is told it by a tag (NLLB, M2M-100,
+    mBART): its tag or an ISO 639 code, such as en; empty = the index's language of the shard, else the tokenizer's own,
+    which is logged."""
+    objective: Annotated[Literal["task", "prefix_lm"], FUNCTION] = "task"
+    """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge)."""
+    augment_prompt: Annotated[Flag, FUNCTION] = False
+    """Also show the LLM the source text with its own embeddings, after the soft prompt (MindMerger)."""
+    bos: Annotated[Literal["auto", "always", "never", "unless_eos"], FUNCTION] = "auto"
+    """Whether the LLM's BOS opens its input: auto (as its tokenizer opens a text by itself) | always | never |
+    unless_eos (as in runs before this setting: also one that the tokenizer does not add, unless it is the EOS)."""
+    separator: Annotated[Text, FUNCTION] = ""
+    """Text between the LLM's prompt and the target, in place of the white space that the prompt ends with; `keep` =
+    that white space as it is."""
+    target_space: Annotated[Literal["auto", "space", "none"], FUNCTION] = "auto"
+    """A space before each target: auto (where the LLM's tokenizer has it in the token of a word inside a text:
+    byte-level BPE has, SentencePiece adds it by itself) | space | none."""
+    target_end: Annotated[Flag, FUNCTION] = True
+    """Close each target with the LLM's end token."""
+    chat_template: Annotated[Flag, FUNCTION] = False
+    """Put the LLM's own chat template around the soft prompt, as an instruction-tuned LLM expects it; an answer begins
+    right after it, with no space of ours. Every use of the run does the same unless told otherwise."""
+    system_prompt: Annotated[Text, FUNCTION] = ""
+    """System message for the LLM in front of the chat template, in the LLM's own language; empty = none."""
+    truncation_side: Annotated[Literal["right", "left"], FUNCTION] = "right"
+    """Side at which a source or prompt that is too long is truncated: right = its end is lost; left = its beginning (a
+    question at the end is kept). prefix_lm always truncates the beginning. Targets lose their end."""
+    max_source_tokens: Annotated[Whole, Ge(2), FUNCTION] = 512
+    """Encoder tokens per sample, end token included; longer sources are truncated and counted."""
+    max_prompt_tokens: Annotated[PositiveInt, FUNCTION] = 512
+    """LLM prompt tokens per sample; longer prompts are truncated and counted."""
+    max_target_tokens: Annotated[Whole, Ge(2), FUNCTION] = 128
+    """Target tokens per sample, end token included; longer targets are truncated and counted."""
+    max_characters: Annotated[NonNegativeInt, TRAINING] = 10_000_000
+    """Characters of a text; a sample with a longer one is bad (a tokenizer would take seconds). 0 = any length."""
+    max_bad_samples: Annotated[NonNegativeInt, NEITHER] = 0
+    """Bad samples that a run may skip (counted each time one comes up) before it stops: malformed, a field missing, a
+    text empty or longer than max_characters. Damaged shards always stop it."""
+    tokens_per_micro_batch: Annotated[NonNegativeInt, NEITHER] = 0
+    """Tokens of a micro-batch, padding included, instead of train.micro_batch samples; estimated from characters, so
+    leave some room. 0 = off."""
+    length_window: Annotated[PositiveInt, TRAINING] = 1
+    """Optimizer steps whose samples are bucketed by length (1 = off: a step has exactly its slice of the order). More
+    means less padding; the samples of the window stay the same."""
+    length_chunk: Annotated[PositiveInt, TRAINING] = 8
+    """Samples of similar length that stay together where length_window is above 1; train.micro_batch is best."""
+    workers: Annotated[NonNegativeInt, NEITHER] = 2
+    """DataLoader worker processes per rank (0 = in the main process)."""
+    prefetch: Annotated[PositiveInt, NEITHER] = 4
+    """Steps that each worker prepares ahead."""
+
+    def conflicts(self) -> Iterator[str]:
+        """A sentence for each two settings that contradict each other."""
+        longest = self.max_source_tokens + self.max_target_tokens + self.max_prompt_tokens * self.augment_prompt
+        if 0 < self.tokens_per_micro_batch < longest:
+            yield (
+                f"data.tokens_per_micro_batch is {self.tokens_per_micro_batch}; one sample may have {longest} tokens; "
+                "raise it, or lower the lengths in data.max_*_tokens."
+            )
+        if self.system_prompt and not self.chat_template:
+            yield (
+                "data.system_prompt is set and data.chat_template is false; a system message is part of a chat; "
+                "set data.chat_template=true, or leave the message out."
+            )
+        if self.chat_template and self.objective != "task":
+            yield (
+                f"data.chat_template is true and data.objective is {self.objective!r}; expected task, for the rest of "
+                "a text is no answer in a chat; set data.chat_template=false."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Optimisation."""
 
-    steps: int = 1000
+    steps: Annotated[PositiveInt, TRAINING] = 1000
     """Optimizer steps in the whole run."""
-    global_batch: int = 128
+    global_batch: Annotated[PositiveInt, TRAINING] = 128
     """Samples per optimizer step over all ranks; micro_batch x ranks must divide it."""
-    micro_batch: int = 8
+    micro_batch: Annotated[NonNegativeInt, NEITHER] = 8
     """Samples per rank per forward pass; 0 = the rank's whole share of the global batch at once."""
-    encode_once: bool = True
-    """Let a frozen encoder read the micro-batches of a step together, as many as encode_once_gib allows (yes/no): under
-    ZeRO-3 its layers are then gathered once for all of these, with the same losses. Under ZeRO-2 it changes nothing."""
-    encode_once_gib: float = 4.0
-    """Encoder states of a rank that may be there together (GiB; 0 = those of one micro-batch). A micro-batch counts as
-    (layers + 1) x rows x data.max_source_tokens x width x 2 bytes (4 in float32), however short its texts are."""
-    lr: float = 3e-5
+    encode_once: Annotated[Flag, NEITHER] = True
+    """Let a frozen encoder read the micro-batches of a step together, as many as encode_once_gib allows: under ZeRO-3
+    its layers are then gathered once for all of these, with the same losses. Under ZeRO-2 it changes nothing."""
+    encode_once_gib: Annotated[NonNegativeFloat, NEITHER] = 4.0
+    """Memory for encoder states on a rank (GiB; 0 = those of one micro-batch). A micro-batch counts as (layers + 1) x
+    rows x data.max_source_tokens x width x 2 bytes (4 in float32), however short its texts are."""
+    lr: Annotated[NonNegativeFloat, TRAINING] = 3e-5
     """Peak learning rate of AdamW."""
-    betas: tuple[float, float] = (0.8, 0.999)
+    betas: Annotated[tuple[Probability, Probability], Pair, TRAINING] = (0.8, 0.999)
     """AdamW's beta1 and beta2."""
-    eps: float = 1e-8
+    eps: Annotated[PositiveFloat, TRAINING] = 1e-8
     """AdamW's epsilon."""
-    weight_decay: float = 3e-7
+    weight_decay: Annotated[NonNegativeFloat, TRAINING] = 3e-7
     """AdamW's decoupled weight decay (on matrices; vectors and scalars have none)."""
-    warmup_ratio: float = 0.05
-    """Share of `steps` with linear warm-up (0 to 1)."""
-    schedule: str = "cosine"
-    """Learning rate after warm-up: cosine (to 0) | linear (to 0) | constant."""
-    tf32: bool = True
-    """Multiply what is float32 beside bfloat16 models (mapping, fusion) in TF32 on GPUs that have it (yes/no)."""
-    max_grad_norm: float = 1.0
-    """Largest global gradient norm; 0 = no clipping."""
-    validate_every: int | None = None
+    warmup_ratio: Annotated[Real, Ge(0), Le(1), TRAINING] = 0.05
+    """Share of `steps` with linear warm-up."""
+    schedule: Annotated[Literal["cosine", "linear", "constant"], TRAINING] = "cosine"
+    """Learning rate after warm-up; cosine and linear end at 0."""
+    tf32: Annotated[Flag, TRAINING] = True
+    """Multiply what is float32 beside bfloat16 models (mapping, fusion) in TF32 on GPUs that have it."""
+    max_grad_norm: Annotated[NonNegativeFloat, TRAINING] = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it. 0 = no clipping."""
+    validate_every: Annotated[NonNegativeInt | None, OrNone, NEITHER] = None
     """Optimizer steps between two computations of the loss on what data.validation_percent holds out, on all ranks and
-    without dropout (the last step has one too); none = as checkpoint.every; 0 = never. Training does not change."""
-    validation_samples: int = 1024
+    without dropout (the last step has one too); null = as checkpoint.every; 0 = never. Training does not change."""
+    validation_samples: Annotated[NonNegativeInt, NEITHER] = 1024
     """Most samples of a validation, the same ones each time and whatever run.seed is (kept as token ids in the ranks'
     memory); 0 = all that are held out."""
-    max_bad_steps: int = 0
+    max_bad_steps: Annotated[NonNegativeInt, NEITHER] = 0
     """Steps in a row whose loss or gradient is not finite before the run stops; each one is skipped and shown."""
 
 
@@ -53,13 +169,13 @@ class TrainConfig:
 class CheckpointConfig:
     """What is kept on disk."""
 
-    every: int = 500
+    every: Annotated[PositiveInt, NEITHER] = 500
     """Optimizer steps between checkpoints (one is always written at the end)."""
-    keep_last: int = 2
+    keep_last: Annotated[NonNegativeInt, NEITHER] = 2
     """Newest checkpoints kept; older ones are removed after a new one is valid. 0 keeps all."""
-    keep_best: int = 1
+    keep_best: Annotated[NonNegativeInt, NEITHER] = 1
     """Checkpoints kept besides these for the lowest loss: the validation loss at that step where the run has it, else
     the training loss, mean since the save before (0 = none). `RUN/checkpoints/best` names the best one to other
     commands and to run.start_from."""
-    max_failed_saves: int = 3
+    max_failed_saves: Annotated[NonNegativeInt, NEITHER] = 3
     """Saves in a row that may fail (full disk, lost folder) before the run ends; only the run's last one is retried."""

@@ -27,7 +27,7 @@ from bridge_ds.world import World
 __all__ = ["SPLITS", "Corpus", "CorpusRows", "locations", "open_corpus", "open_index"]
 
 SPLITS = ("train", "validation")
-"""Parts into which the hash of the sample id cuts a corpus."""
+"""Parts into which the hash of the sample id divides a corpus."""
 
 
 class CorpusRows(NamedTuple):
@@ -41,7 +41,7 @@ class CorpusRows(NamedTuple):
     """Number of the data set."""
     shards: np.ndarray
     """Number of the shard in its data set."""
-    places: np.ndarray
+    shard_rows: np.ndarray
     """Row in the shard."""
 
     def at(self, which: np.ndarray | slice) -> CorpusRows:
@@ -141,10 +141,10 @@ class Corpus:
         A data set too small to have a sample in it is left out.
         """
         first, last = 0, BUCKETS * self._data.validation_percent // 100
-        kept = [place for place, part in enumerate(self.sets) if part.split_sizes(first, last).sum()]
+        kept = [number for number, part in enumerate(self.sets) if part.split_sizes(first, last).sum()]
         if not kept:
             return None
-        sets, weights = [self.sets[place] for place in kept], [self._weights[place] for place in kept]
+        sets, weights = [self.sets[number] for number in kept], [self._weights[number] for number in kept]
         return Corpus(sets, weights, self._data, 0, "validation")
 
     def _rows(self, sets: np.ndarray, own: np.ndarray) -> CorpusRows:
@@ -152,16 +152,16 @@ class Corpus:
         columns = [np.empty_like(own) for _ in range(3)]
         for number in np.unique(sets).tolist():
             at = np.flatnonzero(sets == number)
-            found = self._orders[number].places(own[at])
+            found = self._orders[number].locate(own[at])
             rows = found.rows if self._whole else self._select(number, found.shards, found.rows)
             for column, values in zip(columns, (found.epochs, found.shards, rows), strict=True):
                 column[at] = values
-        epochs, shards, places = columns
-        numbers = self._bases[sets] + places
+        epochs, shards, shard_rows = columns
+        numbers = self._bases[sets] + shard_rows
         for number, part in enumerate(self.sets):
             at = np.flatnonzero(sets == number)
             numbers[at] += (part.ends - part.sizes)[shards[at]]
-        return CorpusRows(numbers, epochs, sets, shards, places)
+        return CorpusRows(numbers, epochs, sets, shards, shard_rows)
 
     def lengths(self, rows: CorpusRows) -> np.ndarray:
         """int64 [G, 3], characters of source (or text), prompt and target of each row.
@@ -173,7 +173,7 @@ class Corpus:
         for number in np.unique(rows.sets).tolist():
             for shard in np.unique(rows.shards[rows.sets == number]).tolist():
                 at = np.flatnonzero((rows.sets == number) & (rows.shards == shard))
-                table = self.sets[number].table(shard)[rows.places[at]]
+                table = self.sets[number].table(shard)[rows.shard_rows[at]]
                 result[at] = np.stack([table[name] for name in ("source", "prompt", "target")], axis=1)
         return result
 
@@ -185,13 +185,13 @@ class Corpus:
             BadSample: see :meth:`SampleReader.read`.
         """
         number, shard = int(rows.sets[which]), int(rows.shards[which])
-        sample = self._readers[number].read(shard, int(rows.places[which]))
+        sample = self._readers[number].read(shard, int(rows.shard_rows[which]))
         language = self.sets[number].shards[shard].language
         return sample | {SHARD_LANGUAGE: language} if language else sample
 
     def describe(self, rows: CorpusRows, which: int) -> str:
-        """A row's place in words, for messages."""
-        return self._readers[int(rows.sets[which])].describe(int(rows.shards[which]), int(rows.places[which]))
+        """A row's location in words, for messages."""
+        return self._readers[int(rows.sets[which])].describe(int(rows.shards[which]), int(rows.shard_rows[which]))
 
     def _select(self, number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
         # The order counts the samples of the split in each shard; which rows those are, the table says.
@@ -206,38 +206,38 @@ def locations(data: DataConfig) -> tuple[list[str], list[float]]:
     """Folders or URLs of the data sets, and their weights.
 
     Raises:
-        ConfigError: an entry of data.mixture is no PLACE=WEIGHT, or names a data set again.
+        ConfigError: an entry of data.mixture is no FOLDER=WEIGHT, or names a data set again.
     """
     if not data.mixture:
         return [data.shards], [1.0]
-    places, weights = [], []
+    folders, weights = [], []
     for entry in data.mixture:
-        place, _, weight = entry.rpartition("=")
+        folder, _, weight = entry.rpartition("=")
         try:
             number = float(weight)
         except ValueError:
             number = 0.0
-        if not place or not 0 < number < float("inf"):
+        if not folder or not 0 < number < float("inf"):
             raise ConfigError(f"data.mixture has {entry!r}; expected FOLDER=WEIGHT with a weight above 0.")
-        places.append(place)
+        folders.append(folder)
         weights.append(number)
-    again = twice(place.rstrip("/") if is_remote(place) else os.path.realpath(place) for place in places)
+    again = twice(folder.rstrip("/") if is_remote(folder) else os.path.realpath(folder) for folder in folders)
     if again is not None:
         raise ConfigError(
             f"data.mixture has {again} twice, whose samples would then come twice in the same order; expected each "
             "data set once; add the weights."
         )
-    return places, weights
+    return folders, weights
 
 
-def open_index(data: DataConfig, place: str) -> ShardIndex:
+def open_index(data: DataConfig, folder: str) -> ShardIndex:
     """Read the index of one data set, through the cache or staging folder that the config names.
 
     Raises:
         DataError: it is missing, damaged or out of reach.
     """
-    store = open_store(place, stage_dir=data.stage_dir, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
-    return load_index(place, store)
+    store = open_store(folder, stage_dir=data.stage_dir, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
+    return load_index(folder, store)
 
 
 def open_corpus(data: DataConfig, seed: int, world: World, split: str = "train") -> Corpus:
@@ -247,10 +247,10 @@ def open_corpus(data: DataConfig, seed: int, world: World, split: str = "train")
         DataError: a data set is missing, damaged or out of reach, or the cache is too small for it.
         ConfigError: data.mixture cannot be used.
     """
-    places, weights = locations(data)
+    folders, weights = locations(data)
     sets = []
-    for place in places:
-        sets.append(open_index(data, place))
+    for folder in folders:
+        sets.append(open_index(data, folder))
         if data.stage_dir:
             stage(sets[-1], first=2 * world.local_rank, progress=world.local_rank == 0)
     _check_cache(sets, data)

@@ -71,7 +71,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             DataError: a sample cannot be read or is not what was indexed.
         """
         rows = self._plan.rows(step)
-        return self._made(step, rows, self._plan.deal(rows, self._world.size, self._ratios)[self._world.rank])
+        return self._made(step, rows, self._plan.bucket(rows, self._world.size, self._ratios)[self._world.rank])
 
     def once(self, limit: int) -> StepBatches:
         """This rank's part of :meth:`Corpus.once`, as a step of number 0 that consumes them all. Ranks may run out of
@@ -81,7 +81,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             DataError: as :meth:`make`.
         """
         rows = self._corpus.once(limit)
-        return self._made(0, rows, self._plan.deal_once(rows, self._world.size, self._ratios)[self._world.rank])
+        return self._made(0, rows, self._plan.bucket_once(rows, self._world.size, self._ratios)[self._world.rank])
 
     def _made(self, step: int, rows: CorpusRows, groups: Sequence[np.ndarray]) -> StepBatches:
         mine = np.concatenate(groups)
@@ -140,7 +140,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         found: dict[int, TokenizedSample | BadSample] = {}
         good, contents = [], []
         # In the order in which they lie on the disk.
-        places = np.lexsort((rows.places[which], rows.shards[which], rows.sets[which]))
+        places = np.lexsort((rows.shard_rows[which], rows.shards[which], rows.sets[which]))
         for row in which[places].tolist():
             try:
                 contents.append(self._corpus.read(rows, row))

@@ -1,4 +1,4 @@
-"""Reading the rows of an input: JSON lines, plain text, csv, parquet, `datasets`. Each row comes with its place."""
+"""Reading the rows of an input: JSON lines, plain text, csv, parquet, `datasets`. Each row comes with its location."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["COMPRESSIONS", "FORMATS", "Part", "Row", "load_dataset", "parquet_fi
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Row = tuple[str, Any]
-"""(place such as `train.jsonl:17`, what was found there)."""
+"""(where such as `train.jsonl:17`, what was found there)."""
 
 FORMATS = ("jsonl", "text", "csv", "tsv", "parquet")
 """Formats of files; all but parquet also with a further `.gz` or `.zst`."""
@@ -107,29 +107,29 @@ def _lines(part: Part) -> Iterator[Row]:
 
 
 def _jsonl(part: Part) -> Iterator[Row]:
-    for place, line in _lines(part):
+    for where, line in _lines(part):
         if not line.strip():
             continue
         try:
-            yield place, json_value(line)
+            yield where, json_value(line)
         except json.JSONDecodeError as error:
             # Its own text counts lines inside this one line, which reads like a line of the file.
             raise DataError(
-                f"{place} is malformed JSON ({error.msg} at character {error.pos + 1}); "
+                f"{where} is malformed JSON ({error.msg} at character {error.pos + 1}); "
                 "expected one JSON object per line: mend or remove it."
             ) from None
         except ValueError as error:
-            raise DataError(f"{place} cannot be used: {error}.") from None
+            raise DataError(f"{where} cannot be used: {error}.") from None
         except RecursionError:
-            raise DataError(f"{place} is JSON nested too deep to read; expected one flat object: mend it.") from None
+            raise DataError(f"{where} is JSON nested too deep to read; expected one flat object: mend it.") from None
 
 
 def _paragraphs(part: Part) -> Iterator[Row]:
     # A paragraph of one word is mostly a heading: it goes with the next, since alone it could not be split in two.
     lines: list[str] = []
     start = ""
-    for place, line in _lines(part):
-        start = start if lines else place
+    for where, line in _lines(part):
+        start = start if lines else where
         if words := line.split():
             lines.append(" ".join(words))
         elif lines and len(starts(text := joined(lines))) > 1:
@@ -141,18 +141,18 @@ def _paragraphs(part: Part) -> Iterator[Row]:
 
 def _tsv(part: Part) -> Iterator[Row]:
     # In tab-separated values quotation marks are letters, and no field holds a tab or a line end (IANA).
-    lines = ((place, line.rstrip("\n").removesuffix("\r")) for place, line in _lines(part))
-    rows = ((place, line.split("\t")) for place, line in lines if line)
-    place, header = next(rows, ("", []))
-    _check_header(place, header)
-    for place, values in rows:
-        _check_width(place, len(values), len(header))
+    lines = ((where, line.rstrip("\n").removesuffix("\r")) for where, line in _lines(part))
+    rows = ((where, line.split("\t")) for where, line in lines if line)
+    where, header = next(rows, ("", []))
+    _check_header(where, header)
+    for where, values in rows:
+        _check_width(where, len(values), len(header))
         if any('""' in value[1:-1] and _QUOTED.fullmatch(value) for value in values):
             raise DataError(
-                f"{place} has a field in quotation marks with doubled ones inside, as csv writes them; in tsv they are "
+                f"{where} has a field in quotation marks with doubled ones inside, as csv writes them; in tsv they are "
                 "letters: write the file without quoting, or as csv or jsonl."
             )
-        yield place, dict(zip(header, values, strict=True))
+        yield where, dict(zip(header, values, strict=True))
 
 
 def _csv(part: Part) -> Iterator[Row]:
@@ -162,29 +162,29 @@ def _csv(part: Part) -> Iterator[Row]:
     first = 1  # line at which a record begins; quoted fields may go over several
     try:
         for values in rows:
-            place, first = f"{part.name}:{first}", rows.line_num + 1
+            where, first = f"{part.name}:{first}", rows.line_num + 1
             if header and values:
-                _check_width(place, len(values), len(header))
-                yield place, dict(zip(header, values, strict=True))
+                _check_width(where, len(values), len(header))
+                yield where, dict(zip(header, values, strict=True))
             elif values:
                 header = values
-                _check_header(place, header)
+                _check_header(where, header)
     except csv.Error as error:
         why = "a quotation mark opens there and never closes" if "unexpected end of data" in str(error) else str(error)
         raise DataError(f"{part.name}:{first} is malformed csv ({why}); mend the file.") from None
 
 
-def _check_header(place: str, names: Sequence[str]) -> None:
+def _check_header(where: str, names: Sequence[str]) -> None:
     name = twice(names)
     if name is not None:
         raise DataError(
-            f"{place} has two columns named {name!r}, of which one would be lost; expected each name once; rename one."
+            f"{where} has two columns named {name!r}, of which one would be lost; expected each name once; rename one."
         )
 
 
-def _check_width(place: str, found: int, wanted: int) -> None:
+def _check_width(where: str, found: int, wanted: int) -> None:
     if found != wanted:
-        raise DataError(f"{place} has {found} columns and the header has {wanted}; mend it.")
+        raise DataError(f"{where} has {found} columns and the header has {wanted}; mend it.")
 
 
 def _parquet(part: Part) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Where samples to pack come from, cut into parts that processes can read side by side.
 
-Each row comes with its place, for messages. How an input is cut depends on the input alone, never on the number of
+Each row comes with its location, for messages. How an input is cut depends on the input alone, never on the number of
 processes, so that the same input always makes the same shards.
 """
 
@@ -90,17 +90,17 @@ def map_fields(rows: Iterable[Row], mapping: Mapping[str, str]) -> Iterator[Row]
     Raises:
         DataError: a row lacks a mapped field.
     """
-    for place, row in rows:
+    for where, row in rows:
         if not mapping or not isinstance(row, dict):
-            yield place, row
+            yield where, row
             continue
         missing = [name for name in mapping.values() if name not in row]
         if missing:
             raise DataError(
-                f"{place} has no field `{missing[0]}`; it has {', '.join(f'`{name}`' for name in row) or 'none'}; "
+                f"{where} has no field `{missing[0]}`; it has {', '.join(f'`{name}`' for name in row) or 'none'}; "
                 "name one of these in --map or mend the input."
             )
-        yield place, {name: row[field] for name, field in mapping.items()}
+        yield where, {name: row[field] for name, field in mapping.items()}
 
 
 def parse_map(entries: Iterable[str], known: Collection[str] = MAPPED) -> dict[str, str]:

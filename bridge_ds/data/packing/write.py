@@ -85,31 +85,31 @@ def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -
     """Rows -> (key, JSON as UTF-8).
 
     Args:
-        rows: with their places.
+        rows: with their locations.
         key_prefix: before the running number, which is the key.
         key_field: field whose value is the key instead.
 
     Raises:
         DataError: a row is no sample, or has no usable key.
     """
-    for number, (place, row) in enumerate(rows):
+    for number, (where, row) in enumerate(rows):
         # Corpora of plain text often name their origin `source`, so only a target marks a task beside `text`.
         is_text = isinstance(row, dict) and "text" in row and "target" not in row
         fault = fault_in(row, "prefix_lm" if is_text else "task")
         if fault:
             needs = " or ".join(" and ".join(fields) for fields in REQUIRED_FIELDS.values())
-            raise DataError(f"{place} {fault.reason}; a sample holds {needs}: mend the input or set --map.")
+            raise DataError(f"{where} {fault.reason}; a sample holds {needs}: mend the input or set --map.")
         key = str(row.get(key_field, "")) if key_field else f"{key_prefix}{number:09d}"
         if not re.fullmatch(r"[^\s./\\]{1,90}", key) or re.match("__.*__", key):
             raise DataError(
-                f"{place} has the key {key!r} (field `{key_field}`); expected 1 to 90 characters without dots, slashes "
+                f"{where} has the key {key!r} (field `{key_field}`); expected 1 to 90 characters without dots, slashes "
                 "and spaces, for webdataset ends a key at the first dot: choose another --key."
             )
         try:
             yield key, json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"{place} cannot be written as JSON ({error}); choose its text fields with --map."
+                f"{where} cannot be written as JSON ({error}); choose its text fields with --map."
             ) from None
 
 

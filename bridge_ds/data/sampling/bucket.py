@@ -1,4 +1,4 @@
-"""Dealing the rows of a global batch to ranks and micro-batches, like lengths together. Pure; knows no sample.
+"""Bucketing by length: the rows of a global batch go to ranks and micro-batches, like lengths together. Pure.
 
 Letters: G rows of a global batch, W ranks, A accumulation rounds (micro-batches per rank), B rows of a micro-batch,
 K global batches of a window.
@@ -12,16 +12,16 @@ import numpy as np
 
 from bridge_ds.data.sampling.order import permute
 
-__all__ = ["deal", "deal_by_budget", "deal_once", "spread"]
+__all__ = ["bucket", "bucket_by_tokens", "bucket_once", "spread"]
 
 
-def deal(lengths: np.ndarray, micro_batch: int, world_size: int) -> np.ndarray:
-    """Deal the rows of one global batch to ranks and micro-batches, like lengths together.
+def bucket(lengths: np.ndarray, micro_batch: int, world_size: int) -> np.ndarray:
+    """Bucket the rows of one global batch by length into ranks and micro-batches.
 
-    Rows are sorted by length and cut into micro-batches (least padding); W neighbours form an accumulation round (ranks
-    that wait for each other do like work); in a round the longest micro-batch goes to the rank with the least so far,
-    so that the totals of two ranks never differ by more than the spread inside one round. Long rounds come first: the
-    allocator's largest blocks then serve all later ones.
+    Rows are sorted by length and divided into micro-batches (least padding). W consecutive ones form an accumulation
+    round, so that ranks that wait for each other have equal work. In a round the longest micro-batch goes to the rank
+    with the fewest tokens so far, so that the totals of two ranks never differ by more than the spread inside one
+    round. Long rounds come first: the allocator's largest blocks then serve all later ones.
 
     Args:
         lengths: int64 [G], any measure of a row's cost.
@@ -38,28 +38,28 @@ def deal(lengths: np.ndarray, micro_batch: int, world_size: int) -> np.ndarray:
     rounds, rest = divmod(lengths.size, micro_batch * world_size)
     if rest or not rounds:
         raise ValueError(
-            f"{lengths.size} rows cannot be dealt to {world_size} ranks in micro-batches of {micro_batch}."
+            f"{lengths.size} rows cannot be divided among {world_size} ranks in micro-batches of {micro_batch}."
         )
     rows_AWB = np.argsort(lengths, kind="stable").reshape(rounds, world_size, micro_batch)[::-1, ::-1]
     tokens_AW = lengths[rows_AWB].sum(axis=-1)
-    dealt_WAB = np.empty((world_size, rounds, micro_batch), dtype=np.int64)
+    bucketed_WAB = np.empty((world_size, rounds, micro_batch), dtype=np.int64)
     load_W = np.zeros(world_size, dtype=np.int64)
     for number in range(rounds):
         least_first = np.argsort(load_W, kind="stable")
-        dealt_WAB[least_first, number] = rows_AWB[number]
+        bucketed_WAB[least_first, number] = rows_AWB[number]
         load_W[least_first] += tokens_AW[number]
-    return dealt_WAB
+    return bucketed_WAB
 
 
-def deal_by_budget(costs: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
-    """As :func:`deal`, but a micro-batch ends where its rows times its longest row would exceed a budget.
+def bucket_by_tokens(costs: np.ndarray, budget: int, world_size: int) -> list[list[np.ndarray]]:
+    """As :func:`bucket`, but a micro-batch ends where its rows times its longest row would exceed a budget.
 
     The number of micro-batches is the smallest multiple of W that keeps the budget; then the budget is lowered as far
     as that number allows, so that micro-batches cost about the same.
 
     Args:
         costs: int64 [G], tokens of a row, 1 or more.
-        budget: padded tokens of a micro-batch. A row that is longer by itself is a micro-batch of its own.
+        budget: padded tokens of a micro-batch. A longer row becomes a micro-batch by itself.
         world_size: W.
 
     Returns:
@@ -70,7 +70,7 @@ def deal_by_budget(costs: np.ndarray, budget: int, world_size: int) -> list[list
     """
     costs = np.asarray(costs, dtype=np.int64)
     if costs.size % world_size or not costs.size:
-        raise ValueError(f"{costs.size} rows cannot be dealt to {world_size} ranks.")
+        raise ValueError(f"{costs.size} rows cannot be divided among {world_size} ranks.")
     order = np.argsort(costs, kind="stable")[::-1]
     falling = costs[order]
     count = -(-len(_cuts(falling, budget)) // world_size) * world_size
@@ -78,7 +78,7 @@ def deal_by_budget(costs: np.ndarray, budget: int, world_size: int) -> list[list
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if len(_cuts(falling, middle)) <= count else (middle + 1, high)
-    # (minus cost, first row, last row + 1): the dearest first.
+    # (minus cost, first row, last row + 1): the most expensive first.
     heap = [(-int(falling[a]) * (b - a), a, b) for a, b in _cuts(falling, low)]
     heapq.heapify(heap)
     single: list[tuple[int, int, int]] = []
@@ -91,23 +91,23 @@ def deal_by_budget(costs: np.ndarray, budget: int, world_size: int) -> list[list
         for start, stop in ((a, (a + b) // 2), ((a + b) // 2, b)):
             heapq.heappush(heap, (-int(falling[start]) * (stop - start), start, stop))
     groups = sorted([*heap, *single])
-    dealt: list[list[np.ndarray]] = [[] for _ in range(world_size)]
+    buckets: list[list[np.ndarray]] = [[] for _ in range(world_size)]
     load_W = np.zeros(world_size, dtype=np.int64)
     for number in range(0, count, world_size):
         least_first = np.argsort(load_W, kind="stable").tolist()
         for rank, (cost, a, b) in zip(least_first, groups[number : number + world_size], strict=True):
-            dealt[rank].append(order[a:b])
+            buckets[rank].append(order[a:b])
             load_W[rank] -= cost
-    return dealt
+    return buckets
 
 
-def deal_once(costs: np.ndarray, micro_batch: int, budget: int, world_size: int) -> list[list[np.ndarray]]:
-    """Deal any number of rows, like costs together, so that every rank has as many micro-batches as the others.
+def bucket_once(costs: np.ndarray, micro_batch: int, budget: int, world_size: int) -> list[list[np.ndarray]]:
+    """Bucket any number of rows by cost; every rank gets the same number of micro-batches.
 
     Args:
         costs: int64 [G], any G.
         micro_batch: most rows of a micro-batch.
-        budget: padded tokens of a micro-batch, in place of `micro_batch`; 0 = none.
+        budget: padded tokens of a micro-batch, instead of `micro_batch`; 0 = none.
         world_size: W.
 
     Returns:
@@ -124,10 +124,10 @@ def deal_once(costs: np.ndarray, micro_batch: int, budget: int, world_size: int)
 
 
 def spread(lengths: np.ndarray, steps: int, chunk: int, seed: int, window: int) -> np.ndarray:
-    """Deal the rows of a window of K global batches to its K steps, in chunks of like length.
+    """Distribute the rows of a window of K global batches over its K steps, in chunks of like length.
 
-    Rows are sorted by length and cut into chunks; of every K neighbouring chunks each step gets one, so that steps hold
-    the same spread of lengths while a micro-batch can be cut from rows that are very much alike. Depends on nothing
+    Rows are sorted by length and divided into chunks; each step gets one of every K consecutive chunks, so that steps
+    hold the same spread of lengths while the rows of a micro-batch are nearly equal in length. Depends on nothing
     but its arguments: ranks and micro-batches do not change which rows a step has.
 
     Args:
@@ -146,7 +146,7 @@ def spread(lengths: np.ndarray, steps: int, chunk: int, seed: int, window: int) 
     lengths = np.asarray(lengths, dtype=np.int64)
     groups, rest = divmod(lengths.size, steps * chunk)
     if rest or not groups:
-        raise ValueError(f"{lengths.size} rows cannot be cut into chunks of {chunk} for {steps} steps.")
+        raise ValueError(f"{lengths.size} rows cannot be divided into chunks of {chunk} for {steps} steps.")
     chunks_NKC = np.argsort(lengths, kind="stable").reshape(groups, steps, chunk)
     order = permute(
         np.tile(np.arange(steps), groups), steps, seed, np.repeat(np.arange(groups) + window * groups, steps)

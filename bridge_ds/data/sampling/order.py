@@ -1,13 +1,13 @@
 """Which sample comes when: pure functions of whole numbers, in constant memory.
 
-The run reads one endless sequence of positions 0, 1, 2, ...: position p is place `p % n` of epoch `p // n`, and every
+The run reads one endless sequence of positions 0, 1, 2, ...: position p is index `p % n` of epoch `p // n`, and every
 epoch is a permutation of the n samples. Global batch k (from 1) is the slice [(k-1) * size, k * size). Nothing here
-knows ranks or workers; the samples of a step are the same for every number of them, and one integer (samples consumed)
-is enough to resume.
+depends on ranks or workers; the samples of a step are the same for every number of them, and one integer (samples
+consumed) is enough to resume.
 
-An epoch is a *block shuffle*: the shards are permuted, neighbours in that order form windows, and the samples of each
-window are permuted together. So a run reads from one window of shards at a time, wherever the shards lie. No list of
-samples is ever made: memory grows with the number of shards alone (a few words each).
+An epoch is a *block shuffle*: the shards are permuted, consecutive shards in that order form windows, and the samples
+of each window are permuted together. So a run reads from one window of shards at a time, wherever the shards lie. No
+list of samples is ever made: memory grows with the number of shards alone (a few words each).
 
 Letters: G rows of a global batch, N shards, D data sets of a mixture.
 """
@@ -20,7 +20,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["MIX_BLOCK", "BlockShuffle", "Places", "batch_positions", "ids_hash", "mix", "permute", "quotas", "uniform"]
+__all__ = [
+    "MIX_BLOCK",
+    "BlockShuffle",
+    "Locations",
+    "batch_positions",
+    "ids_hash",
+    "mix",
+    "permute",
+    "quotas",
+    "uniform",
+]
 
 MIX_BLOCK = 10_000
 """Positions after which a mixture has met its weights exactly."""
@@ -39,7 +49,7 @@ _MASK64 = (1 << 64) - 1
 def permute(positions: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -> np.ndarray:
     """Sample numbers at `positions` of an epoch: a bijection of [0, n) for each (seed, epoch), in constant memory.
 
-    A Feistel network permutes the smallest domain of 2**k places that holds n; a result outside [0, n) is sent through
+    A Feistel network permutes the smallest domain of 2**k values that covers n; a result outside [0, n) is sent through
     it again (cycle walking), which must come back inside since the network is a bijection. On average that takes fewer
     than two passes.
 
@@ -72,13 +82,13 @@ def batch_positions(step: int, size: int) -> np.ndarray:
     return np.arange((step - 1) * size, step * size, dtype=np.int64)
 
 
-class Places(NamedTuple):
+class Locations(NamedTuple):
     """Where the samples of some positions lie; int64 [G] each."""
 
     shards: np.ndarray
     """Number of the shard."""
     rows: np.ndarray
-    """Place inside the shard."""
+    """Row inside the shard."""
     epochs: np.ndarray
     """How often the whole set has been read before."""
 
@@ -104,7 +114,7 @@ class BlockShuffle:
         if self.samples < 1 or window < 1:
             raise ValueError(f"a shuffle needs samples and a window of 1 or more; got {self.samples} and {window}.")
 
-    def places(self, positions: np.ndarray) -> Places:
+    def locate(self, positions: np.ndarray) -> Locations:
         """Where the samples at `positions` of the endless sequence lie.
 
         Args:
@@ -126,7 +136,7 @@ class BlockShuffle:
                 which = np.searchsorted(stops, found, side="right")
                 shards[here] = members[which]
                 rows[here] = found - (stops[which] - self._sizes[members[which]])
-        return Places(shards, rows, epochs)
+        return Locations(shards, rows, epochs)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         # Shards in the order of the epoch [N], and the position at which each window ends.
@@ -160,8 +170,8 @@ def quotas(weights: np.ndarray) -> np.ndarray:
 def mix(positions: np.ndarray, quota: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Which data set a position of a mixture is taken from, and at which position of its own endless sequence.
 
-    In each block of MIX_BLOCK positions every data set has exactly its quota, in shuffled places, and its own
-    sequence is used up without gap: no sample of it is lost or doubled by the mixing.
+    In each block of MIX_BLOCK positions every data set has exactly its quota, in shuffled order, and its own
+    sequence is read without a gap: no sample of it is lost or repeated by the mixing.
 
     Args:
         positions: int64 [G].

@@ -9,7 +9,7 @@ import numpy as np
 
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.corpus import Corpus, CorpusRows
-from bridge_ds.data.sampling.bucket import deal, deal_by_budget, deal_once, spread
+from bridge_ds.data.sampling.bucket import bucket, bucket_by_tokens, bucket_once, spread
 from bridge_ds.data.sampling.order import batch_positions
 
 __all__ = ["StepPlan", "order_of"]
@@ -23,7 +23,7 @@ def order_of(config: Config) -> str:
 
 
 class StepPlan:
-    """Steps of a run -> samples. A pure function of (config, corpus, step); what it keeps only saves time."""
+    """Steps of a run -> samples. A pure function of (config, corpus, step); the cached window only saves time."""
 
     def __init__(self, config: Config, corpus: Corpus) -> None:
         """Args:
@@ -35,7 +35,7 @@ class StepPlan:
         self._window: tuple[int, CorpusRows, np.ndarray] | None = None
 
     def rows(self, step: int) -> CorpusRows:
-        """The G samples of a step (from 1) over all ranks, in order; ranks and micro-batches have no say in it.
+        """The G samples of a step (from 1) over all ranks, in order; independent of ranks and micro-batches.
 
         Raises:
             DataError: a table is missing or damaged.
@@ -43,19 +43,19 @@ class StepPlan:
         size, steps = self._config.train.global_batch, self._config.data.length_window
         if steps == 1:
             return self._corpus.rows(batch_positions(step, size))
-        window, place = divmod(step - 1, steps)
+        window, index = divmod(step - 1, steps)
         if self._window is None or self._window[0] != window:
             rows = self._corpus.rows(batch_positions(window + 1, size * steps))
             lengths = self._corpus.lengths(rows).sum(axis=1)
             chunk = self._config.data.length_chunk
             self._window = window, rows, spread(lengths, steps, chunk, self._config.run.seed, window)
-        _, rows, dealt_KG = self._window
-        return rows.at(dealt_KG[place])
+        _, rows, bucketed_KG = self._window
+        return rows.at(bucketed_KG[index])
 
-    def deal(
+    def bucket(
         self, rows: CorpusRows, world_size: int, tokens_per_character: tuple[float, ...] | None = None
     ) -> list[list[np.ndarray]]:
-        """Deal the rows of a step to ranks and micro-batches, like lengths together.
+        """Bucket the rows of a step by length into ranks and micro-batches.
 
         Args:
             rows: of a step.
@@ -72,22 +72,22 @@ class StepPlan:
         lengths = self._corpus.lengths(rows)
         budget = self._config.data.tokens_per_micro_batch
         if not budget:
-            return [list(part) for part in deal(lengths.sum(axis=1), self._config.train.micro_batch, world_size)]
+            return [list(part) for part in bucket(lengths.sum(axis=1), self._config.train.micro_batch, world_size)]
         assert tokens_per_character is not None
-        return deal_by_budget(self._tokens(lengths, *tokens_per_character), budget, world_size)
+        return bucket_by_tokens(self._tokens(lengths, *tokens_per_character), budget, world_size)
 
-    def deal_once(
+    def bucket_once(
         self, rows: CorpusRows, world_size: int, tokens_per_character: tuple[float, ...] | None = None
     ) -> list[list[np.ndarray]]:
-        """As :meth:`deal`, any number of rows; some of a rank's last micro-batches may be empty."""
+        """As :meth:`bucket`, any number of rows; some of a rank's last micro-batches may be empty."""
         costs, budget = self._corpus.lengths(rows), self._config.data.tokens_per_micro_batch
         if not budget:
-            return deal_once(costs.sum(axis=1), self._config.train.micro_batch, 0, world_size)
+            return bucket_once(costs.sum(axis=1), self._config.train.micro_batch, 0, world_size)
         assert tokens_per_character is not None
-        return deal_once(self._tokens(costs, *tokens_per_character), 0, budget, world_size)
+        return bucket_once(self._tokens(costs, *tokens_per_character), 0, budget, world_size)
 
     def _tokens(self, lengths: np.ndarray, encoder: float, llm: float, around: float = 0) -> np.ndarray:
-        # Estimated tokens of each row after cutting, int64 [G].
+        # Estimated tokens of each row after truncation, int64 [G].
         data = self._config.data
         source, prompt, target = lengths.T
         if data.objective == "prefix_lm":

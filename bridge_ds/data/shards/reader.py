@@ -60,7 +60,7 @@ class SampleReader:
         return content
 
     def describe(self, shard: int, row: int) -> str:
-        """A sample's place in words, its key included where the shard still tells it."""
+        """A sample's location in words, its key included where the shard can still be read."""
         key = self._key(shard, row)
         named = f" (key {key!r})" if key else ""
         return f"sample {row}{named} of shard {self._index.shards[shard].name} in {self._index.location}"
@@ -76,8 +76,8 @@ class SampleReader:
     def _bytes(self, shard: int, row: int) -> bytes:
         # The header before the sample is read and proven with it.
         table = self._index.table(shard)
-        place = table[row]
-        offset, length = int(place["offset"]), int(place["length"])
+        entry = table[row]
+        offset, length = int(entry["offset"]), int(entry["length"])
         before = offset - int(table[row - 1]["offset"] + table[row - 1]["length"]) if row else offset
         gap = before if before <= _MOST_GAP else 0
         file, path = self._file(shard)
@@ -91,11 +91,11 @@ class SampleReader:
         if len(raw) != gap + length:
             raise self._changed(f"sample {row}", path, f"ends after {max(0, len(raw) - gap)} of {length} bytes")
         sample = raw[gap:]
-        if zlib.crc32(sample) != place["crc32"]:
+        if zlib.crc32(sample) != entry["crc32"]:
             raise self._changed(
                 f"sample {row}", path, f"has another checksum (bytes {offset} to {offset + length - 1})"
             )
-        if gap and zlib.crc32(raw[:gap]) != place["gap_crc32"]:
+        if gap and zlib.crc32(raw[:gap]) != entry["gap_crc32"]:
             raise self._changed(
                 f"sample {row}", path, f"has another checksum (bytes {offset - gap} to {offset - 1}, its header)"
             )
@@ -145,13 +145,13 @@ class SampleReader:
 
     def _key(self, shard: int, row: int) -> str:
         # Only for messages. The header of a .json member is the block before its data; others begin with theirs.
-        place = self._index.table(shard)[row]
+        entry = self._index.table(shard)[row]
         try:
             file = self._file(shard)[0].fileno()
             if self._index.shards[shard].layout == "json":
-                header = os.pread(file, 512, int(place["offset"]) - 512)
+                header = os.pread(file, 512, int(entry["offset"]) - 512)
                 return split_name(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name)[0]
-            blocks = io.BytesIO(os.pread(file, int(place["length"]), int(place["offset"])) + bytes(1024))
+            blocks = io.BytesIO(os.pread(file, int(entry["length"]), int(entry["offset"])) + bytes(1024))
             with tarfile.open(fileobj=blocks, mode="r:") as tar:
                 return split_name(tar.getnames()[0])[0]
         except (DataError, OSError, tarfile.TarError):

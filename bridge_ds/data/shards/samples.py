@@ -48,7 +48,7 @@ class Fault(NamedTuple):
     kind: str
     """One of :data:`KINDS`."""
     reason: str
-    """The rest of a sentence that began with the sample's place."""
+    """The rest of a sentence that began with the sample's location."""
 
 
 class BadSample(DataError):

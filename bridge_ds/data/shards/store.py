@@ -33,7 +33,7 @@ _COPY_AGAIN = "copy it again from where it was made, or index it anew: python to
 
 
 class ShardStore:
-    """A place that holds the files of one data set."""
+    """A location that holds the files of one data set."""
 
     location: str
     """Folder or URL, for messages."""
@@ -173,7 +173,7 @@ class NodeCache(ShardStore):
                 # Waiting does not mend these.
                 raise DataError(
                     f"{self.location}/{name} cannot be fetched ({type(error).__name__}); expected a file that this "
-                    "node may read: check data.shards, and credentials where the place wants some."
+                    "node may read: check data.shards, and credentials if the location needs some."
                 ) from None
             except Exception as error:  # aiohttp, botocore, ... raise classes of their own
                 if getattr(error, "errno", None) == errno.ENOSPC:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bridge_ds.config.schema import DataConfig
 
@@ -33,7 +34,7 @@ class Limits:
         return cls(data.max_source_tokens, data.max_prompt_tokens, side=side_of(data))
 
 
-def side_of(data: DataConfig) -> str:
+def side_of(data: DataConfig) -> Literal["right", "left"]:
     """The side at which a run cuts its texts: of prefix_lm the beginning, for the target goes on from the end."""
     return "left" if data.objective == "prefix_lm" else data.truncation_side
 

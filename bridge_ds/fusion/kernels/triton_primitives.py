@@ -1,7 +1,7 @@
 """The primitives as launches of the Triton kernels; same contract as :mod:`.torch_primitives`.
 
 Runs on a CPU under `TRITON_INTERPRET=1`. What is launched is compiled ahead of time for GPUs that need not be there by
-tools/audit_kernels.py.
+tools/bench/audit_kernels.py.
 
 Letters: N rows, M rows of tokens, m tokens of a call, L layers, P = L + 1 positions of the attention, D width, H heads.
 """

@@ -17,7 +17,7 @@ __all__ = ["append", "provenance"]
 
 def provenance(device: torch.device, threads: int) -> dict[str, Any]:
     """Date, machine, threads, load (of the last minute), torch and commit."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, encoding="utf-8"
     )

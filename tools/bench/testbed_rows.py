@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tools.bench_rows import provenance
+from tools.bench.bench_rows import provenance
 
 __all__ = ["row", "table", "write"]
 

@@ -1,4 +1,4 @@
-"""Transformer Softmax on one vector a token in plain PyTorch, for tools/bench_fusion.py to run under torch.compile.
+"""Transformer Softmax on one vector a token in plain PyTorch, for bench_fusion.py to run under torch.compile.
 
 The formula is that of bridge_ds/fusion/kernels/by_token.py. This is what one gets without the project's own backward:
 autograd keeps every intermediate. Dropout is torch's.

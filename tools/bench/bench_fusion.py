@@ -2,13 +2,13 @@
 """Time every fusion on every code path side by side, against the reference, torch.compile and the memory's own speed.
 
 examples:
-  python tools/bench_fusion.py                    # this machine's standard shapes (2 threads on a CPU)
-  python tools/bench_fusion.py --quick            # tiny shapes; with TRITON_INTERPRET=1 the triton path too, on a CPU
-  python tools/bench_fusion.py --compile          # also torch.compile of the reference and of the shortcut
-  python tools/bench_fusion.py --plot-only        # the plot from the rows that are there
+  python tools/bench/bench_fusion.py              # this machine's standard shapes (2 threads on a CPU)
+  python tools/bench/bench_fusion.py --quick      # tiny shapes; with TRITON_INTERPRET=1 the triton path too, on a CPU
+  python tools/bench/bench_fusion.py --compile    # also torch.compile of the reference and of the shortcut
+  python tools/bench/bench_fusion.py --plot-only  # the plot from the rows that are there
 
-Rows are appended to tools/bench_fusion.csv, the plot is tools/bench_fusion.png. A row holds the machine, versions and
-commit; shapes (layers, tokens, width, dtype); median milliseconds of forward and of forward + backward (in training
+Rows are appended to bench_fusion.csv beside this file, the plot is bench_fusion.png. A row holds the machine, versions
+and commit; shapes (layers, tokens, width, dtype); median milliseconds of forward and of forward + backward (in training
 mode, dropout 0.1 in every column; the states are frozen) and the fastest of the latter; the ratio reference / this
 (above 1 = faster than the reference) and the same with torch.compile, of medians and of the fastest (on a machine that
 others use too, time is only ever added, so the fastest says more about the code); the states' bytes that must be read,
@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
@@ -38,7 +38,7 @@ from bridge_ds.engine.cpu import keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.fusion.kernels import choose_backend  # noqa: E402
-from tools.bench_rows import append, provenance  # noqa: E402
+from tools.bench.bench_rows import append, provenance  # noqa: E402
 
 CSV = Path(__file__).with_suffix(".csv")
 PASSES = {"global_softmax": (1, 2), "transformer_softmax": (2, 4), "last_layer": (0, 0)}
@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--compile", action="store_true", help="add torch.compile rows (needs a C++ compiler; minutes)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--repeat", type=int, default=7, help="measurements of each kind (default: 7)")
-    parser.add_argument("--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench_fusion.csv)")
+    parser.add_argument(
+        "--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench/bench_fusion.csv)"
+    )
     parser.add_argument("--plot-only", action="store_true", help="measure nothing")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bridge_ds.entry import run_command
-from tools.bench_rows import append, provenance
+from tools.bench.bench_rows import append, provenance
 
 CHUNK = 64
 """Samples that cross the process boundary together."""
@@ -164,9 +164,9 @@ def resume(folder: Path, rounds: int) -> list[dict[str, Any]]:
             config = Config(data=DataConfig(shards=str(folder)), train=TrainConfig(global_batch=batch))
             plan = StepPlan(config, open_corpus(config.data, 0, World()))
             step = plan.rows(sample // batch + 1)
-            dealt = plan.deal(step, 8)
+            buckets = plan.bucket(step, 8)
             seconds.append(time.perf_counter() - began)
-            assert np.concatenate([rows for rank in dealt for rows in rank]).size == batch
+            assert np.concatenate([rows for rank in buckets for rows in rank]).size == batch
         rows.append(
             _row(
                 "resume", "bridge_ds", 0, shards * each, seconds=round(statistics.median(seconds), 4), at_sample=sample

@@ -2,15 +2,15 @@
 """Time the scoring of a batch with K labels against one label: what the reuse of the prefix leaves to pay.
 
 examples:
-  python tools/bench_eval.py                                   # testbed-sized models
-  python tools/bench_eval.py --sizes mt5-large+1b --layers 2   # real widths, 2 layers of each model where memory asks
-  python tools/bench_eval.py --quick                           # seconds; shows that everything runs
+  python tools/bench/bench_eval.py                                   # testbed-sized models
+  python tools/bench/bench_eval.py --sizes mt5-large+1b --layers 2   # real widths, two layers of each model
+  python tools/bench/bench_eval.py --quick                           # seconds; shows that everything runs
 
 Models have random weights: speed does not depend on their values. Encoder, fusion, mapping and the LLM's reading of the
 prefix happen once a batch, whatever K is; then each label's tokens but the last go through the LLM after a copy of the
 prefix's cache. Numbers of labels take turns in one process, so that a slow moment hits all of them. Rows are appended
-to tools/bench_eval.csv: median milliseconds of a batch, and the median over the turns of the ratio to one label in the
-same turn.
+to bench_eval.csv beside this file: median milliseconds of a batch, and the median over the turns of the ratio to one
+label in the same turn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -34,8 +34,8 @@ from bridge_ds.data.loading.batch import Batch  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.llm.score import score_labels  # noqa: E402
-from tools.bench_rows import append, provenance  # noqa: E402
-from tools.bench_step import FEEDFORWARD, SIZES, VOCABULARY, frozen_pair, make_batch, make_model  # noqa: E402
+from tools.bench.bench_rows import append, provenance  # noqa: E402
+from tools.bench.bench_step import FEEDFORWARD, SIZES, VOCABULARY, frozen_pair, make_batch, make_model  # noqa: E402
 
 CSV = Path(__file__).with_suffix(".csv")
 
@@ -53,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     own = cpu_threads(len(os.sched_getaffinity(0)), 1, 0)
     parser.add_argument("--threads", type=int, default=own, help=f"CPU threads (default: {own})")
     parser.add_argument("--quick", action="store_true", help="tiny models, two batches")
-    parser.add_argument("--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench_eval.csv)")
+    parser.add_argument(
+        "--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench/bench_eval.csv)"
+    )
     options = parser.parse_args(argv)
     if options.quick:
         options.sizes, options.repeat = "tiny", 2

@@ -2,10 +2,10 @@
 """The testbed study: train every fusion with several seeds, score, compare sample by sample, write the report.
 
 examples:
-  python tools/study_testbed.py                                  (runs/study, 5 seeds, 25 runs: 40 minutes on two cores)
-  python tools/study_testbed.py --seeds 3 --jobs 1 --ds_config zero3.json
-  python tools/study_testbed.py --quick --output runs/quick      (a few steps: whether it works, not what it finds)
-  python tools/study_testbed.py --report-only                    (train nothing; report the runs that are there)
+  python tools/bench/study_testbed.py                            (runs/study, 5 seeds, 25 runs: 40 minutes on two cores)
+  python tools/bench/study_testbed.py --seeds 3 --jobs 1 --ds_config zero3.json
+  python tools/bench/study_testbed.py --quick --output runs/quick    (a few steps: whether it works, not what it finds)
+  python tools/bench/study_testbed.py --report-only              (train nothing; report the runs that are there)
 
 Every fusion is trained as it is and, where it mixes layers, with fusion.state_norm=rms. A run is the main job with ZeRO
 stage 2 instead of 3: one process has nothing to shard, and a step takes a quarter less; losses agree to rounding. The
@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm  # noqa: E402
@@ -34,7 +34,7 @@ from tqdm import tqdm  # noqa: E402
 from bridge_ds.cli import Parser  # noqa: E402
 from bridge_ds.data.loading.embedded import write_embedded  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
-from tools import testbed_rows  # noqa: E402
+from tools.bench import testbed_rows  # noqa: E402
 
 QUICK = ("train.steps=4", "train.global_batch=8", "checkpoint.every=4", "evaluation.limit=8")
 

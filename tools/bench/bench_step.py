@@ -2,18 +2,18 @@
 """Time one whole training step (encoder, fusion, mapping, LLM, backward, AdamW) with each fusion against last_layer.
 
 examples:
-  python tools/bench_step.py                                   # testbed-sized models
-  python tools/bench_step.py --sizes mt5-large+1b --layers 2   # real widths, 2 layers of each model where memory asks
-  python tools/bench_step.py --quick                           # seconds; shows that everything runs
+  python tools/bench/bench_step.py                                   # testbed-sized models
+  python tools/bench/bench_step.py --sizes mt5-large+1b --layers 2   # real widths, two layers of each model
+  python tools/bench/bench_step.py --quick                           # seconds; shows that everything runs
 
 Models have random weights: speed does not depend on their values. Fusions take turns in one process, so that a slow
-moment hits all of them. Rows are appended to tools/bench_step.csv: median milliseconds of a step, the median over the
-turns of the ratio to last_layer's step in the same turn, source tokens per second, and MFU = floating-point operations
-that the models need / (seconds x peak). The need per token is 2 x parameters for the frozen encoder's forward, 4 x
-parameters for the LLM (forward, and the gradient through it to the soft prompt) and 6 x parameters of the bridge
-(fusion and mapping); embeddings count nowhere. The peak is that of a large matrix product measured in the same run.
-Peak memory is that of the device on CUDA, else the process's resident memory, which never falls: compare runs of one
-fusion each.
+moment hits all of them. Rows are appended to bench_step.csv beside this file: median milliseconds of a step, the median
+over the turns of the ratio to last_layer's step in the same turn, source tokens per second, and MFU = floating-point
+operations that the models need / (seconds x peak). The need per token is 2 x parameters for the frozen encoder's
+forward, 4 x parameters for the LLM (forward, and the gradient through it to the soft prompt) and 6 x parameters of the
+bridge (fusion and mapping); embeddings count nowhere. The peak is that of a large matrix product measured in the same
+run. Peak memory is that of the device on CUDA, else the process's resident memory, which never falls: compare runs of
+one fusion each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -42,7 +42,7 @@ from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.llm.frozen import FrozenLLM  # noqa: E402
 from bridge_ds.mapping.projector import Projector  # noqa: E402
-from tools.bench_rows import append, provenance  # noqa: E402
+from tools.bench.bench_rows import append, provenance  # noqa: E402
 
 CSV = Path(__file__).with_suffix(".csv")
 SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
@@ -89,7 +89,9 @@ def main(argv: list[str] | None = None) -> int:
         "--threads", type=int, default=own, help=f"CPU threads (default: the trainer's own, {own} beside a data worker)"
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, two steps")
-    parser.add_argument("--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench_step.csv)")
+    parser.add_argument(
+        "--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench/bench_step.csv)"
+    )
     options = parser.parse_args(argv)
     if options.quick:
         options.sizes, options.repeat = "tiny", 2

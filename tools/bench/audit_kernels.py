@@ -2,8 +2,8 @@
 """Compile, for GPUs that need not be here, what the fusion launches on them, and say what the compiler made of it.
 
 examples:
-  python tools/audit_kernels.py                                   # mT5-XL on an H100, bfloat16 and float32
-  python tools/audit_kernels.py --gpus sm80,sm90,sm100,gfx942 --encoders small,base,large,xl,xxl --heads 1,4
+  python tools/bench/audit_kernels.py                                   # mT5-XL on an H100, bfloat16 and float32
+  python tools/bench/audit_kernels.py --gpus sm80,sm90,sm100,gfx942 --encoders small,base,large,xl,xxl --heads 1,4
 
 Launches are caught and compiled, not run; all it needs comes with triton. A line holds, for each kernel: registers a
 thread, resident blocks a multiprocessor, and the loads of states in its text. A state must be read 16 bytes at a time;
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.pop("TRITON_INTERPRET", None)
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import triton

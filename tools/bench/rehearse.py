@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bridge_ds.cli import Parser, positive
 from bridge_ds.config.names import resolve
@@ -26,14 +26,14 @@ from bridge_ds.plan.job import Job, layout
 from bridge_ds.plan.memory import memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _EXAMPLES = """\
 examples:
-  tools/rehearse.py --folder /scratch/rehearsal
+  tools/bench/rehearse.py --folder /scratch/rehearsal
       mT5-XL's encoder (1.7 B) and a 1 B Llama, 6 GB on disk once, two ranks under ZeRO-3 in bfloat16; about 10 GiB of
       memory and some minutes
-  tools/rehearse.py --folder /tmp/r --encoder mt5-small --llm llama-3.2-1b --llm-layers 2 --ranks 4
-  tools/rehearse.py --folder /scratch/rehearsal --cuda --ranks 1 --steps 20 --source 512 --target 64 --no-unsharded
+  tools/bench/rehearse.py --folder /tmp/r --encoder mt5-small --llm llama-3.2-1b --llm-layers 2 --ranks 4
+  tools/bench/rehearse.py --folder /scratch/r --cuda --ranks 1 --steps 20 --source 512 --target 64 --no-unsharded
       on a GPU a rank, over NCCL: memory of the device beside the plan's, with tokens as many as a real step has
 """
 _SHARD = 2**30  # bytes of one weight file

@@ -1,0 +1,254 @@
+"""Pack text or a benchmark into webdataset shards with an index, index tars of others, or verify a folder of them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bridge_ds.cli import Parser, positive
+from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, DataError
+
+if TYPE_CHECKING:
+    from bridge_ds.data.shards.index import ShardIndex
+
+_TASK = "task:"
+_EXAMPLES = """\
+examples:
+  # JSON lines that already have "source" and "target" (and perhaps "prompt"):
+  bridge-ds pack --input train.jsonl --output shards/
+
+  # other field names, two files, shuffled, on eight processes:
+  bridge-ds pack --input a.jsonl b.jsonl.zst --output shards/ \\
+      --map source=question --map target=answer --shuffle 0 --processes 8
+
+  # plain text for objective prefix_lm: paragraphs separated by blank lines become {"text": ...}
+  bridge-ds pack --input book.txt --output shards/ --language en
+
+  # the English train split of a benchmark, with the prompt and the target that scoring uses (from the hub, or from
+  # a folder with train/en.jsonl):
+  bridge-ds pack task:xnli --output shards/ --limit 100000 --shuffle 0
+  bridge-ds pack task:xnli --output shards/ --dataset FOLDER --map premise=sentence1
+
+  # a data set of the Hugging Face hub, or a local folder that `datasets` reads:
+  bridge-ds pack --dataset facebook/xnli --config en --split train --output shards/ \\
+      --map source=premise --map target=hypothesis
+
+  # webdataset tars that others made (KEY.json, KEY.txt, KEY.source.txt + KEY.target.txt, ...):
+  bridge-ds pack index shards/ --map source=question --map target=answer
+
+  # read every byte again after a copy:
+  bridge-ds pack verify shards/
+
+Train on them with --set data.shards=shards/. Bad input ends with one sentence and exit code 2; the output folder
+appears only when it is complete, and the same command continues a packing that was interrupted.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0, or 2 for a user error)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0].startswith((_TASK, "--")) and arguments[0] != "--help":
+        arguments = ["pack", *arguments]
+    options = _parser().parse_args(arguments)
+    try:
+        {"pack": _pack, "index": _index, "verify": _verify}[options.command](options)
+    except BridgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from bridge_ds.data.packing import job, sources, write
+
+    if options.task:
+        _pack_task(options)
+        return
+    if bool(options.input) == bool(options.dataset):
+        raise DataError("pack needs one kind of input; expected either --input FILE... or --dataset ID.")
+    if options.format == "dataset" and not options.dataset:
+        raise DataError("--format dataset has no data set; expected --dataset ID (a hub id or a folder).")
+    if options.dataset:
+        stream = options.limit is not None
+        parts = sources.dataset_parts(options.dataset, options.config, options.split, options.revision, stream)
+    else:
+        parts = sources.file_parts(options.input, options.format)
+    index = job.pack_parts(
+        parts,
+        job.PackOptions(
+            mapping=tuple(sources.parse_map(options.map).items()),
+            samples_per_shard=options.samples_per_shard,
+            shard_bytes=int(options.shard_size * write.MIB),
+            limit=options.limit,
+            shuffle=options.shuffle,
+            key=options.key,
+            language=options.language,
+            source=options.source,
+        ),
+        options.output,
+        processes=options.processes,
+        overwrite=options.overwrite,
+        progress=True,
+    )
+    _print_packed(index, options.output)
+
+
+def _pack_task(options: argparse.Namespace) -> None:
+    from bridge_ds.config.schema import TaskDataConfig
+    from bridge_ds.data.packing import write
+    from bridge_ds.data.packing.sources import parse_map
+    from bridge_ds.tasks import TASKS, TableTask, find_tasks
+
+    name = options.task.removeprefix(_TASK)
+    if options.input or not options.task.startswith(_TASK):
+        raise DataError(f"pack has {options.task!r}; expected task:NAME without --input, such as task:xnli.")
+    if isinstance(table := TASKS.get(name), TableTask):
+        fields = parse_map(options.map, table.columns)
+        given = TaskDataConfig(source=options.dataset or "", revision=options.revision, fields=fields)
+        (task,) = find_tasks([name], {name: given})
+    else:
+        (task,) = find_tasks([name])
+    if not isinstance(task, TableTask):
+        raise DataError(
+            f"{name} makes its own samples; expected a benchmark; data.shards=testbed/english trains on it."
+        )
+    write.check_output(options.output, options.overwrite)
+    rows = ({"source": example.source, "target": example.target} for example in task.train())
+    index = write.pack_rows(
+        _chosen(rows, options.shuffle, options.limit),
+        options.output,
+        samples_per_shard=options.samples_per_shard,
+        shard_bytes=int(options.shard_size * write.MIB),
+        overwrite=options.overwrite,
+        language="en",
+        source=options.source or f"{name}, train split of {task.source}",
+    )
+    _print_packed(index, options.output)
+
+
+def _chosen(rows: Iterable[dict[str, str]], seed: int | None, limit: int | None) -> Iterator[dict[str, str]]:
+    """The first rows; with a seed, shuffled first (benchmarks fit in memory)."""
+    if seed is not None:
+        rows = list(rows)
+        random.Random(seed).shuffle(rows)
+    return islice(rows, limit)
+
+
+def _print_packed(index: ShardIndex, output: Path) -> None:
+    size = sum(shard.bytes for shard in index.shards) / (1 << 20)
+    print(f"packed {index.samples} samples into {len(index.shards)} shards ({size:.1f} MiB) in {output}")
+
+
+def _index(options: argparse.Namespace) -> None:
+    from bridge_ds.data.packing.sources import parse_map
+    from bridge_ds.data.shards.index_folder import index_folder
+
+    index, remarks = index_folder(
+        options.folder,
+        fields=parse_map(options.map),
+        skip=options.skip,
+        language=options.language,
+        source=options.source,
+        processes=options.processes,
+        progress=True,
+    )
+    print(f"indexed {index.samples} samples in {len(index.shards)} shards of {options.folder}")
+    for remark in remarks:
+        print(remark)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from bridge_ds.data.shards.index import load_index
+    from bridge_ds.data.shards.verify import verify
+
+    index = load_index(options.folder)
+    for _ in tqdm(verify(index), total=len(index.shards), desc="verifying", unit=" shards", disable=None):
+        pass
+    print(f"{options.folder}: {index.samples} samples in {len(index.shards)} shards are as they were indexed")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="bridge-ds pack",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_pack(commands)
+    index = commands.add_parser(
+        "index",
+        help="index tars that others made",
+        description="Write index.json and a table for each *.tar of a folder; the tars stay as they are.",
+    )
+    index.add_argument("folder", type=Path, metavar="DIR")
+    index.add_argument(
+        "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
+        help="read source, target, prompt, text or language from another field of the samples",
+    )  # fmt: skip
+    index.add_argument(
+        "--skip", action="extend", nargs="+", default=[], metavar="SUFFIX",
+        help="leave out members of this suffix, such as jpg; members that are neither .json nor .txt are an error else",
+    )  # fmt: skip
+    _add_common(index)
+    check = commands.add_parser("verify", help="read all shards again and name the first bad range of bytes")
+    check.add_argument("folder", metavar="DIR", help="folder or URL")
+    return parser
+
+
+def _add_pack(commands: argparse._SubParsersAction[Parser]) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="write shards",
+        description="Write samples as webdataset shards with an index.json.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    pack.add_argument("task", nargs="?", default="", metavar="task:NAME", help="a benchmark's English train split")
+    pack.add_argument(
+        "--input", action="extend", nargs="+", type=Path, metavar="FILE",
+        help="jsonl, text, csv, tsv (also .gz, .zst) or parquet",
+    )  # fmt: skip
+    pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
+    pack.add_argument(
+        "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
+        help="fill source, target, prompt, text or language (of a task: its fields) from an input field; no other "
+        "field is packed",
+    )  # fmt: skip
+    pack.add_argument(
+        "--format",
+        choices=("auto", "jsonl", "text", "csv", "tsv", "parquet", "dataset"),
+        default="auto",
+        help="default: by the file's ending",
+    )
+    pack.add_argument("--dataset", metavar="ID", help="hub id or local folder, instead of --input")
+    pack.add_argument("--config", metavar="NAME", help="configuration of the data set, such as a language")
+    pack.add_argument("--split", default="train", metavar="S", help="split of the data set (default: train)")
+    pack.add_argument("--revision", metavar="R", help="hub revision of the data set")
+    pack.add_argument("--shard-size", type=positive(float), default=256.0, metavar="MiB", help="default: 256")
+    pack.add_argument("--samples-per-shard", type=positive(int), default=100_000, metavar="N", help="default: 100000")
+    pack.add_argument("--limit", type=positive(int), metavar="N", help="pack the first N samples only (one process)")
+    pack.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle all samples")
+    pack.add_argument("--key", default="", metavar="FIELD", help="field that holds each sample's key; default: numbers")
+    pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards, or unfinished work")
+    _add_common(pack)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--language", default="", metavar="CODE", help="language of the texts, for the index")
+    parser.add_argument("--source", default="", metavar="TEXT", help="what the texts come from, for the index")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser.add_argument(
+        "--processes", type=positive(int), default=cores, metavar="N", help=f"at work at a time (default: {cores})"
+    )

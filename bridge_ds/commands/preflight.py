@@ -1,0 +1,310 @@
+"""Check on the login node, and again at the start of a job, what would otherwise fail after hours in the queue."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
+from bridge_ds.config import zero
+from bridge_ds.config.load import load_config
+from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import Config
+from bridge_ds.disk import real
+from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
+from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
+from bridge_ds.plan.memory import device_gib, memory
+
+_EXAMPLES = """\
+examples:
+  bridge-ds preflight --recipe mt5xl_13b --nodes 2 --ranks 16
+  bridge-ds preflight --recipe mt5xl_13b --nodes 2 --ranks 16 --hashes --gpu-gib 80 --set data.shards=data/english
+  srun --ntasks-per-node=1 bridge-ds preflight --versions      # the same line from every node?
+
+Takes the --recipe, --ds_config and --set of bridge-ds train. Exit status 0: all checks pass. 2: some fail; the last
+line says what to change.
+"""
+
+
+@dataclass
+class Subject:
+    """What is checked; the checks fill it in order."""
+
+    options: argparse.Namespace
+    config: Config = dataclasses.field(default_factory=Config)
+    why_local: str = ""
+    """Why the hub cannot be reached; set where a model is not a folder."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the job."""
+        return int(self.options.ranks)
+
+    @property
+    def hub(self) -> dict[str, Any]:
+        """Options of calls that may reach the hub; its client would retry each file six times, with warnings."""
+        return {"local_files_only": True} if self.why_local else {}
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a node.
+
+        Raises:
+            LaunchError: the nodes do not divide the ranks.
+        """
+        nodes = self.options.nodes or int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        if self.ranks % nodes:
+            raise LaunchError(
+                f"{self.ranks} ranks do not divide over {nodes} nodes; expected as many on each; change --ranks or "
+                "--nodes (without it: the Slurm job's)."
+            )
+        return self.ranks // nodes
+
+    @property
+    def ds_values(self) -> dict[str, Any]:
+        """The DeepSpeed file for these nodes."""
+        return zero.resolve_hpz(zero.read_ds_config(self.config.run.ds_config), self.ranks, self.gpus)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all checks; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    if options.versions:
+        print(versions())
+        return 0
+    if options.ds_config:
+        options.overrides.append(f"run.ds_config={options.ds_config}")
+    say_repeated(options.overrides, sys.stdout)  # stdout, like the rows; stderr is for errors
+    subject, problem = Subject(options), None
+    try:
+        subject.gpus  # noqa: B018 (otherwise every check that needs them would fail)
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    for name, check in CHECKS.items():
+        try:
+            _show("ok", name, check(subject))
+        except BridgeError as error:
+            _show("RED", name, str(error))
+            problem = problem or error
+            if check is config_resolves:
+                break
+    print(flush=True)
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print("preflight: green")
+    return 0
+
+
+def config_resolves(subject: Subject) -> str:
+    """Recipe and overrides make a config."""
+    subject.config = load_config(subject.options.recipe, subject.options.overrides)
+    return f"recipe {subject.options.recipe}, {subject.config.train.steps} steps"
+
+
+def batch_divides(subject: Subject) -> str:
+    """Global batch, micro-batch and ranks fit together."""
+    subject.config = zero.resolve_micro_batch(subject.config, subject.ranks)
+    steps = zero.accumulation(subject.config, subject.ranks)
+    of = subject.config.train
+    return f"{of.global_batch} = {of.micro_batch} rows x {subject.ranks} ranks x {steps} micro-batches"
+
+
+def deepspeed_config(subject: Subject) -> str:
+    """The DeepSpeed file is one that this version reads."""
+    zero.engine_config(subject.config, subject.ds_values, subject.ranks)
+    return subject.config.run.ds_config
+
+
+def run_goes_on(subject: Subject) -> str:
+    """The run folder, or run.start_from, can be continued with these settings."""
+    from bridge_ds.checkpoint.origin import find_origin
+
+    origin = find_origin(subject.config, Path(subject.config.run.output))
+    subject.config = origin.config
+    return "; ".join(map(str.strip, origin.lines())) or "a new run"
+
+
+def models_on_disk(subject: Subject) -> str:
+    """Config and all weight files of both models are on this machine, with the sizes given in their headers."""
+    from bridge_ds.frozen.verify import check_length, loaded_files, why_no_hub
+
+    found = []
+    of = subject.config.model
+    if not all(Path(resolve(name)).is_dir() for name in (of.encoder, of.llm)):
+        subject.why_local = why_no_hub()
+    for key, name, revision in (("encoder", of.encoder, of.encoder_revision), ("llm", of.llm, of.llm_revision)):
+        try:
+            files = loaded_files(resolve(name), revision, subject.hub)
+        except BridgeError:
+            raise
+        except Exception as error:  # of the hub client
+            raise ConfigError(f"model.{key} {name!r} cannot be looked up ({error}); download it first.") from None
+        if not files:
+            where = f"in the hub's cache, and {subject.why_local}" if subject.why_local else "here"
+            raise ConfigError(
+                f"model.{key} {name!r} has no safetensors files {where}; expected them, or pytorch_model.bin, on disk; "
+                "download it on a node with network (hf download), or give a folder."
+            )
+        for path in files:
+            check_length(f"model.{key}", path)
+        found.append(f"{key} {sum(path.stat().st_size for path in files) / 2**30:.2f} GiB in {len(files)} files")
+    return "; ".join(found)
+
+
+def tokenizers_match(subject: Subject) -> str:
+    """Both tokenizers load and fit their models' embedding tables; there is a chat template if one is needed."""
+    from transformers import AutoConfig
+
+    from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers
+    from bridge_ds.data.text.chat import frame_of
+
+    of = subject.config.model
+    tokenizers = load_tokenizers(of, subject.hub, subject.config.data)
+    if tokenizers.languages:
+        tokenizers.languages.check("data.source_language", subject.config.data.source_language)
+    pairs = (
+        ("model.encoder", tokenizers.encoder, of.encoder, of.encoder_revision),
+        ("model.llm", tokenizers.llm, of.llm, of.llm_revision),
+    )
+    for key, tokenizer, name, revision in pairs:
+        found = AutoConfig.from_pretrained(
+            resolve(name), revision=revision, trust_remote_code=of.trust_remote_code, **subject.hub
+        )
+        check_vocabulary(tokenizer, found.vocab_size, key)
+    data = subject.config.data
+    frame_of(tokenizers.llm, data.chat_template, data.system_prompt)
+    return f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
+
+
+def shards_verify(subject: Subject) -> str:
+    """Every data set has an index; local shards have its sizes and, with --hashes, its sha256."""
+    from bridge_ds.data.loading.corpus import locations, open_index
+    from bridge_ds.data.loading.embedded import is_embedded
+    from bridge_ds.data.shards.verify import verify
+
+    data, samples, shards = subject.config.data, 0, 0
+    for place in locations(data)[0]:
+        if is_embedded(place):
+            return "embedded, written at the first start"
+        # Not staged: a login node does not have the local disk of a compute node.
+        index = open_index(dataclasses.replace(data, stage_dir=""), place)
+        samples, shards = samples + index.samples, shards + len(index.shards)
+        if subject.options.hashes:
+            deque(verify(index), maxlen=0)
+    if samples < subject.config.train.global_batch:
+        raise DataError(
+            f"data.shards holds {samples} samples; expected at least one global batch of "
+            f"{subject.config.train.global_batch}; pack more or lower train.global_batch."
+        )
+    how = "sha256 compared" if subject.options.hashes else "sizes compared; --hashes reads them"
+    return f"{samples} samples in {shards} shards ({how})"
+
+
+def output_writable(subject: Subject) -> str:
+    """The run folder can be written."""
+    folder = real(subject.config.run.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".preflight-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise LaunchError(
+            f"run.output {folder} cannot be written ({error.strerror}); expected a folder that you may write; "
+            "choose another with --set run.output=PATH."
+        ) from None
+    free = shutil.disk_usage(folder).free
+    job = _plan(subject)
+    if job is None:
+        return f"{folder}, {free / 2**30:.1f} GiB free"
+    of = subject.config.checkpoint
+    # Parameter and two moments in float32; one checkpoint more while the next is written.
+    kept = (of.keep_last or subject.config.train.steps // of.every) + of.keep_best + 1
+    needed = 12 * trained_parameters(job) * kept
+    if free < needed:
+        raise LaunchError(
+            f"run.output {folder} has {free / 2**30:.2f} GiB free; expected {needed / 2**30:.2f} GiB for checkpoints; "
+            "make room, choose another with --set run.output=PATH, or lower checkpoint.keep_last."
+        )
+    return f"{folder}, {free / 2**30:.1f} GiB free, checkpoints take {needed / 2**30:.2f}"
+
+
+def memory_fits(subject: Subject) -> str:
+    """The plan's memory of a rank fits the device (`--gpu-gib`, or the one that is here)."""
+    job = _plan(subject)
+    if job is None:
+        return "not planned: a model's shape is unknown here (bridge-ds plan --help lists those known)"
+    total, size = memory(job)["total"], subject.options.gpu_gib or device_gib()
+    of = f"{job.nodes} x {job.gpus} GPUs"
+    if not size:
+        return f"{total:.1f} GiB a rank planned on {of}; no GPU here to compare with (--gpu-gib)"
+    if total > size:
+        raise LaunchError(
+            f"the plan needs {total:.1f} GiB a rank; the device has {size:.1f} GiB; lower train.micro_batch, set "
+            "model.activation_checkpointing=true, or see bridge-ds plan for another run.ds_config."
+        )
+    return f"{total:.1f} GiB a rank planned on {of}, {size:.1f} GiB there"
+
+
+def _plan(subject: Subject) -> Job | None:
+    """The config as a plan; None where a model's shape is not known without loading it."""
+    try:
+        job = planned(subject.config, subject.ranks // subject.gpus, subject.gpus)
+    except ConfigError:
+        return None
+    return job.having(process=PROCESS_GIB)
+
+
+def versions() -> str:
+    """One line that must be the same on every node."""
+    packages = ("torch", "deepspeed", "transformers", "safetensors", "webdataset", "mlflow")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return json.dumps({"python": platform.python_version(), **found}, sort_keys=True)
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "config": config_resolves,
+    "batch": batch_divides,
+    "deepspeed": deepspeed_config,
+    "run": run_goes_on,
+    "models": models_on_disk,
+    "tokenizers": tokenizers_match,
+    "shards": shards_verify,
+    "output": output_writable,
+    "memory": memory_fits,
+}
+"""Name in the report -> check: returns a remark, raises BridgeError."""
+
+
+def _show(state: str, name: str, text: str) -> None:
+    color = {"ok": "\033[32m", "RED": "\033[31m"}[state] if sys.stdout.isatty() else ""
+    print(f"{color}{state:>4}{color and chr(27) + '[0m'}  {name:<11} {text}", flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="bridge-ds preflight",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_options(parser)
+    parser.add_argument("--ranks", type=positive(int), default=1, help="processes of the job (default: 1)")
+    parser.add_argument("--nodes", type=positive(int), help="nodes they are on (default: the Slurm job's, else 1)")
+    parser.add_argument("--gpu-gib", type=positive(float), help="memory of the GPUs to be used, in GiB")
+    parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
+    parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")
+    return parser

@@ -1,0 +1,40 @@
+"""Start training on this machine with DeepSpeed's launcher, or be one of the processes of another launcher."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from bridge_ds.cli import train_parser
+
+__all__ = ["main", "split"]
+
+_TRAINER = Path(__file__).parents[1] / "train.py"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Start the processes; does not return where it hands over to DeepSpeed's launcher."""
+    words = sys.argv[1:] if argv is None else argv
+    own, launcher = split(words)
+    options = train_parser("bridge-ds train").parse_args(own)
+    # torchrun, deepspeed or srun has started this process as one of several.
+    launched = "RANK" in os.environ or {"SLURM_STEP_ID", "SLURM_PROCID"} <= os.environ.keys()
+    if launched or (options.dry_run and not launcher):
+        from bridge_ds.train import main as train
+
+        return train(own)
+    # -P: packages are found as by an installed script, not in this folder first.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "deepspeed.launcher.runner", *launcher, str(_TRAINER), *own])
+
+
+def split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Options of the trainer, and those of DeepSpeed's launcher (`--num_gpus N`, and what follows `--`)."""
+    own, launcher = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    processes = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="bridge-ds train")
+    processes.add_argument("--num_gpus", "--num_accelerators", type=int)
+    found, own = processes.parse_known_args(own)
+    if found.num_gpus is not None:
+        launcher = [*launcher, f"--num_gpus={found.num_gpus}"]
+    return own, launcher

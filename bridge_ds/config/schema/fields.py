@@ -1,0 +1,153 @@
+"""Annotations of the schema's fields: types that read text as typed, bounds, and what a change means on resume.
+
+Types are pydantic validators over :mod:`bridge_ds.config.text`, bounds are `annotated_types`. What they refuse becomes
+one sentence in :mod:`bridge_ds.config.build`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Lt, Predicate
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
+
+from bridge_ds.config.renames import new_name
+from bridge_ds.config.text import Plain, Typed, Unusable, boolean, expanded, number, parsed
+
+__all__ = [
+    "FUNCTION",
+    "NEITHER",
+    "TRAINING",
+    "Flag",
+    "Keys",
+    "Kind",
+    "Listed",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "OptionalText",
+    "OrNone",
+    "Pair",
+    "Path",
+    "Paths",
+    "PositiveFloat",
+    "PositiveInt",
+    "Probability",
+    "Real",
+    "Rule",
+    "Section",
+    "Table",
+    "Text",
+    "Texts",
+    "Whole",
+    "read_path",
+]
+
+
+class Kind(enum.Enum):
+    """What a change of a setting means for a run that resumes."""
+
+    FUNCTION = "function"
+    """Decides what the bridge computes or what the models read: weights trained under another value mean something
+    else. A run resumes with another value only where run.allow_changes names the key, and a trained bridge is used
+    with the value in its checkpoint."""
+    TRAINING = "training"
+    """Decides how the weights are trained: a run resumes with another value, logs it and records it in the manifest of
+    its checkpoints. (Some of these also decide the order of samples: those are refused by state.json.)"""
+    NEITHER = "neither"
+    """Paths, recording, speed and scoring. What is at a path (base models, shards) is proven by hash instead."""
+
+
+FUNCTION, TRAINING, NEITHER = Kind
+
+
+@dataclass(frozen=True)
+class Rule(Predicate):
+    """A bound that is no interval."""
+
+    text: str = ""
+    """Which values may be, after "expected"."""
+
+
+def _flag(value: Any) -> bool:
+    found = boolean(value) if isinstance(value, Plain) else value
+    if not isinstance(found, bool):
+        raise Unusable(value, "; expected true or false")
+    return found
+
+
+def _real(value: Any) -> float:
+    found = number(value, float) if isinstance(value, str) else value
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise Unusable(value, "; expected a number")
+    return float(found)
+
+
+def _whole(value: Any) -> int:
+    found = number(value, int) if isinstance(value, str) else value
+    if isinstance(found, bool) or not isinstance(found, int | float) or found != found // 1:
+        raise Unusable(value, "; expected a whole number")
+    return int(found)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Unusable(value, "; expected text")
+    return str(value)
+
+
+def read_path(value: Any, info: ValidationInfo) -> str:
+    """Text, with `~` and `$NAME` expanded if it was typed or is in a recipe."""
+    text = _text(value)
+    return expanded(text) if info.context or isinstance(value, Typed) else text
+
+
+def _null(value: Any) -> Any:
+    return None if isinstance(value, Typed) and value.is_null else value
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    """The elements of a list, or of a text with commas between them."""
+    value = parsed(value)
+    if isinstance(value, str) and not (isinstance(value, Typed) and value and value.is_null):
+        value = [type(value)(part.strip()) for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple):
+        raise Unusable(value, "; expected a list such as [a, b]")
+    return tuple(value)
+
+
+def _pair(value: Any) -> tuple[Any, ...]:
+    items = _items(value)
+    if len(items) != 2:
+        raise Unusable(value, "; expected 2 values")
+    return items
+
+
+def _table(value: Any) -> dict[str, Any]:
+    value = parsed(value)
+    if not isinstance(value, Mapping):
+        raise Unusable(value, "; expected names with values, such as {name: value}")
+    return {str(name): item for name, item in value.items()}
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+NonNegativeInt = Annotated[Whole, Ge(0)]
+PositiveInt = Annotated[Whole, Ge(1)]
+Real = Annotated[float, BeforeValidator(_real)]
+NonNegativeFloat = Annotated[Real, Ge(0)]
+PositiveFloat = Annotated[Real, Gt(0)]
+Probability = Annotated[Real, Ge(0), Lt(1)]
+Pair = BeforeValidator(_pair)
+Text = Annotated[str, BeforeValidator(_text)]
+OrNone = BeforeValidator(_null)
+OptionalText = Annotated[Text | None, OrNone]
+Listed = BeforeValidator(_items)
+Texts = Annotated[tuple[Text, ...], Listed]
+Keys = Annotated[Texts, AfterValidator(lambda keys: tuple(new_name(key) for key in keys))]
+Path = Annotated[str, BeforeValidator(read_path)]
+Paths = Annotated[tuple[Path, ...], Listed]
+Table = BeforeValidator(_table)
+Section = BeforeValidator(parsed)
