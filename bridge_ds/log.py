@@ -11,7 +11,7 @@ from bridge_ds.world import World
 __all__ = ["setup_logging"]
 
 _LOGGERS = ("bridge_ds", "__main__")
-"""Of the package, and of the module that was started (`python -m bridge_ds.evaluation`, a script of tools/)."""
+"""Of the package, and of the module that was started (`bridge-ds evaluate`, a script of tools/)."""
 
 
 def setup_logging(rank: int | None = None) -> None:

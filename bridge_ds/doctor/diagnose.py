@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from bridge_ds.doctor.measurements import Measurements
+from bridge_ds.fusion import FUSIONS
 
 __all__ = ["LIMITS", "Finding", "Thresholds", "diagnose"]
 
@@ -240,7 +241,8 @@ def _inputs(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
 
 
 def _fusion(m: Measurements, limits: Thresholds) -> Iterator[Finding]:
-    if m.fusion != "last_layer" and len(m.layer_weights) > 1 and max(m.layer_weights) > limits.one_layer:
+    mixes = m.fusion not in FUSIONS or FUSIONS[m.fusion].mixes_layers
+    if mixes and len(m.layer_weights) > 1 and max(m.layer_weights) > limits.one_layer:
         layer = m.layer_weights.index(max(m.layer_weights))
         yield Finding(
             "one_layer", False,

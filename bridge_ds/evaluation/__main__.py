@@ -1,4 +1,4 @@
-"""Score a finished run again, or compare scored runs: `python -m bridge_ds.evaluation [report] ...`."""
+"""Score a finished run again, or compare scored runs: `bridge-ds evaluate [report] ...`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ under a launcher, each with whole models in memory and its share of the samples.
 large for one GPU over several with --device-map auto. After an interruption, the same command resumes.
 
 examples:
-  python -m bridge_ds.evaluation --run runs/testbed
-  python -m bridge_ds.evaluation --run runs/testbed --tasks testbed_news --languages qaa,qab --limit 100
-  python -m bridge_ds.evaluation --run runs/xnli --tasks xnli,indicxnli --batch 16 --null-scores
-  python -m bridge_ds.evaluation --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
+  bridge-ds evaluate --run runs/testbed
+  bridge-ds evaluate --run runs/testbed --tasks testbed_news --languages qaa,qab --limit 100
+  bridge-ds evaluate --run runs/xnli --tasks xnli,indicxnli --batch 16 --null-scores
+  bridge-ds evaluate --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
   torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele
-  python -m bridge_ds.evaluation --run runs/70b --tasks xnli --device-map auto --max-memory 0=60GiB,1=75GiB,2=75GiB
-  python -m bridge_ds.evaluation report runs/one runs/two     (compares scored runs; see report --help)"""
+  bridge-ds evaluate --run runs/70b --tasks xnli --device-map auto --max-memory 0=60GiB,1=75GiB,2=75GiB
+  bridge-ds report runs/one runs/two     (compares scored runs; see report --help)"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,9 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         from bridge_ds.report.__main__ import main as report
 
         return report(argv[1:])
-    parser = Parser(
-        prog="python -m bridge_ds.evaluation", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="bridge-ds evaluate", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, type=Path, help="run folder (run.output of the training run)")
     parser.add_argument(
         "--checkpoint", default="", metavar="NAME",

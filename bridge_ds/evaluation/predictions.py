@@ -143,7 +143,7 @@ def read_index(folder: Path) -> Scored:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read ({type(error).__name__}: {error}); expected the index of a scored system; "
-            "score the run with python -m bridge_ds.evaluation --run RUN."
+            "score the run with bridge-ds evaluate --run RUN."
         ) from None
 
 

@@ -1,1 +1,1 @@
-"""`python -m bridge_ds.generate`: a trained bridge answers one text, a file of texts, or line after line."""
+"""`bridge-ds generate`: a trained bridge answers one text, a file of texts, or line after line."""

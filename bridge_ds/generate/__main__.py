@@ -1,4 +1,4 @@
-"""Answer texts with a trained bridge: `python -m bridge_ds.generate --run DIR ...`."""
+"""Answer texts with a trained bridge: `bridge-ds generate --run DIR ...`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Answer texts in any language of the encoder with a trained bridge. With --prompt
 file is answered in batches; with neither, each line that is typed (or piped in) is answered. Greedy by default.
 
 examples:
-  python -m bridge_ds.generate --run runs/testbed --prompt "a text in any language"
-  python -m bridge_ds.generate --run runs/testbed                      (a line, an answer; Ctrl-D ends it)
-  python -m bridge_ds.generate --run runs/mine --input questions.jsonl --output answers.jsonl --batch 32
-  python -m bridge_ds.generate --run runs/mine --prompt "..." --chat --system "Answer briefly." --max-new-tokens 256
-  python -m bridge_ds.generate --run someone/bridge-sw --prompt "..." --device-map auto --load-in 4bit --temperature 0.7
+  bridge-ds generate --run runs/testbed --prompt "a text in any language"
+  bridge-ds generate --run runs/testbed                      (a line, an answer; Ctrl-D ends it)
+  bridge-ds generate --run runs/mine --input questions.jsonl --output answers.jsonl --batch 32
+  bridge-ds generate --run runs/mine --prompt "..." --chat --system "Answer briefly." --max-new-tokens 256
+  bridge-ds generate --run someone/bridge-sw --prompt "..." --device-map auto --load-in 4bit --temperature 0.7
 
 A line of --input is a JSON object; its text is in the field `source` (--field names another), for --chat also a list of
 messages. The output holds the same objects in the same order, with the answer in `answer`. A killed command, started
@@ -55,9 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m bridge_ds.generate", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="bridge-ds generate", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="run folder, checkpoint, exported folder, or hub id of a bridge")
     what = parser.add_argument_group("what to answer")
     what.add_argument("--prompt", help="one text")

@@ -26,7 +26,7 @@ __all__ = ["GenerateOptions", "Pipeline"]
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How answers are written; see `python -m bridge_ds.generate --help`."""
+    """How answers are written; see `bridge-ds generate --help`."""
 
     max_new_tokens: int | None = None
     """Most LLM tokens of an answer; None = the longest target of the training."""

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness with the model `bridge_ds` known to it: `python -m bridge_ds.harness --model bridge_ds ...`.
+"""lm-evaluation-harness with the model `bridge_ds` known to it: `bridge-ds harness --model bridge_ds ...`.
 
 All arguments are lm_eval's own. Releases of lm_eval that read the entry point group `lm_eval.models` (setup.py) find
 the model by themselves; 0.4.13 does not.

@@ -83,7 +83,7 @@ class BridgeLM(Ranks, LM):
         batch_size: contexts of a batch, or `auto`.
         max_batch_size: where `auto` begins.
         device: torch device (default: this rank's GPU; the CPU where there is none).
-        device_map: as `--device-map` of python -m bridge_ds.evaluation: `auto`, or the name of a JSON file; `device` is
+        device_map: as `--device-map` of bridge-ds evaluate: `auto`, or the name of a JSON file; `device` is
             then of no account.
         max_memory: with `auto` and the like; `;` between the sizes: `0=20GiB;cpu=60GiB`.
 

@@ -1,4 +1,4 @@
-"""Compare scored runs: `python -m bridge_ds.evaluation report RUN...`."""
+"""Compare scored runs: `bridge-ds report RUN...`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Compare scored runs sample by sample: several fusions, each with the same seeds,
 Writes report.html (one page that loads nothing), report.md, report.json and plots.
 
 examples:
-  python -m bridge_ds.evaluation report runs/last_layer-* runs/transformer_softmax-* --output runs/report
-  python -m bridge_ds.evaluation report runs/plain "transformer_softmax, rms=runs/rms" --baseline transformer_softmax"""
+  bridge-ds report runs/last_layer-* runs/transformer_softmax-* --output runs/report
+  bridge-ds report runs/plain "transformer_softmax, rms=runs/rms" --baseline transformer_softmax"""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read the runs' predictions, compare them, write the report and its plots."""
     parser = Parser(
-        prog="python -m bridge_ds.evaluation report",
+        prog="bridge-ds report",
         description=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

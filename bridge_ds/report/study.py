@@ -149,7 +149,7 @@ def _open_run(text: str) -> StudyRun:
     if not (path / "evaluation" / "bridge" / "index.json").is_file():
         raise DataError(
             f"{path} holds no predictions; expected {path}/evaluation/bridge/index.json; score the run with "
-            f"python -m bridge_ds.evaluation --run {path}."
+            f"bridge-ds evaluate --run {path}."
         )
     index = read_index(path / "evaluation" / "bridge")
     return StudyRun(path, index, name or index.name)
@@ -175,7 +175,7 @@ def _check_tasks(reference: StudyRun, runs: Iterable[StudyRun]) -> None:
     def error(run: StudyRun, lack: str, other: StudyRun) -> DataError:
         return DataError(
             f"{run.predictions} {lack}, {other.predictions} was; expected the same of every run; score it with "
-            f"python -m bridge_ds.evaluation --run {run.folder} and the same --tasks, --languages and --limit."
+            f"bridge-ds evaluate --run {run.folder} and the same --tasks, --languages and --limit."
         )
 
     tasks = reference.index.tasks

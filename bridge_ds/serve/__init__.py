@@ -1,4 +1,4 @@
-"""`python -m bridge_ds.serve`: a trained bridge behind OpenAI's completions and chat completions.
+"""`bridge-ds serve`: a trained bridge behind OpenAI's completions and chat completions.
 
 A request is validated (`protocol`), becomes rows of token ids, and waits in a queue of limited length (`batching`). One
 thread, the scheduler, owns the models: it takes rows that can share a batch and gives them to a backend (`backends`):

@@ -1,4 +1,4 @@
-"""Serve a trained bridge over HTTP, as OpenAI's API: `python -m bridge_ds.serve --run DIR`."""
+"""Serve a trained bridge over HTTP, as OpenAI's API: `bridge-ds serve --run DIR`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ KEY = "BRIDGE_DS_API_KEY"
 _HELP = """\
 Serve a trained bridge over HTTP with the paths of OpenAI's API: /v1/completions, /v1/chat/completions (if the LLM's
 tokenizer has a chat template), /v1/models; also /health and /metrics (Prometheus). Waiting requests are answered in
-batches; each answer is the one that python -m bridge_ds.generate gives. Greedy unless a request sets temperature.
+batches; each answer is the one that bridge-ds generate gives. Greedy unless a request sets temperature.
 
 examples:
-  python -m bridge_ds.serve --run runs/mine                          (on http://127.0.0.1:8000)
-  python -m bridge_ds.serve --run runs/mine --device-map auto        (over all GPUs of this machine)
-  BRIDGE_DS_API_KEY=... python -m bridge_ds.serve --run runs/mine --host 0.0.0.0 --port 9000
+  bridge-ds serve --run runs/mine                          (on http://127.0.0.1:8000)
+  bridge-ds serve --run runs/mine --device-map auto        (over all GPUs of this machine)
+  BRIDGE_DS_API_KEY=... bridge-ds serve --run runs/mine --host 0.0.0.0 --port 9000
   vllm serve LLM --enable-prompt-embeds --port 8001                  (elsewhere; the LLM that the bridge names)
-  python -m bridge_ds.serve --run runs/mine --vllm http://127.0.0.1:8001
+  bridge-ds serve --run runs/mine --vllm http://127.0.0.1:8001
 
   curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
       -d '{"model": "mine", "prompt": "a text in any language", "max_tokens": 64}'
@@ -55,9 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="python -m bridge_ds.serve", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="bridge-ds serve", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="run folder, checkpoint, exported folder, or hub id of a bridge")
     parser.add_argument("--name", help="the model's name in requests (default: the last part of --run)")
     where = parser.add_argument_group("where")

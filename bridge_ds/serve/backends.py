@@ -73,7 +73,7 @@ class ServedModel(Generator):
         return _LockedDecoder(self.tokenizers, chat, self._lock)
 
     def rows(self, request: GenerationRequest, sink: Callable[[Event], None]) -> list[Row]:
-        """A row for each text, with the ids that `python -m bridge_ds.generate` gives it, truncated as in training.
+        """A row for each text, with the ids that `bridge-ds generate` gives it, truncated as in training.
 
         Raises:
             APIError: there is no room for an answer, no chat template, or no such language.
@@ -131,7 +131,7 @@ class LocalBackend:
 
         try:
             if rows[0].sampling.temperature:
-                # As python -m bridge_ds.generate --seed; without a seed at random.
+                # As bridge-ds generate --seed; without a seed at random.
                 seed = rows[0].seed
                 torch.manual_seed(int(torch.seed()) >> 1 if seed is None else mixed_seed(seed))
             config = self.model.config(max_new_tokens=max(row.limit for row in rows), **rows[0].sampling.options())

@@ -126,7 +126,7 @@ class MlflowRun(Tracker):
         return LaunchError(
             f"files of MLflow run {self.state.run_id} cannot be written to {without_password(str(store))} "
             f"({one_line(error)}), the numbers are there; expected a folder or store that can be written from "
-            f"here; make it so, and send them with: python -m bridge_ds.track.sync {self.folder}"
+            f"here; make it so, and send them with: bridge-ds sync {self.folder}"
         )
 
     def _take_up(self, client: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m bridge_ds.track.sync RUN`: send to the trackers what a run could not send while it ran."""
+"""`bridge-ds sync RUN`: send to the trackers what a run could not send while it ran."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["main", "sync"]
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bridge_ds.track.sync", description=__doc__)
+    parser = argparse.ArgumentParser(prog="bridge-ds sync", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder (the run.output of a training run)")
     folder = parser.parse_args(arguments).run
     try:

@@ -130,7 +130,7 @@ class Feed(Hook):
         why = one_line(self._error) if self._error else "no answer in time"
         _log.warning(
             f"{tracker.name}: not sent: {tracker.missing()} ({why}); all of it is still in {tracker.folder}; "
-            f"send it later with: python -m bridge_ds.track.sync {tracker.folder}"
+            f"send it later with: bridge-ds sync {tracker.folder}"
         )
         with contextlib.suppress(OSError):  # a full disk must not hide how the run ended
             tracker.state.status = status  # for a later sync

@@ -119,11 +119,11 @@ def _remove(name: str) -> Callable[[Path], object]:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no folder": (lambda f: shutil.rmtree(f), r"is no folder.*tools/pack_shards.py"),
-    "no index": (_remove("index.json"), r"has no index.json.*tools/pack_shards.py index"),
-    "malformed index": (_index('{"version": 1'), r"index.json is malformed.*pack_shards.py index DIR"),
+    "no folder": (lambda f: shutil.rmtree(f), r"is no folder.*bridge-ds pack"),
+    "no index": (_remove("index.json"), r"has no index.json.*bridge-ds pack index"),
+    "malformed index": (_index('{"version": 1'), r"index.json is malformed.*bridge-ds pack index DIR"),
     "index of wrong shape": (_index("[]"), r"index.json is malformed"),
-    "older version": (_index('{"version": 1, "shards": 3}'), r"has version 1;.*version 2; .*pack_shards.py index DIR"),
+    "older version": (_index('{"version": 1, "shards": 3}'), r"has version 1;.*version 2; .*bridge-ds pack index DIR"),
     "newer version": (_index('{"version": 3}'), r"has version 3;.*version 2"),
     "no sample": (_index('{"version": 2, "fields": {}, "shards": []}'), r"lists no sample"),
     "unknown field": (_index('{"version": 2, "fields": {"x": "y"}, "shards": []}'), r"malformed .*fields names x"),

@@ -48,7 +48,7 @@ def _append(name: str, kind: bytes = tarfile.REGTYPE) -> Callable[[Path], None]:
 CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "truncated": (_truncate, ["shard-000001.tar", "index promises", "it was cut"]),
     "missing": (lambda f: (f / "shard-000001.tar").unlink(), ["shard-000001.tar is missing"]),
-    "version": (lambda f: (f / "index.json").write_text('{"version": 1}'), ["version 1", "pack_shards.py index DIR"]),
+    "version": (lambda f: (f / "index.json").write_text('{"version": 1}'), ["version 1", "bridge-ds pack index DIR"]),
     "pickle": (_append("x.pkl"), ["shard-000001.tar", "'x.pkl', a pickle"]),
     "symlink": (_append("x.json", tarfile.SYMTYPE), ["shard-000001.tar", "'x.json', a symlink"]),
     "absolute": (_append("/x.json"), ["shard-000001.tar", "'/x.json', a path outside"]),

@@ -34,7 +34,7 @@ def comment(command: str, job: Job, gpu: Gpu) -> str:
     times = step_time(job, gpu, Network())
     seconds = ", ".join(f"{part} {times[part]:.2f}" for part in ("compute", "gather", "launch"))
     lines = [
-        f"python {command}",
+        command,
         f"{memory(job)['total']:.1f} GiB a rank: {parts}",
         f"{times['step']:.2f} s a step at least: {seconds}",
     ]
@@ -45,8 +45,8 @@ def comment(command: str, job: Job, gpu: Gpu) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_recipes_are_what_the_planner_chooses(name: str) -> None:
     text = (RECIPES / f"{name}.yaml").read_text()
-    (command,) = re.findall(r"^#   python (tools/plan_cluster\.py .+)$", text, re.MULTILINE)
-    said = dict(zip(*(iter(shlex.split(command)[1:]),) * 2, strict=True))
+    (command,) = re.findall(r"^#   (bridge-ds plan .+)$", text, re.MULTILINE)
+    said = dict(zip(*(iter(shlex.split(command)[2:]),) * 2, strict=True))
     assert said["--recipe"] == name
     assert cluster(name) == (int(said["--nodes"]), int(said["--gpus"])), "not the cluster of its script"
     config, gpu = load_config(name), GPUS[said["--gpu"]]

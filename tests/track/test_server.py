@@ -97,7 +97,7 @@ def test_a_server_that_dies_is_brought_up_to_date(small_run: list[str], server: 
             time.sleep(0.02)
         server.kill()
         outcome = launch.succeed(job.wait())
-        assert "not sent" in outcome.text and f"python -m bridge_ds.track.sync {run}" in outcome.text
+        assert "not sent" in outcome.text and f"bridge-ds sync {run}" in outcome.text
         print(f"step: {1000 * step_seconds(run):.1f} ms with a dead server")
     finally:
         server.start()

@@ -35,7 +35,7 @@ class DataConfig:
     """The English shards and how samples become batches."""
 
     shards: Annotated[Path, NEITHER] = "testbed/english"
-    """Folder of webdataset tars with index.json (made by tools/pack_shards.py), the URL of one (https://, s3://,
+    """Folder of webdataset tars with index.json (made by bridge-ds pack), the URL of one (https://, s3://,
     hf://), or `testbed/english`."""
     mixture: Annotated[Paths, NEITHER] = ()
     """Several data sets instead of `shards`: a list of FOLDER=WEIGHT, drawn from in the ratio of the weights (each at

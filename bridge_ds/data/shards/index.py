@@ -47,7 +47,7 @@ INDEX_NAME = "index.json"
 INDEX_VERSION = 2
 """Written into the file; another version is refused."""
 
-_REMEDY = "make it anew: python tools/pack_shards.py index DIR"
+_REMEDY = "make it anew: bridge-ds pack index DIR"
 _KEYS = tuple(column.name for column in columns(ShardEntry))
 
 
@@ -149,7 +149,7 @@ def load_index(location: str | Path, store: ShardStore | None = None) -> ShardIn
     """Read an index and, in a folder, check that every shard is there with the promised size.
 
     Contents are checked as samples are read (each has a checksum), when a shard is fetched, or all at once by
-    `tools/pack_shards.py verify`.
+    `bridge-ds pack verify`.
 
     Args:
         location: folder or URL.

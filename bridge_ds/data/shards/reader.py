@@ -105,7 +105,7 @@ class SampleReader:
         return DataError(
             f"{part} of shard {path.name} in {self._index.location} {what} than was indexed{diagnose(path)}: the "
             "shard was damaged or changed after indexing; copy it again from where it was made, or index it anew: "
-            "python tools/pack_shards.py index DIR."
+            "bridge-ds pack index DIR."
         )
 
     def _file(self, shard: int) -> tuple[BinaryIO, Path]:

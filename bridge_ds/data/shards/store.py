@@ -29,7 +29,7 @@ GIB = 1 << 30
 SCHEMES = {"https": "aiohttp", "http": "aiohttp", "s3": "s3fs", "hf": "huggingface_hub"}
 """Schemes of remote data sets, and the package that fsspec needs for each."""
 
-_COPY_AGAIN = "copy it again from where it was made, or index it anew: python tools/pack_shards.py index DIR"
+_COPY_AGAIN = "copy it again from where it was made, or index it anew: bridge-ds pack index DIR"
 
 
 class ShardStore:
@@ -72,8 +72,8 @@ class Folder(ShardStore):
         if not path.is_file():
             what = "is no folder" if not self._folder.is_dir() else f"has no {name}"
             raise DataError(
-                f"{self._folder} {what}; expected a folder of tars with {name}: make both with tools/pack_shards.py "
-                "pack, or index tars that are there with tools/pack_shards.py index."
+                f"{self._folder} {what}; expected a folder of tars with {name}: make both with bridge-ds pack, "
+                "or index existing tars with bridge-ds pack index."
             )
         try:
             return path.read_bytes()

@@ -91,7 +91,7 @@ def read_table(path: Path, shard: ShardEntry) -> np.ndarray:
     Raises:
         DataError: the file is missing or is not the one that was indexed.
     """
-    remedy = "copy it again, or make index and tables anew: python tools/pack_shards.py index DIR"
+    remedy = "copy it again, or make index and tables anew: bridge-ds pack index DIR"
     try:
         raw = path.read_bytes()
     except OSError as error:
