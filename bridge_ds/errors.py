@@ -40,7 +40,7 @@ class ConfigError(BridgeError):
 
 
 class DataError(BridgeError):
-    """A shard, an index or a sample is missing, damaged, or not what its index promises."""
+    """A shard, an index or a sample is missing, damaged, or not what its index says."""
 
 
 class CheckpointError(BridgeError):

@@ -19,7 +19,7 @@ D, H, LAYERS = 24, 32, 3
 
 
 def make_encoder(kind: str, folder: Path, vocab: int = 0) -> Path:
-    """A random encoder (whole checkpoint as the hub has it: encoder-decoder where that is the family's form)."""
+    """A random encoder (complete checkpoint as the hub has it: encoder-decoder where that is the family's form)."""
     import transformers as tf
 
     tokenizer = _save_tokenizer(folder, pad="<pad>", eos="</s>", bos=None, post_eos=True)

@@ -103,7 +103,7 @@ class CheckpointHook(Hook):
         )
 
     def on_stop(self, unvalidated: StepRecord | None = None) -> None:
-        """Save where the ranks stand. If that fails, the newest whole checkpoint is what the next start uses."""
+        """Save where the ranks stand. If that fails, the newest complete checkpoint is what the next start uses."""
         if unvalidated is not None:
             self._last = unvalidated
             self._losses.append(unvalidated["loss"])
@@ -133,7 +133,7 @@ class CheckpointHook(Hook):
         if failures > self.config.max_failed_saves:
             raise CheckpointError(
                 f"{failures} saves in a row failed ({reason}); expected at most checkpoint.max_failed_saves "
-                f"{self.config.max_failed_saves}; make room or mend {self.root}, then start again."
+                f"{self.config.max_failed_saves}; make room or fix {self.root}, then start again."
             )
         step = int(self._last["step"])
         self.hooks.on_save(step)

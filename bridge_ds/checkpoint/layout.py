@@ -87,7 +87,7 @@ def check(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} has no readable {MANIFEST} ({type(error).__name__}); expected a whole checkpoint."
+            f"{folder} has no readable {MANIFEST} ({type(error).__name__}); expected a complete checkpoint."
         ) from None
     if isinstance(manifest, dict) and type(manifest.get("format")) is int and manifest["format"] != FORMAT:
         raise CheckpointError(
@@ -103,7 +103,7 @@ def check(folder: Path) -> dict[str, Any]:
             check_file(folder / name, expected)
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename or folder} cannot be read ({error.strerror or error}); expected a whole checkpoint."
+            f"{error.filename or folder} cannot be read ({error.strerror or error}); expected a complete checkpoint."
         ) from None
     return manifest  # type: ignore[no-any-return]
 

@@ -28,7 +28,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _KINDS = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
-"""Number formats of trained parameters (the first) and of buffers, as safetensors names them."""
+"""dtypes of trained parameters (the first) and of buffers, as safetensors names them."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def find(resume: str, root: Path) -> Checkpoint | None:
         return Checkpoint.read(find_folder(Path(resume)))
     found = newest(root)
     if found is None and (resume == "must" or layout.folders(root)):
-        raise CheckpointError(f"no valid checkpoint in {root}; expected one to resume; mend or empty that folder.")
+        raise CheckpointError(f"no valid checkpoint in {root}; expected one to resume; fix or empty that folder.")
     return found
 
 
@@ -100,7 +100,7 @@ def newest(root: Path, warn: Callable[[str], None] = _log.warning, finite: bool 
         try:
             return Checkpoint.read(folder, finite)
         except CheckpointError as error:
-            warn(f"checkpoint passed over: {error}")
+            warn(f"checkpoint skipped: {error}")
     return None
 
 
@@ -191,9 +191,7 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
                 raise _unlike(paths, name, f"differ in {name}; shape {shape} in the file, expected {wanted}", remedy)
             kind, dtype = file.get_slice(name).get_dtype(), targets[name].dtype
             if _KINDS.get(kind) != dtype:
-                raise _unlike(
-                    paths, name, f"differ in {name}; number format {kind} in the file, expected {dtype}", remedy
-                )
+                raise _unlike(paths, name, f"differ in {name}; dtype {kind} in the file, expected {dtype}", remedy)
         for name, file in sorted(held.items()):
             _fill(targets[name], file, name)
 

@@ -95,7 +95,7 @@ def hpz_group_is_reused(init: str, create: str) -> bool:
         return False
     raise LaunchError(
         f"deepspeed {version('deepspeed')} makes the groups of zero_hpz_partition_size in a way not known here; "
-        "expected that of 0.19.8, whose fault is mended, or that of deepspeedai/DeepSpeed#8361; install deepspeed "
+        "expected that of 0.19.8, whose fault is fixed, or that of deepspeedai/DeepSpeed#8361; install deepspeed "
         "0.19.8, or use zero3.json."
     )
 

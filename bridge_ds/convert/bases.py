@@ -37,7 +37,7 @@ class Base:
     unread: Sequence[str]
     """Keys without a weight, for they are computed or never read."""
     differing: Sequence[str]
-    """Keys whose values are not those of the named model, in the number format of either."""
+    """Keys whose values are not those of the named model, in the dtype of either."""
 
 
 def match(what: str, name: str, model: Any, keys: Mapping[str, str], stored: Mapping[str, Stored]) -> Base:
@@ -74,7 +74,7 @@ def match(what: str, name: str, model: Any, keys: Mapping[str, str], stored: Map
         if tensor.data_ptr() not in there:  # tied weights need one key only
             raise CheckpointError(
                 f"the checkpoint holds {len(pairs)} weights of the {what}, such as {min(pairs)}, and lacks {ours} of "
-                f"shape {tuple(tensor.shape)}; expected all of them or none; copy the whole checkpoint."
+                f"shape {tuple(tensor.shape)}; expected all of them or none; copy the complete checkpoint."
             )
     return Base(pairs, unread, [key for key, ours in pairs.items() if not _equal(stored[key].read(), state[ours])])
 
@@ -96,7 +96,7 @@ def _find(model: Any, state: Mapping[str, torch.Tensor], name: str) -> str | Non
 def write_weights(model: Any, base: Base, stored: Mapping[str, Stored], folder: Path) -> None:
     """Save the model as a Hugging Face folder of safetensors, with the checkpoint's weights where it holds some.
 
-    These keep the number format that most of them have in the checkpoint. `model` is changed.
+    These keep the dtype that most of them have in the checkpoint. `model` is changed.
 
     Raises:
         CheckpointError: two keys of one weight say different things.

@@ -245,7 +245,7 @@ def _refuse_other_keys(layout: SourceLayout, stored: Mapping[str, Stored]) -> No
         if theirs not in stored:
             raise CheckpointError(
                 f"the checkpoint lacks {theirs}, which becomes {ours}; expected it beside "
-                f"{min(key for key in layout.bridge.values() if key in stored)}; copy the whole checkpoint."
+                f"{min(key for key in layout.bridge.values() if key in stored)}; copy the complete checkpoint."
             )
     known = {*layout.bridge.values(), *layout.encoder, *layout.llm}
     odd = sorted(set(stored) - known)

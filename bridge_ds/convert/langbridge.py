@@ -14,7 +14,7 @@ state of the encoder's last layer and appends ONE learnt vector, `enc_eos`. The 
 
 The text (python_scripts/train_langbridge.py, evaluation-harness/lm_eval/models/langbridge.py):
 
-- A target is tokenised alone, with no space before it, with the special tokens that the LLM's tokenizer puts by
+- A target is tokenized alone, with no space before it, with the special tokens that the LLM's tokenizer puts by
   itself: a BOS in front, which the model moves before the soft prompt, and no end token. (Its answers end because the
   LLM, which is frozen, has learnt to end them.) Its likelihoods have no end token either.
 - To generate, BOS is the LLM tokenizer's `bos_token_id`, always. (Where that is not `bos_token_id` of the LLM's

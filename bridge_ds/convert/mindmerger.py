@@ -11,10 +11,10 @@ The text around it (input_features.py, run_training.py, evaluation.py, mindmerge
 mindmerger_tools/input_features.py has the same under another name):
 
 - BOS is the LLM tokenizer's `bos_token_id`, always, whatever that tokenizer does by itself.
-- A target is tokenised alone, with no space before it; the tokenizer's `add_bos_token` is set to no and its
+- A target is tokenized alone, with no space before it; the tokenizer's `add_bos_token` is set to no and its
   `add_eos_token` to yes, so that Llama 2's closes it with the end token. Tokenizers that pass over these two settings
   (those of Llama 3 in transformers 4) put what they put by themselves: such a checkpoint wants data.target_end=false.
-- A prompt is tokenised alone, as it stands, with both settings at no; its templates end with a colon or a full stop.
+- A prompt is tokenized alone, as it stands, with both settings at no; its templates end with a colon or a full stop.
 - Its evaluation generates up to `max_gen_len` tokens, greedily, up to an end token of the LLM's generation_config.json,
   and compares the stripped text with the label (`exact` here), or the last number.
 

@@ -16,9 +16,9 @@ The LLM reads [BOS | soft | end_boundary | prompt]. The text around it (experime
 and utils.py, IDPDatasets/*.py):
 
 - BOS is the LLM tokenizer's `bos_token_id`, always, whatever that tokenizer does by itself.
-- A target is tokenised alone, with no space before it and without special tokens; the text of the end token is
+- A target is tokenized alone, with no space before it and without special tokens; the text of the end token is
   appended to it (so that one that is cut at `max_gen_len` has none; ours keeps it).
-- A prompt is shown with `augmentation` only, tokenised alone, without special tokens. Its templates end with a colon
+- A prompt is shown with `augmentation` only, tokenized alone, without special tokens. Its templates end with a colon
   and a blank ("... Label: "), which stays; the tasks here have no blank there, so `data.separator` puts it.
 - Its evaluation generates up to `max_gen_len` tokens, greedily, up to an end token of the LLM's generation_config.json,
   and compares the stripped text with the label: `exact` here.

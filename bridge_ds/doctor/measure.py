@@ -45,8 +45,8 @@ def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[Tokenize
     if not rows:
         raise DataError(f"none of the first {count} samples of {config.data.shards} is usable; look at them first.")
     whole = replace(config.data, max_source_tokens=1 << 30, max_prompt_tokens=1 << 30, max_target_tokens=1 << 30)
-    uncut = tokenize_samples(raw, tokenizers, whole, seed=config.run.seed, numbers=numbers)
-    facts = patient.facts | _data_facts(rows, [row for row in uncut if isinstance(row, TokenizedSample)], tokenizers)
+    not truncated = tokenize_samples(raw, tokenizers, whole, seed=config.run.seed, numbers=numbers)
+    facts = patient.facts | _data_facts(rows, [row for row in not truncated if isinstance(row, TokenizedSample)], tokenizers)
     facts["not_finite"] = tuple(
         name for name, tensor in patient.model.state_dict().items()
         if patient.model.is_trained(name) and not tensor.isfinite().all()
@@ -56,13 +56,13 @@ def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[Tokenize
     return Measurements(**facts), rows
 
 
-def _data_facts(rows: list[TokenizedSample], uncut: list[TokenizedSample], tokenizers: Tokenizers) -> dict[str, object]:
-    """Shares of what was truncated and of unknown encoder tokens; `uncut` holds the same samples whole."""
+def _data_facts(rows: list[TokenizedSample], not truncated: list[TokenizedSample], tokenizers: Tokenizers) -> dict[str, object]:
+    """Shares of what was truncated and of unknown encoder tokens; `not truncated` holds the same samples whole."""
     shares: dict[str, object] = {
         f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")
     }
     closing = len(tokenizers.closing)
-    kept, full = (sum(len(row.target) - closing for row in some) for some in (rows, uncut))
+    kept, full = (sum(len(row.target) - closing for row in some) for some in (rows, not truncated))
     unknown = getattr(tokenizers.encoder, "unk_token_id", None)
     ids = [each for row in rows for each in row.source]
     return shares | {

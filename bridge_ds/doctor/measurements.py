@@ -90,7 +90,7 @@ class Measurements:
     """Root mean square of each layer's states; a weight times this is what the layer brings into the sum."""
 
     notes: tuple[str, ...] = field(default=())
-    """What else was met, such as a broken checkpoint that was passed over."""
+    """What else was met, such as a broken checkpoint that was skipped."""
 
     @property
     def size(self) -> float | None:

@@ -99,7 +99,7 @@ class Validation:
 
 
 def make_validation(config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus) -> Validation | None:
-    """Read and tokenise the held-out samples (a collective); none where the run has no validation.
+    """Read and tokenize the held-out samples (a collective); none where the run has no validation.
 
     Args:
         corpus: the run's training data.

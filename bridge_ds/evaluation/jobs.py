@@ -70,7 +70,7 @@ def load_jobs(tasks: Sequence[Task], languages: Sequence[str], limit: int, world
         try:
             outcome = [_load(task, language, limit) for task, language in pairs]
         except Exception as error:
-            # An error of one must become an error of all: the others would wait for ever.
+            # An error of one must become an error of all: the others would wait forever.
             outcome = error
     outcome = agree(outcome, world)
     if isinstance(outcome, Exception):

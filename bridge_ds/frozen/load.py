@@ -23,7 +23,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 def load_complete(what: str, name: str, from_pretrained: Callable[..., Any], **options: Any) -> nn.Module:
     """`from_pretrained(name, **options)`, refused unless every weight of the model came from the file.
 
-    transformers initialises what it does not find at random and only logs it; a frozen model with random parts
+    transformers initializes what it does not find at random and only logs it; a frozen model with random parts
     trains without error and is worthless.
 
     Args:

@@ -21,9 +21,9 @@ __all__ = ["ELSEWHERE", "HERE", "INSIDE", "MERGED", "UPDATES", "CardFacts", "exp
 
 HERE = "HERE"
 """Placeholder in the card for the repository's name."""
-ELSEWHERE = "The base models are not in this repository: they are loaded by name and proven by hash."
+ELSEWHERE = "The base models are not in this repository: they are loaded by name and verified by hash."
 """In a card unless the base models were exported too."""
-INSIDE = "The base models are in `encoder/` and `llm/` of this folder, proven by hash when they are loaded."
+INSIDE = "The base models are in `encoder/` and `llm/` of this folder, verified by hash when they are loaded."
 """In the card of a folder that holds the base models too, instead of ELSEWHERE."""
 UPDATES = "`lora.safetensors` holds low-rank updates of the LLM"
 """In the card of a bridge with LoRA."""

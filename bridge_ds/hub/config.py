@@ -1,4 +1,4 @@
-"""`BridgeConfig`: what config.json of a shared bridge holds. The base models are named and proven, not contained."""
+"""`BridgeConfig`: what config.json of a shared bridge holds. The base models are named and verified, not contained."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Placing:
     """How the models are put into memory."""
 
     dtype: str | torch.dtype | None = None
-    """Number format of both base models; none or `auto` = that of the training. With float16 the encoder stays in
+    """dtype of both base models; none or `auto` = that of the training. With float16 the encoder stays in
     float32, for T5's overflow in it (transformers#9295). What was trained is float32 always."""
     device_map: Any = None
     """Of both base models, see :mod:`bridge_ds.frozen.device_map`. The bridge goes to the encoder's input device.
@@ -54,7 +54,7 @@ def load_bases(
     Args:
         config: the run.
         bos: id of the LLM's opening token, or none.
-        placing: number format and devices.
+        placing: dtype and devices.
         hub: where base models come from (cache_dir, token, local_files_only).
 
     Raises:
@@ -136,7 +136,7 @@ def one_process(device_map: Any, world: World) -> None:
 
 
 def _dtypes(asked: str | torch.dtype | None, trained: str) -> tuple[torch.dtype, torch.dtype]:
-    """Number formats of encoder and LLM."""
+    """dtypes of encoder and LLM."""
     name = trained if asked in (None, "auto") else str(asked).removeprefix("torch.")
     if name == "float16":
         return torch.float32, torch.float16

@@ -38,7 +38,7 @@ def open_run(
 
     Args:
         run: run folder.
-        say: gets one line for each broken checkpoint that is passed over, and for each setting of the function that is
+        say: gets one line for each broken checkpoint that is skipped, and for each setting of the function that is
             not the checkpoint's.
         overrides: `key.path=value` over the config.
         which: name of the checkpoint's folder, or `best`; empty = the newest valid one.
@@ -165,7 +165,7 @@ def load_trained(
         run: run folder.
         config: its resolved config, see :func:`open_run`.
         device_map: see :class:`bridge_ds.inference.bases.Placing`; likewise `max_memory`.
-        say: gets one line for each broken checkpoint that is passed over, and one on where split models are.
+        say: gets one line for each broken checkpoint that is skipped, and one on where split models are.
         max_memory: see `device_map`.
         checkpoint: the one that :func:`open_run` has found; None = the newest valid one.
 

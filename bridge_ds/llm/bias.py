@@ -1,6 +1,6 @@
 """Trained biases of a frozen model: a float32 copy beside each, used in its place (`lora.bias`).
 
-The frozen bias stays where it is, in the model's number format: it says what the model was without training, and the
+The frozen bias stays where it is, in the model's dtype: it says what the model was without training, and the
 copy is cast to its format where it is read. The copy is a parameter of the same module, so that ZeRO-3 gathers both
 with the module's other parameters.
 """

@@ -43,9 +43,9 @@ class Spliced:
 
 
 def splice(segments: Sequence[Segment], side: str = "right", order: Order | None = None) -> Spliced:
-    """Join segments in order, row by row, contiguous and without a hole.
+    """Join segments in order, row by row, contiguous and without a gap.
 
-    A hole would be seen by RoPE models as a distance that training never had (LangBridge and MindMerger leave one
+    A gap would be seen by RoPE models as a distance that training never had (LangBridge and MindMerger leave one
     between a right-padded soft prompt and the text).
 
     Args:

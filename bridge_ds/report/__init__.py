@@ -27,5 +27,5 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> None:
         "report.html": render(results, "html"),
     }
     for name, text in texts.items():
-        # A source may hold half a surrogate pair, which UTF-8 cannot encode.
+        # A source may hold an unpaired surrogate, which UTF-8 cannot encode.
         write_text(folder / name, text.encode("utf-8", "replace").decode("utf-8"))

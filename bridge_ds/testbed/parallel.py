@@ -26,7 +26,7 @@ class ParallelBatch:
     slots_NS: Any
     """The part each word plays; -1 where it plays none that all languages share."""
     pairs_WK: Any
-    """For each of W words that all languages share, its K flat places in N x S, one a language."""
+    """For each of W words that all languages share, its K flat positions in N x S, one a language."""
 
 
 class ParallelText:

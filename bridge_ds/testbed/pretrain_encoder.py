@@ -66,7 +66,7 @@ def _pull(states_WKD: Any) -> Any:
 def _size(states_LMD: Any) -> Any:
     """How far the states of the residual stream are from a root mean square of 1 (their mean squared logarithm).
 
-    The last layer is normalised; without this the others grow to ten times its size, and rule every mixture of layers.
+    The last layer is normalized; without this the others grow to ten times its size, and rule every mixture of layers.
     """
     return (states_LMD.pow(2).mean(-1) + 1e-6).log().div(2).pow(2).mean()
 

@@ -59,7 +59,7 @@ class Tracker:
     """For messages."""
     file = ""
     """Name of the state's file in the run folder."""
-    remedy = "mend it"
+    remedy = "fix it"
     """What to do if it cannot be reached, for a message."""
     patience = 0.0
     """Seconds that the end of a run waits at least, for one that writes files and therefore does get ready."""

@@ -254,5 +254,5 @@ def test_weights_that_are_not_finite_are_no_checkpoint_to_continue_begin_or_use(
 
 def test_integers_where_floats_belong_are_refused(tmp_path: Path) -> None:
     checkpoint = Checkpoint.read(write(tmp_path, 5, {"fusion.a": torch.arange(3, dtype=torch.int32)}))
-    with pytest.raises(CheckpointError, match="number format I32 in the file, expected torch"):
+    with pytest.raises(CheckpointError, match="dtype I32 in the file, expected torch"):
         load_bridge(checkpoint, Model(3))

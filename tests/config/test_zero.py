@@ -77,8 +77,8 @@ def test_deepspeeds_code_is_the_one_that_is_mended() -> None:
     # As in deepspeedai/DeepSpeed#8361, and in a way that nobody knows.
     before = "        if _ds_config is not None and _ds_config.zero_config.zero_hpz_partition_size > 1"
     assert before in init
-    mended = init.replace(before, f"        there = groups._get_zero_param_intra_parallel_group()\n{before}")
-    assert hpz_group_is_reused(mended, create)
+    fixed = init.replace(before, f"        there = groups._get_zero_param_intra_parallel_group()\n{before}")
+    assert hpz_group_is_reused(fixed, create)
     for other in (create.replace("(group_size)", "(group_size, ranks)"), create.replace("already initialized", "here")):
         with pytest.raises(LaunchError, match=r"install deepspeed 0\.19\.8, or use zero3\.json"):
             hpz_group_is_reused(init, other)

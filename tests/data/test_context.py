@@ -45,7 +45,7 @@ def test_the_white_space_a_template_ends_with_is_kept_and_no_space_is_put_before
     assert llm.decode(row.head) == "<start><system>a red house<end>\n<user>"
     assert llm.decode(row.prompt) == "<end>\n<assistant>\n\n"
     assert row.target == [*llm("{two birds}", add_special_tokens=False)["input_ids"], chatty.eos_id]
-    # All of it as transformers tokenises the same chat, but for the soft prompt in the user's place.
+    # All of it as transformers tokenizes the same chat, but for the soft prompt in the user's place.
     chat = [{"role": "system", "content": "a red house"}, {"role": "user", "content": "|"}]
     whole = llm.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     (mark,) = llm("|", add_special_tokens=False)["input_ids"]

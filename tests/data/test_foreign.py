@@ -165,12 +165,12 @@ CRIMES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no key": (_member(".json"), r"'.json' with suffix"),
     "key again": (_member("000000001.json"), r"two samples of the key '000000001'"),
     "key side by side": (_member("000000009.json"), r"two samples of the key '000000009'"),
-    "cut inside a member": (_edit(lambda raw: raw[:5000]), r"no whole tar .unexpected end of data"),
+    "cut inside a member": (_edit(lambda raw: raw[:5000]), r"not a complete tar .unexpected end of data"),
     "cut between members": (_edit(lambda raw: raw[: raw.index(b"000000005.json")]), r"without the zeros .* was cut"),
     "cut inside a header": (_edit(lambda raw: raw[: raw.index(b"000000005.json") + 100]), r"is damaged: bytes \d+ to"),
     "broken header": (_edit(lambda raw: raw.replace(b"005.json", b"005.jsoN")), r"is damaged: bytes \d+ to"),
     "tail": (_edit(lambda raw: raw[:-1] + b"x"), r"is damaged: bytes \d+ to"),
-    "no tar": (_edit(lambda raw: b"no tar at all"), r"is no whole tar"),
+    "no tar": (_edit(lambda raw: b"no tar at all"), r"is not a complete tar"),
     "empty": (_edit(lambda raw: bytes(10240)), r"holds no sample"),
 }  # fmt: skip
 

@@ -128,7 +128,7 @@ def test_paragraphs_become_texts_and_headings_join_the_next(tmp_path: Path) -> N
         ("a.jsonl.gz", gzip.compress(b'{"source": "x"}\n' * 5000, mtime=0)[:60], r"a.jsonl.gz cannot be read"),
         ("a.jsonl", "[" * 100_000, r"a.jsonl:1 is JSON nested too deep"),
         ("a.xml", "x,y", r"a.xml ends in .xml; expected .jsonl"),
-        ("a.csv", "x,y\n1,2\n3\n", r"a.csv:3 has 1 columns and the header has 2; mend it"),
+        ("a.csv", "x,y\n1,2\n3\n", r"a.csv:3 has 1 columns and the header has 2; fix it"),
         ("a.csv", 'x,y\n"1,2\n', r"a.csv:2 is malformed csv .a quotation mark opens there"),
         ("a.jsonl.zst", b"no zstd at all", r"a.jsonl.zst cannot be read after line 0"),
         ("a.parquet", b"PAR1 and nothing else", r"a.parquet cannot be read as parquet"),

@@ -131,7 +131,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing table": (_remove("shard-000001.samples.npy"), r"shard-000001.samples.npy is missing"),
     "cut inside a member": (
         lambda f: _cut(f, _member_start(f) + 520),
-        r"shard-000001.tar .* has \d+ bytes; .* promises 20480 bytes .*no whole tar .unexpected end",
+        r"shard-000001.tar .* has \d+ bytes; .* promises 20480 bytes .*not a complete tar .unexpected end",
     ),
     "cut between members": (
         lambda f: _cut(f, _member_start(f)),
@@ -257,7 +257,7 @@ def test_a_shard_that_changes_or_vanishes_during_a_run_is_named(own_shards: Path
     # Another whole shard in its place, of another size; the open file is still the old one.
     shutil.copy(own_shards / "shard-000003.tar", own_shards / "new")
     (own_shards / "new").replace(own_shards / "shard-000002.tar")
-    with pytest.raises(DataError, match=r"shard-000002.tar .* has 10240 bytes; the index promises 20480"):
+    with pytest.raises(DataError, match=r"shard-000002.tar .* has 10240 bytes; the index says 20480"):
         reader.read(2, 0)
     # And one of the same size.
     shutil.copy(own_shards / "shard-000000.tar", own_shards / "shard-000002.tar")
@@ -279,7 +279,7 @@ def test_a_shard_that_changes_or_vanishes_during_a_run_is_named(own_shards: Path
         ({"source": " \n", "target": "b"}, "task", "empty", "has an empty `source`"),
         ({"source": "a", "target": 1}, "task", "malformed", "has a `target` of type int"),
         ({"source": "a", "target": "b", "prompt": ["x"]}, "task", "malformed", "has a `prompt` of type list"),
-        ({"source": "a", "target": "\ud800"}, "task", "malformed", "has half a surrogate pair in `target`"),
+        ({"source": "a", "target": "\ud800"}, "task", "malformed", "has an unpaired surrogate in `target`"),
         ({"source": "a", "target": "b"}, "prefix_lm", "missing", "has no `text`"),
         ({"text": "word"}, "prefix_lm", "empty", "has fewer than two words"),
         (["a"], "task", "malformed", "is a JSON list"),

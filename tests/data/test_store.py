@@ -1,4 +1,4 @@
-"""Fetching and staging: each shard once a node, proven, bounded; a broken connection never leaves a short shard."""
+"""Fetching and staging: each shard once a node, verified, bounded; a broken connection never leaves a short shard."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_faults_of_the_network_are_tried_again(web: tuple[str, Faults], tmp_path
     ("fault", "reason"),
     [
         ("drop", r"disconnected"), ("half", r"Not enough data|not completed"), ("error", r"503"),
-        ("short", r"10240 bytes came, the index promises 20480"), ("wrong", r"its sha256 is [0-9a-f]{12}\.\.\., the"),
+        ("short", r"10240 bytes came, the index says 20480"), ("wrong", r"its sha256 is [0-9a-f]{12}\.\.\., the"),
     ],
 )  # fmt: skip
 def test_a_fault_that_stays_is_a_clear_error_and_leaves_nothing(

@@ -47,7 +47,7 @@ LOOKS: dict[str, dict[str, object]] = {
     "prompts_cut": {"prompts_cut": 0.5},
     "unknown_tokens": {"unknown": 0.3},
     "one_layer": {"layer_weights": (0.999, 0.001)},
-    "note": {"notes": ("Checkpoint passed over: it is torn",)},
+    "note": {"notes": ("Checkpoint skipped: it is torn",)},
 }
 
 

@@ -100,7 +100,7 @@ def test_the_command(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_a_run_of_other_models_is_examined_too(
     models: dict[str, Path], shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Shards of one's own, no BOS, the prompt beside the soft prompt, a broken checkpoint passed over; untrained."""
+    """Shards of one's own, no BOS, the prompt beside the soft prompt, a broken checkpoint skipped; untrained."""
     from tests import tiny
 
     settings = [

@@ -156,5 +156,5 @@ def test_training_over_http_goes_on_or_stops_with_a_clear_error(
         faults.always = "short"
         run = settings(run__output=tmp_path / "short")
         outcome = zygote.start([*small_run, *web, *run], 2, tmp_path / "logs2").wait(120)
-        fails(outcome, "could not be fetched in 5 attempts", "bytes came, the index promises")
+        fails(outcome, "could not be fetched in 5 attempts", "bytes came, the index says")
         assert not steps_of(tmp_path / "short")

@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear sentence, exit status 2, no traceback, and no rank that waits for ever."""
+"""What a user can get wrong: one clear sentence, exit status 2, no traceback, and no rank that waits forever."""
 
 from __future__ import annotations
 

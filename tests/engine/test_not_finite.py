@@ -49,8 +49,8 @@ def test_a_step_that_leaves_numbers_that_are_not_finite_is_no_checkpoint_and_low
     if good.step == 2:
         assert (good.folder / "bridge.safetensors").read_bytes() == before
 
-    mended = arguments(small_run, run, **(broken | {"train__lr": 1e-3, "train__steps": good.step + 2}))
-    done = launch.succeed(launch.train(mended, 1, tmp_path / "four"))
+    fixed = arguments(small_run, run, **(broken | {"train__lr": 1e-3, "train__steps": good.step + 2}))
+    done = launch.succeed(launch.train(fixed, 1, tmp_path / "four"))
     assert f"continuing from {good.folder}" in done.text
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == good.step + 2 and lines[-1]["loss"] < 7

@@ -63,7 +63,7 @@ def test_several_processes_agree_with_one(tmp_path: Path, size: int) -> None:
     # As many calls on every rank: 4 + 1 + 5 blocks.
     assert {len(rank["calls"]) for rank in seen} == {-(-10 // size)}
     assert files(tmp_path / "evaluation") == files(tmp_path / "alone")
-    # An error while loading on the main rank alone ends every rank; none waits for ever.
+    # An error while loading on the main rank alone ends every rank; none waits forever.
     assert [(tmp_path / f"error{rank}").read_text() for rank in range(size)] == ["DataError"] * size
 
 

@@ -112,8 +112,8 @@ def test_answers_of_the_llm_alone_are_taken_from_another_run(tmp_path: Path) -> 
     assert again("same") == []
     index = "llm/index.json"  # the fake LLM has layer weights, which a real one has not and which are not taken
     assert files(tmp_path / "same") | {index: ""} == files(other) | {index: ""}
-    assert len(again("settings", identity="two")) == 10  # other settings: made anew
-    assert len(again("fewer", limit=3)) == 4  # other samples: made anew, but for the language that has only one
+    assert len(again("settings", identity="two")) == 10  # other settings: made again
+    assert len(again("fewer", limit=3)) == 4  # other samples: made again, but for the language that has only one
 
 
 def test_a_run_that_was_not_scored_has_no_answers_to_take(tmp_path: Path) -> None:

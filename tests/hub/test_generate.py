@@ -66,7 +66,7 @@ def test_the_padding_side_of_the_input_does_not_matter(runs: dict[str, Path], ki
     right = processor(TEXTS)
     left = {}
     for ids, mask in (("input_ids", "attention_mask"), ("prefix_ids", "prefix_mask"), ("suffix_ids", "suffix_mask")):
-        # Junk on padding places, and a hole in the middle of nothing but padding, must not be seen either.
+        # Junk on padding positions, and a hole in the middle of nothing but padding, must not be seen either.
         order = torch.argsort(right[mask], dim=1, stable=True)
         left[mask] = right[mask].gather(1, order)
         left[ids] = right[ids].gather(1, order).masked_fill(left[mask] == 0, 5)

@@ -59,7 +59,7 @@ def test_saved_loaded_and_saved_again_the_bytes_are_the_same(
     model.save_pretrained(tmp_path / "again")
     processor.save_pretrained(tmp_path / "again")
     same_bytes(shared, tmp_path / "again")
-    # Neither the number format in which it was loaded nor a device changes what is shared.
+    # Neither the dtype in which it was loaded nor a device changes what is shared.
     other = BridgeForCausalLM.from_pretrained(shared, torch_dtype="bfloat16", device_map="auto")
     assert {p.dtype for p in other.bridge.llm.parameters()} == {torch.bfloat16}
     other.save_pretrained(tmp_path / "other")
@@ -287,7 +287,7 @@ def test_an_exported_folder_with_other_bytes_is_refused_and_with_numbers_that_ar
     assert (
         list(config["files"]) == ["bridge.safetensors"] and len(config["files"]["bridge.safetensors"]["sha256"]) == 64
     )
-    proven, unproven = (shutil.copytree(shared, tmp_path / name) for name in ("proven", "unproven"))
+    verified, unproven = (shutil.copytree(shared, tmp_path / name) for name in ("verified", "unproven"))
     # As a folder of before, and as one that somebody has edited on purpose.
     (unproven / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "files"}))
     expected = BridgeForCausalLM.from_pretrained(shared).bridge.mapping.end.detach()
@@ -301,24 +301,24 @@ def test_an_exported_folder_with_other_bytes_is_refused_and_with_numbers_that_ar
     for name, change, told in (
         ("NaN", {"mapping.end": nan}, "mapping.end holds NaN"),
         ("infinite", {"mapping.scale": infinite[0]}, "mapping.scale holds NaN or infinite"),
-        ("integers", {"mapping.end": integers}, "number format I32 in the file"),
-        ("halves", {"mapping.end": expected.half()}, "number format F16 in the file"),
+        ("integers", {"mapping.end": integers}, "dtype I32 in the file"),
+        ("halves", {"mapping.end": expected.half()}, "dtype F16 in the file"),
         ("integers as floats", {"mapping.end": integers.view(torch.float32)}, ""),
     ):
-        save_file(tensors | change, proven / "bridge.safetensors", metadata={"format": "pt"})
-        shutil.copy(proven / "bridge.safetensors", unproven)
+        save_file(tensors | change, verified / "bridge.safetensors", metadata={"format": "pt"})
+        shutil.copy(verified / "bridge.safetensors", unproven)
         with pytest.raises(CheckpointError, match="is not what was exported"):
-            BridgeForCausalLM.from_pretrained(proven)
+            BridgeForCausalLM.from_pretrained(verified)
         if told:
             with pytest.raises(CheckpointError, match=told):
                 BridgeForCausalLM.from_pretrained(unproven)
         else:
             assert BridgeForCausalLM.from_pretrained(unproven), f"{name}: nothing but the hash tells them"
-    (proven / "bridge.safetensors").write_bytes(whole)
+    (verified / "bridge.safetensors").write_bytes(whole)
     for files in ({}, {"bridge.safetensors": 1}, config["files"] | {"lora.safetensors": {}}):
-        (proven / "config.json").write_text(json.dumps(config | {"files": files}))
+        (verified / "config.json").write_text(json.dumps(config | {"files": files}))
         with pytest.raises(CheckpointError, match=r"take `files` out of config\.json"):
-            BridgeForCausalLM.from_pretrained(proven)
+            BridgeForCausalLM.from_pretrained(verified)
 
     model = BridgeForCausalLM.from_pretrained(shared)
     with torch.no_grad():

@@ -141,7 +141,7 @@ def test_batches_hold_each_row_once_beside_its_like_with_room_for_all(
     left = list(rows)
     while left:
         batch = choose_batch(left, size, positions)
-        assert batch[0] is left[0], "none waits for ever"
+        assert batch[0] is left[0], "none waits forever"
         assert len(batch) <= size and len({each.key for each in batch}) == 1
         assert batch[0].seed is None or len(batch) == 1
         longest, most = max(each.length for each in batch), max(each.limit for each in batch)

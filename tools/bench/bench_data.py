@@ -102,7 +102,7 @@ def throughput(folder: Path, workers: list[int], rounds: int) -> list[dict[str, 
 
 
 def read_ours(folder: Path, workers: int) -> Iterator[int]:
-    """The shuffled order of epoch 0, read sample by sample by offset, checksums proven."""
+    """The shuffled order of epoch 0, read sample by sample by offset, checksums verified."""
     import numpy as np
 
     from bridge_ds.config.schema import DataConfig

@@ -57,7 +57,7 @@ class Kind(enum.Enum):
     """Decides how the weights are trained: a run resumes with another value, logs it and records it in the manifest of
     its checkpoints. (Some of these also decide the order of samples: those are refused by state.json.)"""
     NEITHER = "neither"
-    """Paths, recording, speed and scoring. What is at a path (base models, shards) is proven by hash instead."""
+    """Paths, recording, speed and scoring. What is at a path (base models, shards) is verified by hash instead."""
 
 
 FUNCTION, TRAINING, NEITHER = Kind

@@ -4,7 +4,7 @@
 during a micro-batch. The same functions work on masks that are on a device already; the host then waits for it.
 
 Letters: B batch, S encoder tokens, M of them that are real, F soft tokens, P prompt tokens, T target tokens, K places
-of a row before closing up, X spliced length, N places predicted.
+of a row before closing the gaps, X spliced length, N places predicted.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["Layout", "Order", "close_up", "layout_of"]
 
 @dataclass(frozen=True)
 class Order:
-    """Which of the B x K places stands at each of the B x X places, once holes are closed and padding is at one end."""
+    """Which of the B x K places stands at each of the B x X places, once gaps are closed and padding is at one end."""
 
     index_BX: torch.Tensor
-    """[B, X] int64, flat place numbers (row x K + place), none twice. Padding's are places of padding."""
+    """[B, X] int64, flat positions (row x K + place), none twice. Padding's point at padding."""
     length_B: torch.Tensor
-    """[B] int64, real places of each row."""
+    """[B] int64, real positions of each row."""
     side: str = "right"
     """Where padding stands."""
 
     @property
     def mask_BX(self) -> torch.Tensor:
-        """[B, X] bool, true on real places."""
+        """[B, X] bool, true on real positions."""
         places_X = torch.arange(self.index_BX.shape[1], device=self.length_B.device)
         if self.side == "right":
             return places_X < self.length_B[:, None]
@@ -42,13 +42,13 @@ class Layout:
     the head is BOS or the beginning of a chat template."""
 
     source_rows: torch.Tensor
-    """[M] int64, flat places among B x S that hold an encoder token, in order."""
+    """[M] int64, flat positions among B x S that hold an encoder token, in order."""
     order: torch.Tensor
     """[B, X] int64, see :attr:`Order.index_BX`."""
     lengths: torch.Tensor
-    """[B] int64, real places of the LLM's input."""
+    """[B] int64, real positions of the LLM's input."""
     places: torch.Tensor
-    """[N] int64, flat places among B x X whose output predicts a target token, in order."""
+    """[N] int64, flat positions among B x X whose output predicts a target token, in order."""
     labels: torch.Tensor
     """[N] int64, the ids of those target tokens."""
 
@@ -58,16 +58,16 @@ class Layout:
 
 
 def close_up(mask_BK: torch.Tensor, side: str = "right") -> Order:
-    """The order that closes the holes of each row; waits for the mask's device once, for X.
+    """The order that closes the gaps of each row; waits for the mask's device once, for X.
 
     Args:
-        mask_BK: not 0 on real places; zeros may stand anywhere.
+        mask_BK: not 0 on real positions; zeros may stand anywhere.
         side: where padding goes: `right` to train (a causal LLM then needs no mask), `left` to generate.
     """
     assert side in ("right", "left")
     real_BK = mask_BK.bool()
     rows, width = real_BK.shape
-    # A stable sort of "is padding" keeps real places in order and moves padding to one end.
+    # A stable sort of "is padding" keeps real positions in order and moves padding to one end.
     order_BK = torch.argsort(real_BK.to(torch.int8), dim=1, descending=side == "right", stable=True)
     length_B = real_BK.sum(1)
     length = int(length_B.max())

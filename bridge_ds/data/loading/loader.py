@@ -166,7 +166,7 @@ def _unwrap_all(items: Iterator[PackedBatch | BridgeError]) -> Generator[StepBat
             if "DataLoader worker" not in reason:
                 raise
             raise LaunchError(
-                f"a data worker process died ({reason.rstrip('.')}); mostly the system killed it for want of memory or "
+                f"a data worker process died ({reason.rstrip('.')}); most likely the system killed it because memory ran out or "
                 "shared memory: lower data.workers or data.prefetch, or ask for more."
             ) from None
         if isinstance(item, BridgeError):
@@ -186,7 +186,7 @@ def _start_worker(_: int) -> None:
 
 
 def _exit_when_parent_asks(parent: int) -> None:
-    # multiprocessing ends a process with SIGTERM to its daemons, then waits for them for ever: a worker that ignored it
+    # multiprocessing ends a process with SIGTERM to its daemons, then waits for them forever: a worker that ignored it
     # would hang every run that stops early. So that one SIGTERM counts, and it is known by its sender.
     # macOS has no sigwaitinfo; a Mac runs without Slurm, so there any SIGTERM may end the worker.
     while hasattr(signal, "sigwaitinfo"):

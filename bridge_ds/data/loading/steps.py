@@ -1,4 +1,4 @@
-"""One optimizer step -> this rank's micro-batches of it: read, tokenise, collate. Pure in the step number."""
+"""One optimizer step -> this rank's micro-batches of it: read, tokenize, collate. Pure in the step number."""
 
 from __future__ import annotations
 

@@ -65,9 +65,9 @@ class Tokenizers:
     eos_id: int
     """LLM id of the end token; it closes every target where `end` is set."""
     pad_id: int
-    """LLM id on padding places; may equal `eos_id`, so masks are never made by comparing ids with it."""
+    """LLM id on padding positions; may equal `eos_id`, so masks are never made by comparing ids with it."""
     encoder_pad_id: int
-    """Encoder id on padding places."""
+    """Encoder id on padding positions."""
     leading_space: bool
     """Whether a target begins with a space (:func:`bridge_ds.data.text.convention.begins_with_space`)."""
 
@@ -88,7 +88,7 @@ class Tokenizers:
         return frame_ids(self, self.frame)
 
     def sources(self, texts: Sequence[str], languages: Sequence[object] | None = None) -> list[list[int]]:
-        """Encoder ids of source texts, the tokenizer's own special tokens included, uncut.
+        """Encoder ids of source texts, the tokenizer's own special tokens included, not truncated.
 
         Args:
             texts: of sources.
@@ -111,13 +111,13 @@ class Tokenizers:
         return 0, int(bool(ids) and ids[-1] in self.special)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """LLM ids of prompts and of what stands between them and the target, without special tokens, uncut."""
+        """LLM ids of prompts and of what stands between them and the target, without special tokens, not truncated."""
         if self.separator != KEEP:
             texts = [text.rstrip() + self.separator if text.strip() else "" for text in texts]
         return _ids(self.llm, texts, special=False)
 
     def targets(self, texts: Sequence[str], parted: Sequence[bool] | None = None) -> list[list[int]]:
-        """LLM ids of targets as training predicts them, without what closes them, uncut.
+        """LLM ids of targets as training predicts them, without what closes them, not truncated.
 
         Args:
             texts: of targets.
@@ -273,7 +273,7 @@ def tokenize_samples(
         sources = tokenizers.sources([source for source, _ in texts], [_language(sample, data) for sample in samples])
     except DataError as error:
         if len(samples) == 1:
-            return [BadSample("malformed", f"cannot be tokenised: {error}")]
+            return [BadSample("malformed", f"cannot be tokenized: {error}")]
         return [
             tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])[0]
             for sample, epoch, number in zip(samples, epochs, numbers, strict=True)

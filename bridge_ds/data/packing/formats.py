@@ -116,12 +116,12 @@ def _jsonl(part: Part) -> Iterator[Row]:
             # Its own text counts lines inside this one line, which reads like a line of the file.
             raise DataError(
                 f"{where} is malformed JSON ({error.msg} at character {error.pos + 1}); "
-                "expected one JSON object per line: mend or remove it."
+                "expected one JSON object per line: fix or remove it."
             ) from None
         except ValueError as error:
             raise DataError(f"{where} cannot be used: {error}.") from None
         except RecursionError:
-            raise DataError(f"{where} is JSON nested too deep to read; expected one flat object: mend it.") from None
+            raise DataError(f"{where} is JSON nested too deep to read; expected one flat object: fix it.") from None
 
 
 def _paragraphs(part: Part) -> Iterator[Row]:
@@ -171,7 +171,7 @@ def _csv(part: Part) -> Iterator[Row]:
                 _check_header(where, header)
     except csv.Error as error:
         why = "a quotation mark opens there and never closes" if "unexpected end of data" in str(error) else str(error)
-        raise DataError(f"{part.name}:{first} is malformed csv ({why}); mend the file.") from None
+        raise DataError(f"{part.name}:{first} is malformed csv ({why}); fix the file.") from None
 
 
 def _check_header(where: str, names: Sequence[str]) -> None:
@@ -184,7 +184,7 @@ def _check_header(where: str, names: Sequence[str]) -> None:
 
 def _check_width(where: str, found: int, wanted: int) -> None:
     if found != wanted:
-        raise DataError(f"{where} has {found} columns and the header has {wanted}; mend it.")
+        raise DataError(f"{where} has {found} columns and the header has {wanted}; fix it.")
 
 
 def _parquet(part: Part) -> Iterator[Row]:

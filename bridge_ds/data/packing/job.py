@@ -159,7 +159,7 @@ def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
         if not overwrite:
             raise DataError(
                 f"{job.folder} holds unfinished work of another input, version or options; repeat that command to "
-                "finish it, or pass --overwrite to begin anew."
+                "finish it, or pass --overwrite to start over."
             )
         record.unlink()
     if not record.is_file():
@@ -216,7 +216,7 @@ def _run(
                     bar.update(sizes[futures[future]])
             except BrokenProcessPool:
                 raise DataError(
-                    "a packing process was killed, mostly for want of memory; the same command goes on with the parts "
+                    "a packing process was killed, most likely because memory ran out; the same command continues with the parts "
                     "that are missing: lower --processes."
                 ) from None
             except BaseException:

@@ -98,7 +98,7 @@ def map_fields(rows: Iterable[Row], mapping: Mapping[str, str]) -> Iterator[Row]
         if missing:
             raise DataError(
                 f"{where} has no field `{missing[0]}`; it has {', '.join(f'`{name}`' for name in row) or 'none'}; "
-                "name one of these in --map or mend the input."
+                "name one of these in --map or fix the input."
             )
         yield where, {name: row[field] for name, field in mapping.items()}
 

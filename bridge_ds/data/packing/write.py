@@ -98,7 +98,7 @@ def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -
         fault = fault_in(row, "prefix_lm" if is_text else "task")
         if fault:
             needs = " or ".join(" and ".join(fields) for fields in REQUIRED_FIELDS.values())
-            raise DataError(f"{where} {fault.reason}; a sample holds {needs}: mend the input or set --map.")
+            raise DataError(f"{where} {fault.reason}; a sample holds {needs}: fix the input or set --map.")
         key = str(row.get(key_field, "")) if key_field else f"{key_prefix}{number:09d}"
         if not re.fullmatch(r"[^\s./\\]{1,90}", key) or re.match("__.*__", key):
             raise DataError(
@@ -177,7 +177,7 @@ def check_keys(folder: Path, shards: Sequence[ShardEntry], field: str) -> None:
     row = int(again - (ends[number] - shards[number].samples))
     raise DataError(
         f"the key (field `{field}`) of sample {row} of {shards[number].name} comes again in a later shard; expected "
-        "each key once; mend the input or choose another --key."
+        "each key once; fix the input or choose another --key."
     )
 
 

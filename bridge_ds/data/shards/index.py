@@ -47,7 +47,7 @@ INDEX_NAME = "index.json"
 INDEX_VERSION = 2
 """Written into the file; another version is refused."""
 
-_REMEDY = "make it anew: bridge-ds pack index DIR"
+_REMEDY = "make it again: bridge-ds pack index DIR"
 _KEYS = tuple(column.name for column in columns(ShardEntry))
 
 

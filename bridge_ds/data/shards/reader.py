@@ -74,7 +74,7 @@ class SampleReader:
         return {**vars(self), "_files": OrderedDict()}
 
     def _bytes(self, shard: int, row: int) -> bytes:
-        # The header before the sample is read and proven with it.
+        # The header before the sample is read and verified with it.
         table = self._index.table(shard)
         entry = table[row]
         offset, length = int(entry["offset"]), int(entry["length"])
@@ -104,7 +104,7 @@ class SampleReader:
     def _changed(self, part: str, path: Path, what: str) -> DataError:
         return DataError(
             f"{part} of shard {path.name} in {self._index.location} {what} than was indexed{diagnose(path)}: the "
-            "shard was damaged or changed after indexing; copy it again from where it was made, or index it anew: "
+            "shard was damaged or changed after indexing; copy it again from where it was made, or index it again: "
             "bridge-ds pack index DIR."
         )
 
@@ -158,4 +158,4 @@ class SampleReader:
             return ""
 
 
-_REMEDY = "; mend the input and pack it again, or allow some with data.max_bad_samples."
+_REMEDY = "; fix the input and pack it again, or allow some with data.max_bad_samples."

@@ -162,7 +162,7 @@ def fault_in(sample: Any, objective: str, max_characters: int = 0) -> Fault | No
                 "too_long", f"has a `{field}` of {len(value)} characters; data.max_characters is {max_characters}"
             )
         if not _is_unicode(value):
-            return Fault("malformed", f"has half a surrogate pair in `{field}`; expected text that UTF-8 can hold")
+            return Fault("malformed", f"has an unpaired surrogate in `{field}`; expected text that UTF-8 can hold")
     # The first half alone would do; it is the quick one.
     if objective == "prefix_lm" and len(sample["text"].split(maxsplit=1)) < 2 and len(starts(sample["text"])) < 2:
         return Fault("empty", "has fewer than two words in `text`; a prefix and a rest need at least two")

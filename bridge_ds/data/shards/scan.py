@@ -70,7 +70,7 @@ def scan_shard(
         source: corpus of its texts.
 
     Raises:
-        DataError: no whole tar; a member that is a pickle, a link, outside the folder or of unknown suffix; two samples
+        DataError: not a complete tar; a member that is a pickle, a link, outside the folder or of unknown suffix; two samples
             of one key; no sample.
     """
     skip = tuple(suffix.lower().lstrip(".") for suffix in skip)
@@ -81,7 +81,7 @@ def scan_shard(
             _check_end(path.name, file, tar.offset)
             scan = _describe(path, file, samples, fields or {}, language, source)
     except tarfile.TarError as error:
-        raise DataError(f"shard {path.name} is no whole tar ({error}); copy it again or make it again.") from None
+        raise DataError(f"shard {path.name} is not a complete tar ({error}); copy it again or make it again.") from None
     except OSError as error:
         raise DataError(f"shard {path} cannot be read ({error.strerror or error}); check path and rights.") from None
     scan.left_out = counts["left out"]
@@ -89,7 +89,7 @@ def scan_shard(
 
 
 def diagnose(path: Path) -> str:
-    """Why a tar that is not what its index promises is no good by itself: the scan's message, or nothing."""
+    """Why a tar that is not what its index says is no good by itself: the scan's message, or nothing."""
     try:
         scan_shard(path)
     except DataError as error:

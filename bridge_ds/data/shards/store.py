@@ -1,8 +1,8 @@
-"""Where the files of a data set lie, and how a node comes to have them: in a folder, or fetched once and proven.
+"""Where the files of a data set lie, and how a node comes to have them: in a folder, or fetched once and verified.
 
 A remote data set is read through fsspec into a bounded cache; with `data.stage_dir` any data set is copied to a disk of
 the node before training. Either way a file appears under its final name only when it has the size and the sha256 that
-the index promises, so that a dropped connection can never leave a short shard that passes for a whole one.
+the index says, so that a dropped connection can never leave a short shard that passes for a whole one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ GIB = 1 << 30
 SCHEMES = {"https": "aiohttp", "http": "aiohttp", "s3": "s3fs", "hf": "huggingface_hub"}
 """Schemes of remote data sets, and the package that fsspec needs for each."""
 
-_COPY_AGAIN = "copy it again from where it was made, or index it anew: bridge-ds pack index DIR"
+_COPY_AGAIN = "copy it again from where it was made, or index it again: bridge-ds pack index DIR"
 
 
 class ShardStore:
@@ -51,8 +51,8 @@ class ShardStore:
 
         Args:
             name: inside the data set.
-            size: bytes, as the index promises.
-            sha256: hex digest, as the index promises.
+            size: bytes, as the index says.
+            sha256: hex digest, as the index says.
 
         Raises:
             DataError: it is missing or cannot be made to match.
@@ -86,11 +86,11 @@ class Folder(ShardStore):
             found = path.stat().st_size
         except OSError as error:
             raise DataError(
-                f"shard {name} is missing from {self._folder} ({error.strerror}); the index promises it; {_COPY_AGAIN}."
+                f"shard {name} is missing from {self._folder} ({error.strerror}); the index says it; {_COPY_AGAIN}."
             ) from None
         if found != size:
             raise DataError(
-                f"shard {name} in {self._folder} has {found} bytes; the index promises {size} bytes{diagnose(path)}; "
+                f"shard {name} in {self._folder} has {found} bytes; the index says {size} bytes{diagnose(path)}; "
                 f"{_COPY_AGAIN}."
             )
         return path
@@ -141,10 +141,10 @@ class NodeCache(ShardStore):
             def prove() -> Path:
                 found = temporary.stat().st_size
                 if found != size:
-                    raise OSError(f"{found} bytes came, the index promises {size}")
+                    raise OSError(f"{found} bytes came, the index says {size}")
                 digest = file_sha256(temporary)
                 if digest != sha256:
-                    raise OSError(f"its sha256 is {digest[:12]}..., the index promises {sha256[:12]}...")
+                    raise OSError(f"its sha256 is {digest[:12]}..., the index says {sha256[:12]}...")
                 temporary.replace(target)
                 return target
 
@@ -154,7 +154,7 @@ class NodeCache(ShardStore):
                 temporary.unlink(missing_ok=True)
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
-        """Whether a file has been fetched already (by its size; it was proven when it came)."""
+        """Whether a file has been fetched already (by its size; it was verified when it came)."""
         return self._is_there(self._root / f"{sha256[:16]}-{name}", size)
 
     def free(self) -> int:
@@ -170,7 +170,7 @@ class NodeCache(ShardStore):
                 self._download(name, path)
                 return prove()
             except (FileNotFoundError, PermissionError) as error:
-                # Waiting does not mend these.
+                # Waiting does not fix these.
                 raise DataError(
                     f"{self.location}/{name} cannot be fetched ({type(error).__name__}); expected a file that this "
                     "node may read: check data.shards, and credentials if the location needs some."

@@ -86,12 +86,12 @@ def buckets(table: np.ndarray) -> np.ndarray:
 
 
 def read_table(path: Path, shard: ShardEntry) -> np.ndarray:
-    """The table of a shard, structured [N], proven against the index.
+    """The table of a shard, structured [N], verified against the index.
 
     Raises:
         DataError: the file is missing or is not the one that was indexed.
     """
-    remedy = "copy it again, or make index and tables anew: bridge-ds pack index DIR"
+    remedy = "copy it again, or make index and tables again: bridge-ds pack index DIR"
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -101,7 +101,7 @@ def read_table(path: Path, shard: ShardEntry) -> np.ndarray:
     found = hashlib.sha256(raw).hexdigest()
     if found != shard.table_sha256:
         raise DataError(
-            f"the table {path} of shard {shard.name} has sha256 {found[:12]}..., the index promises "
+            f"the table {path} of shard {shard.name} has sha256 {found[:12]}..., the index says "
             f"{shard.table_sha256[:12]}...; {remedy}."
         )
     try:

@@ -50,5 +50,5 @@ def verify_shard(index: ShardIndex, number: int, path: Path) -> None:
     where = where or f"bytes {end} to {shard.bytes - 1} (behind the last sample)"
     raise DataError(
         f"shard {shard.name} in {index.location} is damaged at {where}: its sha256 is {found[:12]}..., the index "
-        f"promises {shard.sha256[:12]}...; copy it again from where it was made, or index it anew if that was meant."
+        f"promises {shard.sha256[:12]}...; copy it again from where it was made, or index it again if that was meant."
     )

@@ -72,7 +72,7 @@ def opening(tokenizer: PreTrainedTokenizerBase, rule: str, model: ModelConfig, h
 
 
 def begins_with_space(tokenizer: PreTrainedTokenizerBase, rule: str) -> bool:
-    """Whether a target is tokenised with a space before it.
+    """Whether a target is tokenized with a space before it.
 
     A target continues a text. Byte-level BPE (GPT-2, Qwen, Llama 3) and Gemma keep the space in the word's token, so
     "b" alone is not the token that the model has learnt to expect after "a". SentencePiece with its dummy prefix

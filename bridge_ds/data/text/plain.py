@@ -56,7 +56,7 @@ def control_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def text_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-    """Ids of texts, uncut.
+    """Ids of texts, not truncated.
 
     Args:
         tokenizer: of transformers, or :class:`bridge_ds.data.text.spiece.SentencePieceTokenizer`.
@@ -67,7 +67,7 @@ def text_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[lis
     rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
     if getattr(tokenizer, "reads_text", False):
         return rows
-    return _control(tokenizer).mended(list(texts), rows, special)
+    return _control(tokenizer).fixed(list(texts), rows, special)
 
 
 def behind(tokenizer: Any, letter: str, texts: Sequence[str]) -> list[list[int]]:
@@ -116,12 +116,12 @@ class _Control:
         self._twin: Any = None
         self._made = False
 
-    def mended(self, texts: list[str], rows: list[list[int]], special: bool) -> list[list[int]]:
-        """The rows, those that hold a control token made anew."""
+    def fixed(self, texts: list[str], rows: list[list[int]], special: bool) -> list[list[int]]:
+        """The rows, those that hold a control token made again."""
         before, after = self._frame() if special else ([], [])
         found = []
         for text, row in zip(texts, rows, strict=True):
-            # Both are asked: some tokenizers take an end token in the text for their own, and some normalise letters
+            # Both are asked: some tokenizers take an end token in the text for their own, and some normalize letters
             # (fullwidth ones) until they are a control token.
             inner = row[len(before) : len(row) - len(after)]
             if self.pattern.search(text) or not self.ids.isdisjoint(inner):

@@ -35,7 +35,7 @@ class _FuseByLayer(torch.autograd.Function):
             plan.ops.mix(read, plan.rows, lo, hi, weights_L, fused_ND, None, plan.rms) for lo, hi in _chunks(plan, hs)
         ]
         ctx.plan = plan
-        # One for all: nothing is kept where nothing was normalised.
+        # One for all: nothing is kept where nothing was normalized.
         scale_ML = torch.cat([s for s in scales if s is not None]) if plan.rms and plan.rows.count else None
         ctx.save_for_backward(weights_L, scale_ML, *states)
         return fused_ND.view_as(states[0])

@@ -108,7 +108,7 @@ def state_gradients(
     Args:
         targets: layer -> gradient [N, D] to write to; layers that want none are left out.
         vectors: layer -> v [m, D], called for one layer at a time.
-        scale_mL: f, or none where states are not normalised (f = 1).
+        scale_mL: f, or none where states are not normalized (f = 1).
     """
     for layer, target_ND in targets.items():
         vector_mD = vectors(layer)
