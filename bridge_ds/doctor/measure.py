@@ -45,8 +45,8 @@ def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[Tokenize
     if not rows:
         raise DataError(f"none of the first {count} samples of {config.data.shards} is usable; look at them first.")
     whole = replace(config.data, max_source_tokens=1 << 30, max_prompt_tokens=1 << 30, max_target_tokens=1 << 30)
-    not truncated = tokenize_samples(raw, tokenizers, whole, seed=config.run.seed, numbers=numbers)
-    facts = patient.facts | _data_facts(rows, [row for row in not truncated if isinstance(row, TokenizedSample)], tokenizers)
+    full = tokenize_samples(raw, tokenizers, whole, seed=config.run.seed, numbers=numbers)
+    facts = patient.facts | _data_facts(rows, [row for row in full if isinstance(row, TokenizedSample)], tokenizers)
     facts["not_finite"] = tuple(
         name for name, tensor in patient.model.state_dict().items()
         if patient.model.is_trained(name) and not tensor.isfinite().all()
@@ -56,8 +56,8 @@ def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[Tokenize
     return Measurements(**facts), rows
 
 
-def _data_facts(rows: list[TokenizedSample], not truncated: list[TokenizedSample], tokenizers: Tokenizers) -> dict[str, object]:
-    """Shares of what was truncated and of unknown encoder tokens; `not truncated` holds the same samples whole."""
+def _data_facts(rows: list[TokenizedSample], full: list[TokenizedSample], tokenizers: Tokenizers) -> dict[str, object]:
+    """Shares of what was truncated and of unknown encoder tokens; `full` holds the same samples whole."""
     shares: dict[str, object] = {
         f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")
     }

@@ -10,8 +10,8 @@ examples:
 Every fusion is trained as it is and, where it mixes layers, with fusion.state_norm=rms. A run is the main job with ZeRO
 stage 2 instead of 3: one process has nothing to shard, and a step takes a quarter less; losses agree to rounding. The
 LLM alone answers once, since it is the same in all runs. What a run says is in OUTPUT/RUN.log. Runs that are finished
-and scored are not repeated, so the same command continues after an interruption. The report is in OUTPUT/report, a row a
-run in OUTPUT/results.csv. What the testbed can and cannot show stands in README.md.
+and scored are not repeated, so the same command continues after an interruption. The report is in OUTPUT/report, a row
+a run in OUTPUT/results.csv. What the testbed can and cannot show is in docs/testbed.md.
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ def _unwrap_all(items: Iterator[PackedBatch | BridgeError]) -> Generator[StepBat
             if "DataLoader worker" not in reason:
                 raise
             raise LaunchError(
-                f"a data worker process died ({reason.rstrip('.')}); most likely the system killed it because memory ran out or "
-                "shared memory: lower data.workers or data.prefetch, or ask for more."
+                f"a data worker process died ({reason.rstrip('.')}); most likely the system killed it because "
+                "memory or shared memory ran out: lower data.workers or data.prefetch, or ask for more."
             ) from None
         if isinstance(item, BridgeError):
             raise item

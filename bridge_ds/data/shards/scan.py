@@ -70,8 +70,8 @@ def scan_shard(
         source: corpus of its texts.
 
     Raises:
-        DataError: not a complete tar; a member that is a pickle, a link, outside the folder or of unknown suffix; two samples
-            of one key; no sample.
+        DataError: not a complete tar; a member that is a pickle, a link, outside the folder or of unknown suffix; two
+            samples of one key; no sample.
     """
     skip = tuple(suffix.lower().lstrip(".") for suffix in skip)
     try:
