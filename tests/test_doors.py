@@ -200,9 +200,9 @@ def in_hub(run: Path) -> list[Ids]:
 
 
 def in_doctor(run: Path) -> list[Ids]:
-    patient = load_patient(run, "cpu")
-    _, rows = examine(patient, len(TEXTS))
-    bos = patient.tokenizers.bos_id
+    loaded = load_patient(run, "cpu")
+    _, rows = examine(loaded, len(TEXTS))
+    bos = loaded.tokenizers.bos_id
     found = {tuple(row.source): (list(row.head) or [bos], row.source, row.prompt) for row in rows}
     return [found[tuple(source)] for _, source, _ in expected(run)]
 

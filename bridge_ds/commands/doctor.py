@@ -50,15 +50,15 @@ def _examine(options: argparse.Namespace) -> int:
     if options.device and options.device_map:
         raise ConfigError("both --device and --device-map are given; expected one of them.")
     device_map = options.device or options.device_map
-    patient = load_patient(options.run, device_of(World()) if device_map is None else device_map, options.max_memory)
-    measured, rows = examine(patient, options.samples)
+    loaded = load_patient(options.run, device_of(World()) if device_map is None else device_map, options.max_memory)
+    measured, rows = examine(loaded, options.samples)
     findings = diagnose(measured)
-    example = None if measured.outside_vocabulary or measured.not_finite else look(patient, rows[0])
+    example = None if measured.outside_vocabulary or measured.not_finite else look(loaded, rows[0])
     wrong = any(finding.wrong for finding in findings)
     if options.json:
         content = {
             "run": str(options.run),
-            "checkpoint": patient.checkpoint.folder.name,
+            "checkpoint": loaded.checkpoint.folder.name,
             "healthy": not wrong,
             "findings": [
                 {"code": f.code, "wrong": f.wrong, "what": f.what, "advice": f.advice} for f in findings
@@ -68,7 +68,7 @@ def _examine(options: argparse.Namespace) -> int:
         }  # fmt: skip
         print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        print(page(f"{options.run} at {patient.checkpoint.folder.name}", measured, findings, example))
+        print(page(f"{options.run} at {loaded.checkpoint.folder.name}", measured, findings, example))
     return int(wrong)
 
 

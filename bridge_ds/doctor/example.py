@@ -57,9 +57,9 @@ class WorkedExample:
 
 
 @torch.no_grad()
-def look(patient: LoadedRun, row: TokenizedSample) -> WorkedExample:
+def look(loaded: LoadedRun, row: TokenizedSample) -> WorkedExample:
     """Decode one sample."""
-    model, of = patient.model, patient.tokenizers
+    model, of = loaded.model, loaded.tokenizers
     batch = collate([row], of.encoder_pad_id, of.pad_id).to(model.device)
     soft_MH = model.soft(batch).embeds_BKH[0].float()
     ids, cosines, usual = nearest_tokens(model, soft_MH)

@@ -32,27 +32,27 @@ PLACES = 16
 """First positions of the soft prompt that are reported one by one."""
 
 
-def examine(patient: LoadedRun, count: int) -> tuple[Measurements, list[TokenizedSample]]:
+def examine(loaded: LoadedRun, count: int) -> tuple[Measurements, list[TokenizedSample]]:
     """All measurements on `count` samples, and the samples as token ids.
 
     Raises:
         DataError: the run's shards cannot be read, or hold no usable sample.
     """
-    config, tokenizers = patient.config, patient.tokenizers
-    raw, numbers = training_samples(patient.run, config, count)
+    config, tokenizers = loaded.config, loaded.tokenizers
+    raw, numbers = training_samples(loaded.run, config, count)
     found = tokenize_samples(raw, tokenizers, config.data, seed=config.run.seed, numbers=numbers)
     rows = [row for row in found if isinstance(row, TokenizedSample)]
     if not rows:
         raise DataError(f"none of the first {count} samples of {config.data.shards} is usable; look at them first.")
     whole = replace(config.data, max_source_tokens=1 << 30, max_prompt_tokens=1 << 30, max_target_tokens=1 << 30)
     full = tokenize_samples(raw, tokenizers, whole, seed=config.run.seed, numbers=numbers)
-    facts = patient.facts | _data_facts(rows, [row for row in full if isinstance(row, TokenizedSample)], tokenizers)
+    facts = loaded.facts | _data_facts(rows, [row for row in full if isinstance(row, TokenizedSample)], tokenizers)
     facts["not_finite"] = tuple(
-        name for name, tensor in patient.model.state_dict().items()
-        if patient.model.is_trained(name) and not tensor.isfinite().all()
+        name for name, tensor in loaded.model.state_dict().items()
+        if loaded.model.is_trained(name) and not tensor.isfinite().all()
     )  # fmt: skip
     if not facts["outside_vocabulary"]:
-        facts |= _model_facts(patient, rows, facts["not_finite"])
+        facts |= _model_facts(loaded, rows, facts["not_finite"])
     return Measurements(**facts), rows
 
 
@@ -62,31 +62,31 @@ def _data_facts(rows: list[TokenizedSample], full: list[TokenizedSample], tokeni
         f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")
     }
     closing = len(tokenizers.closing)
-    kept, full = (sum(len(row.target) - closing for row in some) for some in (rows, not truncated))
+    kept, complete = (sum(len(row.target) - closing for row in some) for some in (rows, full))
     unknown = getattr(tokenizers.encoder, "unk_token_id", None)
     ids = [each for row in rows for each in row.source]
     return shares | {
         "samples": len(rows),
-        "targets_lost": 1 - kept / full if full else 0.0,
+        "targets_lost": 1 - kept / complete if complete else 0.0,
         "unknown": sum(each == unknown for each in ids) / len(ids),
         "one_target": len({tuple(row.target) for row in rows}) == 1,
     }
 
 
 @torch.no_grad()
-def _model_facts(patient: LoadedRun, rows: list[TokenizedSample], not_finite: tuple[str, ...]) -> dict[str, object]:
-    model, tokenizers = patient.model, patient.tokenizers
+def _model_facts(loaded: LoadedRun, rows: list[TokenizedSample], not_finite: tuple[str, ...]) -> dict[str, object]:
+    model, tokenizers = loaded.model, loaded.tokenizers
     statistics = SoftStatistics()
     right: list[Losses] = []
     none: list[Losses] = []
-    for batch in _batches(rows, patient):
+    for batch in _batches(rows, loaded):
         statistics.add(model, batch)
         right.append(losses(model, model.spliced(batch)))
         none.append(losses(model, model.spliced(without_soft(model, batch, tokenizers.eos_id))))
     facts = statistics.facts() | {"loss_right": Losses.joined(right).mean, "loss_none": Losses.joined(none).mean}
     for name, error, partners in (("shuffled", "gap_error", others(rows)), ("near", "near_error", lookalikes(rows))):
         exchanged = [replace(row, source=rows[other].source) for row, other in zip(rows, partners, strict=True)]
-        wrong = Losses.joined([losses(model, model.spliced(batch)) for batch in _batches(exchanged, patient)])
+        wrong = Losses.joined([losses(model, model.spliced(batch)) for batch in _batches(exchanged, loaded)])
         own = Losses.joined(right)
         gap_B = (wrong.nll_B - own.nll_B) / own.tokens_B
         facts |= {f"loss_{name}": wrong.mean, "gap" if name == "shuffled" else "near_gap": float(gap_B.mean())}
@@ -238,8 +238,8 @@ def _padded_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return pads[0] + pads[1]
 
 
-def _batches(rows: Sequence[TokenizedSample], patient: LoadedRun) -> Iterator[Batch]:
-    of = patient.tokenizers
+def _batches(rows: Sequence[TokenizedSample], loaded: LoadedRun) -> Iterator[Batch]:
+    of = loaded.tokenizers
     for start in range(0, len(rows), BATCH):
         batch = collate(rows[start : start + BATCH], of.encoder_pad_id, of.pad_id)
-        yield batch.to(patient.model.device)
+        yield batch.to(loaded.model.device)

@@ -30,20 +30,20 @@ SAMPLES = 48
 
 
 def examined(run: Path) -> tuple[LoadedRun, Measurements, list[TokenizedSample]]:
-    patient = load_patient(run, torch.device("cpu"))
-    return patient, *examine(patient, SAMPLES)
+    loaded = load_patient(run, torch.device("cpu"))
+    return loaded, *examine(loaded, SAMPLES)
 
 
 @pytest.mark.slow
 def test_a_trained_run_is_healthy(trained_run: Path) -> None:
-    patient, m, rows = examined(trained_run)
+    loaded, m, rows = examined(trained_run)
     assert not any(finding.wrong for finding in diagnose(m)) and m.samples == SAMPLES
     assert m.loss_right and m.loss_shuffled and m.loss_none and m.loss_recorded
     assert m.loss_right < m.loss_shuffled < m.loss_none and m.near_gap
     assert m.loss_right == pytest.approx(m.loss_recorded, abs=0.4)
     assert sum(m.layer_weights) == pytest.approx(1, abs=1e-3) and len(m.layer_rms) == len(m.layer_weights)
     # The losses are those that training adds up.
-    model, of = patient.model, patient.tokenizers
+    model, of = loaded.model, loaded.tokenizers
     batch = collate(rows, of.encoder_pad_id, of.pad_id)
     with torch.no_grad():
         found = losses(model, model.spliced(batch))
@@ -58,7 +58,7 @@ def test_a_trained_run_is_healthy(trained_run: Path) -> None:
     first = torch.stack([vector[0] for vector in vectors])
     spread = (first - first.mean(0)).pow(2).sum() / first.pow(2).sum()
     assert m.variation_by_position[0] == pytest.approx(float(spread), rel=1e-3, abs=1e-9)
-    example = look(patient, rows[0])
+    example = look(loaded, rows[0])
     assert len(example.soft) == len(rows[0].source) + 1 and example.soft[-1].encoder == "(end)"
     assert example.target == of.llm.decode(rows[0].target)
 
@@ -111,12 +111,12 @@ def test_a_run_of_other_models_is_examined_too(
     torn = run / "checkpoints" / "step-00000002"
     shutil.copytree(run / "checkpoints" / "step-00000001", torn)
     (torn / "bridge.safetensors").write_bytes(b"")
-    patient, m, rows = examined(run)
+    loaded, m, rows = examined(run)
     codes = [finding.code for finding in diagnose(m)]
     assert {"mapping_untrained", "targets_cut", "note"} <= set(codes) and "source_unused" in codes
     assert m.mapping_moved == 0 and m.loss_recorded is None and m.sources_cut > 0 and 0 < m.targets_lost < 1
-    example = look(patient, rows[0])
-    assert example.opening == "" and example.prompt == patient.tokenizers.llm.decode(rows[0].prompt)
+    example = look(loaded, rows[0])
+    assert example.opening == "" and example.prompt == loaded.tokenizers.llm.decode(rows[0].prompt)
     shutil.rmtree(torn)
     scaled_mapping(run)
     assert examined(run)[1].size == pytest.approx(100 * (m.size or 0), rel=1e-3)

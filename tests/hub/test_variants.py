@@ -137,11 +137,11 @@ def test_training_and_scoring_do_not_depend_on_the_batch_or_on_who_makes_the_lay
 
 def test_the_doctor_examines_a_fixed_number_of_soft_tokens(bases: dict[str, Path], tmp_path: Path) -> None:
     models = [f"model.encoder={bases['mt5']}", f"model.llm={bases['llama']}", "model.dtype=float32"]
-    patient = load_patient(make_run(tmp_path / "run", [*models, *LATENT]), torch.device("cpu"))
-    measured, rows = examine(patient, 16)
+    loaded = load_patient(make_run(tmp_path / "run", [*models, *LATENT]), torch.device("cpu"))
+    measured, rows = examine(loaded, 16)
     assert len(measured.soft_norm_by_position) == LATENTS and measured.loss_right
     assert sum(measured.layer_weights) == pytest.approx(1, abs=1e-3)
-    example = look(patient, rows[0])
+    example = look(loaded, rows[0])
     assert [token.encoder for token in example.soft] == [*(f"(latent {n})" for n in range(1, 6)), "(end)"]
     assert "(latent 5)" in page("run", measured, diagnose(measured), example)
 

@@ -76,9 +76,9 @@ def scored(run: Path, device_map: Any) -> dict[str, Any]:
     contexts = [Context(TEXTS[0]), Context(None), Context(TEXTS[1], "be brief: ", "\nso ")]
     found["score"] = answerer.score(contexts, [[Continuation(f" {label}") for label in LABELS]] * 3)
     found["write"] = answerer.write(contexts, 6, ["q"])
-    patient = load_patient(run, device_map)
-    found["measured"], rows = examine(patient, 5)
-    found["example"] = look(patient, rows[0])
+    loaded = load_patient(run, device_map)
+    found["measured"], rows = examine(loaded, 5)
+    found["example"] = look(loaded, rows[0])
     hub, inputs = BridgeForCausalLM.from_pretrained(run, device_map=device_map), BridgeProcessor.from_pretrained(run)
     features = inputs(TEXTS, text_target=["wet", "good day"])
     found["loss"] = hub(**features).loss.item()

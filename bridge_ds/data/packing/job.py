@@ -216,8 +216,8 @@ def _run(
                     bar.update(sizes[futures[future]])
             except BrokenProcessPool:
                 raise DataError(
-                    "a packing process was killed, most likely because memory ran out; the same command continues with the "
-                    "parts that are missing: lower --processes."
+                    "a packing process was killed, most likely because memory ran out; the same command continues "
+                    "with the parts that are missing: lower --processes."
                 ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
