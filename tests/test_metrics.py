@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bridge_ds.track.mlflow_points import score_points
+from bridge_ds.track.points import score_points
 
 from bridge_ds.evaluation.predictions import Prediction, read_index, read_predictions
 from bridge_ds.metrics import CHOICE_METRICS, METRICS, current_names, metric_name
