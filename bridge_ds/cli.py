@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from bridge_ds.entry import reader_is_gone
 from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
 
@@ -216,6 +217,8 @@ def user_errors() -> Iterator[World]:
     except KeyboardInterrupt:
         _leave(world, "stopped by the user; the same command continues from the last checkpoint.", 130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and world.size == 1 and reader_is_gone():
+            raise
         from bridge_ds.engine.distributed import lost_peer
 
         lost = lost_peer(error)
