@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -21,8 +21,6 @@ __all__ = [
     "Parser",
     "add_config_options",
     "add_placing",
-    "among",
-    "listed",
     "parse_train",
     "positive",
     "say_repeated",
@@ -174,28 +172,6 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
 
     convert.__name__ = kind.__name__
     return convert
-
-
-def among(names: Iterable[str]) -> Callable[[str], str]:
-    """A `type` for argparse: one of `names`. `choices` does not work for the items of :func:`listed`."""
-    known = list(names)
-
-    def convert(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
-        return text
-
-    return convert
-
-
-def listed(convert: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """A `type` for argparse: a comma-separated list, each item converted by `convert`."""
-
-    def split(text: str) -> list[Any]:
-        return [convert(part) for part in text.split(",")]
-
-    split.__name__ = f"list of {convert.__name__}"
-    return split
 
 
 @contextmanager

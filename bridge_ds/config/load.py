@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.config.build import flatten, from_dict, to_dict
-from bridge_ds.config.check import check
-from bridge_ds.config.recorded import completed
+from bridge_ds.config.build import check, flatten, from_dict, to_dict
+from bridge_ds.config.changes import completed
 from bridge_ds.config.renames import new_name, refuse_both, with_new_names
 from bridge_ds.config.schema import Config
 from bridge_ds.config.text import Typed, Unusable, expand, parse, parsed

@@ -12,7 +12,11 @@ from bridge_ds.reading import yaml_loader
 
 __all__ = ["Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "loader", "number", "parse", "parsed"]
 
-_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+_BOOLEANS = {
+    form: value
+    for word, value in {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.items()
+    for form in (word, word.capitalize(), word.upper())
+}
 _NULLS = ("", "~", "null", "Null", "NULL")
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
@@ -97,10 +101,7 @@ def loader() -> Any:
 
 def boolean(text: str) -> bool | None:
     """YAML 1.1's words for yes and no; none for others."""
-    for words, value in ((_TRUE, True), (_FALSE, False)):
-        if text in {form for word in words for form in (word, word.capitalize(), word.upper())}:
-            return value
-    return None
+    return _BOOLEANS.get(text)
 
 
 def number(text: str, kind: type) -> float | int | None:

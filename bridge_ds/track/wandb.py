@@ -13,8 +13,7 @@ from bridge_ds.config.load import flatten
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.engine.hooks import StepRecord
-from bridge_ds.track.points import numbers, score_points
-from bridge_ds.track.tracker import Tracker
+from bridge_ds.track.tracker import Tracker, numbers, score_points
 
 __all__ = ["WandbRun", "make_tracker"]
 
