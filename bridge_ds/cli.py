@@ -36,7 +36,7 @@ examples:
   bridge-ds train --ds_config zero3.json
       the embedded default: two small models, constructed languages, no download, a few minutes on a laptop
   bridge-ds train --num_gpus 2 --ds_config zero3.json --set fusion.name=global_softmax
-      two processes (default: one for each GPU), and one learnt weight for each encoder layer
+      two processes (default: one for each GPU), and one learned weight for each encoder layer
   bridge-ds train --recipe xnli_mt5xl_llama1b --ds_config zero2.json --set run.output=runs/xnli
       the paper's XNLI run (downloads mT5-XL and the LLM; pack the shards first, see the recipe's first lines)
   bridge-ds train --recipe my.yaml -- --hostfile hosts

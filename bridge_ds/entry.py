@@ -35,9 +35,9 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
         if not reader_is_gone():
             raise
         # Python flushes both streams once more when it exits.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
         status = status or 128 + signal.SIGPIPE
     sys.exit(status)
 

@@ -88,8 +88,8 @@ def _no_cache(config: Config) -> str:
     data = config.data
     if data.stage_dir:
         return "data.stage_dir is where all shards go"
-    places = data.mixture or (data.shards,)
-    return "" if any("://" in place for place in places) else "no data set is a URL"
+    sources = data.mixture or (data.shards,)
+    return "" if any("://" in source for source in sources) else "no data set is a URL"
 
 
 def _when(holds: Callable[[Config], bool], why: str) -> Callable[[Config], str]:

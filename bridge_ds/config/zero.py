@@ -147,7 +147,7 @@ def resolve_micro_batch(config: Config, world_size: int) -> Config:
 def resolve_hpz(values: dict[str, Any], world_size: int, local_size: int) -> dict[str, Any]:
     """The values with `zero_hpz_partition_size` as a number: ranks that together hold a second copy of the shards.
 
-    "node" stands for the ranks of a node. 1 is DeepSpeed's word for none, and what comes out where a second copy would
+    "node" stands for the ranks of a node. 1 means none to DeepSpeed, and is the result where a second copy would
     serve nothing: all ranks are in one group (one node), or each would have a whole copy of its own.
 
     Args:

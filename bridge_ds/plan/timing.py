@@ -14,13 +14,13 @@ __all__ = [
 # Of one layer in transformers 5.24 with sdpa, views left out; tests/plan counts them again. Llama's and T5's forward
 # have as many; Gemma 2's (two norms more, no sdpa) twice that.
 FORWARD = 38
-"""Forward of a layer of the LLM or the encoder."""
+"""Operators of the forward of a layer of the LLM or the encoder."""
 LLM_BACKWARD = 60
-"""Backward of a frozen layer of the LLM."""
+"""Of the backward of a frozen layer of the LLM."""
 RECOMPUTED = 36
-"""What computing it again in backward adds: the layer's last operators are not needed."""
+"""What recomputing it in backward adds: the layer's last operators are not needed."""
 TRAINED_BACKWARD = 86
-"""Backward of a trained layer of the encoder, and as good as that of the LLM."""
+"""Of the backward of a trained layer of the encoder, and about those of the LLM."""
 _REST = 400
 """Of a micro-batch: embeddings, masks, rotations, fusion (at most 120 with Triton's kernels), mapping, splice, head,
 loss, and the backward of these (counted roughly)."""

@@ -92,7 +92,7 @@ class MlflowRun(Tracker):
         return said
 
     def close(self) -> None:
-        """Forget the connection; the next :meth:`open` asks the store anew what it has."""
+        """Forget the connection; the next :meth:`open` asks the store again what it has."""
         super().close()
         self._client = None
 

@@ -16,7 +16,7 @@ __all__ = ["TensorBoardEvents", "make_tracker"]
 
 
 class TensorBoardEvents(Tracker):
-    """Written anew from metrics.jsonl at every start: no step twice after a resume, none lost after a kill."""
+    """Written again from metrics.jsonl at every start: no step twice after a resume, none lost after a kill."""
 
     name = "TensorBoard"
     file = "tensorboard.json"

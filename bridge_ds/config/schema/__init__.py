@@ -73,7 +73,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """Shards and batches."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """Optimisation."""
+    """Optimization."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
     track: TrackConfig = field(default_factory=TrackConfig)
