@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bridge_ds.config.build import check, flatten, from_dict, to_dict
 from bridge_ds.config.changes import completed
 from bridge_ds.config.renames import new_name, refuse_both, with_new_names
@@ -92,8 +94,6 @@ def save_config(config: Config, path: Path) -> None:
 
 def config_text(config: Config) -> str:
     """What :func:`save_config` writes."""
-    import yaml
-
     text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     return text
 
@@ -154,8 +154,6 @@ def _put_over(under: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         values = parse(decoded(path.read_bytes())) or {}
     except (yaml.YAMLError, NotText) as error:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from typing import Any
 
-from bridge_ds.errors import ConfigError
-from bridge_ds.reading import yaml_loader
+import yaml
 
-__all__ = ["Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "loader", "number", "parse", "parsed"]
+from bridge_ds.errors import ConfigError
+
+__all__ = ["Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "number", "parse", "parsed"]
 
 _BOOLEANS = {
     form: value
@@ -59,9 +59,35 @@ def _typed(value: Any) -> Any:
 
 def parse(text: str) -> Any:
     """YAML with plain scalars as :class:`Plain`, and null as None; a key twice is an error. Raises yaml.YAMLError."""
-    import yaml
+    return yaml.load(text, _Loader)
 
-    return yaml.load(text, loader())
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("null", "merge")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Reject a key that is given twice; overriding a key merged by `<<` is allowed."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.composer.ComposerError(
+                        None, None, f"the key {key.value!r} is given twice; keep one of them", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return node
+
+    def construct_plain(self, node: Any) -> str:
+        """A scalar as text, without quotation marks as :class:`Plain`."""
+        value: str = self.construct_scalar(node)
+        return value if node.style else Plain(value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_plain)
 
 
 def parsed(value: Any) -> Any:
@@ -70,33 +96,12 @@ def parsed(value: Any) -> Any:
     Raises:
         Unusable: brackets that are not closed, and the like.
     """
-    import yaml
-
     if not (isinstance(value, Typed) and value.lstrip().startswith(("[", "{"))):
         return value
     try:
         return _typed(parse(value))
     except yaml.YAMLError as error:
         raise Unusable(str(value), f", which is not readable as YAML ({' '.join(str(error).split())})") from None
-
-
-@functools.cache
-def loader() -> Any:
-    """The class of the loader."""
-    import yaml
-
-    class YamlLoader(yaml_loader()):  # type: ignore[misc]
-        yaml_implicit_resolvers = {  # noqa: RUF012
-            first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("null", "merge")]
-            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-    def text(self: Any, node: Any) -> str:
-        value: str = self.construct_scalar(node)
-        return value if node.style else Plain(value)
-
-    YamlLoader.add_constructor("tag:yaml.org,2002:str", text)
-    return YamlLoader
 
 
 def boolean(text: str) -> bool | None:
