@@ -1,7 +1,7 @@
 """Reading users' text files: UTF-8 with or without a byte-order mark, and no key twice.
 
-JSON parsers silently keep the last of two equal keys, so that a sample may get another target than the user reads in the
-file. Here the second one is an error that names the key. (YAML: :mod:`bridge_ds.config.text`.)
+JSON parsers silently keep the last of two equal keys, so that a sample may get another target than the user reads in
+the file. Here the second one is an error that names the key. (YAML: :mod:`bridge_ds.config.text`.)
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge_ds.config.build import flatten, from_dict, to_dict
-from bridge_ds.config.schema import KINDS, Config, DataConfig, kind_of
+from bridge_ds.config.schema import KINDS, Config, DataConfig
 from bridge_ds.config.schema.fields import FUNCTION, NEITHER
 from bridge_ds.errors import CheckpointError
 
@@ -40,7 +40,7 @@ class Change:
     @property
     def in_function(self) -> bool:
         """Whether the bridge computes or reads something else with it."""
-        return kind_of(self.key) == FUNCTION
+        return KINDS.get(self.key) == FUNCTION
 
     def __str__(self) -> str:
         return f"{self.key} {self.old!r} -> {self.new!r}"
@@ -49,7 +49,7 @@ class Change:
 def changes(old: Config, new: Config) -> list[Change]:
     """Settings of the kinds FUNCTION and TRAINING that differ, in the schema's order."""
     before, after = flatten(old), flatten(new)
-    differing = [key for key in after if before[key] != after[key] and kind_of(key) != NEITHER]
+    differing = [key for key in after if before[key] != after[key] and KINDS[key] != NEITHER]
     return [Change(key, before[key], after[key]) for key in differing]
 
 
