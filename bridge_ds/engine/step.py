@@ -117,8 +117,8 @@ def train_step(
     world: World,
     device: torch.device,
     waited: float,
-    together: int = 1,
-    mark: Callable[[str], None] = lambda phase: None,
+    together: int,
+    mark: Callable[[str], None],
 ) -> StepRecord:
     """Run one step and return its record, the same on every rank.
 
