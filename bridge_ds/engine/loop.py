@@ -33,7 +33,6 @@ def fit(
     device: torch.device,
     hooks: Hook,
     done: int,
-    *,
     bad_samples: dict[str, int],
     stop: StopRequest,
     watchdog: Watchdog,
