@@ -47,7 +47,7 @@ from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import as_recorded_now, base_identities, build_model, gathering, initialize, trainable_table
 from bridge_ds.engine.validate import make_validation
 from bridge_ds.engine.watchdog import Watchdog
-from bridge_ds.errors import ConfigError, DataError, Preempted, last_words
+from bridge_ds.errors import ConfigError, DataError, Preempted
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose_backend, why_no_triton
 from bridge_ds.start import RunFolder
@@ -70,7 +70,7 @@ class Run:
         self.place = RunFolder(config.run.output)
         self.folder = self.place.path
         self.hooks = HookList()
-        self.watchdog = Watchdog(self.folder / "heartbeat", world, config.run.hang_seconds, last_words)
+        self.watchdog = Watchdog(self.folder / "heartbeat", world, config.run.hang_seconds)
         self.began = time.perf_counter()
         self.done = 0
         self.bad_samples: dict[str, int] = {}

@@ -8,8 +8,15 @@ from typing import Any
 
 from bridge_ds.checkpoint.load import Checkpoint, find, find_start
 from bridge_ds.config.build import from_dict
-from bridge_ds.config.changes import Change, changes, file_changes, refuse_changed, refuse_other_bridge
-from bridge_ds.config.recorded import completed, followed
+from bridge_ds.config.changes import (
+    Change,
+    changes,
+    completed,
+    file_changes,
+    followed,
+    refuse_changed,
+    refuse_other_bridge,
+)
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.errors import CheckpointError, ConfigError

@@ -196,11 +196,11 @@ def shards_verify(subject: Subject) -> str:
     from bridge_ds.data.shards.verify import verify
 
     data, samples, shards = subject.config.data, 0, 0
-    for place in locations(data)[0]:
-        if is_embedded(place):
+    for location in locations(data)[0]:
+        if is_embedded(location):
             return "embedded, written at the first start"
         # Not staged: a login node does not have the local disk of a compute node.
-        index = open_index(dataclasses.replace(data, stage_dir=""), place)
+        index = open_index(dataclasses.replace(data, stage_dir=""), location)
         samples, shards = samples + index.samples, shards + len(index.shards)
         if subject.options.hashes:
             deque(verify(index), maxlen=0)

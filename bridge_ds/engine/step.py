@@ -13,8 +13,8 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.compat.torch import free_workspaces
-from bridge_ds.config.encoding import encoded_together
 from bridge_ds.config.schema import Config
+from bridge_ds.config.zero import encoded_together
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.shards.samples import KINDS
 from bridge_ds.encoder.base import Encoder, States
@@ -117,8 +117,8 @@ def train_step(
     world: World,
     device: torch.device,
     waited: float,
-    together: int = 1,
-    mark: Callable[[str], None] = lambda phase: None,
+    together: int,
+    mark: Callable[[str], None],
 ) -> StepRecord:
     """Run one step and return its record, the same on every rank.
 

@@ -105,7 +105,7 @@ def _score(options: argparse.Namespace, world: World) -> None:
 
 def _asked(config: Config, options: argparse.Namespace) -> Config:
     """The run's config with the scoring options of the command line; tasks and languages are checked."""
-    from bridge_ds.config.check import check
+    from bridge_ds.config.build import check
     from bridge_ds.errors import ConfigError
     from bridge_ds.evaluation.jobs import wanted
     from bridge_ds.evaluation.store import llm_of

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.config.check import check
+from bridge_ds.config.build import check
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers, tokenize_sample
 from bridge_ds.data.text.chat import Frame, frame_of, render

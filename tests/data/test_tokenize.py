@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridge_ds.config.changes import completed, followed
 from bridge_ds.config.load import from_dict, to_dict
-from bridge_ds.config.recorded import completed, followed
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.loading.collate import collate, pad, unwrap, wrap

@@ -157,18 +157,9 @@ def unk_shares(tokenizer: Any, texts: Mapping[str, str] = PROBES) -> dict[str, f
 
 def find_spiece(name: str, revision: str | None, hub: Mapping[str, Any] = MappingProxyType({})) -> Path | None:
     """The `spiece.model` of a folder or of a hub model that is in the cache."""
-    from transformers.utils import cached_file
+    from bridge_ds.frozen.verify import cached_file
 
-    folder = Path(resolve(name))
-    if folder.is_dir():
-        return folder / "spiece.model" if (folder / "spiece.model").is_file() else None
-    # Loading has just fetched it if the hub has one, so the cache is asked and the network left alone.
-    found = cached_file(
-        name, "spiece.model", revision=revision, **{**hub, "local_files_only": True, "force_download": False},
-        _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
-    return Path(found) if found else None
+    return cached_file(resolve(name), "spiece.model", revision, hub)
 
 
 def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
