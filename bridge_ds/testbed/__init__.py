@@ -16,11 +16,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from .languages import ENGLISH, LANGUAGE_NAMES, LANGUAGES
-from .tasks import LABELS, PROMPTS, TASKS, TestbedExample, english_rows, examples
+from .tasks import ENGLISH_ROWS, LABELS, PROMPTS, TASKS, TestbedExample, english_rows, examples
 
 __all__ = [
     "ENCODER_PATH",
     "ENGLISH",
+    "ENGLISH_ROWS",
     "LABELS",
     "LANGUAGES",
     "LANGUAGE_NAMES",

@@ -16,6 +16,7 @@ from .render import Word, render
 from .samplers import SAMPLERS
 
 __all__ = [
+    "ENGLISH_ROWS",
     "LABELS",
     "PROMPTS",
     "TASKS",
@@ -39,6 +40,8 @@ PROMPTS: dict[str, str] = {
     "reviews": "Review: {text} Label: ",
 }
 SPLITS = ("train", "test")
+ENGLISH_ROWS = 24_000
+"""English rows in the embedded data set (`data.shards=testbed/english`)."""
 _TEST_SHARE = 8
 """One meaning in this many belongs to the test split."""
 _PATIENCE = 10_000

@@ -11,7 +11,6 @@ import torch
 
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import tokenize_sample
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
 from bridge_ds.doctor.load import LoadedRun
@@ -27,6 +26,7 @@ from bridge_ds.serve.replies import Event
 from bridge_ds.tasks.base import Example
 from tests.convert.readable import reading
 from tests.made import harness_answerer
+from tests.samples import tokenize_sample
 
 LABELS = ("Neutral", "Entailment")
 CPU = torch.device("cpu")

@@ -220,9 +220,9 @@ def test_an_llm_alone_that_nothing_opens_is_scored_all_the_same(encoder: Path, t
 
 def test_a_text_is_given_to_both_models_as_it_stands(encoder: Path, tmp_path: Path) -> None:
     """As in training: the processor and the harness took white space off that may be a token of its own."""
-    from bridge_ds.data.loading.tokenize import tokenize_sample
     from bridge_ds.data.text.prompting import Context, Limits, context_ids
     from bridge_ds.inference.load import load_trained
+    from tests.samples import tokenize_sample
 
     name = "mindmerger, BOS is EOS"
     run = run_of(CASES[name], name, encoder, tmp_path)

@@ -14,9 +14,10 @@ from bridge_ds.convert import SOURCES
 from bridge_ds.convert.job import prepare
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import Tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.inference.load import load_trained
 from tests.convert import peers, saved
+from tests.samples import tokenize_sample
 
 SAMPLES = [
     {"source": "the cat sat on the mat", "target": "Entailment"},

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from bridge_ds.config.check import check
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
-from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.chat import Frame, frame_of, render
 from bridge_ds.data.text.prompting import Context, answers, context_ids, framed, parse
 from bridge_ds.data.text.truncate import Limits, fit, side_of, truncated
 from bridge_ds.errors import ConfigError
 from tests.convert import readable
 from tests.data.conftest import save_byte_level
+from tests.samples import tokenize_sample
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>\n{% endfor %}"
@@ -96,7 +97,7 @@ def test_a_template_that_writes_the_date_says_the_same_every_day(chatty: Tokeniz
 
 def test_answers_after_a_template_have_no_space_and_others_keep_theirs(chatty: Tokenizers) -> None:
     plain, chat = answers(chatty, [" two\n"], None)[0], answers(chatty, [" two\n"], "\n")[0]
-    assert plain == chatty.label_ids("two") != chat
+    assert plain == chatty.labels(["two"])[0] != chat
     assert chat == [*chatty.llm("two", add_special_tokens=False)["input_ids"], chatty.eos_id]
 
 

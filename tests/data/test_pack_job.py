@@ -21,6 +21,7 @@ from bridge_ds.data.packing.job import PackOptions, pack_parts
 from bridge_ds.data.shards.index import load_index
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.errors import DataError
+from tests import samples
 from tests.data.conftest import task_rows
 
 
@@ -29,9 +30,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    index = load_index(folder)
-    reader = SampleReader(index, "task")
-    return [reader.read(*index.locate(number)) for number in range(index.samples)]
+    return samples.read_all(load_index(folder))
 
 
 def sources_of(rows: list[dict[str, Any]]) -> list[str]:

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge_ds.config.schema import DataConfig, ModelConfig
-from bridge_ds.data.loading.tokenize import load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.data.text.plain import BREAK, control_tokens, guarded, template_ids, text_ids
 from tests.data.conftest import WORDS, save_byte_level, save_metaspace, save_word_level
+from tests.samples import tokenize_sample
 
 
 def _unigram(folder: Path) -> Any:

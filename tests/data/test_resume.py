@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bridge_ds.config.schema import Config, DataConfig, RunConfig, TrainConfig
 from bridge_ds.data.loading.corpus import Corpus, locations, open_corpus
+from bridge_ds.data.loading.plan import StepPlan, TokenCost
 from bridge_ds.data.packing.write import pack_rows
-from bridge_ds.data.sampling.plan import StepPlan
 from bridge_ds.data.shards.index import ShardIndex, load_index
 from bridge_ds.data.shards.store import Folder
 from bridge_ds.data.shards.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets
@@ -58,7 +58,8 @@ class Job:
     def __init__(self, config: Config, sizes: list[int], world: int, workers: int) -> None:
         self.config, self.world = config, world
         self.plans = [
-            [StepPlan(config, corpus_of(config, sizes)) for _ in range(max(1, workers))] for _ in range(world)
+            [StepPlan(config, corpus_of(config, sizes), TokenCost(0.3, 0.25)) for _ in range(max(1, workers))]
+            for _ in range(world)
         ]
 
     def run(self, first: int, last: int) -> list[list[np.ndarray]]:
@@ -69,7 +70,7 @@ class Job:
             for rank, plans in enumerate(self.plans):
                 plan = plans[turn % len(plans)]
                 rows = plan.rows(step)
-                buckets = plan.bucket(rows, self.world, (0.3, 0.25))[rank]
+                buckets = plan.bucket(rows, World(rank=rank, size=self.world))
                 rounds.add(len(buckets))
                 ranks.append(rows.numbers[np.concatenate(buckets)])
             assert len(rounds) == 1, "ranks must have the same number of micro-batches"

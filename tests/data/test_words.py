@@ -14,7 +14,7 @@ import pytest
 from bridge_ds.data.packing.formats import part_rows
 from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.data.sampling.order import uniform
-from bridge_ds.data.shards.samples import fault_in
+from bridge_ds.data.shards.samples import BadSample, check_sample
 from bridge_ds.data.text.words import split_text, starts
 from bridge_ds.harness.requests import Asked, plan, plan_texts, windows
 
@@ -51,14 +51,14 @@ def test_script_without_spaces_paragraphs_stay_apart_and_lines_join_without_a_sp
 
 def test_script_without_spaces_has_no_fewest_words(tmp_path: Path) -> None:
     for text in (*KHMER, *CHINESE):
-        assert fault_in({"text": text}, "prefix_lm") is None
+        check_sample({"text": text}, "prefix_lm")
         splits = {split_text(text, 0, epoch, 0) for epoch in range(60)}
         assert len(splits) > 1 and all(a and b and a + b == text for a, b in splits)
         for _, after in splits:
             assert unicodedata.category(after[0])[0] not in "MP"
     for text in ("word", "猫", "猫。", "слово", "말"):
-        fault = fault_in({"text": text}, "prefix_lm")
-        assert fault and "fewer than two words" in fault.reason
+        with pytest.raises(BadSample, match="fewer than two words"):
+            check_sample({"text": text}, "prefix_lm")
 
 
 def test_script_with_spaces_is_split_as_before() -> None:

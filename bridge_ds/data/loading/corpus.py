@@ -61,8 +61,8 @@ class Corpus:
         split: str = "train",
     ) -> None:
         """Args:
-        sets: one or more.
-        weights: of each, above 0; only ratios count. One data set is read in its own order.
+        sets: the data sets, one or more.
+        weights: of each, above 0; only their ratios count. One data set is read in its own order.
         data: `objective`, `max_characters`, `shuffle_shards` and `validation_percent` are used.
         seed: seed of the order.
         split: one of :data:`SPLITS`.
@@ -72,9 +72,8 @@ class Corpus:
             ConfigError: a weight is too small to be met.
         """
         self.sets = tuple(sets)
-        cut = BUCKETS * data.validation_percent // 100
-        self._buckets = (0, cut) if split == "validation" else (cut, BUCKETS)
-        self._whole = self._buckets == (0, BUCKETS)
+        first = BUCKETS * data.validation_percent // 100
+        self._buckets = (0, first) if split == "validation" else (first, BUCKETS)
         self._quota = quotas(np.array(weights))
         if not self._quota.all():
             raise ConfigError(f"data.mixture has weights {list(weights)}; expected none below 1/20,000 of their sum.")
@@ -104,7 +103,7 @@ class Corpus:
 
     @property
     def identity(self) -> str:
-        """Hex sha256 over the indices and the mixture: what a checkpoint's position counts in."""
+        """Hex sha256 over the indices and the mixture: a checkpoint's position is one in this sequence."""
         content = [[part.identity, int(share)] for part, share in zip(self.sets, self._quota, strict=True)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -112,7 +111,7 @@ class Corpus:
         """The samples at positions (int64 [G], 0 or more) of the endless sequence.
 
         Raises:
-            DataError: a table is missing or damaged (tables are read only where a validation split is cut off).
+            DataError: a table is missing or damaged (tables are read only where there is a validation split).
         """
         positions = np.asarray(positions, dtype=np.int64)
         if len(self.sets) == 1:
@@ -136,9 +135,9 @@ class Corpus:
         return self._rows(sets, np.concatenate([np.arange(count) for count in counts]))
 
     def held_out(self) -> Corpus | None:
-        """What `data.validation_percent` keeps out of training, in an order that no run's seed changes; none = nothing.
+        """What `data.validation_percent` keeps out of training, in an order that no run's seed changes; None = nothing.
 
-        A data set too small to have a sample in it is left out.
+        A data set too small to have a sample in it is skipped.
         """
         first, last = 0, BUCKETS * self._data.validation_percent // 100
         kept = [number for number, part in enumerate(self.sets) if part.split_sizes(first, last).sum()]
@@ -149,18 +148,16 @@ class Corpus:
 
     def _rows(self, sets: np.ndarray, own: np.ndarray) -> CorpusRows:
         # The samples at positions of each data set's own sequence.
-        columns = [np.empty_like(own) for _ in range(3)]
+        numbers, *columns = [np.empty_like(own) for _ in range(4)]
         for number in np.unique(sets).tolist():
             at = np.flatnonzero(sets == number)
             found = self._orders[number].locate(own[at])
-            rows = found.rows if self._whole else self._select(number, found.shards, found.rows)
+            rows = self._select(number, found.shards, found.rows) if self._data.validation_percent else found.rows
             for column, values in zip(columns, (found.epochs, found.shards, rows), strict=True):
                 column[at] = values
+            part = self.sets[number]
+            numbers[at] = self._bases[number] + (part.ends - part.sizes)[found.shards] + rows
         epochs, shards, shard_rows = columns
-        numbers = self._bases[sets] + shard_rows
-        for number, part in enumerate(self.sets):
-            at = np.flatnonzero(sets == number)
-            numbers[at] += (part.ends - part.sizes)[shards[at]]
         return CorpusRows(numbers, epochs, sets, shards, shard_rows)
 
     def lengths(self, rows: CorpusRows) -> np.ndarray:
@@ -194,7 +191,7 @@ class Corpus:
         return self._readers[int(rows.sets[which])].describe(int(rows.shards[which]), int(rows.shard_rows[which]))
 
     def _select(self, number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        # The order counts the samples of the split in each shard; which rows those are, the table says.
+        # The order counts the samples of the split in each shard; the table says which rows those are.
         selected = np.empty_like(rows)
         for shard in np.unique(shards).tolist():
             at = shards == shard
@@ -206,7 +203,7 @@ def locations(data: DataConfig) -> tuple[list[str], list[float]]:
     """Folders or URLs of the data sets, and their weights.
 
     Raises:
-        ConfigError: an entry of data.mixture is no FOLDER=WEIGHT, or names a data set again.
+        ConfigError: an entry of data.mixture is no FOLDER=WEIGHT, or names a data set twice.
     """
     if not data.mixture:
         return [data.shards], [1.0]
@@ -234,17 +231,17 @@ def open_index(data: DataConfig, folder: str) -> ShardIndex:
     """Read the index of one data set, through the cache or staging folder that the config names.
 
     Raises:
-        DataError: it is missing, damaged or out of reach.
+        DataError: it is missing, damaged or cannot be fetched.
     """
     store = open_store(folder, stage_dir=data.stage_dir, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
     return load_index(folder, store)
 
 
 def open_corpus(data: DataConfig, seed: int, world: World, split: str = "train") -> Corpus:
-    """Read the index of each data set; copy everything to the node first where data.stage_dir says so.
+    """Read the index of each data set; with data.stage_dir, copy everything to the node first.
 
     Raises:
-        DataError: a data set is missing, damaged or out of reach, or the cache is too small for it.
+        DataError: a data set is missing, damaged or cannot be fetched, or the cache is too small for it.
         ConfigError: data.mixture cannot be used.
     """
     folders, weights = locations(data)

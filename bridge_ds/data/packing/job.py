@@ -32,10 +32,9 @@ from bridge_ds.data.packing.write import (
     check_output,
     encoded,
     index_shard,
-    read_entry,
     write_shards,
 )
-from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
+from bridge_ds.data.shards.index import ShardIndex, load_index, read_entry, write_index
 from bridge_ds.data.shards.scan import file_sha256
 from bridge_ds.disk import move_folder, real, write_text
 from bridge_ds.errors import DataError
