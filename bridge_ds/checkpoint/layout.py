@@ -1,10 +1,10 @@
-"""A checkpoint folder: what is in it, how it is written whole, how it is known to be whole.
+"""A checkpoint folder: its files, how they are sealed, and how a complete one is recognized.
 
     step-00001000/
       bridge.safetensors      float32 masters of the bridge by parameter name, full tensors, and its buffers
-      encoder.safetensors     likewise of the encoder, where it is trained
-      llm.safetensors         likewise of the LLM, where all of it is trained
-      lora.safetensors        likewise of LoRA's updates of the LLM, where there are any
+      encoder.safetensors     masters of the encoder, if it is trained
+      llm.safetensors         masters of the LLM, if all of it is trained
+      lora.safetensors        masters of the LLM's LoRA weights, if there are any
       optimizer.safetensors   AdamW's `exp_avg/<name>` and `exp_avg_sq/<name>`, full tensors
       state.json              step, consumed samples, optimizer step, seed, global batch, hash of the shard index
       manifest.json           written last: size and sha256 of each file and of itself, resolved config, base models,
@@ -15,7 +15,6 @@ Nothing in it depends on the world size, nothing is pickled, nothing frozen is i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint.manifest import fault_in_manifest, manifest_sha256
+from bridge_ds.disk import file_sha256
 from bridge_ds.errors import CheckpointError
 
 __all__ = [
@@ -34,7 +34,7 @@ FORMAT = 1
 """Version of this layout, in the manifest."""
 BRIDGE, OPTIMIZER, STATE, MANIFEST = "bridge.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 ENCODER, LLM, LORA = "encoder.safetensors", "llm.safetensors", "lora.safetensors"
-"""What may be trained beside the bridge, a file for each."""
+"""What may be trained in addition to the bridge, one file each."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -47,7 +47,7 @@ def files_of(names: Iterable[str]) -> dict[str, str]:
     """The file of each trained parameter (or buffer of the bridge) of a model, by name.
 
     Args:
-        names: all of the model's: where there are updates of the LLM, nothing else of it is trained.
+        names: all of the model's: with LoRA weights, nothing else of the LLM is trained.
     """
     names = list(names)
     files = {"encoder": ENCODER, "llm": LORA if any(".lora_" in name for name in names) else LLM}
@@ -60,7 +60,7 @@ def trained_files(folder: Path) -> list[Path]:
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of everything that is named like a checkpoint, newest first; whether it is whole is unknown."""
+    """(step, folder) of everything that is named like a checkpoint, newest first; it may be incomplete."""
     if not root.is_dir():
         return []
     found = [(int(m[1]), path) for path in root.iterdir() if path.is_dir() and (m := _NAME.fullmatch(path.name))]
@@ -76,7 +76,7 @@ def seal(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder that is whole.
+    """The manifest of a complete folder.
 
     Raises:
         CheckpointError: a file is missing, of another size or with another hash, or the manifest is unreadable or not
@@ -110,7 +110,7 @@ def check(folder: Path) -> dict[str, Any]:
 
 def entry_of(path: Path) -> dict[str, Any]:
     """What is recorded of a file."""
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def check_file(path: Path, expected: dict[str, Any]) -> None:
@@ -120,10 +120,5 @@ def check_file(path: Path, expected: dict[str, Any]) -> None:
     size = path.stat().st_size
     if size != expected["bytes"]:
         raise CheckpointError(f"{path} has {size} bytes; expected {expected['bytes']}.")
-    if _sha256(path) != expected["sha256"]:
+    if file_sha256(path) != expected["sha256"]:
         raise CheckpointError(f"{path} has another sha256 than its manifest says; the file was changed or damaged.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

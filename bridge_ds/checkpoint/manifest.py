@@ -1,5 +1,4 @@
-"""What manifest.json and state.json of a checkpoint must be like: one flipped bit in them is a damaged checkpoint, and
-nothing else."""
+"""The form of a checkpoint's manifest.json and state.json: a flipped bit in them is a damaged checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ def fault_in_manifest(manifest: Any, there: Set[str], always: Set[str], known: S
         manifest: as read.
         there: names of the files beside it.
         always: files that every checkpoint has.
-        known: files that are read where they are there.
+        known: files that are read if they are there.
     """
     if not isinstance(manifest, dict):
         return f"holds {type(manifest).__name__}; expected an object"
@@ -39,7 +38,7 @@ def fault_in_manifest(manifest: Any, there: Set[str], always: Set[str], known: S
             return "has another sha256 than it says of itself"
     elif not _OLD_KEYS <= set(manifest) <= _OLD_KEYS | {"converted"}:
         odd = sorted((set(manifest) - {"converted"}) ^ _OLD_KEYS)[0]
-        return f"has no sha256 of itself, and {'an unknown' if odd in manifest else 'no'} {odd!r}; expected a whole one"
+        return f"has no sha256 of itself, and {'an unknown' if odd in manifest else 'no'} {odd!r}; expected all keys"
     if type(manifest.get("format")) is not int:
         return f"has format {manifest.get('format')!r}; expected a number"
     base, files = manifest.get("base"), manifest.get("files")
@@ -60,7 +59,7 @@ def fault_in_state(state: Any) -> str:
     for name in ("step", "consumed", "optimizer_step"):
         value = state.get(name, 0 if name == "optimizer_step" else None)
         if type(value) is not int or value < 0:
-            return f"has {name} {value!r}; expected a whole number from 0 on"
+            return f"has {name} {value!r}; expected an integer, 0 or more"
     loss, bad = state.get("loss"), state.get("bad_samples", {})
     if loss is not None and (isinstance(loss, bool) or not isinstance(loss, int | float)):
         return f"has loss {loss!r}; expected a number"

@@ -1,9 +1,9 @@
-"""From a peer's checkpoint to a run folder: read, lay beside our modules, compare, write.
+"""From a peer's checkpoint to a run folder: read, match with our modules, compare, write.
 
 OUTPUT/
   config.yaml                    what load_trained, the evaluation, the harness and the doctor read
-  checkpoints/step-00000000/     the bridge; step 0, for none was trained here, and no optimizer state
-  encoder/, llm/                 only where the checkpoint's own differ from those that were named
+  checkpoints/step-00000000/     the bridge; step 0 (not trained here), without optimizer state
+  encoder/, llm/                 only if the checkpoint's own differ from those that were named
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Conversion:
             for key, ours in sorted(base.pairs.items()):
                 yield f"{key} {self.stored[key].shape} -> {part} {ours}{' (differs)' if key in base.differing else ''}"
             for key in base.unread:
-                yield f"{key} {self.stored[key].shape} -> not read: computed, or of no use here"
+                yield f"{key} {self.stored[key].shape} -> not read: computed, or not used here"
         yield from self.summary()
 
     def summary(self) -> Iterator[str]:
@@ -82,7 +82,7 @@ class Conversion:
             yield f"{part}: {held}"
 
     def write(self, output: Path) -> None:
-        """Make the run folder: whole, or not at all.
+        """Make the run folder: complete, or not at all.
 
         Raises:
             ConfigError: `output` holds something already, or cannot be written.
@@ -98,8 +98,8 @@ class Conversion:
                 save_config(config, temporary / "config.yaml")
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"{output} cannot be written ({' '.join(str(error).split())[:200]}); expected a place with room for "
-                "whole models; choose another --output."
+                f"{output} cannot be written ({' '.join(str(error).split())[:200]}); expected a disk with room for "
+                "complete models; choose another --output."
             ) from error
 
     def _write_bases(self, root: Path) -> list[str]:
@@ -132,7 +132,7 @@ class Conversion:
         write(
             Snapshot(tensors, {}, 0),
             root / "checkpoints",
-            # Nothing can be resumed from it; whoever tries reads why.
+            # It cannot be resumed; these values make the error say why.
             state={"step": 0, "consumed": 0, "seed": config.run.seed, "global_batch": came},
             manifest={
                 "base": base_identities(here, self.model, tokenizers),
@@ -153,16 +153,16 @@ def prepare(
     source: ConvertSource, checkpoint: Path, *, encoder: str = "", llm: str = "", overrides: Sequence[str] = (),
     add_tokens: bool = True, say: Callable[[str], None] = print,
 ) -> Conversion:  # fmt: skip
-    """Read a checkpoint, load both frozen models, and see that everything fits.
+    """Read a checkpoint, load both frozen models, and check that everything fits.
 
     Args:
         source: of which project.
         checkpoint: its file or folder.
         encoder: the encoder that it was trained with (hub id or folder); empty = the one that it names.
-        llm: likewise.
+        llm: the same for the LLM.
         overrides: `key=value` over the run's config.
         add_tokens: give the encoder's tokenizer the tokens that the project adds.
-        say: gets a line about what the checkpoint itself decided.
+        say: called with a line for each base model that the checkpoint names.
 
     Raises:
         CheckpointError: unreadable, of another project, a key missing, unexpected or of another shape.
@@ -186,7 +186,7 @@ def prepare(
 
 
 def refuse_used(output: Path) -> None:
-    """Raises ConfigError if something is in the way of a new run folder."""
+    """Raises ConfigError if a new run folder cannot be made there."""
     if not missing_or_empty(output):
         raise ConfigError(f"{output} exists and is not empty; expected a new folder; choose another --output.")
 
@@ -205,7 +205,7 @@ def _named(
 
 
 def _config(source: ConvertSource, layout: SourceLayout, names: Mapping[str, str], overrides: Sequence[str]) -> Config:
-    """Defaults, what the project does, what the user says; the layout must stay as it is."""
+    """Defaults, then the project's settings, then the user's; those of the layout cannot be changed."""
     values: dict[str, Any] = {"model": dict(names), "mapping": {"match_embedding_rms": False}}
     fixed = dict(layout.settings)
     for key, value in (dict(source.settings) | fixed).items():

@@ -180,7 +180,7 @@ def test_files_of_macos_are_passed_over_in_tars_and_folders(tmp_path: Path) -> N
         (bench / name).write_bytes(b"premise\thypothesis\tlabel\na\tb\t0\n" if name == "en.tsv" else double)
     (task,) = find_tasks(["xnli"], {"xnli": TaskDataConfig(source=str(bench))})
     assert task.languages == ("en",) and len(task.examples("en", 0)) == 1
-    with pytest.raises(DataError, match=r"\._en.tsv is what macOS puts beside a file"):
+    with pytest.raises(DataError, match=r"\._en.tsv is a file that macOS adds"):
         file_parts([bench / "._en.tsv"])
 
     (tmp_path / "out").mkdir()

@@ -323,5 +323,5 @@ def test_output_is_replaced_only_on_demand(own_shards: Path) -> None:
     assert pack_rows(task_rows(2), own_shards, overwrite=True).samples == 2
     assert [path.name for path in own_shards.parent.iterdir()] == ["shards"]
     (own_shards / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match=r"holds 'thesis.tex' beside shards"):
+    with pytest.raises(DataError, match=r"holds 'thesis.tex' besides shards"):
         pack_rows(task_rows(2), own_shards, overwrite=True)

@@ -37,7 +37,7 @@ __all__ = [
 MIB = 1 << 20
 """Bytes in a MiB."""
 MANIFEST_NAME = "manifest.json"
-"""File beside the index that says what went in."""
+"""File next to the index that lists the input."""
 
 _BLOCK = 512  # a tar member is a header of one block and its data in whole blocks
 
@@ -146,7 +146,7 @@ def write_shards(
 
 
 def index_shard(path: Path, **options: Any) -> Scan:
-    """Scan a tar and write its table beside it.
+    """Scan a tar and write its table next to it.
 
     Args:
         options: see :func:`bridge_ds.data.shards.scan.scan_shard`.
@@ -160,7 +160,7 @@ def index_shard(path: Path, **options: Any) -> Scan:
         with atomic_write(table, "wb", fsync=False) as file:
             np.save(file, scan.table, allow_pickle=False)
     except OSError as error:
-        raise DataError(f"{table} cannot be written ({error.strerror}); the table lies beside its shard.") from None
+        raise DataError(f"{table} cannot be written ({error.strerror}); the table must be next to its shard.") from None
     raw = table.read_bytes()
     scan.entry = dataclasses.replace(scan.entry, table_bytes=len(raw), table_sha256=hashlib.sha256(raw).hexdigest())
     return scan
@@ -197,6 +197,6 @@ def check_output(output: Path, overwrite: bool) -> None:
     foreign = [name for name in content if name not in ours and not name.endswith((".tar", ".samples.npy"))]
     if foreign:
         raise DataError(
-            f"the output folder {output} holds {foreign[0]!r} beside shards; --overwrite replaces shards only: "
+            f"the output folder {output} holds {foreign[0]!r} besides shards; --overwrite replaces shards only: "
             "choose another."
         )

@@ -29,10 +29,10 @@ KEEP = "keep"
 def opening(tokenizer: PreTrainedTokenizerBase, rule: str, model: ModelConfig, hub: Mapping[str, Any]) -> int | None:
     """Id of the token that opens the LLM's input, or none.
 
-    Most tokenizers that need one add it themselves, but not all: transformers 5 ignores `add_bos_token` where there is a
-    tokenizer.json, so the config file is read too. A begin token that neither of them adds (SmolLM2's <|im_start|>,
-    GPT-2's end token under another name) opens no text, and one that the tokenizer adds does, whatever its name (XGLM's
-    is its end token).
+    Most tokenizers that need one add it themselves, but not all: transformers 5 ignores `add_bos_token` where there is
+    a tokenizer.json, so the config file is read too. A begin token that neither of them adds (SmolLM2's <|im_start|>,
+    GPT-2's end token under another name) opens no text, and one that the tokenizer adds does, whatever its name
+    (XGLM's is its end token).
 
     Args:
         tokenizer: the LLM's.

@@ -98,7 +98,7 @@ def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def template_ids(tokenizer: Any, text: str) -> list[int]:
-    """LLM ids of a part of a rendered chat template, with its own control tokens but not those in :func:`guarded` text."""
+    """LLM ids of a part of a rendered chat template; control tokens in :func:`guarded` text stay text."""
     if not text:
         return []
     if BREAK in text:

@@ -24,8 +24,8 @@ _UNSPACED = re.compile(
     "\u1b00-\u1b4c\u3005-\u3007\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c"
     "\ua980-\ua9ff\uaa60-\uaadf\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
 )
-"""Characters of scripts without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, Tai Le, New Tai Lue, Tai Tham, Balinese, kana,
-Bopomofo, Han, Yi, Javanese, Tai Viet."""
+"""Characters of scripts without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, Tai Le, New Tai Lue, Tai Tham, Balinese,
+kana, Bopomofo, Han, Yi, Javanese, Tai Viet."""
 _WIDE = re.compile(
     "[\u3000-\u303f\u3041-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
