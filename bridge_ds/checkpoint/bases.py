@@ -60,9 +60,7 @@ def other_bases(
     return f"{' and '.join(other)} {is_or_are} not what {where} was trained with ({'; '.join(notes.values())})"
 
 
-def refuse_other_bases(
-    checkpoint: Checkpoint, found: Mapping[str, str], now: ModelConfig, key: str = "run.output"
-) -> None:
+def refuse_other_bases(checkpoint: Checkpoint, found: Mapping[str, str], now: ModelConfig, key: str) -> None:
     """Refuse a checkpoint that was trained with other base models.
 
     Args:
@@ -102,9 +100,7 @@ def restore(
     Raises:
         CheckpointError: it belongs to other base models, or does not fit.
     """
-    if checkpoint:
-        refuse_other_bases(checkpoint, found, now)
-        load_bridge(checkpoint, model)
-    elif start:
-        refuse_other_bases(start, found, now, "run.start_from")
-        load_bridge(start, model, begin=True)
+    source, key = (checkpoint, "run.output") if checkpoint else (start, "run.start_from")
+    if source:
+        refuse_other_bases(source, found, now, key)
+        load_bridge(source, model, begin=not checkpoint)

@@ -8,7 +8,8 @@ OUTPUT/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 
 from bridge_ds import __version__
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.checkpoint.save import Snapshot, write
 from bridge_ds.checkpoint.state import trained
 from bridge_ds.config.load import build_config, save_config, to_dict
@@ -33,7 +35,9 @@ from bridge_ds.engine.setup import base_identities, build_model
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.llm.frozen import load_llm
 
-__all__ = ["Conversion", "prepare"]
+__all__ = ["Conversion", "prepare", "refuse_used"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Conversion:
 
     def lines(self) -> Iterator[str]:
         """What becomes of every key, and of both models."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._targets().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in trained_tensors(self.model).items()}
         for ours, theirs in sorted(self.layout.bridge.items()):
             yield f"{theirs} {self.stored[theirs].shape} -> {ours} {shapes[ours]}"
         for part, base in self.bases.items():
@@ -127,7 +131,7 @@ class Conversion:
             self.model.encoder = load_encoder(here.model)
         if "llm" in written:
             self.model.llm = load_llm(here.model)
-        tensors = {name: tensor.detach().clone() for name, tensor in self._targets(buffers=True).items()}
+        tensors = {name: tensor.detach().clone() for name, tensor in trained_tensors(self.model).items()}
         came = f"converted from {self.source.title}"
         write(
             Snapshot(tensors, {}, 0),
@@ -142,16 +146,10 @@ class Conversion:
             },
         )
 
-    def _targets(self, buffers: bool = False) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = dict(trained(self.model))
-        if buffers:
-            found |= {n: b for n, b in self.model.named_buffers() if n.startswith(("fusion.", "mapping."))}
-        return found
-
 
 def prepare(
     source: ConvertSource, checkpoint: Path, *, encoder: str = "", llm: str = "", overrides: Sequence[str] = (),
-    add_tokens: bool = True, say: Callable[[str], None] = print,
+    add_tokens: bool = True,
 ) -> Conversion:  # fmt: skip
     """Read a checkpoint, load both frozen models, and check that everything fits.
 
@@ -162,7 +160,6 @@ def prepare(
         llm: the same for the LLM.
         overrides: `key=value` over the run's config.
         add_tokens: give the encoder's tokenizer the tokens that the project adds.
-        say: called with a line for each base model that the checkpoint names.
 
     Raises:
         CheckpointError: unreadable, of another project, a key missing, unexpected or of another shape.
@@ -171,7 +168,7 @@ def prepare(
     stored = read_checkpoint(checkpoint)
     layout = source.read(stored)
     _refuse_other_keys(layout, stored)
-    config = _config(source, layout, _named(source, checkpoint, encoder, llm, say), overrides)
+    config = _config(source, layout, _named(source, checkpoint, encoder, llm), overrides)
     tokenizers = load_tokenizers(config.model, data=config.data)
     config = replace(config, data=settled(config.data, tokenizers))
     model = build_model(config, tokenizers.bos_id)
@@ -191,15 +188,13 @@ def refuse_used(output: Path) -> None:
         raise ConfigError(f"{output} exists and is not empty; expected a new folder; choose another --output.")
 
 
-def _named(
-    source: ConvertSource, checkpoint: Path, encoder: str, llm: str, say: Callable[[str], None]
-) -> dict[str, str]:
+def _named(source: ConvertSource, checkpoint: Path, encoder: str, llm: str) -> dict[str, str]:
     names = {}
     for part, given, own in zip(("encoder", "llm"), (encoder, llm), source.bases(checkpoint), strict=True):
         if not given and not own:
             raise ConfigError(f"the checkpoint does not name its {part}; give it with --{part}, a hub id or a folder.")
         if not given:
-            say(f"{part}: {own}, as the checkpoint's config.json says")
+            _log.info(f"{part}: {own}, as the checkpoint's config.json says")
         names[part] = given or str(own)
     return names
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.entry import run_command
-from bridge_ds.errors import BridgeError
 
 from . import ENCODER_PATH
 from .tasks import TASKS
@@ -29,13 +28,6 @@ CHECKED = 300
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, build, and return the exit status."""
     options = _parse(arguments)
-    try:
-        return _build(options)
-    except BridgeError as fault:
-        raise SystemExit(f"error: {fault}") from None
-
-
-def _build(options: argparse.Namespace) -> int:
     record_path = options.output / "record.json"
     record: dict[str, Any] = json.loads(record_path.read_text(encoding="utf-8")) if record_path.is_file() else {}
     for part, build in (("encoder", _build_encoder), ("llm", _build_llm)):

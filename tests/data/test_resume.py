@@ -138,7 +138,7 @@ def test_splits_are_disjoint_complete_and_decided_by_the_id_alone(sizes: list[in
     found = {}
     for split in ("train", "validation"):
         try:
-            corpus = Corpus([index], [1.0], data, 0, split)
+            corpus = Corpus([index], [1.0], data, 0, held_out=split == "validation")
         except DataError:  # the only one: no sample in the split
             found[split] = np.empty(0, dtype=np.int64)
             continue

@@ -24,10 +24,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import twice
 from bridge_ds.world import World
 
-__all__ = ["SPLITS", "Corpus", "CorpusRows", "locations", "open_corpus", "open_index"]
-
-SPLITS = ("train", "validation")
-"""Parts into which the hash of the sample id divides a corpus."""
+__all__ = ["Corpus", "CorpusRows", "locations", "open_corpus", "open_index"]
 
 
 class CorpusRows(NamedTuple):
@@ -50,7 +47,7 @@ class CorpusRows(NamedTuple):
 
 
 class Corpus:
-    """Data sets, their weights and the order in which their samples come. Pure but for reading tables and samples."""
+    """Data sets, their weights and the order of their samples. Pure except for reading tables and samples."""
 
     def __init__(
         self,
@@ -58,14 +55,14 @@ class Corpus:
         weights: Sequence[float],
         data: DataConfig,
         seed: int,
-        split: str = "train",
+        held_out: bool = False,
     ) -> None:
         """Args:
         sets: the data sets, one or more.
         weights: of each, above 0; only their ratios count. One data set is read in its own order.
         data: `objective`, `max_characters`, `shuffle_shards` and `validation_percent` are used.
         seed: seed of the order.
-        split: one of :data:`SPLITS`.
+        held_out: the samples of `data.validation_percent` instead of the others; the hash of the sample id decides.
 
         Raises:
             DataError: a data set has no sample in the split.
@@ -73,12 +70,13 @@ class Corpus:
         """
         self.sets = tuple(sets)
         first = BUCKETS * data.validation_percent // 100
-        self._buckets = (0, first) if split == "validation" else (first, BUCKETS)
+        self._buckets = (0, first) if held_out else (first, BUCKETS)
         self._quota = quotas(np.array(weights))
         if not self._quota.all():
             raise ConfigError(f"data.mixture has weights {list(weights)}; expected none below 1/20,000 of their sum.")
         self._seed, self._weights, self._data = seed, weights, data
         self._orders = []
+        split = "validation" if held_out else "train"
         for part in self.sets:
             sizes = part.split_sizes(*self._buckets)
             if not sizes.sum():
@@ -144,7 +142,7 @@ class Corpus:
         if not kept:
             return None
         sets, weights = [self.sets[number] for number in kept], [self._weights[number] for number in kept]
-        return Corpus(sets, weights, self._data, 0, "validation")
+        return Corpus(sets, weights, self._data, 0, held_out=True)
 
     def _rows(self, sets: np.ndarray, own: np.ndarray) -> CorpusRows:
         # The samples at positions of each data set's own sequence.
@@ -237,7 +235,7 @@ def open_index(data: DataConfig, folder: str) -> ShardIndex:
     return load_index(folder, store)
 
 
-def open_corpus(data: DataConfig, seed: int, world: World, split: str = "train") -> Corpus:
+def open_corpus(data: DataConfig, seed: int, world: World) -> Corpus:
     """Read the index of each data set; with data.stage_dir, copy everything to the node first.
 
     Raises:
@@ -251,7 +249,7 @@ def open_corpus(data: DataConfig, seed: int, world: World, split: str = "train")
         if data.stage_dir:
             stage(sets[-1], first=2 * world.local_rank, progress=world.local_rank == 0)
     _check_cache(sets, data)
-    return Corpus(sets, weights, data, seed, split)
+    return Corpus(sets, weights, data, seed)
 
 
 def _check_cache(sets: Sequence[ShardIndex], data: DataConfig) -> None:
