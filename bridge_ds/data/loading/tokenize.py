@@ -14,7 +14,7 @@ from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
 from bridge_ds.data.text.convention import KEEP, begins_with_space, opening
 from bridge_ds.data.text.languages import SHARD_LANGUAGE, SourceLanguages, find_languages
-from bridge_ds.data.text.plain import behind, text_ids
+from bridge_ds.data.text.plain import ids_after, text_ids
 from bridge_ds.data.text.prompting import answers, frame_ids
 from bridge_ds.data.text.spiece import with_spiece
 from bridge_ds.data.text.truncate import Limits, fit, truncated
@@ -126,7 +126,9 @@ class Tokenizers:
         found = text_ids(self.llm, [space + text for text in texts], special=False)
         if parted is None or all(parted):
             return found
-        return [ids if may else own for ids, own, may in zip(found, behind(self.llm, "\n", texts), parted, strict=True)]
+        return [
+            ids if may else own for ids, own, may in zip(found, ids_after(self.llm, "\n", texts), parted, strict=True)
+        ]
 
     def labels(self, texts: Sequence[str]) -> list[list[int]]:
         """:meth:`targets`, each closed as training closes it."""

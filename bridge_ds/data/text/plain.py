@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["BREAK", "NONCHARACTERS", "behind", "control_tokens", "frame", "guarded", "template_ids", "text_ids"]
+__all__ = ["BREAK", "NONCHARACTERS", "control_tokens", "frame", "guarded", "ids_after", "template_ids", "text_ids"]
 
 BREAK = "\ufdd2"
 """Put inside a control token that a user wrote in a chat, until the template has been rendered."""
@@ -71,7 +71,7 @@ def text_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[lis
     return _control(tokenizer).fixed(list(texts), rows, special)
 
 
-def behind(tokenizer: Any, character: str, texts: Sequence[str]) -> list[list[int]]:
+def ids_after(tokenizer: Any, character: str, texts: Sequence[str]) -> list[list[int]]:
     """Ids of texts that follow a character directly: without the space that SentencePiece puts before each text.
 
     A text that shares a token with the character gets the ids that it has alone.

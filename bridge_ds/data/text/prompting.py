@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bridge_ds.data.text.chat import Frame, take_apart
-from bridge_ds.data.text.plain import behind, template_ids
+from bridge_ds.data.text.plain import ids_after, template_ids
 from bridge_ds.data.text.truncate import Limits, fit
 from bridge_ds.errors import DataError
 
@@ -103,7 +103,7 @@ def context_ids(
 def frame_ids(of: Tokenizers, frame: Frame) -> tuple[list[int], list[int]]:
     """LLM ids before the soft prompt, BOS first, and after it."""
     head, tail = template_ids(of.llm, frame.head), template_ids(of.llm, frame.tail)
-    if frame.tail:  # it follows the user's turn, see behind()
+    if frame.tail:  # it follows the user's turn, see ids_after()
         before, both = template_ids(of.llm, _USER), template_ids(of.llm, _USER + frame.tail)
         tail = both[len(before) :] if both[: len(before)] == before else tail
     if of.bos_id is not None and head[:1] != [of.bos_id]:
@@ -134,7 +134,7 @@ def answers(
         found = of.targets(texts, parted)
     else:
         # No space after a line end; otherwise (Llama 2's [/INST]) the tokenizer's own, which such templates write.
-        found = behind(of.llm, tail[-1:] if tail[-1:].isspace() else "", [text.strip() for text in texts])
+        found = ids_after(of.llm, tail[-1:] if tail[-1:].isspace() else "", [text.strip() for text in texts])
     return [[*ids, *of.closing] for ids in found] if closed else found
 
 
