@@ -15,7 +15,6 @@ import torch
 from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
-from bridge_ds.checkpoint.manifest import fault_in_state
 from bridge_ds.checkpoint.state import restore_moments, trained
 from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError
@@ -53,7 +52,7 @@ class Checkpoint:
         manifest, path = layout.check(folder), folder / layout.STATE
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            wrong = fault_in_state(state)
+            wrong = layout.fault_in_state(state)
         except ValueError as error:
             wrong = f"is no JSON ({error})"
         if wrong:

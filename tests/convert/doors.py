@@ -75,7 +75,7 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
 
     def continued() -> str:
         (scores,) = harness.score([Context(source)], [[Continuation(f" {label}") for label in LABELS]])
-        return LABELS[max(range(2), key=lambda place: scores[place][0])] + f" {scores[1][1]}"
+        return LABELS[max(range(2), key=lambda number: scores[number][0])] + f" {scores[1][1]}"
 
     def trained() -> str:
         with torch.no_grad():
@@ -117,9 +117,9 @@ def outside(run: Path, source: str) -> dict[str, Asked]:
     }
 
 
-def hub(place: Path, source: str, name: str, export: Path | None = None) -> dict[str, Asked]:
+def hub(folder: Path, source: str, name: str, export: Path | None = None) -> dict[str, Asked]:
     """BridgeForCausalLM and its processor: writing, the loss of a label, and with nothing said about its opening."""
-    model, processor = BridgeForCausalLM.from_pretrained(place), BridgeProcessor.from_pretrained(place)
+    model, processor = BridgeForCausalLM.from_pretrained(folder), BridgeProcessor.from_pretrained(folder)
     if export:
         model.save_pretrained(export)
     features = processor([source], text_target=[LABELS[1]])

@@ -1,4 +1,4 @@
-"""Encoders that are told a language by a tag: the ids are those of the tokenizer switched to it, at every door."""
+"""Encoders that take a language tag: the ids are those of the tokenizer switched to it, at every door."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def save_tagged(kind: str, folder: Path) -> Path:
 
         spiece = sentencepiece.SentencePieceProcessor(model_file=str(ENCODER_PATH / "spiece.model"))
         pieces = dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>", *map(spiece.id_to_piece, range(len(spiece)))])
-        (folder / "own.json").write_text(json.dumps({piece: place for place, piece in enumerate(pieces)}))
+        (folder / "own.json").write_text(json.dumps({piece: id for id, piece in enumerate(pieces)}))
         M2M100Tokenizer(str(folder / "own.json"), str(ENCODER_PATH / "spiece.model")).save_pretrained(folder)
     return folder
 

@@ -49,7 +49,7 @@ def corpus_of(config: Config, sizes: list[int]) -> Corpus:
 
 
 class Job:
-    """A job as the launcher starts it: W ranks, each with its own plan, each rank's steps dealt to worker processes.
+    """A job as the launcher starts it: W ranks, each with its own plan, each rank's steps given to worker processes.
 
     torch's DataLoader hands step after step to its workers in turn and gives them back in order; so each worker sees
     every n-th step, with whatever it has kept from the one before.

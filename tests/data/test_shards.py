@@ -122,11 +122,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown field": (_index('{"version": 2, "fields": {"x": "y"}, "shards": []}'), r"malformed .*fields names x"),
     "missing shard": (_remove("shard-000001.tar"), r"shard-000001.tar is missing.*index lists.*copy it"),
     "missing table": (_remove("shard-000001.samples.npy"), r"shard-000001.samples.npy is missing"),
-    "cut inside a member": (
+    "truncated inside a member": (
         lambda f: _cut(f, _member_start(f) + 520),
         r"shard-000001.tar .* has \d+ bytes; .* says 20480 bytes .*not a complete tar .unexpected end",
     ),
-    "cut between members": (
+    "truncated between members": (
         lambda f: _cut(f, _member_start(f)),
         r"shard-000001.tar .* has \d+ bytes; .* says 20480 bytes .*without the zeros that end a tar: it was truncated",
     ),
@@ -247,7 +247,7 @@ def test_a_shard_that_changes_or_vanishes_during_a_run_is_named(own_shards: Path
     _cut(own_shards, 700)
     with pytest.raises(DataError, match=r"sample 9 of shard shard-000001.tar .* ends after 0 of \d+ bytes"):
         reader.read(1, 9)
-    # Another whole shard in its place, of another size; the open file is still the old one.
+    # Replaced by another complete shard, of another size; the open file is still the old one.
     shutil.copy(own_shards / "shard-000003.tar", own_shards / "new")
     (own_shards / "new").replace(own_shards / "shard-000002.tar")
     with pytest.raises(DataError, match=r"shard-000002.tar .* has 10240 bytes; the index says 20480"):

@@ -1,4 +1,4 @@
-"""Token ids: what a target looks like to each kind of tokenizer, what is cut, where a text is split."""
+"""Token ids: what a target looks like to each kind of tokenizer, what is truncated, where a text is split."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _load(encoder: Path, llm: Path, **data: object):
 
 def test_byte_level_targets_begin_with_a_space(tokenizers) -> None:
     assert tokenizers.leading_space
-    # As it stands in the middle of a text, which is what the LLM has learnt to expect.
+    # As in the middle of a text, which is what the LLM has learnt to expect.
     inside = tokenizers.llm("cat two birds", add_special_tokens=False)["input_ids"]
     first = tokenizers.llm("cat", add_special_tokens=False)["input_ids"]
     assert tokenizers.labels(["two birds"])[0] == [*inside[len(first) :], tokenizers.eos_id]
@@ -63,7 +63,7 @@ def test_word_level_targets_do_not(encoder_folder: Path) -> None:
 
 def test_special_tokens_are_decided_by_the_tokenizer(tokenizers, encoder_folder: Path, tmp_path: Path) -> None:
     assert tokenizers.bos_id is None
-    assert tokenizers.pad_id == tokenizers.eos_id, "no pad token: the end token stands in"
+    assert tokenizers.pad_id == tokenizers.eos_id, "no pad token: the end token is used"
     assert tokenizers.encoder_pad_id == tokenizers.encoder.pad_token_id == 0
     with_start = _load(encoder_folder, save_byte_level(tmp_path / "bos", bos=True))
     assert with_start.bos_id == with_start.llm.convert_tokens_to_ids("<start>")
@@ -174,7 +174,7 @@ def test_what_auto_has_come_to_is_recorded_and_followed(encoder_folder: Path, tm
     said = DataConfig(bos="unless_eos", target_space="none")
     assert settled(said, opened) == said
 
-    # A run that goes on takes what was recorded; one from before the settings has none of them.
+    # A run that is resumed takes what was recorded; one from before the settings has none of them.
     assert followed(Config(), to_dict(Config(data=new))).data == new
     assert followed(Config(data=said), to_dict(Config(data=new))).data == said
     old = to_dict(Config())
@@ -220,15 +220,15 @@ def test_lengths_are_cut_and_counted_and_ends_stay(tokenizers) -> None:
     whole = tokenize_sample(SAMPLE, tokenizers, DataConfig(augment_prompt=True))
     assert whole.truncated == ()
     assert whole.source == tokenizers.source_ids(SAMPLE["source"])
-    cut = tokenize_sample(
+    short = tokenize_sample(
         SAMPLE,
         tokenizers,
         DataConfig(augment_prompt=True, max_source_tokens=3, max_prompt_tokens=2, max_target_tokens=2),
     )
-    assert cut.truncated == ("source", "prompt", "target")
-    assert cut.source == [*whole.source[:2], tokenizers.encoder.eos_token_id]
-    assert cut.prompt == whole.prompt[:2]
-    assert cut.target == [whole.target[0], tokenizers.eos_id]
+    assert short.truncated == ("source", "prompt", "target")
+    assert short.source == [*whole.source[:2], tokenizers.encoder.eos_token_id]
+    assert short.prompt == whole.prompt[:2]
+    assert short.target == [whole.target[0], tokenizers.eos_id]
 
 
 def test_prompt_is_the_samples_own_or_the_source_or_nothing(tokenizers) -> None:
@@ -251,7 +251,7 @@ def test_prefix_lm_goes_on_where_the_source_ends(tokenizers) -> None:
 
 
 def test_prefix_lm_target_has_no_space_that_its_text_has_not(tokenizers, encoder_folder: Path, tmp_path: Path) -> None:
-    """Between two letters of a script without spaces; behind a space it has one, in the same text, too."""
+    """Between two characters of a script without spaces none; after a space one, in the same text, too."""
     text, data = "猫坐在垫子上 狗在睡觉", DataConfig(objective="prefix_lm")
     found = {}
     for epoch in range(99):
