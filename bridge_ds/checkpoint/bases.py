@@ -60,7 +60,9 @@ def other_bases(
     return f"{' and '.join(other)} {is_or_are} not what {where} was trained with ({'; '.join(notes.values())})"
 
 
-def refuse_other_bases(checkpoint: Checkpoint, found: Mapping[str, str], now: ModelConfig, key: str) -> None:
+def refuse_other_bases(
+    checkpoint: Checkpoint, found: Mapping[str, str], now: ModelConfig, key: str = "run.output"
+) -> None:
     """Refuse a checkpoint that was trained with other base models.
 
     Args:

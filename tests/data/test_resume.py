@@ -157,7 +157,8 @@ def test_a_sample_keeps_its_split_when_shards_are_packed_anew(tmp_path: Path) ->
     held = []
     for name in "ab":
         data = DataConfig(shards=str(tmp_path / name), validation_percent=10)
-        corpus = open_corpus(data, 0, World(), "validation")
+        corpus = open_corpus(data, 0, World()).held_out()
+        assert corpus is not None
         rows = corpus.rows(np.arange(corpus.samples))
         held.append(sorted(str(corpus.read(rows, number)["source"]) for number in range(corpus.samples)))
     assert held[0] == held[1]
