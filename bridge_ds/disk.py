@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import uuid
@@ -13,7 +14,8 @@ from typing import IO, Any
 from bridge_ds.reading import is_macos
 
 __all__ = [
-    "atomic_folder", "atomic_write", "beside", "missing_or_empty", "move_folder", "real", "remove", "write_text",
+    "atomic_folder", "atomic_write", "beside", "file_sha256", "missing_or_empty", "move_folder", "real", "remove",
+    "write_text",
 ]  # fmt: skip
 
 
@@ -119,6 +121,12 @@ def missing_or_empty(folder: Path) -> bool:
     if not os.path.lexists(folder):
         return True
     return folder.is_dir() and all(is_macos(path.name) for path in folder.iterdir())
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -17,14 +17,14 @@ from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run
 from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
+from bridge_ds.config.names import is_embedded
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import read_ds_config, stage
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.loading.corpus import Corpus, open_corpus
-from bridge_ds.data.loading.embedded import is_embedded
 from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.plan import order_of
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
-from bridge_ds.data.sampling.plan import order_of
 from bridge_ds.data.shards.index import INDEX_NAME
 from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import real

@@ -146,6 +146,16 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     assert not KNOWN_CIRCLES - found, "a circle is gone; take it out of KNOWN_CIRCLES"
 
 
+def test_the_folders_of_data_import_one_way() -> None:
+    modules = {module_of(path) for path in FILES}
+    order = ["sampling", "text", "shards", "packing", "loading"]
+    assert set(order) == {path.parent.name for path in (PACKAGE / "data").glob("*/__init__.py")}
+    for rank, folder in enumerate(order):
+        for path in (PACKAGE / "data" / folder).glob("*.py"):
+            for name in imported_modules(path, modules):
+                assert not any(name.startswith(f"bridge_ds.data.{above}") for above in order[rank + 1 :]), (path, name)
+
+
 def test_checkpoint_and_track_do_not_know_each_other() -> None:
     for one, other in (("checkpoint", "track"), ("track", "checkpoint"), ("engine", "track")):
         for path in (PACKAGE / one).rglob("*.py"):

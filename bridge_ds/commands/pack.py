@@ -159,8 +159,8 @@ def _print_packed(index: ShardIndex, output: Path) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
+    from bridge_ds.data.packing.index_folder import index_folder
     from bridge_ds.data.packing.sources import parse_map
-    from bridge_ds.data.shards.index_folder import index_folder
 
     index, remarks = index_folder(
         options.folder,

@@ -19,7 +19,7 @@ from typing import Any
 from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
 from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
-from bridge_ds.config.names import resolve
+from bridge_ds.config.names import is_embedded, resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
@@ -192,7 +192,6 @@ def tokenizers_match(subject: Subject) -> str:
 def shards_verify(subject: Subject) -> str:
     """Every data set has an index; local shards have its sizes and, with --hashes, its sha256."""
     from bridge_ds.data.loading.corpus import locations, open_index
-    from bridge_ds.data.loading.embedded import is_embedded
     from bridge_ds.data.shards.verify import verify
 
     data, samples, shards = subject.config.data, 0, 0

@@ -18,10 +18,9 @@ from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.load import Checkpoint, newest
 from bridge_ds.compat.deepspeed import import_deepspeed
 from bridge_ds.config.load import load_run_config
-from bridge_ds.config.names import resolve
+from bridge_ds.config.names import is_embedded, resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.corpus import open_corpus
-from bridge_ds.data.loading.embedded import is_embedded
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.doctor.measurements import BASES

@@ -67,8 +67,8 @@ def agree_on_data(
     """
     micro = batches.micro if batches else []
     counts = [int(fault is not None)]
-    counts += [sum(getattr(b, of) for b in micro) for of in ("target_tokens", "source_tokens", "beside_tokens")]
-    counts += [sum(b.places for b in micro), int(stop)]
+    counts += [sum(getattr(b, of) for b in micro) for of in ("target_tokens", "source_tokens", "prompt_tokens")]
+    counts += [sum(b.positions for b in micro), int(stop)]
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
     faults, targets, sources, prompts, positions, stopping, *bad = sum_counts(counts)
     if not faults:
@@ -178,7 +178,7 @@ def train_step(
         "layer_weights_entropy": float(-(weights * weights.clamp(min=1e-30).log()).sum()),
         "skipped_steps": engine.skipped_steps,
         "skipped": engine.skipped_steps > skipped_before,
-        "cut": batches.cut,
+        "cut": batches.truncated,
     }
 
 

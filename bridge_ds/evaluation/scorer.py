@@ -90,7 +90,7 @@ class Scorer:
             ],
             [weight * tokens for weight in weights_L.tolist()],
             tokens,
-            {"texts": len(rows)} | {name: sum(name in row.cut for row in rows) for name in read},
+            {"texts": len(rows)} | {name: sum(name in row.truncated for row in rows) for name in read},
         )
 
     def _choices(
@@ -208,7 +208,7 @@ class Scorer:
         unknown = self.tokenizers.encoder.unk_token_id
         counts = []
         for example, row in zip(examples, rows, strict=True):
-            whole = self.bridge and "source" not in row.cut
+            whole = self.bridge and "source" not in row.truncated
             ids = row.source if whole else self.tokenizers.source_ids(example.source, self._tag(example.language))
             counts.append((len(ids), 0 if unknown is None else ids.count(unknown)))
         return counts

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.data.text.plain import behind
+from bridge_ds.data.text.plain import ids_after
 from bridge_ds.data.text.prompting import Context, answers, framed
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.inference.generator import Generator
@@ -70,7 +70,7 @@ class Answerer:
     def _continuation(self, context: Context, of: Continuation) -> list[int]:
         context = framed(context, self.tokenizers.frame)
         if context.begun:  # goes on in the middle of an answer
-            ids = behind(self.tokenizers.llm, context.tail[-1:], [of.text])[0] if of.text else []
+            ids = ids_after(self.tokenizers.llm, context.tail[-1:], [of.text])[0] if of.text else []
         else:
             tail = context.tail if context.is_chat else None
             found = answers(self.tokenizers, [of.text], tail, closed=False, parted=[of.parted])
@@ -78,6 +78,6 @@ class Answerer:
         return [*ids, self.tokenizers.eos_id] if of.whole and self.end_token else ids
 
     def _prefix(self, contexts: Sequence[Context], following: Sequence[int]) -> Spliced:
-        """`following`: positions to keep free behind each context."""
+        """`following`: positions to keep free after each context."""
         rows = [self.prompts.ids(context, room) for context, room in zip(contexts, following, strict=True)]
         return self.generator.prefix(self.prompts.batch(rows))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.entry import run_command
-from bridge_ds.errors import BridgeError
 
 from . import ENCODER_PATH
 from .tasks import TASKS
@@ -23,19 +22,12 @@ __all__ = ["main"]
 STEPS = {"encoder": 1500, "llm": 1000}
 SEEDS = {"encoder": 0, "llm": 0}
 CHECKED = 300
-"""Test prompts a task and language on which the finished models are measured."""
+"""Test prompts per task and language on which the finished models are measured."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, build, and return the exit status."""
     options = _parse(arguments)
-    try:
-        return _build(options)
-    except BridgeError as fault:
-        raise SystemExit(f"error: {fault}") from None
-
-
-def _build(options: argparse.Namespace) -> int:
     record_path = options.output / "record.json"
     record: dict[str, Any] = json.loads(record_path.read_text(encoding="utf-8")) if record_path.is_file() else {}
     for part, build in (("encoder", _build_encoder), ("llm", _build_llm)):
@@ -52,7 +44,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         default=ENCODER_PATH.parent,
-        help="folder to write to (default: where the shipped models lie)",
+        help="folder to write to (default: that of the shipped models)",
     )
     parser.add_argument("--only", choices=tuple(STEPS), help="make one of the two models (default: both)")
     parser.add_argument(
@@ -94,7 +86,7 @@ def _build_llm(folder: Path, steps: int, seed: int) -> dict[str, Any]:
 
 
 def _save_rounded(model: Any, folder: Path) -> Any:
-    """Save the model in bfloat16; return it in float32 as a reader of the files will get it."""
+    """Save the model in bfloat16; return it in float32, rounded as in the files."""
     import torch
 
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -1,6 +1,6 @@
-"""A chat template around the soft prompt: rendered with the user's turn between two marks, and taken apart there.
+"""A chat template around the soft prompt: rendered with the user's turn between two marks, and split there.
 
-What is between the marks goes to the encoder, the rest stays text for the LLM, to the last blank and line end.
+What is between the marks goes to the encoder; the rest stays text for the LLM, exactly as rendered.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ MARKS = ("\ufdd0", "\ufdd1")
 """Noncharacters of Unicode around the user's turn: no text holds them, and no chat template changes them."""
 _OPEN, _CLOSE = MARKS
 _BEGUN = "\ufdd5"
-"""Stands before an answer that has been begun."""
+"""Put before the beginning of an answer."""
 _DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _TODAY = datetime.date(2024, 7, 26)
-"""The date that templates get (Llama 3.2 writes it): the one that they use themselves where there is none. With
-the real one a run would change from day to day."""
+"""The date that templates get (Llama 3.2 writes it): their own default. With the real one a run would change from day
+to day."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Frame:
 
     @property
     def before_answer(self) -> str | None:
-        """What an answer follows directly; None = no template."""
+        """The text that an answer directly follows; None = no template."""
         return self.tail if self else None
 
 
@@ -108,12 +108,12 @@ def messages_of(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def mark(source: str) -> str:
-    """A user's turn for the chat template, from which :func:`take_apart` finds the soft prompt's position again."""
+    """A user's turn for the chat template, marked so that :func:`take_apart` finds the soft prompt's position."""
     return f"{_OPEN}{source}{_CLOSE}"
 
 
 def take_apart(text: str) -> tuple[str, str, str, bool]:
-    """What :func:`render` gave, as head, source, tail and whether an answer is begun in the tail.
+    """Split what :func:`render` gave into head, source, tail and whether an answer is begun in the tail.
 
     Raises:
         ValueError: the marks are not there.
@@ -135,7 +135,7 @@ def render(
     Args:
         tokenizer: the LLM's.
         history: messages with `role` and `content`.
-        answering: the assistant's turn is opened; else the last message, if it is the assistant's, is gone on with.
+        answering: open the assistant's turn; otherwise continue the last message, if it is the assistant's.
         system: system message of a chat that has none.
         options: of the template.
 
@@ -178,7 +178,7 @@ def collapse(history: Sequence[dict[str, str]], answering: bool) -> tuple[str, s
 
     There is one soft prompt, so worked examples and the question are one text, as lm_eval writes them without a chat
     template. The system text stays text: it is an instruction to the LLM, and in the LLM's own language. A question
-    without anything before it is read as it is, so that it has the ids of the same text without a chat.
+    without earlier messages stays as it is, so that it has the ids of the same text without a chat.
 
     Args:
         history: messages with `role` and `content`.
