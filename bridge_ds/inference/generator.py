@@ -140,8 +140,8 @@ class Generator:
 
         defaults = defaults or self.config()
         config = copy.deepcopy(config or GenerationConfig())
-        asked = [options.pop(name, None) or getattr(config, name) for name in ("max_new_tokens", "max_length")]
-        most = self._max_new_tokens(prefix.mask_BX.shape[1], *asked, defaults.max_new_tokens)
+        asked, length = (options.pop(name, None) or getattr(config, name) for name in ("max_new_tokens", "max_length"))
+        most = self._max_new_tokens(prefix.mask_BX.shape[1], asked, length, defaults.max_new_tokens)
         # In the order of transformers itself, which deprecates options beside a config.
         config.update(**defaults.to_dict(), defaults_only=True, allow_custom_entries=True)
         options = config.update(**options)

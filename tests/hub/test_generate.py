@@ -100,9 +100,7 @@ def test_the_loss_is_that_of_training(runs: dict[str, Path]) -> None:
         assert model.bridge.mapping.end.grad.abs().sum() > 0, "it can be trained on"
 
 
-def test_sampling_and_beams(
-    llama: tuple[BridgeForCausalLM, BridgeProcessor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sampling_and_beams(llama: tuple[BridgeForCausalLM, BridgeProcessor], monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = llama
     inputs = processor(TEXTS)
     said: list[str] = []
