@@ -37,7 +37,6 @@ def compare(
     limit: int = 0,
     batch: int = 32,
     world: World | None = None,
-    progress: bool = True,
     before_batch: Callable[[], None] | None = None,
     stores: tuple[PredictionStore, PredictionStore] | None = None,
 ) -> dict[str, Any]:
@@ -51,7 +50,6 @@ def compare(
         limit: samples a task and language; 0 = all.
         batch: samples per rank in one call.
         world: this process among the others; None = alone.
-        progress: show a bar on the main rank if standard error is a terminal.
         before_batch: called before each batch, on every rank.
         stores: of the bridge and of the LLM alone, where the main rank keeps the predictions; None = nowhere.
 
@@ -70,7 +68,7 @@ def compare(
     )
     jobs = load_jobs(tasks, languages, limit, world)
     results: dict[str, Any] = {
-        key: _score(system, jobs, batch, world, progress, before_batch, store)
+        key: _score(system, jobs, batch, world, before_batch, store)
         for key, system, store in zip(("bridge", "llm"), (bridge, llm), stores, strict=True)
         if system is not None
     }
@@ -90,7 +88,6 @@ def _score(
     jobs: Sequence[ScoringJob],
     size: int,
     world: World,
-    progress: bool,
     before_batch: Callable[[], None] | None,
     store: PredictionStore,
 ) -> SystemScores:
@@ -98,7 +95,7 @@ def _score(
     blocks = [blocks_of(number, job, size, done[number]) for number, job in enumerate(jobs)]
     left = [len(part) for part in blocks]
     found: SystemScores = {}
-    shown = progress and world.is_main and sys.stderr.isatty()
+    shown = world.is_main and sys.stderr.isatty()
     from tqdm import tqdm
 
     with tqdm(total=sum(left), desc=store.scored.name, unit="batch", disable=not shown, dynamic_ncols=True) as bar:

@@ -168,7 +168,7 @@ class PredictionStore:
                 identities=old.identities | {job.language: self._identity},
             )
             index = dataclasses.replace(self.scored, tasks=tasks)
-            text = json.dumps(index.as_json(), indent=1, ensure_ascii=False)
+            text = json.dumps(dataclasses.asdict(index), indent=1, ensure_ascii=False)
             write_text(folder / "index.json", text + "\n")
 
 

@@ -21,7 +21,7 @@ from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.errors import DataError
 from bridge_ds.inference.greedy import decode_greedily
-from bridge_ds.inference.score import ChoiceScores, score_choices
+from bridge_ds.inference.score import score_choices
 from bridge_ds.inference.stops import Answer, Decoder, StopStrings, stop_criterion
 from bridge_ds.llm.splice import Spliced
 
@@ -88,10 +88,15 @@ class Generator:
         with self._llm():
             return self.model.prefix(batch if batch.source_ids.device == device else batch.to(device))
 
-    def score(self, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]) -> ChoiceScores:
-        """See :func:`bridge_ds.inference.score.score_choices`."""
+    def score(
+        self, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]
+    ) -> tuple[list[list[float]], list[list[bool]], list[int]]:
+        """For each row: log-probabilities (nats) and greedy matches of its choices, and its likeliest first token, see
+        :func:`bridge_ds.inference.score.score_choices`."""
         with self._llm():
-            return score_choices(self.model.llm, prefix, choices, self.any_of)
+            found, counts = score_choices(self.model.llm, prefix, choices, self.any_of), list(map(len, choices))
+        scores = [part.tolist() for part in found.log_p.cpu().split(counts)]
+        return scores, [part.tolist() for part in found.greedy.cpu().split(counts)], found.first
 
     def greedy(
         self,
