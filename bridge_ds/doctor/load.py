@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,12 @@ from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.doctor.measurements import BASES
 from bridge_ds.engine.setup import quiet_transformers
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.inference.bases import Placing
 from bridge_ds.inference.load import load_model, open_run
 from bridge_ds.testbed import english_rows
+from bridge_ds.track.metrics import iter_metrics
 from bridge_ds.world import World
 
 __all__ = ["LoadedRun", "load_patient", "mapping_moved", "recorded_loss", "training_samples"]
@@ -109,11 +110,13 @@ def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Ten
 
 def recorded_loss(path: Path, step: int) -> float | None:
     """Mean training loss of the last steps up to `step`; None if metrics.jsonl is missing or has none."""
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
-    except (OSError, ValueError):
-        return None
-    losses = {line["step"]: line["loss"] for line in lines if line.get("step", step + 1) <= step and "loss" in line}
+    losses: dict[int, float] = {}
+    with contextlib.suppress(DataError):
+        losses = {
+            each["step"]: each["loss"]
+            for each in iter_metrics(path)
+            if each["step"] <= step and each.get("loss") is not None
+        }
     return fmean(losses[each] for each in sorted(losses)[-_RECORDED_STEPS:]) if losses else None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,12 @@ def _score(
     from tqdm import tqdm
 
     with tqdm(total=sum(left), desc=store.scored.name, unit="batch", disable=not shown, dynamic_ncols=True) as bar:
-        for first, last in _same_task(jobs):
-            task = jobs[first].task
-            for turn in _turns([block for part in blocks[first:last] for block in part], world):
+        for _, group in itertools.groupby(range(len(jobs)), lambda number: jobs[number].task.name):
+            numbers = list(group)
+            task = jobs[numbers[0]].task
+            ahead = [block for number in numbers for block in blocks[number]]
+            for start in range(0, len(ahead), world.size):
+                turn = ahead[start : start + world.size]  # a block for each rank; fewer in the last turn
                 if before_batch:
                     before_batch()
                 for block, answers in zip(turn, _ask(system, task, turn, world), strict=False):
@@ -112,28 +116,13 @@ def _score(
                     left[block.job] -= 1
                     if not left[block.job]:
                         _finish(store, jobs[block.job], found, world)
-            for number in range(first, last):
+            for number in numbers:
                 if not blocks[number]:  # done before
                     _finish(store, jobs[number], found, world)
     in_order: SystemScores = {}
     for job in jobs if world.is_main else ():
         in_order.setdefault(job.task.name, {})[job.language] = found[job.task.name][job.language]
     return agree(in_order, world)  # type: ignore[return-value]
-
-
-def _same_task(jobs: Sequence[ScoringJob]) -> Iterator[tuple[int, int]]:
-    """Range (first, end) of the jobs of each task, which follow one another."""
-    first = 0
-    for end in range(1, len(jobs) + 1):
-        if end == len(jobs) or jobs[end].task.name != jobs[first].task.name:
-            yield first, end
-            first = end
-
-
-def _turns(blocks: Sequence[Block], world: World) -> Iterator[list[Block]]:
-    """What the ranks do at the same time: a block each; fewer in the last turn."""
-    for start in range(0, len(blocks), world.size):
-        yield list(blocks[start : start + world.size])
 
 
 def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[Answers]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import inspect
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from bridge_ds.hub.config import BridgeConfig, from_run
 from bridge_ds.hub.folder import CARD, CONFIG, GENERATION, find_file, read_config, read_json, tensor_files
 from bridge_ds.inference.load import open_run
 from bridge_ds.metrics import current_names
+from bridge_ds.track.metrics import iter_metrics
 
 __all__ = ["HUB_OPTIONS", "BridgeSource", "check_bases", "hub_options", "open_source"]
 
@@ -201,13 +202,10 @@ def _facts(run: Path, config: Config, checkpoint: Checkpoint) -> CardFacts:
 def _layer_weights(metrics: Path, step: int) -> list[float]:
     """Mean layer weights of the last training step up to `step`; empty if none were logged."""
     found: list[float] = []
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
-        try:
-            values = json.loads(line)
-            if values["step"] <= step and values.get("layer_weights"):
-                found = values["layer_weights"]
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a kill has torn
+    with contextlib.suppress(DataError):
+        for record in iter_metrics(metrics):
+            if record["step"] <= step:
+                found = record.get("layer_weights") or found
     return found
 
 
