@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__init__", "errors", "metrics", "reading", "shipped"},
     {"disk", "fusion", "mapping", "world"},
-    {"log", "compat"},
+    {"log", "compat", "partial"},
     {"entry"},
     {"config"},
     {"testbed"},

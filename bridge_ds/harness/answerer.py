@@ -47,9 +47,8 @@ class Answerer:
             for context, of in zip(contexts, continuations, strict=True)
         ]
         prefix = self._prefix(contexts, [max(map(len, own), default=0) for own in ids])
-        found = self.generator.score(prefix, ids)
-        scores = iter(zip(found.log_p.tolist(), found.greedy.tolist(), strict=True))
-        return [[next(scores) for _ in own] for own in ids]
+        scores, greedy, _ = self.generator.score(prefix, ids)
+        return [list(zip(*own, strict=True)) for own in zip(scores, greedy, strict=True)]
 
     @torch.no_grad()
     def write(

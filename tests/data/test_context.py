@@ -16,7 +16,7 @@ from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.chat import Frame, frame_of, render
 from bridge_ds.data.text.prompting import Context, answers, context_ids, framed, parse
 from bridge_ds.data.text.truncate import Limits, fit, side_of, truncated
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, DataError
 from tests.convert import readable
 from tests.data.conftest import save_byte_level
 from tests.samples import tokenize_sample
@@ -143,6 +143,11 @@ def test_a_template_that_leaves_the_users_turn_out_is_told(chatty: Tokenizers, t
     llm = AutoTokenizer.from_pretrained(save_byte_level(tmp_path))
     llm.chat_template = "hello"
     with pytest.raises(ConfigError, match="leaves the user's turn out"):
+        frame_of(llm, True, "")
+    llm.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(DataError, match=r"does not take this chat \(TemplateError: never\)"):
+        render(llm, [{"role": "user", "content": "a"}], system="be brief")
+    with pytest.raises(ConfigError, match=r"data.chat_template is true .* cannot render a chat"):
         frame_of(llm, True, "")
 
 

@@ -5,6 +5,7 @@ What is between the marks goes to the encoder; the rest stays text for the LLM, 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ def frame_of(tokenizer: Any, chat_template: bool, system: str) -> Frame:
     try:
         text = render(tokenizer, [{"role": "user", "content": "a"}], system=system)
         head, _, tail, _ = take_apart(text)
-    except ValueError as error:
+    except (ValueError, DataError) as error:
         raise ConfigError(
             f"data.chat_template is true and the tokenizer of the LLM cannot render a chat "
             f"({' '.join(str(error).split())[:120]}); expected a chat template; set data.chat_template=false, or "
@@ -141,8 +142,9 @@ def render(
 
     Raises:
         ValueError: the tokenizer has no chat template.
+        DataError: the template refuses the chat, or has an error.
     """
-    import jinja2
+    from jinja2.exceptions import TemplateError
 
     own, source, answer = collapse(history, answering=not answering)
     system = guarded(tokenizer, own or system)
@@ -165,12 +167,18 @@ def render(
             )
         )
 
-    if not system:
-        return fill(turns)
     try:
-        return fill([{"role": "system", "content": system}, *turns])
-    except jinja2.exceptions.TemplateError:  # some templates know no system role
-        return fill([{"role": "user", "content": f"{system}\n\n{turns[0]['content']}"}, *turns[1:]])
+        if system:
+            with contextlib.suppress(TemplateError):  # some templates know no system role
+                return fill([{"role": "system", "content": system}, *turns])
+            turns[0]["content"] = f"{system}\n\n{turns[0]['content']}"
+        return fill(turns)
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template of the LLM does not take this chat ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); expected one that it takes; change the messages or the options "
+            "of the template, or give plain text."
+        ) from None
 
 
 def collapse(history: Sequence[dict[str, str]], answering: bool) -> tuple[str, str, str]:
