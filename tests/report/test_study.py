@@ -82,8 +82,8 @@ def _llm_lacks(root: Path) -> None:
 
 
 CASES: list[tuple[Callable[[Path], None], str]] = [
-    (_no_predictions, "last_layer-1 holds no predictions; expected .* python -m bridge_ds.evaluation --run "),
-    (_missing_language, "was not scored on xnli in sw, .* score it with python -m bridge_ds.evaluation --run "),
+    (_no_predictions, "last_layer-1 holds no predictions; expected .* bridge-ds evaluate --run "),
+    (_missing_language, "was not scored on xnli in sw, .* score it with bridge-ds evaluate --run "),
     (_further_task, "was not scored on belebele, "),
     (_other_samples, "share 11 of 12 and 12 samples of xnli in sw; expected the same samples; "),
     (_fewer_samples, "sw.jsonl has 11 predictions; expected 12; score the run again"),
