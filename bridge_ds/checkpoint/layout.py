@@ -15,7 +15,6 @@ Nothing in it depends on the world size, nothing is pickled, nothing frozen is i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint.manifest import fault_in_manifest, manifest_sha256
+from bridge_ds.disk import file_sha256
 from bridge_ds.errors import CheckpointError
 
 __all__ = [
@@ -110,7 +110,7 @@ def check(folder: Path) -> dict[str, Any]:
 
 def entry_of(path: Path) -> dict[str, Any]:
     """What is recorded of a file."""
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def check_file(path: Path, expected: dict[str, Any]) -> None:
@@ -120,10 +120,5 @@ def check_file(path: Path, expected: dict[str, Any]) -> None:
     size = path.stat().st_size
     if size != expected["bytes"]:
         raise CheckpointError(f"{path} has {size} bytes; expected {expected['bytes']}.")
-    if _sha256(path) != expected["sha256"]:
+    if file_sha256(path) != expected["sha256"]:
         raise CheckpointError(f"{path} has another sha256 than its manifest says; the file was changed or damaged.")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -36,8 +36,7 @@ from bridge_ds.data.packing.write import (
     write_shards,
 )
 from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
-from bridge_ds.data.shards.scan import file_sha256
-from bridge_ds.disk import move_folder, real, write_text
+from bridge_ds.disk import file_sha256, move_folder, real, write_text
 from bridge_ds.errors import DataError
 
 __all__ = ["PackOptions", "pack_parts"]

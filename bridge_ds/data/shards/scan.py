@@ -6,7 +6,6 @@ says nothing. Here what follows the last member must be the zero blocks that end
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tarfile
 import zlib
@@ -19,9 +18,10 @@ import numpy as np
 
 from bridge_ds.data.shards.samples import BadSample, is_left_out, join_members, parse, split_name
 from bridge_ds.data.shards.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets, sample_id
+from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 
-__all__ = ["Scan", "diagnose", "file_sha256", "scan_shard"]
+__all__ = ["Scan", "diagnose", "scan_shard"]
 
 _BLOCK = 512
 _READ = ("json", "txt")
@@ -95,12 +95,6 @@ def diagnose(path: Path) -> str:
     except DataError as error:
         return f" ({str(error).rstrip('.')})"
     return ""
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _samples(shard: str, tar: tarfile.TarFile, skip: Sequence[str], counts: dict[str, int]) -> Iterator[_Sample]:

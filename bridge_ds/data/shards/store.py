@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.data.shards.scan import diagnose, file_sha256
+from bridge_ds.data.shards.scan import diagnose
+from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 
 __all__ = ["GIB", "SCHEMES", "Folder", "NodeCache", "ShardStore", "is_remote", "open_store"]

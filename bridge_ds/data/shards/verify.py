@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bridge_ds.data.shards.index import ShardIndex
-from bridge_ds.data.shards.scan import file_sha256
+from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 
 __all__ = ["verify", "verify_shard"]
