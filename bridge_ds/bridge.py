@@ -1,6 +1,6 @@
 """The complete model: encoder -> fusion -> mapping -> splice -> LLM -> loss.
 
-Letters: B batch, S encoder tokens, P prompt tokens, T target tokens, X spliced length, H LLM width, C labels.
+Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens, X spliced length, H LLM width, C labels.
 """
 
 from __future__ import annotations

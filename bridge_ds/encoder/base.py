@@ -1,6 +1,6 @@
 """Base of the frozen and the trained encoder: token ids in, the states of all layers out.
 
-Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
+Dimensions: B batch, L encoder layers, S encoder tokens, D encoder width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The frozen multilingual encoder, and loading of an encoder of either kind.
 
-Letters: L encoder layers, B batch, S encoder tokens, D encoder width.
+Dimensions: L encoder layers, B batch, S encoder tokens, D encoder width.
 """
 
 from __future__ import annotations

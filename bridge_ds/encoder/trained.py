@@ -1,6 +1,6 @@
 """The encoder where it is trained along with the bridge (LangBridge, arXiv 2401.10695).
 
-Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
+Dimensions: B batch, L encoder layers, S encoder tokens, D encoder width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Base of the fusions: L layers of encoder states in, one out. The layer weights are kept for logs.
 
-Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
+Dimensions: B batch, L encoder layers, S encoder tokens, D encoder width.
 """
 
 from __future__ import annotations

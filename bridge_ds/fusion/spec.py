@@ -1,6 +1,6 @@
 """Facts about a fusion (options, parameters, memory), for config, planner and docs. Imports no torch.
 
-Letters: L encoder layers, D encoder width.
+Dimensions: L encoder layers, D encoder width.
 """
 
 from __future__ import annotations

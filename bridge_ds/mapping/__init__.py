@@ -1,7 +1,7 @@
 """From encoder width to LLM width. A new mapping is one entry in MAPPINGS, and a class or function that builds it.
 Imports no torch.
 
-Letters: D encoder width, H LLM width, N soft tokens.
+Dimensions: D encoder width, H LLM width, N soft tokens.
 """
 
 from __future__ import annotations

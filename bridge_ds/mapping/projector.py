@@ -1,6 +1,6 @@
 """From the encoder's width D into the LLM's embedding space of width H, with the learned end vector.
 
-Letters: B batch, S encoder tokens, N soft tokens, D encoder width, H LLM width.
+Dimensions: B batch, S encoder tokens, N soft tokens, D encoder width, H LLM width.
 """
 
 from __future__ import annotations

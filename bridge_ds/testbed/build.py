@@ -1,4 +1,4 @@
-"""Make the testbed's two models from nothing: ``python -m bridge_ds.testbed.build``.
+"""Train the testbed's two models from scratch: ``python -m bridge_ds.testbed.build``.
 
 Writes ``encoder/``, ``llm/`` and ``record.json`` (how they were made, and what was measured) to the output folder.
 """
@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.entry import run_command
-from bridge_ds.errors import BridgeError
+from bridge_ds.errors import EXIT_USER_ERROR, BridgeError
 
 from . import ENCODER_PATH
 from .tasks import TASKS
@@ -32,7 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _build(options)
     except BridgeError as fault:
-        raise SystemExit(f"error: {fault}") from None
+        print(f"error: {fault}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def _build(options: argparse.Namespace) -> int:

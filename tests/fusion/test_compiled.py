@@ -85,7 +85,7 @@ def test_the_audit_sees(fault: str, wrong: str, tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, "tools/bench")
 import audit_kernels, torch, triton.language as tl
-from bridge_ds.fusion.kernels import triton_primitives as ops
+from bridge_ds.fusion.kernels import triton_primitives
 {fault}
 rows = audit_kernels.compiled("sm90", "xl", 1, torch.bfloat16, attention_only=True)
 print([row.wrong for row in rows])

@@ -1,6 +1,6 @@
 """Choice of the backend, and the three operations of the fusions on each.
 
-Letters: B batch, S encoder tokens, L layers, D width.
+Dimensions: B batch, S encoder tokens, L layers, D width.
 """
 
 from __future__ import annotations

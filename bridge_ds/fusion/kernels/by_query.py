@@ -3,7 +3,7 @@
 The attention of Transformer Softmax (:mod:`.by_token`) without the query's own position (its score is minus
 infinity here); the pooled states are the result. Forward and backward read the states once each.
 
-Letters: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
+Dimensions: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
 attention, D width.
 """
 

@@ -12,7 +12,7 @@ the first chunk computed). It keeps parameters as the leaves themselves, never a
 storage is released after its module's forward, and the leaf (not the view) holds the gathered one again when backward
 comes.
 
-Letters: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
+Dimensions: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
 attention (0 is the query's own vector c), D width, H heads, F hidden width of the MLP.
 """
 

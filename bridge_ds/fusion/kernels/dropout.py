@@ -6,7 +6,7 @@ one, which takes as long as a pass over the states. A GPU kernel computes an ele
 stores none. 64 bits serve four elements, 16 bits each; the probability is rounded to a multiple of
 2**-16.
 
-Letters: M tokens, m of a chunk, P positions of the attention, D width, H heads, F hidden width of the MLP.
+Dimensions: M tokens, m of a chunk, P positions of the attention, D width, H heads, F hidden width of the MLP.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ It works on one chunk of tokens. The pooled states and the inputs of the two nor
 value and the hidden units (2 matrix products besides 12) unless they were kept too. So 3 D elements are kept per token
 instead of about 6 D + 2 F.
 
-Letters: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden width of the MLP.
+Dimensions: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden width of the MLP.
 """
 
 from __future__ import annotations

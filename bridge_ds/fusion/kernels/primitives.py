@@ -1,6 +1,6 @@
 """The operations of a backend, and the settings that forward and backward of one call share.
 
-Letters: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
+Dimensions: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
 """
 
 from __future__ import annotations

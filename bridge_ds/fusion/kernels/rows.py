@@ -1,6 +1,6 @@
 """Which rows of the states hold tokens. Padding is never read: neither computed on nor masked afterwards.
 
-Letters: B batch, S encoder tokens, N = B x S rows, M rows that hold a token, L layers, D width.
+Dimensions: B batch, S encoder tokens, N = B x S rows, M rows that hold a token, L layers, D width.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ the host that the host would wait for. (As arguments of every kernel they would 
 80 KB of instructions at 24 layers, and too many registers.) Heads are the fastest axis of the grid, so that the
 programs of one token run together and find its states in the device's cache.
 
-Letters: m tokens of a call, L layers, P = L + 1 positions of the attention (0 is the query's own), D width, H heads.
+Dimensions: m tokens of a call, L layers, P = L + 1 positions of the attention (0 is the query's own), D width, H heads.
 """
 
 # mypy: disable-error-code="no-untyped-def"
