@@ -4,8 +4,8 @@ A perceiver resampler (Flamingo, arXiv 2204.14198): learned vectors attend to th
 layer. Norms and residuals are those of LangBridge's public code (langbridge/alignment_modules.py): a norm before the
 attention, none before the MLP.
 
-Dimensions: B batch, S encoder tokens, N latents, K = S + N keys, D encoder width, H LLM width, A attention heads, E width
-of one.
+Dimensions: B batch, S encoder tokens, N latents, K = S + N keys, D encoder width, H LLM width, A attention heads, E
+width of one.
 """
 
 from __future__ import annotations
