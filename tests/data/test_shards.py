@@ -127,15 +127,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer version": (_index('{"version": 3}'), r"has version 3;.*version 2"),
     "no sample": (_index('{"version": 2, "fields": {}, "shards": []}'), r"lists no sample"),
     "unknown field": (_index('{"version": 2, "fields": {"x": "y"}, "shards": []}'), r"malformed .*fields names x"),
-    "missing shard": (_remove("shard-000001.tar"), r"shard-000001.tar is missing.*index promises.*copy it"),
+    "missing shard": (_remove("shard-000001.tar"), r"shard-000001.tar is missing.*index says.*copy it"),
     "missing table": (_remove("shard-000001.samples.npy"), r"shard-000001.samples.npy is missing"),
     "cut inside a member": (
         lambda f: _cut(f, _member_start(f) + 520),
-        r"shard-000001.tar .* has \d+ bytes; .* promises 20480 bytes .*not a complete tar .unexpected end",
+        r"shard-000001.tar .* has \d+ bytes; .* says 20480 bytes .*not a complete tar .unexpected end",
     ),
     "cut between members": (
         lambda f: _cut(f, _member_start(f)),
-        r"shard-000001.tar .* has \d+ bytes; .* promises 20480 bytes .*without the zeros that end a tar: it was cut",
+        r"shard-000001.tar .* has \d+ bytes; .* says 20480 bytes .*without the zeros that end a tar: it was cut",
     ),
     "grown": (lambda f: _cut(f, 30720), r"has 30720 bytes"),
 }

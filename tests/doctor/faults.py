@@ -108,7 +108,7 @@ def swapped_tokenizer(which: str) -> Callable[[Path], None]:
 
 
 def cut_targets(run: Path) -> None:
-    configure(run, "data", max_target_tokens=1)
+    configure(run, "data", max_target_tokens=2)
 
 
 def random_weights(which: str) -> Callable[[Path], None]:

@@ -88,7 +88,7 @@ def test_bfloat16_is_for_products_only(folders: dict[str, Path]) -> None:
 def test_gradients_reach_the_encoder_through_every_fusion_and_path(folders: dict[str, Path], fusion: str) -> None:
     encoder = load(folders["mt5"])
     found = {}
-    for path in PATHS if "backend" in FUSIONS[fusion].OPTIONS else [""]:
+    for path in PATHS if "backend" in FUSIONS[fusion].options else [""]:
         torch.manual_seed(2)
         options = {"backend": path} if path else {}
         options |= {"dropout": 0.0, "feedforward": 16} if fusion == "transformer_softmax" else {}

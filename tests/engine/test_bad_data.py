@@ -46,7 +46,7 @@ def _append(name: str, kind: bytes = tarfile.REGTYPE) -> Callable[[Path], None]:
 
 
 CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "truncated": (_truncate, ["shard-000001.tar", "index promises", "it was cut"]),
+    "truncated": (_truncate, ["shard-000001.tar", "index says", "it was cut"]),
     "missing": (lambda f: (f / "shard-000001.tar").unlink(), ["shard-000001.tar is missing"]),
     "version": (lambda f: (f / "index.json").write_text('{"version": 1}'), ["version 1", "bridge-ds pack index DIR"]),
     "pickle": (_append("x.pkl"), ["shard-000001.tar", "'x.pkl', a pickle"]),

@@ -254,7 +254,7 @@ REASONS = {
     "a damaged key in a manifest without a hash": Reason(
         "or its manifest is damaged", make=of_an_older_version_with_an_unknown_key
     ),
-    "end ids": Reason("base llm_end_ids '1'; this run has '1,262'", make=other_end_ids),
+    "end ids": Reason("the set of end ids of the LLM", make=other_end_ids),
     "dtype": Reason("model.dtype", {"model.dtype": "bfloat16"}),
     "no shards": Reason("nowhere", {"data.shards": "nowhere"}, new=True),
     "other shards": Reason("shards_sha256", make=other_shards),
@@ -262,9 +262,9 @@ REASONS = {
     "damaged index": Reason("index.json", make=torn_index, new=True),
     "damaged shards": Reason("checksum", {"run.resume": "auto"}, make=torn_shard, new=True),
     "no model": Reason("nowhere", {"model.llm": "./nowhere"}, new=True),
-    "other LLM": Reason("base llm", make=other_model("llm", num_hidden_layers=3)),
-    "other encoder": Reason("base encoder", make=other_model("encoder", vocab=400)),
-    "other tokenizer": Reason("base llm", make=other_tokenizer),
+    "other LLM": Reason("error: the LLM '", make=other_model("llm", num_hidden_layers=3)),
+    "other encoder": Reason("error: the encoder '", make=other_model("encoder", vocab=400)),
+    "other tokenizer": Reason("the tokenizer of the LLM", make=other_tokenizer),
     "vocabulary": Reason("100 embedding rows", make=other_model("encoder", vocab=100), new=True),
     "linked record": Reason("allow_changes", make=dangling_config),
 }

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.fusion.kernels.backends import primitives
+from bridge_ds.fusion.kernels import primitives
 from bridge_ds.fusion.kernels.dropout import Masks, draw, make_masks
 from tests.fusion.cases import Case, check, compute
 

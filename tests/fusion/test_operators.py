@@ -12,8 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.fusion.kernels import torch_primitives
-from bridge_ds.fusion.kernels.backends import primitives
+from bridge_ds.fusion.kernels import primitives, torch_primitives
 from bridge_ds.fusion.kernels.rows import real_rows
 
 LIMITS = {"torch": 600, "triton": 120}
