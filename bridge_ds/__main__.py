@@ -14,21 +14,21 @@ from bridge_ds.errors import EXIT_USER_ERROR
 __all__ = ["COMMANDS", "main", "start"]
 
 COMMANDS = {
-    "train": ("bridge_ds.commands.train", "train a bridge; with nothing said, the embedded testbed"),
+    "train": ("bridge_ds.commands.train", "train a bridge (default: on the embedded testbed)"),
     "pack": ("bridge_ds.commands.pack", "write samples as webdataset shards; index or verify a folder of shards"),
-    "evaluate": ("bridge_ds.evaluation.__main__", "score a run on its tasks, or on others"),
-    "report": ("bridge_ds.report.__main__", "compare scored runs: a page with plots and significance tests"),
-    "generate": ("bridge_ds.generate.__main__", "answer a text, a file of texts, or lines as they are typed"),
-    "serve": ("bridge_ds.serve.__main__", "answer over HTTP, with the paths of OpenAI's API"),
-    "harness": ("bridge_ds.harness.__main__", "lm-evaluation-harness with the model bridge_ds"),
+    "evaluate": ("bridge_ds.evaluation.__main__", "score a run, and the LLM alone, on benchmarks"),
+    "report": ("bridge_ds.report.__main__", "compare evaluated runs: an HTML page with plots and significance tests"),
+    "generate": ("bridge_ds.generate.__main__", "answer one text, a file of texts, or lines from the terminal"),
+    "serve": ("bridge_ds.serve.__main__", "answer requests over HTTP (OpenAI-compatible API)"),
+    "harness": ("bridge_ds.harness.__main__", "run lm-evaluation-harness with the model bridge_ds"),
     "doctor": ("bridge_ds.commands.doctor", "find out why a run answers badly, and what to try"),
     "convert": ("bridge_ds.commands.convert", "turn a LangBridge, MindMerger or paper checkpoint into a run"),
     "export": ("bridge_ds.commands.export", "write bridge, base models and tokenizers into one folder"),
-    "plan": ("bridge_ds.commands.plan", "memory and time of a run on a cluster, before asking for nodes"),
+    "plan": ("bridge_ds.commands.plan", "estimate memory and time of a run on a cluster"),
     "preflight": ("bridge_ds.commands.preflight", "check a run's config, models, data and disk, before it starts"),
-    "probe": ("bridge_ds.commands.probe", "what this machine and installation can do"),
+    "probe": ("bridge_ds.commands.probe", "print versions, devices and extras of this machine"),
     "slurm": ("bridge_ds.commands.slurm", "copy the Slurm launchers into a folder"),
-    "sync": ("bridge_ds.track.sync", "send to MLflow what a run could not send"),
+    "sync": ("bridge_ds.track.sync", "send to MLflow (or other trackers) what a run could not send"),
 }
 """Name -> module, whose `main` takes the arguments and returns the exit status; and what it does."""
 

@@ -1,6 +1,6 @@
-"""The whole model, the one module that sees every stage: encoder -> fusion -> mapping -> splice -> LLM -> loss.
+"""The complete model: encoder -> fusion -> mapping -> splice -> LLM -> loss.
 
-Letters: B batch, S encoder tokens, P prompt tokens, T target tokens, X spliced length, H LLM width, C labels.
+Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens, X spliced length, H LLM width, C labels.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Ids: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Token ids and mask, both [B, K]."""
 
 TRAINABLE = ("fusion.", "mapping.")
-"""Prefixes of the parameters that are trained always, the bridge's."""
+"""Prefixes of the parameters that are always trained, those of the bridge."""
 
 
 class BridgeModel(nn.Module):
-    """Two base models, frozen unless the run trains one, or updates of the LLM, and the bridge between them."""
+    """Both base models, frozen unless the run trains one (or LoRA's updates), and the bridge between them."""
 
     def __init__(self, encoder: Encoder, fusion: nn.Module, mapping: Projector, llm: LLM, bos: int | None) -> None:
         """Args:
-        bos: token id that opens the LLM's input, or none where the LLM has none.
+        bos: first token id of the LLM's input; None = no BOS.
         """
         super().__init__()
         self.encoder = encoder
@@ -48,11 +48,11 @@ class BridgeModel(nn.Module):
         self.llm = llm
         self.bos = bos
         self.apart = False
-        """The encoder takes its input on another device than the LLM (by a device map)."""
+        """Whether encoder and LLM take their inputs on different devices (device map)."""
 
     @property
     def device(self) -> torch.device:
-        """Where the input goes, encoder ids too: where the LLM takes its own. Not for models sharded by ZeRO-3."""
+        """Device of all ids, that of the LLM's input. Not for models sharded by ZeRO-3."""
         return input_device(self.llm.model)
 
     def is_trained(self, name: str) -> bool:
@@ -63,10 +63,10 @@ class BridgeModel(nn.Module):
     def forward(self, batch: Batch, states: States | None = None, counted: bool = False) -> torch.Tensor:
         """Sum of -log p over the batch's target tokens, in nats, a float32 scalar.
 
-        A batch that has its layout is computed without a host-device synchronization (tests/test_host_waits.py).
+        If the batch has a layout, the host never waits for the GPU (tests/test_host_waits.py).
 
         Args:
-            states: of the batch's sources, if the encoder has run on them already (`train.encode_once`).
+            states: of the batch's sources, if the encoder has run already (`train.encode_once`).
             counted: return float32 [2], the sum and the number of target tokens that were the argmax.
         """
         layout = self._layout(batch)
@@ -78,7 +78,7 @@ class BridgeModel(nn.Module):
         return torch.stack([nll, (logits_NV.argmax(-1) == layout.labels).sum().float()]) if counted else nll
 
     def spliced(self, batch: Batch, side: str = "right") -> Spliced:
-        """The LLM's whole input, [head | soft, end | prompt | target], with labels on the targets.
+        """The LLM's complete input, [head | soft, end | prompt | target], with labels on the targets.
 
         Args:
             batch: head, source, prompt and target may have no columns. A row without encoder tokens has no soft
@@ -89,19 +89,19 @@ class BridgeModel(nn.Module):
         return splice(self._segments(batch), side, order)
 
     def prefix(self, batch: Batch) -> Spliced:
-        """All that comes before the answer, left-padded: :meth:`spliced` without the targets."""
+        """The input before the answer, left-padded: :meth:`spliced` without the targets."""
         none = batch.target_ids[:, :0]
         return self.spliced(replace(batch, target_ids=none, target_mask=none, layout=None), side="left")
 
     def soft(self, batch: Batch, states: States | None = None) -> Segment:
-        """The soft prompt: one vector for each encoder token, or as many as the mapping makes, and the end vector.
-        Masked out in rows without an encoder token."""
+        """The soft prompt: one vector per encoder token (or `mapping.fixed_length`), and the end vector. Rows without
+        encoder tokens are masked out."""
         device = batch.source_ids.device
         batch = self.at_encoder(batch)
         has_B = None
         if batch.layout is None:  # else every row has a source
             has_B, seen_BS = batch.source_mask.any(1), batch.source_mask.clone()
-            seen_BS[~has_B, 0] = 1  # an encoder may make NaN of a row of padding
+            seen_BS[~has_B, 0] = 1  # an encoder may return NaN for a row of padding
             batch = replace(batch, source_mask=seen_BS)
         if states is None:
             states = self.encode(batch)
@@ -112,8 +112,8 @@ class BridgeModel(nn.Module):
         return Segment(soft_BSH.to(device), mask_BS.to(device))
 
     def at_encoder(self, batch: Batch) -> Batch:
-        """The batch where the encoder takes it. Its states, fusion and mapping are there too; the soft prompt comes
-        back to the ids' device, where the LLM takes it."""
+        """The batch on the encoder's device. States, fusion and mapping are there too; :meth:`soft` moves the soft
+        prompt back to the device of the LLM's input."""
         if not self.apart:
             return batch
         home = input_device(self.encoder.model)
@@ -124,12 +124,12 @@ class BridgeModel(nn.Module):
         return self.encoder(*self.encoder_input(batch))
 
     def encoder_input(self, batch: Batch) -> Input:
-        """What the encoder takes of the batch."""
+        """Arguments of the encoder, from the batch."""
         rows = _source_rows(batch)
         return batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None
 
     def head(self, batch: Batch) -> Ids:
-        """LLM ids before the soft prompt: those of the batch, else BOS, where the LLM has one."""
+        """LLM ids before the soft prompt: those of the batch, else BOS if the LLM has one."""
         if batch.head_ids is not None and batch.head_mask is not None:
             return batch.head_ids, batch.head_mask
         rows = batch.source_ids.shape[0]
@@ -163,7 +163,7 @@ class BridgeModel(nn.Module):
 
 
 def _source_rows(batch: Batch) -> Rows | None:
-    """The encoder's real tokens, where the batch has its layout."""
+    """Rows of the encoder's tokens that are no padding, if the batch has a layout."""
     if batch.layout is None:
         return None
     index_M, total = batch.layout.source_rows, batch.source_mask.numel()
@@ -171,7 +171,7 @@ def _source_rows(batch: Batch) -> Rows | None:
 
 
 def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) -> BridgeModel:
-    """Make fusion and mapping in float32 (they are their own masters) from `run.seed`, the same on every rank.
+    """Make fusion and mapping in float32 (without separate masters) from `run.seed`, the same on every rank.
 
     Raises:
         ConfigError: fusion.heads does not divide the encoder's width.

@@ -42,7 +42,7 @@ examples:
   bridge-ds train --recipe my.yaml -- --hostfile hosts
       what follows -- are options of DeepSpeed's launcher
   bridge-ds train --dry-run --set train.lr=1e-3
-      resolve and check everything, print it, train nothing
+      resolve and check the config, print it, train nothing
 
 From a checkout, and with another launcher:
   deepspeed bridge_ds/train.py --ds_config zero3.json

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all; a symlink stays, what it leads to is replaced."""
+"""Atomic writes of files and folders: complete or not at all. A symlink is kept, and its target is replaced."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ __all__ = [
 
 
 def real(path: str | Path) -> Path:
-    """Where the name leads: absolute, symlinks followed; it need not exist.
+    """The absolute path, symlinks resolved; it need not exist.
 
-    A rename must go to this name: a rename to the link's own name would replace the link, and the target, on the disk
-    that the user chose, would stay as it was.
+    Rename to this path: a rename to a link's own path would replace the link, and leave its target, on the disk that
+    the user chose, as it was.
     """
     return Path(os.path.realpath(path))
 
 
 def beside(path: Path, ending: str) -> Path:
-    """A hidden name in the folder of `path` (a :func:`real` one), for what is renamed to it."""
+    """A hidden name in the folder of `path` (a :func:`real` one), for a file or folder that will be renamed to it."""
     return path.with_name(f".{path.name}.{ending}")
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "w", fsync: bool = True) -> Iterator[IO[Any]]:
-    """A file that replaces `path` when the block ends; after an error the old one is there as it was.
+    """A file that replaces `path` when the block ends; after an error the old file is unchanged.
 
     Args:
         path: its folder must exist.
@@ -61,7 +61,7 @@ def atomic_write(path: Path, mode: str = "w", fsync: bool = True) -> Iterator[IO
 
 
 def write_text(path: Path, text: str, fsync: bool = True) -> None:
-    """Replace a whole file, see :func:`atomic_write`."""
+    """Replace the content of a file, see :func:`atomic_write`."""
     with atomic_write(path, fsync=fsync) as file:
         file.write(text)
 
@@ -72,8 +72,8 @@ def atomic_folder(path: Path, ending: str = "tmp", replace: bool = False, fsync:
 
     Args:
         path: folders above it are made.
-        ending: of the hidden name under which it is written; what an earlier start left there is removed.
-        replace: whether a folder that is there may hold something; it is removed then.
+        ending: of the hidden name under which it is written; leftovers of an earlier start are removed.
+        replace: whether an existing folder may hold files; it is then replaced.
         fsync: flush its files (not those of subfolders) and both folders to disk.
 
     Raises:
@@ -108,7 +108,7 @@ def move_folder(folder: Path, path: Path, replace: bool = False) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, a file, or a link to one (not what it leads to). Raises OSError."""
+    """Remove a folder, a file, or a link to one (not its target). Raises OSError."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -116,7 +116,7 @@ def remove(path: Path) -> None:
 
 
 def missing_or_empty(folder: Path) -> bool:
-    """Whether a new folder can be put there: nothing, an empty folder (but for files of macOS), or a link to these."""
+    """Whether `folder` is absent, empty (except for files of macOS), or a link to such a folder."""
     folder = real(folder)
     if not os.path.lexists(folder):
         return True
@@ -124,7 +124,7 @@ def missing_or_empty(folder: Path) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file. Raises OSError."""
+    """Hex sha256 of a file. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -40,7 +40,7 @@ class ConfigError(BridgeError):
 
 
 class DataError(BridgeError):
-    """A shard, an index or a sample is missing, damaged, or not what its index says."""
+    """A shard, an index or a sample is missing, damaged, or differs from its index."""
 
 
 class CheckpointError(BridgeError):
@@ -62,8 +62,8 @@ class Preempted(Exception):
 def last_words(text: str, status: int) -> None:
     """Write the exit status and the final message of a run to the file BRIDGE_DS_LAST_WORDS, if that is set.
 
-    The job script reads it: the launcher ends the other ranks by signals, so its own exit status hides ours, and its
-    lines about them are the last of the job's log.
+    The job script reads it: the launcher ends the other ranks by signals, so its own exit status is not ours, and its
+    lines about them come last in the job's log.
     """
     if os.environ.get("BRIDGE_DS_LAST_WORDS"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Where the messages of a command go: plain lines on stderr, from rank 0; warnings and errors from every rank."""
+"""Messages of a command: plain lines on stderr, from rank 0; warnings and errors from every rank."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def setup_logging(rank: int | None = None) -> None:
 
 
 class _Formatter(logging.Formatter):
-    """The message, with `warning:` or `error:` in front of what is more than information."""
+    """The message, with `warning:` or `error:` in front of warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -46,7 +46,7 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(logging.Handler):
-    """Writes to the `sys.stderr` of the moment, above the progress bars that are open."""
+    """Writes to the current `sys.stderr`, above open progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -27,7 +27,7 @@ def decoded(raw: bytes) -> str:
     """Decode UTF-8, without a byte-order mark; line ends stay as they are.
 
     Raises:
-        NotText: other bytes, or UTF-16 (recognized by its mark, or by zero bytes).
+        NotText: other bytes, or UTF-16 (recognized by its byte-order mark, or by zero bytes).
     """
     if raw.startswith(_WIDE) or b"\0" in raw[:4]:
         raise NotText("is UTF-16 or UTF-32; expected UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")

@@ -1,4 +1,4 @@
-"""One run from start to end: the wiring of all stages, in the order in which they start."""
+"""One training run from start to end: connects all stages, in the order in which they start."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ CALIBRATION_ROWS = 16
 
 
 class Run:
-    """Holds what the stages share. Every method is called on every rank."""
+    """State that the stages share. Every method is called on every rank."""
 
     def __init__(self, config: Config, ds_values: dict[str, Any], world: World, stop: StopRequest) -> None:
         self.config, self.ds_values, self.world, self.stop = config, ds_values, world, stop
-        self.place = RunFolder(config.run.output)
-        self.folder = self.place.path
+        self.run_folder = RunFolder(config.run.output)
+        self.folder = self.run_folder.path
         self.hooks = HookList()
         self.watchdog = Watchdog(self.folder / "heartbeat", world, config.run.hang_seconds)
         self.began = time.perf_counter()
@@ -76,19 +76,19 @@ class Run:
         self.bad_samples: dict[str, int] = {}
 
     def prepare(self) -> None:
-        """Data, models, checkpoint and engine; then, when nothing can fail any more, the run folder; hooks."""
-        # TF32 is more precise than bfloat16, and less than a user of float32 expects.
+        """Load data, models, checkpoint and engine; write the run folder only when nothing can refuse the start."""
+        # TF32 only beside bfloat16: it is more precise than that, but less than float32.
         settle_numbers(self.config.run.deterministic, self.config.train.tf32 and self.config.model.dtype == "bfloat16")
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
         on_main(lambda: check_trackers(self.config), self.world)
         on_all(self._check_evaluation, self.world)
-        self.fusion_path = on_all(self._choose_path, self.world)
-        on_main(self.place.check, self.world)
+        self.fusion_backend = on_all(self._choose_backend, self.world)
+        on_main(self.run_folder.check, self.world)
         self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder), self.world)
         checkpoint, start = self.origin.checkpoint, self.origin.start
         self.done = checkpoint.step if checkpoint else 0
-        self._settle_text()
+        self._load_tokenizers()
         config = self._with_shards()
         corpus = self._open_corpus(config)
         self.state = {
@@ -98,7 +98,7 @@ class Run:
             "order": order_of(config),
         }
         if checkpoint:
-            refuse_other_run(checkpoint, self.state)  # the base models are compared when they are there
+            refuse_other_run(checkpoint, self.state)  # base models are compared after loading
         self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         loader = on_all(
@@ -126,9 +126,9 @@ class Run:
         elif self.config.mapping.match_embedding_rms and not start:
             rows = loader.first_rows(CALIBRATION_ROWS).to(self.device)
             scales = calibrate(self.engine, rows)
-        self.watchdog.start(on_main(lambda: self.place.accept(self.config), self.world))
+        self.watchdog.start(on_main(lambda: self.run_folder.accept(self.config), self.world))
         self._add_hooks()
-        self._introduce(table, scales)
+        self._log_start(table, scales)
 
     def fit(self) -> None:
         """Train the remaining steps."""
@@ -192,7 +192,7 @@ class Run:
     def close(self, status: str, together: bool = False) -> None:
         """Call on_end of the hooks; destroy the process group after success only. `together`: on every rank."""
         if self.world.is_main:
-            self.place.undo()
+            self.run_folder.undo()
         self.watchdog.mark("end")
         self.watchdog.arm(False)
         self.hooks.on_end(status)
@@ -215,31 +215,31 @@ class Run:
             )
             llm_of(self.config.evaluation.llm_from)
 
-    def _choose_path(self) -> str:
-        """The backend that will run the fusion, chosen before anything slow begins. Empty where there is no choice."""
+    def _choose_backend(self) -> str:
+        """The fusion's backend, chosen before the slow parts of the start; empty if it has none."""
         if "backend" not in FUSIONS[self.config.fusion.name].options:
             return ""
         try:
-            path = choose_backend(self.config.fusion.backend, self.device.type)
+            backend = choose_backend(self.config.fusion.backend, self.device.type)
         except ValueError as error:
             raise ConfigError(f"{error}.") from None
-        if (self.config.fusion.backend, self.device.type, path) == ("auto", "cuda", "torch"):
+        if (self.config.fusion.backend, self.device.type, backend) == ("auto", "cuda", "torch"):
             return f"torch, as triton {why_no_triton()}"
-        return path
+        return backend
 
-    def _settle_text(self) -> None:
-        """Load the tokenizers, and resolve how text is written for the LLM: as in the run that is resumed, else as the
-        tokenizer has it."""
+    def _load_tokenizers(self) -> None:
+        """Load the tokenizers, and resolve settings of the LLM's text (BOS, spaces): as in the run that is resumed,
+        else as the tokenizer does."""
         self.config = self.origin.config
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         if not self.origin.checkpoint:
             self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
 
     def _with_shards(self) -> Config:
-        """The config with the embedded shards' name replaced by the folder they are written to."""
+        """The config with the name of the embedded shards replaced by their folder."""
         if not is_embedded(self.config.data.shards):
             return self.config
-        folder = on_main(self.place.embedded_shards, self.world)
+        folder = on_main(self.run_folder.embedded_shards, self.world)
         return replace(self.config, data=replace(self.config.data, shards=str(folder)))
 
     def _open_corpus(self, config: Config) -> Corpus:
@@ -266,8 +266,8 @@ class Run:
 
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
             facts |= gathering(self.engine, self.ds_values)
-            if self.fusion_path:
-                facts["fusion path"] = self.fusion_path
+            if self.fusion_backend:
+                facts["fusion backend"] = self.fusion_backend
             hooks += [
                 MetricsLog(self.folder / "metrics.jsonl"),
                 Console(self.config.run.output, facts, self.config.track.every),
@@ -292,7 +292,7 @@ class Run:
             )
         )
 
-    def _introduce(self, table: str, scales: tuple[float, float] | None) -> None:
+    def _log_start(self, table: str, scales: tuple[float, float] | None) -> None:
         _log.info(table)
         for line in self.origin.lines():
             _log.info(line)

@@ -1,4 +1,4 @@
-"""The run folder at the start of a run: nothing is written until the start is known to be accepted."""
+"""The run folder at the start of a run: written only when nothing can refuse the start any more."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["RunFolder"]
 class RunFolder:
     """The run folder, on rank 0.
 
-    Between :meth:`check` and :meth:`accept` the start may be refused (that models do not fit the checkpoint is known
-    when they are loaded); :meth:`undo` then leaves the folder as it was found.
+    Between :meth:`check` and :meth:`accept` the start may be refused (whether models fit the checkpoint is known only
+    after loading them); :meth:`undo` then restores the folder.
     """
 
     def __init__(self, output: str) -> None:
@@ -46,7 +46,7 @@ class RunFolder:
             raise self._unwritable(f"{folder} is not writable by this user")
 
     def embedded_shards(self) -> Path:
-        """The folder with the testbed's shards, written there unless they are there already.
+        """The folder with the testbed's shards, which are written unless they exist.
 
         The loader's workers read them before the models are loaded, so before the start is accepted.
 
@@ -65,10 +65,10 @@ class RunFolder:
         return shards
 
     def accept(self, config: Config) -> str:
-        """Write config.yaml, and wait for an earlier process of this run that is still alive to leave.
+        """Write config.yaml, and wait until an earlier process of this run that is still alive has ended.
 
         Returns:
-            the mark of this start, see :func:`bridge_ds.engine.heartbeat.claim`.
+            the identifier of this start, see :func:`bridge_ds.engine.heartbeat.claim`.
 
         Raises:
             LaunchError: it cannot be written; nothing has changed.
@@ -78,7 +78,7 @@ class RunFolder:
             self._make_folder()
             with atomic_write(record) as file:
                 file.write(config_text(config))
-                file.flush()  # a full disk is known before the earlier start is made to leave
+                file.flush()  # a full disk is noticed before the earlier start is ended
                 os.fsync(file.fileno())
                 mark = claim(self.path / "heartbeat")
                 await_leaving(self.path / "heartbeat", living(self.path / "heartbeat"))
@@ -88,7 +88,7 @@ class RunFolder:
         return mark
 
     def undo(self) -> None:
-        """Remove what this start has made, unless it was accepted."""
+        """Remove files that this start has written, unless it was accepted."""
         if self._accepted:
             return
         for path in reversed(self._made):

@@ -1,4 +1,4 @@
-"""Which process this is among how many: read once from the launcher's variables, then passed in as a value."""
+"""Rank and number of processes, read once from the launcher's environment variables and then passed as a value."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class World:
 
     @classmethod
     def detect(cls, environ: Mapping[str, str] | None = None) -> World:
-        """Read the world from the variables of torchrun, deepspeed or Slurm (in this order); alone without any.
+        """Read the variables of torchrun, deepspeed or Slurm (in this order); without any, a single process.
 
         Raises:
-            LaunchError: a variable is not a whole number, or the rank lies outside the world.
+            LaunchError: a variable is not an integer, or the rank is outside the world.
         """
         env = os.environ if environ is None else environ
-        # An interactive Slurm shell (salloc) has SLURM_NTASKS but no step: only srun makes tasks of us.
+        # An interactive Slurm shell (salloc) has SLURM_NTASKS but no step: only srun starts tasks.
         in_step = "SLURM_STEP_ID" in env and "SLURM_PROCID" in env
         found: dict[str, int] = {}
         for field, names in _NAMES.items():

@@ -135,6 +135,15 @@ def circles(edges: dict[str, set[str]]) -> set[frozenset[str]]:
     return found
 
 
+def test_every_import_of_ours_exists() -> None:
+    """Imports inside functions too: nothing else reads them before the function runs."""
+    for path in [*FILES, *(ROOT / "tools").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for name in imports(path):
+            file = ROOT.joinpath(*name.split("."))
+            if name.split(".")[0] in ("bridge_ds", "tests"):
+                assert file.is_dir() or file.with_suffix(".py").is_file(), f"{path}: {name}"
+
+
 def test_no_files_import_each_other_in_a_circle() -> None:
     """Neither when they are imported nor later, inside a function."""
     modules = {module_of(path) for path in FILES}

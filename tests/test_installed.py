@@ -85,6 +85,12 @@ def test_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("bridge_ds ")
 
 
+def test_probe_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe"]) == 0
+    rows = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"bridge_ds", "packages", "cpu", "kernels", "recipes", "ds_configs"} <= rows
+
+
 def test_help_comes_at_once() -> None:
     """No help of ours imports torch or anything as slow; the list of commands is there in 0.3 s."""
     program = f"""

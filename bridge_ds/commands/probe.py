@@ -63,7 +63,7 @@ def probed() -> Iterator[tuple[str, str]]:
 def _devices() -> Iterator[tuple[str, str]]:
     import torch
 
-    from bridge_ds.fusion.kernels.paths import choose, why_no_triton
+    from bridge_ds.fusion.kernels import choose_backend, why_no_triton
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield "cpu", f"{cores} cores for this process, {torch.get_num_threads()} threads in torch"
@@ -79,7 +79,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     else:
         yield "gpus", "none seen: training runs on the CPU, over gloo"
     device = "cuda" if found else "cpu"
-    chosen = choose("auto", device)
+    chosen = choose_backend("auto", device)
     reason = why_no_triton() or ("" if found else "runs on GPUs only")
     yield "kernels", f"auto is {chosen}" + (f": triton {reason}" if chosen != "triton" and reason else "")
 

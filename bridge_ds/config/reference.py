@@ -22,16 +22,16 @@ _INTRO = """\
 
 <!-- Made by `python -m bridge_ds.config.reference`; edit the docstrings in bridge_ds/config/schema/ instead. -->
 
-A recipe is a YAML file of these keys, section by section; `--recipe` names a shipped one or the path of yours. What it
-leaves out has the default. `base: NAME_OR_PATH` at its top takes another recipe (a path relative to this one, or a
-shipped name) and puts the keys of this one over it. `--set section.key=value` puts one key over the recipe, and text is
-taken as typed. The resolved config of a run is in its `config.yaml`.
+A recipe is a YAML file of these keys, by section. `--recipe` takes the name of a shipped recipe or the path of a file.
+Keys that a recipe leaves out have their default. `base: NAME_OR_PATH` at the top of a recipe inherits from another one
+(a path relative to the file, or the name of a shipped recipe). `--set section.key=value` overrides one key; text is
+taken literally. The resolved config of a run is in its `config.yaml`.
 
-In paths, `~` and `$NAME` are expanded in recipes and after `--set`.
+In paths, `~` and `$NAME` are expanded, in recipes and after `--set`.
 
-*On resume* says what happens where a run continues from its checkpoint with another value: `refused` (the same weights
-would compute something else; `run.allow_changes` allows it), `reported` (in the log and in the next manifest), or
-`free`.
+*On resume* says what happens if a run resumes from a checkpoint with another value of the key: `refused` (the same
+weights would compute something else; `run.allow_changes` allows it), `reported` (in the log and in the next manifest),
+or `free` (nothing).
 """
 _ON_RESUME = {Kind.FUNCTION: "refused", Kind.TRAINING: "reported", Kind.NEITHER: "free"}
 

@@ -1,6 +1,6 @@
-"""What a frozen and a trained encoder share: ids in, the states of all layers out.
+"""Base of the frozen and the trained encoder: token ids in, the states of all layers out.
 
-Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
+Dimensions: B batch, L encoder layers, S encoder tokens, D encoder width.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from bridge_ds.frozen.gather import LayerGather
 __all__ = ["Encoder", "Input", "States"]
 
 Input: TypeAlias = tuple[torch.Tensor, torch.Tensor, bool | None]
-"""What :meth:`Encoder.forward` takes."""
+"""Arguments of :meth:`Encoder.forward`."""
 States: TypeAlias = tuple[torch.Tensor, ...]
-"""What it gives: a tensor [B, S, D] for each layer."""
+"""Its result: a tensor [B, S, D] for each layer."""
 
 
 class Encoder(nn.Module):
@@ -29,21 +29,21 @@ class Encoder(nn.Module):
     trained: frozenset[str] = frozenset()
     """Names of the parameters that are trained."""
     by_layer: LayerGather | None = None
-    """What gathers the layers where ZeRO-3 has sharded them and DeepSpeed does not; none = they are whole."""
+    """Gathers the layers under ZeRO-3 instead of DeepSpeed's hooks; None = DeepSpeed does, or they are not sharded."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         config = model.config
         self.include_embeddings = False
-        """Hand out the embedding output too, first (`fusion.include_embeddings`)."""
+        """Return the embedding output too, as the first state (`fusion.include_embeddings`)."""
         self.blocks = int(_first(config, "num_layers", "encoder_layers", "num_hidden_layers", "n_layers"))
         """L."""
         self.width = int(_first(config, "d_model", "hidden_size", "dim"))
 
     @property
     def num_layers(self) -> int:
-        """States that `forward` hands out: L, one more with the embeddings."""
+        """Number of states that `forward` returns: L, or L + 1 with the embeddings."""
         return self.blocks + int(self.include_embeddings)
 
     @property
@@ -59,10 +59,10 @@ class Encoder(nn.Module):
         Args:
             source_ids: [B, S].
             source_mask: [B, S].
-            padded: whether the mask masks anything; none = the model looks, for which a GPU's host has to wait.
+            padded: whether the mask has a 0; None = the model checks, which makes the host wait for the GPU.
 
         Returns:
-            L tensors [B, S, D] where the encoder left them, never stacked: the outputs of the blocks, the last one
+            L tensors [B, S, D], not stacked and not copied: the outputs of the blocks, the last one
             after the final norm (in T5-like encoders); with `include_embeddings` L + 1, the embeddings first.
             A plain tuple: ZeRO-3's hooks find tensors in no other type.
 

@@ -18,7 +18,7 @@ _Config = Mapping[str, Any]
 
 
 def _tables(config: _Config) -> int:
-    """BERT's learnt positions and token types (its norm of the embeddings counts as the last norm, which it lacks)."""
+    """BERT's learned positions and token types (it has no last norm; the norm of its embeddings counts as that)."""
     rows = int(config["max_position_embeddings"]) + int(config.get("type_vocab_size", 2))
     return rows * int(config["hidden_size"])
 

@@ -1,6 +1,6 @@
 """The frozen multilingual encoder, and loading of an encoder of either kind.
 
-Letters: L encoder layers, B batch, S encoder tokens, D encoder width.
+Dimensions: L encoder layers, B batch, S encoder tokens, D encoder width.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["FrozenEncoder", "load_encoder"]
 
 
 class FrozenEncoder(Encoder):
-    """Never with a gradient, and in evaluation mode whatever `train()` says, unless its dropout is asked for."""
+    """Without gradients, and in eval mode even after `train()`, unless its dropout is on."""
 
     def __init__(self, model: Any, dropout: bool = False) -> None:
         """Args:
-        model: frozen, whole or sharded.
-        dropout: run the model's own dropout in training (`encoder.dropout`). Each call draws anew.
+        model: frozen, sharded or not.
+        dropout: run the model's own dropout in training (`encoder.dropout`). Each call draws new masks.
         """
         super().__init__(model)
         self.dropout = dropout
@@ -39,7 +39,7 @@ class FrozenEncoder(Encoder):
         self.train(False)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
-        """Stays in evaluation mode: `engine.train()` is recursive and would turn on the encoder's dropout."""
+        """Stays in eval mode: `engine.train()` is recursive and would turn on the encoder's dropout."""
         super().train(mode and self.dropout)
         return self
 
@@ -52,13 +52,13 @@ class FrozenEncoder(Encoder):
 
     @torch.no_grad()
     def encode_all(self, inputs: Sequence[Input]) -> list[States]:
-        """:meth:`forward` of several inputs, the same in every bit unless something is dropped; a sharded layer is
-        gathered once for all of them.
+        """:meth:`forward` of several inputs, bit for bit the same (without dropout); a sharded layer is gathered once
+        for all of them.
 
-        Memory: the states of all are there at once, (L + 1) * B * S * D * bytes of `model.dtype` for each input, and
-        until the last is through the last layer what the model carries from layer to layer beside them (T5's position
-        bias: heads * S * S * bytes for each input). A caller that drops each input's states once they are used has the
-        first of the two go down input by input. The work inside a layer is that of one input.
+        Memory: the states of all inputs are kept, (L + 1) * B * S * D * bytes of `model.dtype` for each input. Until
+        the last layer is done, so is what the model passes from layer to layer (T5's position bias: heads * S * S *
+        bytes for each input). A caller may free each input's states as soon as it has used them. Temporaries inside
+        a layer are those of one input.
 
         Args:
             inputs: what :meth:`forward` takes, for each input; B and S may differ.

@@ -1,6 +1,6 @@
 """The encoder where it is trained along with the bridge (LangBridge, arXiv 2401.10695).
 
-Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
+Dimensions: B batch, L encoder layers, S encoder tokens, D encoder width.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["TrainedEncoder"]
 
 
 class TrainedEncoder(Trained, Encoder):
-    """float32 weights, which are their own masters as the bridge's are; matrix products in `dtype`, by autocast.
+    """float32 weights without a separate master copy, as in the bridge; matrix products in `dtype`, by autocast.
 
-    What that costs beside bfloat16 weights with float32 masters: under ZeRO-3 no memory (16 bytes a parameter with
-    gradient and moments, shared out) but twice the bytes in each gather of the encoder; under stage 2 four bytes a
-    parameter more on each rank, two of them copies that live until backward unless layers are computed again.
+    Cost, compared with bfloat16 weights and float32 masters: under ZeRO-3 no memory (16 bytes per parameter with
+    gradient and moments, sharded), but twice the bytes in each gather of the encoder; under stage 2 four more bytes per
+    parameter on each rank, two of them copies that live until backward unless activation checkpointing is on.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype, config: EncoderConfig) -> None:
         """Args:
-        model: its weights in float32, whole or sharded.
-        dtype: of the products, and of the states that are handed out.
-        config: what of it is trained, and how.
+        model: its weights in float32, sharded or not.
+        dtype: of the products, and of the states that are returned.
+        config: which parameters are trained, and how.
         """
         super().__init__(model)
         self.dtype = dtype
@@ -43,7 +43,7 @@ class TrainedEncoder(Trained, Encoder):
         """As :meth:`Encoder.forward`, in `dtype` and with gradients: L tensors [B, S, D]."""
         casting: Any = nullcontext()
         if self.dtype != torch.float32:
-            # Not cached: all weights' copies would stay on each rank until the last layer is done, a whole model.
+            # Not cached: each rank would keep copies of all weights until the last layer is done, a complete model.
             casting = torch.autocast(source_ids.device.type, self.dtype, cache_enabled=False)
         with casting:
             states = super().forward(source_ids, source_mask, padded)

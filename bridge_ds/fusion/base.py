@@ -1,6 +1,6 @@
-"""Base of the fusions: L layers of encoder states in, one out; the layer weights are kept for logs.
+"""Base of the fusions: L layers of encoder states in, one out. The layer weights are kept for logs.
 
-Letters: B batch, L encoder layers, S encoder tokens, D encoder width.
+Dimensions: B batch, L encoder layers, S encoder tokens, D encoder width.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ class Fusion(nn.Module):
         Args:
             states: L tensors [B, S, D], the outputs of the encoder's blocks, the last after the final norm.
             mask: [B, S], 1 on tokens, 0 on padding.
-            rows: which of the B x S rows hold tokens, from :func:`.kernels.rows.real_rows`; none = computed from the
-                mask, which synchronises with a GPU.
+            rows: which of the B x S rows hold tokens, from :func:`.kernels.rows.real_rows`; None = computed from the
+                mask, which makes the host wait for the GPU.
 
         Returns:
             [B, S, D] in the dtype of the states; rows of padding are zero.
 
         Raises:
-            ValueError: the number of states or their width is not what the module was built for.
+            ValueError: the number of states or their width is not that of the module.
         """
         raise NotImplementedError
 
     def weights(self, states: Sequence[torch.Tensor] | None = None, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Mean weight of each layer over the real tokens, [L], float32, for logs and plots.
 
-        Of `states` and `mask` where they are given, else of the last forward pass (which can be read under ZeRO-3,
-        where the parameters cannot).
+        Of `states` and `mask` if given, else of the last forward pass (which works under ZeRO-3 too, where parameters
+        are sharded).
         """
         if states is not None:
             assert mask is not None, "weights(states) needs the mask too"
@@ -82,7 +82,7 @@ class Fusion(nn.Module):
 
 
 def zero_padding(fused_BSD: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-    """Rows of padding become exact zeros (also where they held inf or nan)."""
+    """Set rows of padding to zero (also if they held inf or nan)."""
     return fused_BSD.masked_fill(mask_BS[..., None] == 0, 0)
 
 

@@ -1,6 +1,6 @@
-"""What is known of a fusion without torch: the config, the planner and the docs read this, the module is imported late.
+"""Facts about a fusion (options, parameters, memory), for config, planner and docs. Imports no torch.
 
-Letters: L encoder layers, D encoder width.
+Dimensions: L encoder layers, D encoder width.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FusionSpec:
             options: some of :attr:`options`.
 
         Raises:
-            ValueError: an option's value does not go with the width.
+            ValueError: an option's value does not fit the width.
         """
         module, _, name = self.module.partition(":")
         made: Fusion = getattr(importlib.import_module(module), name)(num_layers, width, **options)

@@ -67,7 +67,7 @@ def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batc
         for indices, texts in zip(plan, done, strict=False):
             answers |= zip(indices, texts, strict=True)
         if answers:
-            print(f"going on after {len(answers)} of {len(rows)} texts", file=sys.stderr)
+            print(f"resuming after {len(answers)} of {len(rows)} texts", file=sys.stderr)
         with tqdm(total=len(rows), initial=len(answers), desc="answers", unit="text", disable=None) as bar:
             for number in range(len(done), len(plan)):
                 texts = pipeline.write([rows[index] for index in plan[number]], seed=number)

@@ -22,7 +22,15 @@ def main(argv: list[str] | None = None) -> int:
         from lm_eval.__main__ import cli_evaluate
 
         sys.argv = ["lm_eval", *(sys.argv[1:] if argv is None else argv)]
-        cli_evaluate()
+        try:
+            cli_evaluate()
+        except ValueError as error:
+            if not str(error).startswith("Tasks not found"):
+                raise
+            raise ConfigError(
+                f"--tasks has names that lm_eval does not know ({str(error).partition(': ')[2]}); expected names that "
+                "`bridge-ds harness ls tasks` lists."
+            ) from None
     return 0
 
 

@@ -1,7 +1,7 @@
 """From encoder width to LLM width. A new mapping is one entry in MAPPINGS, and a class or function that builds it.
 Imports no torch.
 
-Letters: D encoder width, H LLM width, N soft tokens.
+Dimensions: D encoder width, H LLM width, N soft tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["END_INITS", "MAPPINGS", "MappingSpec"]
 
 END_INITS = ("normal", "zeros")
-"""How the end vector starts. normal: LangBridge. zeros: MindMerger, and the code of arXiv 2508.09091."""
+"""Initial values of the end vector. normal: LangBridge. zeros: MindMerger, and the code of arXiv 2508.09091."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _mlp(width: int, llm_width: int, config: Any) -> int:
 
 
 def _latent(width: int, llm_width: int, config: Any) -> int:
-    # Attention (q, k, v, out) with two norms, and the MLP with its biases; then the way out, and the norm behind it.
+    # Attention (q, k, v, out) with two norms, and the MLP with its biases; then the output projection and its norm.
     attention = 4 * width * config.heads * config.head_width + 4 * width
     mlp = config.feedforward * (2 * width * width + width) + width
     return config.latents * width + config.depth * (attention + mlp) + width * llm_width + 2 * llm_width

@@ -1,6 +1,6 @@
-"""From the encoder's width D into the LLM's embedding space of width H, with the learnt end vector.
+"""From the encoder's width D into the LLM's embedding space of width H, with the learned end vector.
 
-Letters: B batch, S encoder tokens, N soft tokens, D encoder width, H LLM width.
+Dimensions: B batch, S encoder tokens, N soft tokens, D encoder width, H LLM width.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _END_INITS = {"normal": torch.randn, "zeros": torch.zeros}
 
 
 class Projector(nn.Module):
-    """Maps every fused token, or resamples them, and appends one learnt vector that marks the end of the soft prompt
+    """Maps every fused token, or resamples them, and appends one learned vector that marks the end of the soft prompt
     (LangBridge)."""
 
     scale: torch.Tensor
@@ -46,8 +46,8 @@ class Projector(nn.Module):
 
         Returns:
             soft [B, N+1, H] in the dtype of the input, the end vector last, and its mask [B, N+1]; N is S, or
-            `fixed_length`. A row may have padding before the end vector; :func:`bridge_ds.llm.splice.splice` closes
-            such holes.
+            `fixed_length`. A row may have padding before the end vector; :func:`bridge_ds.llm.splice.splice`
+            removes it.
         """
         fused = fused_BSD.to(self.end.dtype)
         if self.norm is None:

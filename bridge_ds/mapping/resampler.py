@@ -1,11 +1,11 @@
 """A fixed number of vectors from any number of encoder tokens: LangBridge's alignment `latent` (arXiv 2401.10695).
 
-A perceiver resampler (Flamingo, arXiv 2204.14198): learnt vectors look at the tokens and at themselves, layer by layer.
-Norms and residuals stand where LangBridge's public code has them (langbridge/alignment_modules.py): a norm before the
+A perceiver resampler (Flamingo, arXiv 2204.14198): learned vectors attend to the tokens and to themselves, layer by
+layer. Norms and residuals are those of LangBridge's public code (langbridge/alignment_modules.py): a norm before the
 attention, none before the MLP.
 
-Letters: B batch, S encoder tokens, N latents, K = S + N keys, D encoder width, H LLM width, A attention heads, E width
-of one.
+Dimensions: B batch, S encoder tokens, N latents, K = S + N keys, D encoder width, H LLM width, A attention heads, E
+width of one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Resampler"]
 
 
 class Resampler(nn.Module):
-    """[B, S, D] and its mask -> [B, N, H]. Each module uses its parameters in its own forward, as ZeRO-3 demands."""
+    """[B, S, D] and its mask -> [B, N, H]. Each module uses its parameters in its own forward, as ZeRO-3 requires."""
 
     def __init__(
         self, width: int, llm_width: int, *, latents: int, depth: int, heads: int, head_width: int, feedforward: int,
@@ -33,7 +33,7 @@ class Resampler(nn.Module):
         heads: A.
         head_width: E.
         feedforward: hidden width of each layer's MLP, as a multiple of D.
-        dropout: probability, on what each layer gives.
+        dropout: probability, on the output of each layer.
         """
         super().__init__()
         self.latents = nn.Parameter(torch.randn(latents, width))
@@ -42,7 +42,7 @@ class Resampler(nn.Module):
         self.out = nn.Linear(width, llm_width, bias=False)
 
     def forward(self, states_BSD: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-        """Resample; tokens where the mask is 0 are not seen."""
+        """Resample; tokens where the mask is 0 are not attended to."""
         latents_BND = self.latents.expand(len(states_BSD), -1, -1)
         own_BN = mask_BS.new_ones(latents_BND.shape[:2])
         seen_BK = torch.cat([mask_BS, own_BN], dim=1).bool()

@@ -103,8 +103,8 @@ def find_shape(name: str, known: dict[str, Shape]) -> Shape:
             if _plain(name) in (shape.name, _plain(shape.source)):
                 return dataclasses.replace(shape, source=name)
     raise ConfigError(
-        f"no shape of a model {name!r} is known; expected a folder with config.json, a hub id of, or one of "
-        f"{', '.join(known)}."
+        f"no shape of a model {name!r} is known; expected a folder with config.json, or one of (or the hub id of "
+        f"one of) {', '.join(known)}."
     )
 
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, erfc
 
 __all__ = [
     "LEVEL",
@@ -52,6 +51,8 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
 
     Sources: McNemar 1947 (Psychometrika 12); in this use Dietterich 1998 (Neural Computation 10).
     """
+    from scipy.special import bdtr  # late: the command's --help does not wait for scipy
+
     if min(first_only, second_only) < 0:
         raise ValueError(f"counts must not be negative, got {first_only} and {second_only}")
     return min(1.0, 2 * float(bdtr(min(first_only, second_only), first_only + second_only, 0.5)))
@@ -155,6 +156,8 @@ def two_errors(value: float, of_samples: float, of_seeds: float, seeds: int) -> 
 
     Source: the convolution is Behrens 1929 and Fisher 1935 (Annals of Eugenics 6), one variance being known.
     """
+    from scipy.special import erfc
+
     if value == 0:
         return 1.0
     if of_seeds == 0:

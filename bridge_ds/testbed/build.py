@@ -1,4 +1,4 @@
-"""Make the testbed's two models from nothing: ``python -m bridge_ds.testbed.build``.
+"""Train the testbed's two models from scratch: ``python -m bridge_ds.testbed.build``.
 
 Writes ``encoder/``, ``llm/`` and ``record.json`` (how they were made, and what was measured) to the output folder.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.entry import run_command
+from bridge_ds.errors import EXIT_USER_ERROR, BridgeError
 
 from . import ENCODER_PATH
 from .tasks import TASKS
@@ -28,6 +30,14 @@ CHECKED = 300
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, build, and return the exit status."""
     options = _parse(arguments)
+    try:
+        return _build(options)
+    except BridgeError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _build(options: argparse.Namespace) -> int:
     record_path = options.output / "record.json"
     record: dict[str, Any] = json.loads(record_path.read_text(encoding="utf-8")) if record_path.is_file() else {}
     for part, build in (("encoder", _build_encoder), ("llm", _build_llm)):

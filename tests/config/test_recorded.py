@@ -36,7 +36,7 @@ def started(folder: Path, settings: list[str], before: dict[str, Any] | None = N
     found: Any = SimpleNamespace(manifest={"config": before}) if before else None
     config = followed(run.config, before) if before else run.config
     run.origin = Origin(found if resumes else None, None if resumes else found, config, ())
-    run._settle_text()
+    run._load_tokenizers()
     return run
 
 

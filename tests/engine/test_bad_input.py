@@ -110,11 +110,8 @@ def test_checkpoints_of_another_run_are_refused(small_run: list[str], tmp_path: 
     launch.succeed(launch.train([*small_run, *run], 1, tmp_path / "first"))
     fails(launch.train([*small_run, *run, *settings(run__seed=5)], 1, tmp_path / "seed"), "seed 0; this run has 5")
     other = tiny.make_llm("llama", tmp_path / "llm", num_hidden_layers=3)
-    fails(
-        launch.train([*small_run, *run, *settings(model__llm=other)], 1, tmp_path / "base"),
-        "is not what",
-        "restore their files",
-    )
+    changed = launch.train([*small_run, *run, *settings(model__llm=other)], 1, tmp_path / "base")
+    fails(changed, "is not what", "restore their files")
     finished = launch.succeed(launch.train([*small_run, *run], 1, tmp_path / "again"))
     assert "nothing to train" in finished.text
 

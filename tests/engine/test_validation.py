@@ -102,9 +102,7 @@ def test_a_mixture_is_held_out_by_its_weights_and_each_sample_once(tmp_path: Pat
     kept = corpus.held_out()
     everything, few = kept.once(), kept.once(40)
     for rows in (everything, few):
-        assert len({(s, p, q) for s, p, q in zip(rows.sets, rows.shards, rows.shard_rows, strict=True)}) == len(
-            rows.sets
-        )
+        assert len(set(zip(rows.sets, rows.shards, rows.shard_rows, strict=True))) == len(rows.sets)
         assert not rows.epochs.any()
     large, small = (int((few.sets == number).sum()) for number in (0, 1))
     assert large + small in range(36, 41) and large > small > 10

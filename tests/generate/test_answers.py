@@ -95,7 +95,7 @@ def test_killed_it_goes_on_and_the_bytes_are_the_same(
         file.write('["torn off in the mid')
     capsys.readouterr()
     in_file(run, questions, output, *more)
-    assert "going on after" in capsys.readouterr().err
+    assert "resuming after" in capsys.readouterr().err
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not part.exists()
     # Unfinished work of other settings is not mixed in.
     part.write_text("0" * 64 + '\n["something else"]\n')

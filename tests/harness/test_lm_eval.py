@@ -230,3 +230,19 @@ def test_without_lm_eval_the_command_says_what_to_install(tmp_path: Path) -> Non
     )  # fmt: skip
     assert done.returncode == 2 and "pip install 'bridge_ds[harness]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_task_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import lm_eval.__main__ as theirs
+
+    from bridge_ds.harness.__main__ import main
+
+    def evaluate() -> None:
+        raise ValueError("Tasks not found: xcopa_xx")  # as lm_eval.config.evaluate_config has it
+
+    monkeypatch.setattr(theirs, "cli_evaluate", evaluate)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    with pytest.raises(SystemExit) as left:
+        main(["--tasks", "xcopa_xx"])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and "xcopa_xx" in said and said.count("\n") == 1

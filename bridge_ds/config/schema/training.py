@@ -73,7 +73,7 @@ class DataConfig:
     """Close each target with the LLM's end token."""
     chat_template: Annotated[Flag, FUNCTION] = False
     """Put the LLM's own chat template around the soft prompt, as an instruction-tuned LLM expects it; an answer begins
-    right after it, with no space of ours. Every use of the run does the same unless told otherwise."""
+    right after it, with no space of ours. Every use of the run does the same by default."""
     system_prompt: Annotated[Text, FUNCTION] = ""
     """System message for the LLM in front of the chat template, in the LLM's own language; empty = none."""
     truncation_side: Annotated[Literal["right", "left"], FUNCTION] = "right"

@@ -17,7 +17,7 @@ __all__ = ["GlobalSoftmax"]
 class GlobalSoftmax(Fusion):
     """w = softmax(tau a), tau = 100 + 1e5 t; f = sum_l w_l h_l.
 
-    The constants are those of the paper's public code: `a` starts at 3e-5 and the learnt scalar `t` at 1e-5, so
+    The constants are those of the paper's public code: `a` starts at 3e-5 and the learned scalar `t` at 1e-5, so
     that at the usual small learning rates the weights still move.
     """
 

@@ -1,7 +1,7 @@
 """Kernels of the fusions: three operations, three backends, one result.
 
 `reference` is the specification (the full layer, plain sums). `torch` and `triton` give the same output and gradients,
-but read the L states where the encoder left them, form no L x N x D block and skip padding.
+but read the L states without copying or stacking them, and skip padding.
 """
 
 from bridge_ds.fusion.kernels.backends import (

@@ -1,6 +1,6 @@
-"""Which backend runs where, and the three operations of the fusions on each.
+"""Choice of the backend, and the three operations of the fusions on each.
 
-Letters: B batch, S encoder tokens, L layers, D width.
+Dimensions: B batch, S encoder tokens, L layers, D width.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def fuse_by_query(
 
 @functools.cache
 def why_no_triton() -> str:
-    """What triton lacks here; empty where the kernels can run."""
+    """Why Triton's kernels cannot run here; empty if they can."""
     if importlib.util.find_spec("triton") is None:
         return "is not installed (pip install 'bridge_ds[kernels]')"
     if os.environ.get("TRITON_INTERPRET") == "1":

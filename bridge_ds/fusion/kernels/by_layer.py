@@ -1,6 +1,6 @@
 """The weighted sum of the states with weights that all tokens share (Global Softmax), with its gradients.
 
-Letters: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, D width.
+Dimensions: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, D width.
 """
 
 from __future__ import annotations

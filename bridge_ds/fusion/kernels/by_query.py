@@ -1,9 +1,9 @@
 """Attention of one learnt query over a token's layers, keys and values both (Layer Attention), with its gradients.
 
-The attention of Transformer Softmax (:mod:`.by_token`) without a vector of the query's own, whose score is minus
-infinity here: what it pools is the result. One read of the states in each direction.
+The attention of Transformer Softmax (:mod:`.by_token`) without the query's own position (its score is minus
+infinity here); the pooled states are the result. Forward and backward read the states once each.
 
-Letters: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
+Dimensions: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
 attention, D width.
 """
 
@@ -84,5 +84,5 @@ class _FuseByQuery(torch.autograd.Function):
 def _vector(
     d_pooled_mD: torch.Tensor, attention_m1P: torch.Tensor, d_scores_m1P: torch.Tensor, u_1D: torch.Tensor, layer: int
 ) -> torch.Tensor:
-    """[m, D]: what a layer's state is multiplied by on its way to the result, through the sum and through its score."""
+    """[m, D]: gradient of a layer's normalized state, through the sum and through its score."""
     return torch.addmm(d_pooled_mD * attention_m1P[..., layer + 1], d_scores_m1P[..., layer + 1], u_1D)

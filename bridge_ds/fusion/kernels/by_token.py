@@ -2,17 +2,17 @@
 
 Only the first output of the layer is used, and its query is the same vector for every token. With q = W_q c + b_q and
 u = W_k^T q / sqrt(E) (for each head, E = D / H) the scores are s_l = u . (h_l + p_l), s_0 = u . c: keys are never
-projected (q . b_k is the same for every position and drops out of the softmax). The value projection moves behind the
-weighted sum. Dropout falls on the quantities on which torch's layer has it.
+projected (q . b_k is the same for every position and drops out of the softmax). The value projection is applied after
+the weighted sum. Dropout applies to the same quantities as in torch's layer.
 
 One autograd function from the states to their weighted sum. It reads the states twice in each direction, because a
-matrix product stands between: scores and pooled vector, then the sum; the sum's gradient, then that of the pooled
-vector. It keeps the states where the encoder left them, the attention, the weights and three vectors a token (and what
+matrix product comes between: scores and pooled vector, then the sum; the sum's gradient, then that of the pooled
+vector. It keeps the states (not copied), the attention, the weights and three vectors per token (and what
 the first chunk computed). It keeps parameters as the leaves themselves, never a view: under ZeRO-3 a parameter's
 storage is released after its module's forward, and the leaf (not the view) holds the gathered one again when backward
 comes.
 
-Letters: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
+Dimensions: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
 attention (0 is the query's own vector c), D width, H heads, F hidden width of the MLP.
 """
 
@@ -47,7 +47,7 @@ def fuse(
     dropout: float, rms: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The fused states [B, S, D] and the layers' mean weights [L]; arguments as of :func:`.backends.fuse_by_token`."""
-    # The seed comes from torch's global generator: whoever seeds that (the engine, by step and rank) governs dropout.
+    # The seed comes from torch's global generator: seeding that (the engine does, by step and rank) determines dropout.
     seed = int(torch.randint(2**62, ())) if dropout else 0
     plan = make_plan(ops, rows, states, rms=rms, heads=heads, dropout=dropout, seed=seed)
     return _FuseByToken.apply(plan, *(p[name] for name in NAMES), *states)
@@ -61,7 +61,7 @@ class _FuseByToken(torch.autograd.Function):
         read = plan.ops.prepare(hs)
         query = _query(p, plan.heads)
         fused_ND = empty_result(plan.rows, hs[0])
-        whole = _Whole(plan.rows.count)
+        whole = _Joined(plan.rows.count)
         of_first: tuple[torch.Tensor, ...] = ()
         for lo, hi in plan.chunks(hs[0]) or [(0, 0)]:
             masks = plan.masks(lo, _sizes(plan, p))
@@ -105,7 +105,7 @@ class _FuseByToken(torch.autograd.Function):
         totals = post_attention.PostAttentionTotals()
         d_states = gradients_of(ctx.needs_input_grad[1 + len(NAMES) :], states)
         for lo, hi in plan.chunks(hs[0]):
-            attention_mHP, kept_mHP, pooled_mHD, first_mD, second_mD, weights_mL, *scales = _cut(parts, lo, hi)
+            attention_mHP, kept_mHP, pooled_mHD, first_mD, second_mD, weights_mL, *scales = _rows(parts, lo, hi)
             scale_mL = scales[0] if scales else None
             pooled_HmD = pooled_mHD.transpose(0, 1)
             masks: Masks = ctx.first_masks if lo == 0 else plan.masks(lo, _sizes(plan, p))
@@ -136,7 +136,7 @@ class _FuseByToken(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Vectors:
-    """What a layer's state is multiplied by on its way to the results, for :func:`.primitives.state_gradients`."""
+    """Gradient of a layer's normalized state, for :func:`.primitives.state_gradients`."""
 
     direct_mD: torch.Tensor
     weights_mL: torch.Tensor
@@ -155,7 +155,7 @@ class _Vectors:
 
 @dataclass(frozen=True)
 class _Query:
-    """What the layer's one query becomes."""
+    """The layer's one query, projected."""
 
     q_HE: torch.Tensor
     u_HD: torch.Tensor
@@ -177,7 +177,7 @@ def _with_positions(p: Mapping[str, torch.Tensor], q_HE: torch.Tensor, u_HD: tor
 
 
 def _prepare(leaves: Sequence[torch.Tensor], plan: KernelPlan) -> dict[str, torch.Tensor]:
-    """Parameters by name, for the time of one direction: matrices in the products' dtype, the rest wide."""
+    """Parameters by name, for one forward or backward: matrices in the products' dtype, the rest in `plan.wide`."""
     p = {n: x.to(plan.dtype if n in MATRICES else plan.wide) for n, x in zip(NAMES, leaves, strict=True)}
     p["query_weight"], p["key_weight"], value = p.pop("self_attn_in_proj_weight").chunk(3)
     p["query_bias"], _, p["value_bias"] = p.pop("self_attn_in_proj_bias").chunk(3)
@@ -185,13 +185,13 @@ def _prepare(leaves: Sequence[torch.Tensor], plan: KernelPlan) -> dict[str, torc
 
 
 def _sizes(plan: KernelPlan, p: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
-    """Elements a token on which dropout falls: H x P, D and F."""
+    """Elements per token that dropout applies to: H x P, D and F."""
     layers, width = p["layer_positions"].shape
     return plan.heads * (layers + 1), width, len(p["linear1_bias"])
 
 
 def _slots(leaves: Sequence[torch.Tensor], plan: KernelPlan) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
-    """Room for the gradients of the large matrices; that of the value is the last third of the input projection's."""
+    """Memory for the gradients of the large matrices; that of the value is the last third of the input projection's."""
     by_name = dict(zip(NAMES, leaves, strict=True))
     direct = plan.dtype == by_name["linear1_weight"].dtype
     slots = {name: torch.empty_like(by_name[name]) if direct else None for name in MATRICES}
@@ -213,7 +213,7 @@ def _finish(
     heads, inner = query.q_HE.shape
     d_u_HD = sums["u"] / math.sqrt(inner)
     d_q_D = torch.bmm(p["key_weight"].view(heads, inner, -1), d_u_HD[..., None]).flatten()
-    # Written where they stay: a temporary of D x D would cost as much as reading the states.
+    # Written in place: a temporary of D x D would cost as much as reading the states.
     torch.mul(query.q_HE[..., None].to(d_key.dtype), d_u_HD[:, None].to(d_key.dtype), out=d_key.view(heads, inner, -1))
     torch.mul(d_q_D[:, None].to(d_query.dtype), p["cls"].to(d_query.dtype), out=d_query)
     sums["self_attn_in_proj_weight"] = d_in_weight
@@ -223,8 +223,8 @@ def _finish(
     return [sums[name].to(leaf.dtype) for name, leaf in zip(NAMES, leaves, strict=True)]
 
 
-class _Whole:
-    """Results of the chunks, by rows: a lone chunk's as they are, several written into tensors for all M tokens."""
+class _Joined:
+    """Results of the chunks, joined by rows; of a single chunk not copied."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -240,6 +240,6 @@ class _Whole:
             target[lo:hi] = part
 
 
-def _cut(parts: Sequence[torch.Tensor], lo: int, hi: int) -> list[torch.Tensor]:
+def _rows(parts: Sequence[torch.Tensor], lo: int, hi: int) -> list[torch.Tensor]:
     """Rows lo..hi of each."""
     return list(parts) if hi - lo == len(parts[0]) else [part[lo:hi] for part in parts]

@@ -1,12 +1,12 @@
 """Dropout factors from a counter-based generator: the same on every backend and device, for any chunk size.
 
 Number i of a seed is SplitMix64's (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), a
-hash of the seed and i: no state runs through it, so that all numbers are drawn at once, where torch's own CPU
-generator goes one by one and takes as long as a pass over the states. A GPU kernel draws an element's factor where it
-needs it and stores none. 64 bits decide on four elements, 16 bits each; the probability is rounded to a multiple of
+hash of the seed and i. It has no state, so all numbers are drawn at once; torch's own CPU generator draws them one by
+one, which takes as long as a pass over the states. A GPU kernel computes an element's factor when it needs it and
+stores none. 64 bits serve four elements, 16 bits each; the probability is rounded to a multiple of
 2**-16.
 
-Letters: M tokens, m of a chunk, P positions of the attention, D width, H heads, F hidden width of the MLP.
+Dimensions: M tokens, m of a chunk, P positions of the attention, D width, H heads, F hidden width of the MLP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STEP, FIRST_FACTOR, SECOND_FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94
 
 @dataclass
 class Draws:
-    """All elements of one chunk's tokens, token by token: described, and drawn when they are asked for."""
+    """Factors of all elements of one chunk's tokens, drawn when first needed."""
 
     seed: int
     """Below 2**63."""
@@ -37,7 +37,7 @@ class Draws:
 
     @property
     def kept_scale(self) -> float:
-        """The factor of what is not dropped."""
+        """Factor of elements that are not dropped."""
         return 65536 / (65536 - self.dropped)
 
     def drawn(self, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -50,7 +50,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Factors:
-    """Dropout factors of one of the quantities on which it falls."""
+    """Dropout factors of one of the quantities that dropout applies to."""
 
     draws: Draws
     offset: int
@@ -123,5 +123,5 @@ def _signed(value: int) -> int:
 
 
 def _shifted(z: torch.Tensor, by: int) -> torch.Tensor:
-    """z >> by with zeros from the left, which torch's int64 has not."""
+    """z >> by with zeros from the left, which torch's int64 does not have."""
     return (z >> by).bitwise_and_((1 << (64 - by)) - 1)

@@ -1,10 +1,10 @@
-"""What follows the pooling in the collapsed layer: value and output projection, two norms, the MLP, the layers' scores.
+"""The layer after the pooling: value and output projection, two norms, the MLP, the layers' scores.
 
-It works on one chunk of tokens. Kept are the pooled states and the inputs of the two norms; backward computes the value
-and the hidden units again (2 matrix products beside 12) where they were not kept, so that a token costs 3 D kept
-elements instead of about 6 D + 2 F.
+It works on one chunk of tokens. The pooled states and the inputs of the two norms are kept. Backward recomputes the
+value and the hidden units (2 matrix products besides 12) unless they were kept too. So 3 D elements are kept per token
+instead of about 6 D + 2 F.
 
-Letters: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden width of the MLP.
+Dimensions: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden width of the MLP.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class PostAttentionTotals:
             self.sums[name] = value
 
     def add_product(self, name: str, a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None) -> None:
-        """Add a @ b (both 2-D, or both 3-D batches). `into` is where the sum is kept; none where the products are
-        narrower than the sum, and so are there before it."""
+        """Add a @ b (both 2-D, or both 3-D batches). `into` holds the sum; None if the products have a
+        narrower dtype than the sum."""
         first = name not in self.sums
         if into is None or a.dtype != into.dtype:
             product = (a @ b).to(torch.promote_types(a.dtype, torch.float32))
@@ -107,7 +107,7 @@ def backward(
         hidden_mF = _hidden(p, x_mD, masks, plan)
     d_ffn_mD = times(d_second_mD, masks.ffn)
     d_hidden_mF = _linear_backward(d_ffn_mD, hidden_mF, "linear2", p, dtype, totals, slots)
-    # A dropped unit is 0 after its mask, as one that ReLU closed: both let nothing through.
+    # A dropped unit is 0 after its mask, as one below 0 is after ReLU: neither has a gradient.
     d_hidden_mF = torch.ops.aten.threshold_backward(d_hidden_mF, hidden_mF, 0)
     if masks.hidden is not None:
         d_hidden_mF.mul_(masks.hidden.draws.kept_scale)

@@ -1,6 +1,6 @@
-"""What a backend supplies, and what forward and backward of one call share.
+"""The operations of a backend, and the settings that forward and backward of one call share.
 
-Letters: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
+Dimensions: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ class Primitives(Protocol):
 
 @dataclass(frozen=True)
 class KernelPlan:
-    """What both directions of one call share."""
+    """Settings that forward and backward of one call share."""
 
     ops: Primitives
     rows: Rows
     dtype: torch.dtype
     """Of the states, and of the matrix products."""
     wide: torch.dtype
-    """Of everything around these: float32, or float64 for float64 states."""
+    """Of all other operations: float32, or float64 for float64 states."""
     rms: bool = False
     heads: int = 1
     dropout: float = 0.0
@@ -79,7 +79,7 @@ class KernelPlan:
 
 
 def chunk_rows(like_ND: Tensor) -> int:
-    """Tokens of a chunk. On a CPU 512 of a large model, and more of a narrow one, where operators would be many."""
+    """Tokens of a chunk. On a CPU 512 of a wide encoder; more of a narrow one, to have fewer operator calls."""
     if like_ND.device.type != "cpu":
         return GPU_CHUNK
     return max(512, min(4096, (1 << 18) // max(1, like_ND.shape[1])))
@@ -106,7 +106,7 @@ def state_gradients(
     d_h = f (v - f^2 / D (v . h) h).
 
     Args:
-        targets: layer -> gradient [N, D] to write to; layers that want none are left out.
+        targets: layer -> gradient [N, D] to write to; layers that need none are left out.
         vectors: layer -> v [m, D], called for one layer at a time.
         scale_mL: f, or none where states are not normalized (f = 1).
     """

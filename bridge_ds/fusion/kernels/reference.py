@@ -1,4 +1,4 @@
-"""The whole transformer layer over all L + 1 positions, as in the paper: slow and plain, the reference of the tests."""
+"""The full transformer layer over all L + 1 positions, as in the paper: slow and simple, the reference of the tests."""
 
 from __future__ import annotations
 

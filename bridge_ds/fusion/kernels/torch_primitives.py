@@ -4,7 +4,7 @@ Work goes in blocks of rows. On a CPU a block's L states fit in cache together: 
 scores and are still near for the weighted sum. On another device a block is all of the call, so that operators are few.
 A state is widened to float32 a block at a time; no tensor of L x N x D is ever formed.
 
-Letters: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
+Dimensions: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
 """
 
 from __future__ import annotations

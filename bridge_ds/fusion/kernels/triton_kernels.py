@@ -1,14 +1,14 @@
-"""What runs on the GPU: kernels that read each state once, for one token and one head a program.
+"""Triton kernels: each program handles one token and one head, and reads each state once.
 
-A program holds a few layers' whole rows of a token at a time (`GROUP` of them, 16 bytes a load), takes their scores and
-adds them to the weighted sum before the next group comes: an online softmax over groups of layers, as flash attention's
-over keys (arXiv 2205.14135). No second look at the states is needed, and their registers are free again. The states'
-addresses are arguments of one small kernel that writes them to a table on the device: nothing is copied there and the
-host waits for nothing. (As arguments of every kernel they would need an unrolled loop over the layers: 80 KB of
-instructions at 24 layers, and registers that no compiler keeps in bounds.) Heads are the fastest axis of the grid, so
-that the programs of one token run together and find its states in the device's cache.
+A program loads a token's states of a few layers at a time (`GROUP` of them, 16 bytes per load), computes their scores
+and adds them to the weighted sum before it loads the next group: an online softmax over groups of layers, like that of
+flash attention over keys (arXiv 2205.14135). So states are read only once, and their registers are reused. The
+addresses of the states are arguments of one small kernel that writes them to a table on the device, without a copy from
+the host that the host would wait for. (As arguments of every kernel they would need an unrolled loop over the layers:
+80 KB of instructions at 24 layers, and too many registers.) Heads are the fastest axis of the grid, so that the
+programs of one token run together and find its states in the device's cache.
 
-Letters: m tokens of a call, L layers, P = L + 1 positions of the attention (0 is the query's own), D width, H heads.
+Dimensions: m tokens of a call, L layers, P = L + 1 positions of the attention (0 is the query's own), D width, H heads.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -30,7 +30,7 @@ EPSILON = tl.constexpr(RMS_EPSILON)
 
 @triton.jit
 def addresses(states, table):
-    """table [L]: where each state lies."""
+    """table [L]: the address of each state."""
     for layer in tl.static_range(len(states)):
         tl.store(table + layer, states[layer].to(tl.int64))
 

@@ -3,7 +3,8 @@
 Runs on a CPU under `TRITON_INTERPRET=1`. What is launched is compiled ahead of time for GPUs that need not be there by
 tools/bench/audit_kernels.py.
 
-Letters: N rows, M rows of tokens, m tokens of a call, L layers, P = L + 1 positions of the attention, D width, H heads.
+Dimensions: N rows, M rows of tokens, m tokens of a call, L layers, P = L + 1 positions of the attention, D width, H
+heads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layer Attention (arXiv 2508.09091): layer weights per token from one learnt query, without a transformer layer."""
+"""Layer Attention (arXiv 2508.09091): layer weights per token from one learned query, without a transformer layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LayerAttention(Fusion):
     """w = softmax over the layers of q . h_l / sqrt(D), for each token; f = sum_l w_l h_l.
 
     `LayerwiseTokenAggregator` of the paper's public code (its variant AT): keys and values are the states themselves.
-    The scores grow with the states, so that without `state_norm` the largest layer of an encoder may take all weight.
+    The scores grow with the states, so without `state_norm` the layer with the largest states may get all weight.
     """
 
     def __init__(self, num_layers: int, width: int, *, backend: str = "auto", state_norm: str = "none") -> None:
