@@ -15,6 +15,7 @@ Nothing in it depends on the world size, nothing is pickled, nothing frozen is i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Set

@@ -29,7 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from bridge_ds.data.loading.embedded import write_embedded  # noqa: E402
+from  import write_embedded  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bridge_ds.cli import Parser  # noqa: E402
