@@ -93,7 +93,7 @@ def config_in(checkpoint: Checkpoint) -> Config:
             raise CheckpointError(
                 f"{checkpoint.folder} was written by another version of bridge_ds, or its manifest is damaged "
                 f"({error}); it holds no hash of itself that would tell; use the version that wrote it, or move the "
-                "folder away to go on from the checkpoint before it."
+                "folder away to resume from the checkpoint before it."
             ) from None
         raise CheckpointError(
             f"{checkpoint.folder} was written by another version of bridge_ds ({error}); use the version that wrote it."
