@@ -73,7 +73,7 @@ class BridgeModel(nn.Module):
         segments = [replace(segment, labels_BK=None) for segment in self._segments(batch, states)]
         embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
         # Right padding and a causal model: no real position ever attends to padding, so no mask is needed.
-        logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.places, use_cache=False)
+        logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.positions, use_cache=False)
         nll = nll_sum(logits_NV, layout.labels)
         return torch.stack([nll, (logits_NV.argmax(-1) == layout.labels).sum().float()]) if counted else nll
 

@@ -9,10 +9,11 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from bridge_ds.entry import reader_is_gone
 from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
 
@@ -20,8 +21,6 @@ __all__ = [
     "Parser",
     "add_config_options",
     "add_placing",
-    "among",
-    "listed",
     "parse_train",
     "positive",
     "say_repeated",
@@ -37,7 +36,7 @@ examples:
   bridge-ds train --ds_config zero3.json
       the embedded default: two small models, constructed languages, no download, a few minutes on a laptop
   bridge-ds train --num_gpus 2 --ds_config zero3.json --set fusion.name=global_softmax
-      two processes (default: one for each GPU), and one learnt weight for each encoder layer
+      two processes (default: one for each GPU), and one learned weight for each encoder layer
   bridge-ds train --recipe xnli_mt5xl_llama1b --ds_config zero2.json --set run.output=runs/xnli
       the paper's XNLI run (downloads mT5-XL and the LLM; pack the shards first, see the recipe's first lines)
   bridge-ds train --recipe my.yaml -- --hostfile hosts
@@ -175,28 +174,6 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
     return convert
 
 
-def among(names: Iterable[str]) -> Callable[[str], str]:
-    """A `type` for argparse: one of `names`. `choices` does not work for the items of :func:`listed`."""
-    known = list(names)
-
-    def convert(text: str) -> str:
-        if text not in known:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
-        return text
-
-    return convert
-
-
-def listed(convert: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """A `type` for argparse: a comma-separated list, each item converted by `convert`."""
-
-    def split(text: str) -> list[Any]:
-        return [convert(part) for part in text.split(",")]
-
-    split.__name__ = f"list of {convert.__name__}"
-    return split
-
-
 @contextmanager
 def user_errors() -> Iterator[World]:
     """Run the body of a command: a user error becomes one sentence on stderr and exit status 2.
@@ -216,6 +193,8 @@ def user_errors() -> Iterator[World]:
     except KeyboardInterrupt:
         _leave(world, "stopped by the user; the same command continues from the last checkpoint.", 130)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and world.size == 1 and reader_is_gone():
+            raise
         from bridge_ds.engine.distributed import lost_peer
 
         lost = lost_peer(error)

@@ -1,18 +1,17 @@
 """Reading users' text files: UTF-8 with or without a byte-order mark, and no key twice.
 
-JSON and YAML parsers silently keep the last of two equal keys, so that a sample may get another target, or a run
-another learning rate, than the user reads in the file. Here the second one is an error that names the key.
+JSON parsers silently keep the last of two equal keys, so that a sample may get another target than the user reads in
+the file. Here the second one is an error that names the key. (YAML: :mod:`bridge_ds.config.text`.)
 """
 
 from __future__ import annotations
 
 import codecs
-import functools
 import json
 from collections.abc import Hashable, Iterable
 from typing import Any, TypeVar
 
-__all__ = ["BOM", "NotText", "decoded", "is_macos", "json_value", "twice", "yaml_loader"]
+__all__ = ["BOM", "NotText", "decoded", "is_macos", "json_value", "twice"]
 
 _Item = TypeVar("_Item", bound=Hashable)
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin or end with them
@@ -68,24 +67,3 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError(f"it has the key {twice(key for key, _ in pairs)!r} twice in one object; keep one of them")
     return found
-
-
-@functools.cache
-def yaml_loader() -> Any:
-    """`yaml.SafeLoader` that rejects duplicate keys of a mapping; overriding a key merged by `<<` is allowed."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def compose_mapping_node(self, anchor: Any) -> Any:
-            node = super().compose_mapping_node(anchor)
-            seen = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    if (key.tag, key.value) in seen:
-                        raise yaml.composer.ComposerError(
-                            None, None, f"the key {key.value!r} is given twice; keep one of them", key.start_mark
-                        )
-                    seen.add((key.tag, key.value))
-            return node
-
-    return Loader

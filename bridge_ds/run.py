@@ -17,14 +17,14 @@ from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run
 from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
+from bridge_ds.config.names import is_embedded
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import read_ds_config, stage
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.loading.corpus import Corpus, open_corpus
-from bridge_ds.data.loading.embedded import is_embedded
 from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.plan import order_of
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
-from bridge_ds.data.sampling.plan import order_of
 from bridge_ds.data.shards.index import INDEX_NAME
 from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import real
@@ -47,7 +47,7 @@ from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import as_recorded_now, base_identities, build_model, gathering, initialize, trainable_table
 from bridge_ds.engine.validate import make_validation
 from bridge_ds.engine.watchdog import Watchdog
-from bridge_ds.errors import ConfigError, DataError, Preempted, last_words
+from bridge_ds.errors import ConfigError, DataError, Preempted
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose_backend, why_no_triton
 from bridge_ds.start import RunFolder
@@ -70,7 +70,7 @@ class Run:
         self.run_folder = RunFolder(config.run.output)
         self.folder = self.run_folder.path
         self.hooks = HookList()
-        self.watchdog = Watchdog(self.folder / "heartbeat", world, config.run.hang_seconds, last_words)
+        self.watchdog = Watchdog(self.folder / "heartbeat", world, config.run.hang_seconds)
         self.began = time.perf_counter()
         self.done = 0
         self.bad_samples: dict[str, int] = {}

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from bridge_ds.config.load import config_text
 from bridge_ds.config.schema import Config
-from bridge_ds.data.loading.embedded import write_embedded
+from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.disk import atomic_write, real, remove
 from bridge_ds.engine.heartbeat import await_leaving, claim, living
 from bridge_ds.errors import LaunchError
+from bridge_ds.testbed import ENGLISH_ROWS, english_rows
 
 __all__ = ["RunFolder"]
 
@@ -58,7 +59,7 @@ class RunFolder:
                 self._make_folder()
                 if not shards.exists():
                     self._made.append(real(shards))
-                write_embedded(shards)
+                pack_rows(english_rows(ENGLISH_ROWS), shards)
             except OSError as error:
                 raise self._unwritable(error.strerror or str(error)) from None
         return shards

@@ -20,11 +20,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__init__", "errors", "metrics", "reading", "shipped"},
     {"disk", "fusion", "mapping", "world"},
-    {"log", "compat"},
+    {"log", "compat", "partial"},
     {"entry"},
     {"config"},
     {"testbed"},
-    {"data", "frozen"},
+    {"frozen"},
+    {"data"},
     {"encoder"},
     {"llm", "plan"},
     {"bridge"},
@@ -152,6 +153,16 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     new = found - KNOWN_CIRCLES
     assert not new, [sorted(each) for each in new]
     assert not KNOWN_CIRCLES - found, "a circle is gone; take it out of KNOWN_CIRCLES"
+
+
+def test_the_folders_of_data_import_one_way() -> None:
+    modules = {module_of(path) for path in FILES}
+    order = ["sampling", "text", "shards", "packing", "loading"]
+    assert set(order) == {path.parent.name for path in (PACKAGE / "data").glob("*/__init__.py")}
+    for rank, folder in enumerate(order):
+        for path in (PACKAGE / "data" / folder).glob("*.py"):
+            for name in imported_modules(path, modules):
+                assert not any(name.startswith(f"bridge_ds.data.{above}") for above in order[rank + 1 :]), (path, name)
 
 
 def test_checkpoint_and_track_do_not_know_each_other() -> None:

@@ -13,7 +13,7 @@ import torch
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.loading.loader import make_loader
-from bridge_ds.data.loading.tokenize import load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.text.prompting import framed
 from bridge_ds.data.text.truncate import side_of
@@ -30,6 +30,7 @@ from bridge_ds.world import World
 from tests import launch, tiny
 from tests.evaluation.fakes import FakeTask
 from tests.made import make_run
+from tests.samples import tokenize_sample
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content | trim }}</s>\n{% endfor %}"
@@ -117,7 +118,7 @@ def in_training(run: Path) -> list[Ids]:
             )
         ]  # fmt: skip
         found[tuple(real[1])] = tuple(real)
-    assert step.cut["source"] == 1, "counted"
+    assert step.truncated["source"] == 1, "counted"
     # A step's samples are shuffled.
     return [found[tuple(source)] for _, source, _ in expected(run)]
 
@@ -275,7 +276,7 @@ def test_a_run_in_a_chat_template_has_the_loss_that_its_export_finds(settings: l
     config = load_run_config(run)
     model, processor = BridgeForCausalLM.from_pretrained(run), BridgeProcessor.from_pretrained(run)
     from bridge_ds.data.loading.corpus import open_corpus
-    from bridge_ds.data.sampling.plan import StepPlan
+    from bridge_ds.data.loading.plan import StepPlan
 
     corpus = open_corpus(config.data, config.run.seed, World())
     for number in (1, 2):

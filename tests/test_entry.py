@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,20 @@ def test_under_any_locale_a_real_command_packs_and_refuses(foreign: dict[str, st
         assert member and member.read().decode() == f'{{"source":"{BENGALI}","target":"yes"}}'
     refused = subprocess.run([*arguments, "খ".encode()], cwd=tmp_path, env=foreign, capture_output=True)
     assert refused.returncode == 2 and "error: the output folder খ is not empty" in refused.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["--help", "slurm --help", "plan"])
+def test_a_command_whose_reader_has_left_ends_without_a_traceback(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "bridge_ds", *command.split()]
+    env = os.environ | {"PYTHONUNBUFFERED": ""}  # with it argparse itself passes over the error
+    done = subprocess.run(words, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, env=env, timeout=60)
+    os.close(writer)
+    assert done.stderr == b"" and done.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_broken_pipe_of_another_kind_is_an_error() -> None:
+    program = "from bridge_ds.entry import run_command\ndef main():\n    raise BrokenPipeError\nrun_command(main)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 1 and b"BrokenPipeError" in done.stderr

@@ -22,13 +22,14 @@ from bridge_ds.config.schema import (
 )
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.loading.collate import collate, unwrap, wrap
-from bridge_ds.data.loading.tokenize import load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.engine.setup import build_model
 from bridge_ds.fusion.kernels.rows import real_rows
 from bridge_ds.llm.loss import predicting
 from bridge_ds.llm.splice import Segment, splice
 from tests import tiny
 from tests.host_waits import HostWait, NoHostWait
+from tests.samples import tokenize_sample
 
 SAMPLES = [
     {"source": "the cat sat on the mat", "target": "Entailment"},

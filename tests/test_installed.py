@@ -121,6 +121,13 @@ def test_pack_needs_no_second_word(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["pack", "--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "shards")]) == 0
     assert main(["pack", "verify", str(tmp_path / "shards")]) == 0
     assert "are as they were indexed" in capsys.readouterr().out
+    for words, example in (
+        (["pack"], "\n  bridge-ds pack --input train.jsonl --output shards/\n"),
+        (["pack", "index"], "DIR"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        assert example in capsys.readouterr().out
 
 
 def test_launcher_options_and_trainer_options() -> None:

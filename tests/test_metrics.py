@@ -10,9 +10,10 @@ import pytest
 
 from bridge_ds.evaluation.predictions import Prediction, read_index, read_predictions
 from bridge_ds.metrics import CHOICE_METRICS, METRICS, current_names, metric_name
-from bridge_ds.report import study_results, write_report
+from bridge_ds.report.render import write_report
+from bridge_ds.report.results import study_results
 from bridge_ds.report.study import read_study
-from bridge_ds.track.points import score_points
+from bridge_ds.track.tracker import score_points
 from tests.report.studies import write_run
 
 OLD = {"likelihood": 0.75, "exact": 0.5, "n": 8, "mean": 0.25, "calibrated": 0.125}

@@ -12,12 +12,13 @@ from bridge_ds.bridge import TRAINABLE, BridgeModel
 from bridge_ds.config.schema import Config, DataConfig, FusionConfig, ModelConfig, TrainConfig
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers
 from bridge_ds.engine.setup import build_model, make_optimizer, trainable_table
 from bridge_ds.errors import ConfigError
 from bridge_ds.inference.score import score_choices
 from bridge_ds.llm.loss import predicting
 from tests import tiny
+from tests.samples import tokenize_sample
 
 SAMPLES = [
     {"source": "the cat sat on the mat", "target": "Entailment"},

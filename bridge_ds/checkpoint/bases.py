@@ -1,4 +1,4 @@
-"""Whether the base models at hand are those that a bridge was trained with. The one comparison, for every use."""
+"""Whether the loaded base models are those that a bridge was trained with: one comparison for every use."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def other_bases(
     Args:
         recorded: those of the training.
         found: those of what is loaded; what it lacks is not compared.
-        now: names what is loaded.
-        where: the checkpoint or the folder, for the message.
+        now: names of what is loaded.
+        where: the checkpoint or folder, for the message.
         trained: `encoder` and `llm` as the training named them.
 
     Returns:
@@ -63,16 +63,16 @@ def other_bases(
 def refuse_other_bases(
     checkpoint: Checkpoint, found: Mapping[str, str], now: ModelConfig, key: str = "run.output"
 ) -> None:
-    """A checkpoint belongs to the base models that it was trained with.
+    """Refuse a checkpoint that was trained with other base models.
 
     Args:
         checkpoint: whose manifest records them.
-        found: see :func:`other_bases`, as `now`.
-        now: see `found`.
+        found: as of :func:`other_bases`.
+        now: as of :func:`other_bases`.
         key: which other setting the user may change.
 
     Raises:
-        CheckpointError: one of them is another.
+        CheckpointError: one of them differs.
     """
     manifest = checkpoint.manifest
     other = other_bases(manifest["base"], found, now, checkpoint.folder, manifest.get("config", {}).get("model", {}))
@@ -95,16 +95,14 @@ def restore(
     Args:
         model: receives the weights.
         checkpoint: the run's own.
-        start: another run's to begin with, where there is no own one; only the base models must be the same.
-        found: see :func:`other_bases`, as `now`.
-        now: see `found`.
+        start: another run's to begin with, if there is no own one; only the base models must be the same.
+        found: as of :func:`other_bases`.
+        now: as of :func:`other_bases`.
 
     Raises:
         CheckpointError: it belongs to other base models, or does not fit.
     """
-    if checkpoint:
-        refuse_other_bases(checkpoint, found, now)
-        load_bridge(checkpoint, model)
-    elif start:
-        refuse_other_bases(start, found, now, "run.start_from")
-        load_bridge(start, model, begin=True)
+    source, key = (checkpoint, "run.output") if checkpoint else (start, "run.start_from")
+    if source:
+        refuse_other_bases(source, found, now, key)
+        load_bridge(source, model, begin=not checkpoint)

@@ -13,19 +13,19 @@ from bridge_ds.errors import CheckpointError
 __all__ = ["BEST", "VALIDATION_LOSS", "VALIDATION_TOKENS", "find_folder", "ranked"]
 
 BEST = "best"
-"""`RUN/checkpoints/best` stands for the best checkpoint of a run wherever a checkpoint's folder is asked for."""
+"""`RUN/checkpoints/best` names the best checkpoint of a run wherever a checkpoint's folder is expected."""
 VALIDATION_LOSS = "validation_loss"
 """Key of it in a step's record and in state.json."""
 VALIDATION_TOKENS = "validation_tokens"
-"""Likewise of the target tokens that it is the mean of."""
+"""Key of the number of target tokens that it is the mean of."""
 
 
 def ranked(folders: Sequence[Path]) -> list[Path]:
-    """Checkpoints by their loss in state.json, the best first; those that have none are left out.
+    """Checkpoints by their loss in state.json, the best first; those without one are skipped.
 
-    Where some have a validation loss it is the one that counts, and those without are left out: a training loss is of
-    other samples. So is a validation loss over another number of tokens than the newest's: `train.validation_samples`
-    may change. Of equal ones the first comes first.
+    Where some have a validation loss it counts, and those without are skipped: a training loss is of other samples. So
+    is a validation loss over another number of tokens than the newest's: `train.validation_samples` may change. Equal
+    ones keep their order.
 
     Args:
         folders: newest first.
@@ -40,20 +40,20 @@ def ranked(folders: Sequence[Path]) -> list[Path]:
     return [path for _, path in sorted(by_validation or by_training, key=lambda found: found[0])]
 
 
-def find_folder(place: Path) -> Path:
-    """The checkpoint's folder that `place` names, `RUN/checkpoints/best` included.
+def find_folder(path: Path) -> Path:
+    """The checkpoint's folder that `path` names, `RUN/checkpoints/best` included.
 
     Raises:
         CheckpointError: the run has no checkpoint that says how good it is.
     """
-    if place.name != BEST or place.exists():
-        return place
-    root = place.parent
-    # A damaged one may lack its manifest; one that is named must not be another tomorrow for that.
-    found = ranked([path for _, path in layout.folders(root) if (path / layout.MANIFEST).is_file()])
+    if path.name != BEST or path.exists():
+        return path
+    root = path.parent
+    # A damaged one may lack its manifest; it must not decide which one is the best.
+    found = ranked([folder for _, folder in layout.folders(root) if (folder / layout.MANIFEST).is_file()])
     if not found:
         raise CheckpointError(
-            f"{place}: no checkpoint in {root} has a loss in its {layout.STATE}; expected one; name its folder."
+            f"{path}: no checkpoint in {root} has a loss in its {layout.STATE}; expected one; name its folder."
         )
     return found[0]
 

@@ -1,4 +1,4 @@
-"""Weights that are numbers: what a step that failed leaves behind never becomes a checkpoint or an export."""
+"""Checks that weights are finite, so that what a failed step leaves never becomes a checkpoint or an export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def fault_in(tensors: Iterable[tuple[str, torch.Tensor]], *, squares: bool = Tru
     Args:
         tensors: (name, tensor).
         squares: also refuse finite numbers whose squares sum to more than a float32 holds: one step with an absurd
-            learning rate leaves such, and every later forward pass turns them into NaN.
+            learning rate leads to these, and every later forward pass turns them into NaN.
     """
     for name, tensor in tensors:
         if not tensor.is_floating_point() or not tensor.numel():
@@ -37,7 +37,7 @@ def fault_in_files(paths: Sequence[Path], *, squares: bool = True) -> str:
 
     Raises:
         OSError: a file cannot be read.
-        safetensors.SafetensorError: it is none of that kind.
+        safetensors.SafetensorError: it is no safetensors file.
     """
     from safetensors import safe_open
 

@@ -1,7 +1,7 @@
 """Saves every N steps, at the last one, and when the run is preempted. Must be added on every rank.
 
-A step waits for the copy to host memory only (a collective); rank 0 writes in a thread. A write that fails is named and
-tried again at the next save; only more than `checkpoint.max_failed_saves` failures in a row end the run.
+A step waits for the copy to host memory only (a collective); rank 0 writes in a thread. A write that fails is reported
+and tried again at the next save; only more than `checkpoint.max_failed_saves` failures in a row end the run.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from bridge_ds.checkpoint.best import VALIDATION_LOSS, VALIDATION_TOKENS
 from bridge_ds.checkpoint.layout import step_folder
-from bridge_ds.checkpoint.save import Snapshot, gather, prune, write
+from bridge_ds.checkpoint.save import gather, prune, write
 from bridge_ds.config.schema import CheckpointConfig
 from bridge_ds.engine.distributed import agree
 from bridge_ds.engine.hooks import Hook, HookList, StepRecord, is_bad
@@ -30,15 +29,7 @@ __all__ = ["CheckpointHook"]
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 10.0
-"""Pause before the run's last checkpoint is tried again: there is no later save that could make good for it."""
-
-
-@dataclass
-class _Save:
-    """One checkpoint under way, on rank 0."""
-
-    step: int
-    future: Future[Path]
+"""Pause before the run's last checkpoint is tried again, since no later save follows."""
 
 
 class CheckpointHook(Hook):
@@ -59,7 +50,7 @@ class CheckpointHook(Hook):
         state: constant part of state.json; step, consumed samples, the mean loss since the last save and the step's
             validation loss are added.
         manifest: constant part of manifest.json.
-        hooks: told on_save and on_checkpoint (on rank 0's time, so only rank 0's see on_checkpoint).
+        hooks: on_save and on_checkpoint are called on them (on_checkpoint only on rank 0).
         """
         self.engine, self.root, self.config, self.world = engine, root, config, world
         self.state, self.manifest, self.hooks = state, manifest, hooks
@@ -68,7 +59,7 @@ class CheckpointHook(Hook):
         self._saved_step = 0
         self._losses: list[float] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if world.is_main else None
-        self._under_way: _Save | None = None
+        self._writing: tuple[int, Future[Path]] | None = None
         self._failures = 0
         self._reason = ""
         self._to_prune = False
@@ -79,7 +70,7 @@ class CheckpointHook(Hook):
     def on_step(self, record: StepRecord) -> None:
         self._last = record
         self._losses.append(record["loss"])
-        if self._under_way and self._under_way.future.done():
+        if self._writing and self._writing[1].done():
             self._collect()
         if not is_bad(record):
             self._prune()
@@ -89,7 +80,7 @@ class CheckpointHook(Hook):
             self._save()
 
     def on_not_finite(self, step: int) -> None:
-        """Put the checkpoint of `step` aside: its weights are what a step that was not finite computed with."""
+        """Rename the checkpoint of `step`: the step after it, which used its weights, was not finite."""
         self._collect()
         folder = step_folder(self.root, step)
         if not self._writer or not folder.is_dir():
@@ -103,7 +94,7 @@ class CheckpointHook(Hook):
         )
 
     def on_stop(self, unvalidated: StepRecord | None = None) -> None:
-        """Save where the ranks stand. If that fails, the newest complete checkpoint is what the next start uses."""
+        """Save the current step. If that fails, the next start uses the newest complete checkpoint."""
         if unvalidated is not None:
             self._last = unvalidated
             self._losses.append(unvalidated["loss"])
@@ -115,7 +106,7 @@ class CheckpointHook(Hook):
         self._collect()
 
     def on_end(self, status: str) -> None:
-        """Let a write that is under way finish."""
+        """Wait for the write in progress."""
         self._collect()
         if status == "finished":
             self._prune()
@@ -125,7 +116,7 @@ class CheckpointHook(Hook):
     def _save(self, more: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Begin to write a checkpoint of the last step; `more` goes into its state.json."""
         assert self._last is not None
-        # At most one write is under way: waiting here is better than host memory that fills up behind a slow disk.
+        # At most one write is in progress: waiting here is better than filling host memory while the disk is slow.
         self._collect()
         failures: int
         reason: str
@@ -141,21 +132,22 @@ class CheckpointHook(Hook):
         fault = agree(snapshot.fault, self.world)
         if fault:
             raise TrainingError(
-                f"after step {step} {fault}; expected finite numbers; no checkpoint of it was written, and the one "
-                "before is what the next start uses; lower train.lr."
+                f"after step {step} {fault}; expected finite numbers; no checkpoint of it was written, and the "
+                "next start uses the one before; lower train.lr."
             )
         finite = [loss for loss in self._losses if loss == loss]
         mean = sum(finite) / len(finite) if finite else None
         state = self.state | {"step": step, "loss": mean} | dict(more)
         state |= {name: self._last[name] for name in ("consumed", "bad_samples")}
-        # By which prune() rates checkpoints, and finds the best.
+        # prune() ranks checkpoints by this loss.
         state["best_by"] = "loss"
         if VALIDATION_LOSS in self._last:
             state |= {key: self._last[key] for key in (VALIDATION_LOSS, VALIDATION_TOKENS)}
             state["best_by"] = VALIDATION_LOSS
         self._losses, self._saved_step, self._to_prune = [], step, True
         if self._writer:
-            self._under_way = _Save(step, self._writer.submit(self._write, snapshot, state))
+            future = self._writer.submit(write, snapshot, self.root, state=state, manifest=self.manifest)
+            self._writing = step, future
 
     def _save_last(self) -> None:
         """The final checkpoint: wait for it, and try again while failures are allowed."""
@@ -166,12 +158,9 @@ class CheckpointHook(Hook):
                 return
             time.sleep(_RETRY_SECONDS)
 
-    def _write(self, snapshot: Snapshot, state: dict[str, Any]) -> Path:
-        return write(snapshot, self.root, state=state, manifest=self.manifest)
-
     def _prune(self) -> None:
-        """Remove old checkpoints, behind what is being written. Not before a step has gone well with the weights of the
-        newest: else that one might be put aside, and it might be the only one."""
+        """Remove old checkpoints, after the write in progress. Not before a step with the weights of the newest was
+        finite: otherwise that one, perhaps the only one, might be renamed (:meth:`on_not_finite`)."""
         if self._writer and self._to_prune:
             self._writer.submit(self._remove_old)
         self._to_prune = False
@@ -183,19 +172,19 @@ class CheckpointHook(Hook):
             _log.warning(f"old checkpoints in {self.root} cannot be removed ({error}); remove them by hand.")
 
     def _collect(self) -> None:
-        """Wait for the write under way, on rank 0; say how it went."""
-        if self._under_way is None:
+        """Wait for the write in progress, on rank 0, and report how it went."""
+        if self._writing is None:
             return
-        save, self._under_way = self._under_way, None
+        (step, future), self._writing = self._writing, None
         try:
-            folder = save.future.result()
+            folder = future.result()
         except Exception as error:  # OSError, and whatever safetensors makes of one
             self._failures += 1
             self._reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             _log.warning(
-                f"checkpoint of step {save.step} was not written ({self._reason}); earlier ones are intact; "
+                f"checkpoint of step {step} was not written ({self._reason}); earlier ones are intact; "
                 f"failure {self._failures} in a row, more than {self.config.max_failed_saves} end the run."
             )
             return
         self._failures = 0
-        self.hooks.on_checkpoint(save.step, folder)
+        self.hooks.on_checkpoint(step, folder)

@@ -1,4 +1,4 @@
-"""Find the checkpoint to continue from, prove that it is whole and ours, and put its tensors back."""
+"""Find the checkpoint to continue from, check that it is complete and of this run, and restore its tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
-from bridge_ds.checkpoint.manifest import fault_in_state
 from bridge_ds.checkpoint.state import restore_moments, trained
 from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError
@@ -49,12 +48,11 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path, finite: bool = True) -> Checkpoint:
-        """Raises CheckpointError unless the folder is whole and, with `finite`, holds the numbers of a training that
-        went well."""
+        """Raises CheckpointError unless the folder is complete and, with `finite`, all its numbers are finite."""
         manifest, path = layout.check(folder), folder / layout.STATE
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
-            wrong = fault_in_state(state)
+            wrong = layout.fault_in_state(state)
         except ValueError as error:
             wrong = f"is no JSON ({error})"
         if wrong:
@@ -105,7 +103,7 @@ def newest(root: Path, warn: Callable[[str], None] = _log.warning, finite: bool 
 
 
 def _numbers_wrong(folder: Path) -> str:
-    """What of a checkpoint's tensors is no number that training can have made; empty if nothing is."""
+    """What of a checkpoint's tensors is not finite, for a message; empty if nothing is."""
     from safetensors import SafetensorError
 
     try:
@@ -117,17 +115,17 @@ def _numbers_wrong(folder: Path) -> str:
 
 
 def find_start(start_from: str) -> Checkpoint | None:
-    """What `run.start_from` names: a step folder, or the newest valid checkpoint of a run folder; none if empty.
+    """What `run.start_from` names: a step folder, or the newest valid checkpoint of a run folder; None if empty.
 
     Raises:
         CheckpointError: there is none.
     """
     if not start_from:
         return None
-    place = find_folder(Path(start_from))
-    if (place / layout.MANIFEST).is_file():
-        return Checkpoint.read(place)
-    found = newest(place / "checkpoints")
+    folder = find_folder(Path(start_from))
+    if (folder / layout.MANIFEST).is_file():
+        return Checkpoint.read(folder)
+    found = newest(folder / "checkpoints")
     if found is None:
         raise CheckpointError(
             f"run.start_from is {start_from}, which holds no valid checkpoint; expected a run folder or a step folder; "
@@ -137,7 +135,7 @@ def find_start(start_from: str) -> Checkpoint | None:
 
 
 def refuse_other_run(checkpoint: Checkpoint, expected: dict[str, Any]) -> None:
-    """A checkpoint continues only the run that it came from; see also :mod:`bridge_ds.checkpoint.bases`.
+    """Refuse a checkpoint that is not of this run; see also :mod:`bridge_ds.checkpoint.bases`.
 
     Args:
         expected: values that must equal those in state.json (seed, global batch, hash of the shard index).
@@ -157,8 +155,8 @@ def load_bridge(checkpoint: Checkpoint, model: torch.nn.Module, begin: bool = Fa
     """Copy the masters into a model that DeepSpeed has not taken yet; with sharded parameters a collective.
 
     Args:
-        begin: a new run begins with them (`run.start_from`): what it trains and the checkpoint does not hold, a base
-            model's tensors, stays as it is.
+        begin: a new run begins with them (`run.start_from`): trained tensors of a base model that the checkpoint does
+            not hold stay as they are.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -172,7 +170,7 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
     Args:
         paths: `bridge.safetensors` first, then those of a trained encoder, LLM or LoRA.
         model: receives the tensors.
-        remedy: what to do where a file does not fit, for the message; `{}` stands for the parts of the config.
+        remedy: what to do where a file does not fit, for the message; `{}` becomes the parts of the config.
         begin: see :func:`load_bridge`.
 
     Raises:
@@ -242,6 +240,6 @@ def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_optimizer(checkpoint: Checkpoint, engine: Any) -> None:
-    """Put AdamW's state back into the engine (a collective)."""
+    """Restore AdamW's state in the engine (a collective)."""
     with _opened([checkpoint.folder / layout.OPTIMIZER]) as (moments,):
         restore_moments(engine, moments.get_tensor, int(checkpoint.state["optimizer_step"]))

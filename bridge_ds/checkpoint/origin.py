@@ -1,4 +1,4 @@
-"""Where a start goes on, or begins: the checkpoint, and every setting that is not what it was there."""
+"""The checkpoint that a start continues from or begins with, and every setting that differs from it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import Any
 
 from bridge_ds.checkpoint.load import Checkpoint, find, find_start
 from bridge_ds.config.build import from_dict
-from bridge_ds.config.changes import Change, changes, file_changes, refuse_changed, refuse_other_bridge
-from bridge_ds.config.recorded import completed, followed
+from bridge_ds.config.changes import (
+    Change,
+    changes,
+    completed,
+    file_changes,
+    followed,
+    refuse_changed,
+    refuse_other_bridge,
+)
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.errors import CheckpointError, ConfigError
@@ -22,13 +29,13 @@ class Origin:
     """What a start has found."""
 
     checkpoint: Checkpoint | None
-    """The run's own, to go on from."""
+    """The run's own, to continue from."""
     start: Checkpoint | None
-    """Another run's, to begin with, where there is no own one."""
+    """Another run's, to begin with, if there is no own one."""
     config: Config
-    """Of this start; what it leaves to the tokenizer is what it was there."""
+    """Of this start; what `auto` resolves to is taken from the checkpoint."""
     changes: tuple[Change, ...]
-    """Settings that are not those of either."""
+    """Settings that differ from those of either."""
 
     def lines(self) -> list[str]:
         """For the user."""
@@ -46,14 +53,14 @@ class Origin:
         return {f"changed.{change.key}": f"{change.old} -> {change.new}" for change in self.changes}
 
     def record(self) -> list[dict[str, Any]]:
-        """For the manifest: all changes since the run began, and from the step after which they hold."""
+        """For the manifest: all changes since the run began, each with the step after which it holds."""
         earlier = self.checkpoint.manifest.get("changes", []) if self.checkpoint else []
         step = self.checkpoint.step if self.checkpoint else 0
         return [*earlier, *({"after_step": step, "key": c.key, "old": c.old, "new": c.new} for c in self.changes)]
 
 
 def find_origin(config: Config, folder: Path) -> Origin:
-    """What `run.resume` and `run.start_from` lead to, its settings compared with those of this start.
+    """The checkpoint that `run.resume` or `run.start_from` names, its settings compared with those of this start.
 
     Args:
         config: of this start.
@@ -89,11 +96,11 @@ def config_in(checkpoint: Checkpoint) -> Config:
     try:
         return from_dict(completed(checkpoint.manifest["config"]))
     except ConfigError as error:
-        if "sha256" not in checkpoint.manifest:  # of before manifests held their own hash
+        if "sha256" not in checkpoint.manifest:  # from before manifests held their own hash
             raise CheckpointError(
                 f"{checkpoint.folder} was written by another version of bridge_ds, or its manifest is damaged "
-                f"({error}); it holds no hash of itself that would tell; use the version that wrote it, or move the "
-                "folder away to resume from the checkpoint before it."
+                f"({error}); it holds no hash of itself to decide which; use the version that wrote it, or move the "
+                "folder away to continue from the checkpoint before it."
             ) from None
         raise CheckpointError(
             f"{checkpoint.folder} was written by another version of bridge_ds ({error}); use the version that wrote it."

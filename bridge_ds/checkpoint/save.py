@@ -1,4 +1,4 @@
-"""Write a checkpoint: gather to host memory on all ranks, write on rank 0, rename when whole."""
+"""Write a checkpoint: gather to host memory on all ranks, write on rank 0, rename when complete."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
 
     Args:
         state: goes into state.json; must hold `step`.
-        manifest: goes into manifest.json beside the hashes: resolved config, base models, versions.
+        manifest: goes into manifest.json together with the hashes: resolved config, base models, versions.
 
     Returns:
         the folder, valid on disk. After an error nothing of it is left.
@@ -55,7 +55,7 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
     Raises:
         CheckpointError: something of it is not finite.
         OSError: the disk is full, the folder cannot be written.
-        safetensors.SafetensorError: likewise, while tensors were written.
+        safetensors.SafetensorError: the same, while tensors were written.
     """
     from safetensors.torch import save_file
 

@@ -28,7 +28,7 @@ def trained(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
 def read_trained(engine: Any) -> dict[str, torch.Tensor]:
     """float32 masters, full tensors on CPU, by parameter name; and the bridge's buffers.
 
-    Empty on all ranks but 0: where the encoder is trained they are gigabytes, which a node would hold once a rank.
+    Empty on all ranks but 0: where the encoder is trained they are gigabytes, which a node would hold once per rank.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -61,7 +61,7 @@ def optimizer_step(engine: Any) -> int:
 
 
 def restore_moments(engine: Any, moment_of: Callable[[str], torch.Tensor], step: int) -> None:
-    """Put AdamW where it was.
+    """Restore AdamW's state.
 
     Args:
         moment_of: gives the full tensor of `exp_avg/<name>` or `exp_avg_sq/<name>`, one at a time.
@@ -74,7 +74,7 @@ def restore_moments(engine: Any, moment_of: Callable[[str], torch.Tensor], step:
     stage3 = hasattr(wrapper, "fp32_partitioned_groups_flat")
     flats = wrapper.fp32_partitioned_groups_flat if stage3 else wrapper.single_partition_of_fp32_groups
     for flat in flats:
-        count = torch.tensor(float(step), device=flat.device)  # where fused AdamW wants it
+        count = torch.tensor(float(step), device=flat.device)  # where fused AdamW needs it
         wrapper.optimizer.state[flat] = {"step": count} | {m: torch.zeros_like(flat) for m in MOMENTS}
     link_moments(wrapper)
     for name, parameter in trained(engine.module):
@@ -88,7 +88,7 @@ def _keep(
     """Put a gathered tensor into `kept`, on rank 0.
 
     Raises:
-        CheckpointError: it was not gathered whole (on every rank).
+        CheckpointError: it was not gathered in full (on every rank).
     """
     shape = whole_shape(parameter)
     if tensor is None or tuple(tensor.shape) != shape or tensor.numel() == 0:

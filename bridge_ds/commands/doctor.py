@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 from bridge_ds.cli import Parser, add_placing, user_errors
 
@@ -45,6 +43,7 @@ def _examine(options: argparse.Namespace) -> int:
     from bridge_ds.doctor.text import page
     from bridge_ds.engine.distributed import device_of
     from bridge_ds.errors import ConfigError
+    from bridge_ds.track.metrics import plain
     from bridge_ds.world import World
 
     if options.device and options.device_map:
@@ -66,16 +65,7 @@ def _examine(options: argparse.Namespace) -> int:
             "measurements": measured.as_json(),
             "example": example.as_json() if example else None,
         }  # fmt: skip
-        print(json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False))
     else:
         print(page(f"{options.run} at {loaded.checkpoint.folder.name}", measured, findings, example))
     return int(wrong)
-
-
-def _finite(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON has not, by null."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

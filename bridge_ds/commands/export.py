@@ -7,7 +7,7 @@ examples:
   bridge-ds export --run runs/mine --to prompt-embeds --vllm http://127.0.0.1:8001
       a service that answers over HTTP; the same as bridge-ds serve, whose options it takes
 
-The licences of the base models hold for their copies; their files (LICENSE, README.md) are copied with them.
+The licenses of the base models hold for their copies; their files (LICENSE, README.md) are copied with them.
 """
 
 from __future__ import annotations

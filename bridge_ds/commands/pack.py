@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from bridge_ds.data.shards.index import ShardIndex
 
 _TASK = "task:"
+_USAGE = """bridge-ds pack (--input FILE ... | --dataset ID | task:NAME) --output DIR [OPTIONS]
+       bridge-ds pack index DIR [OPTIONS]
+       bridge-ds pack verify DIR"""
+_DESCRIPTION = """\
+Pack text or a benchmark into webdataset shards with an index:
+
+  bridge-ds pack --input train.jsonl --output shards/
+
+`bridge-ds pack index` writes the index of tars that others made, and `bridge-ds pack verify` reads a folder of shards
+again; each has a --help of its own."""
 _EXAMPLES = """\
 examples:
   # JSON lines that already have "source" and "target" (and perhaps "prompt"):
@@ -51,13 +61,13 @@ appears only when it is complete, and the same command continues a packing that 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status (0, or 2 for a user error)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0].startswith((_TASK, "--")) and arguments[0] != "--help":
-        arguments = ["pack", *arguments]
-    options = _parser().parse_args(arguments)
+    """Pack, index or verify; returns the exit status (0, or 2 for a user error)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    name = words[0] if words and words[0] in _COMMANDS else "pack"
+    add_options, run = _COMMANDS[name]
+    options = add_options().parse_args(words[1:] if words[:1] == [name] else words)
     try:
-        {"pack": _pack, "index": _index, "verify": _verify}[options.command](options)
+        run(options)
     except BridgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -149,8 +159,8 @@ def _print_packed(index: ShardIndex, output: Path) -> None:
 
 
 def _index(options: argparse.Namespace) -> None:
+    from bridge_ds.data.packing.index_folder import index_folder
     from bridge_ds.data.packing.sources import parse_map
-    from bridge_ds.data.shards.index_folder import index_folder
 
     index, remarks = index_folder(
         options.folder,
@@ -178,40 +188,11 @@ def _verify(options: argparse.Namespace) -> None:
     print(f"{options.folder}: {index.samples} samples in {len(index.shards)} shards are as they were indexed")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def _pack_parser() -> Parser:
+    pack = Parser(
         prog="bridge-ds pack",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_pack(commands)
-    index = commands.add_parser(
-        "index",
-        help="index tars that others made",
-        description="Write index.json and a table for each *.tar of a folder; the tars stay as they are.",
-    )
-    index.add_argument("folder", type=Path, metavar="DIR")
-    index.add_argument(
-        "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
-        help="read source, target, prompt, text or language from another field of the samples",
-    )  # fmt: skip
-    index.add_argument(
-        "--skip", action="extend", nargs="+", default=[], metavar="SUFFIX",
-        help="leave out members of this suffix, such as jpg; members that are neither .json nor .txt are an error else",
-    )  # fmt: skip
-    _add_common(index)
-    check = commands.add_parser("verify", help="read all shards again and name the first bad range of bytes")
-    check.add_argument("folder", metavar="DIR", help="folder or URL")
-    return parser
-
-
-def _add_pack(commands: argparse._SubParsersAction[Parser]) -> None:
-    pack = commands.add_parser(
-        "pack",
-        help="write shards",
-        description="Write samples as webdataset shards with an index.json.",
+        usage=_USAGE,
+        description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -243,6 +224,33 @@ def _add_pack(commands: argparse._SubParsersAction[Parser]) -> None:
     pack.add_argument("--key", default="", metavar="FIELD", help="field that holds each sample's key; default: numbers")
     pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards, or unfinished work")
     _add_common(pack)
+    return pack
+
+
+def _index_parser() -> Parser:
+    index = Parser(
+        prog="bridge-ds pack index",
+        description="Write index.json and a table for each *.tar of a folder; the tars stay as they are.",
+    )
+    index.add_argument("folder", type=Path, metavar="DIR")
+    index.add_argument(
+        "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
+        help="read source, target, prompt, text or language from another field of the samples",
+    )  # fmt: skip
+    index.add_argument(
+        "--skip", action="extend", nargs="+", default=[], metavar="SUFFIX",
+        help="leave out members of this suffix, such as jpg; members that are neither .json nor .txt are an error else",
+    )  # fmt: skip
+    _add_common(index)
+    return index
+
+
+def _verify_parser() -> Parser:
+    check = Parser(
+        prog="bridge-ds pack verify", description="Read all shards again and name the first bad range of bytes."
+    )
+    check.add_argument("folder", metavar="DIR", help="folder or URL")
+    return check
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -252,3 +260,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes", type=positive(int), default=cores, metavar="N", help=f"at work at a time (default: {cores})"
     )
+
+
+_COMMANDS = {"pack": (_pack_parser, _pack), "index": (_index_parser, _index), "verify": (_verify_parser, _verify)}
+"""Name -> its parser, and what it does; without a name it is `pack`."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from typing import Any
 
-from bridge_ds.cli import Parser, positive
+from bridge_ds.cli import Parser, positive, user_errors
 from bridge_ds.config.load import load_config
-from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
+from bridge_ds.errors import LaunchError
 from bridge_ds.plan.advice import Choice, choices
 from bridge_ds.plan.command import command
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
@@ -34,18 +33,15 @@ _LIMITS = {"compute": "arithmetic is", "gather": "the network is", "launch": "la
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the plan; returns the exit status (2: the input cannot be used)."""
+    """Print the plan; returns the exit status."""
     options = _parser().parse_args(arguments)
-    try:
+    with user_errors():
         job, gpu, network = _read(options)
         found = choices(job, gpu, network)
         if options.json:
             print(json.dumps(_as_json(job, gpu, network, found, options.recipe), indent=1))
         else:
             print("\n".join(_page(job, gpu, network, found, options.recipe)))
-    except BridgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
     return 0
 
 

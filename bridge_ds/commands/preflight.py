@@ -19,7 +19,7 @@ from typing import Any
 from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
 from bridge_ds.config import zero
 from bridge_ds.config.load import load_config
-from bridge_ds.config.names import resolve
+from bridge_ds.config.names import is_embedded, resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
@@ -192,15 +192,14 @@ def tokenizers_match(subject: Subject) -> str:
 def shards_verify(subject: Subject) -> str:
     """Every data set has an index; local shards have its sizes and, with --hashes, its sha256."""
     from bridge_ds.data.loading.corpus import locations, open_index
-    from bridge_ds.data.loading.embedded import is_embedded
     from bridge_ds.data.shards.verify import verify
 
     data, samples, shards = subject.config.data, 0, 0
-    for place in locations(data)[0]:
-        if is_embedded(place):
+    for location in locations(data)[0]:
+        if is_embedded(location):
             return "embedded, written at the first start"
         # Not staged: a login node does not have the local disk of a compute node.
-        index = open_index(dataclasses.replace(data, stage_dir=""), place)
+        index = open_index(dataclasses.replace(data, stage_dir=""), location)
         samples, shards = samples + index.samples, shards + len(index.shards)
         if subject.options.hashes:
             deque(verify(index), maxlen=0)

@@ -1,7 +1,7 @@
 """Read a model's files a part at a time while ZeRO-3 shards it, so that no rank ever holds the whole model.
 
 transformers (5.17 to 5.24) opens all files on rank 0 and keeps every tensor until the last is sharded: that rank's
-memory comes to a whole model, 140 GB for one of 70 B parameters. Here a tensor stays a position in its file, and a part
+memory comes to a whole model, 140 GB for one of 70 B parameters. Here a tensor is a position in its file, and a part
 of them at a time goes through transformers' own function for ZeRO-3, which takes parts. It can go when the last assert
 of tests/frozen/test_streamed.py fails: without it, rank 0 then no longer holds a whole model.
 """
@@ -60,35 +60,35 @@ def streamed() -> Iterator[None]:
     from transformers import modeling_utils
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-    deal, read = (
+    shard, read = (
         getattr(modeling_utils, name, None) for name in ("_load_state_dict_into_zero3_model", "load_state_dict")
     )
-    if not (is_deepspeed_zero3_enabled() and deal and read):
+    if not (is_deepspeed_zero3_enabled() and shard and read):
         yield
         return
 
-    def read_places(checkpoint_file: str, *given: Any, **options: Any) -> dict[str, Any]:
+    def read_headers(checkpoint_file: str, *given: Any, **options: Any) -> dict[str, Any]:
         if not str(checkpoint_file).endswith(".safetensors"):
             return read(checkpoint_file, *given, **options)  # type: ignore[no-any-return]
-        return _places(Path(checkpoint_file))
+        return _stored(Path(checkpoint_file))
 
-    def deal_parts(model: Any, state: dict[str, Any], load_config: Any = None) -> tuple[list[str], set[str]]:
+    def shard_parts(model: Any, state: dict[str, Any], load_config: Any = None) -> tuple[list[str], set[str]]:
         stored = {name: tensor for name, tensor in state.items() if isinstance(tensor, StoredTensor)}
         # A conversion (of experts that are kept apart, say) may need tensors of several parts.
         chunks = [stored] if _converts(load_config) else parts(stored)
-        errors, missing = deal(model, {name: v for name, v in state.items() if name not in stored}, load_config)
+        errors, missing = shard(model, {name: v for name, v in state.items() if name not in stored}, load_config)
         for chunk in chunks:
-            more_errors, still_missing = deal(model, _tensors(chunk), load_config)
+            more_errors, still_missing = shard(model, _tensors(chunk), load_config)
             errors, missing = errors + more_errors, missing & still_missing
             gc.collect()  # transformers' function refers to itself and would hold its part until some later collection
         return errors, missing
 
-    modeling_utils._load_state_dict_into_zero3_model = deal_parts  # type: ignore[assignment]
-    modeling_utils.load_state_dict = read_places  # type: ignore[assignment]
+    modeling_utils._load_state_dict_into_zero3_model = shard_parts  # type: ignore[assignment]
+    modeling_utils.load_state_dict = read_headers  # type: ignore[assignment]
     try:
         yield
     finally:
-        modeling_utils._load_state_dict_into_zero3_model = deal  # type: ignore[assignment]
+        modeling_utils._load_state_dict_into_zero3_model = shard  # type: ignore[assignment]
         modeling_utils.load_state_dict = read
 
 
@@ -99,27 +99,27 @@ def _converts(load_config: Any) -> bool:
     return not all(isinstance(rule, WeightRenaming) for rule in rules)
 
 
-def _places(file: Path) -> dict[str, StoredTensor]:
+def _stored(file: Path) -> dict[str, StoredTensor]:
     from safetensors import safe_open
     from transformers.modeling_utils import str_to_torch_dtype
 
     found = {}
     with safe_open(file, framework="pt") as opened:
         for key in list(opened.keys()):
-            told = opened.get_slice(key)
-            found[key] = StoredTensor(file, key, tuple(told.get_shape()), str_to_torch_dtype[told.get_dtype()])
+            header = opened.get_slice(key)
+            found[key] = StoredTensor(file, key, tuple(header.get_shape()), str_to_torch_dtype[header.get_dtype()])
     return found
 
 
 def _tensors(stored: Mapping[str, StoredTensor]) -> dict[str, torch.Tensor]:
-    """The tensors on rank 0, which deals them out; on the others their shapes."""
+    """The tensors on rank 0, which broadcasts them; on the others tensors without data."""
     if torch.distributed.get_rank() > 0:
         return {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in stored.items()}
     from safetensors import safe_open
 
     found: dict[str, torch.Tensor] = {}
     for file in dict.fromkeys(tensor.file for tensor in stored.values()):
-        # Opened anew for each part: what was read of a file stays in this process's memory while it is open.
+        # Opened again for each part: what was read of a file stays in this process's memory while it is open.
         with safe_open(file, framework="pt") as opened:
             found |= {name: opened.get_tensor(tensor.key) for name, tensor in stored.items() if tensor.file == file}
     return found

@@ -1,12 +1,13 @@
-"""From nested values to the typed config: pydantic checks them, and the first fault becomes one sentence."""
+"""From nested values to the typed config and back: pydantic checks them, and the first fault becomes one sentence."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import functools
+import importlib.util
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -14,11 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from bridge_ds.config.renames import RENAMED, new_name, with_new_names
-from bridge_ds.config.schema import SECTIONS, Config, metadata
-from bridge_ds.config.schema.fields import Rule
+from bridge_ds.config.schema import KINDS, SECTIONS, Config, metadata
+from bridge_ds.config.schema.fields import FUNCTION, Rule
 from bridge_ds.errors import ConfigError
 
-__all__ = ["adapter", "bounds", "flatten", "from_dict", "other_choice", "to_dict"]
+__all__ = ["NO_PEFT", "adapter", "bounds", "check", "flatten", "from_dict", "one_of", "to_dict"]
+
+NO_PEFT = "lora.rank is {}, which needs the package peft; expected it to be installed; pip install 'bridge_ds[lora]'."
+"""Said before anything slow begins, and where a run is loaded."""
 
 
 def from_dict(values: Mapping[str, Any], expand_paths: bool = False) -> Config:
@@ -40,15 +44,9 @@ def from_dict(values: Mapping[str, Any], expand_paths: bool = False) -> Config:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain lists, numbers and strings, ready for YAML or JSON."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        return list(value) if isinstance(value, tuple) else value
-
-    return plain(config)
+    return dataclasses.asdict(
+        config, dict_factory=lambda items: {key: list(v) if isinstance(v, tuple) else v for key, v in items}
+    )
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -76,8 +74,24 @@ def bounds(of: Sequence[Any]) -> str:
     return f"{low} or more" if low else f"above {found[Gt].gt:g}" if Gt in found else ""
 
 
-def other_choice(key: str, value: Any, choices: Sequence[str]) -> str:
-    """The sentence for a value that is none of `choices`, with the nearest one."""
+def check(config: Config) -> None:
+    """Raises ConfigError at the first value, or two values together, that no run could use. Nothing is loaded."""
+    from_dict(to_dict(config))
+    for sentence in config.conflicts():
+        raise ConfigError(sentence)
+    if config.lora.rank and importlib.util.find_spec("peft") is None:
+        raise ConfigError(NO_PEFT.format(config.lora.rank))
+    for name in config.run.allow_changes:
+        one_of("run.allow_changes", name, (key for key, kind in KINDS.items() if kind == FUNCTION))
+
+
+def one_of(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raises ConfigError, offering the nearest allowed value, unless `value` is among `choices`."""
+    if value not in (choices := list(choices)):
+        raise ConfigError(_other_choice(key, value, choices))
+
+
+def _other_choice(key: str, value: Any, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "choose one of them."
     return f"{key} is {value!r}; expected one of {', '.join(choices)}; {hint}"
@@ -98,7 +112,7 @@ def _sentence(error: ErrorDetails) -> str:
     if kind == "dataclass_type":
         return f"{key} is {value!r}; expected keys under it, such as {key}.{dataclasses.fields(of[0])[0].name}."
     if kind == "literal_error":
-        return other_choice(key, value, typing.get_args(of[0]))
+        return _other_choice(key, value, typing.get_args(of[0]))
     return f"{key} is {value!r}; expected {bounds(of)}."
 
 

@@ -1,20 +1,31 @@
-"""Settings of a run compared with those of the checkpoint that it resumes: what may change, and what is reported."""
+"""Settings of a run and of the checkpoint that it resumes: what may change, and what a record from before means.
+
+A setting that was added later has a default for new runs. Runs from before it may have done something else, which is
+what a record without the key means.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge_ds.config.build import flatten, from_dict, to_dict
-from bridge_ds.config.schema import KINDS, Config, kind_of
+from bridge_ds.config.schema import KINDS, Config, DataConfig
 from bridge_ds.config.schema.fields import FUNCTION, NEITHER
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["Change", "changes", "file_changes", "refuse_changed", "refuse_other_bridge", "with_places"]
+__all__ = [
+    "BEFORE", "Change", "changes", "completed", "file_changes", "followed", "refuse_changed", "refuse_other_bridge",
+    "with_places",
+]  # fmt: skip
 
 _BRIDGE = ("fusion.", "mapping.")
 """Sections that define the bridge, whichever run begins with its weights."""
+BEFORE: dict[str, dict[str, Any]] = {"data": {"bos": "unless_eos"}}
+"""Section -> key -> what runs did before the key existed, where that is not the key's default."""
+_OPEN = ("bos", "target_space")
+"""Keys of `data` whose default, auto, means the recorded value where a run continues from a record."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class Change:
     @property
     def in_function(self) -> bool:
         """Whether the bridge computes or reads something else with it."""
-        return kind_of(self.key) == FUNCTION
+        return KINDS.get(self.key) == FUNCTION
 
     def __str__(self) -> str:
         return f"{self.key} {self.old!r} -> {self.new!r}"
@@ -38,7 +49,7 @@ class Change:
 def changes(old: Config, new: Config) -> list[Change]:
     """Settings of the kinds FUNCTION and TRAINING that differ, in the schema's order."""
     before, after = flatten(old), flatten(new)
-    differing = [key for key in after if before[key] != after[key] and kind_of(key) != NEITHER]
+    differing = [key for key in after if before[key] != after[key] and KINDS[key] != NEITHER]
     return [Change(key, before[key], after[key]) for key in differing]
 
 
@@ -117,3 +128,25 @@ def with_places(trained: Config, now: Config) -> Config:
             part, name = key.split(".")
             values[part][name] = last[part][name]
     return from_dict(values)
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of a recorded config, with those of :data:`BEFORE` where a key is absent."""
+    found = dict(values)
+    for part, before in BEFORE.items():
+        there = {} if found.get(part) is None else found[part]
+        found[part] = {**before, **there} if isinstance(there, Mapping) else there
+    return found
+
+
+def followed(config: Config, recorded: Mapping[str, Any]) -> Config:
+    """The config of a run that continues from a checkpoint, or begins with its weights: `auto` is what was recorded.
+
+    Args:
+        config: of the run that starts.
+        recorded: nested values of the config in the checkpoint's manifest.
+    """
+    theirs = completed(recorded)["data"]
+    open_ = [key for key in _OPEN if getattr(config.data, key) == "auto"]
+    defaults = DataConfig()
+    return replace(config, data=replace(config.data, **{key: theirs.get(key, getattr(defaults, key)) for key in open_}))

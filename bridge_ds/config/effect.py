@@ -1,13 +1,14 @@
 """Settings that were given and have no effect, because of another setting: one table, reported when a run starts.
 
 A setting counts as given where it differs from its default, whether a recipe or the command line said so. What no run
-could mean is refused instead (:mod:`bridge_ds.config.check`).
+could mean is refused instead (:mod:`bridge_ds.config.build`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,7 @@ def idle(config: Config) -> list[str]:
     return lines
 
 
-def _line(keys: Iterable[str], why: str) -> str:
-    keys = list(keys)
+def _line(keys: Sequence[str], why: str) -> str:
     return f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} no effect, as {why}."
 
 
@@ -57,17 +57,15 @@ def _keys(part: str, *keys: str) -> tuple[str, ...]:
     return tuple(f"{part}.{key}" for key in keys)
 
 
-def _only_some_take(part: str, choice: str, specs: Mapping[str, Any]) -> Iterator[Rule]:
+def _only_some_take(part: str, choice: str, specs: Mapping[str, Any]) -> list[Rule]:
     """A rule for each key of `part` that only some of its variants take."""
 
-    def rule(key: str) -> Rule:
-        def why(config: Config) -> str:
-            name = getattr(getattr(config, part), choice)
-            return "" if key in specs[name].options else f"{part}.{choice} is {name}"
+    def why(key: str, config: Config) -> str:
+        name = getattr(getattr(config, part), choice)
+        return "" if key in specs[name].options else f"{part}.{choice} is {name}"
 
-        return Rule((f"{part}.{key}",), why, (0.0,) if key == "dropout" else ())
-
-    yield from map(rule, dict.fromkeys(key for spec in specs.values() for key in spec.options))
+    keys = dict.fromkeys(key for spec in specs.values() for key in spec.options)
+    return [Rule((f"{part}.{key}",), partial(why, key), (0.0,) if key == "dropout" else ()) for key in keys]
 
 
 def _folder(key: str) -> Callable[[Config], str]:
@@ -90,12 +88,8 @@ def _no_cache(config: Config) -> str:
     data = config.data
     if data.stage_dir:
         return "data.stage_dir is where all shards go"
-    places = data.mixture or (data.shards,)
-    return "" if any("://" in place for place in places) else "no data set is a URL"
-
-
-def _untracked(config: Config) -> bool:
-    return config.track.uri.lower() == "none" and set(config.track.to) <= {"mlflow"}
+    sources = data.mixture or (data.shards,)
+    return "" if any("://" in source for source in sources) else "no data set is a URL"
 
 
 def _when(holds: Callable[[Config], bool], why: str) -> Callable[[Config], str]:
@@ -150,7 +144,10 @@ RULES: tuple[Rule, ...] = (
         ("checkpoint.keep_best",),
         _when(lambda c: not c.checkpoint.keep_last, "checkpoint.keep_last is 0, which keeps all"),
     ),
-    Rule(_keys("track", "experiment", "name"), _when(_untracked, "track.uri is none")),
+    Rule(
+        _keys("track", "experiment", "name"),
+        _when(lambda c: c.track.uri.lower() == "none" and set(c.track.to) <= {"mlflow"}, "track.uri is none"),
+    ),
     Rule(
         _keys("evaluation", "languages", "limit", "batch", "null_scores", "max_new_tokens", "llm_from", "data"),
         _when(lambda c: not c.evaluation.tasks, "evaluation.tasks is empty: nothing is scored after training"),

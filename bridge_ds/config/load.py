@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.config.build import flatten, from_dict, to_dict
-from bridge_ds.config.check import check
-from bridge_ds.config.recorded import completed
+import yaml
+
+from bridge_ds.config.build import check, flatten, from_dict, to_dict
+from bridge_ds.config.changes import completed
 from bridge_ds.config.renames import new_name, refuse_both, with_new_names
 from bridge_ds.config.schema import Config
 from bridge_ds.config.text import Typed, Unusable, expand, parse, parsed
@@ -93,8 +94,6 @@ def save_config(config: Config, path: Path) -> None:
 
 def config_text(config: Config) -> str:
     """What :func:`save_config` writes."""
-    import yaml
-
     text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     return text
 
@@ -155,8 +154,6 @@ def _put_over(under: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
         values = parse(decoded(path.read_bytes())) or {}
     except (yaml.YAMLError, NotText) as error:

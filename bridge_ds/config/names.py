@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["EMBEDDED_SHARDS", "resolve"]
+__all__ = ["EMBEDDED_SHARDS", "is_embedded", "resolve"]
 
 EMBEDDED_SHARDS = "testbed/english"
 """The value of `data.shards` that stands for the testbed's English shards (written at first use)."""
 
 _EMBEDDED_MODELS = {"testbed/encoder": "encoder", "testbed/llm": "llm"}
+
+
+def is_embedded(shards: str) -> bool:
+    """Whether `data.shards` means the embedded data set (a local folder of that name wins)."""
+    return shards == EMBEDDED_SHARDS and not Path(shards).is_dir()
 
 
 def resolve(name: str) -> str:

@@ -52,7 +52,7 @@ def with_new_names(values: Mapping[str, Any], note: bool = False) -> dict[str, A
     Raises:
         ConfigError: one setting is given under both its names.
     """
-    refuse_both(_keys(values))
+    refuse_both(f"{part}.{key}" for part, keys in values.items() if isinstance(keys, Mapping) for key in keys)
     named = _with_names(values, functools.partial(new_name, note=note))
     for (key, old), value in RENAMED_VALUES.items():
         section, _, name = key.partition(".")
@@ -74,10 +74,6 @@ def _with_names(values: Mapping[str, Any], name: Any) -> dict[str, Any]:
         else keys
         for section, keys in values.items()
     }
-
-
-def _keys(values: Mapping[str, Any]) -> list[str]:
-    return [f"{section}.{key}" for section, keys in values.items() if isinstance(keys, Mapping) for key in keys]
 
 
 @functools.cache

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from typing import Any
 
+import yaml
+
 from bridge_ds.errors import ConfigError
-from bridge_ds.reading import yaml_loader
 
-__all__ = ["Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "loader", "number", "parse", "parsed"]
+__all__ = ["Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "number", "parse", "parsed"]
 
-_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+_BOOLEANS = {
+    form: value
+    for word, value in {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}.items()
+    for form in (word, word.capitalize(), word.upper())
+}
 _NULLS = ("", "~", "null", "Null", "NULL")
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
@@ -55,9 +59,35 @@ def _typed(value: Any) -> Any:
 
 def parse(text: str) -> Any:
     """YAML with plain scalars as :class:`Plain`, and null as None; a key twice is an error. Raises yaml.YAMLError."""
-    import yaml
+    return yaml.load(text, _Loader)
 
-    return yaml.load(text, loader())
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("null", "merge")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """Reject a key that is given twice; overriding a key merged by `<<` is allowed."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.composer.ComposerError(
+                        None, None, f"the key {key.value!r} is given twice; keep one of them", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return node
+
+    def construct_plain(self, node: Any) -> str:
+        """A scalar as text, without quotation marks as :class:`Plain`."""
+        value: str = self.construct_scalar(node)
+        return value if node.style else Plain(value)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_plain)
 
 
 def parsed(value: Any) -> Any:
@@ -66,8 +96,6 @@ def parsed(value: Any) -> Any:
     Raises:
         Unusable: brackets that are not closed, and the like.
     """
-    import yaml
-
     if not (isinstance(value, Typed) and value.lstrip().startswith(("[", "{"))):
         return value
     try:
@@ -76,31 +104,9 @@ def parsed(value: Any) -> Any:
         raise Unusable(str(value), f", which is not readable as YAML ({' '.join(str(error).split())})") from None
 
 
-@functools.cache
-def loader() -> Any:
-    """The class of the loader."""
-    import yaml
-
-    class YamlLoader(yaml_loader()):  # type: ignore[misc]
-        yaml_implicit_resolvers = {  # noqa: RUF012
-            first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("null", "merge")]
-            for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-    def text(self: Any, node: Any) -> str:
-        value: str = self.construct_scalar(node)
-        return value if node.style else Plain(value)
-
-    YamlLoader.add_constructor("tag:yaml.org,2002:str", text)
-    return YamlLoader
-
-
 def boolean(text: str) -> bool | None:
     """YAML 1.1's words for yes and no; none for others."""
-    for words, value in ((_TRUE, True), (_FALSE, False)):
-        if text in {form for word in words for form in (word, word.capitalize(), word.upper())}:
-            return value
-    return None
+    return _BOOLEANS.get(text)
 
 
 def number(text: str, kind: type) -> float | int | None:

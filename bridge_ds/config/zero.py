@@ -14,6 +14,7 @@ from bridge_ds.shipped import shipped
 
 __all__ = [
     "accumulation",
+    "encoded_together",
     "engine_config",
     "fill_sizes",
     "gather_sizes",
@@ -146,7 +147,7 @@ def resolve_micro_batch(config: Config, world_size: int) -> Config:
 def resolve_hpz(values: dict[str, Any], world_size: int, local_size: int) -> dict[str, Any]:
     """The values with `zero_hpz_partition_size` as a number: ranks that together hold a second copy of the shards.
 
-    "node" stands for the ranks of a node. 1 is DeepSpeed's word for none, and what comes out where a second copy would
+    "node" stands for the ranks of a node. 1 means none to DeepSpeed, and is the result where a second copy would
     serve nothing: all ranks are in one group (one node), or each would have a whole copy of its own.
 
     Args:
@@ -196,6 +197,22 @@ def fill_sizes(values: dict[str, Any], layer: int) -> dict[str, Any]:
     if stage(values) != 3 or not layer:
         return values
     return values | {"zero_optimization": gather_sizes(layer) | values["zero_optimization"]}
+
+
+def encoded_together(gib: float, tokens: int, layers: int, width: int, bytes_each: int) -> int:
+    """Micro-batches that a frozen encoder reads together: their states take no more than a limit; at least 1.
+
+    Each of these is a number of the config or of the model, so the answer is the same on every rank. It has to be: it
+    decides how often layers are gathered.
+
+    Args:
+        gib: `train.encode_once_gib`.
+        tokens: most encoder tokens of a micro-batch, padding included.
+        layers: of the encoder; the embeddings are a state more.
+        width: of the encoder.
+        bytes_each: of a number in the states.
+    """
+    return max(1, int(gib * 2**30 // ((layers + 1) * tokens * width * bytes_each)))
 
 
 def engine_config(config: Config, values: dict[str, Any], world_size: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Checkpoints of other projects become run folders. A new layout is one file here and one line in SOURCES.
+"""Conversion of other projects' checkpoints to run folders. A new layout is one file here and one line in SOURCES.
 
-Light to import: a command line shows its help from this table without torch.
+Light to import: the command shows its help from this table without torch.
 """
 
 from __future__ import annotations

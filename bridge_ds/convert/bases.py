@@ -1,4 +1,4 @@
-"""The frozen models inside a checkpoint: are they the ones that were named, and if not, written out as folders."""
+"""The frozen models inside a checkpoint: compared with the named ones and, if they differ, written as folders."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ _UNREAD = re.compile(
     r"(^|\.)(rotary_emb\.inv_freq|position_ids|token_type_ids|attn\.(masked_)?bias|embed_positions\.weights)$"
     r"|^pooler\."
 )
-"""Buffers that older releases of transformers stored and every one computes; and a pooler, which nothing here reads."""
+"""Buffers that older releases of transformers stored and all of them compute; and a pooler, which is not used here."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """One frozen model as the checkpoint holds it, beside the one that was named."""
+    """One frozen model as the checkpoint holds it, compared with the one that was named."""
 
     pairs: Mapping[str, str]
     """The checkpoint's key -> the weight in the named model."""
     unread: Sequence[str]
-    """Keys without a weight, for they are computed or never read."""
+    """Keys without a weight, since they are computed or never read."""
     differing: Sequence[str]
     """Keys whose values are not those of the named model, in the dtype of either."""
 
 
 def match(what: str, name: str, model: Any, keys: Mapping[str, str], stored: Mapping[str, Stored]) -> Base:
-    """Lay the checkpoint's keys beside a model's weights, and compare.
+    """Match the checkpoint's keys with a model's weights, and compare.
 
     Args:
         what: `encoder` or `llm`, the command's option for it.
         name: hub id or folder of the model.
-        model: it, loaded.
-        keys: the checkpoint's key -> the weight's name, as far as the source can tell.
+        model: the loaded model.
+        keys: the checkpoint's key -> the weight's name, as far as the source knows it.
         stored: the checkpoint.
 
     Raises:
@@ -80,12 +80,12 @@ def match(what: str, name: str, model: Any, keys: Mapping[str, str], stored: Map
 
 
 def _equal(theirs: torch.Tensor, ours: torch.Tensor) -> bool:
-    """The same numbers, one of them perhaps rounded to the other's format (a frozen model that was saved in it)."""
+    """The same numbers, perhaps rounded to the other's dtype (a frozen model that was saved in it)."""
     return torch.equal(theirs.to(ours.dtype), ours) or torch.equal(ours.to(theirs.dtype), theirs)
 
 
 def _find(model: Any, state: Mapping[str, torch.Tensor], name: str) -> str | None:
-    """The weight of that name; the peers hold a model with or without what is around it (a head, an encoder)."""
+    """The weight of that name; the peers hold a model with or without a head or an enclosing module."""
     if name == INPUT_EMBEDDINGS:
         table = model.get_input_embeddings().weight
         return next(ours for ours, tensor in state.items() if tensor.data_ptr() == table.data_ptr())
@@ -99,11 +99,11 @@ def write_weights(model: Any, base: Base, stored: Mapping[str, Stored], folder: 
     These keep the dtype that most of them have in the checkpoint. `model` is changed.
 
     Raises:
-        CheckpointError: two keys of one weight say different things.
+        CheckpointError: two keys of one weight have different values.
     """
     if base.differing:
-        formats = Counter(stored[key].read().dtype for key in base.pairs)
-        model.to(formats.most_common(1)[0][0])
+        dtypes = Counter(stored[key].read().dtype for key in base.pairs)
+        model.to(dtypes.most_common(1)[0][0])
         state = model.state_dict()
         with torch.no_grad():
             for key, ours in base.pairs.items():
@@ -115,7 +115,7 @@ def write_weights(model: Any, base: Base, stored: Mapping[str, Stored], folder: 
 
 
 def write_tokenizer(name: str, revision: str | None, added: Sequence[str], folder: Path, trust: bool) -> None:
-    """Save a model's tokenizer, with special tokens added, beside the weights in `folder`."""
+    """Save a model's tokenizer, with special tokens added, next to the weights in `folder`."""
     from transformers import AddedToken, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision, trust_remote_code=trust)
@@ -128,7 +128,7 @@ def write_tokenizer(name: str, revision: str | None, added: Sequence[str], folde
 
 
 def refuse_other_tokens(before: Tokenizers, after: Tokenizers, added: Sequence[str]) -> None:
-    """Tokenizers that were written must do what those they were made from do.
+    """Check that the written tokenizers do the same as those they were made from.
 
     Raises:
         CheckpointError: another id, or another decision about special tokens.

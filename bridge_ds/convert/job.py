@@ -1,14 +1,15 @@
-"""From a peer's checkpoint to a run folder: read, lay beside our modules, compare, write.
+"""From a peer's checkpoint to a run folder: read, match with our modules, compare, write.
 
 OUTPUT/
   config.yaml                    what load_trained, the evaluation, the harness and the doctor read
-  checkpoints/step-00000000/     the bridge; step 0, for none was trained here, and no optimizer state
-  encoder/, llm/                 only where the checkpoint's own differ from those that were named
+  checkpoints/step-00000000/     the bridge; step 0 (not trained here), without optimizer state
+  encoder/, llm/                 only if the checkpoint's own differ from those that were named
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 
 from bridge_ds import __version__
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.checkpoint.save import Snapshot, write
 from bridge_ds.checkpoint.state import trained
 from bridge_ds.config.load import build_config, save_config, to_dict
@@ -33,7 +35,9 @@ from bridge_ds.engine.setup import base_identities, build_model
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.llm.frozen import load_llm
 
-__all__ = ["Conversion", "prepare"]
+__all__ = ["Conversion", "prepare", "refuse_used"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,14 +58,14 @@ class Conversion:
 
     def lines(self) -> Iterator[str]:
         """What becomes of every key, and of both models."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._targets().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in trained_tensors(self.model).items()}
         for ours, theirs in sorted(self.layout.bridge.items()):
             yield f"{theirs} {self.stored[theirs].shape} -> {ours} {shapes[ours]}"
         for part, base in self.bases.items():
             for key, ours in sorted(base.pairs.items()):
                 yield f"{key} {self.stored[key].shape} -> {part} {ours}{' (differs)' if key in base.differing else ''}"
             for key in base.unread:
-                yield f"{key} {self.stored[key].shape} -> not read: computed, or of no use here"
+                yield f"{key} {self.stored[key].shape} -> not read: computed, or not used here"
         yield from self.summary()
 
     def summary(self) -> Iterator[str]:
@@ -82,7 +86,7 @@ class Conversion:
             yield f"{part}: {held}"
 
     def write(self, output: Path) -> None:
-        """Make the run folder: whole, or not at all.
+        """Make the run folder: complete, or not at all.
 
         Raises:
             ConfigError: `output` holds something already, or cannot be written.
@@ -98,8 +102,8 @@ class Conversion:
                 save_config(config, temporary / "config.yaml")
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"{output} cannot be written ({' '.join(str(error).split())[:200]}); expected a place with room for "
-                "whole models; choose another --output."
+                f"{output} cannot be written ({' '.join(str(error).split())[:200]}); expected a disk with room for "
+                "complete models; choose another --output."
             ) from error
 
     def _write_bases(self, root: Path) -> list[str]:
@@ -127,12 +131,12 @@ class Conversion:
             self.model.encoder = load_encoder(here.model)
         if "llm" in written:
             self.model.llm = load_llm(here.model)
-        tensors = {name: tensor.detach().clone() for name, tensor in self._targets(buffers=True).items()}
+        tensors = {name: tensor.detach().clone() for name, tensor in trained_tensors(self.model).items()}
         came = f"converted from {self.source.title}"
         write(
             Snapshot(tensors, {}, 0),
             root / "checkpoints",
-            # Nothing can be resumed from it; whoever tries reads why.
+            # It cannot be resumed; these values make the error say why.
             state={"step": 0, "consumed": 0, "seed": config.run.seed, "global_batch": came},
             manifest={
                 "base": base_identities(here, self.model, tokenizers),
@@ -142,27 +146,20 @@ class Conversion:
             },
         )
 
-    def _targets(self, buffers: bool = False) -> dict[str, torch.Tensor]:
-        found: dict[str, torch.Tensor] = dict(trained(self.model))
-        if buffers:
-            found |= {n: b for n, b in self.model.named_buffers() if n.startswith(("fusion.", "mapping."))}
-        return found
-
 
 def prepare(
     source: ConvertSource, checkpoint: Path, *, encoder: str = "", llm: str = "", overrides: Sequence[str] = (),
-    add_tokens: bool = True, say: Callable[[str], None] = print,
+    add_tokens: bool = True,
 ) -> Conversion:  # fmt: skip
-    """Read a checkpoint, load both frozen models, and see that everything fits.
+    """Read a checkpoint, load both frozen models, and check that everything fits.
 
     Args:
         source: of which project.
         checkpoint: its file or folder.
         encoder: the encoder that it was trained with (hub id or folder); empty = the one that it names.
-        llm: likewise.
+        llm: the same for the LLM.
         overrides: `key=value` over the run's config.
         add_tokens: give the encoder's tokenizer the tokens that the project adds.
-        say: gets a line about what the checkpoint itself decided.
 
     Raises:
         CheckpointError: unreadable, of another project, a key missing, unexpected or of another shape.
@@ -171,7 +168,7 @@ def prepare(
     stored = read_checkpoint(checkpoint)
     layout = source.read(stored)
     _refuse_other_keys(layout, stored)
-    config = _config(source, layout, _named(source, checkpoint, encoder, llm, say), overrides)
+    config = _config(source, layout, _named(source, checkpoint, encoder, llm), overrides)
     tokenizers = load_tokenizers(config.model, data=config.data)
     config = replace(config, data=settled(config.data, tokenizers))
     model = build_model(config, tokenizers.bos_id)
@@ -186,26 +183,24 @@ def prepare(
 
 
 def refuse_used(output: Path) -> None:
-    """Raises ConfigError if something is in the way of a new run folder."""
+    """Raises ConfigError if a new run folder cannot be made there."""
     if not missing_or_empty(output):
         raise ConfigError(f"{output} exists and is not empty; expected a new folder; choose another --output.")
 
 
-def _named(
-    source: ConvertSource, checkpoint: Path, encoder: str, llm: str, say: Callable[[str], None]
-) -> dict[str, str]:
+def _named(source: ConvertSource, checkpoint: Path, encoder: str, llm: str) -> dict[str, str]:
     names = {}
     for part, given, own in zip(("encoder", "llm"), (encoder, llm), source.bases(checkpoint), strict=True):
         if not given and not own:
             raise ConfigError(f"the checkpoint does not name its {part}; give it with --{part}, a hub id or a folder.")
         if not given:
-            say(f"{part}: {own}, as the checkpoint's config.json says")
+            _log.info(f"{part}: {own}, as the checkpoint's config.json says")
         names[part] = given or str(own)
     return names
 
 
 def _config(source: ConvertSource, layout: SourceLayout, names: Mapping[str, str], overrides: Sequence[str]) -> Config:
-    """Defaults, what the project does, what the user says; the layout must stay as it is."""
+    """Defaults, then the project's settings, then the user's; those of the layout cannot be changed."""
     values: dict[str, Any] = {"model": dict(names), "mapping": {"match_embedding_rms": False}}
     fixed = dict(layout.settings)
     for key, value in (dict(source.settings) | fixed).items():

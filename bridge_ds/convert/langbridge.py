@@ -1,7 +1,7 @@
 """LangBridge (arXiv 2401.10695): state dicts of its public code's `LangBridgeModel`.
 
 Read in github.com/kaistAI/LangBridge (langbridge/modeling_langbridge.py, langbridge/alignment_modules.py,
-python_scripts/train_langbridge.py): the model keeps everything under `lb.`: the encoder (`enc`), the LLM without its
+python_scripts/train_langbridge.py): everything is under `lb.`: the encoder (`enc`), the LLM without its
 head (`lm`), the head (`lm_head`), the input embedding once more (`embeddings`), and the alignment, which maps each
 state of the encoder's last layer and appends ONE learnt vector, `enc_eos`. The LLM reads [BOS | soft | eos | text].
 
@@ -18,12 +18,12 @@ The text (python_scripts/train_langbridge.py, evaluation-harness/lm_eval/models/
   itself: a BOS in front, which the model moves before the soft prompt, and no end token. (Its answers end because the
   LLM, which is frozen, has learnt to end them.) Its likelihoods have no end token either.
 - To generate, BOS is the LLM tokenizer's `bos_token_id`, always. (Where that is not `bos_token_id` of the LLM's
-  config.json, its BOS stays behind the soft prompt; none of the LLMs that it knows is such a one.)
-- The LLM is shown no text. The encoder reads its text as it stands: with the tokens for white space, a line end at the
+  config.json, its BOS stays after the soft prompt; this is so for none of the LLMs that it supports.)
+- The LLM is shown no text. The encoder reads its text unchanged: with the tokens for white space, a line end at the
   end of a text is a token.
 
-A padded batch of its own has a hole between the soft tokens of the shorter rows and their text, which its LLM sees as
-distance. Ours has none: rows are as they are there one by one.
+In a padded batch of its code there is a gap between the soft tokens of the shorter rows and their text, which changes
+the LLM's positions. Ours has none: each row is as it is there alone.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _KINDS = {
         "mapping.project.bias": "lb.alignment.linear.bias",
     },
     "mlp_gelu": {
-        f"mapping.project.{place}.{what}": f"lb.alignment.ffn.{place}.{what}"
-        for place in (0, 2)
+        f"mapping.project.{layer}.{what}": f"lb.alignment.ffn.{layer}.{what}"
+        for layer in (0, 2)
         for what in ("weight", "bias")
     },
 }
@@ -79,7 +79,7 @@ def read(stored: Mapping[str, Stored]) -> SourceLayout:
 
 
 def _latent(stored: Mapping[str, Stored]) -> tuple[dict[str, str], dict[str, Any]]:
-    """Keys and settings of a resampler; what a key that is missing would say is as in LangBridge's own code."""
+    """Keys and settings of a resampler; a missing key means the default of LangBridge's own code."""
     prefix = "lb.alignment.layers."
     depth = len({key.removeprefix(prefix).partition(".")[0] for key in stored if key.startswith(prefix)}) or 1
     names = {
@@ -126,13 +126,13 @@ Reads what LangBridge's save_pretrained wrote: a folder with pytorch_model.bin o
 one such file. Alignments `linear`, `ffn` and `latent`.
 
 Encoder and LLM default to those that config.json beside the weights names. Where the checkpoint holds an encoder that
-differs from --encoder, because it was trained, that one is written to OUTPUT/encoder and used; likewise the LLM.
+differs from --encoder, because it was trained, that one is written to OUTPUT/encoder and used; the same for the LLM.
 
 LangBridge adds eight tokens of white space to the encoder's tokenizer before it trains, so a tokenizer with these is
 written to OUTPUT/encoder, with the encoder. If yours was trained with add_new_lines_to_enc=False: --no-added-tokens.
 
-Targets are as there: no space before them and no end token behind; BOS always opens. If the answers that yours was
-trained on hold the text of an end token: --set data.target_end=true.
+Targets are as there: no space before them and no end token after them; the input always begins with BOS. If the answers
+that yours was trained on hold the text of an end token: --set data.target_end=true.
 
 For a model trained on unlabelled text: --set data.objective=prefix_lm.""",
     read=read,

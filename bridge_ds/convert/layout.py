@@ -16,21 +16,21 @@ from bridge_ds.errors import CheckpointError
 __all__ = ["INPUT_EMBEDDINGS", "ConvertSource", "SourceLayout", "mapped", "under"]
 
 INPUT_EMBEDDINGS = "<input embeddings>"
-"""Stands for the name of a model's input embedding, which the peers also hold as a module of its own."""
+"""Replaces the name of a model's input embedding, which the peers also hold as a module of its own."""
 
 
 @dataclass(frozen=True)
 class SourceLayout:
-    """Where the parts of a bridge lie in one checkpoint."""
+    """The keys of a bridge's parts in one checkpoint."""
 
     bridge: Mapping[str, str]
     """Our parameter (`mapping.end`) -> the checkpoint's key."""
     settings: Mapping[str, Any]
-    """What config.yaml must say for these parameters to mean what they meant: `part.key` -> value."""
+    """What config.yaml must hold for these parameters to compute the same: `part.key` -> value."""
     encoder: Mapping[str, str] = field(default_factory=dict)
-    """The checkpoint's key -> the weight's name in the encoder; empty where it holds none."""
+    """The checkpoint's key -> the weight's name in the encoder; empty if it holds none."""
     llm: Mapping[str, str] = field(default_factory=dict)
-    """The same of the LLM."""
+    """The same for the LLM."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class ConvertSource:
     """One project whose checkpoints can be read."""
 
     title: str
-    """What it is, a line of the help."""
+    """Name of the project, a line of the help."""
     help: str
-    """What is read, what becomes of it, and where the facts come from."""
+    """Help text: what is read, what becomes of it, and the sources of the facts."""
     read: Callable[[Mapping[str, Stored]], SourceLayout]
     """The layout of a checkpoint.
 
     Raises CheckpointError: it is not of this project, or is of a kind that cannot be represented."""
     settings: Mapping[str, Any]
-    """`part.key` -> value, where the project differs from our defaults and the checkpoint does not say."""
+    """`part.key` -> value, where the project differs from our defaults and the checkpoint does not record it."""
     added_tokens: tuple[str, ...] = ()
     """Tokens that the project adds to the encoder's tokenizer before it trains."""
     bases: Callable[[Path], tuple[str | None, str | None]] = lambda _: (None, None)

@@ -10,11 +10,11 @@ stage, augmentation, whose checkpoint is the one that it evaluates.
 The text around it (input_features.py, run_training.py, evaluation.py, mindmerger_tools/prompts.py; the later
 mindmerger_tools/input_features.py has the same under another name):
 
-- BOS is the LLM tokenizer's `bos_token_id`, always, whatever that tokenizer does by itself.
+- BOS is the LLM tokenizer's `bos_token_id`, always, whatever that tokenizer adds by itself.
 - A target is tokenized alone, with no space before it; the tokenizer's `add_bos_token` is set to no and its
-  `add_eos_token` to yes, so that Llama 2's closes it with the end token. Tokenizers that pass over these two settings
-  (those of Llama 3 in transformers 4) put what they put by themselves: such a checkpoint wants data.target_end=false.
-- A prompt is tokenized alone, as it stands, with both settings at no; its templates end with a colon or a full stop.
+  `add_eos_token` to yes, so that Llama 2's closes it with the end token. Tokenizers that ignore these two settings
+  (those of Llama 3 in transformers 4) add their own tokens: such a checkpoint needs data.target_end=false.
+- A prompt is tokenized alone, unchanged, with both settings at no; its templates end with a colon or a full stop.
 - Its evaluation generates up to `max_gen_len` tokens, greedily, up to an end token of the LLM's generation_config.json,
   and compares the stripped text with the label (`exact` here), or the last number.
 
@@ -62,10 +62,10 @@ Reads outputs/.../pytorch_model.bin as MindMerger's training writes it: the mapp
 be its mt_path and llm_path.
 
 The LLM is shown the text, too (data.augment_prompt), as after the second stage. For the checkpoint of the first stage,
-mapping: --set data.augment_prompt=false. What the LLM is shown is a sample's `prompt` where it has one (MindMerger puts
+mapping: --set data.augment_prompt=false. The LLM is shown a sample's `prompt` if it has one (MindMerger puts
 its own template around the question there), else its `source`.
 
-Targets and prompts are as there: no space before a target, an end token behind it; BOS always opens.""",
+Targets and prompts are as there: no space before a target, an end token after it; the input always begins with BOS.""",
     read=read,
     settings={
         "data.augment_prompt": True,

@@ -9,24 +9,24 @@ whole model every epoch:
 - `encoder_mt.layer_weights_lb` and `encoder_mt.temp`: Global Softmax. `encoder_mt.layer_weights.`: the module
   `LayerWeights` of Transformer Softmax. `encoder_mt.aggregator.query`: the learnt query of its variant AT, our
   layer_attention. None of them: its baseline, the last layer.
-- `mapping.mlp.fc.`: D -> H (or `linear1`, `linear2`: MindMerger's MLP, which stands in the same file), and
+- `mapping.mlp.fc.`: D -> H (or `linear1`, `linear2`: MindMerger's MLP, which is in the same file), and
   `mapping.end_boundary` of shape 1 x 1 x H.
 
 The LLM reads [BOS | soft | end_boundary | prompt]. The text around it (experiments/read_data.py, trainer.py, eval.py
 and utils.py, IDPDatasets/*.py):
 
-- BOS is the LLM tokenizer's `bos_token_id`, always, whatever that tokenizer does by itself.
+- BOS is the LLM tokenizer's `bos_token_id`, always, whatever that tokenizer adds by itself.
 - A target is tokenized alone, with no space before it and without special tokens; the text of the end token is
-  appended to it (so that one that is cut at `max_gen_len` has none; ours keeps it).
+  appended to it (so that one truncated at `max_gen_len` has none; ours keeps it).
 - A prompt is shown with `augmentation` only, tokenized alone, without special tokens. Its templates end with a colon
-  and a blank ("... Label: "), which stays; the tasks here have no blank there, so `data.separator` puts it.
+  and a space ("... Label: "), which is kept; the tasks here have none there, so `data.separator` adds it.
 - Its evaluation generates up to `max_gen_len` tokens, greedily, up to an end token of the LLM's generation_config.json,
   and compares the stripped text with the label: `exact` here.
 - With a system prompt (experiments/trainer.py) the prompt is the LLM's chat template around a system text and one fixed
-  user text, behind the soft prompt. Give it as each sample's `prompt`, with data.separator=keep.
+  user text, after the soft prompt. Give it as each sample's `prompt`, with data.separator=keep.
 
 Names of the fusions' parameters come from `paper_names` of our own.
-Its other variants (queries, gates) have keys that are none of these, and are refused by these.
+Its other variants (queries, gates) have other keys, by which they are recognized and refused.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ llm_path.
 
 If it was trained with augmentation=True, so that the LLM is shown a prompt too: --set data.augment_prompt=true.
 
-Targets are as there: no space before them, an end token behind; BOS always opens, and a prompt ends with a blank (where
-yours do not: --set data.separator=keep).""",
+Targets are as there: no space before them, an end token after them; the input always begins with BOS, and a prompt ends
+with a space (if yours do not: --set data.separator=keep).""",
     read=read,
     settings={
         "data.bos": "always",

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors by key, from any of the files that hold such; nothing is unpickled but plain tensors."""
+"""A checkpoint's tensors by key, from safetensors or pickled files; nothing is unpickled but plain tensors."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Stored", "read_checkpoint"]
 
-_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_NAMES = ("model.safetensors", "pytorch_model.bin")
 _PICKLED = (".bin", ".pt", ".pth")
 _INDEX = ".index.json"
 _WRAPPERS = ("model_state_dict", "state_dict", "module", "model")
-"""Keys under which trainers put the state dict beside other things."""
+"""Keys under which trainers put the state dict, next to other things."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Stored:
     file: Path
     shape: tuple[int, ...]
     read: Callable[[], torch.Tensor]
-    """The tensor, on CPU; read when it is wanted, for whole models are in some checkpoints."""
+    """The tensor, on CPU; read only when called, for some checkpoints hold complete models."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Stored]:
@@ -42,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Stored]:
     for file in _files(path):
         for key, stored in _read(file).items():
             if key in found:
-                raise CheckpointError(f"{key} stands in {found[key].file} and in {file}; expected every key once.")
+                raise CheckpointError(f"{key} is in {found[key].file} and in {file}; expected every key once.")
             found[key] = stored
     if not found:
         raise CheckpointError(f"{path} holds no tensor; expected a state dict.")
@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> dict[str, Stored]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        names = [*_WHOLE, *(f"{name}{_INDEX}" for name in _WHOLE)]
+        names = [*_NAMES, *(f"{name}{_INDEX}" for name in _NAMES)]
         here = [path / name for name in names if (path / name).is_file()]
         if not here:
             raise CheckpointError(
@@ -62,7 +62,7 @@ def _files(path: Path) -> list[Path]:
         raise CheckpointError(f"no checkpoint {path}; expected a file, or a folder that holds one.")
     if not path.name.endswith(_INDEX):
         return [path]
-    from bridge_ds.frozen.verify import shard_names  # with torch, which --help has no use for
+    from bridge_ds.frozen.verify import shard_names  # imports torch, which --help does not need
 
     names = shard_names(path, "part", CheckpointError)
     for name in names:
@@ -84,7 +84,7 @@ def _read(file: Path) -> dict[str, Stored]:
         return dict(reader(file))
     except CheckpointError:
         raise
-    except Exception as error:  # of damaged bytes torch.load makes errors of about any type
+    except Exception as error:  # damaged bytes make torch.load raise errors of almost any type
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise CheckpointError(
             f"{file} cannot be read ({reason}); expected tensors by name; it is damaged, or holds pickled objects, "

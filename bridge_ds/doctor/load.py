@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,22 +15,21 @@ import torch
 
 from bridge_ds.bridge import BridgeModel, build_bridge
 from bridge_ds.checkpoint import layout
-from bridge_ds.checkpoint.load import Checkpoint, newest
+from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.compat.deepspeed import import_deepspeed
-from bridge_ds.config.load import load_run_config
-from bridge_ds.config.names import resolve
+from bridge_ds.config.names import is_embedded, resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.corpus import open_corpus
-from bridge_ds.data.loading.embedded import is_embedded
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.doctor.measurements import BASES
 from bridge_ds.engine.setup import quiet_transformers
-from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.inference.bases import Placing
-from bridge_ds.inference.load import config_of, load_model
+from bridge_ds.inference.load import load_model, open_run
 from bridge_ds.testbed import english_rows
+from bridge_ds.track.metrics import iter_metrics
 from bridge_ds.world import World
 
 __all__ = ["LoadedRun", "load_patient", "mapping_moved", "recorded_loss", "training_samples"]
@@ -65,21 +64,16 @@ def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRu
         LaunchError: the devices' memory does not suffice.
         CheckpointError: no valid checkpoint, or one that does not fit the models in shape.
     """
-    last_start = load_run_config(run)
     notes: list[str] = []
 
     def note(line: str) -> None:
         notes.append(line[:1].upper() + line[1:])
 
-    checkpoint = newest(run / "checkpoints", note, finite=False)
-    if checkpoint is None:
-        why = f" ({notes[0]})" if notes else ""
-        raise CheckpointError(f"no valid checkpoint in {run / 'checkpoints'}{why}; expected one; train the run first.")
-    config = config_of(checkpoint, last_start, note)
+    config, checkpoint = open_run(run, note, finite=False)
     recorded = checkpoint.manifest["base"]
     found: dict[str, str] = {}
     quiet_transformers()
-    loaded = load_model(
+    model, tokenizers = load_model(
         config,
         layout.trained_files(checkpoint.folder),
         recorded,
@@ -87,7 +81,6 @@ def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRu
         Placing(device_map=device_map, max_memory=max_memory),
         check_ids=False,
     )
-    model, tokenizers = loaded.model, loaded.tokenizers
     initial = build_bridge(config, model.encoder, model.llm, tokenizers.bos_id).mapping.state_dict()
     facts = {
         "changed": tuple(part for part in BASES if found.get(part) != recorded.get(part)),
@@ -116,11 +109,13 @@ def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Ten
 
 def recorded_loss(path: Path, step: int) -> float | None:
     """Mean training loss of the last steps up to `step`; None if metrics.jsonl is missing or has none."""
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
-    except (OSError, ValueError):
-        return None
-    losses = {line["step"]: line["loss"] for line in lines if line.get("step", step + 1) <= step and "loss" in line}
+    losses: dict[int, float] = {}
+    with contextlib.suppress(DataError):
+        losses = {
+            each["step"]: each["loss"]
+            for each in iter_metrics(path)
+            if each["step"] <= step and each.get("loss") is not None
+        }
     return fmean(losses[each] for each in sorted(losses)[-_RECORDED_STEPS:]) if losses else None
 
 

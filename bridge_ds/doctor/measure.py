@@ -59,7 +59,7 @@ def examine(loaded: LoadedRun, count: int) -> tuple[Measurements, list[Tokenized
 def _data_facts(rows: list[TokenizedSample], full: list[TokenizedSample], tokenizers: Tokenizers) -> dict[str, object]:
     """Shares of what was truncated and of unknown encoder tokens; `full` holds the same samples whole."""
     shares: dict[str, object] = {
-        f"{name}s_cut": fmean(name in row.cut for row in rows) for name in ("source", "prompt", "target")
+        f"{name}s_cut": fmean(name in row.truncated for row in rows) for name in ("source", "prompt", "target")
     }
     closing = len(tokenizers.closing)
     kept, complete = (sum(len(row.target) - closing for row in some) for some in (rows, full))

@@ -24,7 +24,6 @@ __all__ = [
     "barrier",
     "device_of",
     "everyones",
-    "first_error",
     "init_distributed",
     "lost_peer",
     "name_interface",
@@ -131,12 +130,6 @@ def sum_counts(counts: Sequence[int]) -> list[int]:
     return list(map(int, sums.tolist()))
 
 
-def first_error(error: BridgeError | None, world: World) -> BridgeError | None:
-    """This rank's error, else that of the lowest rank that has one (a collective): all ranks fail, or none."""
-    errors = everyones(error, world)
-    return error or next(filter(None, errors), None)
-
-
 def on_main(action: Callable[[], T], world: World) -> T:
     """Run `action` on rank 0 and return its result on every rank (a collective).
 
@@ -167,8 +160,8 @@ def on_all(action: Callable[[], T], world: World) -> T:
         outcome = action()
     except BridgeError as raised:
         error = raised
-    first = first_error(error, world)
-    if first:
+    errors = everyones(error, world)
+    if first := error or next(filter(None, errors), None):
         raise first
     return outcome  # type: ignore[no-any-return]
 

@@ -21,6 +21,8 @@ __all__ = [
 
 _FRESH_SECONDS = 30.0
 """Three times the longest pause between two heartbeats."""
+_PATIENCE_SECONDS = 25.0
+"""After these the ranks of an earlier start count as gone, with their node."""
 
 _COLLECTIVES = (f"torch{os.sep}distributed{os.sep}", f"deepspeed{os.sep}comm{os.sep}")
 
@@ -133,16 +135,15 @@ def living(folder: Path) -> list[Beat]:
     return [beat for beat in beats if abs(time.time() - beat.time) < _FRESH_SECONDS and not _has_ended(beat)]
 
 
-def await_leaving(folder: Path, beats: Sequence[Beat], patience: float = 25.0) -> None:
+def await_leaving(folder: Path, beats: Sequence[Beat]) -> None:
     """Wait until the ranks of an earlier start have exited, which they do after their next heartbeat once the run is
     claimed; two starts that write checkpoints would remove each other's files.
 
     Args:
         folder: with the heartbeats.
         beats: theirs, read after :func:`claim`.
-        patience: seconds after which they count as gone, with their node.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + _PATIENCE_SECONDS
     waited_for = {beat.rank: beat for beat in beats}
     while waited_for and time.monotonic() < deadline:
         now = {beat.rank: beat for beat in read_beats(folder, max(waited_for) + 1)}

@@ -7,7 +7,7 @@ talks to other ranks must be added on all of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ class Hook:
 class HookList(Hook):
     """Calls each of its hooks, in order."""
 
-    def __init__(self, hooks: Sequence[Hook] = ()) -> None:
-        self.hooks = list(hooks)
+    def __init__(self) -> None:
+        self.hooks: list[Hook] = []
 
 
 def _calling_each(name: str) -> Callable[..., None]:

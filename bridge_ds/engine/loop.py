@@ -33,11 +33,11 @@ def fit(
     device: torch.device,
     hooks: Hook,
     done: int,
-    bad_samples: dict[str, int] | None = None,
-    stop: StopRequest | None = None,
-    watchdog: Watchdog | None = None,
-    validation: Validation | None = None,
-    unvalidated: StepRecord | None = None,
+    bad_samples: dict[str, int],
+    stop: StopRequest,
+    watchdog: Watchdog,
+    validation: Validation | None,
+    unvalidated: StepRecord | None,
 ) -> None:
     """Run the steps that `loader` yields, from `done` + 1 on.
 
@@ -45,8 +45,8 @@ def fit(
         bad_samples: bad samples left out in the steps that are done, by kind.
         stop: set by a signal; all ranks agree on it before each step.
         watchdog: told the phase of this rank; it looks for hangs from the second step on (the first may compile).
-        validation: computed after the steps for which it is due.
-        unvalidated: record of the step `done`, whose validation was interrupted.
+        validation: computed after the steps for which it is due; None = the run has none.
+        unvalidated: record of the step `done`, whose validation was interrupted; None = it was not.
 
     Raises:
         Preempted: `stop` was set on some rank; `on_stop` of the hooks was called, and every rank raises it.
@@ -56,9 +56,9 @@ def fit(
     """
     hooks.on_start(step=done - 1 if unvalidated else done, total_steps=config.train.steps)
     bad_in_a_row = 0
-    left_out = {kind: (bad_samples or {}).get(kind, 0) for kind in KINDS}
+    left_out = {kind: bad_samples.get(kind, 0) for kind in KINDS}
     steps = iter(loader)
-    mark = watchdog.mark if watchdog else _ignore
+    mark = watchdog.mark
     together = read_together(engine.module.encoder, config)
     held_out = partial(validation.run, engine, device, together, stop, mark) if validation else None
     tell = partial(_tell, hooks=hooks, validation=validation, run=held_out, mark=mark)
@@ -96,7 +96,7 @@ def fit(
             hooks.on_not_finite(step - bad_in_a_row)
             raise _not_finite(record)
         tell(record)
-        if step == done + 1 and watchdog:
+        if step == done + 1:
             watchdog.arm()
             if config.run.hang_seconds:
                 set_timeout(config.run.hang_seconds + 60)
@@ -122,10 +122,6 @@ def _tell(
         record |= found
     mark("hooks")
     hooks.on_step(record)
-
-
-def _ignore(phase: str, step: int | None = None) -> None:
-    pass
 
 
 def _next(steps: Iterator[StepBatches]) -> tuple[StepBatches | None, BridgeError | None]:

@@ -218,7 +218,7 @@ def base_identities(
         config: the run.
         model: loaded.
         tokenizers: both.
-        like: what a checkpoint recorded. A hash of before that still holds, and that of a tokenizer which does the
+        like: what a checkpoint recorded. An older hash that still holds, and that of a tokenizer which does the
             same, is given as it was recorded.
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
     """
@@ -233,7 +233,7 @@ def base_identities(
         found[key] = model_identity(config_json, name, revision, hub, like=before, first=first)
         both = f"{key}_tokenizer"
         found[both] = tokenizer_identity(tokenizer, name, revision, hub, like.get(both, ""))
-    if not like or END_IDS in like:  # checkpoints of before did not record them
+    if not like or END_IDS in like:  # older checkpoints did not record them
         ends = model.llm.end_ids(tokenizers.eos_id)
         found[END_IDS] = ",".join(map(str, sorted(ends)))
     return found
@@ -242,7 +242,7 @@ def base_identities(
 def as_recorded_now(
     found: Mapping[str, str], config: Config, model: BridgeModel, tokenizers: Tokenizers
 ) -> dict[str, str]:
-    """Identities for a new checkpoint: `found`, see :func:`base_identities`, or anew where some were of before."""
+    """Identities for a new checkpoint: `found` (of :func:`base_identities`), or new ones where some are older."""
     whole = END_IDS in found and not any(is_weak(each) for key, each in found.items() if key != END_IDS)
     return dict(found) if whole else base_identities(config, model, tokenizers)
 

@@ -13,8 +13,8 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.compat.torch import free_workspaces
-from bridge_ds.config.encoding import encoded_together
 from bridge_ds.config.schema import Config
+from bridge_ds.config.zero import encoded_together
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.shards.samples import KINDS
 from bridge_ds.encoder.base import Encoder, States
@@ -67,8 +67,8 @@ def agree_on_data(
     """
     micro = batches.micro if batches else []
     counts = [int(fault is not None)]
-    counts += [sum(getattr(b, of) for b in micro) for of in ("target_tokens", "source_tokens", "beside_tokens")]
-    counts += [sum(b.places for b in micro), int(stop)]
+    counts += [sum(getattr(b, of) for b in micro) for of in ("target_tokens", "source_tokens", "prompt_tokens")]
+    counts += [sum(b.positions for b in micro), int(stop)]
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
     faults, targets, sources, prompts, positions, stopping, *bad = sum_counts(counts)
     if not faults:
@@ -117,8 +117,8 @@ def train_step(
     world: World,
     device: torch.device,
     waited: float,
-    together: int = 1,
-    mark: Callable[[str], None] = lambda phase: None,
+    together: int,
+    mark: Callable[[str], None],
 ) -> StepRecord:
     """Run one step and return its record, the same on every rank.
 
@@ -178,7 +178,7 @@ def train_step(
         "layer_weights_entropy": float(-(weights * weights.clamp(min=1e-30).log()).sum()),
         "skipped_steps": engine.skipped_steps,
         "skipped": engine.skipped_steps > skipped_before,
-        "cut": batches.cut,
+        "cut": batches.truncated,
     }
 
 

@@ -56,9 +56,9 @@ class Validation:
         self,
         engine: Any,
         device: torch.device,
-        together: int = 1,
-        stop: StopRequest | None = None,
-        mark: Callable[[str], None] = lambda phase: None,
+        together: int,
+        stop: StopRequest,
+        mark: Callable[[str], None],
     ) -> dict[str, float | int] | None:
         """The numbers for the step's record, the same on every rank (a collective); none if `stop` was set on one.
 

@@ -12,7 +12,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ import torch
 from bridge_ds.engine.distributed import device_of
 from bridge_ds.engine.gpu import DeviceProgress
 from bridge_ds.engine.heartbeat import Beat, blamed, owner, read_beats, where_is_main, write_beat
-from bridge_ds.errors import EXIT_HUNG, EXIT_LOST
+from bridge_ds.errors import EXIT_HUNG, EXIT_LOST, last_words
 from bridge_ds.world import World
 
 __all__ = ["Watchdog"]
@@ -31,22 +30,14 @@ _log = logging.getLogger(__name__)
 class Watchdog:
     """Started on every rank. `mark` is called by the loop; the rest is the thread's."""
 
-    def __init__(
-        self,
-        folder: Path,
-        world: World,
-        limit: float,
-        last_words: Callable[[str, int], None] | None = None,
-        device: DeviceProgress | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, world: World, limit: float, device: DeviceProgress | None = None) -> None:
         """Args:
         folder: where the heartbeats go; made if absent.
         world: this rank among the others.
         limit: seconds without progress after which the job is ended; 0 = never.
-        last_words: called with the message that names the rank, and the exit status, on the rank that prints it.
         device: of this rank; by default that of its GPU, if it has one.
         """
-        self._folder, self._world, self._limit, self._last_words = folder, world, limit, last_words
+        self._folder, self._world, self._limit = folder, world, limit
         self._interval = min(10.0, limit / 10) if limit else 10.0
         self._step, self._count, self._phase, self._age = 0, 0, "start", 0.0
         self._device = device or DeviceProgress()
@@ -143,8 +134,7 @@ class Watchdog:
         text = f"error: no progress for {self._limit:.0f} s (run.hang_seconds); stuck: {who}; the job is ended."
         if self._world.rank == min((beat.rank for beat in beats if beat.rank not in silent), default=0):
             print(text, file=sys.stderr, flush=True)
-            if self._last_words:
-                self._last_words(text, EXIT_HUNG)
+            last_words(text, EXIT_HUNG)
         # The launcher ends all ranks when the first exits: those that only wait give the stuck one time to print.
         mine = any(clause.startswith(f"rank {self._world.rank} ") for clause in guilty)
         time.sleep(0.5 if mine or not guilty else 2.0)

@@ -85,7 +85,7 @@ def _score(options: argparse.Namespace, world: World) -> None:
     one_process(options.device_map, world)
     if world.size > 1:
         init_distributed(world)
-    say = print if world.is_main else _nothing
+    say = print if world.is_main else lambda _: None
     device_map = device_of(world) if options.device_map is None else options.device_map
     config, checkpoint = open_run(options.run, say, options.overrides, options.checkpoint)
     config = _asked(config, options)
@@ -105,7 +105,7 @@ def _score(options: argparse.Namespace, world: World) -> None:
 
 def _asked(config: Config, options: argparse.Namespace) -> Config:
     """The run's config with the scoring options of the command line; tasks and languages are checked."""
-    from bridge_ds.config.check import check
+    from bridge_ds.config.build import check
     from bridge_ds.errors import ConfigError
     from bridge_ds.evaluation.jobs import wanted
     from bridge_ds.evaluation.store import llm_of
@@ -123,10 +123,6 @@ def _asked(config: Config, options: argparse.Namespace) -> Config:
     wanted(find_tasks(config.evaluation.tasks, config.evaluation.data), config.evaluation.languages)
     llm_of(config.evaluation.llm_from)
     return config
-
-
-def _nothing(_: str) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -122,10 +122,6 @@ class Scored:
     format: int = FORMAT
     """Version of the files."""
 
-    def as_json(self) -> dict[str, Any]:
-        """For index.json."""
-        return asdict(self)
-
 
 def read_index(folder: Path) -> Scored:
     """`index.json` of a system's folder, as one of today's format.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ def compare(
     limit: int = 0,
     batch: int = 32,
     world: World | None = None,
-    progress: bool = True,
     before_batch: Callable[[], None] | None = None,
     stores: tuple[PredictionStore, PredictionStore] | None = None,
 ) -> dict[str, Any]:
@@ -51,7 +51,6 @@ def compare(
         limit: samples a task and language; 0 = all.
         batch: samples per rank in one call.
         world: this process among the others; None = alone.
-        progress: show a bar on the main rank if standard error is a terminal.
         before_batch: called before each batch, on every rank.
         stores: of the bridge and of the LLM alone, where the main rank keeps the predictions; None = nowhere.
 
@@ -70,7 +69,7 @@ def compare(
     )
     jobs = load_jobs(tasks, languages, limit, world)
     results: dict[str, Any] = {
-        key: _score(system, jobs, batch, world, progress, before_batch, store)
+        key: _score(system, jobs, batch, world, before_batch, store)
         for key, system, store in zip(("bridge", "llm"), (bridge, llm), stores, strict=True)
         if system is not None
     }
@@ -90,7 +89,6 @@ def _score(
     jobs: Sequence[ScoringJob],
     size: int,
     world: World,
-    progress: bool,
     before_batch: Callable[[], None] | None,
     store: PredictionStore,
 ) -> SystemScores:
@@ -98,13 +96,16 @@ def _score(
     blocks = [blocks_of(number, job, size, done[number]) for number, job in enumerate(jobs)]
     left = [len(part) for part in blocks]
     found: SystemScores = {}
-    shown = progress and world.is_main and sys.stderr.isatty()
+    shown = world.is_main and sys.stderr.isatty()
     from tqdm import tqdm
 
     with tqdm(total=sum(left), desc=store.scored.name, unit="batch", disable=not shown, dynamic_ncols=True) as bar:
-        for first, last in _same_task(jobs):
-            task = jobs[first].task
-            for turn in _turns([block for part in blocks[first:last] for block in part], world):
+        for _, group in itertools.groupby(range(len(jobs)), lambda number: jobs[number].task.name):
+            numbers = list(group)
+            task = jobs[numbers[0]].task
+            ahead = [block for number in numbers for block in blocks[number]]
+            for start in range(0, len(ahead), world.size):
+                turn = ahead[start : start + world.size]  # a block for each rank; fewer in the last turn
                 if before_batch:
                     before_batch()
                 for block, answers in zip(turn, _ask(system, task, turn, world), strict=False):
@@ -115,28 +116,13 @@ def _score(
                     left[block.job] -= 1
                     if not left[block.job]:
                         _finish(store, jobs[block.job], found, world)
-            for number in range(first, last):
+            for number in numbers:
                 if not blocks[number]:  # done before
                     _finish(store, jobs[number], found, world)
     in_order: SystemScores = {}
     for job in jobs if world.is_main else ():
         in_order.setdefault(job.task.name, {})[job.language] = found[job.task.name][job.language]
     return agree(in_order, world)  # type: ignore[return-value]
-
-
-def _same_task(jobs: Sequence[ScoringJob]) -> Iterator[tuple[int, int]]:
-    """Range (first, end) of the jobs of each task, which follow one another."""
-    first = 0
-    for end in range(1, len(jobs) + 1):
-        if end == len(jobs) or jobs[end].task.name != jobs[first].task.name:
-            yield first, end
-            first = end
-
-
-def _turns(blocks: Sequence[Block], world: World) -> Iterator[list[Block]]:
-    """What the ranks do at the same time: a block each; fewer in the last turn."""
-    for start in range(0, len(blocks), world.size):
-        yield list(blocks[start : start + world.size])
 
 
 def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[Answers]:

@@ -90,14 +90,14 @@ class Scorer:
             ],
             [weight * tokens for weight in weights_L.tolist()],
             tokens,
-            {"texts": len(rows)} | {name: sum(name in row.cut for row in rows) for name in read},
+            {"texts": len(rows)} | {name: sum(name in row.truncated for row in rows) for name in read},
         )
 
     def _choices(
         self, examples: Sequence[Example], task: Task, prefix: Spliced, ids: Sequence[Sequence[Sequence[int]]]
     ) -> list[Prediction]:
         texts = [example.choices or task.labels for example in examples]
-        scores, greedy, begins = self._score(prefix, ids)
+        scores, greedy, begins = self.generator.score(prefix, ids)
         labels = [example.label for example in examples]
         right = [own[label] for own, label in zip(texts, labels, strict=True)]
         usual = [row[label] for row, label in zip(greedy, labels, strict=True)]
@@ -161,14 +161,6 @@ class Scorer:
         ids = dict(zip(flat, self.prompts.answers(flat), strict=True))
         return [[ids[text] for text in row] for row in texts]
 
-    def _score(
-        self, prefix: Spliced, ids: Sequence[Sequence[Sequence[int]]]
-    ) -> tuple[list[list[float]], list[list[bool]], list[int]]:
-        """For each row: scores and greedy matches of its choices, and its likeliest first token."""
-        found, counts = self.generator.score(prefix, ids), [len(row) for row in ids]
-        scores = [part.tolist() for part in found.log_p.cpu().split(counts)]
-        return scores, [part.tolist() for part in found.greedy.cpu().split(counts)], found.first
-
     def _nulls(
         self, examples: Sequence[Example], task: Task, ids: Sequence[Sequence[Sequence[int]]]
     ) -> list[tuple[float, ...]]:
@@ -176,11 +168,11 @@ class Scorer:
         if any(example.choices for example in examples):
             following = [max(map(len, own)) for own in ids]
             rows = self._rows([(example.null or " ", example.language) for example in examples], following, task)
-            return [tuple(row) for row in self._score(self._prefix(rows), ids)[0]]
+            return [tuple(row) for row in self.generator.score(self._prefix(rows), ids)[0]]
         key = (examples[0].null, task.labels)  # one prompt a task, so all ranks compute it in the same turn
         if key not in self._null:
             prefix = self._prefix(self._rows([(key[0], ENGLISH)], [max(map(len, ids[0]))], task))
-            self._null[key] = tuple(self._score(prefix, ids[:1])[0][0])
+            self._null[key] = tuple(self.generator.score(prefix, ids[:1])[0][0])
         return [self._null[key]] * len(examples)
 
     def _rows(self, texts: Sequence[tuple[str, str]], following: Sequence[int], task: Task) -> list[ContextIds]:
@@ -208,7 +200,7 @@ class Scorer:
         unknown = self.tokenizers.encoder.unk_token_id
         counts = []
         for example, row in zip(examples, rows, strict=True):
-            whole = self.bridge and "source" not in row.cut
+            whole = self.bridge and "source" not in row.truncated
             ids = row.source if whole else self.tokenizers.source_ids(example.source, self._tag(example.language))
             counts.append((len(ids), 0 if unknown is None else ids.count(unknown)))
         return counts

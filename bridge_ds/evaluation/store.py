@@ -13,15 +13,16 @@ import fcntl
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.disk import real, write_text
-from bridge_ds.errors import DataError, LaunchError
+from bridge_ds.errors import DataError
 from bridge_ds.evaluation.jobs import ScoringJob
 from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index, read_predictions
+from bridge_ds.partial import PartFile, writing
 
 __all__ = ["Answers", "PredictionStore", "llm_of"]
 
@@ -73,7 +74,7 @@ class PredictionStore:
         self.cut: Counter[str] = Counter()
         """Sums of :attr:`Answers.cut` over what was added."""
         self._answers: dict[tuple[str, str], list[Answers]] = {}
-        self._parts: list[Path] = []
+        self._parts: dict[tuple[str, str], PartFile] = {}
 
     def resume(self, job: ScoringJob) -> set[str]:
         """Load what an interrupted evaluation left of a language; the keys of the samples that are done.
@@ -88,20 +89,21 @@ class PredictionStore:
             return {p.key for p in answers.predictions}
         if self.folder is None:
             return set()
-        part = self._part(job)
-        self._parts.append(part)
+        part = self._parts[job.task.name, job.language] = PartFile(
+            self.folder / job.task.name / f".{job.language}.part", json.dumps({"identity": self._identity})
+        )
         expected = {example.key: (example.source, example.target) for example in job.examples}
         done: set[str] = set()
-        for answers in self._unfinished(part):
+
+        def parse(line: str) -> Answers:
+            answers = Answers.parse(line)
             keys = {p.key for p in answers.predictions}
             if keys & done or any(expected.get(p.key) != (p.source, p.answer) for p in answers.predictions):
-                break  # other samples under the same keys: the data has changed
-            done |= keys
-            found.append(answers)
-        header = json.dumps({"identity": self._identity})
-        with _writing(part):
-            real(part.parent).mkdir(parents=True, exist_ok=True)
-            write_text(part, "".join(line + "\n" for line in (header, *(answers.line() for answers in found))))
+                raise ValueError("other samples under the same keys: the data has changed")
+            done.update(keys)
+            return answers
+
+        found += part.resume(parse)
         return done
 
     def add(self, job: ScoringJob, answers: Answers) -> None:
@@ -111,8 +113,7 @@ class PredictionStore:
         # Metrics are computed from what is written, rounded as it is: a rerun gives the same.
         self._answers[job.task.name, job.language].append(Answers.parse(line))
         if self.folder is not None:
-            with _writing(self._part(job)), self._part(job).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            self._parts[job.task.name, job.language].add(line)
 
     def finish(self, job: ScoringJob) -> dict[str, float]:
         """Write the predictions and the index of a language whose samples are all done; returns its metrics."""
@@ -120,7 +121,7 @@ class PredictionStore:
         predictions = [made[example.key] for example in job.examples]
         if self.folder is not None:
             path = self.folder / job.task.name / f"{job.language}.jsonl"
-            with _writing(path):
+            with writing(path):
                 real(path.parent).mkdir(parents=True, exist_ok=True)
                 write_text(path, "".join(prediction.line() + "\n" for prediction in predictions))
                 self._write_index(self.folder, job)
@@ -128,12 +129,8 @@ class PredictionStore:
 
     def close(self) -> None:
         """Remove the part files, once the whole evaluation has succeeded."""
-        for part in self._parts:
-            part.unlink(missing_ok=True)
-
-    def _part(self, job: ScoringJob) -> Path:
-        assert self.folder is not None
-        return self.folder / job.task.name / f".{job.language}.part"
+        for part in self._parts.values():
+            part.path.unlink(missing_ok=True)
 
     def _from_other_run(self, folder: Path, job: ScoringJob) -> Answers | None:
         """The answers to all samples of a job, if they exist with this identity and for these samples."""
@@ -143,16 +140,6 @@ class PredictionStore:
         made = list(read_predictions(folder, job.task.name, job.language))
         asked = [(example.key, example.source, example.target) for example in job.examples]
         return Answers(made) if [(p.key, p.source, p.answer) for p in made] == asked else None
-
-    def _unfinished(self, part: Path) -> Iterator[Answers]:
-        try:
-            header, *lines = part.read_text(encoding="utf-8").split("\n")
-            if json.loads(header)["identity"] != self._identity:
-                return
-            for line in lines[:-1]:  # the last line may be incomplete
-                yield Answers.parse(line)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return
 
     def _write_index(self, folder: Path, job: ScoringJob) -> None:
         """Add a language to the index; other languages of the same checkpoint stay."""
@@ -181,7 +168,7 @@ class PredictionStore:
                 identities=old.identities | {job.language: self._identity},
             )
             index = dataclasses.replace(self.scored, tasks=tasks)
-            text = json.dumps(index.as_json(), indent=1, ensure_ascii=False)
+            text = json.dumps(dataclasses.asdict(index), indent=1, ensure_ascii=False)
             write_text(folder / "index.json", text + "\n")
 
 
@@ -205,14 +192,3 @@ def _metrics(predictions: list[Prediction]) -> dict[str, float]:
     names += ["acc_mutual_info"] if all(p.null for p in predictions) else []
     count = len(predictions)
     return {name: sum(p.correct(name) for p in predictions) / count for name in names} | {"n": count}
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LaunchError(
-            f"{path} cannot be written ({error.strerror}); expected free space and the permission to write; "
-            "make room and start again, what is scored stays."
-        ) from None

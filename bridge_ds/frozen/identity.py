@@ -158,7 +158,7 @@ def tokenizer_identity(
 ) -> str:
     """Two hashes: over the files that a tokenizer is read from, and over what it does once it is loaded.
 
-    One that matches is enough: the same files are the same tokenizer whatever the library version serialises, and one
+    One that matches is enough: the same files are the same tokenizer whatever the library version serializes, and one
     that another version has saved again is the same if it does the same.
 
     Args:
@@ -214,11 +214,11 @@ def _of_transformers(tokenizer: Any) -> Any:
 
 
 def _meaning_of(tokenizer: Any, config: Path | None) -> str:
-    """Over the backend as it serialises itself, special tokens, chat template and options; empty for a tokenizer in
+    """Over the backend as it serializes itself, special tokens, chat template and options; empty for a tokenizer in
     Python, which cannot say what it does.
 
     Of a BOS that the tokenizer does not put by itself the file may say that it is wanted, which saving forgets and a
-    run records (`data.bos`); or that it is not, which holds for runs of before that record.
+    run records (`data.bos`); or that it is not, which holds for runs older than that record.
     """
     inner = _of_transformers(tokenizer)
     backend = getattr(inner, "backend_tokenizer", None)
@@ -230,22 +230,22 @@ def _meaning_of(tokenizer: Any, config: Path | None) -> str:
     special = {key: str(value) for key, value in inner.special_tokens_map.items()}
     facts = [special, inner.chat_template, options, getattr(tokenizer, "pieces_sha256", "")]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
-    digest.update(_serialised(backend).encode())
+    digest.update(_serialized(backend).encode())
     return digest.hexdigest()
 
 
-def _serialised(backend: Any) -> str:
+def _serialized(backend: Any) -> str:
     """The backend without truncation and padding, which the last call has set."""
-    cut, filled = backend.truncation, backend.padding
+    truncation, padding = backend.truncation, backend.padding
     backend.no_truncation()
     backend.no_padding()
     try:
         return str(backend.to_str())
     finally:
-        if cut:
-            backend.enable_truncation(**cut)
-        if filled:
-            backend.enable_padding(**filled)
+        if truncation:
+            backend.enable_truncation(**truncation)
+        if padding:
+            backend.enable_padding(**padding)
 
 
 def _saved_as_loaded(tokenizer: Any, name: str, revision: str | None, hub: Mapping[str, Any]) -> bool:
@@ -259,5 +259,5 @@ def _saved_as_loaded(tokenizer: Any, name: str, revision: str | None, hub: Mappi
 
 
 def _parsed(backend: Any) -> Any:
-    """The serialised backend, scores to nine digits: reading them from a file changes the last bit of some."""
-    return json.loads(_serialised(backend), parse_float=lambda text: f"{float(text):.9g}")
+    """The serialized backend, scores to nine digits: reading them from a file changes the last bit of some."""
+    return json.loads(_serialized(backend), parse_float=lambda text: f"{float(text):.9g}")

@@ -117,9 +117,9 @@ def model_file(
     if Path(name).is_dir():
         path = Path(name) / filename
         return path if path.is_file() else None
-    from transformers.utils.hub import cached_file as fetched
+    from transformers.utils.hub import cached_file as fetch
 
-    found = fetched(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
+    found = fetch(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
     return Path(found) if found else None
 
 
@@ -127,16 +127,8 @@ def cached_file(
     name: str, filename: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
 ) -> Path | None:
     """:func:`model_file` of what loading has fetched already: the hub's cache is asked, and the network is not."""
-    if Path(name).is_dir():
-        return model_file(name, filename)
-    from transformers.utils.hub import cached_file as fetched
-
-    found = fetched(
-        name, filename, revision=revision, **{**hub, "local_files_only": True, "force_download": False},
-        _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
-    return Path(found) if found else None
+    quiet = {"_raise_exceptions_for_gated_repo": False, "_raise_exceptions_for_connection_errors": False}
+    return model_file(name, filename, revision, {**hub, **quiet, "local_files_only": True, "force_download": False})
 
 
 def why_no_hub() -> str:

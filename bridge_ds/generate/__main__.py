@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,18 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         _check(options)
         from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 
-        how = GenerateOptions(
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            top_k=options.top_k,
-            beams=options.beams,
-            seed=options.seed,
-            stop=tuple(options.stop),
-            chat=options.chat,
-            system=options.system,
-            language=options.language,
-        )
+        given = {field.name: getattr(options, field.name) for field in dataclasses.fields(GenerateOptions)}
+        how = GenerateOptions(**given | {"stop": tuple(options.stop)})
         pipeline = Pipeline.load(options.run, how, **loading(options))
         pipeline.check_language()
         _answer(pipeline, options)

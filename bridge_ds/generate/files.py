@@ -11,17 +11,17 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from bridge_ds.disk import write_text
-from bridge_ds.errors import ConfigError, DataError, LaunchError
+from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.generate.pipeline import Pipeline
+from bridge_ds.partial import PartFile, writing
 from bridge_ds.reading import NotText, decoded, json_value
 
 __all__ = ["ANSWER", "answer_file", "batches"]
@@ -58,25 +58,28 @@ def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batc
             raise DataError(f"{source} line {number}: {error}") from None
     plan = batches([len(row.head) + len(row.source) + len(row.prompt) + len(row.tail) for row in rows], batch)
     identity = hashlib.sha256(f"{pipeline.identity()}/{hashlib.sha256(content).hexdigest()}/{field}/{batch}".encode())
-    part = output.with_name(f".{output.name}.part")
-    with _writing(part), _part_file(part, identity.hexdigest()) as (file, done):
+    part = PartFile(output.with_name(f".{output.name}.part"), identity.hexdigest())
+    with _locked(part.path):
+        done: list[list[str]] = part.resume(json.loads)
+        if part.replaced:
+            print(f"{part.path} is of other texts or settings and is begun anew", file=sys.stderr)
         answers: dict[int, str] = {}
-        for number, texts in zip(range(len(plan)), done, strict=False):
-            answers |= zip(plan[number], texts, strict=True)
+        for indices, texts in zip(plan, done, strict=False):
+            answers |= zip(indices, texts, strict=True)
         if answers:
             print(f"resuming after {len(answers)} of {len(rows)} texts", file=sys.stderr)
         with tqdm(total=len(rows), initial=len(answers), desc="answers", unit="text", disable=None) as bar:
             for number in range(len(done), len(plan)):
                 texts = pipeline.write([rows[index] for index in plan[number]], seed=number)
-                file.write(json.dumps(texts, ensure_ascii=False) + "\n")
-                file.flush()
+                part.add(json.dumps(texts, ensure_ascii=False))
                 answers |= zip(plan[number], texts, strict=True)
                 bar.update(len(texts))
         lines = (
             json.dumps(item | {ANSWER: answers[index]}, ensure_ascii=False) for index, (_, item) in enumerate(items)
         )
-        write_text(output, "".join(line + "\n" for line in lines))
-        part.unlink()
+        with writing(output):
+            write_text(output, "".join(line + "\n" for line in lines))
+        part.path.unlink()
     print(f"{len(rows)} answers in {output}", file=sys.stderr)
 
 
@@ -129,48 +132,15 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
 
 
 @contextlib.contextmanager
-def _part_file(part: Path, identity: str) -> Iterator[tuple[IO[str], list[list[str]]]]:
-    """The part file, open to append and locked, and its whole batches."""
-    with part.open("a+", encoding="utf-8") as file:
+def _locked(path: Path) -> Iterator[None]:
+    """While open, no other command writes the file."""
+    with writing(path):
+        file = path.open("ab")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{part} is being written by another command; expected none; wait for it.") from None
+            raise ConfigError(f"{path} is being written by another command; expected none; wait for it.") from None
         except OSError:
             pass  # a file system without locks
-        file.seek(0)
-        done, length, begun = _whole(file.read(), identity)
-        if begun and not length:
-            print(f"{part} is of other texts or settings and is begun anew", file=sys.stderr)
-        os.truncate(part, length)
-        if not length:
-            file.write(identity + "\n")
-            file.flush()
-        yield file, done
-
-
-def _whole(text: str, identity: str) -> tuple[list[list[str]], int, bool]:
-    """The whole batches of a part file, their length in bytes, and whether there was anything at all."""
-    header, *lines = text.split("\n")
-    if header != identity or not lines:
-        return [], 0, bool(text)
-    done: list[list[str]] = []
-    length = len(header) + 1
-    for line in lines[:-1]:  # what follows the last newline is incomplete
-        try:
-            done.append(json.loads(line))
-        except ValueError:
-            break
-        length += len(line.encode()) + 1
-    return done, length, True
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
         yield
-    except OSError as error:
-        raise LaunchError(
-            f"{path} cannot be written ({error.strerror}); expected room and the right to write; make some and start "
-            "again, what is answered stays."
-        ) from None

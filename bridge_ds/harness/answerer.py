@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.data.text.plain import behind
+from bridge_ds.data.text.plain import ids_after
 from bridge_ds.data.text.prompting import Context, answers, framed
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.inference.generator import Generator
@@ -47,9 +47,8 @@ class Answerer:
             for context, of in zip(contexts, continuations, strict=True)
         ]
         prefix = self._prefix(contexts, [max(map(len, own), default=0) for own in ids])
-        found = self.generator.score(prefix, ids)
-        scores = iter(zip(found.log_p.tolist(), found.greedy.tolist(), strict=True))
-        return [[next(scores) for _ in own] for own in ids]
+        scores, greedy, _ = self.generator.score(prefix, ids)
+        return [list(zip(*own, strict=True)) for own in zip(scores, greedy, strict=True)]
 
     @torch.no_grad()
     def write(
@@ -70,7 +69,7 @@ class Answerer:
     def _continuation(self, context: Context, of: Continuation) -> list[int]:
         context = framed(context, self.tokenizers.frame)
         if context.begun:  # goes on in the middle of an answer
-            ids = behind(self.tokenizers.llm, context.tail[-1:], [of.text])[0] if of.text else []
+            ids = ids_after(self.tokenizers.llm, context.tail[-1:], [of.text])[0] if of.text else []
         else:
             tail = context.tail if context.is_chat else None
             found = answers(self.tokenizers, [of.text], tail, closed=False, parted=[of.parted])
@@ -78,6 +77,6 @@ class Answerer:
         return [*ids, self.tokenizers.eos_id] if of.whole and self.end_token else ids
 
     def _prefix(self, contexts: Sequence[Context], following: Sequence[int]) -> Spliced:
-        """`following`: positions to keep free behind each context."""
+        """`following`: positions to keep free after each context."""
         rows = [self.prompts.ids(context, room) for context, room in zip(contexts, following, strict=True)]
         return self.generator.prefix(self.prompts.batch(rows))

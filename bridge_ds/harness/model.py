@@ -14,7 +14,7 @@ import torch
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from bridge_ds.config.check import one_of
+from bridge_ds.config.build import one_of
 from bridge_ds.config.text import expand
 from bridge_ds.data.text.chat import render
 from bridge_ds.data.text.prompting import parse

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from bridge_ds.config.check import check
+from bridge_ds.config.build import check
 from bridge_ds.config.load import from_dict, to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.data.text.convention import WRITTEN

@@ -17,22 +17,18 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.hub.config import BridgeConfig, to_run
 from bridge_ds.hub.folder import SharedBridge, upload, write_folder
 from bridge_ds.hub.inputs import batch_of, refuse_token_options
-from bridge_ds.hub.source import BridgeSource, check_bases, hub_options, open_source
+from bridge_ds.hub.source import check_bases, hub_options, open_source
 from bridge_ds.inference.bases import Placing, quantization
+from bridge_ds.inference.generator import Generator
 from bridge_ds.inference.load import LoadedBridge, load_model
 from bridge_ds.llm.loss import nll_sum, predicting
 from bridge_ds.llm.splice import Spliced
 
 __all__ = ["BridgeForCausalLM"]
-
-_IGNORED = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "low_cpu_mem_usage", "use_safetensors")
-"""What the Auto classes pass to every model; without a meaning here."""
-_BASES = ("encoder", "llm", "encoder_revision", "llm_revision")
 
 
 class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -70,7 +66,11 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 "load one with BridgeForCausalLM.from_pretrained(RUN)."
             )
         super().__init__(config)
-        self.bridge, self.tokenizers, self.generator = loaded.model, loaded.tokenizers, loaded.generator()
+        self.bridge, self.tokenizers, self.generator = (
+            loaded.model,
+            loaded.tokenizers,
+            Generator(loaded.model, loaded.tokenizers),
+        )
         self._make_card = card
         self.generation_config = self.generator.config(**(generation or {}))
         self.eval()
@@ -84,11 +84,6 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def device(self) -> torch.device:
         """Where the input goes."""
         return self.bridge.device
-
-    @property
-    def positions(self) -> int:
-        """Of the LLM; 0 = unknown."""
-        return self.generator.positions
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -139,18 +134,10 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             CheckpointError: no valid checkpoint, other base models than those of the training, or tensors that do not
                 fit.
         """
-        hub = hub_options(options)
         dtype = options.pop("torch_dtype", None) if dtype is None else dtype
-        for ignored in _IGNORED:
-            options.pop(ignored, None)
-        if options or args:
-            known = [
-                each for each in inspect.signature(cls.from_pretrained).parameters if each not in ("args", "options")
-            ]
-            what = repr(next(iter(options))) if options else "a second positional argument"
-            raise ConfigError(f"from_pretrained does not know {what}; expected some of {', '.join(known)}.")
-        names = dict(zip(_BASES, (encoder, llm, encoder_revision, llm_revision), strict=True))
-        source = open_source(os.fspath(pretrained_model_name_or_path), revision, hub, config, names)
+        hub = hub_options(cls.from_pretrained, options, args)
+        bases = {"encoder": encoder, "llm": llm, "encoder_revision": encoder_revision, "llm_revision": llm_revision}
+        source = open_source(os.fspath(pretrained_model_name_or_path), revision, hub, config, bases)
         # AutoModelForCausalLM has moved it into the config.
         attention = attn_implementation or source.config._attn_implementation
         source.config._attn_implementation = None
@@ -162,7 +149,15 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             quantization=quantization(quantization_config, load_in_4bit, load_in_8bit, run.model.dtype),
             llm_options={"attn_implementation": attention} if attention else {},
         )
-        loaded = _load(source, run, placing, hub, allow_base_mismatch)
+        loaded = load_model(
+            run,
+            source.tensors(),
+            source.config.base,
+            lambda found: check_bases(source, found, allow_base_mismatch),
+            placing,
+            hub,
+            remedy="it must have been made for this {} and these widths",
+        )
         source.config.name_or_path = source.name
         return cls(source.config, loaded, source.generation, source.card)
 
@@ -300,17 +295,3 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def compute_transition_scores(self, *args: Any, **options: Any) -> torch.Tensor:
         """As transformers: log-probabilities of the tokens written, from `scores` of generate's output object."""
         return self.bridge.llm.model.compute_transition_scores(*args, **options)  # type: ignore[no-any-return]
-
-
-def _load(
-    source: BridgeSource, run: Config, placing: Placing, hub: Mapping[str, Any], allow_base_mismatch: bool
-) -> LoadedBridge:
-    return load_model(
-        run,
-        source.tensors(),
-        source.config.base,
-        lambda found: check_bases(source, found, allow_base_mismatch),
-        placing,
-        hub,
-        remedy="it must have been made for this {} and these widths",
-    )

@@ -85,13 +85,7 @@ class BridgeProcessor(ProcessorMixin):
                 trained with one.
             CheckpointError: a tokenizer is not the one of the training.
         """
-        hub = hub_options(options)
-        options.pop("_from_auto", None)
-        if options:
-            raise ConfigError(
-                f"BridgeProcessor.from_pretrained does not know {next(iter(options))!r}; expected revision, encoder, "
-                "llm, encoder_revision, llm_revision, allow_base_mismatch, trust_remote_code or options of the hub."
-            )
+        hub = hub_options(cls.from_pretrained, options)
         bases = {"encoder": encoder, "llm": llm, "encoder_revision": encoder_revision, "llm_revision": llm_revision}
         source = open_source(os.fspath(pretrained_model_name_or_path), revision, hub, bases=bases)
         run = to_run(source.config, bool(trust_remote_code))

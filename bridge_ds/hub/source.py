@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
-import json
+import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,15 @@ from bridge_ds.hub.config import BridgeConfig, from_run
 from bridge_ds.hub.folder import CARD, CONFIG, GENERATION, find_file, read_config, read_json, tensor_files
 from bridge_ds.inference.load import open_run
 from bridge_ds.metrics import current_names
+from bridge_ds.track.metrics import iter_metrics
 
 __all__ = ["HUB_OPTIONS", "BridgeSource", "check_bases", "hub_options", "open_source"]
 
 HUB_OPTIONS = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
 """Arguments of from_pretrained on how to reach the hub, for the bridge and for both base models."""
+
+_IGNORED = ("_from_auto", "_from_pipeline", "_commit_hash", "adapter_kwargs", "low_cpu_mem_usage", "use_safetensors")
+"""What the Auto classes pass to every model; without a meaning here."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,10 +56,25 @@ class BridgeSource:
     """The model card: read, or made for a config (which may name the base models otherwise than the training)."""
 
 
-def hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Remove those of HUB_OPTIONS from `options`; those that are set are returned."""
-    taken = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-    return {name: value for name, value in taken.items() if value is not None}
+def hub_options(of: Callable[..., Any], options: Mapping[str, Any], args: Sequence[Any] = ()) -> dict[str, Any]:
+    """Those of HUB_OPTIONS that are set.
+
+    Args:
+        of: a from_pretrained.
+        options: what it was given beside its own parameters.
+        args: positional ones that it has no use for.
+
+    Raises:
+        ConfigError: an option that it does not know.
+    """
+    unknown = [repr(name) for name in options if name not in (*HUB_OPTIONS, *_IGNORED)]
+    if unknown or args:
+        known = [name for name in inspect.signature(of).parameters if name not in ("args", "options")]
+        raise ConfigError(
+            f"from_pretrained does not know {unknown[0] if unknown else 'a second positional argument'}; expected some "
+            f"of {', '.join([*known, *HUB_OPTIONS])}."
+        )
+    return {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
 
 
 def open_source(
@@ -182,13 +202,10 @@ def _facts(run: Path, config: Config, checkpoint: Checkpoint) -> CardFacts:
 def _layer_weights(metrics: Path, step: int) -> list[float]:
     """Mean layer weights of the last training step up to `step`; empty if none were logged."""
     found: list[float] = []
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []:
-        try:
-            values = json.loads(line)
-            if values["step"] <= step and values.get("layer_weights"):
-                found = values["layer_weights"]
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a kill has torn
+    with contextlib.suppress(DataError):
+        for record in iter_metrics(metrics):
+            if record["step"] <= step:
+                found = record.get("layer_weights") or found
     return found
 
 

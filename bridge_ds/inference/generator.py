@@ -21,7 +21,7 @@ from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.errors import DataError
 from bridge_ds.inference.greedy import decode_greedily
-from bridge_ds.inference.score import ChoiceScores, score_choices
+from bridge_ds.inference.score import score_choices
 from bridge_ds.inference.stops import Answer, Decoder, StopStrings, stop_criterion
 from bridge_ds.llm.splice import Spliced
 
@@ -88,10 +88,15 @@ class Generator:
         with self._llm():
             return self.model.prefix(batch if batch.source_ids.device == device else batch.to(device))
 
-    def score(self, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]) -> ChoiceScores:
-        """See :func:`bridge_ds.inference.score.score_choices`."""
+    def score(
+        self, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]
+    ) -> tuple[list[list[float]], list[list[bool]], list[int]]:
+        """For each row: log-probabilities (nats) and greedy matches of its choices, and its likeliest first token, see
+        :func:`bridge_ds.inference.score.score_choices`."""
         with self._llm():
-            return score_choices(self.model.llm, prefix, choices, self.any_of)
+            found, counts = score_choices(self.model.llm, prefix, choices, self.any_of), list(map(len, choices))
+        scores = [part.tolist() for part in found.log_p.cpu().split(counts)]
+        return scores, [part.tolist() for part in found.greedy.cpu().split(counts)], found.first
 
     def greedy(
         self,
@@ -136,24 +141,27 @@ class Generator:
         Raises:
             DataError: the prompt leaves the LLM no position to write to.
         """
-        from transformers import StoppingCriteriaList
+        from transformers import GenerationConfig, StoppingCriteriaList
 
         defaults = defaults or self.config()
-        most = self._max_new_tokens(prefix.mask_BX.shape[1], options, config, defaults)
-        config = copy.deepcopy(config or defaults)
+        config = copy.deepcopy(config or GenerationConfig())
+        asked, length = (options.pop(name, None) or getattr(config, name) for name in ("max_new_tokens", "max_length"))
+        most = self._max_new_tokens(prefix.mask_BX.shape[1], asked, length, defaults.max_new_tokens)
+        # In the order of transformers itself, which deprecates options beside a config.
+        config.update(**defaults.to_dict(), defaults_only=True, allow_custom_entries=True)
+        options = config.update(**options)
         config.max_new_tokens, config.max_length = most, None  # transformers wants one or the other
-        stops = options.pop("stop_strings", None) or config.stop_strings
-        config.stop_strings = None
+        stops, config.stop_strings = config.stop_strings, None
         if stops:
             texts = StopStrings((stops,) if isinstance(stops, str) else tuple(stops))
-            ends = options.get("eos_token_id") or config.eos_token_id or defaults.eos_token_id or []
+            ends = config.eos_token_id or []
             ends = {*(ends if isinstance(ends, list) else [ends]), *self._stop_tokens(texts.texts)}
-            options["eos_token_id"] = sorted(ends) or None
+            config.eos_token_id = sorted(ends) or None
             criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
             criteria.append(stop_criterion(self.decoder(), texts))
             options["stopping_criteria"] = criteria
         llm = self.model.llm.model
-        with self._llm(), _generation_config(llm, defaults):
+        with self._llm(), _without_own_config(llm):
             return llm.generate(
                 inputs_embeds=prefix.embeds_BXH, attention_mask=prefix.mask_BX, generation_config=config, **options
             )
@@ -181,23 +189,19 @@ class Generator:
         added = self.tokenizers.llm.get_added_vocab()
         return {added[stop] for stop in stops if stop in added}
 
-    def _max_new_tokens(
-        self, used: int, options: dict[str, Any], config: GenerationConfig | None, defaults: GenerationConfig
-    ) -> int | None:
-        """How many tokens may be written after a prompt of `used` positions; taken out of `options`."""
+    def _max_new_tokens(self, used: int, asked: int | None, length: int | None, default: int | None) -> int | None:
+        """How many tokens may be written after a prompt of `used` positions, by what is asked for: `max_new_tokens`,
+        else `max_length`, else the default."""
         if self.positions and used >= self.positions:
             raise DataError(
                 f"the prompt takes {used} positions and the LLM has {self.positions}; expected room for an answer; "
                 "lower max_source_tokens or max_prompt_tokens."
             )
-        asked, length = (
-            options.pop(name, None) or getattr(config, name, None) for name in ("max_new_tokens", "max_length")
-        )
         if asked is None and length is not None:
             if length <= used:
                 raise DataError(f"max_length is {length} and the prompt takes {used} positions; expected more of them.")
             asked = length - used
-        most: int | None = asked or defaults.max_new_tokens
+        most = asked or default
         if most is not None and self.positions and used + most > self.positions:
             _log.warning(
                 "max_new_tokens is %d; the prompt takes %d of the LLM's %d positions, so at most %d are written.",
@@ -208,9 +212,9 @@ class Generator:
 
 
 @contextlib.contextmanager
-def _generation_config(llm: Any, config: GenerationConfig) -> Iterator[None]:
-    """While open, transformers takes what is not given from `config` and not from the LLM's own."""
-    own, llm.generation_config = llm.generation_config, config
+def _without_own_config(llm: Any) -> Iterator[None]:
+    """While open, transformers takes nothing from the LLM's own generation_config.json."""
+    own, llm.generation_config = llm.generation_config, type(llm.generation_config)()
     try:
         yield
     finally:

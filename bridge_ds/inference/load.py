@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,16 +24,18 @@ from bridge_ds.engine.setup import base_identities, quiet_transformers
 from bridge_ds.errors import CheckpointError
 from bridge_ds.frozen.device_map import describe_devices
 from bridge_ds.inference.bases import Placing, load_bases
-from bridge_ds.inference.generator import Generator
 from bridge_ds.world import World
 
-__all__ = ["LoadedBridge", "config_of", "load_model", "load_trained", "open_run"]
+__all__ = ["LoadedBridge", "load_model", "load_trained", "open_run"]
 
 
 def open_run(
-    run: Path, say: Callable[[str], None], overrides: Sequence[str] = (), which: str = ""
+    run: Path, say: Callable[[str], None], overrides: Sequence[str] = (), which: str = "", finite: bool = True
 ) -> tuple[Config, Checkpoint]:
-    """A run's checkpoint, and the config to use it with.
+    """A run's checkpoint, and the config to use it with, see :func:`bridge_ds.config.changes.with_places`.
+
+    config.yaml is the record of the last start. Between that start and its first checkpoint the weights are still those
+    of the one before; and a file can be edited.
 
     Args:
         run: run folder.
@@ -42,38 +43,14 @@ def open_run(
             not the checkpoint's.
         overrides: `key.path=value` over the config.
         which: name of the checkpoint's folder, or `best`; empty = the newest valid one.
+        finite: see :meth:`bridge_ds.checkpoint.load.Checkpoint.read`.
 
     Raises:
-        ConfigError: no run folder, or an override that cannot be used.
+        ConfigError: no run folder, or an override or the config in the manifest that cannot be used.
         CheckpointError: no valid checkpoint.
     """
     now = load_run_config(run)
-    checkpoint = _checkpoint_of(run, say, which)
-    return config_of(checkpoint, now, say, overrides), checkpoint
-
-
-def _checkpoint_of(run: Path, say: Callable[[str], None], which: str = "") -> Checkpoint:
-    root = run / "checkpoints"
-    checkpoint = Checkpoint.read(find_folder(root / which)) if which else newest(root, say)
-    if checkpoint is None:
-        raise CheckpointError(f"no valid checkpoint in {root}; expected one; train the run first.")
-    return checkpoint
-
-
-def config_of(checkpoint: Checkpoint, now: Config, say: Callable[[str], None], overrides: Sequence[str] = ()) -> Config:
-    """The config to use a checkpoint with, see :func:`bridge_ds.config.changes.with_places`.
-
-    config.yaml is the record of the last start. Between that start and its first checkpoint the weights are still those
-    of the one before; and a file can be edited.
-
-    Args:
-        checkpoint: of the run.
-        now: the run's config.yaml.
-        say, overrides: see :func:`open_run`.
-
-    Raises:
-        ConfigError: an override, or the config in the manifest, cannot be used.
-    """
+    checkpoint = _checkpoint_of(run, say, which, finite)
     trained = config_in(checkpoint)
     for change in changes(trained, now):
         if change.in_function:
@@ -82,29 +59,34 @@ def config_of(checkpoint: Checkpoint, now: Config, say: Callable[[str], None], o
                 f"{change.new!r}; the checkpoint's is used."
             )
     config = with_places(trained, now)
-    if not overrides:
-        return config
-    asked = overridden(config, overrides)
+    asked = overridden(config, overrides) if overrides else config
     for change in changes(config, asked):
         if change.in_function:
             say(f"{change.key} is {change.new!r} as asked; {checkpoint.folder.name} was written with {change.old!r}.")
-    return asked
+    return asked, checkpoint
 
 
-@dataclass(frozen=True)
-class LoadedBridge:
+def _checkpoint_of(run: Path, say: Callable[[str], None], which: str = "", finite: bool = True) -> Checkpoint:
+    root = run / "checkpoints"
+    if which:
+        return Checkpoint.read(find_folder(root / which), finite)
+    skipped: list[str] = []
+    checkpoint = newest(root, skipped.append, finite)
+    for line in skipped:
+        say(line)
+    if checkpoint is None:
+        why = f" ({skipped[0]})" if skipped else ""
+        raise CheckpointError(f"no valid checkpoint in {root}{why}; expected one; train the run first.")
+    return checkpoint
+
+
+class LoadedBridge(NamedTuple):
     """A bridge with both its base models, in eval mode."""
 
     model: BridgeModel
     """All four stages."""
     tokenizers: Tokenizers
     """Both."""
-    config: Config
-    """What it was loaded by."""
-
-    def generator(self, bridge: bool = True) -> Generator:
-        """Scores and writes; `bridge=False`: by the LLM alone."""
-        return Generator(self.model, self.tokenizers, bridge=bridge)
 
 
 def load_model(
@@ -148,7 +130,7 @@ def load_model(
     # One rank reads the files.
     check(on_main(lambda: base_identities(config, model, tokenizers, recorded, hub), world))
     put_trained(tensors, model, remedy)
-    return LoadedBridge(model, tokenizers, config)
+    return LoadedBridge(model, tokenizers)
 
 
 def load_trained(
@@ -174,7 +156,7 @@ def load_trained(
     """
     checkpoint = found = checkpoint or _checkpoint_of(run, say)
     quiet_transformers()
-    loaded = load_model(
+    model, tokenizers = load_model(
         config,
         layout.trained_files(found.folder),
         found.manifest["base"],
@@ -182,5 +164,5 @@ def load_trained(
         Placing(device_map=device_map, max_memory=max_memory),
     )
     if isinstance(device_map, str | dict):
-        say(describe_devices(loaded.model.encoder.model, loaded.model.llm.model))
-    return loaded.model, loaded.tokenizers, checkpoint
+        say(describe_devices(model.encoder.model, model.llm.model))
+    return model, tokenizers, checkpoint

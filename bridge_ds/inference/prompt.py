@@ -93,7 +93,7 @@ class PromptBuilder:
         if not context.language:
             context = replace(context, language=self.language)
         found = context_ids(self.tokenizers, context, self.limits, following, bridge=self.bridge, prompt=self.prompt)
-        self.truncated.update(texts=1, **{part: part in found.cut for part in ("source", "prompt")})
+        self.truncated.update(texts=1, **{part: part in found.truncated for part in ("source", "prompt")})
         return found
 
     def room(self, max_new_tokens: int) -> int:
@@ -113,7 +113,7 @@ class PromptBuilder:
             targets: LLM ids to predict after each, see :meth:`answers`; None = none.
         """
         samples = [
-            TokenizedSample(row.source, [*row.prompt, *row.tail], list(target), row.cut, tuple(row.head))
+            TokenizedSample(row.source, [*row.prompt, *row.tail], list(target), row.truncated, tuple(row.head))
             for row, target in zip(rows, targets or [()] * len(rows), strict=True)
         ]
         return collate(samples, self.tokenizers.encoder_pad_id, self.tokenizers.pad_id)

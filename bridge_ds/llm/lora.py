@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bridge_ds.config.check import NO_PEFT
+from bridge_ds.config.build import NO_PEFT
 from bridge_ds.config.schema import LoraConfig
 from bridge_ds.errors import ConfigError
 from bridge_ds.llm.base import LLM

@@ -109,5 +109,5 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
 
 
 def _text(value: Any) -> str:
-    """`value` as --set reads it back: a text letter by letter."""
+    """`value` as --set reads it back: text stays as it is."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bridge_ds.config.check import one_of
-from bridge_ds.config.encoding import encoded_together
+from bridge_ds.config.build import one_of
 from bridge_ds.config.schema import Config, FusionConfig, MappingConfig, TrainConfig
-from bridge_ds.config.zero import gather_sizes, read_ds_config
+from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, largest_layer, lora_parameters

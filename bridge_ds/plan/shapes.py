@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.config.check import one_of
+from bridge_ds.config.build import one_of
 from bridge_ds.config.names import resolve
 from bridge_ds.encoder.families import FAMILIES
 from bridge_ds.errors import ConfigError

@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     options = parser.parse_args(argv)
     with user_errors():
-        from bridge_ds.report import study_results, write_report
         from bridge_ds.report.plots import draw_study
+        from bridge_ds.report.render import write_report
+        from bridge_ds.report.results import study_results
         from bridge_ds.report.study import read_study
 
         results = study_results(read_study(options.runs, options.baseline), options.metric)

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.track.plots import _COLOURS, _figure, _save, _styled
+from bridge_ds.track.plots import _COLORS, _figure, _save, _styled
 
 __all__ = ["draw_study"]
 
 _MARKERS = "soD^vPX"
-_ALL_COLOURS = (*_COLOURS, "#a0256b", "#6d5a00")
+_ALL_COLORS = (*_COLORS, "#a0256b", "#6d5a00")
 
 
 def draw_study(results: Mapping[str, Any], folder: Path) -> None:
@@ -48,7 +48,7 @@ def _draw_intervals(data: Any, path: Path) -> None:
         rows = [estimates[system][code] for code in codes]
         values = [100 * row["value"] for row in rows]
         arms = [[100 * abs(row["value"] - row[end]) for row in rows] for end in ("low", "high")]
-        style = {"fmt": _MARKERS[index % 7], "color": _ALL_COLOURS[index % 7], "markersize": 5, "elinewidth": 1.6}
+        style = {"fmt": _MARKERS[index % 7], "color": _ALL_COLORS[index % 7], "markersize": 5, "elinewidth": 1.6}
         axis.errorbar(values, [row + shift for row in range(len(codes))], xerr=arms, label=system, **style)
     axis.axvline(guide, color="#b3262a", linestyle="--", linewidth=1.2)
     axis.set_yticks(range(len(codes)), [_named(code, found["languages"][code]) for code in codes])
@@ -91,7 +91,7 @@ def _draw_tokens(results: Any, path: Path) -> None:
     for axis, (task, found) in zip(axes, tasks.items(), strict=True):
         codes = list(found["languages"])
         values = [found["languages"][code]["per_word"] or math.nan for code in codes]
-        bars = axis.barh(range(len(codes)), values, 0.7, color=_COLOURS[1])
+        bars = axis.barh(range(len(codes)), values, 0.7, color=_COLORS[1])
         axis.bar_label(bars, [f"{value:.1f}" if value == value else "unknown" for value in values], padding=3)
         axis.set_yticks(range(len(codes)), codes)
         axis.invert_yaxis()
@@ -109,7 +109,7 @@ def _draw_lengths(results: Any, path: Path) -> None:
     for axis, (task, found) in zip(axes, tasks.items(), strict=False):
         bins = found["lengths"]["bins"]
         for index, (system, shares) in enumerate(found["lengths"]["accuracy"].items()):
-            style = {"marker": _MARKERS[index % 7], "color": _ALL_COLOURS[index % 7]}
+            style = {"marker": _MARKERS[index % 7], "color": _ALL_COLORS[index % 7]}
             axis.plot([100 * share for share in shares], label=system, **style)
         axis.set_xticks(range(len(bins)), [f"{part['from']} to {part['to']}" for part in bins])
         axis.set(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from bridge_ds.disk import real, write_text
 from bridge_ds.metrics import CHOICE_METRICS, METRICS
 from bridge_ds.report.languages import GROUPS
 from bridge_ds.report.results import ALPHA
 
-__all__ = ["render"]
+__all__ = ["render", "write_report"]
 
 Estimate = Mapping[str, Any]
 """`{"value", "low", "high"}`, shares from -1 to 1."""
@@ -252,3 +255,20 @@ _FILTERS = (
     _distinct, _groupby_system, _largest, _row_shares, _shortened, _counted, _along, _squeeze, _links, _breakable,
 )  # fmt: skip
 _FUNCTIONS = (_scale_of, _mean_weights, _unlike_english, _without_english, _total, _shared_keys)
+
+
+def write_report(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write report.json, report.md and report.html into a folder, each by temp + rename.
+
+    Args:
+        results: from :func:`bridge_ds.report.results.study_results`.
+    """
+    real(folder).mkdir(parents=True, exist_ok=True)
+    texts = {
+        "report.json": json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": render(results, "markdown"),
+        "report.html": render(results, "html"),
+    }
+    for name, text in texts.items():
+        # A source may hold an unpaired surrogate, which UTF-8 cannot encode.
+        write_text(folder / name, text.encode("utf-8", "replace").decode("utf-8"))

@@ -49,7 +49,7 @@ class Row:
     @property
     def truncated(self) -> bool:
         """Whether only a part of the text is read."""
-        return bool(self.ids.cut)
+        return bool(self.ids.truncated)
 
     @property
     def key(self) -> tuple[Sampling, int]:

@@ -27,13 +27,10 @@ __all__ = ["PARQUET", "Record", "RowSource", "local_languages", "rows"]
 PARQUET = "refs/convert/parquet"
 """Revision that the hub converts repositories with a loading script to: CONFIG/SPLIT/*.parquet."""
 _ENDING = re.compile(r"(?P<stem>.+?)\.(?:(?:jsonl|csv|tsv)(?:\.gz|\.zst)?|parquet)$")
-_PATTERNS = {
-    "train": ("{split}/{name}.*", "{name}/{split}.*", "{name}/{split}-*", "{name}/{split}/*", "data/{split}_{name}-*"),
-    "test": (
-        "{split}/{name}.*", "{name}/{split}.*", "{name}/{split}-*", "{name}/{split}/*", "data/{split}_{name}-*",
-        "{name}.*", "data/{name}.*",
-    ),
-}  # fmt: skip
+_PATTERNS = (
+    "{split}/{name}.*", "{name}/{split}.*", "{name}/{split}-*", "{name}/{split}/*", "data/{split}_{name}-*",
+)  # fmt: skip
+_TEST_ONLY = ("{name}.*", "data/{name}.*")
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,7 @@ def local_languages(source: str) -> list[str] | None:
 
 
 def _local_files(folder: Path, names: Iterable[str], split: str) -> list[Path]:
-    for pattern in _PATTERNS[split]:
+    for pattern in (*_PATTERNS, *(_TEST_ONLY if split == "test" else ())):
         for name in names:
             found = [
                 path

@@ -24,7 +24,7 @@ __all__ = ["main"]
 STEPS = {"encoder": 1500, "llm": 1000}
 SEEDS = {"encoder": 0, "llm": 0}
 CHECKED = 300
-"""Test prompts a task and language on which the finished models are measured."""
+"""Test prompts per task and language on which the finished models are measured."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         default=ENCODER_PATH.parent,
-        help="folder to write to (default: where the shipped models lie)",
+        help="folder to write to (default: that of the shipped models)",
     )
     parser.add_argument("--only", choices=tuple(STEPS), help="make one of the two models (default: both)")
     parser.add_argument(
@@ -96,7 +96,7 @@ def _build_llm(folder: Path, steps: int, seed: int) -> dict[str, Any]:
 
 
 def _save_rounded(model: Any, folder: Path) -> Any:
-    """Save the model in bfloat16; return it in float32 as a reader of the files will get it."""
+    """Save the model in bfloat16; return it in float32, rounded as in the files."""
     import torch
 
     model.to(torch.bfloat16).save_pretrained(folder)

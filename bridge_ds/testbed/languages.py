@@ -1,8 +1,9 @@
 """English and five constructed languages: their words, their endings and the order of their words.
 
 The constructed languages are NOT Sinhala, Tamil, Bengali or Malayalam, nor any other language that people speak.
-They borrow letters, and nothing else: every word is drawn by a seeded generator, so no word means here what it may
-mean to a reader of that script. Their codes ``qaa`` ... ``qae`` lie in the range that ISO 639 keeps for private use.
+They use the same scripts, and nothing else: every word is drawn by a seeded generator, so no word means here what it
+may mean to a reader of that script. Their codes ``qaa`` ... ``qae`` are in the range that ISO 639 reserves for private
+use.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ class Grammar:
 
     consonants: str
     vowels: tuple[str, ...]
-    """Vowel signs; the empty string where a bare consonant letter is a syllable."""
+    """Vowel signs; the empty string where a bare consonant is a syllable."""
     order: str
-    """The places of subject, verb and object, such as ``SOV``."""
+    """The order of subject, verb and object, such as ``SOV``."""
     adjective_first: bool
     negation_first: bool
-    """The word for "not" stands before the verb or the predicate, else behind it."""
+    """The word for "not" comes before the verb or the predicate, otherwise after it."""
     time_first: bool
     marks_subject: bool
     """The subject takes an ending."""

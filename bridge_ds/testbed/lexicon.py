@@ -1,7 +1,7 @@
 """The concepts of the testbed, with their English words: about 350 of them, and what the tasks know about them.
 
 A concept is named by its English base form, and no English surface form belongs to two concepts, so a word's meaning
-never depends on its sentence. Irregular forms are spelt out after the base form (``child/children``,
+never depends on its sentence. Irregular forms are spelled out after the base form (``child/children``,
 ``sell/sells/sold``), everything else follows the regular rules of :func:`plural` and :func:`conjugate`.
 """
 
@@ -39,7 +39,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """The words that give a news topic away."""
+    """The words that identify a news topic."""
 
     agents: tuple[str, ...]
     things: tuple[str, ...]

@@ -22,7 +22,7 @@ class NounPhrase:
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """One sentence: either somebody does something (``verb``, ``object``) or something is so (``predicate``)."""
+    """One sentence: somebody does something (``verb``, ``object``) or something has a property (``predicate``)."""
 
     subject: NounPhrase
     verb: str | None = None
@@ -37,4 +37,4 @@ class Clause:
     place: NounPhrase | None = None
     time: str | None = None
     time_first: bool = False
-    """English only: the adverb of time opens the sentence. Each constructed language has one fixed place for it."""
+    """English only: the adverb of time opens the sentence. Each constructed language has one fixed position for it."""

@@ -1,4 +1,4 @@
-"""Measure the two models: what the language model can do alone, and how well each layer of the encoder aligns."""
+"""Measure the two models: the accuracy of the language model alone, and how well each layer of the encoder aligns."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def alignment_by_layer(model: Any, tokenizer: Any, count: int = 60) -> dict[str,
     """How alike parallel test prompts are, layer by layer (the first entry is the embeddings).
 
     ``retrieval`` is the share of prompts in constructed languages whose nearest English prompt (cosine of the
-    centred mean states) has the same meaning, among ``count`` prompts of each task. ``between_languages`` is the
-    share of the spread of words' directions that lies between languages (0 where they agree, 0.83 where six have
+    centered mean states) has the same meaning, among ``count`` prompts of each task. ``between_languages`` is the
+    share of the spread of words' directions that lies between languages (0 if they agree, 0.83 if six have
     nothing in common). ``rms`` is the size of the states.
     """
     import torch

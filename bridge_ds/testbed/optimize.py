@@ -21,7 +21,7 @@ def optimize(
 
     Args:
         parameters: The tensors to train. Matrices decay, vectors (norms, biases) do not.
-        loss_at: From the step to its named losses; their sum is minimised.
+        loss_at: From the step to its named losses; their sum is minimized.
         steps: Optimizer steps.
         peak_lr: Learning rate at the end of the warm-up.
         weight_decay: AdamW's decoupled decay.

@@ -16,7 +16,7 @@ __all__ = ["ParallelBatch", "ParallelText"]
 
 @dataclass(frozen=True, slots=True)
 class ParallelBatch:
-    """N sentences of S places; K languages a meaning, so that N = meanings x K. All tensors are int64 but the mask."""
+    """N sentences of S positions; K languages per meaning, so that N = meanings x K. All tensors are int64."""
 
     ids_NS: Any
     mask_NS: Any
@@ -24,9 +24,9 @@ class ParallelBatch:
     concepts_NS: Any
     """The concept of each word, counted over all languages; -1 where there is none (padding, end of text)."""
     slots_NS: Any
-    """The part each word plays; -1 where it plays none that all languages share."""
+    """The slot of each word; -1 where it has none that all languages share."""
     pairs_WK: Any
-    """For each of W words that all languages share, its K flat positions in N x S, one a language."""
+    """For each of W words that all languages share, its K flat positions in N x S, one per language."""
 
 
 class ParallelText:
@@ -57,16 +57,16 @@ class ParallelText:
         pairs: list[list[int]] = []
         concepts, slots = [], []
         for group in sentences:
-            places: dict[str, list[int]] = {}
+            positions: dict[str, list[int]] = {}
             for words in group:
-                for place, word in enumerate(words):
+                for position, word in enumerate(words):
                     if word.slot:
-                        places.setdefault(word.slot, []).append(len(ids) * length + place)
+                        positions.setdefault(word.slot, []).append(len(ids) * length + position)
                 room = length - len(words)
                 ids.append([self.pieces["▁" + word.text] for word in words] + [self.eos] + [self.pad] * (room - 1))
                 concepts.append([self.concepts[word.concept] for word in words] + [-1] * room)
                 slots.append([self.slots[word.slot] if word.slot else -1 for word in words] + [-1] * room)
-            pairs += places.values()
+            pairs += positions.values()
         ids_NS = torch.tensor(ids)
         return ParallelBatch(
             ids_NS, (ids_NS != self.pad).long(), torch.tensor(concepts), torch.tensor(slots), torch.tensor(pairs)

@@ -1,11 +1,11 @@
 """Pretrain the multilingual encoder of the testbed on parallel prompts, without labels.
 
-Two pressures shape it, and they pull at different depths, as has been found in large encoders as well (middle layers
-neutral between languages, the last one not):
+It has two objectives at different depths, after what has been found in large encoders (middle layers neutral between
+languages, the last one not):
 
-- In the middle layers a word is to be told by its concept and its part in the sentence, by one classifier for all
-  languages, and words that pair up in parallel sentences are to have like states.
-- The last layer is to name the words of the sentence's own language, hidden ones included.
+- In the middle layers one classifier for all languages predicts a word's concept and its slot in the sentence, and
+  words that pair up in parallel sentences get similar states.
+- The last layer predicts the words of the sentence's own language, masked ones included.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = ["pretrain_encoder"]
 
 WIDTH, LAYERS, HEADS, FFN = 192, 6, 6, 384
 MEANINGS, LANGUAGES_EACH = 24, 4
-"""Meanings a step, and languages that each is read in. In the last of them words are hidden."""
+"""Meanings per step, and languages in which each is read. In the last of them words are masked."""
 MIDDLE = (1, 2, 3, 4, 5)
-"""Layers (counted from 1) that are to be neutral between languages."""
+"""Layers (counted from 1) that are trained to be neutral between languages."""
 HIDDEN_SHARE, NAMED_SHARE = 0.3, 0.2
-"""Shares of the words that are hidden (in one sentence of each group), and of seen words whose name is asked for."""
+"""Shares of the words that are masked (in one sentence of each group), and of visible words that are predicted too."""
 SHARPNESS = 16.0
 """Factor on the cosines of the concept classifier."""
 WEIGHTS = {"concept": 1.0, "slot": 0.3, "pull": 12.0, "word": 1.0, "size": 0.3}
-"""Weights of the losses. That of the pull grows from 0 to this: too early it keeps words from being told apart."""
+"""Weights of the losses. That of the pull grows from 0 to this: too early it keeps words from being separated."""
 
 
 def _new_model(tokenizer: Any) -> Any:
@@ -47,7 +47,7 @@ def _new_model(tokenizer: Any) -> Any:
             dropout_rate=0.0,
         )
     )
-    # Small embeddings: MT5's own start (variance 1) would take more steps to forget than this whole run has.
+    # Small embeddings: MT5's own initialization (variance 1) would need more steps than this run has.
     model.get_input_embeddings().weight.data.mul_(0.3)
     return model
 
@@ -55,7 +55,7 @@ def _new_model(tokenizer: Any) -> Any:
 def _pull(states_WKD: Any) -> Any:
     """Mean squared distance between the directions of a word's states in several languages and their mean.
 
-    Directions, because a pull on the states themselves is had cheaper by making a few states huge or all of them tiny.
+    Directions, because a pull on the states themselves is minimized by making a few states huge or all of them tiny.
     """
     import torch
 
@@ -66,13 +66,14 @@ def _pull(states_WKD: Any) -> Any:
 def _size(states_LMD: Any) -> Any:
     """How far the states of the residual stream are from a root mean square of 1 (their mean squared logarithm).
 
-    The last layer is normalized; without this the others grow to ten times its size, and rule every mixture of layers.
+    The last layer is normalized; without this the others grow to ten times its size, and dominate every mixture of
+    layers.
     """
     return (states_LMD.pow(2).mean(-1) + 1e-6).log().div(2).pow(2).mean()
 
 
 def _hide(batch: ParallelBatch, gap_id: int, draw: Any) -> tuple[Any, Any]:
-    """Ids with some words hidden in the last sentence of each group, and the mask of the words to name."""
+    """Ids with some words masked in the last sentence of each group, and the mask of the words to predict."""
     import torch
 
     chance_NS = torch.rand(batch.ids_NS.shape, generator=draw)
@@ -108,9 +109,9 @@ def pretrain_encoder(tokenizer: Any, steps: int, seed: int) -> tuple[Any, list[d
             concepts_M = batch.concepts_NS[seen_NS & (batch.concepts_NS >= 0)]
             cosines_MC = tagged_MD @ functional.normalize(concept_head.weight, dim=-1).T
             losses["concept"] = losses["concept"] + functional.cross_entropy(SHARPNESS * cosines_MC, concepts_M)
-            placed_NS = seen_NS & (batch.slots_NS >= 0)
-            slots = slot_head(WIDTH**0.5 * functional.normalize(states[layer][placed_NS], dim=-1))
-            losses["slot"] = losses["slot"] + functional.cross_entropy(slots, batch.slots_NS[placed_NS])
+            slotted_NS = seen_NS & (batch.slots_NS >= 0)
+            slots = slot_head(WIDTH**0.5 * functional.normalize(states[layer][slotted_NS], dim=-1))
+            losses["slot"] = losses["slot"] + functional.cross_entropy(slots, batch.slots_NS[slotted_NS])
             paired_WKD = states[layer].flatten(0, 1)[batch.pairs_WK[:, : LANGUAGES_EACH - 1]]
             losses["pull"] = losses["pull"] + _pull(paired_WKD)
         losses["word"] = functional.cross_entropy(word_head(states[-1][named_NS]), batch.ids_NS[named_NS])

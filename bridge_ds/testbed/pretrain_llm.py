@@ -1,7 +1,7 @@
-"""Pretrain the English language model of the testbed. It reads English and nothing else.
+"""Pretrain the English language model of the testbed, on English alone.
 
 Its text is the three tasks, prompt and label, and bare sentences. A little noise on its input embeddings (after
-NEFTune, arXiv 2310.05914) keeps it from leaning on exact vectors, which makes it a kinder host to soft prompts.
+NEFTune, arXiv 2310.05914) keeps it from depending on exact vectors, so that it accepts soft prompts more easily.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["pretrain_llm"]
 
 HIDDEN, LAYERS, HEADS, FFN = 128, 4, 4, 384
 BATCH = 64
-"""Rows a step."""
+"""Rows per step."""
 ROWS = {"inference": 40_000, "news": 20_000, "reviews": 20_000}
 """Rows of each task to draw from. Inference needs most: it is the only task that relates words to one another."""
 BARE_EVERY = 10
-"""One row in this many lends its first sentence, without prompt or label, as one more row."""
+"""Of one row in this many, the first sentence without prompt or label is one more row."""
 NOISE = 0.5
 """Largest noise on the embeddings of a row, as a share of their root mean square."""
 PROMPT_WEIGHT = 0.3
@@ -50,7 +50,7 @@ def _new_model(tokenizer: Any) -> Any:
 
 
 def _corpus(tokenizer: Any, seed: int) -> list[tuple[list[int], int]]:
-    """Sequences of ids, each with the place where its label begins (its length where there is none)."""
+    """Sequences of ids, each with the position where its label begins (past its end if there is none)."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     found = [meaning for task, count in ROWS.items() for meaning in islice(meanings(task, "train", seed), count)]
     rows = [meaning.in_language(ENGLISH) for meaning in found]
@@ -76,7 +76,7 @@ def pretrain_llm(tokenizer: Any, steps: int, seed: int) -> tuple[Any, list[dict[
         rows = [corpus[i] for i in torch.randint(len(corpus), (BATCH,), generator=draw).tolist()]
         length = max(len(ids) for ids, _ in rows)
         ids_BX = torch.tensor([ids + [tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in rows])
-        places_BX = torch.arange(1, length)[None]
+        positions_BX = torch.arange(1, length)[None]
         starts_B1, ends_B1 = (
             torch.tensor(column)[:, None] for column in zip(*((start, len(ids)) for ids, start in rows), strict=True)
         )
@@ -85,8 +85,8 @@ def pretrain_llm(tokenizer: Any, steps: int, seed: int) -> tuple[Any, list[dict[
         embeds_BXH = embeds_BXH + spread_B11 * torch.randn(embeds_BXH.shape, generator=draw)
         logits_BXV = model(inputs_embeds=embeds_BXH).logits[:, :-1]
         losses_BX = torch.nn.functional.cross_entropy(logits_BXV.transpose(1, 2), ids_BX[:, 1:], reduction="none")
-        prompt_BX = places_BX < torch.minimum(starts_B1, ends_B1)
-        label_BX = (places_BX >= starts_B1) & (places_BX < ends_B1)
+        prompt_BX = positions_BX < torch.minimum(starts_B1, ends_B1)
+        label_BX = (positions_BX >= starts_B1) & (positions_BX < ends_B1)
         return {"label": losses_BX[label_BX].mean(), "prompt": PROMPT_WEIGHT * losses_BX[prompt_BX].mean()}
 
     history = optimize(list(model.parameters()), loss_at, steps, peak_lr=2e-3, weight_decay=0.05, title="llm")

@@ -1,4 +1,4 @@
-"""From a meaning to the words of a language, each word tagged with the concept and the part it plays.
+"""From a meaning to the words of a language, each word tagged with its concept and its slot.
 
 The tags serve the encoder's pretraining (:mod:`bridge_ds.testbed.pretrain_encoder`); tasks use the text alone.
 """
@@ -20,8 +20,8 @@ class Word(NamedTuple):
     text: str
     concept: str
     slot: str
-    """The part it plays, such as ``subject.adjective``: the same in every language, so words of parallel sentences
-    pair up by it. Empty for words that only some languages have, such as articles."""
+    """Its role, such as ``subject.adjective``: the same in every language, so that words of parallel sentences pair up.
+    Empty for words that only some languages have, such as articles."""
 
 
 def render(clause: Clause, language: str) -> list[Word]:
@@ -117,7 +117,7 @@ def _constructed(clause: Clause, grammar: Grammar, words: Vocabulary) -> list[Wo
         "V": _verb(clause, grammar, words),
         "O": phrase(clause.object, "object"),
     }
-    sentence = [word for letter in grammar.order for word in parts[letter]]
+    sentence = [word for part in grammar.order for word in parts[part]]
     place = phrase(clause.place, "place")
     if place and grammar.locative != "suffix":
         place.insert(0 if grammar.locative == "before" else len(place), Word(words.particles["in"], "in", ""))

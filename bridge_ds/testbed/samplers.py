@@ -1,6 +1,6 @@
-"""Draw meanings for the three tasks. Whether a meaning counts as Entailment or Sports is decided here, before words.
+"""Draw meanings for the three tasks. The label of a meaning is decided here, before it has words.
 
-In every task the label hangs on what content words mean, not on how many words there are: all labels of a task draw
+In every task the label depends on what content words mean, not on how many words there are: all labels of a task draw
 the shapes of their sentences (adjective or not, negated or not, long or short) from the same chances.
 """
 
@@ -110,7 +110,7 @@ def inference(rng: random.Random, label: int) -> tuple[Clause, ...]:
     clause = Clause(subject, rng.choice(VERB_KINDS[action]), thing, **extras)
     shape = rng.choice(("subject", "object", "verb", "adjective", "predicate"))
     negated = shape in ("verb", "predicate") and rng.random() < 0.5
-    # "Red" entails "not blue" and contradicts "not coloured"; "coloured" says nothing about "not red".
+    # "Red" entails "not blue" and contradicts "not coloured"; "coloured" implies nothing about "not red".
     relation = CONTRADICTION - label if negated else label
     if shape == "predicate":
         before, after = _change(rng, ADJECTIVE_KINDS, quality, relation)

@@ -16,6 +16,7 @@ from .render import Word, render
 from .samplers import SAMPLERS
 
 __all__ = [
+    "ENGLISH_ROWS",
     "LABELS",
     "PROMPTS",
     "TASKS",
@@ -39,6 +40,8 @@ PROMPTS: dict[str, str] = {
     "reviews": "Review: {text} Label: ",
 }
 SPLITS = ("train", "test")
+ENGLISH_ROWS = 24_000
+"""English rows in the embedded data set (`data.shards=testbed/english`)."""
 _TEST_SHARE = 8
 """One meaning in this many belongs to the test split."""
 _PATIENCE = 10_000
@@ -50,15 +53,15 @@ class TestbedExample:
     """One labelled prompt in one language."""
 
     source: str
-    """The whole prompt, without the blank at its end."""
+    """The complete prompt, without the space at its end."""
     target: str
     """The text of the label."""
     label: int
-    """The place of the label in ``LABELS[task]``."""
+    """The index of the label in ``LABELS[task]``."""
     task: str
     language: str
     key: str
-    """The name of the meaning: the same in every language, and of no other example."""
+    """The name of the meaning: the same in every language, and unique among examples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ def _split_of(digest: str) -> str:
 
 
 def meanings(task: str, split: str, seed: int = 0) -> Iterator[Meaning]:
-    """Meanings of one task and split, no two alike, the labels taking turns. Ends when no new ones turn up."""
+    """Meanings of one task and split, no two alike, the labels in rotation. Ends when no new ones are found."""
     if task not in LABELS:
         raise ConfigError(f"task {task!r} is not one of the testbed's: {', '.join(TASKS)}")
     if split not in SPLITS:
@@ -104,7 +107,7 @@ def meanings(task: str, split: str, seed: int = 0) -> Iterator[Meaning]:
 
 
 def source_words(meaning: Meaning, language: str) -> list[Word]:
-    """The words of the whole prompt, those of the template included; their slots carry the number of the sentence."""
+    """The words of the complete prompt, those of the template included; their slots hold the number of the sentence."""
     clauses = iter(enumerate(meaning.clauses))
     words: list[Word] = []
     for position, piece in enumerate(PROMPTS[meaning.task].split()):
@@ -131,7 +134,7 @@ def examples(task: str, language: str, split: str, count: int, seed: int = 0) ->
 
 
 def english_rows(count: int, seed: int = 0) -> Iterator[dict[str, str]]:
-    """``count`` rows to train a bridge on: English only, from the train split, the tasks taking turns."""
+    """``count`` rows to train a bridge on: English only, from the train split, the tasks in rotation."""
     streams = {task: meanings(task, "train", seed) for task in TASKS}
     for number in range(count):
         task = TASKS[number % len(TASKS)]

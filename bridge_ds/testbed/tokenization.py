@@ -1,7 +1,6 @@
 """Make the two tokenizers of the testbed: SentencePiece for the encoder, byte-fallback BPE for the language model.
 
-Both know every word of their languages as one piece. That keeps the sequences short, which is what makes the
-testbed quick on a laptop.
+Both have every word of their languages as one piece. That keeps the sequences short, and the testbed quick on a laptop.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def template_words() -> list[str]:
 
 
 def english_words() -> list[str]:
-    """Every word that the language model reads or says."""
+    """Every word that the language model reads or writes."""
     labels = [word for texts in LABELS.values() for text in texts for word in text.split()]
     return list(dict.fromkeys([*word_list(ENGLISH), *template_words(), *labels]))
 
@@ -33,7 +32,7 @@ def english_words() -> list[str]:
 def make_llm_tokenizer(folder: Path) -> Any:
     """Train the English tokenizer, save it to ``folder`` and return it (a ``PreTrainedTokenizerFast``).
 
-    A word gives the same pieces alone as after a blank, and text without a blank at its front the same as with one.
+    A word gives the same pieces alone as after a space, and text the same pieces with or without a space before it.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -69,8 +68,8 @@ def make_llm_tokenizer(folder: Path) -> Any:
 def make_encoder_tokenizer(folder: Path) -> Any:
     """Train the multilingual tokenizer, save ``spiece.model`` and what AutoTokenizer needs, and return it.
 
-    A unigram model over all six languages gives the pieces to spell unknown words with; then every known word is added
-    as a piece of its own, so much likelier than the rest that it is never split.
+    A unigram model over all six languages gives the pieces for unknown words; then every known word is added as a piece
+    of its own, so much likelier than the rest that it is never split.
     """
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2

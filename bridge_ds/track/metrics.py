@@ -36,7 +36,7 @@ class MetricsLog(Hook):
         self._size = 0
 
     def on_start(self, *, step: int, total_steps: int) -> None:
-        """Open the file. Steps after `step` will be done again: their lines go, as does a torn last one."""
+        """Open the file. Steps after `step` will be done again: their lines go, as does an incomplete last one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             _keep_up_to(self.path, step)
@@ -125,7 +125,7 @@ def iter_metrics(path: Path) -> Iterator[StepRecord]:
 
 
 def parse_line(line: str) -> StepRecord | None:
-    """The record of one line; None if it is no record, or torn (a kill while writing: no line end)."""
+    """The record of one line; None if it is no record, or incomplete (a kill while writing: no line end)."""
     if not line.endswith("\n"):
         return None
     try:

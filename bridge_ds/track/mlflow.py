@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,9 +15,15 @@ from bridge_ds.config.schema import Config, TrackConfig
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.errors import LaunchError
 from bridge_ds.track.mlflow_database import explain, prepare, sqlite_uri
-from bridge_ds.track.mlflow_faults import experiment_id, refuse_deleted
-from bridge_ds.track.points import UNITS, numbers, score_points
-from bridge_ds.track.tracker import Tracker, TrackerState, one_line, without_password
+from bridge_ds.track.tracker import (
+    Tracker,
+    TrackerState,
+    numbers,
+    one_line,
+    score_points,
+    units_table,
+    without_password,
+)
 
 __all__ = ["MlflowRun", "make_tracker", "tracking_uri"]
 
@@ -85,7 +92,7 @@ class MlflowRun(Tracker):
         return said
 
     def close(self) -> None:
-        """Forget the connection; the next :meth:`open` asks the store anew what it has."""
+        """Forget the connection; the next :meth:`open` asks the store again what it has."""
         super().close()
         self._client = None
 
@@ -142,7 +149,7 @@ class MlflowRun(Tracker):
                 raise
             self.state = TrackerState(uri=self.state.uri, experiment=self.state.experiment)
             return None
-        refuse_deleted(client, run, self.where, self.folder / self.file)
+        _refuse_deleted(client, run, self.where, self.folder / self.file)
         # The store knows best: a kill may fall between its commit and our note.
         self.state.logged_step = max([self.state.logged_step, *(point.step for point in history)])
         return run
@@ -151,11 +158,10 @@ class MlflowRun(Tracker):
         # A database has no folder for files of its own, and MLflow would take the working directory.
         is_database = not self.uri.startswith(("http://", "https://", "databricks"))
         artifacts = self.folder.absolute().parent / "mlartifacts" if is_database else None
-        note = "| metric | unit |\n|---|---|\n" + "".join(f"| {name} | {unit} |\n" for name, unit in UNITS.items())
         run = client.create_run(
-            experiment_id(client, self.config.track.experiment, artifacts, self.where),
+            _experiment_id(client, self.config.track.experiment, artifacts, self.where),
             run_name=self.config.track.name or self.folder.absolute().name,
-            tags={"mlflow.note.content": note},
+            tags={"mlflow.note.content": units_table()},
         )
         self.state.run_id = run.info.run_id
         self.save()
@@ -218,3 +224,60 @@ def tracking_uri(track: TrackConfig, folder: Path, environ: Mapping[str, str] | 
     if uri.lower() == "none":
         return None
     return uri or sqlite_uri(folder.absolute().parent / "mlflow.db")
+
+
+def _experiment_id(client: Any, name: str, artifacts: Path | None, uri: str) -> str:
+    """The experiment of that name, made if there is none.
+
+    Args:
+        client: of MLflow.
+        name: `track.experiment`.
+        artifacts: folder for the files of its runs; none = the server's own.
+        uri: of the store, without a password.
+
+    Raises:
+        LaunchError: it was deleted, and MLflow keeps the name.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # by another start, just now
+            if found is None:
+                raise
+    _refuse_deleted_experiment(found, uri)
+    return str(found.experiment_id)
+
+
+def _refuse_deleted(client: Any, run: Any, uri: str, note: Path) -> None:
+    """Raises LaunchError if a run that is to be continued, or its experiment, was deleted in MLflow.
+
+    Args:
+        client: of MLflow.
+        run: as MLflow has it.
+        uri: of the store, without a password.
+        note: the mlflow.json that names it.
+    """
+    if run.info.lifecycle_stage != "deleted":
+        return
+    _refuse_deleted_experiment(client.get_experiment(run.info.experiment_id), uri)
+    raise LaunchError(
+        f"MLflow run {run.info.run_id} of {note.parent} was deleted there; expected it as it was; bring it back with "
+        f"`{_command(uri)} runs restore --run-id {run.info.run_id}`, or remove {note} to begin a new one."
+    )
+
+
+def _refuse_deleted_experiment(found: Any, uri: str) -> None:
+    if found.lifecycle_stage == "deleted":
+        raise LaunchError(
+            f"the MLflow experiment {found.name!r} was deleted there, which keeps its name; expected one that is not; "
+            f"bring it back with `{_command(uri)} experiments restore -x {found.experiment_id}`, or set "
+            "track.experiment to another name."
+        )
+
+
+def _command(uri: str) -> str:
+    return f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow"

@@ -21,7 +21,7 @@ _WIDTH, _DPI = 8.0, 150
 """Inches and dots an inch: 1200 pixels."""
 _COLUMNS = 400
 """Most columns of the heat map and points of the median; longer runs are thinned evenly."""
-_COLOURS = ("#9aa5b1", "#0b6e8f", "#d9822b", "#6b4c9a", "#3f7d3a")
+_COLORS = ("#9aa5b1", "#0b6e8f", "#d9822b", "#6b4c9a", "#3f7d3a")
 """One a system; grey is the first, the LLM alone."""
 _STYLE: Any = {
     "font.size": 11,
@@ -93,15 +93,15 @@ def plot_loss(records: Sequence[StepRecord], path: Path) -> None:
     window = min(100, max(1, len(loss) // 50))
     single = {"marker": "o"} if len(steps) == 1 else {}
     if window > 1:
-        upper.plot(steps, loss, color=_COLOURS[0], linewidth=0.8, alpha=0.7, label="each step")
+        upper.plot(steps, loss, color=_COLORS[0], linewidth=0.8, alpha=0.7, label="each step")
         label = f"median of {window} steps"
         positions, medians = _running_median(loss, window)
-        upper.plot([steps[at] for at in positions], medians, color=_COLOURS[1], linewidth=2, label=label)
+        upper.plot([steps[at] for at in positions], medians, color=_COLORS[1], linewidth=2, label=label)
     else:
-        upper.plot(steps, loss, color=_COLOURS[1], linewidth=1.8, label="each step", **single)
+        upper.plot(steps, loss, color=_COLORS[1], linewidth=1.8, label="each step", **single)
     held_out = [(r["step"], _float(r["validation_loss"])) for r in records if "validation_loss" in r]
     if held_out:
-        upper.plot(*zip(*held_out, strict=True), color=_COLOURS[2], linewidth=1.8, marker="o", label="held-out samples")
+        upper.plot(*zip(*held_out, strict=True), color=_COLORS[2], linewidth=1.8, marker="o", label="held-out samples")
     if window > 1 or held_out:
         upper.legend(loc="upper right")
     upper.set(title="Loss" if held_out else "Training loss", ylabel="loss\n(nats per target token)")
@@ -109,7 +109,7 @@ def plot_loss(records: Sequence[StepRecord], path: Path) -> None:
     if finite and min(finite) >= 0:
         upper.set_ylim(bottom=0)
     rates = [_float(record.get("lr")) for record in records]
-    lower.plot(steps, rates, color=_COLOURS[2], linewidth=1.8, **single)
+    lower.plot(steps, rates, color=_COLORS[2], linewidth=1.8, **single)
     lower.set(xlabel="optimizer step", ylabel="learning rate")
     lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     lower.set_ylim(bottom=0)
@@ -121,7 +121,7 @@ def plot_loss(records: Sequence[StepRecord], path: Path) -> None:
 
 @_styled
 def plot_layer_weights(records: Sequence[StepRecord], path: Path) -> None:
-    """Heat map: x the step, y the encoder layer (1 at the bottom), colour its weight in the fusion."""
+    """Heat map: x the step, y the encoder layer (1 at the bottom), color its weight in the fusion."""
     import numpy as np
 
     kept = [record for record in records if record.get("layer_weights")]
@@ -142,7 +142,7 @@ def plot_layer_weights(records: Sequence[StepRecord], path: Path) -> None:
     bar = figure.colorbar(mesh, ax=axis, pad=0.02)
     bar.set_label(f"weight (all {layers} sum to 1)")
     bar.outline.set_visible(False)
-    # Where all layers weigh the same, so that one sees which side of it a colour lies on.
+    # Where all layers weigh the same, so that one sees which side of it a color lies on.
     bar.ax.axhline(1.0 / layers, color="white", linewidth=2)
     bar.ax.text(-0.25, 1.0 / layers, "even", ha="right", va="center", fontsize=9)
     _save(figure, path)
@@ -162,7 +162,7 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
             middle = [x + (number - (len(systems) - 1) / 2) * width for x in range(len(languages))]
             heights = [100 * results[system][task][language]["acc"] for language in languages]
             name = "LLM alone" if system == "llm" else system.replace("_", " ")
-            bars = axis.bar(middle, heights, 0.94 * width, color=_COLOURS[number % len(_COLOURS)], label=name)
+            bars = axis.bar(middle, heights, 0.94 * width, color=_COLORS[number % len(_COLORS)], label=name)
             if len(languages) * len(systems) <= 32:
                 size = 9 if len(languages) * len(systems) <= 24 else 8
                 # A white ground, so that neither a grid line nor the chance line runs through a number.

@@ -10,14 +10,13 @@ from bridge_ds.config.load import config_text
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.engine.hooks import StepRecord
-from bridge_ds.track.points import UNITS, numbers, score_points
-from bridge_ds.track.tracker import Tracker
+from bridge_ds.track.tracker import Tracker, numbers, score_points, units_table
 
 __all__ = ["TensorBoardEvents", "make_tracker"]
 
 
 class TensorBoardEvents(Tracker):
-    """Written anew from metrics.jsonl at every start: no step twice after a resume, none lost after a kill."""
+    """Written again from metrics.jsonl at every start: no step twice after a resume, none lost after a kill."""
 
     name = "TensorBoard"
     file = "tensorboard.json"
@@ -37,8 +36,7 @@ class TensorBoardEvents(Tracker):
             old.unlink()
         self.state.run_id, self.state.logged_step = self.config.track.name or self.folder.absolute().name, 0
         self._writer = SummaryWriter(str(folder))
-        units = "| metric | unit |\n|---|---|\n" + "".join(f"| {name} | {unit} |\n" for name, unit in UNITS.items())
-        self._writer.add_text("units", units)
+        self._writer.add_text("units", units_table())
         self._writer.add_text("config", f"```yaml\n{config_text(self.config)}\n```")
         for name, fact in (facts or {}).items():
             self._writer.add_text(f"attempt/{name}", str(fact))

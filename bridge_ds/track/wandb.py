@@ -13,8 +13,7 @@ from bridge_ds.config.load import flatten
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.engine.hooks import StepRecord
-from bridge_ds.track.points import numbers, score_points
-from bridge_ds.track.tracker import Tracker
+from bridge_ds.track.tracker import Tracker, numbers, score_points
 
 __all__ = ["WandbRun", "make_tracker"]
 
@@ -42,7 +41,7 @@ class WandbRun(Tracker):
             settings=wandb.Settings(console="off", silent=True, init_timeout=30, disable_git=True, save_code=False),
         )  # fmt: skip
         # After a kill, points that its process had not written are lost: online the server knows the last one, offline
-        # the run is written anew.
+        # the run is written again.
         state.logged_step = max(0, self._run.starting_step - 1)
         old = real(self.folder).glob(f"wandb/offline-run-*-{state.run_id}") if self._run.offline else ()
         for attempt in set(old) - {Path(self._run.dir).parent}:

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.bases import refuse_other_bases
+from bridge_ds.checkpoint.layout import manifest_sha256
 from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_bridge, newest, refuse_other_run
-from bridge_ds.checkpoint.manifest import manifest_sha256
 from bridge_ds.checkpoint.save import prune
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.disk import atomic_folder
@@ -33,7 +33,7 @@ def write(
     return final
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
@@ -46,11 +46,11 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
-        (layout.BRIDGE, cut, "bytes; expected"),
+        (layout.BRIDGE, truncate, "bytes; expected"),
         (layout.BRIDGE, flip, "another sha256"),
         (layout.OPTIMIZER, Path.unlink, "lacks optimizer.safetensors"),
         (layout.MANIFEST, Path.unlink, "no readable manifest.json"),
-        (layout.MANIFEST, cut, "no readable manifest.json"),
+        (layout.MANIFEST, truncate, "no readable manifest.json"),
     ],
 )
 def test_damage_is_named_and_passed_over(
@@ -151,12 +151,12 @@ def test_every_flipped_bit_of_a_manifest_is_damage_and_the_older_checkpoint_is_u
     newer = write(tmp_path, 10) / layout.MANIFEST
     whole = newer.read_bytes()
     said: list[str] = []
-    for place in range(len(whole)):
-        bit = 1 << place % 8
-        newer.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+    for at in range(len(whole)):
+        bit = 1 << at % 8
+        newer.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
         found = newest(tmp_path, said.append)
         same = _same(newer, whole)
-        assert found is not None and found.step == (10 if same else 5), whole[place - 20 : place + 20]
+        assert found is not None and found.step == (10 if same else 5), whole[at - 20 : at + 20]
     assert all("step-00000010" in line for line in said) and len(said) > 0.8 * len(whole)
 
 

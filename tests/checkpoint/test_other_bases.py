@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
-from bridge_ds.checkpoint.manifest import manifest_sha256
+from bridge_ds.checkpoint.layout import manifest_sha256
 from bridge_ds.config.load import load_run_config, save_config
 from bridge_ds.doctor.load import load_patient
 from bridge_ds.errors import BridgeError, CheckpointError
@@ -44,7 +44,7 @@ ALL: dict[str, Callable[[Path], None]] = {"tensor": tensor, **CHANGES}
 
 @pytest.mark.parametrize("part", ["encoder", "llm"])
 @pytest.mark.parametrize("change", ["tensor", "merge or score", "normaliser", "chat template", "special token"])
-def test_a_base_model_with_one_change_is_refused_by_evaluation_hub_export_and_told_by_the_doctor(
+def test_a_base_model_with_one_change_is_refused_by_evaluation_hub_export_and_settings_by_the_doctor(
     run: Path, part: str, change: str, tmp_path: Path
 ) -> None:
     folder = run.with_name(part)
@@ -82,19 +82,19 @@ def test_other_end_ids_are_refused_at_every_door_and_a_checkpoint_that_records_n
     path = next(run.glob("checkpoints/*/manifest.json"))
     manifest = json.loads(path.read_text())
     assert manifest["base"]["llm_end_ids"] == "1"
-    told = json.loads((llm / "generation_config.json").read_text())
-    (llm / "generation_config.json").write_text(json.dumps(told | {"eos_token_id": [1, 262], "temperature": 0.3}))
+    settings = json.loads((llm / "generation_config.json").read_text())
+    (llm / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [1, 262], "temperature": 0.3}))
     with pytest.raises(CheckpointError, match=r"end ids of the LLM .* \(1,262,.* not what .* were 1\)"):
         load_trained(run, config, torch.device("cpu"), print)
     with pytest.raises(CheckpointError, match="the set of end ids of"):
         BridgeForCausalLM.from_pretrained(run)
     assert load_patient(run, torch.device("cpu")).facts["changed"] == ("llm_end_ids",)
-    (llm / "generation_config.json").write_text(json.dumps(told | {"temperature": 0.3, "do_sample": True}))
+    (llm / "generation_config.json").write_text(json.dumps(settings | {"temperature": 0.3, "do_sample": True}))
     BridgeForCausalLM.from_pretrained(run)  # what is not used may be another
 
     del manifest["base"]["llm_end_ids"]
     path.write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))
-    (llm / "generation_config.json").write_text(json.dumps(told | {"eos_token_id": [1, 262]}))
+    (llm / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [1, 262]}))
     assert BridgeForCausalLM.from_pretrained(run).generation_config.eos_token_id == [1, 262]
     assert load_patient(run, torch.device("cpu")).facts["changed"] == ()
 
@@ -105,8 +105,8 @@ def test_a_model_as_pytorch_model_bin_is_taken_and_proven_by_preflight_training_
     import importlib.util
     import sys
 
-    place = Path(__file__).parents[2] / "tools" / "preflight.py"
-    spec = importlib.util.spec_from_file_location("preflight_of_bin", place)
+    script = Path(__file__).parents[2] / "tools" / "preflight.py"
+    spec = importlib.util.spec_from_file_location("preflight_of_bin", script)
     assert spec and spec.loader
     preflight = sys.modules["preflight_of_bin"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(preflight)

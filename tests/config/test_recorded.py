@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bridge_ds.checkpoint.origin import Origin
+from bridge_ds.config.changes import followed
 from bridge_ds.config.load import load_config, to_dict
-from bridge_ds.config.recorded import followed
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.run import Run
 from bridge_ds.world import World

@@ -1,4 +1,4 @@
-"""Small models for conversions, in place of the whole suite's."""
+"""Small models for conversions, instead of the suite's."""
 
 from __future__ import annotations
 

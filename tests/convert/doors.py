@@ -11,7 +11,6 @@ import torch
 
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import tokenize_sample
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
 from bridge_ds.doctor.load import LoadedRun
@@ -27,6 +26,7 @@ from bridge_ds.serve.replies import Event
 from bridge_ds.tasks.base import Example
 from tests.convert.readable import reading
 from tests.made import harness_answerer
+from tests.samples import tokenize_sample
 
 LABELS = ("Neutral", "Entailment")
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ def inside(run: Path, source: str) -> dict[str, Asked]:
 
     def continued() -> str:
         (scores,) = harness.score([Context(source)], [[Continuation(f" {label}") for label in LABELS]])
-        return LABELS[max(range(2), key=lambda place: scores[place][0])] + f" {scores[1][1]}"
+        return LABELS[max(range(2), key=lambda number: scores[number][0])] + f" {scores[1][1]}"
 
     def trained() -> str:
         with torch.no_grad():
@@ -117,9 +117,9 @@ def outside(run: Path, source: str) -> dict[str, Asked]:
     }
 
 
-def hub(place: Path, source: str, name: str, export: Path | None = None) -> dict[str, Asked]:
+def hub(folder: Path, source: str, name: str, export: Path | None = None) -> dict[str, Asked]:
     """BridgeForCausalLM and its processor: writing, the loss of a label, and with nothing said about its opening."""
-    model, processor = BridgeForCausalLM.from_pretrained(place), BridgeProcessor.from_pretrained(place)
+    model, processor = BridgeForCausalLM.from_pretrained(folder), BridgeProcessor.from_pretrained(folder)
     if export:
         model.save_pretrained(export)
     features = processor([source], text_target=[LABELS[1]])

@@ -95,7 +95,7 @@ class LangBridgeModel(nn.Module):
         self.lb.alignment = PerceiverResampler(*widths, *sizes) if latent else WithEnd(kind, *widths)
 
     def forward(self, source_ids: torch.Tensor, text_ids: torch.Tensor) -> torch.Tensor:
-        """Logits of one row without padding: the text's first token (BOS) stands before the soft tokens."""
+        """Logits of one row without padding: the text's first token (BOS) comes before the soft tokens."""
         soft = self.lb.alignment(self.lb.enc(input_ids=source_ids).last_hidden_state)
         text = self.lb.embeddings(text_ids)
         seen = torch.cat([text[:, :1], soft, text[:, 1:]], dim=1)
@@ -170,7 +170,7 @@ class MindMerger(nn.Module):
             texts: ids and masks in turn (prompt, target), right-padded.
 
         Returns:
-            [B, X, V], the last place of each row at the end.
+            [B, X, V], the last position of each row at the end.
         """
         rows = len(source)
         one = torch.ones(rows, 1, dtype=torch.long)
@@ -192,7 +192,7 @@ class MindMerger(nn.Module):
 
 
 class MPTModel(MindMerger):
-    """The paper's: the encoder and its fusion stand in a module of their own."""
+    """The paper's: the encoder and its fusion are in a module of their own."""
 
     def __init__(self, encoder: Path, llm: Path, fusion: str) -> None:
         super().__init__(encoder, llm)

@@ -1,7 +1,7 @@
 """An LLM that can be read: each token's embedding tells its id, and what follows a token is a table.
 
-It has no attention and no memory, so that what it writes is decided by the last place of its input alone, with a wide
-margin. Tokenizers beside it have a vocabulary written down here, so that their ids are the same everywhere.
+It has no attention and no memory, so that what it writes is decided by the last position of its input alone, with a
+wide margin. Tokenizers beside it have a vocabulary written down here, so that their ids are the same everywhere.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 SOFT, END = -1, -2
-"""Stand for a soft token and the end vector where an input is told as ids."""
+"""Ids for a soft token and the end vector where an input is written as ids."""
 WIDTH = 64
 _TELLS = WIDTH - 1
 _MERGES = (
     "E n|En t|a i|ai l|m e|me n|men t|S Ent|L a|La b|e l|Lab el|S Label|N e|Ne u|Neu t|r a|ra l|S Neut|w e|we t|S wet"
 )
-"""In their order; S stands for the sign of a space."""
+"""In their order; S is the sign of a space."""
 
 
 def byte_level(folder: Path, *, bos: str | None, adds: bool) -> Path:
@@ -41,7 +41,7 @@ def byte_level(folder: Path, *, bos: str | None, adds: bool) -> Path:
 
 
 def sentence_piece(folder: Path) -> Path:
-    """As Llama 2's: <unk> 0, <s> 1, </s> 2, the 256 bytes from 3 on, letters from 259 on, then the merges; a space goes
+    """As Llama 2's: <unk> 0, <s> 1, </s> 2, bytes from 3 on, characters from 259 on, then the merges; a space goes
     in front of each text, and <s> in front of that."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 

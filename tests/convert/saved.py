@@ -27,7 +27,7 @@ def parts(state: State, folder: Path) -> Path:
     """pytorch_model.bin in two parts with their index."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"pytorch_model-0000{part}-of-00002.bin" for part in (1, 2)]
-    where = {key: names[place % 2] for place, key in enumerate(state)}
+    where = {key: names[number % 2] for number, key in enumerate(state)}
     for name in names:
         torch.save({key: state[key] for key in state if where[key] == name}, folder / name)
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))

@@ -1,10 +1,10 @@
-"""What stands around the soft prompt, and what is answered: by every door what the source's own code gives.
+"""What is around the soft prompt, and what is answered: by every door what the source's own code gives.
 
 The ids are written down here, from what each project's code does (cited in bridge_ds/convert/*.py):
 
 - the paper: BOS whatever the tokenizer does; a target alone, no space before it, the end token behind; a prompt, where
   one is shown, with the blank that its templates end with; what is written is compared as stripped text.
-- MindMerger: the same, its prompts as they stand.
+- MindMerger: the same, its prompts unchanged.
 - LangBridge: BOS; a target alone, without a space and without an end token; no prompt.
 
 Vocabularies: tests/convert/readable.py.
@@ -90,7 +90,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def follows(case: Case) -> dict[int, int]:
-    """The LLM's table: the answer after the last place; and Neutral after others, with which a wrong prompt ends."""
+    """The LLM's table: the answer after the last position; and Neutral after others, with which a wrong prompt ends."""
     neutral = [293, 292] if case.tokenizer is LLAMA2 else [273, 275]
     wrong = {END: neutral[0], 27: neutral[0], 1: neutral[0], neutral[0]: neutral[1]}
     last = case.shown[-1] if case.shown else END
@@ -183,7 +183,7 @@ def test_every_door_reads_and_answers_as_the_sources_own_code(name: str, encoder
     expected["doctor"] = f"{space}Entailment{closed}|{space}Entailment{end}"
     expected |= {door: "0.0" for door in found if door == "training" or door.endswith("loss")}
     if not usual:
-        # The stripped text is right, whatever its tokens are; the rest is told as it was written.
+        # The stripped text is right, whatever its tokens are; the rest is recorded as it was written.
         assert answers["evaluation"].endswith(" True")
         assert answers["harness, scored"].endswith(" False")
         assert {answers[door] for door in ("generate", "serve", "BridgeForCausalLM", "harness")} == {" Entailment\n"}
@@ -220,9 +220,9 @@ def test_an_llm_alone_that_nothing_opens_is_scored_all_the_same(encoder: Path, t
 
 def test_a_text_is_given_to_both_models_as_it_stands(encoder: Path, tmp_path: Path) -> None:
     """As in training: the processor and the harness took white space off that may be a token of its own."""
-    from bridge_ds.data.loading.tokenize import tokenize_sample
     from bridge_ds.data.text.prompting import Context, Limits, context_ids
     from bridge_ds.inference.load import load_trained
+    from tests.samples import tokenize_sample
 
     name = "mindmerger, BOS is EOS"
     run = run_of(CASES[name], name, encoder, tmp_path)

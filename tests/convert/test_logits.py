@@ -14,9 +14,10 @@ from bridge_ds.convert import SOURCES
 from bridge_ds.convert.job import prepare
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import Tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.inference.load import load_trained
 from tests.convert import peers, saved
+from tests.samples import tokenize_sample
 
 SAMPLES = [
     {"source": "the cat sat on the mat", "target": "Entailment"},
@@ -104,16 +105,18 @@ def test_langbridge_with_its_encoder_frozen(
     agrees_with_langbridge(run, peer)
 
 
-def test_langbridge_with_a_trained_encoder_and_its_white_space(roomy: dict[str, Path], tmp_path: Path) -> None:
+def test_langbridge_with_a_trained_encoder_and_its_white_space(
+    roomy: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(1)
     peer = peers.LangBridgeModel(roomy["encoder"], roomy["llm"], "linear")
     stir(peer.lb.enc)
     checkpoint = saved.whole(peer.state_dict(), tmp_path / "peer")
     named = f'{{"enc": "{roomy["encoder"]}", "lm": "{roomy["llm"]}", "alignments": "linear"}}'
     (tmp_path / "peer" / "config.json").write_text(named)
-    lines: list[str] = []
-    run = converted("langbridge", checkpoint, tmp_path / "run", say=lines.append)
-    assert len(lines) == 2 and str(roomy["encoder"]) in lines[0]
+    with caplog.at_level("INFO", "bridge_ds.convert"):
+        run = converted("langbridge", checkpoint, tmp_path / "run")
+    assert len(caplog.messages) == 2 and str(roomy["encoder"]) in caplog.messages[0]
     config = load_run_config(run)
     assert config.model.encoder == str(run / "encoder")
     assert config.model.llm == str(roomy["llm"])

@@ -35,7 +35,7 @@ def refused(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixtu
         assert ended.value.code == 2
         assert not output.parent.exists() or not any(output.parent.iterdir())
         said = capsys.readouterr().err
-        error = said.splitlines()[-1]  # an option that is given twice is told before it
+        error = said.splitlines()[-1]  # an option that is given twice is reported before it
         assert error.startswith("error: ") and said.count("error: ") == 1 and "Traceback" not in said
         return error
 

@@ -128,7 +128,7 @@ def own_shards(tmp_path: Path) -> Path:
 def step_numbers(config: Config, step: int) -> np.ndarray:
     """Sample numbers of a step's global batch, in order."""
     from bridge_ds.data.loading.corpus import open_corpus
-    from bridge_ds.data.sampling.plan import StepPlan
+    from bridge_ds.data.loading.plan import StepPlan
 
     return StepPlan(config, open_corpus(config.data, config.run.seed, World())).rows(step).numbers
 

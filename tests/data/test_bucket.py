@@ -23,7 +23,7 @@ def test_deal_gives_every_row_once_with_like_lengths(world: int, rounds: int, mi
     assert buckets.shape == (world, rounds, micro)
     assert sorted(buckets.ravel().tolist()) == list(range(size))
 
-    # Sorted cuts are the least padding there is: no micro-batch overlaps another in length.
+    # Groups of sorted rows have the least padding: no micro-batch overlaps another in length.
     spans = sorted((int(lengths[rows].min()), int(lengths[rows].max())) for rows in buckets.reshape(-1, micro))
     assert all(high <= low for (_, high), (low, _) in pairwise(spans))
 

@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.config.check import check
+from bridge_ds.config.build import check
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
-from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.chat import Frame, frame_of, render
 from bridge_ds.data.text.prompting import Context, answers, context_ids, framed, parse
 from bridge_ds.data.text.truncate import Limits, fit, side_of, truncated
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, DataError
 from tests.convert import readable
 from tests.data.conftest import save_byte_level
+from tests.samples import tokenize_sample
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>\n{% endfor %}"
@@ -45,7 +46,7 @@ def test_the_white_space_a_template_ends_with_is_kept_and_no_space_is_put_before
     assert llm.decode(row.head) == "<start><system>a red house<end>\n<user>"
     assert llm.decode(row.prompt) == "<end>\n<assistant>\n\n"
     assert row.target == [*llm("{two birds}", add_special_tokens=False)["input_ids"], chatty.eos_id]
-    # All of it as transformers tokenizes the same chat, but for the soft prompt in the user's place.
+    # All of it as transformers tokenizes the same chat, but for the soft prompt instead of the user's text.
     chat = [{"role": "system", "content": "a red house"}, {"role": "user", "content": "|"}]
     whole = llm.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     (mark,) = llm("|", add_special_tokens=False)["input_ids"]
@@ -96,7 +97,7 @@ def test_a_template_that_writes_the_date_says_the_same_every_day(chatty: Tokeniz
 
 def test_answers_after_a_template_have_no_space_and_others_keep_theirs(chatty: Tokenizers) -> None:
     plain, chat = answers(chatty, [" two\n"], None)[0], answers(chatty, [" two\n"], "\n")[0]
-    assert plain == chatty.label_ids("two") != chat
+    assert plain == chatty.labels(["two"])[0] != chat
     assert chat == [*chatty.llm("two", add_special_tokens=False)["input_ids"], chatty.eos_id]
 
 
@@ -127,12 +128,12 @@ def test_an_llm_without_a_template_is_told_before_training(tokenizers: Tokenizer
     assert frame_of(tokenizers.llm, False, "") == Frame()
     with pytest.raises(ConfigError, match=r"data.chat_template is true .* cannot render a chat"):
         frame_of(tokenizers.llm, True, "")
-    for wrong, told in (
+    for wrong, message in (
         (DataConfig(system_prompt="be brief"), "data.system_prompt is set and data.chat_template is false"),
         (DataConfig(chat_template=True, objective="prefix_lm"), "expected task"),
         (DataConfig(truncation_side="middle"), "data.truncation_side is 'middle'"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             check(Config(data=wrong))
 
 
@@ -142,6 +143,11 @@ def test_a_template_that_leaves_the_users_turn_out_is_told(chatty: Tokenizers, t
     llm = AutoTokenizer.from_pretrained(save_byte_level(tmp_path))
     llm.chat_template = "hello"
     with pytest.raises(ConfigError, match="leaves the user's turn out"):
+        frame_of(llm, True, "")
+    llm.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(DataError, match=r"does not take this chat \(TemplateError: never\)"):
+        render(llm, [{"role": "user", "content": "a"}], system="be brief")
+    with pytest.raises(ConfigError, match=r"data.chat_template is true .* cannot render a chat"):
         frame_of(llm, True, "")
 
 
@@ -164,8 +170,8 @@ def test_both_texts_share_what_room_there_is(tokenizers: Tokenizers) -> None:
     assert fit(source, prompt, Limits(9, 9), (0, 1)) == (source, prompt, ())
     assert fit(source, prompt, Limits(3, 2), (0, 1)) == ([5, 6, 1], [2, 3], ("source", "prompt"))
     assert fit(source, prompt, Limits(3, 9, side="left"), (0, 1)) == ([7, 8, 1], prompt, ("source",))
-    kept, shown, cut = fit(source, prompt, Limits(9, 9, 8), (0, 1), room=6)
-    assert (kept, shown, cut) == ([5, 1], [2, 3, 4], ("source", "prompt")) and len(kept) + len(shown) + 1 == 6
+    kept, shown, truncated = fit(source, prompt, Limits(9, 9, 8), (0, 1), room=6)
+    assert (kept, shown, truncated) == ([5, 1], [2, 3, 4], ("source", "prompt")) and len(kept) + len(shown) + 1 == 6
 
 
 def test_prefix_lm_keeps_its_end_whatever_the_setting_and_old_runs_cut_at_the_right() -> None:

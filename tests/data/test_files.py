@@ -16,11 +16,11 @@ from bridge_ds.config.schema import DataConfig, TaskDataConfig
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.data.loading.corpus import locations
 from bridge_ds.data.packing.formats import part_rows
+from bridge_ds.data.packing.index_folder import index_folder
 from bridge_ds.data.packing.job import PackOptions, pack_parts
 from bridge_ds.data.packing.sources import file_parts, parse_map
 from bridge_ds.data.packing.write import check_output, pack_rows
 from bridge_ds.data.shards.index import load_index
-from bridge_ds.data.shards.index_folder import index_folder
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.errors import BridgeError, ConfigError, DataError
 from bridge_ds.frozen.verify import weight_files
@@ -168,7 +168,7 @@ def test_files_of_macos_are_passed_over_in_tars_and_folders(tmp_path: Path) -> N
     (tmp_path / "tars" / "._x.tar").write_bytes(double)
     (tmp_path / "tars" / "._y.tar.gz").write_bytes(double)
     index, remarks = index_folder(tmp_path / "tars")
-    assert [shard.name for shard in index.shards] == ["x.tar"] and remarks[0].startswith("6 members were left out")
+    assert [shard.name for shard in index.shards] == ["x.tar"] and remarks[0].startswith("6 members were skipped")
     assert samples_of(tmp_path / "tars") == [{"source": "one", "target": "yes"}, {"source": "two", "target": "no"}]
 
     make_tar(tmp_path / "plain" / "x.tar", [("._000.json", double), ("000.json", b'{"source": "1", "target": "2"}')])
@@ -180,7 +180,7 @@ def test_files_of_macos_are_passed_over_in_tars_and_folders(tmp_path: Path) -> N
         (bench / name).write_bytes(b"premise\thypothesis\tlabel\na\tb\t0\n" if name == "en.tsv" else double)
     (task,) = find_tasks(["xnli"], {"xnli": TaskDataConfig(source=str(bench))})
     assert task.languages == ("en",) and len(task.examples("en", 0)) == 1
-    with pytest.raises(DataError, match=r"\._en.tsv is what macOS puts beside a file"):
+    with pytest.raises(DataError, match=r"\._en.tsv is a file that macOS adds"):
         file_parts([bench / "._en.tsv"])
 
     (tmp_path / "out").mkdir()

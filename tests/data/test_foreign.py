@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from bridge_ds.data.packing.index_folder import index_folder
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.shards.index import load_index
-from bridge_ds.data.shards.index_folder import index_folder
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.shards.verify import verify
 from bridge_ds.errors import DataError
+from tests import samples
 from tests.data.conftest import task_rows
 
 
@@ -34,9 +35,7 @@ def write(path: Path, samples: list[dict[str, Any]]) -> None:
 
 
 def read_all(folder: Path, objective: str = "task") -> list[dict[str, Any]]:
-    index = load_index(folder)
-    reader = SampleReader(index, objective)
-    return [reader.read(*index.locate(number)) for number in range(index.samples)]
+    return samples.read_all(load_index(folder), objective)
 
 
 def test_one_json_a_sample(tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_several_fields_a_sample_and_other_names(tmp_path: Path) -> None:
         index_folder(tmp_path / "b")
     assert not (tmp_path / "b" / "index.json").exists()
     _, remarks = index_folder(tmp_path / "b", skip=[".JPG"], fields={"source": "en", "target": "de"})
-    assert remarks == ["1 members were left out (--skip, __meta__ names, or files of macOS)"]
+    assert remarks == ["1 members were skipped (--skip, __meta__ names, or files of macOS)"]
     assert read_all(tmp_path / "b")[0].items() >= {"source": "cat", "target": "Katze"}.items()
 
 
@@ -114,7 +113,7 @@ def test_long_names_directories_and_meta_members(tmp_path: Path) -> None:
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
         _, remarks = index_folder(tmp_path)
-        assert remarks == ["1 members were left out (--skip, __meta__ names, or files of macOS)"]
+        assert remarks == ["1 members were skipped (--skip, __meta__ names, or files of macOS)"]
         assert read_all(tmp_path) == [{"source": "a", "target": "b"}, {"source": "text", "target": "text"}]
 
 
@@ -165,9 +164,9 @@ CRIMES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no key": (_member(".json"), r"'.json' with suffix"),
     "key again": (_member("000000001.json"), r"two samples of the key '000000001'"),
     "key side by side": (_member("000000009.json"), r"two samples of the key '000000009'"),
-    "cut inside a member": (_edit(lambda raw: raw[:5000]), r"not a complete tar .unexpected end of data"),
-    "cut between members": (_edit(lambda raw: raw[: raw.index(b"000000005.json")]), r"without the zeros .* was cut"),
-    "cut inside a header": (_edit(lambda raw: raw[: raw.index(b"000000005.json") + 100]), r"is damaged: bytes \d+ to"),
+    "ends in a member": (_edit(lambda raw: raw[:5000]), r"not a complete tar .unexpected end of data"),
+    "ends at a member": (_edit(lambda raw: raw[: raw.index(b"000000005.json")]), r"without the zeros .*truncated"),
+    "ends in a header": (_edit(lambda raw: raw[: raw.index(b"000000005.json") + 100]), r"is damaged: bytes \d+ to"),
     "broken header": (_edit(lambda raw: raw.replace(b"005.json", b"005.jsoN")), r"is damaged: bytes \d+ to"),
     "tail": (_edit(lambda raw: raw[:-1] + b"x"), r"is damaged: bytes \d+ to"),
     "no tar": (_edit(lambda raw: b"no tar at all"), r"is not a complete tar"),

@@ -1,4 +1,4 @@
-"""Encoders that are told a language by a tag: the ids are those of the tokenizer switched to it, at every door."""
+"""Encoders that take a language tag: the ids are those of the tokenizer switched to it, at every door."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.loader import make_loader
-from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers, tokenize_sample, tokenize_samples
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers, tokenize_samples
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text import languages
@@ -25,6 +25,7 @@ from bridge_ds.testbed import ENCODER_PATH
 from bridge_ds.world import World
 from tests import made, tiny
 from tests.data.conftest import make_config
+from tests.samples import tokenize_sample
 
 SINHALA = "පූසා පැදුර මත"
 WORDS = ["▁", "▁the", "▁cat", "▁පූසා", "▁පැදුර", "▁මත", *"abcehtqu", *dict.fromkeys(SINHALA.replace(" ", ""))]
@@ -47,7 +48,7 @@ def save_tagged(kind: str, folder: Path) -> Path:
 
         spiece = sentencepiece.SentencePieceProcessor(model_file=str(ENCODER_PATH / "spiece.model"))
         pieces = dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>", *map(spiece.id_to_piece, range(len(spiece)))])
-        (folder / "own.json").write_text(json.dumps({piece: place for place, piece in enumerate(pieces)}))
+        (folder / "own.json").write_text(json.dumps({piece: id for id, piece in enumerate(pieces)}))
         M2M100Tokenizer(str(folder / "own.json"), str(ENCODER_PATH / "spiece.model")).save_pretrained(folder)
     return folder
 
@@ -143,9 +144,9 @@ def test_language_comes_from_the_sample_then_the_setting_then_the_shard(
 @pytest.mark.usefixtures("fresh")
 def test_language_of_each_sample_is_kept_under_another_name(tmp_path: Path) -> None:
     """--map packs nothing but what it names; of tars that others made it is read from there."""
+    from bridge_ds.data.packing.index_folder import index_folder
     from bridge_ds.data.packing.job import PackOptions, pack_parts
     from bridge_ds.data.packing.sources import file_parts, parse_map
-    from bridge_ds.data.shards.index_folder import index_folder
 
     (tmp_path / "a.tsv").write_text("q\ta\tiso\n" + f"{SINHALA}\tthe\tsi\n", "utf-8")
     mapping = parse_map(["source=q", "target=a", "language=iso"])

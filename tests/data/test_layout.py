@@ -46,8 +46,8 @@ def test_a_layout_is_what_the_masks_say(
     found, expected = splice(segments, order=layout.splice_order()), splice(segments)
     for name in ("embeds_BXH", "mask_BX", "labels_BX"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
-    places, wanted = predicting(expected.labels_BX)
-    assert torch.equal(layout.places, places) and torch.equal(layout.labels, wanted)
+    positions, wanted = predicting(expected.labels_BX)
+    assert torch.equal(layout.positions, positions) and torch.equal(layout.labels, wanted)
     assert len(layout.order.unique()) == layout.order.numel()  # index_select's backward then adds to each once
 
 

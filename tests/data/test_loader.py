@@ -22,6 +22,7 @@ from bridge_ds.data.shards.index import load_index
 from bridge_ds.errors import DataError, LaunchError
 from bridge_ds.world import World
 from tests.data.conftest import make_config, step_numbers, task_rows
+from tests.samples import locate
 
 
 def _names(step: StepBatches, tokenizers) -> list[int]:
@@ -103,9 +104,9 @@ def test_first_step_shows_a_sample_and_cuts_are_counted(shards: Path, tokenizers
     assert "(key '0000000" in steps[0].example
     for step in steps:
         full = sum(int(batch.source_mask[:, -1].sum()) for batch in step.micro if batch.source_ids.shape[1] == 8)
-        assert 0 < step.cut["source"] <= full
-        assert step.cut["target"] > 0
-        assert step.cut["prompt"] == 0
+        assert 0 < step.truncated["source"] <= full
+        assert step.truncated["target"] > 0
+        assert step.truncated["prompt"] == 0
 
 
 @pytest.mark.parametrize("world", [World(), World(rank=1, size=2)])
@@ -131,7 +132,7 @@ def test_prefix_lm_splits_anew_each_epoch(tmp_path: Path, tokenizers) -> None:
 def test_an_error_in_a_worker_arrives_as_one_sentence(own_shards: Path, tokenizers, workers: int) -> None:
     config = make_config(own_shards, workers=workers)
     index = load_index(own_shards)
-    shard, row = index.locate(int(step_numbers(config, 3)[0]))
+    shard, row = locate(index, int(step_numbers(config, 3)[0]))
     name = index.shards[shard].name
     with (own_shards / name).open("r+b") as file:
         file.seek(int(index.table(shard)["offset"][row]) + 3)

@@ -1,4 +1,4 @@
-"""The order of samples is a permutation each epoch, and dealing loses and doubles nothing."""
+"""The order of samples is a permutation each epoch, and no sample is lost or doubled."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_epoch_is_a_permutation(n: int, seed: int, epoch: int) -> None:
 @given(
     n=st.integers(1, 2**62), seed=st.integers(0, 2**32), picks=st.lists(st.integers(0, 2**62), max_size=20, unique=True)
 )
-def test_places_of_a_huge_set_are_found_without_listing_it(n: int, seed: int, picks: list[int]) -> None:
+def test_found_of_a_huge_set_are_found_without_listing_it(n: int, seed: int, picks: list[int]) -> None:
     positions = np.unique(np.array(picks, dtype=np.int64) % n)
     found = permute(positions, n, seed, 0)
     assert ((found >= 0) & (found < n)).all()
@@ -46,7 +46,7 @@ def test_places_of_a_huge_set_are_found_without_listing_it(n: int, seed: int, pi
 def test_epochs_and_seeds_differ_and_each_order_is_about_uniform() -> None:
     orders = permute(np.tile(np.arange(10), 4000), 10, 0, np.repeat(np.arange(4000), 10)).reshape(4000, 10)
     assert np.array_equal(orders[7], permute(np.arange(10), 10, 0, 7))
-    counts = np.stack([np.bincount(orders[:, place], minlength=10) for place in range(10)])
+    counts = np.stack([np.bincount(orders[:, at], minlength=10) for at in range(10)])
     # 400 expected, standard deviation 19: five of them on either side.
     assert counts.min() > 300
     assert counts.max() < 500
@@ -64,8 +64,8 @@ def test_pinned_values() -> None:
     assert permute(np.arange(10), 10, 0, 0).tolist() == [8, 4, 6, 3, 9, 1, 0, 2, 5, 7]
     assert uniform(0, 0, 0) == pytest.approx(0.6436823271556098, abs=0)
     assert ids_hash(np.array([0, 1, 2])) == "ab25350e3e65efeb"
-    places = BlockShuffle(np.array([3, 2, 4, 1]), 2, 0).locate(np.arange(8, 14))
-    assert np.stack(places).tolist() == [[0, 1, 0, 0, 0, 3], [2, 0, 0, 1, 2, 0], [0, 0, 1, 1, 1, 1]]
+    found = BlockShuffle(np.array([3, 2, 4, 1]), 2, 0).locate(np.arange(8, 14))
+    assert np.stack(found).tolist() == [[0, 1, 0, 0, 0, 3], [2, 0, 0, 1, 2, 0], [0, 0, 1, 1, 1, 1]]
     assert mix(np.arange(5), quotas(np.array([3.0, 1.0])), 0)[1].tolist() == [7278, 1567, 4262, 414, 2269]
 
 
@@ -76,10 +76,10 @@ def test_positions_outside_are_refused(bad: list[int]) -> None:
 
 
 def _numbers(shuffle: BlockShuffle, sizes: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    places = shuffle.locate(positions)
-    assert (places.rows < sizes[places.shards]).all()
-    assert (places.epochs == positions // sizes.sum()).all()
-    return (np.cumsum(sizes) - sizes)[places.shards] + places.rows
+    found = shuffle.locate(positions)
+    assert (found.rows < sizes[found.shards]).all()
+    assert (found.epochs == positions // sizes.sum()).all()
+    return (np.cumsum(sizes) - sizes)[found.shards] + found.rows
 
 
 @settings(max_examples=60, deadline=None)
@@ -135,7 +135,7 @@ def test_a_billion_samples_in_constant_memory() -> None:
     tracemalloc.stop()
     print(f"{seconds / 10240 * 1e6:.2f} microseconds a sample, {peak / 2**20:.1f} MiB")
     assert peak < 4 * 2**20
-    numbers = np.concatenate([places.shards * 100_000 + places.rows for places in seen])
+    numbers = np.concatenate([found.shards * 100_000 + found.rows for found in seen])
     assert len(np.unique(numbers)) == 10_240
 
 

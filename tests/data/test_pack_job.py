@@ -21,6 +21,7 @@ from bridge_ds.data.packing.job import PackOptions, pack_parts
 from bridge_ds.data.shards.index import load_index
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.errors import DataError
+from tests import samples
 from tests.data.conftest import task_rows
 
 
@@ -29,9 +30,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    index = load_index(folder)
-    reader = SampleReader(index, "task")
-    return [reader.read(*index.locate(number)) for number in range(index.samples)]
+    return samples.read_all(load_index(folder))
 
 
 def sources_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -40,7 +39,7 @@ def sources_of(rows: list[dict[str, Any]]) -> list[str]:
 
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """200 rows in three files, one of them cut into several parts."""
+    """200 rows in three files, one of them split into several parts."""
     monkeypatch.setattr(sources, "PART_BYTES", 4000)
     rows = task_rows(200)
     paths = [tmp_path / f"{name}.jsonl" for name in "abc"]
@@ -56,8 +55,8 @@ def test_parts_of_a_file_have_every_line_once(files: list[Path]) -> None:
     # Also where a part ends inside a line, at its end, or holds no beginning of a line.
     size = files[0].stat().st_size
     for step in (1, 7, 97, 1000):
-        cut = [formats.Part("jsonl", str(files[0]), at, min(at + step, size)) for at in range(0, size, step)]
-        assert [row for part in cut for _, row in formats.part_rows(part)] == task_rows(120)
+        parts = [formats.Part("jsonl", str(files[0]), at, min(at + step, size)) for at in range(0, size, step)]
+        assert [row for part in parts for _, row in formats.part_rows(part)] == task_rows(120)
 
 
 @pytest.mark.parametrize("shuffle", [None, 3])
@@ -171,8 +170,8 @@ def test_all_formats_and_compressions(tmp_path: Path) -> None:
     for path in sorted(tmp_path.iterdir()):
         parts = sources.file_parts([path])
         assert [row for part in parts for _, row in formats.part_rows(part)] == rows, path.name
-    cut = (tmp_path / "c.jsonl.zst").read_bytes()[:-8]
-    (tmp_path / "c.jsonl.zst").write_bytes(cut)
+    shorter = (tmp_path / "c.jsonl.zst").read_bytes()[:-8]
+    (tmp_path / "c.jsonl.zst").write_bytes(shorter)
     with pytest.raises(DataError, match=r"c.jsonl.zst cannot be read after line \d+ .Truncated"):
         list(formats.part_rows(sources.file_parts([tmp_path / "c.jsonl.zst"])[0]))
 

@@ -1,4 +1,4 @@
-"""Text is text: a control token that somebody wrote is letters, for every kind of tokenizer; a template's is not."""
+"""A control token that somebody wrote stays text, for every kind of tokenizer; a template's does not."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge_ds.config.schema import DataConfig, ModelConfig
-from bridge_ds.data.loading.tokenize import load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.data.text.plain import BREAK, control_tokens, guarded, template_ids, text_ids
 from tests.data.conftest import WORDS, save_byte_level, save_metaspace, save_word_level
+from tests.samples import tokenize_sample
 
 
 def _unigram(folder: Path) -> Any:
@@ -20,7 +21,7 @@ def _unigram(folder: Path) -> Any:
     from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"\u2581{word}", -3.0) for word in WORDS)]
-    pieces += [(letter, -9.0) for letter in "\u2581abcdefghijklmnopqrstuvwxyz</>_0"]
+    pieces += [(character, -9.0) for character in "\u2581abcdefghijklmnopqrstuvwxyz</>_0"]
     T5Tokenizer(vocab=pieces, extra_ids=3).save_pretrained(folder)
 
 

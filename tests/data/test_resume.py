@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from bridge_ds.config.schema import Config, DataConfig, RunConfig, TrainConfig
 from bridge_ds.data.loading.corpus import Corpus, locations, open_corpus
+from bridge_ds.data.loading.plan import StepPlan, TokenCost
 from bridge_ds.data.packing.write import pack_rows
-from bridge_ds.data.sampling.plan import StepPlan
 from bridge_ds.data.shards.index import ShardIndex, load_index
 from bridge_ds.data.shards.store import Folder
 from bridge_ds.data.shards.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets
@@ -49,7 +49,7 @@ def corpus_of(config: Config, sizes: list[int]) -> Corpus:
 
 
 class Job:
-    """A job as the launcher starts it: W ranks, each with its own plan, each rank's steps dealt to worker processes.
+    """A job as the launcher starts it: W ranks, each with its own plan, each rank's steps given to worker processes.
 
     torch's DataLoader hands step after step to its workers in turn and gives them back in order; so each worker sees
     every n-th step, with whatever it has kept from the one before.
@@ -58,7 +58,8 @@ class Job:
     def __init__(self, config: Config, sizes: list[int], world: int, workers: int) -> None:
         self.config, self.world = config, world
         self.plans = [
-            [StepPlan(config, corpus_of(config, sizes)) for _ in range(max(1, workers))] for _ in range(world)
+            [StepPlan(config, corpus_of(config, sizes), TokenCost(0.3, 0.25)) for _ in range(max(1, workers))]
+            for _ in range(world)
         ]
 
     def run(self, first: int, last: int) -> list[list[np.ndarray]]:
@@ -69,7 +70,7 @@ class Job:
             for rank, plans in enumerate(self.plans):
                 plan = plans[turn % len(plans)]
                 rows = plan.rows(step)
-                buckets = plan.bucket(rows, self.world, (0.3, 0.25))[rank]
+                buckets = plan.bucket(rows, World(rank=rank, size=self.world))
                 rounds.add(len(buckets))
                 ranks.append(rows.numbers[np.concatenate(buckets)])
             assert len(rounds) == 1, "ranks must have the same number of micro-batches"
@@ -137,7 +138,7 @@ def test_splits_are_disjoint_complete_and_decided_by_the_id_alone(sizes: list[in
     found = {}
     for split in ("train", "validation"):
         try:
-            corpus = Corpus([index], [1.0], data, 0, split)
+            corpus = Corpus([index], [1.0], data, 0, held_out=split == "validation")
         except DataError:  # the only one: no sample in the split
             found[split] = np.empty(0, dtype=np.int64)
             continue
@@ -156,7 +157,8 @@ def test_a_sample_keeps_its_split_when_shards_are_packed_anew(tmp_path: Path) ->
     held = []
     for name in "ab":
         data = DataConfig(shards=str(tmp_path / name), validation_percent=10)
-        corpus = open_corpus(data, 0, World(), "validation")
+        corpus = open_corpus(data, 0, World()).held_out()
+        assert corpus is not None
         rows = corpus.rows(np.arange(corpus.samples))
         held.append(sorted(str(corpus.read(rows, number)["source"]) for number in range(corpus.samples)))
     assert held[0] == held[1]

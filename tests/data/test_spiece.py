@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
-from bridge_ds.data.text.spiece import PROBES, SentencePieceTokenizer, unk_shares
+from bridge_ds.data.text.spiece import PROBES, SentencePieceTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,13 @@ def spiece(t5_folder: Path):
     import sentencepiece
 
     return sentencepiece.SentencePieceProcessor(model_file=str(t5_folder / "spiece.model"))
+
+
+def unk_shares(tokenizer: Any, texts: Mapping[str, str] = PROBES) -> dict[str, float]:
+    """Share of a text's tokens that are `<unk>` (0 to 1), by language."""
+    rows = tokenizer(list(texts.values()), add_special_tokens=False, verbose=False)["input_ids"]
+    lost = tokenizer.unk_token_id
+    return {name: sum(i == lost for i in row) / max(1, len(row)) for name, row in zip(texts, rows, strict=True)}
 
 
 @pytest.fixture(scope="module")

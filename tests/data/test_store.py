@@ -21,6 +21,7 @@ from bridge_ds.errors import DataError
 from bridge_ds.world import World
 from tests.data.conftest import make_config, task_rows
 from tests.data.http_server import Faults, serve
+from tests.samples import read_all
 
 SHARD = 20480
 TABLE = 128 + 16 * 40
@@ -37,9 +38,7 @@ def _cache(url: str, folder: Path, limit: int | None = None) -> NodeCache:
 
 
 def _read_all(url: str, store: NodeCache) -> list[dict[str, object]]:
-    index = load_index(url, store)
-    reader = SampleReader(index, "task", open_files=1)
-    return [reader.read(*index.locate(number)) for number in range(index.samples)]
+    return read_all(load_index(url, store), open_files=1)
 
 
 def test_remote_shards_read_as_local_ones_and_come_once(web: tuple[str, Faults], tmp_path: Path) -> None:

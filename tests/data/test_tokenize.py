@@ -1,4 +1,4 @@
-"""Token ids: what a target looks like to each kind of tokenizer, what is cut, where a text is split."""
+"""Token ids: what a target looks like to each kind of tokenizer, what is truncated, where a text is split."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridge_ds.config.changes import completed, followed
 from bridge_ds.config.load import from_dict, to_dict
-from bridge_ds.config.recorded import completed, followed
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.loading.collate import collate, pad, unwrap, wrap
@@ -22,12 +22,12 @@ from bridge_ds.data.loading.tokenize import (
     TokenizedSample,
     check_vocabulary,
     load_tokenizers,
-    tokenize_sample,
 )
 from bridge_ds.data.text.convention import WRITTEN, settled
 from bridge_ds.data.text.words import split_text
 from bridge_ds.errors import ConfigError, DataError
 from tests.data.conftest import save_byte_level, save_metaspace
+from tests.samples import tokenize_sample
 
 SAMPLE = {"source": "the cat sat on a mat", "target": "two birds"}
 
@@ -38,11 +38,11 @@ def _load(encoder: Path, llm: Path, **data: object):
 
 def test_byte_level_targets_begin_with_a_space(tokenizers) -> None:
     assert tokenizers.leading_space
-    # As it stands in the middle of a text, which is what the LLM has learnt to expect.
+    # As in the middle of a text, which is what the LLM has learnt to expect.
     inside = tokenizers.llm("cat two birds", add_special_tokens=False)["input_ids"]
     first = tokenizers.llm("cat", add_special_tokens=False)["input_ids"]
-    assert tokenizers.label_ids("two birds") == [*inside[len(first) :], tokenizers.eos_id]
-    assert tokenizers.label_ids("  two birds \n") == tokenizers.label_ids("two birds")
+    assert tokenizers.labels(["two birds"])[0] == [*inside[len(first) :], tokenizers.eos_id]
+    assert tokenizers.labels(["  two birds \n"])[0] == tokenizers.labels(["two birds"])[0]
     assert tokenizers.prompt_ids("Label: ") == tokenizers.llm("Label:", add_special_tokens=False)["input_ids"]
 
 
@@ -51,23 +51,23 @@ def test_metaspace_targets_do_not(encoder_folder: Path, tmp_path: Path) -> None:
     assert not tokenizers.leading_space
     inside = tokenizers.llm("cat two birds", add_special_tokens=False)["input_ids"]
     first = tokenizers.llm("cat", add_special_tokens=False)["input_ids"]
-    assert tokenizers.label_ids("two birds") == [*inside[len(first) :], tokenizers.eos_id]
+    assert tokenizers.labels(["two birds"])[0] == [*inside[len(first) :], tokenizers.eos_id]
 
 
 def test_word_level_targets_do_not(encoder_folder: Path) -> None:
     tokenizers = _load(encoder_folder, encoder_folder)
     assert not tokenizers.leading_space
     # The LLM's own template (which appends </s> here) is left out; one end token, ours, remains.
-    assert tokenizers.label_ids("cat").count(tokenizers.eos_id) == 1
+    assert tokenizers.labels(["cat"])[0].count(tokenizers.eos_id) == 1
 
 
 def test_special_tokens_are_decided_by_the_tokenizer(tokenizers, encoder_folder: Path, tmp_path: Path) -> None:
     assert tokenizers.bos_id is None
-    assert tokenizers.pad_id == tokenizers.eos_id, "no pad token: the end token stands in"
+    assert tokenizers.pad_id == tokenizers.eos_id, "no pad token: the end token is used"
     assert tokenizers.encoder_pad_id == tokenizers.encoder.pad_token_id == 0
     with_start = _load(encoder_folder, save_byte_level(tmp_path / "bos", bos=True))
     assert with_start.bos_id == with_start.llm.convert_tokens_to_ids("<start>")
-    assert with_start.bos_id not in with_start.label_ids("cat")
+    assert with_start.bos_id not in with_start.labels(["cat"])[0]
 
 
 OWN, FORGOTTEN, SAID, DENIED, ONE_ID, ONE_ID_SAID = range(6)
@@ -139,11 +139,11 @@ def test_targets_are_written_as_the_run_says(encoder_folder: Path, llm_folder: P
     spaced, bare = (plain.llm(text, add_special_tokens=False)["input_ids"] for text in (" cat", "cat"))
     assert spaced != bare
     for space, ids in (("auto", spaced), ("space", spaced), ("none", bare)):
-        assert _load(encoder_folder, llm_folder, target_space=space).label_ids(" cat ") == [*ids, plain.eos_id]
-        assert _load(encoder_folder, llm_folder, target_space=space, target_end=False).label_ids("cat") == ids
+        assert _load(encoder_folder, llm_folder, target_space=space).labels([" cat "])[0] == [*ids, plain.eos_id]
+        assert _load(encoder_folder, llm_folder, target_space=space, target_end=False).labels(["cat"])[0] == ids
     metaspace = save_metaspace(tmp_path)
-    usual = _load(encoder_folder, metaspace, target_space="none").label_ids("cat")
-    assert usual == _load(encoder_folder, metaspace).label_ids("cat")
+    usual = _load(encoder_folder, metaspace, target_space="none").labels(["cat"])[0]
+    assert usual == _load(encoder_folder, metaspace).labels(["cat"])[0]
     # What was put in front is no part of an answer.
     assert _load(encoder_folder, llm_folder).answer(" cat") == "cat"
     assert _load(encoder_folder, llm_folder, target_space="none").answer(" cat") == " cat"
@@ -162,7 +162,7 @@ def test_a_target_without_end_token_is_cut_to_its_full_length(encoder_folder: Pa
     data = DataConfig(target_end=False, max_target_tokens=2)
     found = load_tokenizers(ModelConfig(encoder=str(encoder_folder), llm=str(llm_folder)), data=data)
     target = tokenize_sample({"source": "the cat", "target": "two red birds fly"}, found, data).target
-    assert target == found.label_ids("two red birds fly")[:2]
+    assert target == found.labels(["two red birds fly"])[0][:2]
 
 
 def test_what_auto_has_come_to_is_recorded_and_followed(encoder_folder: Path, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_what_auto_has_come_to_is_recorded_and_followed(encoder_folder: Path, tm
     said = DataConfig(bos="unless_eos", target_space="none")
     assert settled(said, opened) == said
 
-    # A run that goes on takes what was recorded; one from before the settings has none of them.
+    # A run that is resumed takes what was recorded; one from before the settings has none of them.
     assert followed(Config(), to_dict(Config(data=new))).data == new
     assert followed(Config(data=said), to_dict(Config(data=new))).data == said
     old = to_dict(Config())
@@ -218,17 +218,17 @@ def test_ids_out_of_the_vocabulary_are_refused(tokenizers) -> None:
 
 def test_lengths_are_cut_and_counted_and_ends_stay(tokenizers) -> None:
     whole = tokenize_sample(SAMPLE, tokenizers, DataConfig(augment_prompt=True))
-    assert whole.cut == ()
+    assert whole.truncated == ()
     assert whole.source == tokenizers.source_ids(SAMPLE["source"])
-    cut = tokenize_sample(
+    short = tokenize_sample(
         SAMPLE,
         tokenizers,
         DataConfig(augment_prompt=True, max_source_tokens=3, max_prompt_tokens=2, max_target_tokens=2),
     )
-    assert cut.cut == ("source", "prompt", "target")
-    assert cut.source == [*whole.source[:2], tokenizers.encoder.eos_token_id]
-    assert cut.prompt == whole.prompt[:2]
-    assert cut.target == [whole.target[0], tokenizers.eos_id]
+    assert short.truncated == ("source", "prompt", "target")
+    assert short.source == [*whole.source[:2], tokenizers.encoder.eos_token_id]
+    assert short.prompt == whole.prompt[:2]
+    assert short.target == [whole.target[0], tokenizers.eos_id]
 
 
 def test_prompt_is_the_samples_own_or_the_source_or_nothing(tokenizers) -> None:
@@ -244,14 +244,14 @@ def test_prefix_lm_goes_on_where_the_source_ends(tokenizers) -> None:
     data = DataConfig(objective="prefix_lm", max_source_tokens=4)
     sample = tokenize_sample({"text": text}, tokenizers, data, seed=1, epoch=0, number=3)
     before, after = split_text(text, 1, 0, 3)
-    assert sample.cut == ("source",)
+    assert sample.truncated == ("source",)
     assert tokenizers.encoder.decode(sample.source[:-1]).split() == before.split()[-3:]
     assert sample.source[-1] == tokenizers.encoder.eos_token_id
     assert tokenizers.llm.decode(sample.target[:-1]).strip() == after
 
 
 def test_prefix_lm_target_has_no_space_that_its_text_has_not(tokenizers, encoder_folder: Path, tmp_path: Path) -> None:
-    """Between two letters of a script without spaces; behind a space it has one, in the same text, too."""
+    """Between two characters of a script without spaces none; after a space one, in the same text, too."""
     text, data = "猫坐在垫子上 狗在睡觉", DataConfig(objective="prefix_lm")
     found = {}
     for epoch in range(99):
@@ -287,7 +287,7 @@ def test_split_moves_with_epoch_seed_and_sample() -> None:
 
 
 def test_tokenizers_can_be_sent_to_a_spawned_worker(tokenizers) -> None:
-    assert pickle.loads(pickle.dumps(tokenizers)).label_ids("cat") == tokenizers.label_ids("cat")
+    assert pickle.loads(pickle.dumps(tokenizers)).labels(["cat"])[0] == tokenizers.labels(["cat"])[0]
 
 
 def test_padding_is_on_the_right_and_masked_by_length() -> None:
@@ -304,14 +304,14 @@ def test_padding_is_on_the_right_and_masked_by_length() -> None:
 def test_wrapping_a_step_keeps_it(longest: int) -> None:
     rows = [TokenizedSample(list(range(longest)), [], [4, 5], ()), TokenizedSample([6], [], [7, 8, 9], ())]
     micro = [collate(rows, 0, 1), collate(rows[:1], 0, 1, opening=True)]
-    step = StepBatches(step=1, micro=micro, ids_hash="x", consumed=3, cut={"source": 0})
-    parcel = wrap(step)
+    step = StepBatches(step=1, micro=micro, ids_hash="x", consumed=3, truncated={"source": 0})
+    packed = wrap(step)
     # Inside the message, or as one shared tensor; never a tensor beside it.
-    tensors = [value for value in vars(parcel).values() if isinstance(value, torch.Tensor)]
-    assert tensors == ([] if longest == 3 else [parcel.block])
-    assert longest > 3 or len(pickle.dumps(parcel)) < 65536
-    back = unwrap(parcel)
-    assert (back.step, back.ids_hash, back.consumed, back.cut) == (1, "x", 3, {"source": 0})
+    tensors = [value for value in vars(packed).values() if isinstance(value, torch.Tensor)]
+    assert tensors == ([] if longest == 3 else [packed.buffer])
+    assert longest > 3 or len(pickle.dumps(packed)) < 65536
+    back = unwrap(packed)
+    assert (back.step, back.ids_hash, back.consumed, back.truncated) == (1, "x", 3, {"source": 0})
     for one, two in zip(back.micro, micro, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.tensors().values(), two.tensors().values(), strict=True))
     assert back.micro[0].prompt_ids.shape == (2, 0)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from bridge_ds.data.packing.index_folder import index_folder
 from bridge_ds.data.shards.index import load_index
-from bridge_ds.data.shards.index_folder import index_folder
 from tests import launch
 from tests.data.http_server import serve
 from tests.data.test_foreign import write
@@ -46,7 +46,7 @@ def _append(name: str, kind: bytes = tarfile.REGTYPE) -> Callable[[Path], None]:
 
 
 CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
-    "truncated": (_truncate, ["shard-000001.tar", "index says", "it was cut"]),
+    "truncated": (_truncate, ["shard-000001.tar", "index says", "it was truncated"]),
     "missing": (lambda f: (f / "shard-000001.tar").unlink(), ["shard-000001.tar is missing"]),
     "version": (lambda f: (f / "index.json").write_text('{"version": 1}'), ["version 1", "bridge-ds pack index DIR"]),
     "pickle": (_append("x.pkl"), ["shard-000001.tar", "'x.pkl', a pickle"]),
@@ -76,7 +76,7 @@ def trained_numbers(run: Path, shards: Path, steps: int) -> list[list[int]]:
         return []
     from bridge_ds.config.load import load_config
     from bridge_ds.data.loading.corpus import open_corpus
-    from bridge_ds.data.sampling.plan import StepPlan
+    from bridge_ds.data.loading.plan import StepPlan
     from bridge_ds.world import World
 
     config = load_config(str(run / "config.yaml"), [f"data.shards={shards}"])

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bridge_ds.checkpoint.layout import entry_of
-from bridge_ds.checkpoint.manifest import manifest_sha256
+from bridge_ds.checkpoint.layout import entry_of, manifest_sha256
 from bridge_ds.data.packing.write import pack_rows
 from tests import launch, tiny
 from tests.data.test_languages import save_tagged

@@ -98,13 +98,11 @@ def run_rank(rank: int, size: int, folder: str) -> None:
     world = World(rank=rank, size=size)
     try:
         bridge, llm = FakeSystem(), FakeSystem()
-        found = compare(
-            bridge, llm, [FakeTask()], batch=2, world=world, progress=False, stores=stores(Path(folder) / "evaluation")
-        )
+        found = compare(bridge, llm, [FakeTask()], batch=2, world=world, stores=stores(Path(folder) / "evaluation"))
         write_evaluation(Path(folder) / f"rank{rank}.json", {"found": found, "calls": bridge.calls})
         try:
             broken = [FakeTask(sizes={"en": 0})] if rank == 0 else [FakeTask(sizes={"en": 4})]
-            evaluate(FakeSystem(), broken, world=world, progress=False)
+            evaluate(FakeSystem(), broken, world=world)
         except Exception as error:
             (Path(folder) / f"error{rank}").write_text(type(error).__name__)
     finally:

@@ -32,7 +32,7 @@ def _expected(task: FakeTask, limit: int = 0) -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("batch", [1, 2, 3, 32])
 def test_one_process_counts_every_sample_once(batch: int) -> None:
     task, system = FakeTask(), FakeSystem()
-    found = evaluate(system, [task], batch=batch, progress=False)
+    found = evaluate(system, [task], batch=batch)
     assert found == {"fake": _expected(task)}
     assert all(system.calls) and max(map(len, system.calls)) <= batch
     assert sorted(key for call in system.calls for key in call) == sorted(
@@ -53,9 +53,7 @@ def test_blocks_hold_like_lengths_and_do_not_change_when_the_first_are_done(size
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_several_processes_agree_with_one(tmp_path: Path, size: int) -> None:
-    alone = compare(
-        FakeSystem(), FakeSystem(), [FakeTask()], batch=2, progress=False, stores=stores(tmp_path / "alone")
-    )
+    alone = compare(FakeSystem(), FakeSystem(), [FakeTask()], batch=2, stores=stores(tmp_path / "alone"))
     torch.multiprocessing.spawn(run_rank, args=(size, str(tmp_path)), nprocs=size)
     seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(size)]
     assert all(rank["found"] == alone for rank in seen)
@@ -74,7 +72,7 @@ def files(folder: Path) -> dict[str, str]:
 
 def test_compare_scores_both_on_the_same_samples(tmp_path: Path) -> None:
     bridge, llm, task = FakeSystem(), FakeSystem(), FakeTask()
-    found = compare(bridge, llm, [task], languages=["en", "yy"], limit=4, batch=3, progress=False)
+    found = compare(bridge, llm, [task], languages=["en", "yy"], limit=4, batch=3)
     assert bridge.calls == llm.calls
     assert found["bridge"] == found["llm"] and set(found["bridge"]["fake"]) == {"en", "yy"}
     assert found["bridge"]["fake"]["yy"]["n"] == 4 and found["chance"] == {"fake": pytest.approx(1 / 3)}
@@ -90,21 +88,21 @@ def test_a_score_that_is_no_number_is_wrong() -> None:
             nothing = (float("nan"),) * 3
             return Answers([dataclasses.replace(p, scores=nothing, exact_match=False) for p in answers.predictions])
 
-    assert evaluate(Broken(), [FakeTask()], progress=False)["fake"]["en"]["acc"] == 0
+    assert evaluate(Broken(), [FakeTask()])["fake"]["en"]["acc"] == 0
 
 
 def test_a_system_that_forgets_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="0 predictions for 7 samples"):
-        evaluate(lambda examples, task: Answers([]), [FakeTask()], progress=False)
+        evaluate(lambda examples, task: Answers([]), [FakeTask()])
 
 
 def test_languages_and_data_that_are_not_there() -> None:
     system = FakeSystem()
     with pytest.raises(ConfigError, match="has 'zz', which no task has; expected some of en, xx, yy"):
-        evaluate(system, [FakeTask()], ["en", "zz"], progress=False)
+        evaluate(system, [FakeTask()], ["en", "zz"])
     other = FakeTask(name="other", sizes={"qq": 3})
     with pytest.raises(ConfigError, match="task other has none of the languages en"):
-        evaluate(system, [FakeTask(), other], ["en"], progress=False)
+        evaluate(system, [FakeTask(), other], ["en"])
     with pytest.raises(DataError, match="no test samples in en"):
-        evaluate(system, [FakeTask(sizes={"en": 0})], progress=False)
+        evaluate(system, [FakeTask(sizes={"en": 0})])
     assert system.calls == []

@@ -11,7 +11,7 @@ import torch
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.schema import Config, DataConfig, FusionConfig, ModelConfig
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers, tokenize_sample
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import Prediction
@@ -20,6 +20,7 @@ from bridge_ds.evaluation.store import Answers
 from bridge_ds.inference.greedy import decode_greedily
 from bridge_ds.metrics import CHOICE_METRICS
 from bridge_ds.tasks.base import Example
+from tests.samples import tokenize_sample
 
 CPU = torch.device("cpu")
 LABELS = ("Entailment", "Neutral", "Contradiction", "no")
@@ -103,7 +104,7 @@ def test_scores_are_the_training_loss(loaded: tuple[BridgeModel, Tokenizers]) ->
                 batch = collate([row], tokenizers.encoder_pad_id, tokenizers.pad_id)
                 with torch.no_grad():
                     assert score == pytest.approx(-float(model(batch)), abs=1e-4)
-        assert found.tokens == tuple(len(tokenizers.label_ids(choice)) for choice in example.choices)
+        assert found.tokens == tuple(len(tokenizers.labels([choice])[0]) for choice in example.choices)
 
 
 def test_labels_are_scored_after_one_null_source(loaded: tuple[BridgeModel, Tokenizers]) -> None:

@@ -18,7 +18,7 @@ from .test_score import files
 
 def _run(folder: Path, stop_after: int = 0, identity: str = "one", **more: object) -> list[list[str]]:
     bridge = FakeSystem(stop_after)
-    options = {"batch": 2, "progress": False} | more
+    options = {"batch": 2} | more
     compare(bridge, FakeSystem(), [FakeTask()], stores=stores(folder, identity), **options)  # type: ignore[arg-type]
     return bridge.calls
 
@@ -103,7 +103,7 @@ def test_answers_of_the_llm_alone_are_taken_from_another_run(tmp_path: Path) -> 
     def again(name: str, identity: str = "one", **more: object) -> list[list[str]]:
         llm.calls.clear()
         found = stores(tmp_path / name, identity, other / "llm")
-        results = compare(FakeSystem(), llm, [FakeTask()], stores=found, batch=2, progress=False, **more)  # type: ignore[arg-type]
+        results = compare(FakeSystem(), llm, [FakeTask()], stores=found, batch=2, **more)  # type: ignore[arg-type]
         assert {code: line["n"] for code, line in results["llm"]["fake"].items()} == (
             {"en": 7, "xx": 1, "yy": 10} if not more else {"en": 3, "xx": 1, "yy": 3}
         )

@@ -93,8 +93,8 @@ def test_a_row_does_not_depend_on_its_batch(runs: dict[str, Path], kind: str) ->
 def test_the_llm_alone_is_the_plain_llm(runs: dict[str, Path]) -> None:
     answerer = load(runs["llama"], bridge=False)
     of, llm = answerer.tokenizers, answerer.generator.model.llm.model
-    ids = [of.bos_id, *of.prompt_ids(SOURCES[0]), *of.label_ids("wet")]
-    count = len(of.label_ids("wet"))
+    ids = [of.bos_id, *of.prompt_ids(SOURCES[0]), *of.labels(["wet"])[0]]
+    count = len(of.labels(["wet"])[0])
     log_p = torch.log_softmax(llm(torch.tensor([ids])).logits[0].float(), -1)
     expected = sum(log_p[place - 1, ids[place]] for place in range(len(ids) - count, len(ids)))
     (((score, _),),) = answerer.score([Context(SOURCES[0])], [[Continuation(" wet")]])

@@ -100,9 +100,11 @@ def test_the_loss_is_that_of_training(runs: dict[str, Path]) -> None:
         assert model.bridge.mapping.end.grad.abs().sum() > 0, "it can be trained on"
 
 
-def test_sampling_and_beams(llama: tuple[BridgeForCausalLM, BridgeProcessor]) -> None:
+def test_sampling_and_beams(llama: tuple[BridgeForCausalLM, BridgeProcessor], monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = llama
     inputs = processor(TEXTS)
+    said: list[str] = []
+    monkeypatch.setattr("transformers.generation.utils.logger.warning_once", said.append)
 
     def sample(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
@@ -110,6 +112,7 @@ def test_sampling_and_beams(llama: tuple[BridgeForCausalLM, BridgeProcessor]) ->
 
     assert sample(1) == sample(1) != sample(2)
     assert len(sample(1)) == 6 and sample(1)[0] != sample(1)[1]
+    assert not [text for text in said if "deprecated" in text], "options and a config are not given side by side"
     options = {"return_dict_in_generate": True, "output_scores": True, **MORE}
     greedy = model.generate(**inputs, **options)
     scores = model.compute_transition_scores(greedy.sequences, greedy.scores, normalize_logits=True)

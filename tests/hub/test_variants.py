@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import tokenize_sample
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.diagnose import diagnose
 from bridge_ds.doctor.example import look
@@ -30,6 +29,7 @@ from bridge_ds.serve.protocol import CompletionRequest
 from bridge_ds.tasks.base import Example
 from tests.evaluation.fakes import FakeTask
 from tests.made import harness_answerer, make_run
+from tests.samples import tokenize_sample
 from tools.export import main as export_command
 
 pytest.importorskip("peft")
@@ -102,7 +102,7 @@ def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_r
         assert texts.rows(ask(text), sink)[0].length == expected
         assert int(by_harness._prefix([Context(text)], [4]).mask_BX.sum()) == expected
     # More encoder tokens than the LLM has places: none is cut.
-    assert len(row.source) > 128 and not row.cut
+    assert len(row.source) > 128 and not row.truncated
     assert answerer.write([row])
     (longer,) = texts.rows(ask("one river of rain " * 400), sink)
     assert longer.truncated and longer.length == expected  # more than the encoder reads

@@ -21,7 +21,7 @@ from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.lora import add_lora
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.mapping.projector import Projector
-from bridge_ds.plan import operators
+from bridge_ds.plan import timing as operators
 from bridge_ds.plan.job import Job
 from bridge_ds.plan.memory import GIB, memory
 from bridge_ds.plan.shapes import Shape

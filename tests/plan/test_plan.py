@@ -26,9 +26,8 @@ from bridge_ds.mapping import MAPPINGS
 from bridge_ds.plan.advice import LAYOUTS, choices
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import PART, memory
-from bridge_ds.plan.operators import operators
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, lora_parameters
-from bridge_ds.plan.timing import GPUS, Network, gathers
+from bridge_ds.plan.timing import GPUS, Network, gathers, operators
 from tests import tiny
 from tools import plan_cluster
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def write_run(
             scored[task] = ScoredTask(KINDS[task], labels, chance, counts, weights)
         checkpoint = "step-00000750" if system == "bridge" else ""
         index = Scored(system, name, seed, checkpoint, scored)
-        (target / "index.json").write_text(json.dumps(index.as_json()), encoding="utf-8")
+        (target / "index.json").write_text(json.dumps(dataclasses.asdict(index)), encoding="utf-8")
     return folder
 
 

@@ -130,6 +130,17 @@ def test_bad_requests_get_openais_error_object(server: Server) -> None:
     assert client.ask("GET", "/health")[::2] == (200, {"status": "ok"})
 
 
+def test_a_chat_that_the_template_refuses_is_a_bad_request(
+    server: Server, answerer: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing = "{{ raise_exception('no cats here') if 'cat' in messages[-1].content else messages[-1].content }}"
+    monkeypatch.setattr(answerer.model.tokenizers.llm, "chat_template", refusing)
+    client, _ = server
+    status, _, answer = client.chat([{"role": "system", "content": "be brief"}, {"role": "user", "content": "a cat"}])
+    assert status == 400 and answer["error"]["param"] == "messages" and "no cats here" in answer["error"]["message"]
+    assert client.chat([{"role": "user", "content": "a dog"}])[0] == 200
+
+
 def test_large_bodies_and_wrong_keys_are_refused(answerer: Pipeline) -> None:
     with served(answerer, limits=ServerLimits(body=2000), key="sesame") as (client, _):
         right = {"Authorization": "Bearer sesame"}

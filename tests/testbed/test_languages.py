@@ -1,4 +1,4 @@
-"""The languages: their words are distinct, stable under NFKC, and stand in different orders."""
+"""The languages: their words are distinct, stable under NFKC, and come in different orders."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
 from bridge_ds.track import trackers
 from bridge_ds.track.metrics import MetricsLog
 from bridge_ds.track.mlflow import tracking_uri
-from bridge_ds.track.points import is_due, numbers
 from bridge_ds.track.sync import main
+from bridge_ds.track.tracker import is_due, numbers
 
 from .records import record, results
 

@@ -131,7 +131,7 @@ def test_no_point_twice_and_none_lost_over_a_kill_and_a_resume(resumed: Path, na
 
 
 def test_scores_and_status(resumed: Path) -> None:
-    score = "accuracy_percent/news/qaa/bridge_likelihood"
+    score = "accuracy_percent/news/qaa/bridge_acc"
     assert tensorboard_scalars(resumed)[score] == [(STEPS, 75.0)]
     summary = {}
     ids, exits = set(), []

@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -33,7 +34,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from bridge_ds.cli import among, listed, positive
+from bridge_ds.cli import positive
 from bridge_ds.entry import run_command
 from bridge_ds.fusion.kernels import triton_primitives
 from bridge_ds.fusion.kernels.dropout import make_masks
@@ -202,20 +203,42 @@ def _number(pattern: str, text: str) -> int:
     return int(match[1]) if match else 0
 
 
+def _among(names: Iterable[str]) -> Callable[[str], str]:
+    """A `type` for argparse: one of `names`. `choices` does not work for the items of a list."""
+    known = list(names)
+
+    def convert(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+        return text
+
+    return convert
+
+
+def _listed(convert: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    """A `type` for argparse: a comma-separated list, each item converted by `convert`."""
+
+    def split(text: str) -> list[Any]:
+        return [convert(part) for part in text.split(",")]
+
+    split.__name__ = f"list of {convert.__name__}"
+    return split
+
+
 def main(argv: list[str] | None = None) -> int:
     """Compile, print a line a kernel; 1 where something must not be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--gpus", default="sm90", type=listed(among(TARGETS)), help=f"of {', '.join(TARGETS)} (default: sm90)"
+        "--gpus", default="sm90", type=_listed(_among(TARGETS)), help=f"of {', '.join(TARGETS)} (default: sm90)"
     )
     parser.add_argument(
-        "--encoders", default="xl", type=listed(among(ENCODERS)), help=f"of {', '.join(ENCODERS)} (default: xl)"
+        "--encoders", default="xl", type=_listed(_among(ENCODERS)), help=f"of {', '.join(ENCODERS)} (default: xl)"
     )
     parser.add_argument(
-        "--heads", default="1", type=listed(positive(int)), help="attention heads of transformer_softmax (default: 1)"
+        "--heads", default="1", type=_listed(positive(int)), help="attention heads of transformer_softmax (default: 1)"
     )
     parser.add_argument(
-        "--dtypes", default="bfloat16,float32", type=listed(among(DTYPES)),
+        "--dtypes", default="bfloat16,float32", type=_listed(_among(DTYPES)),
         help=f"of the states, of {', '.join(DTYPES)} (default: bfloat16,float32)",
     )  # fmt: skip
     parser.add_argument("--rms", action="store_true", help="with fusion.state_norm=rms")

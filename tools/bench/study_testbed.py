@@ -29,10 +29,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from bridge_ds.data.loading.embedded import write_embedded  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bridge_ds.cli import Parser  # noqa: E402
-from bridge_ds.data.loading.embedded import write_embedded  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from tools.bench import testbed_rows  # noqa: E402
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from bridge_ds.config.schema.fields import TRAINING, Kind
+from bridge_ds.config.schema.fields import Kind
 from bridge_ds.config.schema.models import (
     EncoderConfig,
     FusionConfig,
@@ -45,7 +45,6 @@ __all__ = [
     "TaskDataConfig",
     "TrackConfig",
     "TrainConfig",
-    "kind_of",
     "metadata",
 ]
 
@@ -73,7 +72,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     """Shards and batches."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """Optimisation."""
+    """Optimization."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Saving."""
     track: TrackConfig = field(default_factory=TrackConfig)
@@ -137,8 +136,3 @@ KINDS: dict[str, Kind] = {
     if isinstance(kind, Kind)
 }
 """`section.key` -> what its change means, in the schema's order."""
-
-
-def kind_of(key: str) -> Kind:
-    """The kind of `section.key`."""
-    return KINDS.get(key, TRAINING)

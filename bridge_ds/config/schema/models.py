@@ -64,7 +64,7 @@ class EncoderConfig:
     2401.10695 and its public code), except `dropout`."""
 
     trainable: Annotated[Flag, FUNCTION] = False
-    """Train the encoder's weights too. LangBridge advises it for LLMs trained on unlabelled text alone, and a frozen
+    """Train the encoder's weights too. LangBridge advises it for LLMs trained on unlabeled text alone, and a frozen
     encoder for instruction-tuned ones. The weights are then float32 and computed on in model.dtype."""
     train_embeddings: Annotated[Flag, FUNCTION] = True
     """Train its token embeddings as well. false = tokens of languages that the data does not hold keep their
@@ -130,7 +130,7 @@ class FusionConfig:
     """How the encoder's L layers become one."""
 
     name: Annotated[FusionName, FUNCTION] = "transformer_softmax"
-    """last_layer (LangBridge) | global_softmax | transformer_softmax | layer_attention (one learnt query over the
+    """last_layer (LangBridge) | global_softmax | transformer_softmax | layer_attention (one learned query over the
     layers, without the transformer layer); the last three are arXiv 2508.09091's."""
     backend: Annotated[Backend, NEITHER] = "auto"
     """Implementation: auto = triton on a GPU, else torch; reference = the full layer, slow."""

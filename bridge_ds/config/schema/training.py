@@ -125,7 +125,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimisation."""
+    """Optimization."""
 
     steps: Annotated[PositiveInt, TRAINING] = 1000
     """Optimizer steps in the whole run."""

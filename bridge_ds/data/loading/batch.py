@@ -12,7 +12,7 @@ import torch
 
 from bridge_ds.data.loading.layout import Layout
 
-__all__ = ["Batch", "StepBatches", "pieces_of"]
+__all__ = ["Batch", "StepBatches", "split_buffer"]
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Batch:
     head_mask: torch.Tensor | None = None
     """[B, K] int64."""
     layout: Layout | None = None
-    """What follows from the lengths, where it is known: the forward pass then never waits for the device."""
+    """Index tensors that follow from the lengths; with them the forward pass never waits for the device."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name."""
@@ -53,16 +53,17 @@ class Batch:
         return cls(**own, layout=Layout(**layout) if layout else None)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device`: by one copy where the tensors lie end to end, as the loader's do.
+        """The same batch on `device`: one copy where the tensors are views of one flat buffer, as the loader's are.
 
-        A copy to a GPU is not waited for: what reads it there comes behind it in the stream.
+        A copy to a GPU is asynchronous: whatever reads it there is queued after it in the stream.
         """
         tensors = self.tensors()
-        ahead = torch.device(device).type != "cpu"  # the host would read a copy to it before it is there
-        block = _block(list(tensors.values()))
-        if block is None or block.device == torch.device(device):
-            return Batch.of({name: tensor.to(device, non_blocking=ahead) for name, tensor in tensors.items()})
-        return Batch.of(pieces_of(block.to(device, non_blocking=ahead), {n: t.shape for n, t in tensors.items()}))
+        non_blocking = torch.device(device).type != "cpu"  # the host could read a copy to it before it is complete
+        buffer = _buffer(list(tensors.values()))
+        if buffer is None or buffer.device == torch.device(device):
+            return Batch.of({name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
+        moved = buffer.to(device, non_blocking=non_blocking)
+        return Batch.of(split_buffer(moved, {name: tensor.shape for name, tensor in tensors.items()}))
 
     @property
     def target_tokens(self) -> int:
@@ -70,13 +71,13 @@ class Batch:
         return int(self.target_mask.sum())
 
     @property
-    def beside_tokens(self) -> int:
-        """Real LLM tokens around the soft prompt, but for BOS alone."""
+    def prompt_tokens(self) -> int:
+        """Real LLM tokens before and after the soft prompt; a head of BOS alone does not count."""
         return int(self.prompt_mask.sum()) + (0 if self.head_mask is None else int(self.head_mask.sum()))
 
     @property
-    def places(self) -> int:
-        """Places of all ids, padding included."""
+    def positions(self) -> int:
+        """Positions of all ids, padding included."""
         masks = (self.source_mask, self.prompt_mask, self.target_mask, self.head_mask)
         return sum(mask.numel() for mask in masks if mask is not None)
 
@@ -95,27 +96,27 @@ class StepBatches:
     micro: list[Batch]
     """Micro-batches of this rank; every rank has the same number of them."""
     ids_hash: str
-    """Hex digest over the sample numbers of the whole GLOBAL batch in order: the same on every rank and world size."""
+    """Hex digest over the sample numbers of the GLOBAL batch in order: the same on every rank and world size."""
     consumed: int
     """Samples that the run has used once this step is done (the one integer that resumes)."""
-    cut: dict[str, int] = field(default_factory=dict)
-    """Samples of this rank cut to length, by field (`source`, `prompt`, `target`)."""
+    truncated: dict[str, int] = field(default_factory=dict)
+    """Samples of this rank that were truncated, by field (`source`, `prompt`, `target`)."""
     bad: dict[str, int] = field(default_factory=dict)
-    """Bad samples of this rank that were left out, by kind (see :data:`bridge_ds.data.shards.samples.KINDS`)."""
+    """Bad samples of this rank that were skipped, by kind (see :data:`bridge_ds.data.shards.samples.KINDS`)."""
     bad_reason: str = ""
-    """Place, key and reason of the first of them."""
+    """Location, key and reason of the first of them."""
     example: str = ""
     """For the first step only: one sample in readable form (decoded ids)."""
 
 
-def pieces_of(block: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """Tensors that lie end to end in a block, as views of it, by name."""
-    pieces = block.split([shape.numel() for shape in shapes.values()])
+def split_buffer(buffer: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """Consecutive pieces of a flat buffer as views of it, by name."""
+    pieces = buffer.split([shape.numel() for shape in shapes.values()])
     return {name: piece.view(shape) for piece, (name, shape) in zip(pieces, shapes.items(), strict=True)}
 
 
-def _block(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """The one tensor of which these are consecutive pieces; none if they are not."""
+def _buffer(tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The flat buffer of which these are consecutive pieces; None if they are not."""
     start = end = tensors[0].storage_offset()
     for tensor in tensors:
         same = tensor.untyped_storage().data_ptr() == tensors[0].untyped_storage().data_ptr()

@@ -1,4 +1,4 @@
-"""From token lists to padded tensors, and a step's tensors as one block. Pure.
+"""From token lists to padded tensors, and a step's tensors as one flat buffer. Pure.
 
 Letters: B batch, S encoder tokens, P prompt tokens, T target tokens.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from bridge_ds.data.loading.batch import Batch, StepBatches, pieces_of
+from bridge_ds.data.loading.batch import Batch, StepBatches, split_buffer
 from bridge_ds.data.loading.layout import layout_of
 from bridge_ds.data.loading.tokenize import TokenizedSample
 
@@ -45,7 +45,7 @@ def collate(
     """One micro-batch of B samples: sources [B, S], prompts [B, P] (P may be 0), targets [B, T].
 
     Args:
-        opening: whether the LLM has a BOS. Given, the batch has its layout, as training wants it; without, it has none.
+        opening: whether the LLM has a BOS; if given, the batch has its layout, as training needs it.
         fixed_length: as of :func:`bridge_ds.data.loading.layout.layout_of`.
     """
     source_ids, source_mask = pad([row.source for row in rows], encoder_pad_id)
@@ -72,36 +72,37 @@ def collate(
 
 @dataclass
 class PackedBatch:
-    """A step on its way from a worker to the main process, its tensors laid end to end in one.
+    """A step on its way from a worker to the main process, its tensors in one flat buffer.
 
-    A worker hands over each tensor as an open file descriptor; those of every micro-batch of every prefetched step pass
-    the usual limit of 1024. One block a step needs one, and one copy into page-locked memory. A small block travels
-    inside the message: for a descriptor the main process would have to wait until a thread of the worker, busy with the
-    next step, hands it out.
+    A worker sends each tensor as an open file descriptor; those of every micro-batch of every prefetched step exceed
+    the usual limit of 1024. One buffer per step needs one, and one copy into page-locked memory. A small buffer is sent
+    inside the message: for a descriptor the main process would have to wait for a thread of the worker, which is busy
+    with the next step.
     """
 
     step: StepBatches
     """The step without its micro-batches."""
     shapes: list[dict[str, torch.Size]]
-    """For each micro-batch, the shape of each tensor, in the order of the block."""
-    block: torch.Tensor | np.ndarray
+    """For each micro-batch, the shape of each tensor, in the order of the buffer."""
+    buffer: torch.Tensor | np.ndarray
     """int64, all values; an array up to :data:`INLINE` of them."""
 
     def pin_memory(self) -> PackedBatch:
-        """The same parcel in page-locked memory (called by torch's DataLoader)."""
-        return replace(self, block=torch.as_tensor(self.block).pin_memory())
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        return replace(self, buffer=torch.as_tensor(self.buffer).pin_memory())
 
 
 def wrap(step: StepBatches) -> PackedBatch:
-    """Lay the tensors of a step end to end."""
+    """Concatenate the tensors of a step."""
     tensors = [batch.tensors() for batch in step.micro]
     shapes = [{name: tensor.shape for name, tensor in batch.items()} for batch in tensors]
-    block = torch.cat([tensor.reshape(-1) for batch in tensors for tensor in batch.values()])
-    return PackedBatch(replace(step, micro=[]), shapes, block.numpy() if block.numel() <= INLINE else block)
+    buffer = torch.cat([tensor.reshape(-1) for batch in tensors for tensor in batch.values()])
+    return PackedBatch(replace(step, micro=[]), shapes, buffer.numpy() if buffer.numel() <= INLINE else buffer)
 
 
-def unwrap(parcel: PackedBatch) -> StepBatches:
-    """The step again; its tensors are views of the block, nothing is copied."""
-    blocks = torch.as_tensor(parcel.block).split([sum(s.numel() for s in shapes.values()) for shapes in parcel.shapes])
-    micro = [Batch.of(pieces_of(block, shapes)) for block, shapes in zip(blocks, parcel.shapes, strict=True)]
-    return replace(parcel.step, micro=micro)
+def unwrap(packed: PackedBatch) -> StepBatches:
+    """The step again; its tensors are views of the buffer, nothing is copied."""
+    sizes = [sum(shape.numel() for shape in shapes.values()) for shapes in packed.shapes]
+    parts = torch.as_tensor(packed.buffer).split(sizes)
+    micro = [Batch.of(split_buffer(part, shapes)) for part, shapes in zip(parts, packed.shapes, strict=True)]
+    return replace(packed.step, micro=micro)

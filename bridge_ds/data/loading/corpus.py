@@ -24,10 +24,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import twice
 from bridge_ds.world import World
 
-__all__ = ["SPLITS", "Corpus", "CorpusRows", "locations", "open_corpus", "open_index"]
-
-SPLITS = ("train", "validation")
-"""Parts into which the hash of the sample id divides a corpus."""
+__all__ = ["Corpus", "CorpusRows", "locations", "open_corpus", "open_index"]
 
 
 class CorpusRows(NamedTuple):
@@ -50,7 +47,7 @@ class CorpusRows(NamedTuple):
 
 
 class Corpus:
-    """Data sets, their weights and the order in which their samples come. Pure but for reading tables and samples."""
+    """Data sets, their weights and the order of their samples. Pure except for reading tables and samples."""
 
     def __init__(
         self,
@@ -58,28 +55,28 @@ class Corpus:
         weights: Sequence[float],
         data: DataConfig,
         seed: int,
-        split: str = "train",
+        held_out: bool = False,
     ) -> None:
         """Args:
-        sets: one or more.
-        weights: of each, above 0; only ratios count. One data set is read in its own order.
+        sets: the data sets, one or more.
+        weights: of each, above 0; only their ratios count. One data set is read in its own order.
         data: `objective`, `max_characters`, `shuffle_shards` and `validation_percent` are used.
         seed: seed of the order.
-        split: one of :data:`SPLITS`.
+        held_out: the samples of `data.validation_percent` instead of the others; the hash of the sample id decides.
 
         Raises:
             DataError: a data set has no sample in the split.
             ConfigError: a weight is too small to be met.
         """
         self.sets = tuple(sets)
-        cut = BUCKETS * data.validation_percent // 100
-        self._buckets = (0, cut) if split == "validation" else (cut, BUCKETS)
-        self._whole = self._buckets == (0, BUCKETS)
+        first = BUCKETS * data.validation_percent // 100
+        self._buckets = (0, first) if held_out else (first, BUCKETS)
         self._quota = quotas(np.array(weights))
         if not self._quota.all():
             raise ConfigError(f"data.mixture has weights {list(weights)}; expected none below 1/20,000 of their sum.")
         self._seed, self._weights, self._data = seed, weights, data
         self._orders = []
+        split = "validation" if held_out else "train"
         for part in self.sets:
             sizes = part.split_sizes(*self._buckets)
             if not sizes.sum():
@@ -104,7 +101,7 @@ class Corpus:
 
     @property
     def identity(self) -> str:
-        """Hex sha256 over the indices and the mixture: what a checkpoint's position counts in."""
+        """Hex sha256 over the indices and the mixture: a checkpoint's position is one in this sequence."""
         content = [[part.identity, int(share)] for part, share in zip(self.sets, self._quota, strict=True)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -112,7 +109,7 @@ class Corpus:
         """The samples at positions (int64 [G], 0 or more) of the endless sequence.
 
         Raises:
-            DataError: a table is missing or damaged (tables are read only where a validation split is cut off).
+            DataError: a table is missing or damaged (tables are read only where there is a validation split).
         """
         positions = np.asarray(positions, dtype=np.int64)
         if len(self.sets) == 1:
@@ -136,31 +133,29 @@ class Corpus:
         return self._rows(sets, np.concatenate([np.arange(count) for count in counts]))
 
     def held_out(self) -> Corpus | None:
-        """What `data.validation_percent` keeps out of training, in an order that no run's seed changes; none = nothing.
+        """What `data.validation_percent` keeps out of training, in an order that no run's seed changes; None = nothing.
 
-        A data set too small to have a sample in it is left out.
+        A data set too small to have a sample in it is skipped.
         """
         first, last = 0, BUCKETS * self._data.validation_percent // 100
         kept = [number for number, part in enumerate(self.sets) if part.split_sizes(first, last).sum()]
         if not kept:
             return None
         sets, weights = [self.sets[number] for number in kept], [self._weights[number] for number in kept]
-        return Corpus(sets, weights, self._data, 0, "validation")
+        return Corpus(sets, weights, self._data, 0, held_out=True)
 
     def _rows(self, sets: np.ndarray, own: np.ndarray) -> CorpusRows:
         # The samples at positions of each data set's own sequence.
-        columns = [np.empty_like(own) for _ in range(3)]
+        numbers, *columns = [np.empty_like(own) for _ in range(4)]
         for number in np.unique(sets).tolist():
             at = np.flatnonzero(sets == number)
             found = self._orders[number].locate(own[at])
-            rows = found.rows if self._whole else self._select(number, found.shards, found.rows)
+            rows = self._select(number, found.shards, found.rows) if self._data.validation_percent else found.rows
             for column, values in zip(columns, (found.epochs, found.shards, rows), strict=True):
                 column[at] = values
+            part = self.sets[number]
+            numbers[at] = self._bases[number] + (part.ends - part.sizes)[found.shards] + rows
         epochs, shards, shard_rows = columns
-        numbers = self._bases[sets] + shard_rows
-        for number, part in enumerate(self.sets):
-            at = np.flatnonzero(sets == number)
-            numbers[at] += (part.ends - part.sizes)[shards[at]]
         return CorpusRows(numbers, epochs, sets, shards, shard_rows)
 
     def lengths(self, rows: CorpusRows) -> np.ndarray:
@@ -194,7 +189,7 @@ class Corpus:
         return self._readers[int(rows.sets[which])].describe(int(rows.shards[which]), int(rows.shard_rows[which]))
 
     def _select(self, number: int, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        # The order counts the samples of the split in each shard; which rows those are, the table says.
+        # The order counts the samples of the split in each shard; the table says which rows those are.
         selected = np.empty_like(rows)
         for shard in np.unique(shards).tolist():
             at = shards == shard
@@ -206,7 +201,7 @@ def locations(data: DataConfig) -> tuple[list[str], list[float]]:
     """Folders or URLs of the data sets, and their weights.
 
     Raises:
-        ConfigError: an entry of data.mixture is no FOLDER=WEIGHT, or names a data set again.
+        ConfigError: an entry of data.mixture is no FOLDER=WEIGHT, or names a data set twice.
     """
     if not data.mixture:
         return [data.shards], [1.0]
@@ -234,17 +229,17 @@ def open_index(data: DataConfig, folder: str) -> ShardIndex:
     """Read the index of one data set, through the cache or staging folder that the config names.
 
     Raises:
-        DataError: it is missing, damaged or out of reach.
+        DataError: it is missing, damaged or cannot be fetched.
     """
     store = open_store(folder, stage_dir=data.stage_dir, cache_dir=data.cache_dir, cache_gib=data.cache_gib)
     return load_index(folder, store)
 
 
-def open_corpus(data: DataConfig, seed: int, world: World, split: str = "train") -> Corpus:
-    """Read the index of each data set; copy everything to the node first where data.stage_dir says so.
+def open_corpus(data: DataConfig, seed: int, world: World) -> Corpus:
+    """Read the index of each data set; with data.stage_dir, copy everything to the node first.
 
     Raises:
-        DataError: a data set is missing, damaged or out of reach, or the cache is too small for it.
+        DataError: a data set is missing, damaged or cannot be fetched, or the cache is too small for it.
         ConfigError: data.mixture cannot be used.
     """
     folders, weights = locations(data)
@@ -254,7 +249,7 @@ def open_corpus(data: DataConfig, seed: int, world: World, split: str = "train")
         if data.stage_dir:
             stage(sets[-1], first=2 * world.local_rank, progress=world.local_rank == 0)
     _check_cache(sets, data)
-    return Corpus(sets, weights, data, seed, split)
+    return Corpus(sets, weights, data, seed)
 
 
 def _check_cache(sets: Sequence[ShardIndex], data: DataConfig) -> None:

@@ -1,10 +1,10 @@
-"""Where everything stands in what the models read: index tensors that follow from lengths alone.
+"""The position of everything in what the models read: index tensors that follow from lengths alone.
 
 :func:`bridge_ds.data.loading.collate.collate` makes them in the data worker, so that nothing has to be asked of a GPU
 during a micro-batch. The same functions work on masks that are on a device already; the host then waits for it.
 
-Letters: B batch, S encoder tokens, M of them that are real, F soft tokens, P prompt tokens, T target tokens, K places
-of a row before closing the gaps, X spliced length, N places predicted.
+Letters: B batch, S encoder tokens, M of them that are real, F soft tokens, P prompt tokens, T target tokens, K
+positions of a row before closing the gaps, X spliced length, N predicting positions.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ __all__ = ["Layout", "Order", "close_up", "layout_of"]
 
 @dataclass(frozen=True)
 class Order:
-    """Which of the B x K places stands at each of the B x X places, once gaps are closed and padding is at one end."""
+    """Which of B x K positions goes to each of B x X positions, once gaps are closed and padding is at one end."""
 
     index_BX: torch.Tensor
-    """[B, X] int64, flat positions (row x K + place), none twice. Padding's point at padding."""
+    """[B, X] int64, flat positions (row x K + position), none twice. Those of padding point at padding."""
     length_B: torch.Tensor
     """[B] int64, real positions of each row."""
     side: str = "right"
-    """Where padding stands."""
+    """The end at which padding is."""
 
     @property
     def mask_BX(self) -> torch.Tensor:
         """[B, X] bool, true on real positions."""
-        places_X = torch.arange(self.index_BX.shape[1], device=self.length_B.device)
+        positions_X = torch.arange(self.index_BX.shape[1], device=self.length_B.device)
         if self.side == "right":
-            return places_X < self.length_B[:, None]
-        return places_X >= self.index_BX.shape[1] - self.length_B[:, None]
+            return positions_X < self.length_B[:, None]
+        return positions_X >= self.index_BX.shape[1] - self.length_B[:, None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Layout:
     """[B, X] int64, see :attr:`Order.index_BX`."""
     lengths: torch.Tensor
     """[B] int64, real positions of the LLM's input."""
-    places: torch.Tensor
+    positions: torch.Tensor
     """[N] int64, flat positions among B x X whose output predicts a target token, in order."""
     labels: torch.Tensor
     """[N] int64, the ids of those target tokens."""
@@ -61,7 +61,7 @@ def close_up(mask_BK: torch.Tensor, side: str = "right") -> Order:
     """The order that closes the gaps of each row; waits for the mask's device once, for X.
 
     Args:
-        mask_BK: not 0 on real positions; zeros may stand anywhere.
+        mask_BK: not 0 on real positions; zeros may be anywhere.
         side: where padding goes: `right` to train (a causal LLM then needs no mask), `left` to generate.
     """
     assert side in ("right", "left")
@@ -87,8 +87,8 @@ def layout_of(
     """The layout of a right-padded batch, see :class:`bridge_ds.data.loading.batch.Batch`.
 
     Args:
-        opening: whether the LLM has a BOS, which stands first.
-        head_mask: of what stands before the soft prompt, BOS included, where that is more.
+        opening: whether the LLM has a BOS, which comes first.
+        head_mask: of what comes before the soft prompt, BOS included, where that is more than BOS.
         fixed_length: soft tokens of each row, the end vector aside; 0 = one for each of its encoder tokens.
     """
     one_B1 = torch.ones_like(source_mask[:, :1])
@@ -98,12 +98,12 @@ def layout_of(
     wanted_BT = target_mask.bool()
     rows, targets = wanted_BT.shape
     starts_B = torch.arange(rows, device=target_mask.device) * order.index_BX.shape[1]
-    before_B = starts_B + order.length_B - wanted_BT.sum(1) - 1  # the place before each row's first target
-    places_BT = before_B[:, None] + torch.arange(targets, device=target_mask.device)
+    before_B = starts_B + order.length_B - wanted_BT.sum(1) - 1  # the position before each row's first target
+    positions_BT = before_B[:, None] + torch.arange(targets, device=target_mask.device)
     return Layout(
         source_rows=source_mask.flatten().nonzero().squeeze(1),
         order=order.index_BX,
         lengths=order.length_B,
-        places=places_BT[wanted_BT],
+        positions=positions_BT[wanted_BT],
         labels=target_ids[wanted_BT],
     )

@@ -1,7 +1,7 @@
 """The training data of one rank, one item per optimizer step.
 
-A step's samples are a pure function of (seed, step), so a loader has no state: workers are handed step numbers, and a
-run that continues after step k asks for the steps from k + 1 on.
+A step's samples are a pure function of (seed, step), so a loader has no state: workers get step numbers, and a run that
+continues after step k asks for the steps from k + 1 on.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from bridge_ds.world import World
 __all__ = ["StepLoader", "held_out", "make_loader"]
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
-# Slurm signals every process of a job step. Workers must outlive these, for the main process still finishes its step
-# and saves; they end when it says so, or when it is gone.
+# Slurm signals every process of a job step. Workers must survive these, for the main process still finishes its step
+# and saves; they end when it asks them to, or when it is gone.
 
 
 class StepLoader:
     """Iterates over the remaining steps of a run; every `iter()` begins at the same step with workers of its own.
 
-    Workers start, and begin to prefetch, at `iter()`: call it before slow work that it may run beside, such as loading
+    Workers start, and begin to prefetch, at `iter()`: call it before slow work that may overlap, such as loading
     models. They end with the iterator.
     """
 
@@ -62,7 +62,7 @@ class StepLoader:
         return self._dataset.first_rows(count)
 
     def __iter__(self) -> Generator[StepBatches, None, None]:
-        # Set before the fork: a tokenizer that has run in parallel here would else warn in each worker.
+        # Set before the fork: a tokenizer that has run in parallel here would otherwise warn in each worker.
         if self._workers:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         items = DataLoader(
@@ -74,18 +74,18 @@ class StepLoader:
             pin_memory=self._pin_memory,
             worker_init_fn=_start_worker if self._workers else None,
             multiprocessing_context=_context() if self._workers else None,
-            # One of its own, for the loader draws a seed: the global state must not depend on where a run was resumed.
+            # The loader draws a seed: the global state must not depend on the step at which a run was resumed.
             generator=torch.Generator(),
         )
-        # Workers are born with the signals blocked; one that comes before they could block them is not lost on us.
+        # Workers start with the signals blocked, so that none arrives before they could block them themselves.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         on_child = signal.getsignal(signal.SIGCHLD)
         try:
-            # Not a generator itself: workers are to start now, not at the first next().
+            # Not a generator itself: workers start now, not at the first next().
             return _unwrap_all(iter(items))
         finally:
             # torch's handler raises wherever the main process is when a worker dies, also inside a collective for which
-            # the other ranks wait; without it the loss is found at the next batch, where all ranks hear of it.
+            # the other ranks wait; without it the error comes with the next batch, where all ranks agree on it.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, on_child if on_child is not None else signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -107,12 +107,12 @@ def make_loader(
         world: which rank of how many.
         tokenizers: from `load_tokenizers`.
         start_step: optimizer steps already done: samples consumed // train.global_batch.
-        corpus: the data; without it they are opened as `config.data` says.
+        corpus: the data; by default opened as `config.data` says.
         pin_memory: whether to hand out page-locked tensors (needs an accelerator).
 
     Raises:
         LaunchError: the batch sizes do not fit the world.
-        ConfigError: data.source_language, or what an index says in its place, is none of the encoder's languages.
+        ConfigError: data.source_language, or what an index says instead, is none of the encoder's languages.
         DataError: the shards are missing or damaged; while iterating, also a sample that cannot be used.
     """
     accumulation(config, world.size)
@@ -136,10 +136,10 @@ def _check_languages(config: Config, tokenizers: Tokenizers, corpus: Corpus) -> 
 
 
 def held_out(config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus) -> StepBatches | None:
-    """This rank's part of the samples for validation, whatever the run's seed; none if none is held out.
+    """This rank's part of the samples for validation, whatever the run's seed; None if none is held out.
 
     Args:
-        config: the run; `train.validation_samples` is the most there are.
+        config: the run; `train.validation_samples` limits their number.
         world: which rank of how many.
         tokenizers: from `load_tokenizers`.
         corpus: the training data.
@@ -175,7 +175,7 @@ def _unwrap_all(items: Iterator[PackedBatch | BridgeError]) -> Generator[StepBat
 
 
 def _context() -> str:
-    # A forked worker has torch and the tokenizers already; a spawned one would import them again, for seconds.
+    # A forked worker has torch and the tokenizers already; a spawned one would import them again, which takes seconds.
     return "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
 
 
@@ -186,8 +186,8 @@ def _start_worker(_: int) -> None:
 
 
 def _exit_when_parent_asks(parent: int) -> None:
-    # multiprocessing ends a process with SIGTERM to its daemons, then waits for them forever: a worker that ignored it
-    # would hang every run that stops early. So that one SIGTERM counts, and it is known by its sender.
+    # multiprocessing ends its daemons with SIGTERM and then waits for them forever: a worker that ignored it would hang
+    # every run that stops early. So a SIGTERM from the parent ends the worker.
     # macOS has no sigwaitinfo; a Mac runs without Slurm, so there any SIGTERM may end the worker.
     while hasattr(signal, "sigwaitinfo"):
         if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:

@@ -11,9 +11,9 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.loading.collate import PackedBatch, collate, wrap
 from bridge_ds.data.loading.corpus import Corpus, CorpusRows
+from bridge_ds.data.loading.plan import StepPlan, TokenCost
 from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
 from bridge_ds.data.sampling.order import batch_positions, ids_hash
-from bridge_ds.data.sampling.plan import StepPlan
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.errors import BridgeError
 from bridge_ds.world import World
@@ -27,7 +27,7 @@ _RATIO_SAMPLES = 64
 class StepDataset(Dataset[PackedBatch | BridgeError]):
     """Maps an optimizer step (from 1) to this rank's micro-batches of it.
 
-    A user error is returned, not raised: torch would wrap it in the text of a traceback on its way out of a worker.
+    A user error is returned, not raised: torch would wrap one that leaves a worker in the text of a traceback.
     """
 
     def __init__(self, config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus, first_step: int) -> None:
@@ -45,10 +45,9 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         self._world = world
         self._tokenizers = tokenizers
         self._corpus = corpus
-        self._plan = StepPlan(config, corpus)
         self._first_step = first_step
-        self._around = sum(map(len, tokenizers.frame_ids)) if tokenizers.frame else 0
-        self._ratios = self._tokens_per_character() if config.data.tokens_per_micro_batch else None
+        cost = self._token_cost() if config.data.tokens_per_micro_batch else None
+        self._plan = StepPlan(config, corpus, cost)
 
     def __len__(self) -> int:
         return self._config.train.steps
@@ -60,28 +59,28 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             return error
 
     def make(self, step: int) -> StepBatches:
-        """This rank's part of a step. A bad sample leaves an empty row: one token of padding and no target.
+        """This rank's part of a step. A bad sample becomes an empty row: one token of padding and no target.
 
         Raises:
             DataError: a sample cannot be read or is not what was indexed.
         """
         rows = self._plan.rows(step)
-        return self._made(step, rows, self._plan.bucket(rows, self._world.size, self._ratios)[self._world.rank])
+        return self._made(step, rows, self._plan.bucket(rows, self._world))
 
     def once(self, limit: int) -> StepBatches:
-        """This rank's part of :meth:`Corpus.once`, as a step of number 0 that consumes them all. Ranks may run out of
-        samples: then the last micro-batches have one empty row, for all ranks must have as many.
+        """This rank's part of :meth:`Corpus.once`, as a step of number 0 that consumes them all. Every rank has as many
+        micro-batches; where one runs out of samples, its last ones have one empty row.
 
         Raises:
             DataError: as :meth:`make`.
         """
         rows = self._corpus.once(limit)
-        return self._made(0, rows, self._plan.bucket_once(rows, self._world.size, self._ratios)[self._world.rank])
+        return self._made(0, rows, self._plan.bucket(rows, self._world, uneven=True))
 
     def _made(self, step: int, rows: CorpusRows, groups: Sequence[np.ndarray]) -> StepBatches:
         mine = np.concatenate(groups)
         found = self._tokenize(rows, mine)
-        cut = {"source": 0, "prompt": 0, "target": 0}
+        truncated = {"source": 0, "prompt": 0, "target": 0}
         bad: dict[str, int] = {}
         samples: list[TokenizedSample] = []
         example, bad_reason = "", ""
@@ -92,8 +91,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
                 sample = self._empty()
             elif step == self._first_step and not example:
                 example = self._show(sample, self._corpus.describe(rows, which))
-            for name in sample.cut:
-                cut[name] += 1
+            for name in sample.truncated:
+                truncated[name] += 1
             samples.append(sample)
         ends = np.cumsum([len(group) for group in groups]).tolist()
         return StepBatches(
@@ -104,7 +103,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             ],
             ids_hash=ids_hash(rows.numbers),
             consumed=step * self._config.train.global_batch or len(rows.numbers),
-            cut=cut,
+            truncated=truncated,
             bad=bad,
             bad_reason=bad_reason,
             example=example,
@@ -134,9 +133,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
     def _tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
         found: dict[int, TokenizedSample | BadSample] = {}
         good, contents = [], []
-        # In the order in which they lie on the disk.
-        places = np.lexsort((rows.shard_rows[which], rows.shards[which], rows.sets[which]))
-        for row in which[places].tolist():
+        on_disk = np.lexsort((rows.shard_rows[which], rows.shards[which], rows.sets[which]))
+        for row in which[on_disk].tolist():
             try:
                 contents.append(self._corpus.read(rows, row))
                 good.append(row)
@@ -156,7 +154,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             found[row] = sample
         return [found[row] for row in which.tolist()]
 
-    def _tokens_per_character(self) -> tuple[float, float, int]:
+    def _token_cost(self) -> TokenCost:
         rows = self._corpus.rows(np.arange(_RATIO_SAMPLES, dtype=np.int64))
         characters, tokens = [1, 1], [1, 1]
         for row in range(_RATIO_SAMPLES):
@@ -170,14 +168,15 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             for side, (made, count) in enumerate(zip((text, target), counts, strict=True)):
                 characters[side] += len(made)
                 tokens[side] += count
-        return tokens[0] / characters[0], tokens[1] / characters[1], self._around
+        around = sum(map(len, self._tokenizers.frame_ids)) if self._tokenizers.frame else 0
+        return TokenCost(tokens[0] / characters[0], tokens[1] / characters[1], around)
 
-    def _show(self, sample: TokenizedSample, place: str) -> str:
+    def _show(self, sample: TokenizedSample, location: str) -> str:
         parts = [
             ("head", self._tokenizers.llm, list(sample.head)),
             ("source", self._tokenizers.encoder, sample.source),
             ("prompt", self._tokenizers.llm, sample.prompt),
+            ("target", self._tokenizers.llm, sample.target),
         ]
-        parts.append(("target", self._tokenizers.llm, sample.target))
         lines = [f"{name} ({len(ids)} tokens): {tokenizer.decode(ids)}" for name, tokenizer, ids in parts if ids]
-        return "\n".join([place, *lines])
+        return "\n".join([location, *lines])

@@ -14,8 +14,7 @@ from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
 from bridge_ds.data.text.convention import KEEP, begins_with_space, opening
 from bridge_ds.data.text.languages import SHARD_LANGUAGE, SourceLanguages, find_languages
-from bridge_ds.data.text.plain import behind
-from bridge_ds.data.text.plain import text_ids as _ids
+from bridge_ds.data.text.plain import ids_after, text_ids
 from bridge_ds.data.text.prompting import answers, frame_ids
 from bridge_ds.data.text.spiece import with_spiece
 from bridge_ds.data.text.truncate import Limits, fit, truncated
@@ -30,7 +29,6 @@ __all__ = [
     "Tokenizers",
     "check_vocabulary",
     "load_tokenizers",
-    "tokenize_sample",
     "tokenize_samples",
 ]
 
@@ -45,7 +43,7 @@ class TokenizedSample:
     """LLM ids after the soft prompt: the text itself with `data.augment_prompt`, then the end of a chat template."""
     target: list[int]
     """LLM ids to predict, the end token included where the run has one."""
-    cut: tuple[str, ...]
+    truncated: tuple[str, ...]
     """Which of `source`, `prompt`, `target` were longer than allowed."""
     head: tuple[int, ...] = ()
     """LLM ids before the soft prompt, of a chat template, BOS included; empty = BOS alone, where the LLM has one."""
@@ -54,14 +52,14 @@ class TokenizedSample:
 @dataclass(frozen=True)
 class Tokenizers:
     """Both tokenizers and how the run writes text for the LLM: the settings `data.bos`, `data.separator`,
-    `data.target_space` and `data.target_end`, followed here and nowhere else."""
+    `data.target_space` and `data.target_end`, applied here and nowhere else."""
 
     encoder: PreTrainedTokenizerBase
     """Of the multilingual encoder."""
     llm: PreTrainedTokenizerBase
     """Of the causal language model."""
     bos_id: int | None
-    """LLM id that goes before everything, or none (see :func:`bridge_ds.data.text.convention.opening`)."""
+    """LLM id before everything else, or none (see :func:`bridge_ds.data.text.convention.opening`)."""
     eos_id: int
     """LLM id of the end token; it closes every target where `end` is set."""
     pad_id: int
@@ -76,9 +74,9 @@ class Tokenizers:
     end: bool = True
     """Whether the end token closes a target."""
     separator: str = ""
-    """Text behind a prompt, in place of the white space at its end; `keep` = that white space."""
+    """Replaces the white space at the end of a prompt; `keep` = leave it as it is."""
     languages: SourceLanguages | None = None
-    """What the encoder tokenizer puts around a text in each language, where it does so."""
+    """Ids that the encoder tokenizer puts around a text in each language; None if it has no language tags."""
     frame: Frame = NO_FRAME
     """The run's own chat template around a source (`data.chat_template`); empty = none."""
 
@@ -91,44 +89,46 @@ class Tokenizers:
         """Encoder ids of source texts, the tokenizer's own special tokens included, not truncated.
 
         Args:
-            texts: of sources.
-            languages: of each, for an encoder that is told it; an empty one is not known. None = the tokenizer's own.
+            texts: the source texts.
+            languages: of each, for an encoder with language tags; empty = unknown. None = the tokenizer's default.
 
         Raises:
             DataError: a language that the encoder does not have.
         """
         if self.languages is None or languages is None:
-            return _ids(self.encoder, texts, special=True)
+            return text_ids(self.encoder, texts, special=True)
         frames = [self.languages.frames[self.languages.tag(language)] for language in languages]
-        bare = _ids(self.encoder, texts, special=False)
+        bare = text_ids(self.encoder, texts, special=False)
         return [[*before, *ids, *after] for ids, (before, after) in zip(bare, frames, strict=True)]
 
     def kept_ends(self, ids: Sequence[int]) -> tuple[int, int]:
-        """How many ids of a source a cut must leave at its beginning (a language tag) and at its end (an end token)."""
+        """How many ids truncation must keep at a source's beginning (a language tag) and at its end (an end token)."""
         if self.languages:
             before, after = self.languages.frames[self.languages.default]
             return len(before), len(after)
         return 0, int(bool(ids) and ids[-1] in self.special)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """LLM ids of prompts and of what stands between them and the target, without special tokens, not truncated."""
+        """LLM ids of prompts and of the separator before the target, without special tokens, not truncated."""
         if self.separator != KEEP:
             texts = [text.rstrip() + self.separator if text.strip() else "" for text in texts]
-        return _ids(self.llm, texts, special=False)
+        return text_ids(self.llm, texts, special=False)
 
     def targets(self, texts: Sequence[str], parted: Sequence[bool] | None = None) -> list[list[int]]:
-        """LLM ids of targets as training predicts them, without what closes them, not truncated.
+        """LLM ids of targets as training predicts them, without the end token, not truncated.
 
         Args:
-            texts: of targets.
-            parted: of each, whether it may begin with a space; the rest of a text that was cut between two letters may
-                not. None = all may.
+            texts: the targets.
+            parted: of each, whether it may begin with a space; the rest of a text that was split between two characters
+                may not. None = all may.
         """
         space, texts = " " if self.leading_space else "", [text.strip() for text in texts]
-        found = _ids(self.llm, [space + text for text in texts], special=False)
+        found = text_ids(self.llm, [space + text for text in texts], special=False)
         if parted is None or all(parted):
             return found
-        return [ids if may else own for ids, own, may in zip(found, behind(self.llm, "\n", texts), parted, strict=True)]
+        return [
+            ids if may else own for ids, own, may in zip(found, ids_after(self.llm, "\n", texts), parted, strict=True)
+        ]
 
     def labels(self, texts: Sequence[str]) -> list[list[int]]:
         """:meth:`targets`, each closed as training closes it."""
@@ -140,12 +140,12 @@ class Tokenizers:
         return [self.eos_id] if self.end else []
 
     def opened(self, ids: list[int]) -> list[int]:
-        """All that the LLM reads before an answer, where it reads no soft prompt: never nothing, for a token can only
-        be predicted from another."""
+        """The LLM's input before an answer where there is no soft prompt; never empty, since a token can only be
+        predicted from another."""
         return ids if ids or self.bos_id is not None else [self.eos_id]
 
     def answer(self, text: str) -> str:
-        """A written text without the space that training puts before a target."""
+        """A generated text without the space that training puts before a target."""
         return text.removeprefix(" ") if self.leading_space else text
 
     def source_ids(self, text: str, language: object = None) -> list[int]:
@@ -156,10 +156,6 @@ class Tokenizers:
         """:meth:`prompts` of one text."""
         return self.prompts([text])[0]
 
-    def label_ids(self, text: str) -> list[int]:
-        """:meth:`labels` of one text."""
-        return self.labels([text])[0]
-
 
 def load_tokenizers(
     model: ModelConfig, hub: Mapping[str, Any] = MappingProxyType({}), data: DataConfig | None = None
@@ -167,9 +163,9 @@ def load_tokenizers(
     """Load both tokenizers of a run.
 
     Args:
-        model: which.
-        hub: where from (cache_dir, token, local_files_only).
-        data: how the run writes text for the LLM; none = as a new run does by default.
+        model: the base models.
+        hub: options of the Hub (cache_dir, token, local_files_only).
+        data: how the run writes text for the LLM; None = the defaults.
 
     Raises:
         ConfigError: one cannot be loaded, or the LLM's has no end token, or no BOS where the run wants one.
@@ -215,22 +211,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, what: str) -
     if largest >= rows:
         raise ConfigError(
             f"the tokenizer of {what} gives ids up to {largest} ({token!r}) but the model has {rows} embedding rows; "
-            "tokenizer and model do not belong together: take both from one place."
+            "tokenizer and model do not belong together: take both from the same model."
         )
-
-
-def tokenize_sample(
-    sample: dict[str, Any], tokenizers: Tokenizers, data: DataConfig, *, seed: int = 0, epoch: int = 0, number: int = 0
-) -> TokenizedSample:
-    """:func:`tokenize_samples` of one sample.
-
-    Raises:
-        BadSample: its source gives no token.
-    """
-    (found,) = tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])
-    if isinstance(found, BadSample):
-        raise found
-    return found
 
 
 def tokenize_samples(
@@ -242,9 +224,9 @@ def tokenize_samples(
     epochs: Sequence[int] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> list[TokenizedSample | BadSample]:
-    """Turn checked samples into ids, cut to the lengths of the config; one call of each tokenizer for all of them.
+    """Checked samples as ids, truncated to the lengths of the config; one call of each tokenizer for all of them.
 
-    Sources and prompts are cut as :mod:`bridge_ds.data.text.truncate` says, end tokens are kept.
+    Sources and prompts are truncated by :func:`bridge_ds.data.text.truncate.fit`; end tokens are kept.
 
     Args:
         samples: with the fields that the objective requires.
@@ -297,11 +279,11 @@ def _truncated(
         return BadSample(
             "empty", "has a source without any token of the encoder; expected text that its tokenizer knows"
         )
-    source, prompt, cut = fit(source, prompt, Limits.of(data), tokenizers.kept_ends(source))
+    source, prompt, shortened = fit(source, prompt, Limits.of(data), tokenizers.kept_ends(source))
     kept = truncated(target, data.max_target_tokens, "right", closing=len(tokenizers.closing))
-    cut += ("target",) if len(kept) < len(target) else ()
+    shortened += ("target",) if len(kept) < len(target) else ()
     head, tail = tokenizers.frame_ids if tokenizers.frame else ([], [])
-    return TokenizedSample(source, [*prompt, *tail], kept, cut, tuple(head))
+    return TokenizedSample(source, [*prompt, *tail], kept, shortened, tuple(head))
 
 
 def _load(

@@ -1,4 +1,4 @@
-"""Reading the rows of an input: JSON lines, plain text, csv, parquet, `datasets`. Each row comes with its location."""
+"""Reading the rows of an input: JSON lines, plain text, csv, parquet, `datasets`; each row with its location."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["COMPRESSIONS", "FORMATS", "Part", "Row", "load_dataset", "parquet_fi
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Row = tuple[str, Any]
-"""(where such as `train.jsonl:17`, what was found there)."""
+"""(location, such as `train.jsonl:17`; the row)."""
 
 FORMATS = ("jsonl", "text", "csv", "tsv", "parquet")
 """Formats of files; all but parquet also with a further `.gz` or `.zst`."""
@@ -39,7 +39,7 @@ class Part:
     start: int = 0
     """First byte of a jsonl file, first row group of parquet, first row of a data set."""
     stop: int | None = None
-    """Behind the last one; none = to the end."""
+    """One after the last; None = to the end."""
     weight: int = 0
     """Bytes (rows for a data set), to show progress and to size a shuffle."""
     options: tuple[tuple[str, str | None], ...] = ()
@@ -74,12 +74,12 @@ def _open(part: Part) -> IO[bytes]:
         return gzip.open(path, "rb")  # type: ignore[return-value]
     import pyarrow
 
-    # Unlike some readers of zstd it says so where a file is cut.
+    # Unlike some readers of zstd it raises where a file is truncated.
     return io.BufferedReader(pyarrow.input_stream(str(path), compression=compression), 1 << 20)
 
 
 def _lines(part: Part) -> Iterator[Row]:
-    # A part has the lines that begin in it, so that every line is in exactly one.
+    # A part has the lines that begin in it, so that every line is in exactly one part.
     number = 0
     since = f" after byte {part.start}" if part.start else ""
     try:
@@ -113,7 +113,7 @@ def _jsonl(part: Part) -> Iterator[Row]:
         try:
             yield where, json_value(line)
         except json.JSONDecodeError as error:
-            # Its own text counts lines inside this one line, which reads like a line of the file.
+            # Its own text counts lines inside this line, which would read like a line of the file.
             raise DataError(
                 f"{where} is malformed JSON ({error.msg} at character {error.pos + 1}); "
                 "expected one JSON object per line: fix or remove it."
@@ -125,7 +125,7 @@ def _jsonl(part: Part) -> Iterator[Row]:
 
 
 def _paragraphs(part: Part) -> Iterator[Row]:
-    # A paragraph of one word is mostly a heading: it goes with the next, since alone it could not be split in two.
+    # A paragraph of one word is mostly a heading: it is joined to the next, since alone it could not be split in two.
     lines: list[str] = []
     start = ""
     for where, line in _lines(part):
@@ -140,7 +140,7 @@ def _paragraphs(part: Part) -> Iterator[Row]:
 
 
 def _tsv(part: Part) -> Iterator[Row]:
-    # In tab-separated values quotation marks are letters, and no field holds a tab or a line end (IANA).
+    # In tab-separated values quotation marks are ordinary characters, and no field holds a tab or a line end (IANA).
     lines = ((where, line.rstrip("\n").removesuffix("\r")) for where, line in _lines(part))
     rows = ((where, line.split("\t")) for where, line in lines if line)
     where, header = next(rows, ("", []))
@@ -150,7 +150,7 @@ def _tsv(part: Part) -> Iterator[Row]:
         if any('""' in value[1:-1] and _QUOTED.fullmatch(value) for value in values):
             raise DataError(
                 f"{where} has a field in quotation marks with doubled ones inside, as csv writes them; in tsv they are "
-                "letters: write the file without quoting, or as csv or jsonl."
+                "ordinary characters: write the file without quoting, or as csv or jsonl."
             )
         yield where, dict(zip(header, values, strict=True))
 
@@ -159,7 +159,7 @@ def _csv(part: Part) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)
     rows = csv.reader((line for _, line in _lines(part)), strict=True)
     header: list[str] = []
-    first = 1  # line at which a record begins; quoted fields may go over several
+    first = 1  # line at which a record begins; a quoted field may span several
     try:
         for values in rows:
             where, first = f"{part.name}:{first}", rows.line_num + 1

@@ -1,11 +1,11 @@
 """Packing large inputs: in parallel over processes, restartable part by part, with a shuffle and a manifest.
 
-Work goes on in `.NAME.packing` beside the output folder. A finished part leaves a record there; the same command after
-a kill keeps finished parts and does the others again. What is written depends on input and options alone, not on the
-number of processes or on interruptions.
+Unfinished work is in `.NAME.packing` next to the output folder. A finished part leaves a record there; the same command
+after a kill keeps finished parts and does the others again. What is written depends on input and options alone, not on
+the number of processes or on interruptions.
 
-The shuffle has two passes: each part deals its rows at random to buckets (files), then each bucket is shuffled in
-memory and becomes one or more shards. So any row may come out anywhere, with no more memory than a bucket takes.
+The shuffle has two passes: the rows of each part go at random into buckets (files), then each bucket is shuffled in
+memory and becomes one or more shards. So any row may get any position, with no more memory than one bucket needs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ from bridge_ds.data.packing.write import (
     check_output,
     encoded,
     index_shard,
-    read_entry,
     write_shards,
 )
-from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
+from bridge_ds.data.shards.index import ShardIndex, load_index, read_entry, write_index
 from bridge_ds.disk import file_sha256, move_folder, real, write_text
 from bridge_ds.errors import DataError
 
@@ -46,7 +45,7 @@ _FLUSH_BYTES = 64 * MIB
 
 @dataclass(frozen=True)
 class PackOptions:
-    """What decides the bytes of the shards, beside the input."""
+    """What decides the bytes of the shards, together with the input."""
 
     mapping: tuple[tuple[str, str], ...] = ()
     """(sample field, input field); empty = rows as they are."""
@@ -55,9 +54,9 @@ class PackOptions:
     shard_bytes: int = 256 * MIB
     """A shard ends before it would exceed this (bytes)."""
     limit: int | None = None
-    """Rows of the input to take; none = all."""
+    """Rows of the input to take; None = all."""
     shuffle: int | None = None
-    """Seed of the shuffle; none = in the order of the input."""
+    """Seed of the shuffle; None = in the order of the input."""
     key: str = ""
     """Input field that holds each sample's key; empty = running numbers."""
     language: str = ""
@@ -99,7 +98,7 @@ def pack_parts(
         parts: the input, from :mod:`bridge_ds.data.packing.sources`.
         options: what to write.
         output: folder to make.
-        processes: that work at a time.
+        processes: how many work at a time.
         overwrite: whether to replace a folder of shards that is there, or unfinished work with other options.
         progress: whether to show a bar on a terminal.
 
@@ -122,7 +121,7 @@ def pack_parts(
             _pack(job, processes, progress)
         except DataError:
             if not any(folder.glob("*-*.json")):
-                shutil.rmtree(folder)  # nothing is done that a second start could keep
+                shutil.rmtree(folder)  # no part is finished that a second start could keep
             raise
         move_folder(job.shards, output, replace=True)
         shutil.rmtree(folder)
@@ -137,7 +136,7 @@ def _pack(job: _Job, processes: int, progress: bool) -> None:
         _run(job, "pack", _pack_unit, units, sizes, processes, progress)
         last, count = "pack", len(units)
     else:
-        _run(job, "deal", _deal_unit, units, sizes, processes, progress)
+        _run(job, "spread", _spread_unit, units, sizes, processes, progress)
         _run(job, "gather", _gather, [(n,) for n in range(job.buckets)], [1] * job.buckets, processes, progress)
         last, count = "gather", job.buckets
     records = [json.loads(job.record(last, number).read_text(encoding="utf-8")) for number in range(count)]
@@ -234,13 +233,10 @@ def _do(job: _Job, stage: str, work: Callable[..., dict[str, Any]], number: int,
 def _encoded(job: _Job, number: int, unit: tuple[int, ...]) -> Iterator[tuple[str, bytes]]:
     rows = chain.from_iterable(part_rows(job.parts[part]) for part in unit)
     prefix = f"{number:05d}_" if len(job.parts) > 1 and len(unit) == 1 else ""
-    mapped = map_fields(islice(rows, job.options.limit), _with_key(job.options))
-    yield from encoded(mapped, key_prefix=prefix, key_field=job.options.key)
-
-
-def _with_key(options: PackOptions) -> dict[str, str]:
-    mapping = dict(options.mapping)
-    return mapping | {options.key: options.key} if mapping and options.key else mapping
+    mapping, key = dict(job.options.mapping), job.options.key
+    if mapping and key:
+        mapping[key] = key
+    return encoded(map_fields(islice(rows, job.options.limit), mapping), key_prefix=prefix, key_field=key)
 
 
 def _pack_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
@@ -254,7 +250,7 @@ def _write(job: _Job, prefix: str, samples: Iterator[tuple[str, bytes]]) -> dict
     return {"entries": [asdict(index_shard(job.shards / name, **texts).entry) for name in names]}
 
 
-def _deal_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
+def _spread_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
     for bucket in range(job.buckets):
         job.spool(number, bucket).unlink(missing_ok=True)  # of an attempt that was killed
     draw = random.Random(f"{job.options.shuffle}/deal/{number}")

@@ -1,6 +1,6 @@
-"""Where samples to pack come from, cut into parts that processes can read side by side.
+"""The input of packing, split into parts that processes can read in parallel.
 
-Each row comes with its location, for messages. How an input is cut depends on the input alone, never on the number of
+Each row comes with its location, for messages. How an input is split depends on the input alone, never on the number of
 processes, so that the same input always makes the same shards.
 """
 
@@ -25,7 +25,7 @@ _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text", ".csv": "csv"
 
 
 def file_parts(paths: Iterable[Path], format: str = "auto") -> list[Part]:
-    """Cut files into parts.
+    """Split files into parts.
 
     Args:
         paths: files of :data:`FORMATS`.
@@ -38,10 +38,10 @@ def file_parts(paths: Iterable[Path], format: str = "auto") -> list[Part]:
     paths = list(paths)
     again = twice(path.resolve() for path in paths)
     if again is not None:
-        raise DataError(f"{again} is given twice, so that all its rows would be there twice; give each file once.")
+        raise DataError(f"{again} is given twice, so that each of its rows would come twice; give each file once.")
     for path in paths:
         if is_macos(path.name):
-            raise DataError(f"{path} is what macOS puts beside a file, and holds no rows; leave it out.")
+            raise DataError(f"{path} is a file that macOS adds, and holds no rows; leave it out.")
         kind, compression = _format_of(path, format)
         try:
             size = path.stat().st_size
@@ -58,7 +58,7 @@ def file_parts(paths: Iterable[Path], format: str = "auto") -> list[Part]:
 
 
 def dataset_parts(name: str, config: str | None, split: str, revision: str | None, stream: bool) -> list[Part]:
-    """Cut a `datasets` id, or a local folder (also one made by `save_to_disk`), into parts.
+    """Split a `datasets` id, or a local folder (also one made by `save_to_disk`), into parts.
 
     Args:
         name: hub id or folder.

@@ -16,7 +16,7 @@ import numpy as np
 
 from bridge_ds.data.packing.formats import Row
 from bridge_ds.data.shards.index import INDEX_NAME, ShardIndex, load_index, write_index
-from bridge_ds.data.shards.samples import REQUIRED_FIELDS, fault_in
+from bridge_ds.data.shards.samples import REQUIRED_FIELDS, BadSample, check_sample
 from bridge_ds.data.shards.scan import Scan, scan_shard
 from bridge_ds.data.shards.table import ShardEntry, table_name
 from bridge_ds.disk import atomic_folder, atomic_write
@@ -37,7 +37,7 @@ __all__ = [
 MIB = 1 << 20
 """Bytes in a MiB."""
 MANIFEST_NAME = "manifest.json"
-"""File beside the index that says what went in."""
+"""File next to the index that lists the input."""
 
 _BLOCK = 512  # a tar member is a header of one block and its data in whole blocks
 
@@ -95,10 +95,11 @@ def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -
     for number, (where, row) in enumerate(rows):
         # Corpora of plain text often name their origin `source`, so only a target marks a task beside `text`.
         is_text = isinstance(row, dict) and "text" in row and "target" not in row
-        fault = fault_in(row, "prefix_lm" if is_text else "task")
-        if fault:
+        try:
+            check_sample(row, "prefix_lm" if is_text else "task")
+        except BadSample as error:
             needs = " or ".join(" and ".join(fields) for fields in REQUIRED_FIELDS.values())
-            raise DataError(f"{where} {fault.reason}; a sample holds {needs}: fix the input or set --map.")
+            raise DataError(f"{where} {error}; a sample holds {needs}: fix the input or set --map.") from None
         key = str(row.get(key_field, "")) if key_field else f"{key_prefix}{number:09d}"
         if not re.fullmatch(r"[^\s./\\]{1,90}", key) or re.match("__.*__", key):
             raise DataError(
@@ -145,7 +146,7 @@ def write_shards(
 
 
 def index_shard(path: Path, **options: Any) -> Scan:
-    """Scan a tar and write its table beside it.
+    """Scan a tar and write its table next to it.
 
     Args:
         options: see :func:`bridge_ds.data.shards.scan.scan_shard`.
@@ -159,7 +160,7 @@ def index_shard(path: Path, **options: Any) -> Scan:
         with atomic_write(table, "wb", fsync=False) as file:
             np.save(file, scan.table, allow_pickle=False)
     except OSError as error:
-        raise DataError(f"{table} cannot be written ({error.strerror}); the table lies beside its shard.") from None
+        raise DataError(f"{table} cannot be written ({error.strerror}); the table must be next to its shard.") from None
     raw = table.read_bytes()
     scan.entry = dataclasses.replace(scan.entry, table_bytes=len(raw), table_sha256=hashlib.sha256(raw).hexdigest())
     return scan
@@ -196,11 +197,6 @@ def check_output(output: Path, overwrite: bool) -> None:
     foreign = [name for name in content if name not in ours and not name.endswith((".tar", ".samples.npy"))]
     if foreign:
         raise DataError(
-            f"the output folder {output} holds {foreign[0]!r} beside shards; --overwrite replaces shards only: "
+            f"the output folder {output} holds {foreign[0]!r} besides shards; --overwrite replaces shards only: "
             "choose another."
         )
-
-
-def read_entry(content: dict[str, Any]) -> ShardEntry:
-    """A shard's entry from its JSON form."""
-    return ShardEntry(**{**content, "buckets": tuple(content["buckets"])})

@@ -1,4 +1,4 @@
-"""Bucketing by length: the rows of a global batch go to ranks and micro-batches, like lengths together. Pure.
+"""Bucketing by length: the rows of a global batch go to ranks and micro-batches, similar lengths together. Pure.
 
 Letters: G rows of a global batch, W ranks, A accumulation rounds (micro-batches per rank), B rows of a micro-batch,
 K global batches of a window.
@@ -73,13 +73,13 @@ def bucket_by_tokens(costs: np.ndarray, budget: int, world_size: int) -> list[li
         raise ValueError(f"{costs.size} rows cannot be divided among {world_size} ranks.")
     order = np.argsort(costs, kind="stable")[::-1]
     falling = costs[order]
-    count = -(-len(_cuts(falling, budget)) // world_size) * world_size
+    count = -(-len(_groups(falling, budget)) // world_size) * world_size
     low, high = 1, budget
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if len(_cuts(falling, middle)) <= count else (middle + 1, high)
+        low, high = (low, middle) if len(_groups(falling, middle)) <= count else (middle + 1, high)
     # (minus cost, first row, last row + 1): the most expensive first.
-    heap = [(-int(falling[a]) * (b - a), a, b) for a, b in _cuts(falling, low)]
+    heap = [(-int(falling[a]) * (b - a), a, b) for a, b in _groups(falling, low)]
     heapq.heapify(heap)
     single: list[tuple[int, int, int]] = []
     while len(heap) + len(single) < count:
@@ -115,10 +115,10 @@ def bucket_once(costs: np.ndarray, micro_batch: int, budget: int, world_size: in
     """
     order = np.argsort(costs, kind="stable")[::-1]
     if budget:
-        cuts = _cuts(costs[order], budget)
+        bounds = _groups(costs[order], budget)
     else:
-        cuts = [(start, start + micro_batch) for start in range(0, len(order), micro_batch)]
-    groups = [order[a:b] for a, b in cuts]
+        bounds = [(start, start + micro_batch) for start in range(0, len(order), micro_batch)]
+    groups = [order[a:b] for a, b in bounds]
     groups += [order[:0]] * (-len(groups) % world_size)
     return [groups[rank::world_size] for rank in range(world_size)]
 
@@ -154,11 +154,11 @@ def spread(lengths: np.ndarray, steps: int, chunk: int, seed: int, window: int) 
     return np.take_along_axis(chunks_NKC, order.reshape(groups, steps, 1), axis=1).transpose(1, 0, 2).reshape(steps, -1)
 
 
-def _cuts(falling: np.ndarray, budget: int) -> list[tuple[int, int]]:
-    # Falling costs: a micro-batch that begins at row a is as wide as that row.
-    cuts, a = [], 0
+def _groups(falling: np.ndarray, budget: int) -> list[tuple[int, int]]:
+    # Costs fall: a micro-batch that begins at row a is as wide as that row.
+    bounds, a = [], 0
     while a < falling.size:
         b = min(falling.size, a + max(1, budget // max(1, int(falling[a]))))
-        cuts.append((a, b))
+        bounds.append((a, b))
         a = b
-    return cuts
+    return bounds

@@ -1,4 +1,4 @@
-"""Which sample comes when: pure functions of whole numbers, in constant memory.
+"""Which sample comes when: pure functions of integers, in constant memory.
 
 The run reads one endless sequence of positions 0, 1, 2, ...: position p is index `p % n` of epoch `p // n`, and every
 epoch is a permutation of the n samples. Global batch k (from 1) is the slice [(k-1) * size, k * size). Nothing here
@@ -6,7 +6,7 @@ depends on ranks or workers; the samples of a step are the same for every number
 consumed) is enough to resume.
 
 An epoch is a *block shuffle*: the shards are permuted, consecutive shards in that order form windows, and the samples
-of each window are permuted together. So a run reads from one window of shards at a time, wherever the shards lie. No
+of each window are permuted together. So a run reads from one window of shards at a time. No
 list of samples is ever made: memory grows with the number of shards alone (a few words each).
 
 Letters: G rows of a global batch, N shards, D data sets of a mixture.
@@ -63,7 +63,7 @@ def permute(positions: np.ndarray, n: int, seed: int, epoch: int | np.ndarray) -
         int64 [G].
 
     Raises:
-        ValueError: n is below 1 or a position lies outside [0, n).
+        ValueError: n is below 1 or a position is outside [0, n).
     """
     values = np.atleast_1d(np.asarray(positions, dtype=np.int64))
     if n < 1 or (values.size and (values.min() < 0 or values.max() >= n)):
@@ -83,14 +83,14 @@ def batch_positions(step: int, size: int) -> np.ndarray:
 
 
 class Locations(NamedTuple):
-    """Where the samples of some positions lie; int64 [G] each."""
+    """The location of the samples at some positions; int64 [G] each."""
 
     shards: np.ndarray
     """Number of the shard."""
     rows: np.ndarray
     """Row inside the shard."""
     epochs: np.ndarray
-    """How often the whole set has been read before."""
+    """How often the data set has been read before."""
 
 
 class BlockShuffle:
@@ -115,7 +115,7 @@ class BlockShuffle:
             raise ValueError(f"a shuffle needs samples and a window of 1 or more; got {self.samples} and {window}.")
 
     def locate(self, positions: np.ndarray) -> Locations:
-        """Where the samples at `positions` of the endless sequence lie.
+        """The location of the samples at `positions` of the endless sequence.
 
         Args:
             positions: int64 [G], 0 or more, in any order.
@@ -222,7 +222,7 @@ def _hash(*numbers: int) -> int:
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    # The finaliser of splitmix64 (Steele, Lea, Flood 2014); uint64 arrays wrap around, as it needs.
+    # The finalizer of splitmix64 (Steele, Lea, Flood 2014); uint64 arrays wrap around, as it needs.
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,8 +1,8 @@
-"""`index.json`: what a folder of shards promises, and the check that the folder keeps it.
+"""`index.json`: what a folder of shards holds, and the check that it does.
 
-webdataset ends a shard silently where a tar is cut at a member boundary (webdataset#142). The index says how many bytes
-and samples each shard has, so a cut or missing shard is an error before the first step; and it says where each sample
-lies and what its checksum is, so that any sample is one read away and a changed byte is never trained on.
+webdataset ends a shard silently where a tar is truncated at a member boundary (webdataset#142). The index records the
+bytes and samples of each shard, so a truncated or missing one is an error before the first step; the tables record the
+offset and checksum of each sample, so that any sample is one read away and a changed byte is never trained on.
 
 The format, version 2. `index.json` is one JSON object:
 
@@ -13,9 +13,9 @@ The format, version 2. `index.json` is one JSON object:
   `layout` (`json`: a sample is one .json member; `members`: one or more .json and .txt members), `language`, `source`
   (what the texts are and where they come from, may be empty), `characters` (of all its texts), `buckets` (100 counts:
   samples whose id has each remainder modulo 100; the id is the first 8 bytes, little-endian, of the sha256 of the
-  key), `tail_crc32` (of the bytes behind the last sample), `table_bytes` and `table_sha256` (of its table).
+  key), `tail_crc32` (of the bytes after the last sample), `table_bytes` and `table_sha256` (of its table).
 
-Beside `NAME.tar` lies its table `NAME.samples.npy`, one row a sample in the order of the tar: `offset` and `length`
+Next to `NAME.tar` is its table `NAME.samples.npy`, one row a sample in the order of the tar: `offset` and `length`
 (bytes in the tar), `crc32` (of these bytes), `gap_crc32` (of the bytes since the sample before), `source`, `prompt`,
 `target` (characters, the length proxies for bucketing; `text` counts as `source`), `id`. Read it with `numpy.load`.
 Sample, gap and tail checksums together cover every byte of the tar.
@@ -40,10 +40,10 @@ from bridge_ds.disk import write_text
 from bridge_ds.errors import DataError
 from bridge_ds.reading import json_value, twice
 
-__all__ = ["INDEX_NAME", "INDEX_VERSION", "ShardIndex", "load_index", "write_index"]
+__all__ = ["INDEX_NAME", "INDEX_VERSION", "ShardIndex", "load_index", "read_entry", "write_index"]
 
 INDEX_NAME = "index.json"
-"""File beside the shards."""
+"""File in the folder of the shards."""
 INDEX_VERSION = 2
 """Written into the file; another version is refused."""
 
@@ -60,17 +60,16 @@ class ShardIndex:
         shards: tuple[ShardEntry, ...],
         fields: dict[str, str],
         identity: str,
-        kept_tables: int = 32,
     ) -> None:
         """Args:
         store: where the files are.
         shards: in the order of index.json.
         fields: sample field -> field in the shards, where the names differ.
         identity: sha256 of index.json.
-        kept_tables: tables held in memory at a time (40 bytes a sample).
         """
         self.store, self.shards, self.fields, self.identity = store, shards, fields, identity
-        self.kept_tables = kept_tables
+        self.kept_tables = 32
+        """Tables held in memory at a time (40 bytes a sample)."""
         self._tables: OrderedDict[int, np.ndarray] = OrderedDict()
 
     @property
@@ -109,24 +108,13 @@ class ShardIndex:
         return self._tables[shard]
 
     def split_sizes(self, first: int, last: int) -> np.ndarray:
-        """int64 [shards], samples of each whose bucket lies in [first, last)."""
+        """int64 [shards], samples of each whose bucket is in [first, last)."""
         return np.array([sum(shard.buckets[first:last]) for shard in self.shards], dtype=np.int64)
 
     def split_rows(self, shard: int, first: int, last: int) -> np.ndarray:
-        """int64, rows of a shard whose bucket lies in [first, last), in order."""
+        """int64, rows of a shard whose bucket is in [first, last), in order."""
         parts = buckets(self.table(shard))
         return np.flatnonzero((parts >= first) & (parts < last))
-
-    def locate(self, sample: int) -> tuple[int, int]:
-        """The number of the shard of a sample, and its row in there.
-
-        Raises:
-            IndexError: there is no such sample.
-        """
-        if not 0 <= sample < self.samples:
-            raise IndexError(f"sample {sample} of {self.samples}")
-        shard = int(np.searchsorted(self.ends, sample, side="right"))
-        return shard, sample - int(self.ends[shard] - self.sizes[shard])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_tables": OrderedDict()}
@@ -146,14 +134,14 @@ def write_index(folder: Path, shards: list[ShardEntry], fields: dict[str, str] |
 
 
 def load_index(location: str | Path, store: ShardStore | None = None) -> ShardIndex:
-    """Read an index and, in a folder, check that every shard is there with the promised size.
+    """Read an index and, in a folder, check that every shard is there with the size it lists.
 
     Contents are checked as samples are read (each has a checksum), when a shard is fetched, or all at once by
     `bridge-ds pack verify`.
 
     Args:
         location: folder or URL.
-        store: how to get at it; without it, see :func:`bridge_ds.data.shards.store.open_store`.
+        store: where to read it; by default that of :func:`bridge_ds.data.shards.store.open_store`.
 
     Raises:
         DataError: the folder or index is missing, malformed or of another version, or a shard is missing or has
@@ -166,7 +154,7 @@ def load_index(location: str | Path, store: ShardStore | None = None) -> ShardIn
         content = json_value(raw)
         version = content["version"]
         if version == INDEX_VERSION:
-            shards = tuple(_entry(shard) for shard in content["shards"])
+            shards = tuple(read_entry(shard) for shard in content["shards"])
             fields = _fields(content["fields"])
             if (name := twice(shard.name for shard in shards)) is not None:
                 raise ValueError(f"it lists the shard {name} twice")
@@ -189,7 +177,7 @@ def stage(index: ShardIndex, *, first: int = 0, progress: bool = False) -> None:
     Every process of the node calls this; locks make them share the work.
 
     Args:
-        first: where in the list to begin (the local rank: processes then begin with different shards).
+        first: position in the list to begin at (by local rank, so that processes begin with different shards).
         progress: whether to show a bar on a terminal.
 
     Raises:
@@ -227,7 +215,13 @@ def _fields(content: dict[str, Any]) -> dict[str, str]:
     return fields
 
 
-def _entry(content: dict[str, Any]) -> ShardEntry:
+def read_entry(content: dict[str, Any]) -> ShardEntry:
+    """A shard's entry from its JSON form.
+
+    Raises:
+        ValueError: a value is out of range, or not of the form that is expected.
+        KeyError: a key is missing.
+    """
     kinds = {"int": int, "str": str}
     values = {column.name: kinds.get(str(column.type), tuple)(content[column.name]) for column in columns(ShardEntry)}
     entry = ShardEntry(**values)

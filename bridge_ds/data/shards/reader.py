@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bridge_ds.data.shards.index import ShardIndex
-from bridge_ds.data.shards.samples import BadSample, fault_in, parse, split_name
+from bridge_ds.data.shards.samples import BadSample, check_sample, parse, split_name
 from bridge_ds.data.shards.scan import diagnose
 from bridge_ds.errors import DataError
 
 __all__ = ["SampleReader"]
 
-# Bytes; more than that between two samples are members that were left out, which no run has to read.
+# Bytes; more than that between two samples are skipped members, which no run has to read.
 _MOST_GAP = 1 << 16
 
 
@@ -25,7 +25,7 @@ class SampleReader:
     """Reads samples of a :class:`ShardIndex` by shard and row.
 
     Files open at first use and at most `open_files` stay open. It may be pickled (without its files) or inherited by a
-    forked worker: reads name their position (pread), so that processes that share a file do not disturb each other.
+    forked worker: reads give their offset (pread), so that processes that share a file do not disturb each other.
     """
 
     def __init__(self, index: ShardIndex, objective: str, *, max_characters: int = 0, open_files: int = 16) -> None:
@@ -46,17 +46,14 @@ class SampleReader:
 
         Raises:
             DataError: the shard cannot be read or is not what was indexed.
-            BadSample: the bytes are as they were indexed and make no sample for the objective.
+            BadSample: the bytes are as they were indexed and are no sample for the objective.
         """
         raw = self._bytes(shard, row)
-        entry = self._index.shards[shard]
         try:
-            content = parse(raw, entry.layout, self._index.fields)
+            content = parse(raw, self._index.shards[shard].layout, self._index.fields)
+            check_sample(content, self._objective, self._max_characters)
         except BadSample as error:
             raise BadSample(error.kind, f"{self.describe(shard, row)} {error}{_REMEDY}") from None
-        fault = fault_in(content, self._objective, self._max_characters)
-        if fault:
-            raise BadSample(fault.kind, f"{self.describe(shard, row)} {fault.reason}{_REMEDY}")
         return content
 
     def describe(self, shard: int, row: int) -> str:
@@ -64,11 +61,6 @@ class SampleReader:
         key = self._key(shard, row)
         named = f" (key {key!r})" if key else ""
         return f"sample {row}{named} of shard {self._index.shards[shard].name} in {self._index.location}"
-
-    def close(self) -> None:
-        """Close all files; the next read opens what it needs."""
-        while self._files:
-            self._files.popitem()[1][0].close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_files": OrderedDict()}
@@ -123,7 +115,7 @@ class SampleReader:
             try:
                 file = path.open("rb", buffering=0)
             except OSError as error:
-                # Another process may have made room in the cache since; then the shard is fetched again.
+                # Another process may have evicted it from the cache since; then the shard is fetched again.
                 if last or not isinstance(error, FileNotFoundError):
                     raise DataError(
                         f"shard {path} cannot be opened ({error.strerror}); check its rights, and that data.cache_gib "

@@ -6,7 +6,7 @@ import io
 import re
 import tarfile
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from bridge_ds.data.text.words import starts
 from bridge_ds.errors import DataError
@@ -18,9 +18,8 @@ __all__ = [
     "MAPPED",
     "REQUIRED_FIELDS",
     "BadSample",
-    "Fault",
-    "fault_in",
-    "is_left_out",
+    "check_sample",
+    "is_skipped",
     "join_members",
     "parse",
     "split_name",
@@ -42,19 +41,14 @@ more characters than `data.max_characters`."""
 _META = re.compile(r"__[^/]*__($|/)")
 
 
-class Fault(NamedTuple):
-    """What is wrong with a sample."""
-
-    kind: str
-    """One of :data:`KINDS`."""
-    reason: str
-    """The rest of a sentence that began with the sample's location."""
-
-
 class BadSample(DataError):
-    """A sample that is as it was packed and still of no use; `data.max_bad_samples` of them may be left out."""
+    """A sample that is as it was packed and cannot be used; `data.max_bad_samples` of them may be skipped."""
 
     def __init__(self, kind: str, message: str) -> None:
+        """Args:
+        kind: one of :data:`KINDS`.
+        message: a sentence, or its end: what comes after the sample's location.
+        """
         super().__init__(message)
         self.kind = kind
 
@@ -63,7 +57,7 @@ class BadSample(DataError):
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member, as webdataset cuts them: at the first dot of the base name.
+    """Key and extension of a member, as in webdataset: split at the first dot of the base name.
 
     >>> split_name("a/b.en.JSON")
     ('a/b', 'en.json')
@@ -82,17 +76,17 @@ def parse(raw: bytes, layout: str, fields: Mapping[str, str]) -> dict[str, Any]:
         fields: sample field -> field in the shard, where the names differ.
 
     Raises:
-        BadSample: (kind `malformed`, a reason only) no JSON object, not UTF-8, or a field given twice.
+        BadSample: (kind `malformed`, without the location) no JSON object, not UTF-8, or a field given twice.
     """
     if layout == "json":
         content = _object(raw)
     else:
-        # Zero blocks end the archive; without them tarfile would take the cut for damage.
+        # Zero blocks end the archive; without them tarfile would report a truncated one.
         with tarfile.open(fileobj=io.BytesIO(raw + bytes(1024)), mode="r:") as tar:
             content = join_members(
                 (split_name(member.name)[1], tar.extractfile(member).read())  # type: ignore[union-attr]
                 for member in tar
-                if member.name.lower().endswith((".json", ".txt")) and not is_left_out(member.name)
+                if member.name.lower().endswith((".json", ".txt")) and not is_skipped(member.name)
             )
     for name, there in fields.items():
         if there in content:
@@ -100,17 +94,17 @@ def parse(raw: bytes, layout: str, fields: Mapping[str, str]) -> dict[str, Any]:
     return content
 
 
-def is_left_out(name: str) -> bool:
-    """Whether a member is never read: `__meta__` names, which webdataset passes over too, and files of macOS."""
+def is_skipped(name: str) -> bool:
+    """Whether a member is never read: `__meta__` names, which webdataset skips too, and files of macOS."""
     return bool(_META.match(name)) or is_macos(name)
 
 
 def join_members(members: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
     """One object from the members of a sample.
 
-    A `.json` member gives all its fields; `NAME.txt` gives the field NAME, `.txt` alone (or as a lone member, whatever
-    stands before it) gives `text`. What belongs to a text file and not to its text is taken off: a byte-order mark,
-    line ends at its end; other line ends become those of Unix.
+    A `.json` member gives all its fields; `NAME.txt` gives the field NAME, `.txt` alone (or as the only member, under
+    any name) gives `text`. A byte-order mark and line ends at the end of a file are removed; other line ends become
+    those of Unix.
 
     Args:
         members: (extension, content) of each.
@@ -133,40 +127,39 @@ def join_members(members: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
     return content
 
 
-def fault_in(sample: Any, objective: str, max_characters: int = 0) -> Fault | None:
-    """What is wrong with a sample, if anything.
+def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
+    """Check that a sample can be trained on.
 
     Args:
         sample: parsed JSON.
         objective: `task` or `prefix_lm`.
         max_characters: longest allowed text in characters; 0 = any.
 
-    >>> fault_in({"source": "2 + 2"}, "task").reason
-    'has no `target`; the objective task needs `source` and `target`'
+    Raises:
+        BadSample: it cannot; the message comes after the sample's location (has no `target`; expected ...).
     """
     if not isinstance(sample, dict):
-        return Fault("malformed", f"is a JSON {type(sample).__name__}; expected an object with named fields")
+        raise BadSample("malformed", f"is a JSON {type(sample).__name__}; expected an object with named fields")
     required = REQUIRED_FIELDS[objective]
     optional = ("prompt",) if objective == "task" and sample.get("prompt") is not None else ()
     for field in required + optional:
         if field not in sample:
             names = " and ".join(f"`{name}`" for name in required)
-            return Fault("missing", f"has no `{field}`; the objective {objective} needs {names}")
+            raise BadSample("missing", f"has no `{field}`; the objective {objective} needs {names}")
         value = sample[field]
         if not isinstance(value, str):
-            return Fault("malformed", f"has a `{field}` of type {type(value).__name__}; expected text")
+            raise BadSample("malformed", f"has a `{field}` of type {type(value).__name__}; expected text")
         if not value.strip():
-            return Fault("empty", f"has an empty `{field}`; expected text")
+            raise BadSample("empty", f"has an empty `{field}`; expected text")
         if max_characters and len(value) > max_characters:
-            return Fault(
+            raise BadSample(
                 "too_long", f"has a `{field}` of {len(value)} characters; data.max_characters is {max_characters}"
             )
         if not _is_unicode(value):
-            return Fault("malformed", f"has an unpaired surrogate in `{field}`; expected text that UTF-8 can hold")
-    # The first half alone would do; it is the quick one.
+            raise BadSample("malformed", f"has an unpaired surrogate in `{field}`; expected text that UTF-8 can hold")
+    # starts() alone would do; split() is the quick check.
     if objective == "prefix_lm" and len(sample["text"].split(maxsplit=1)) < 2 and len(starts(sample["text"])) < 2:
-        return Fault("empty", "has fewer than two words in `text`; a prefix and a rest need at least two")
-    return None
+        raise BadSample("empty", "has fewer than two words in `text`; a prefix and a rest need at least two")
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Reading a tar once from end to end: where its samples lie, and whether anything in it must not be there.
+"""Reading a tar once from end to end: the offsets of its samples, and whether it holds anything that it must not.
 
-tarfile (and webdataset with it) takes a damaged header, or a cut between two members, for the end of the archive and
-says nothing. Here what follows the last member must be the zero blocks that end a tar, and nothing else.
+tarfile (and so webdataset) silently takes a damaged header, or a tar truncated between two members, for the end of the
+archive. Here only the zero blocks that end a tar may follow its last member.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bridge_ds.data.shards.samples import BadSample, is_left_out, join_members, parse, split_name
+from bridge_ds.data.shards.samples import BadSample, is_skipped, join_members, parse, split_name
 from bridge_ds.data.shards.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets, sample_id
 from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
@@ -33,14 +33,14 @@ class Scan:
     """What a tar holds."""
 
     entry: ShardEntry
-    """Its line of `index.json`; the table's size and hash are filled in when the table is written."""
+    """Its entry in `index.json`; the table's size and hash are set when the table is written."""
     table: np.ndarray
     """Structured [N], see :data:`bridge_ds.data.shards.table.TABLE_DTYPE`."""
     malformed: int = 0
     """Samples that are no JSON object or no UTF-8."""
     first_malformed: str = ""
     """Key and reason of the first of them."""
-    left_out: int = 0
+    skipped: int = 0
     """Members that are not read: of a suffix in `skip`, `__meta__` members, files of macOS."""
 
 
@@ -65,7 +65,7 @@ def scan_shard(
     Args:
         path: an uncompressed tar.
         fields: sample field -> field in the shard, where the names differ.
-        skip: suffixes (such as `jpg`) of members to leave out; any other than `.json` and `.txt` is an error.
+        skip: suffixes (such as `jpg`) of members to skip; any other than `.json` and `.txt` is an error.
         language: of its texts.
         source: corpus of its texts.
 
@@ -76,20 +76,20 @@ def scan_shard(
     skip = tuple(suffix.lower().lstrip(".") for suffix in skip)
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            counts = {"left out": 0}
-            samples = list(_samples(path.name, tar, skip, counts))
+            skipped: list[str] = []
+            samples = list(_samples(path.name, tar, skip, skipped))
             _check_end(path.name, file, tar.offset)
             scan = _describe(path, file, samples, fields or {}, language, source)
+            scan.skipped = len(skipped)
+            return scan
     except tarfile.TarError as error:
         raise DataError(f"shard {path.name} is not a complete tar ({error}); copy it again or make it again.") from None
     except OSError as error:
         raise DataError(f"shard {path} cannot be read ({error.strerror or error}); check path and rights.") from None
-    scan.left_out = counts["left out"]
-    return scan
 
 
 def diagnose(path: Path) -> str:
-    """Why a tar that is not what its index says is no good by itself: the scan's message, or nothing."""
+    """What is wrong with a tar by itself, for a message about one that differs from its index; empty if nothing is."""
     try:
         scan_shard(path)
     except DataError as error:
@@ -97,19 +97,19 @@ def diagnose(path: Path) -> str:
     return ""
 
 
-def _samples(shard: str, tar: tarfile.TarFile, skip: Sequence[str], counts: dict[str, int]) -> Iterator[_Sample]:
+def _samples(shard: str, tar: tarfile.TarFile, skip: Sequence[str], skipped: list[str]) -> Iterator[_Sample]:
     current: _Sample | None = None
     seen: set[str] = set()
     for member in tar:
-        # Or each header of the shard would stay in memory.
+        # Otherwise each header of the shard would stay in memory.
         tar.members = []  # type: ignore[attr-defined]
         _check_member(shard, member)
         if member.isdir():
             continue
         key, extension = split_name(member.name)
         suffix = extension.rpartition(".")[2]
-        if is_left_out(member.name) or suffix in skip:
-            counts["left out"] += 1
+        if is_skipped(member.name) or suffix in skip:
+            skipped.append(member.name)
             continue
         if suffix not in _READ or not key.rpartition("/")[2]:
             what = f"suffix {suffix!r}" if suffix else "no suffix"
@@ -170,8 +170,8 @@ def _check_end(shard: str, file: BinaryIO, offset: int) -> None:
         at += len(piece)
     if size - offset < _BLOCK:
         raise DataError(
-            f"shard {shard} ends at byte {size} without the zeros that end a tar: it was cut; copy it again or make it "
-            "again."
+            f"shard {shard} ends at byte {size} without the zeros that end a tar: it was truncated; copy it again or "
+            "make it again."
         )
 
 

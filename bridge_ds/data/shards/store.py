@@ -1,8 +1,8 @@
-"""Where the files of a data set lie, and how a node comes to have them: in a folder, or fetched once and verified.
+"""The files of a data set: in a folder, or fetched once to this node and verified.
 
 A remote data set is read through fsspec into a bounded cache; with `data.stage_dir` any data set is copied to a disk of
-the node before training. Either way a file appears under its final name only when it has the size and the sha256 that
-the index says, so that a dropped connection can never leave a short shard that passes for a whole one.
+the node before training. Either way a file appears under its final name only when it has the size and the sha256 in
+the index, so that a dropped connection can never leave a short shard that passes for a complete one.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Folder(ShardStore):
             found = path.stat().st_size
         except OSError as error:
             raise DataError(
-                f"shard {name} is missing from {self._folder} ({error.strerror}); the index says it; {_COPY_AGAIN}."
+                f"shard {name} is missing from {self._folder} ({error.strerror}); the index lists it; {_COPY_AGAIN}."
             ) from None
         if found != size:
             raise DataError(
@@ -98,7 +98,7 @@ class Folder(ShardStore):
 
 
 class NodeCache(ShardStore):
-    """A data set from elsewhere, its files kept on a disk of this node under names that hold their hash.
+    """A remote data set, its files kept on a disk of this node under names that hold their hash.
 
     All processes of the node share the folder: a lock beside each file makes one of them fetch while others wait.
     """
@@ -106,7 +106,7 @@ class NodeCache(ShardStore):
     def __init__(self, location: str, root: Path, limit: int | None, *, tries: int = 5, wait_s: float = 1.0) -> None:
         """Args:
         location: URL or folder to fetch from.
-        root: folder on this node; made if absent.
+        root: folder on this node; created if absent.
         limit: bytes to keep at most, the least recently used files go first; None = all are kept.
         tries: attempts for each file.
         wait_s: seconds before the second attempt; doubled before each further one.
@@ -171,7 +171,7 @@ class NodeCache(ShardStore):
                 self._download(name, path)
                 return prove()
             except (FileNotFoundError, PermissionError) as error:
-                # Waiting does not fix these.
+                # Waiting does not help here.
                 raise DataError(
                     f"{self.location}/{name} cannot be fetched ({type(error).__name__}); expected a file that this "
                     "node may read: check data.shards, and credentials if the location needs some."
@@ -199,7 +199,7 @@ class NodeCache(ShardStore):
         try:
             if path.stat().st_size != size:
                 return False
-            os.utime(path)  # now is its last use
+            os.utime(path)  # its last use is now
         except OSError:
             return False
         return True
@@ -227,11 +227,11 @@ class NodeCache(ShardStore):
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         with (self._root / f".{name}.lock").open("w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a kill lets go of it
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released if this process is killed
             try:
                 yield
             finally:
-                fcntl.flock(lock, fcntl.LOCK_UN)  # closing would not, while a process forked meanwhile has a copy
+                fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone would not, if a process forked meanwhile has a copy
 
 
 def is_remote(location: str) -> bool:
@@ -276,7 +276,7 @@ def _filesystem(location: str) -> Any:
         if scheme in ("http", "https"):
             import aiohttp
 
-            # No limit on the whole (shards are large), one on silence.
+            # No limit on the total time (shards are large), one on silence.
             options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}
         return fsspec.url_to_fs(location, **options)
     except ImportError as error:

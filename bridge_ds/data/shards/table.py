@@ -1,8 +1,8 @@
 """What the index says of one shard, and of each sample in it.
 
-The samples' part is a *table*: a `.npy` file beside the tar, of one row a sample (:data:`TABLE_DTYPE`), that anyone
-reads with `numpy.load`. It is a file of its own, read when its shard is, so that `index.json` stays small and a run
-over 10^9 samples starts as quickly as one over 10^3.
+The samples are in a *table*: a `.npy` file next to the tar with one row per sample (:data:`TABLE_DTYPE`), to be read
+with `numpy.load`. It is a file of its own, read when its shard is, so that `index.json` stays small and a run over 10^9
+samples starts as quickly as one over 10^3.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bridge_ds.errors import DataError
 __all__ = ["BUCKETS", "LAYOUTS", "TABLE_DTYPE", "ShardEntry", "buckets", "read_table", "sample_id", "table_name"]
 
 BUCKETS = 100
-"""Parts into which the hash of the sample id cuts a data set: a validation split is so many of them (percent)."""
+"""Parts into which the hash of the sample id divides a data set: a validation split is so many of them (percent)."""
 
 LAYOUTS = ("json", "members")
 """json: a sample is one `.json` member, and its row gives that member's data. members: a sample is one or more `.json`
@@ -63,7 +63,7 @@ class ShardEntry:
     source: str
     """Corpus the texts come from (empty = not stated)."""
     tail_crc32: int
-    """Of the bytes behind the last sample."""
+    """Of the bytes after the last sample."""
     characters: int
     """Characters of text in all samples."""
     buckets: tuple[int, ...]
@@ -76,7 +76,7 @@ def table_name(shard: str) -> str:
 
 
 def sample_id(key: str) -> int:
-    """64 bits that stand for a key wherever the sample lies."""
+    """64 bits that identify a sample by its key, whichever shard it is in."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "little")
 
 

@@ -47,8 +47,8 @@ def verify_shard(index: ShardIndex, number: int, path: Path) -> None:
             if where:
                 break
             end = offset + length
-    where = where or f"bytes {end} to {shard.bytes - 1} (behind the last sample)"
+    where = where or f"bytes {end} to {shard.bytes - 1} (after the last sample)"
     raise DataError(
         f"shard {shard.name} in {index.location} is damaged at {where}: its sha256 is {found[:12]}..., the index "
-        f"promises {shard.sha256[:12]}...; copy it again from where it was made, or index it again if that was meant."
+        f"says {shard.sha256[:12]}...; copy it again from where it was made, or index it again if that was meant."
     )

@@ -1,10 +1,11 @@
-"""A chat template around the soft prompt: rendered with the user's turn between two marks, and taken apart there.
+"""A chat template around the soft prompt: rendered with the user's turn between two marks, and split there.
 
-What is between the marks goes to the encoder, the rest stays text for the LLM, to the last blank and line end.
+What is between the marks goes to the encoder; the rest stays text for the LLM, exactly as rendered.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 from collections.abc import Mapping, Sequence
@@ -31,11 +32,11 @@ MARKS = ("\ufdd0", "\ufdd1")
 """Noncharacters of Unicode around the user's turn: no text holds them, and no chat template changes them."""
 _OPEN, _CLOSE = MARKS
 _BEGUN = "\ufdd5"
-"""Stands before an answer that has been begun."""
+"""Put before the beginning of an answer."""
 _DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _TODAY = datetime.date(2024, 7, 26)
-"""The date that templates get (Llama 3.2 writes it): the one that they use themselves where there is none. With
-the real one a run would change from day to day."""
+"""The date that templates get (Llama 3.2 writes it): their own default. With the real one a run would change from day
+to day."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Frame:
 
     @property
     def before_answer(self) -> str | None:
-        """What an answer follows directly; None = no template."""
+        """The text that an answer directly follows; None = no template."""
         return self.tail if self else None
 
 
@@ -81,7 +82,7 @@ def frame_of(tokenizer: Any, chat_template: bool, system: str) -> Frame:
     try:
         text = render(tokenizer, [{"role": "user", "content": "a"}], system=system)
         head, _, tail, _ = take_apart(text)
-    except ValueError as error:
+    except (ValueError, DataError) as error:
         raise ConfigError(
             f"data.chat_template is true and the tokenizer of the LLM cannot render a chat "
             f"({' '.join(str(error).split())[:120]}); expected a chat template; set data.chat_template=false, or "
@@ -108,12 +109,12 @@ def messages_of(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def mark(source: str) -> str:
-    """A user's turn for the chat template, from which :func:`take_apart` finds the soft prompt's position again."""
+    """A user's turn for the chat template, marked so that :func:`take_apart` finds the soft prompt's position."""
     return f"{_OPEN}{source}{_CLOSE}"
 
 
 def take_apart(text: str) -> tuple[str, str, str, bool]:
-    """What :func:`render` gave, as head, source, tail and whether an answer is begun in the tail.
+    """Split what :func:`render` gave into head, source, tail and whether an answer is begun in the tail.
 
     Raises:
         ValueError: the marks are not there.
@@ -135,14 +136,15 @@ def render(
     Args:
         tokenizer: the LLM's.
         history: messages with `role` and `content`.
-        answering: the assistant's turn is opened; else the last message, if it is the assistant's, is gone on with.
+        answering: open the assistant's turn; otherwise continue the last message, if it is the assistant's.
         system: system message of a chat that has none.
         options: of the template.
 
     Raises:
         ValueError: the tokenizer has no chat template.
+        DataError: the template refuses the chat, or has an error.
     """
-    import jinja2
+    from jinja2.exceptions import TemplateError
 
     own, source, answer = collapse(history, answering=not answering)
     system = guarded(tokenizer, own or system)
@@ -165,12 +167,18 @@ def render(
             )
         )
 
-    if not system:
-        return fill(turns)
     try:
-        return fill([{"role": "system", "content": system}, *turns])
-    except jinja2.exceptions.TemplateError:  # some templates know no system role
-        return fill([{"role": "user", "content": f"{system}\n\n{turns[0]['content']}"}, *turns[1:]])
+        if system:
+            with contextlib.suppress(TemplateError):  # some templates know no system role
+                return fill([{"role": "system", "content": system}, *turns])
+            turns[0]["content"] = f"{system}\n\n{turns[0]['content']}"
+        return fill(turns)
+    except TemplateError as error:
+        raise DataError(
+            f"the chat template of the LLM does not take this chat ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}); expected one that it takes; change the messages or the options "
+            "of the template, or give plain text."
+        ) from None
 
 
 def collapse(history: Sequence[dict[str, str]], answering: bool) -> tuple[str, str, str]:
@@ -178,7 +186,7 @@ def collapse(history: Sequence[dict[str, str]], answering: bool) -> tuple[str, s
 
     There is one soft prompt, so worked examples and the question are one text, as lm_eval writes them without a chat
     template. The system text stays text: it is an instruction to the LLM, and in the LLM's own language. A question
-    without anything before it is read as it is, so that it has the ids of the same text without a chat.
+    without earlier messages stays as it is, so that it has the ids of the same text without a chat.
 
     Args:
         history: messages with `role` and `content`.

@@ -1,6 +1,6 @@
-"""How a run writes text for its LLM: what opens it, and whether a target begins with a space.
+"""How a run writes text for its LLM: the token that opens it, and whether a target begins with a space.
 
-Settings (`data.bos`, `data.target_space`) say it, or leave it to the tokenizer, which is asked here.
+The settings `data.bos` and `data.target_space` decide, or leave it to the tokenizer (`auto`), as found out here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["KEEP", "WRITTEN", "begins_with_space", "opening", "settled"]
 
 WRITTEN = ("bos", "separator", "target_space", "target_end")
-"""Keys of `data` that say it."""
+"""Keys of `data` that decide it."""
 KEEP = "keep"
 """Value of `data.separator` that leaves the white space at a prompt's end as it is."""
 
@@ -29,19 +29,19 @@ KEEP = "keep"
 def opening(tokenizer: PreTrainedTokenizerBase, rule: str, model: ModelConfig, hub: Mapping[str, Any]) -> int | None:
     """Id of the token that opens the LLM's input, or none.
 
-    Most tokenizers that want one put it there themselves, but not all: transformers 5 passes over `add_bos_token`
-    beside a tokenizer.json, so the file itself is asked too. A begin token that neither of them puts (SmolLM2's
-    <|im_start|>, GPT-2's end token under another name) opens no text, and one that the tokenizer puts opens it whatever
-    its name (XGLM's is its end token).
+    Most tokenizers that need one add it themselves, but not all: transformers 5 ignores `add_bos_token` where there is
+    a tokenizer.json, so the config file is read too. A begin token that neither of them adds (SmolLM2's <|im_start|>,
+    GPT-2's end token under another name) opens no text, and one that the tokenizer adds does, whatever its name
+    (XGLM's is its end token).
 
     Args:
         tokenizer: the LLM's.
         rule: `data.bos`.
-        model: which LLM.
-        hub: where from (cache_dir, token, local_files_only).
+        model: the base models.
+        hub: options of the Hub (cache_dir, token, local_files_only).
 
     Raises:
-        ConfigError: one is always wanted, and the tokenizer has none; or the tokenizer puts several tokens there.
+        ConfigError: data.bos is always, and the tokenizer has none; or the tokenizer adds several tokens.
     """
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -61,7 +61,7 @@ def opening(tokenizer: PreTrainedTokenizerBase, rule: str, model: ModelConfig, h
         tokens = "".join(tokenizer.convert_ids_to_tokens(framed[:before]))
         raise ConfigError(
             f"the tokenizer of model.llm {model.llm!r} puts {tokens!r} before each text, and a bridge puts one token "
-            "or none; choose another LLM, or go on without them knowingly: data.bos=never."
+            "or none; choose another LLM, or train without them: data.bos=never."
         )
     if bos_id is None or framed[:1] == [bos_id]:
         return bos_id
@@ -76,8 +76,8 @@ def begins_with_space(tokenizer: PreTrainedTokenizerBase, rule: str) -> bool:
 
     A target continues a text. Byte-level BPE (GPT-2, Qwen, Llama 3) and Gemma keep the space in the word's token, so
     "b" alone is not the token that the model has learnt to expect after "a". SentencePiece with its dummy prefix
-    (Llama 2, T5) adds the space itself, and one more would be an extra token. No attribute says which holds; so compare
-    the tail of "a b" with both ways of writing "b".
+    (Llama 2, T5) adds the space itself, and one more would be an extra token. No attribute says which it is, so the
+    end of "a b" is compared with both ways of writing "b".
 
     Args:
         tokenizer: the LLM's.
@@ -90,8 +90,8 @@ def begins_with_space(tokenizer: PreTrainedTokenizerBase, rule: str) -> bool:
 
 
 def settled(data: DataConfig, tokenizers: Tokenizers) -> DataConfig:
-    """What `auto` has come to, to be recorded: another release of transformers may come to something else."""
-    bos = tokenizers.llm.bos_token_id  # another token can only be found again as it was
+    """The config with `auto` resolved, to be recorded: another release of transformers may resolve it differently."""
+    bos = tokenizers.llm.bos_token_id  # any other token can only be found again by `auto`
     found: dict[str, Any] = {
         "bos": "never" if tokenizers.bos_id is None else "always" if tokenizers.bos_id == bos else "auto",
         "target_space": "space" if tokenizers.leading_space else "none",

@@ -1,7 +1,7 @@
 """Encoders that take the language of a text as a tag among its ids: NLLB, M2M-100, mBART.
 
-Their tokenizers hold one source language at a time (`src_lang`), English at first, and put its tag before or behind
-every text, so that a Sinhala text would be read as English. Here the ids around a text are taken from the tokenizer
+Their tokenizers hold one source language at a time (`src_lang`), English at first, and put its tag before or after
+every text, so that a Sinhala text would be read as English. Here the ids around a text are read from the tokenizer
 once for each of its languages, and the tokenizer itself is never switched again.
 
 Languages are named by the encoder's own tags (sin_Sinh, si, si_LK) or by ISO 639-1 and 639-3 codes, with or without a
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridge_ds.data.text.spiece import frame
+from bridge_ds.data.text.plain import frame
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.world import World
 
@@ -25,7 +25,7 @@ __all__ = ["SHARD_LANGUAGE", "SourceLanguages", "find_languages"]
 
 _log = logging.getLogger(__name__)
 SHARD_LANGUAGE = "__shard_language__"
-"""Under this name a sample carries the language that the index gives its shard."""
+"""Field of a sample that holds the language that the index gives for its shard."""
 _SAME = """
     af afr, ak aka, am amh, ar ara arb, as asm, ay aym ayr, az aze azj, ba bak, be bel, bg bul, bm bam, bn ben, bo bod,
     br bre, bs bos, ca cat, cs ces, cy cym, da dan, de deu, dz dzo, ee ewe, el ell, en eng, eo epo, es spa, et est ekk,
@@ -71,13 +71,13 @@ class SourceLanguages:
         return next(iter(exact or same), None)
 
     def tag(self, language: object) -> str:
-        """The same; for the empty text the default, which is said once.
+        """The same; for an empty language the default, with a warning (once).
 
         Raises:
-            DataError: no text, or a language that the tokenizer does not have.
+            DataError: not a text, or a language that the tokenizer does not have.
         """
         if not language:
-            self._say("the language of a text is not known")
+            self._warn("the language of a text is not known")
             return self.default
         found = self.find(language) if isinstance(language, str) else None
         if found is None:
@@ -92,10 +92,10 @@ class SourceLanguages:
         return found
 
     def tag_or_default(self, language: str) -> str:
-        """For a benchmark's own codes: where the encoder lacks the language it is the default, which is said once."""
+        """For a benchmark's own codes: the default, with a warning (once), where the encoder lacks the language."""
         found = self.find(language)
         if found is None:
-            self._say(f"the encoder has no tag for the language {language!r}")
+            self._warn(f"the encoder has no tag for the language {language!r}")
         return found or self.default
 
     def check(self, setting: str, language: str) -> None:
@@ -106,10 +106,10 @@ class SourceLanguages:
         except DataError as error:
             raise ConfigError(f"{setting}: {error}") from None
 
-    def _say(self, what: str) -> None:
-        if (what, self.default) not in _said and _speaks():
+    def _warn(self, what: str) -> None:
+        if (what, self.default) not in _said and _is_first():
             _log.warning(
-                "%s, and this encoder puts a tag of it beside each text: %s is used; name it (a field `language`, "
+                "%s, and this encoder needs a tag of it with each text: %s is used; name it (a field `language`, "
                 "data.source_language, --language).",
                 what, self.default,
             )  # fmt: skip
@@ -122,7 +122,7 @@ _said: set[tuple[str, str]] = set()
 def find_languages(tokenizer: Any) -> SourceLanguages | None:
     """The source languages of a tokenizer; None if it has no tags for them.
 
-    It is switched from one language to the next, and left as it was.
+    It is switched to each language in turn, and back.
     """
     default = getattr(tokenizer, "src_lang", None)
     codes: Sequence[str] = list(getattr(tokenizer, "lang_code_to_id", {}))
@@ -141,13 +141,13 @@ def find_languages(tokenizer: Any) -> SourceLanguages | None:
 
 
 def _parts(language: str) -> tuple[str, ...]:
-    """Language, script and region in small letters, the language by its first code: `("si", "sinh")`."""
+    """Language, script and region in lower case, the language by its first code: `("si", "sinh")`."""
     first, *rest = language.strip("_").replace("-", "_").lower().split("_")
     return (_FIRST.get(first, first), *rest)
 
 
-def _speaks() -> bool:
-    """Whether this process is the one of its job that says what all of them find."""
+def _is_first() -> bool:
+    """Whether this process is the one of its job that warns of what all of them find."""
     from torch.utils.data import get_worker_info
 
     worker = get_worker_info()

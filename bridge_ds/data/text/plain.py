@@ -1,34 +1,35 @@
-"""Text is text: what a person wrote never becomes a token that only a program may write. Over any tokenizer.
+"""What a person wrote never becomes a control token. For any tokenizer.
 
 A control token (`</s>`, `<|im_end|>`, `<extra_id_0>`) that a text spells out is read as these characters; only
 what a tokenizer puts around a text by itself, and what a chat template writes, is one. transformers'
 `split_special_tokens` does this for byte-level BPE alone: a Unigram or word-level vocabulary (T5, XLM-R) holds `</s>`
-as a piece, and finds it without any help.
+as an ordinary piece and finds it anyway.
 
-Most texts hold none, and keep the ids that the tokenizer gives. The others go through a twin of it, in which every
-control token is spelt with a noncharacter in front, so that no text holds one and a template still can.
+Most texts hold none, and keep the ids that the tokenizer gives. The others are tokenized by a copy of it in which every
+control token is spelled with a noncharacter in front, so that no text can hold one and a template still can.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["BREAK", "NONCHARACTERS", "behind", "control_tokens", "guarded", "template_ids", "text_ids"]
+__all__ = ["BREAK", "NONCHARACTERS", "control_tokens", "frame", "guarded", "ids_after", "template_ids", "text_ids"]
 
 BREAK = "\ufdd2"
-"""Stands inside a control token that somebody wrote into a chat, until its template is around it."""
+"""Put inside a control token that a user wrote in a chat, until the template has been rendered."""
 _GUARD = "\ufdd3"
-"""Stands before a control token in the twin's vocabulary."""
+"""Put before a control token in the vocabulary of the copy."""
 NONCHARACTERS = re.compile("[\ufdd0-\ufdd5]")
 """Those of Unicode that mark something here (see also :mod:`bridge_ds.data.text.chat`); no text holds them."""
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 """T5's sentinels; some tokenizers do not call them special."""
 _MARKUP = re.compile(r"<\S+>|\[\S+\]")
-"""What an added token that steers a model looks like, and a word or a run of blanks does not."""
+"""The form of an added token that controls a model, unlike a word or white space."""
 
 
 def control_tokens(tokenizer: Any) -> dict[str, int]:
@@ -61,33 +62,43 @@ def text_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[lis
     Args:
         tokenizer: of transformers, or :class:`bridge_ds.data.text.spiece.SentencePieceTokenizer`.
         texts: as people wrote them.
-        special: with what the tokenizer puts around a text by itself.
+        special: with the special tokens that the tokenizer adds.
     """
-    # verbose=False: texts are truncated and counted elsewhere, so "longer than the maximum length" would only be noise.
+    # verbose=False: texts are truncated and counted elsewhere; no warning "longer than the maximum length" is needed.
     rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
     if getattr(tokenizer, "reads_text", False):
         return rows
     return _control(tokenizer).fixed(list(texts), rows, special)
 
 
-def behind(tokenizer: Any, letter: str, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts that go on behind a letter: without the space that SentencePiece puts before each text.
+def ids_after(tokenizer: Any, character: str, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts that follow a character directly: without the space that SentencePiece puts before each text.
 
-    Where a text shares a token with the letter, as if nothing stood before it.
+    A text that shares a token with the character gets the ids that it has alone.
 
     Args:
         tokenizer: as of :func:`text_ids`.
-        letter: the last that stands before; empty = nothing does.
+        character: the last one before the text; empty = none.
         texts: as people wrote them.
     """
-    (before,) = text_ids(tokenizer, [letter], special=False)
+    (before,) = text_ids(tokenizer, [character], special=False)
     alone = text_ids(tokenizer, texts, special=False)
-    whole = text_ids(tokenizer, [letter + text for text in texts], special=False)
-    return [row[len(before) :] if row[: len(before)] == before else own for row, own in zip(whole, alone, strict=True)]
+    both = text_ids(tokenizer, [character + text for text in texts], special=False)
+    return [row[len(before) :] if row[: len(before)] == before else own for row, own in zip(both, alone, strict=True)]
+
+
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Special ids that a tokenizer puts before and after a text, as it is now (a language tag may change)."""
+    bare: list[int] = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
+    framed: list[int] = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
+    for start in range(len(framed) - len(bare) + 1):
+        if framed[start : start + len(bare)] == bare:
+            return framed[:start], framed[start + len(bare) :]
+    raise AssertionError(f"{framed} does not hold {bare}")
 
 
 def template_ids(tokenizer: Any, text: str) -> list[int]:
-    """LLM ids of a part of a rendered chat template: its own control tokens are such, those of :func:`guarded` text."""
+    """LLM ids of a part of a rendered chat template; control tokens in :func:`guarded` text stay text."""
     if not text:
         return []
     if BREAK in text:
@@ -96,7 +107,7 @@ def template_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def guarded(tokenizer: Any, content: str) -> str:
-    """A message for a chat template, with a mark inside each control token that it holds."""
+    """A message for a chat template, with :data:`BREAK` inside each control token that it holds."""
     return _control(tokenizer).broken(NONCHARACTERS.sub("", content))
 
 
@@ -108,50 +119,45 @@ class _Control:
         self.names = control_tokens(tokenizer)
         unknown = tokenizer.unk_token_id
         marks = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        # An unknown letter gives <unk> by right.
+        # An unknown character rightly gives <unk>.
         self.ids = frozenset(self.names.values()) - ({unknown} - marks)
         longest_first = sorted(self.names, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._anywhere = re.compile(f"(?=({self.pattern.pattern}))")
-        self._twin: Any = None
-        self._made = False
 
     def fixed(self, texts: list[str], rows: list[list[int]], special: bool) -> list[list[int]]:
-        """The rows, those that hold a control token made again."""
-        before, after = self._frame() if special else ([], [])
+        """The rows; those that hold a control token are tokenized again."""
+        before, after = frame(self._tokenizer) if special else ([], [])
         found = []
         for text, row in zip(texts, rows, strict=True):
-            # Both are asked: some tokenizers take an end token in the text for their own, and some normalize letters
-            # (fullwidth ones) until they are a control token.
+            # Both are checked: some tokenizers take an end token in the text for their own, and some normalize
+            # characters (fullwidth ones) until they are a control token.
             inner = row[len(before) : len(row) - len(after)]
             if self.pattern.search(text) or not self.ids.isdisjoint(inner):
-                row = [*before, *self._letters(text), *after]
+                row = [*before, *self._plain(text), *after]
             found.append(row)
         return found
 
     def template(self, text: str) -> list[int]:
         """See :func:`template_ids`."""
-        twin = self._load_twin()
-        if twin is not None:
+        if self._twin is not None:
             written = self.pattern.sub(lambda match: _GUARD + match[0], text.replace(_GUARD, ""))
-            return list(twin.encode(written.replace(BREAK, ""), add_special_tokens=False).ids)
+            return list(self._twin.encode(written.replace(BREAK, ""), add_special_tokens=False).ids)
         ids: list[int] = []
-        for place, part in enumerate(re.split(f"({self.pattern.pattern})", text)):
+        for position, part in enumerate(re.split(f"({self.pattern.pattern})", text)):
             plain = part.replace(BREAK, "")
-            ids += [self.names[part]] if place % 2 else self._letters(plain) if plain else []
+            ids += [self.names[part]] if position % 2 else self._plain(plain) if plain else []
         return ids
 
     def broken(self, text: str) -> str:
-        """With BREAK after the first letter of each control token."""
-        places = {match.start() + 1 for match in self._anywhere.finditer(text)}
-        return "".join(BREAK + letter if place in places else letter for place, letter in enumerate(text))
+        """With BREAK after the first character of each control token."""
+        breaks = {match.start() + 1 for match in self._anywhere.finditer(text)}
+        return "".join(BREAK + character if at in breaks else character for at, character in enumerate(text))
 
-    def _letters(self, text: str) -> list[int]:
-        twin = self._load_twin()
-        if twin is not None:
-            return list(twin.encode(text.replace(_GUARD, "\ufdd4"), add_special_tokens=False).ids)
-        tokenizer = self._of()
-        assert tokenizer is not None
+    def _plain(self, text: str) -> list[int]:
+        if self._twin is not None:
+            return list(self._twin.encode(text.replace(_GUARD, "\ufdd4"), add_special_tokens=False).ids)
+        tokenizer = self._tokenizer
         ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)[
             "input_ids"
         ]
@@ -160,25 +166,16 @@ class _Control:
         parts = tokenizer(self.broken(text).split(BREAK), add_special_tokens=False, verbose=False)["input_ids"]
         return [number for part in parts for number in part]
 
-    def _frame(self) -> tuple[list[int], list[int]]:
-        """Special ids before and after a text, as the tokenizer is now: a language tag may change."""
+    @property
+    def _tokenizer(self) -> Any:
         tokenizer = self._of()
         assert tokenizer is not None
-        bare = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
-        framed = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
-        starts = (at for at in range(len(framed) - len(bare) + 1) if framed[at : at + len(bare)] == bare)
-        before = next(starts)
-        return framed[:before], framed[before + len(bare) :]
+        return tokenizer
 
-    def _load_twin(self) -> Any:
-        """The backend (package `tokenizers`) with guarded control tokens; none where the tokenizer has no such."""
-        if not self._made:
-            self._made = True
-            self._twin = self._build_twin()
-        return self._twin
-
-    def _build_twin(self) -> Any:
-        backend = getattr(self._of(), "backend_tokenizer", None)
+    @functools.cached_property
+    def _twin(self) -> Any:
+        """The backend (package `tokenizers`) with guarded control tokens; None where the tokenizer has no backend."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
         import tokenizers
@@ -198,7 +195,7 @@ class _Control:
                 token |= {"content": _GUARD + token["content"], "normalized": False}
         try:
             twin = tokenizers.Tokenizer.from_str(json.dumps(values))
-        except Exception:  # a model that the edited vocabulary does not fit: the package raises nothing narrower
+        except Exception:  # the edited vocabulary does not fit the model: the package raises nothing narrower
             return None
         named = all(twin.token_to_id(_GUARD + name) == number for name, number in self.names.items())
         return twin if named else None
@@ -218,13 +215,13 @@ def _control(tokenizer: Any) -> _Control:
 
 
 def _own_vocabulary(tokenizer: Any) -> frozenset[str]:
-    """Names in the model's own vocabulary, without what was added to it; empty where that cannot be told."""
+    """Names in the model's own vocabulary, without what was added to it; empty where that is unknown."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return frozenset() if backend is None else frozenset(backend.get_vocab(with_added_tokens=False))
 
 
 def _template_tokens(tokenizer: Any) -> frozenset[str]:
-    """Added tokens that the chat template writes; a word or white space that stands in it is none."""
+    """Added tokens that the chat template writes; words and white space in it are none."""
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         return frozenset()

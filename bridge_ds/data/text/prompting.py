@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bridge_ds.data.text.chat import Frame, take_apart
-from bridge_ds.data.text.plain import behind, template_ids
+from bridge_ds.data.text.plain import ids_after, template_ids
 from bridge_ds.data.text.truncate import Limits, fit
 from bridge_ds.errors import DataError
 
@@ -18,7 +18,7 @@ __all__ = ["Context", "ContextIds", "DoesNotFit", "answers", "context_ids", "fra
 
 
 _USER = "a"
-"""Stands for the end of a user's turn."""
+"""An example of what a user's turn ends with."""
 
 
 class DoesNotFit(DataError):
@@ -38,10 +38,10 @@ class Context:
     prompt: str | None = None
     """What the LLM reads instead of the source, if it reads text at all; None = the source."""
     begun: bool = False
-    """The tail holds the beginning of an answer, which goes on from there."""
+    """The tail holds the beginning of an answer, which is continued."""
     continues: bool = False
-    """No answer follows but the rest of the same text: of a long one the end is read, as prefix_lm trains it, and no
-    chat template is put around it."""
+    """What follows is not an answer but the rest of the same text: a long one is truncated at its beginning, as in
+    prefix_lm training, and gets no chat template."""
     language: str = ""
     """Of the source, for an encoder that needs it; empty = not known."""
 
@@ -63,7 +63,7 @@ class ContextIds:
     """LLM ids of the text itself, where the LLM reads it."""
     tail: list[int]
     """LLM ids."""
-    cut: tuple[str, ...] = ()
+    truncated: tuple[str, ...] = ()
     """Which of `source` and `prompt` were truncated."""
 
 
@@ -76,8 +76,8 @@ def context_ids(
         of: both tokenizers.
         context: the text.
         limits: most tokens, and the side on which longer texts are truncated.
-        following: positions of the LLM to keep free behind the context.
-        bridge: the encoder reads the source; else the LLM alone does.
+        following: positions of the LLM to keep free after the context.
+        bridge: the encoder reads the source; otherwise only the LLM does.
         prompt: the LLM reads it too.
 
     Raises:
@@ -96,16 +96,16 @@ def context_ids(
         limits = replace(limits, side="left")
     fixed = limits.soft + 1 if limits.soft and source else 0
     room = _room(limits.positions, len(head) + len(tail) + following + fixed)
-    source, ids, cut = fit(source, ids, limits, of.kept_ends(source), room)
-    return ContextIds(head, source, ids, tail, cut)
+    source, ids, truncated = fit(source, ids, limits, of.kept_ends(source), room)
+    return ContextIds(head, source, ids, tail, truncated)
 
 
 def frame_ids(of: Tokenizers, frame: Frame) -> tuple[list[int], list[int]]:
     """LLM ids before the soft prompt, BOS first, and after it."""
     head, tail = template_ids(of.llm, frame.head), template_ids(of.llm, frame.tail)
-    if frame.tail:  # which goes on behind the user's turn, see behind()
-        before, whole = template_ids(of.llm, _USER), template_ids(of.llm, _USER + frame.tail)
-        tail = whole[len(before) :] if whole[: len(before)] == before else tail
+    if frame.tail:  # it follows the user's turn, see ids_after()
+        before, both = template_ids(of.llm, _USER), template_ids(of.llm, _USER + frame.tail)
+        tail = both[len(before) :] if both[: len(before)] == before else tail
     if of.bos_id is not None and head[:1] != [of.bos_id]:
         head = [of.bos_id, *head]
     return head, tail
@@ -121,20 +121,20 @@ def framed(context: Context, frame: Frame) -> Context:
 def answers(
     of: Tokenizers, texts: Sequence[str], tail: str | None, closed: bool = True, parted: Sequence[bool] | None = None
 ) -> list[list[int]]:
-    """LLM ids of whole answers, not truncated.
+    """LLM ids of answers, not truncated.
 
     Args:
         of: both tokenizers.
         texts: the answers.
         tail: the end of the chat template that they follow directly; None = no template, as :meth:`Tokenizers.targets`.
-        closed: with what closes a target in training.
+        closed: with the end token, where training closes a target with it.
         parted: as of :meth:`Tokenizers.targets`.
     """
     if tail is None:
         found = of.targets(texts, parted)
     else:
-        # After a line end no space. After a sign (Llama 2's [/INST]) the tokenizer's own, which such templates write.
-        found = behind(of.llm, tail[-1:] if tail[-1:].isspace() else "", [text.strip() for text in texts])
+        # No space after a line end; otherwise (Llama 2's [/INST]) the tokenizer's own, which such templates write.
+        found = ids_after(of.llm, tail[-1:] if tail[-1:].isspace() else "", [text.strip() for text in texts])
     return [[*ids, *of.closing] for ids in found] if closed else found
 
 
@@ -148,7 +148,7 @@ def parse(context: str) -> Context:
 
 
 def _room(positions: int, taken: int) -> int | None:
-    """Positions that are left; None = any number."""
+    """Positions that remain; None = any number."""
     if not positions:
         return None
     if taken + 2 > positions:

@@ -1,8 +1,8 @@
 """Encoder ids exactly as SentencePiece gives them, and what a tokenizer loses in which script.
 
 transformers 5 rebuilds T5's and mT5's tokenizer without byte fallback: a character outside the vocabulary, which
-SentencePiece spells in bytes, becomes `<unk>` and is gone. Its normaliser also differs on some clusters of marks, and
-it takes `</s>` inside a text for the end token. Where the model's own `spiece.model` is at hand it is used instead.
+SentencePiece encodes as bytes, becomes `<unk>` and is lost. Its normalizer also differs on some clusters of marks, and
+it takes `</s>` inside a text for the end token. Where the model's own `spiece.model` is available it is used instead.
 Tokens that somebody has added to the model's own (LangBridge adds white space) are still found in texts, but for
 control tokens (:mod:`bridge_ds.data.text.plain`).
 """
@@ -17,12 +17,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
-from bridge_ds.data.text.plain import BREAK, control_tokens
+from bridge_ds.data.text.plain import BREAK, control_tokens, frame
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PROBES", "SentencePieceTokenizer", "find_spiece", "frame", "unk_shares", "with_spiece"]
+__all__ = ["PROBES", "SentencePieceTokenizer", "find_spiece", "with_spiece"]
 
 PROBES: Mapping[str, str] = {
     "am": "ድመቷ ምንጣፉ ላይ ተቀመጠች።", "ar": "جلست القطة على الحصيرة.", "bn": "বিড়ালটি মাদুরে বসেছিল।",
@@ -84,7 +84,7 @@ class SentencePieceTokenizer:
         rows = [self._split(text) for text in texts] if self._added else self._spiece.encode(list(texts))
         if self._control:
             rows = [
-                row if self._control.isdisjoint(row) else self._letters(text)
+                row if self._control.isdisjoint(row) else self._in_parts(text)
                 for row, text in zip(rows, texts, strict=True)
             ]
         if add_special_tokens:
@@ -96,20 +96,20 @@ class SentencePieceTokenizer:
         return bool(of.is_control(piece) or of.is_unknown(piece) or of.is_unused(piece))
 
     def _split(self, text: str) -> list[int]:
-        """Ids of a text that may hold added tokens; what stands between these is SentencePiece's."""
+        """Ids of a text that may hold added tokens; between these, SentencePiece encodes it."""
         ids: list[int] = []
-        for place, part in enumerate(re.split(f"({self._added})", text)):
-            ids += [self._vocabulary[part]] if place % 2 else self._spiece.encode(part)
+        for position, part in enumerate(re.split(f"({self._added})", text)):
+            ids += [self._vocabulary[part]] if position % 2 else self._spiece.encode(part)
         return ids
 
-    def _letters(self, text: str) -> list[int]:
-        """Ids of a text that holds a control token which is a piece of the model: it is read in two parts."""
+    def _in_parts(self, text: str) -> list[int]:
+        """Ids of a text that holds a control token which is a piece of the model: the token is encoded in two parts."""
         encode = self._split if self._added else self._spiece.encode
         parts = self._broken.sub(f"\\1{BREAK}", text).split(BREAK)
         return [number for part in parts for number in encode(part)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text again; special tokens are left out."""
+        """The text again, without special tokens."""
         size = self._spiece.get_piece_size()
         return str(self._spiece.decode([number for number in map(int, ids) if number < size]))
 
@@ -122,7 +122,7 @@ class SentencePieceTokenizer:
         return self._vocabulary
 
     def agrees(self) -> bool:
-        """Whether both have the same ids for all pieces (families with shifted ids, such as XLM-R, have not)."""
+        """Whether both have the same ids for all pieces (not so for families with shifted ids, such as XLM-R)."""
         pieces = (self._spiece.id_to_piece(number) for number in range(self._spiece.get_piece_size()))
         return all(self._vocabulary.get(piece) == number for number, piece in enumerate(pieces))
 
@@ -148,34 +148,8 @@ def with_spiece(
     return exact if exact.agrees() else tokenizer
 
 
-def unk_shares(tokenizer: Any, texts: Mapping[str, str] = PROBES) -> dict[str, float]:
-    """Share of a text's tokens that are `<unk>` (0 to 1), by language: what the encoder never sees."""
-    rows = tokenizer(list(texts.values()), add_special_tokens=False, verbose=False)["input_ids"]
-    lost = tokenizer.unk_token_id
-    return {name: sum(i == lost for i in row) / max(1, len(row)) for name, row in zip(texts, rows, strict=True)}
-
-
 def find_spiece(name: str, revision: str | None, hub: Mapping[str, Any] = MappingProxyType({})) -> Path | None:
     """The `spiece.model` of a folder or of a hub model that is in the cache."""
-    from transformers.utils import cached_file
+    from bridge_ds.frozen.verify import cached_file
 
-    folder = Path(resolve(name))
-    if folder.is_dir():
-        return folder / "spiece.model" if (folder / "spiece.model").is_file() else None
-    # Loading has just fetched it if the hub has one, so the cache is asked and the network left alone.
-    found = cached_file(
-        name, "spiece.model", revision=revision, **{**hub, "local_files_only": True, "force_download": False},
-        _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
-    return Path(found) if found else None
-
-
-def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Special ids that a tokenizer puts before and after a text."""
-    bare: list[int] = tokenizer(["a"], add_special_tokens=False)["input_ids"][0]
-    framed: list[int] = tokenizer(["a"], add_special_tokens=True)["input_ids"][0]
-    for start in range(len(framed) - len(bare) + 1):
-        if framed[start : start + len(bare)] == bare:
-            return framed[:start], framed[start + len(bare) :]
-    raise AssertionError(f"{framed} does not hold {bare}")
+    return cached_file(resolve(name), "spiece.model", revision, hub)

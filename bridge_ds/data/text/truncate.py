@@ -1,4 +1,4 @@
-"""Which part of a text that is too long is read: the one rule, for training and for every other use. Pure."""
+"""Which part of a text that is too long is read: one rule for training and every other use. Pure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fit(
         source: encoder ids, special tokens included.
         prompt: LLM ids.
         limits: lengths and side.
-        ends: ids at the source's beginning (a language tag) and at its end (an end token) that stay in any case.
+        ends: ids at the source's beginning (a language tag) and at its end (an end token) that are always kept.
         room: positions that the LLM has for both and the end vector (for the prompt alone if the number of soft tokens
             is fixed); None = any number.
 
@@ -73,9 +73,9 @@ def truncated(ids: list[int], limit: int, side: str, opening: int = 0, closing: 
     Args:
         ids: of a text.
         limit: most of them.
-        side: where they go.
-        opening: how many ids at the beginning stay in any case (other special tokens there go with the text).
-        closing: how many ids at the end (0 or 1) do.
+        side: right or left, where ids are dropped.
+        opening: how many ids at the beginning are always kept (other special tokens there are dropped with the text).
+        closing: how many ids at the end (0 or 1) are.
     """
     if len(ids) <= limit:
         return ids

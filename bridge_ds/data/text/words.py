@@ -1,9 +1,9 @@
 """Where a text may be split: between words, and in scripts without spaces between characters.
 
 Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan and some other scripts write words without spaces. A text in one
-of them is one "word" to anything that looks for spaces, so that it could not be split, and a paragraph of it looked
-like a heading. Letters with the marks that belong to them stay together (near to the grapheme clusters of Unicode's
-annex 29, with the vowels of Thai and Lao that are written apart).
+of them is one "word" to anything that looks for spaces, so that it could not be split, and a paragraph of it would
+look like a heading. Characters and the marks that belong to them stay together (close to the grapheme clusters of
+Unicode annex 29, plus the vowels of Thai and Lao that are written apart).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _UNSPACED = re.compile(
     "\u1b00-\u1b4c\u3005-\u3007\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c"
     "\ua980-\ua9ff\uaa60-\uaadf\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
 )
-"""Letters of scripts without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, Tai Le, New Tai Lue, Tai Tham, Balinese, kana,
-Bopomofo, Han, Yi, Javanese, Tai Viet."""
+"""Characters of scripts without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, Tai Le, New Tai Lue, Tai Tham, Balinese,
+kana, Bopomofo, Han, Yi, Javanese, Tai Viet."""
 _WIDE = re.compile(
     "[\u3000-\u303f\u3041-\u312f\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
 """Han, kana and their punctuation: a line that ends in one of these is not parted from the next by a space."""
 _STACKS = "\u0f84\u1039\u17d2\u1a60\ua9c0\u1b44\u200d"
-"""Signs that put the next letter under this one (virama, coeng), and the joiner."""
+"""Signs that put the next character under this one (virama, coeng), and the joiner."""
 _BEFORE = re.compile("[\u0e40-\u0e44\u0ec0-\u0ec4]")
-"""Vowels of Thai and Lao that are written before the letter after which they are spoken."""
+"""Vowels of Thai and Lao that are written before the consonant after which they are spoken."""
 _AFTER = re.compile("[\u0e30\u0e32\u0e33\u0e45-\u0e46\u0eb0\u0eb2\u0eb3\u3005\u309d\u309e\u30fc-\u30fe]")
-"""Letters that belong to the one before them: vowels of Thai and Lao, marks that repeat or lengthen."""
+"""Characters that belong to the one before them: vowels of Thai and Lao, marks that repeat or lengthen."""
 
 
 def without_spaces(text: str) -> bool:
-    """Whether the letters of a text are mostly of scripts without spaces."""
+    """Whether the characters of a text are mostly of scripts without spaces."""
     if not _UNSPACED.search(text):
         return False
     others = sum(map(str.isalpha, _UNSPACED.sub("", text)))
@@ -47,7 +47,7 @@ def without_spaces(text: str) -> bool:
 
 
 def starts(text: str) -> list[int]:
-    """Indices at which a word begins; in a text without spaces, also those of the letters of a script without them.
+    """Indices at which a word begins; in a text without spaces, also those of the characters of such a script.
 
     Such a text may hold some spaces (Thai and Khmer have them between sentences): a word begins after each, too. A text
     of other scripts is split at its spaces alone, whatever else it holds.
@@ -60,7 +60,7 @@ def starts(text: str) -> list[int]:
 
 
 def words_of(text: str) -> list[str]:
-    """The words that :func:`starts` finds, each with the white space before it; that at the text's end is left out."""
+    """The words that :func:`starts` finds, each with the white space before it; that at the text's end is dropped."""
     found, before = [], ""
     for start, end in itertools.pairwise([0, *starts(text)[1:], len(text)]):
         word = text[start:end].rstrip()
@@ -79,17 +79,17 @@ def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]
     Raises:
         DataError: the text has fewer than two words.
     """
-    places = starts(text)
-    if len(places) < 2:
-        raise DataError(f"has {len(places)} words in `text`; a prefix and a rest need at least two: join or remove it.")
-    lowest = max(1, math.ceil(0.1 * len(places)))
-    highest = min(len(places) - 1, math.floor(0.9 * len(places)))
-    at = places[lowest + int(uniform(seed, epoch, number) * (highest - lowest + 1))]
+    words = starts(text)
+    if len(words) < 2:
+        raise DataError(f"has {len(words)} words in `text`; a prefix and a rest need at least two: join or remove it.")
+    lowest = max(1, math.ceil(0.1 * len(words)))
+    highest = min(len(words) - 1, math.floor(0.9 * len(words)))
+    at = words[lowest + int(uniform(seed, epoch, number) * (highest - lowest + 1))]
     return text[:at].strip(), text[at:].strip()
 
 
 def is_parted(text: str, before: str) -> bool:
-    """Whether white space stands behind the first part of :func:`split_text` in its text."""
+    """Whether white space follows the first part of :func:`split_text` in its text."""
     return text.lstrip()[len(before)].isspace()
 
 
@@ -103,9 +103,9 @@ def joined(lines: Iterable[str]) -> str:
     return "".join(pieces)
 
 
-def _begins(text: str, place: int) -> bool:
-    """Whether the text may be split before this character, beside a letter of a script without spaces."""
-    before, here = text[place - 1], text[place]
+def _begins(text: str, position: int) -> bool:
+    """Whether the text may be split before this character, next to one of a script without spaces."""
+    before, here = text[position - 1], text[position]
     if before.isspace():
         return True
     if before in _STACKS or _BEFORE.fullmatch(before) or unicodedata.category(before) in ("Ps", "Pi"):
@@ -115,5 +115,5 @@ def _begins(text: str, place: int) -> bool:
         return False
     if _UNSPACED.fullmatch(here):
         return True
-    # A word of another script or a number goes whole: it begins where it meets such a letter, a mark or punctuation.
+    # A word of another script or a number is not split: it begins after such a character, a mark or punctuation.
     return bool(_UNSPACED.fullmatch(before)) or unicodedata.category(before)[0] in "P"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,14 @@ def index_folder(
     Args:
         folder: with tars in it.
         fields: sample field -> field in the tars, where the names differ.
-        skip: suffixes of members to leave out.
+        skip: suffixes of members to skip.
         language: of the texts.
         source: what the texts come from.
-        processes: that read at a time.
+        processes: how many read at a time.
         progress: whether to show a bar on a terminal.
 
     Returns:
-        The index, and remarks for the user: what was left out, and samples that are malformed (these count against
+        The index, and remarks for the user: what was skipped, and samples that are malformed (these count against
         `data.max_bad_samples` when a run meets them).
 
     Raises:
@@ -58,8 +59,8 @@ def index_folder(
     scans = _scan_all(paths, processes, progress, fields=fields, skip=skip, language=language, source=source)
     write_index(folder, [scan.entry for scan in scans], dict(fields or {}))
     remarks = []
-    if left_out := sum(scan.left_out for scan in scans):
-        remarks.append(f"{left_out} members were left out (--skip, __meta__ names, or files of macOS)")
+    if skipped := sum(scan.skipped for scan in scans):
+        remarks.append(f"{skipped} members were skipped (--skip, __meta__ names, or files of macOS)")
     if malformed := sum(scan.malformed for scan in scans):
         first = next(scan.first_malformed for scan in scans if scan.malformed)
         remarks.append(f"{malformed} samples are bad and count against data.max_bad_samples; the first: {first}")
@@ -69,14 +70,10 @@ def index_folder(
 def _scan_all(paths: Sequence[Path], processes: int, progress: bool, **options: Any) -> list[Scan]:
     from tqdm import tqdm
 
-    # disable=None: a bar on a terminal, nothing in a log file.
-    show = None if progress else True
-    if min(processes, len(paths)) <= 1:
-        return [index_shard(path, **options) for path in tqdm(paths, desc="indexing", unit=" shards", disable=show)]
-    with ProcessPoolExecutor(min(processes, len(paths))) as pool:
-        work = pool.map(partial(_index, options), paths)
-        return list(tqdm(work, total=len(paths), desc="indexing", unit=" shards", disable=show))
-
-
-def _index(options: dict[str, Any], path: Path) -> Scan:
-    return index_shard(path, **options)
+    work = partial(index_shard, **options)
+    with ExitStack() as stack:
+        many = min(processes, len(paths)) > 1
+        run = stack.enter_context(ProcessPoolExecutor(min(processes, len(paths)))).map if many else map
+        # disable=None: a bar on a terminal, nothing in a log file.
+        bar = None if progress else True
+        return list(tqdm(run(work, paths), total=len(paths), desc="indexing", unit=" shards", disable=bar))
