@@ -101,8 +101,8 @@ def _belonging(m: Measurements, _: Thresholds) -> Iterator[Finding]:
             f"{part}_changed", True,
             f"The {_NAMES[part]} is not the one that this bridge was trained with (its identity in the checkpoint's "
             "manifest is another).",
-            "Put the one back that its manifest.json names (config: model, name and revision), or train anew with this "
-            "one: a bridge fits one encoder, one LLM and their own tokenizers only.",
+            "Put the one back that its manifest.json names (config: model, name and revision), or train again with "
+            "this one: a bridge fits one encoder, one LLM and their own tokenizers only.",
         )  # fmt: skip
     for part in m.outside_vocabulary:
         yield Finding(

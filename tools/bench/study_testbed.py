@@ -29,11 +29,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from  import write_embedded  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bridge_ds.cli import Parser  # noqa: E402
+from bridge_ds.data.packing.write import pack_rows  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
+from bridge_ds.testbed import ENGLISH_ROWS, english_rows  # noqa: E402
 from tools.bench import testbed_rows  # noqa: E402
 
 QUICK = ("train.steps=4", "train.global_batch=8", "checkpoint.every=4", "evaluation.limit=8")
@@ -82,8 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     # Seed by seed: whatever there is when it is interrupted has every arm.
     runs = [(arm, seed) for seed in seeds for arm in ARMS]
     if not options.report_only:
-        write_embedded(options.output.resolve() / "shards")  # once for all runs
-        overrides.insert(0, f"data.shards={options.output.resolve() / 'shards'}")
+        shards = options.output.resolve() / "shards"  # of all runs
+        if not (shards / "index.json").is_file():
+            pack_rows(english_rows(ENGLISH_ROWS), shards)
+        overrides.insert(0, f"data.shards={shards}")
         cores = len(os.sched_getaffinity(0))
         jobs = options.jobs or min(cores, len(ARMS))
         threads = max(1, cores // jobs)
