@@ -92,7 +92,7 @@ def test_harness(run: Path, split: str) -> None:
     # As lm_eval does, which always gives a device.
     for more in ({}, {"device_map": split}, {"device_map": "auto", "max_memory": "cpu=3MB;disk=1GB"}):
         lm = BridgeLM(run=str(run), batch_size=2, device="cuda:0", **more)  # type: ignore[arg-type]
-        placed = getattr(lm.answerer.model.llm.model, "hf_device_map", {"": "cpu"})
+        placed = getattr(lm.answerer.generator.model.llm.model, "hf_device_map", {"": "cpu"})
         assert set(placed.values()) == ({"cpu", "disk"} if more else {"cpu"})
         found.append((lm.loglikelihood(asked, disable_tqdm=True), lm.generate_until(written, disable_tqdm=True)))
     assert found[0] == found[1] == found[2]

@@ -1,6 +1,6 @@
 """What a source layout says about a checkpoint: which key becomes what. Names and shapes only, no numbers.
 
-Letters: D encoder width, H LLM width.
+Dimensions: D encoder width, H LLM width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One sample exactly as the LLM sees it, each soft vector beside the LLM token that it is nearest to.
 
-Letters: M soft vectors, V vocabulary, H LLM width.
+Dimensions: M soft vectors, V vocabulary, H LLM width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measure a loaded run on some of its own training samples.
 
-Letters: B batch, S encoder tokens, X spliced length, H LLM width, N target tokens, M soft vectors,
+Dimensions: B batch, S encoder tokens, X spliced length, H LLM width, N target tokens, M soft vectors,
 P positions of a soft prompt.
 """
 

@@ -1,6 +1,6 @@
 """Tensors that forward and generate take, as the batch that the bridge takes; and options that need token ids.
 
-Letters: B batch, S encoder tokens, K LLM tokens on one side of the soft prompt, T target tokens.
+Dimensions: B batch, S encoder tokens, K LLM tokens on one side of the soft prompt, T target tokens.
 """
 
 from __future__ import annotations

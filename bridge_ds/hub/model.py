@@ -1,6 +1,6 @@
 """`BridgeForCausalLM`: a trained bridge with its two base models, as a model of transformers.
 
-Letters: B batch, S encoder tokens, K LLM tokens on one side of the soft prompt, T target tokens, X spliced length,
+Dimensions: B batch, S encoder tokens, K LLM tokens on one side of the soft prompt, T target tokens, X spliced length,
 V vocabulary.
 """
 

@@ -1,6 +1,6 @@
 """Greedy decoding after a prefix, one token a step from the cache; works under ZeRO-3, where transformers' does not.
 
-Letters: B batch, X prefix length and what has been written, H LLM width, V vocabulary.
+Dimensions: B batch, X prefix length and what has been written, H LLM width, V vocabulary.
 """
 
 from __future__ import annotations

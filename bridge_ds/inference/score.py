@@ -1,6 +1,6 @@
 """Score every choice of a sample after a prefix that is computed once.
 
-Letters: B batch, R choices of all rows, X prefix length, T tokens of a choice (end included), N positions predicted,
+Dimensions: B batch, R choices of all rows, X prefix length, T tokens of a choice (end included), N positions predicted,
 V vocabulary.
 """
 

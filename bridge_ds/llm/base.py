@@ -1,6 +1,6 @@
 """What a frozen and a trained LLM share: embedding of token ids, logits at chosen positions, end ids.
 
-Letters: B batch, X spliced length, H LLM width, V vocabulary, N positions predicted.
+Dimensions: B batch, X spliced length, H LLM width, V vocabulary, N positions predicted.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The training loss: a plain sum over target tokens, so that the division can be by the global count.
 
-Letters: N target tokens of the micro-batch, V vocabulary.
+Dimensions: N target tokens of the micro-batch, V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Segments of many lengths become one contiguous sequence a row: a pure function, both padding sides.
 
-Letters: B batch, K positions of the segments, X spliced length, H LLM width.
+Dimensions: B batch, K positions of the segments, X spliced length, H LLM width.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Memory of one rank, part by part; tests/plan compares it with what autograd keeps and with measured runs.
 
-Letters: L encoder layers, D encoder width, H LLM width, F its feed-forward width, V vocabulary.
+Dimensions: L encoder layers, D encoder width, H LLM width, F its feed-forward width, V vocabulary.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 vLLM: `vllm serve LLM --enable-prompt-embeds` (its documentation, "Prompt Embedding Inputs"). `prompt_embeds` of its
 /v1/completions is base64 of a tensor [X, H] as torch.save writes it, to which it adds no chat template.
 
-Letters: B rows of a batch, X positions of a prompt, H LLM width.
+Dimensions: B rows of a batch, X positions of a prompt, H LLM width.
 """
 
 from __future__ import annotations

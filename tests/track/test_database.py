@@ -272,7 +272,7 @@ def test_what_was_deleted_in_mlflow_is_named_with_the_command_that_brings_it_bac
     tracker.on_start(step=1, total_steps=2)
     tracker.on_end("finished")
     lines = caplog.messages
-    assert len(lines) == 1 and "experiments restore -x" in lines[0] and "track.sync" in lines[0]
+    assert len(lines) == 1 and "experiments restore -x" in lines[0] and "bridge-ds sync" in lines[0]
 
 
 def test_files_that_cannot_be_sent_are_said_with_their_place(

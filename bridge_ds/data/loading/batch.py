@@ -1,6 +1,6 @@
 """The contract between data and model: what one micro-batch holds.
 
-Letters: B batch, S encoder tokens, P prompt tokens, T target tokens.
+Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From token lists to padded tensors, and a step's tensors as one flat buffer. Pure.
 
-Letters: B batch, S encoder tokens, P prompt tokens, T target tokens.
+Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """All the data of a run: one data set or a weighted mixture, its training split, in one global order.
 
-Letters: G positions asked for.
+Dimensions: G positions asked for.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 :func:`bridge_ds.data.loading.collate.collate` makes them in the data worker, so that nothing has to be asked of a GPU
 during a micro-batch. The same functions work on masks that are on a device already; the host then waits for it.
 
-Letters: B batch, S encoder tokens, M of them that are real, F soft tokens, P prompt tokens, T target tokens, K
+Dimensions: B batch, S encoder tokens, M of them that are real, F soft tokens, P prompt tokens, T target tokens, K
 positions of a row before closing the gaps, X spliced length, N predicting positions.
 """
 

@@ -1,6 +1,6 @@
 """Which samples an optimizer step uses, and which rank gets which of them. No sample is read here.
 
-Letters: G rows of a global batch, W ranks, A micro-batches per rank, K global batches of a window.
+Dimensions: G rows of a global batch, W ranks, A micro-batches per rank, K global batches of a window.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Bucketing by length: the rows of a global batch go to ranks and micro-batches, similar lengths together. Pure.
 
-Letters: G rows of a global batch, W ranks, A accumulation rounds (micro-batches per rank), B rows of a micro-batch,
+Dimensions: G rows of a global batch, W ranks, A accumulation rounds (micro-batches per rank), B rows of a micro-batch,
 K global batches of a window.
 """
 

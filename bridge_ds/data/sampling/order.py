@@ -9,7 +9,7 @@ An epoch is a *block shuffle*: the shards are permuted, consecutive shards in th
 of each window are permuted together. So a run reads from one window of shards at a time. No
 list of samples is ever made: memory grows with the number of shards alone (a few words each).
 
-Letters: G rows of a global batch, N shards, D data sets of a mixture.
+Dimensions: G rows of a global batch, N shards, D data sets of a mixture.
 """
 
 from __future__ import annotations
