@@ -261,7 +261,7 @@ class Run:
         hooks = self.hooks.hooks
         if self.world.is_main:
             from bridge_ds.track.console import Console
-            from bridge_ds.track.metrics import MetricsLog
+            from bridge_ds.track.metrics_file import MetricsLog
             from bridge_ds.track.plots import PlotHook
 
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}

@@ -17,7 +17,7 @@ from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.text.prompting import framed
 from bridge_ds.data.text.truncate import side_of
-from bridge_ds.doctor.load import load_patient
+from bridge_ds.doctor.load import load_run
 from bridge_ds.doctor.measure import examine
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
@@ -201,7 +201,7 @@ def in_hub(run: Path) -> list[Ids]:
 
 
 def in_doctor(run: Path) -> list[Ids]:
-    loaded = load_patient(run, "cpu")
+    loaded = load_run(run, "cpu")
     _, rows = examine(loaded, len(TEXTS))
     bos = loaded.tokenizers.bos_id
     found = {tuple(row.source): (list(row.head) or [bos], row.source, row.prompt) for row in rows}

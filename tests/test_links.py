@@ -15,7 +15,7 @@ from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.disk import real, remove, write_text
 from bridge_ds.errors import BridgeError
 from bridge_ds.hub.export import export
-from bridge_ds.track.metrics import MetricsLog
+from bridge_ds.track.metrics_file import MetricsLog
 from tests import launch
 from tests.convert import peers, saved
 from tools.convert import main as convert

@@ -38,18 +38,18 @@ def main(argv: list[str] | None = None) -> int:
 def _examine(options: argparse.Namespace) -> int:
     from bridge_ds.doctor.diagnose import diagnose
     from bridge_ds.doctor.example import look
-    from bridge_ds.doctor.load import load_patient
+    from bridge_ds.doctor.load import load_run
     from bridge_ds.doctor.measure import examine
     from bridge_ds.doctor.text import page
     from bridge_ds.engine.distributed import device_of
     from bridge_ds.errors import ConfigError
-    from bridge_ds.track.metrics import plain
+    from bridge_ds.track.metrics_file import plain
     from bridge_ds.world import World
 
     if options.device and options.device_map:
         raise ConfigError("both --device and --device-map are given; expected one of them.")
     device_map = options.device or options.device_map
-    loaded = load_patient(options.run, device_of(World()) if device_map is None else device_map, options.max_memory)
+    loaded = load_run(options.run, device_of(World()) if device_map is None else device_map, options.max_memory)
     measured, rows = examine(loaded, options.samples)
     findings = diagnose(measured)
     example = None if measured.outside_vocabulary or measured.not_finite else look(loaded, rows[0])

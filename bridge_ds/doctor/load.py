@@ -29,10 +29,10 @@ from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.inference.bases import Placing
 from bridge_ds.inference.load import load_model, open_run
 from bridge_ds.testbed import english_rows
-from bridge_ds.track.metrics import iter_metrics
+from bridge_ds.track.metrics_file import iter_metrics
 from bridge_ds.world import World
 
-__all__ = ["LoadedRun", "load_patient", "mapping_moved", "recorded_loss", "training_samples"]
+__all__ = ["LoadedRun", "load_run", "mapping_moved", "recorded_loss", "training_samples"]
 
 _RECORDED_STEPS = 20
 """Steps whose mean is the recorded loss: one step's batch is too few samples."""
@@ -51,7 +51,7 @@ class LoadedRun:
     """Fields of :class:`bridge_ds.doctor.measurements.Measurements` found while loading."""
 
 
-def load_patient(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
+def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
     """Load the newest valid checkpoint; other base models or tokenizers than its own are noted and not refused.
 
     Args:

@@ -25,7 +25,7 @@ from bridge_ds.hub.config import BridgeConfig, from_run
 from bridge_ds.hub.folder import CARD, CONFIG, GENERATION, find_file, read_config, read_json, tensor_files
 from bridge_ds.inference.load import open_run
 from bridge_ds.metrics import current_names
-from bridge_ds.track.metrics import iter_metrics
+from bridge_ds.track.metrics_file import iter_metrics
 
 __all__ = ["HUB_OPTIONS", "BridgeSource", "check_bases", "hub_options", "open_source"]
 

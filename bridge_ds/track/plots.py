@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge_ds.disk import atomic_write, real
 from bridge_ds.engine.hooks import Hook, StepRecord
-from bridge_ds.track.metrics import read_metrics
+from bridge_ds.track.metrics_file import read_metrics
 
 __all__ = ["PlotHook", "plot_accuracy", "plot_layer_weights", "plot_loss"]
 

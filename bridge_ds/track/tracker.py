@@ -18,7 +18,7 @@ from bridge_ds.disk import write_text
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.errors import BridgeError
 from bridge_ds.metrics import current_names
-from bridge_ds.track.metrics import parse_line
+from bridge_ds.track.metrics_file import parse_line
 
 __all__ = [
     "UNITS", "Tracker", "TrackerState", "is_due", "numbers", "one_line", "score_points", "units_table",

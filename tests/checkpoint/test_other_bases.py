@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint.layout import manifest_sha256
 from bridge_ds.config.load import load_run_config, save_config
-from bridge_ds.doctor.load import load_patient
+from bridge_ds.doctor.load import load_run
 from bridge_ds.errors import BridgeError, CheckpointError
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
@@ -63,7 +63,7 @@ def test_a_base_model_with_one_change_is_refused_by_evaluation_hub_export_and_se
             with pytest.raises(CheckpointError, match=r"not what .* was trained with"):
                 export(str(run), tmp_path / "out")
         key = part if change == "tensor" else f"{part}_tokenizer"
-        assert load_patient(run, torch.device("cpu")).facts["changed"] == (key,)
+        assert load_run(run, torch.device("cpu")).facts["changed"] == (key,)
     finally:
         shutil.rmtree(folder)
         shutil.copytree(kept, folder)
@@ -88,7 +88,7 @@ def test_other_end_ids_are_refused_at_every_door_and_a_checkpoint_that_records_n
         load_trained(run, config, torch.device("cpu"), print)
     with pytest.raises(CheckpointError, match="the set of end ids of"):
         BridgeForCausalLM.from_pretrained(run)
-    assert load_patient(run, torch.device("cpu")).facts["changed"] == ("llm_end_ids",)
+    assert load_run(run, torch.device("cpu")).facts["changed"] == ("llm_end_ids",)
     (llm / "generation_config.json").write_text(json.dumps(settings | {"temperature": 0.3, "do_sample": True}))
     BridgeForCausalLM.from_pretrained(run)  # what is not used may be another
 
@@ -96,7 +96,7 @@ def test_other_end_ids_are_refused_at_every_door_and_a_checkpoint_that_records_n
     path.write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}))
     (llm / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [1, 262]}))
     assert BridgeForCausalLM.from_pretrained(run).generation_config.eos_token_id == [1, 262]
-    assert load_patient(run, torch.device("cpu")).facts["changed"] == ()
+    assert load_run(run, torch.device("cpu")).facts["changed"] == ()
 
 
 def test_a_model_as_pytorch_model_bin_is_taken_and_proven_by_preflight_training_and_use(

@@ -59,7 +59,7 @@ def test_the_checkpoints_function_and_the_last_starts_places(runs: dict[str, Pat
 def test_every_door_gives_the_same_with_another_record(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval")
     from bridge_ds.doctor.diagnose import diagnose
-    from bridge_ds.doctor.load import load_patient
+    from bridge_ds.doctor.load import load_run
     from bridge_ds.doctor.measure import examine
     from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
     from bridge_ds.harness.model import BridgeLM
@@ -76,7 +76,7 @@ def test_every_door_gives_the_same_with_another_record(runs: dict[str, Path], mo
         answers[name] = answerer.write([answerer.row(TEXT)]), answerer.identity()
         opened = BridgeLM(run=str(run), device="cpu")
         harness[name] = opened.config, opened.answerer.prompts.limits, opened.window
-        losses[name] = examine(load_patient(run, torch.device("cpu")), 8)[0]
+        losses[name] = examine(load_run(run, torch.device("cpu")), 8)[0]
     assert answers["other"] == answers["own"]
     assert harness["other"][1:] == harness["own"][1:] and harness["other"][0].fusion == harness["own"][0].fusion
     assert losses["other"].loss_right == losses["own"].loss_right

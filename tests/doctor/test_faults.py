@@ -16,7 +16,7 @@ from bridge_ds.data.loading.collate import collate
 from bridge_ds.data.loading.tokenize import TokenizedSample
 from bridge_ds.doctor.diagnose import diagnose
 from bridge_ds.doctor.example import look
-from bridge_ds.doctor.load import LoadedRun, load_patient, recorded_loss
+from bridge_ds.doctor.load import LoadedRun, load_run, recorded_loss
 from bridge_ds.doctor.measure import examine, lookalikes, losses, others
 from bridge_ds.doctor.measurements import Measurements
 from bridge_ds.doctor.text import page
@@ -30,7 +30,7 @@ SAMPLES = 48
 
 
 def examined(run: Path) -> tuple[LoadedRun, Measurements, list[TokenizedSample]]:
-    loaded = load_patient(run, torch.device("cpu"))
+    loaded = load_run(run, torch.device("cpu"))
     return loaded, *examine(loaded, SAMPLES)
 
 
@@ -139,12 +139,12 @@ def test_what_cannot_be_examined_is_one_sentence(models: dict[str, Path], tmp_pa
     run = make_run(tmp_path / "run", [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}"])
     configure(run, "fusion", name="last_layer")
     with pytest.raises(CheckpointError, match="set fusion and mapping as in its config"):
-        load_patient(run, torch.device("cpu"))
+        load_run(run, torch.device("cpu"))
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(CheckpointError, match="no valid checkpoint"):
-        load_patient(run, torch.device("cpu"))
+        load_run(run, torch.device("cpu"))
     with pytest.raises(ConfigError, match="holds no config"):
-        load_patient(tmp_path, torch.device("cpu"))
+        load_run(tmp_path, torch.device("cpu"))
 
 
 def test_sources_are_exchanged_between_different_targets() -> None:

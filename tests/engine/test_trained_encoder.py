@@ -14,7 +14,7 @@ from bridge_ds.config.load import load_run_config
 from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.loader import make_loader
 from bridge_ds.data.loading.tokenize import load_tokenizers
-from bridge_ds.doctor.load import load_patient
+from bridge_ds.doctor.load import load_run
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.inference.load import load_trained
@@ -131,7 +131,7 @@ def test_what_is_trained_is_read_back(stage3: Path) -> None:
     parameters = dict(model.named_parameters())
     assert all(torch.equal(parameters[name], tensor) for name, tensor in held.items())
     # The doctor holds against the files only what is not trained.
-    assert load_patient(stage3, torch.device("cpu")).facts["differing_weights"] == ()
+    assert load_run(stage3, torch.device("cpu")).facts["differing_weights"] == ()
     with pytest.raises(CheckpointError, match=r"differ in encoder.model.*set encoder as in its config.yaml"):
         load_trained(stage3, load_run_config(stage3, ["encoder.trainable=false"]), torch.device("cpu"), print)
 

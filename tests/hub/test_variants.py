@@ -16,7 +16,7 @@ from bridge_ds.data.loading.collate import collate
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.diagnose import diagnose
 from bridge_ds.doctor.example import look
-from bridge_ds.doctor.load import load_patient
+from bridge_ds.doctor.load import load_run
 from bridge_ds.doctor.measure import examine
 from bridge_ds.doctor.text import page
 from bridge_ds.errors import ConfigError, DataError
@@ -137,7 +137,7 @@ def test_training_and_scoring_do_not_depend_on_the_batch_or_on_who_makes_the_lay
 
 def test_the_doctor_examines_a_fixed_number_of_soft_tokens(bases: dict[str, Path], tmp_path: Path) -> None:
     models = [f"model.encoder={bases['mt5']}", f"model.llm={bases['llama']}", "model.dtype=float32"]
-    loaded = load_patient(make_run(tmp_path / "run", [*models, *LATENT]), torch.device("cpu"))
+    loaded = load_run(make_run(tmp_path / "run", [*models, *LATENT]), torch.device("cpu"))
     measured, rows = examine(loaded, 16)
     assert len(measured.soft_norm_by_position) == LATENTS and measured.loss_right
     assert sum(measured.layer_weights) == pytest.approx(1, abs=1e-3)

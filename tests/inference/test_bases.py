@@ -17,7 +17,7 @@ from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
-from bridge_ds.doctor.load import load_patient
+from bridge_ds.doctor.load import load_run
 from bridge_ds.doctor.measure import examine
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.evaluation.scorer import Scorer
@@ -76,7 +76,7 @@ def scored(run: Path, device_map: Any) -> dict[str, Any]:
     contexts = [Context(TEXTS[0]), Context(None), Context(TEXTS[1], "be brief: ", "\nso ")]
     found["score"] = answerer.score(contexts, [[Continuation(f" {label}") for label in LABELS]] * 3)
     found["write"] = answerer.write(contexts, 6, ["q"])
-    loaded = load_patient(run, device_map)
+    loaded = load_run(run, device_map)
     found["measured"], rows = examine(loaded, 5)
     found["example"] = look(loaded, rows[0])
     hub, inputs = BridgeForCausalLM.from_pretrained(run, device_map=device_map), BridgeProcessor.from_pretrained(run)

@@ -23,7 +23,7 @@ from sqlalchemy.event import listen
 from bridge_ds.config.load import save_config
 from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
 from bridge_ds.disk import write_text
-from bridge_ds.track.metrics import MetricsLog
+from bridge_ds.track.metrics_file import MetricsLog
 from bridge_ds.track.mlflow import tracking_uri
 from bridge_ds.track.mlflow_database import prepare, sqlite_path, sqlite_uri
 from bridge_ds.track.sync import main as sync

@@ -16,7 +16,7 @@ import pytest
 from bridge_ds.config.load import flatten, save_config
 from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
 from bridge_ds.track import trackers
-from bridge_ds.track.metrics import MetricsLog
+from bridge_ds.track.metrics_file import MetricsLog
 from bridge_ds.track.mlflow import tracking_uri
 from bridge_ds.track.sync import main
 from bridge_ds.track.tracker import is_due, numbers

@@ -21,7 +21,7 @@ from bridge_ds.config.load import load_config, save_config
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import ConfigError
 from bridge_ds.track import trackers
-from bridge_ds.track.metrics import MetricsLog
+from bridge_ds.track.metrics_file import MetricsLog
 from bridge_ds.track.sync import main as sync
 from tests import launch
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bridge_ds.errors import DataError
-from bridge_ds.track.metrics import MetricsLog, read_metrics
+from bridge_ds.track.metrics_file import MetricsLog, read_metrics
 
 from .records import record
 
