@@ -22,7 +22,7 @@ class PartFile:
     def __init__(self, path: Path, header: str) -> None:
         """Args:
         path: folders above it are made.
-        header: one line; a file with another one is begun anew.
+        header: one line; a file with another header is started over.
         """
         self.path, self.header = path, header
         self.replaced = False

@@ -35,7 +35,7 @@ class Thresholds:
     1.7; an LLM with norms inside reads several times that, but far beyond it the layers' own output no longer counts in
     the residual sum."""
     smallest: float = 0.05
-    """The same from below: attention and positions then drown the soft prompt."""
+    """The same from below: the soft prompt is then lost beside attention noise and positions."""
     untrained: float = 0.01
     """Distance of the mapping from its initial value, relative: at this distance it is still a random projection. Adam
     moves each weight by about the learning rate a step, so even 100 steps at 3e-5 move a matrix of D = 2048 by 20 %."""

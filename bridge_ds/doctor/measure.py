@@ -28,7 +28,7 @@ __all__ = ["Losses", "SoftStatistics", "examine", "lookalikes", "losses", "other
 
 BATCH = 16
 """Samples in one forward pass."""
-PLACES = 16
+POSITIONS = 16
 """First positions of the soft prompt that are reported one by one."""
 
 
@@ -146,9 +146,9 @@ def others(rows: Sequence[TokenizedSample]) -> list[int]:
     """For each sample the next one that has another target; the next one where all have the same."""
     count = len(rows)
     found = []
-    for place, row in enumerate(rows):
-        ways = ((place + step) % count for step in range(1, count))
-        found.append(next((other for other in ways if rows[other].target != row.target), (place + 1) % count))
+    for index, row in enumerate(rows):
+        ways = ((index + step) % count for step in range(1, count))
+        found.append(next((other for other in ways if rows[other].target != row.target), (index + 1) % count))
     return found
 
 
@@ -156,9 +156,9 @@ def lookalikes(rows: Sequence[TokenizedSample]) -> list[int]:
     """For each sample, of those with another target the one whose source shares most tokens with its own."""
     bags = [Counter(row.source) for row in rows]
     found = []
-    for place, fallback in enumerate(others(rows)):
-        rivals = [other for other, row in enumerate(rows) if row.target != rows[place].target] or [fallback]
-        found.append(max(rivals, key=lambda other: (bags[place] & bags[other]).total() / bags[other].total()))
+    for index, fallback in enumerate(others(rows)):
+        rivals = [other for other, row in enumerate(rows) if row.target != rows[index].target] or [fallback]
+        found.append(max(rivals, key=lambda other: (bags[index] & bags[other]).total() / bags[other].total()))
     return found
 
 
@@ -210,8 +210,8 @@ class SoftStatistics:
         square = self._square_P.sum() / self._count_P.sum()
         # A position that few samples reach is left out.
         enough = (self._count_P >= max(2, 0.5 * float(self._count_P[0]))).tolist()
-        places = [place for place, is_enough in enumerate(enough[:PLACES]) if is_enough]
-        at = torch.tensor(places)
+        indices = [index for index, is_enough in enumerate(enough[:POSITIONS]) if is_enough]
+        at = torch.tensor(indices)
         mean_PH = self._sum_PH[at] / self._count_P[at, None]
         varying_P = 1 - mean_PH.pow(2).sum(-1) / (self._square_P[at] / self._count_P[at]).clamp(min=1e-300)
         return {

@@ -84,7 +84,7 @@ def build_model(
 
 
 def _prepare_hpz(size: int, world: World) -> None:
-    """Every rank means the same groups, of its own node, and DeepSpeed can make them for two models."""
+    """Check that all ranks have the same hpZ groups, each in its node; let DeepSpeed make them for two models."""
     expected = agree(size, world)
 
     def check() -> None:
@@ -168,7 +168,7 @@ def _gather_by_layer(part: torch.nn.Module) -> None:
 
     Not for a model in which anything is trained: DeepSpeed 0.19.8 reduces the gradients of such a layer in a hook on
     the gradients of its inputs. Where no input has one (the first layer over frozen embeddings) torch calls it before
-    the parameters have theirs, and zeros are reduced in their place.
+    the parameters have theirs, and zeros are reduced instead.
     """
     from deepspeed.utils import set_z3_leaf_module
 

@@ -62,7 +62,7 @@ def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batc
     with _locked(part.path):
         done: list[list[str]] = part.resume(json.loads)
         if part.replaced:
-            print(f"{part.path} is of other texts or settings and is begun anew", file=sys.stderr)
+            print(f"{part.path} is of other texts or settings and is started over", file=sys.stderr)
         answers: dict[int, str] = {}
         for indices, texts in zip(plan, done, strict=False):
             answers |= zip(indices, texts, strict=True)

@@ -169,13 +169,13 @@ def _shared_beginnings(asked: Sequence[Asked]) -> dict[object, str]:
     found = {}
     for sample, texts in by_sample.items():
         low, high = min(texts), max(texts)  # what these two share, all between them share
-        length = next((place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+        length = next((index for index, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
         if len(texts) < 2:
             continue
         if without_spaces(low) or not re.search(r"\S\s", low.strip()):
             # Up to the last letter that all have whole.
-            place = max(set(starts(low)[1:]) & {place for place in starts(high)[1:] if place <= length}, default=0)
-            at = low[:place].rstrip()
+            index = max(set(starts(low)[1:]) & {index for index in starts(high)[1:] if index <= length}, default=0)
+            at = low[:index].rstrip()
         else:
             # Up to the last blank: a word that the choices only begin alike belongs to them.
             blank = re.match(r"(.*\S)\s", low[:length], re.DOTALL)

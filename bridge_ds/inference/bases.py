@@ -19,7 +19,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.encoder.families import family_of
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.errors import ConfigError, LaunchError
-from bridge_ds.frozen import device_map as place
+from bridge_ds.frozen import device_map as devices
 from bridge_ds.frozen.load import DTYPES
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
@@ -61,8 +61,8 @@ def load_bases(
         ConfigError: a model is missing, incomplete or of the wrong kind, or the device map cannot be used.
         LaunchError: the devices' memory does not suffice.
     """
-    device_map = place.read_device_map(placing.device_map)
-    max_memory = place.read_max_memory(placing.max_memory, device_map)
+    device_map = devices.read_device_map(placing.device_map)
+    max_memory = devices.read_max_memory(placing.max_memory, device_map)
     encoder_dtype, llm_dtype = _dtypes(placing.dtype, config.model.dtype)
     of_encoder, of_llm = _for_each(config, device_map, hub)
     llm_options: dict[str, Any] = {**hub, **placing.llm_options, "dtype": llm_dtype}
@@ -75,14 +75,14 @@ def load_bases(
         llm_options["quantization_config"] = placing.quantization
     try:
         encoder = load_encoder(config.model, config.encoder, hub, dtype=encoder_dtype, **_where(of_encoder, max_memory))
-        max_memory = place.room_beside(max_memory, encoder)
+        max_memory = devices.room_beside(max_memory, encoder)
         llm = load_llm(config.model, config.llm, **llm_options, **_where(of_llm, max_memory))
         if device_map is None:
-            encoder.to(place.input_device(llm.model))  # quantizers choose a device for the LLM themselves
+            encoder.to(devices.input_device(llm.model))  # quantizers choose a device for the LLM themselves
         model = build_bridge(config, encoder, llm, bos)
         add_lora(llm, config.lora, config.run.seed)
         _refuse_offloaded(model)
-        home = place.input_device(encoder.model)
+        home = devices.input_device(encoder.model)
         model.fusion.to(home)
         model.mapping.to(home)
     except torch.OutOfMemoryError as error:
@@ -90,7 +90,7 @@ def load_bases(
             f"the models do not fit into the device's memory ({str(error).split('.')[0]}); expected room for both; "
             "split them over several devices with a device map (auto), or lower max_memory of that device."
         ) from None
-    model.apart = home != place.input_device(llm.model)
+    model.apart = home != devices.input_device(llm.model)
     return model.eval()
 
 
@@ -153,7 +153,7 @@ def _where(device_map: Any, max_memory: Mapping[int | str, int] | None) -> dict[
 
 def _for_each(config: Config, device_map: Any, hub: Mapping[str, Any]) -> tuple[Any, Any]:
     """The device map of the encoder and of the LLM; a mapping is compared with both before the first weight is read."""
-    maps = {"LLM": place.of_llm(device_map), "encoder": place.of_encoder(device_map)}
+    maps = {"LLM": devices.of_llm(device_map), "encoder": devices.of_encoder(device_map)}
     if not isinstance(device_map, Mapping):
         return maps["encoder"], maps["LLM"]
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -170,7 +170,7 @@ def _for_each(config: Config, device_map: Any, hub: Mapping[str, Any]) -> tuple[
         else:
             with torch.device("meta"):
                 skeleton = AutoModelForCausalLM.from_config(found, **trust)
-        maps[what] = place.fitted(what, skeleton, maps[what])
+        maps[what] = devices.fitted(what, skeleton, maps[what])
     return maps["encoder"], maps["LLM"]
 
 

@@ -1,4 +1,4 @@
-"""Trained biases of a frozen model: a float32 copy beside each, used in its place (`lora.bias`).
+"""Trained biases of a frozen model: a float32 copy beside each, used instead of it (`lora.bias`).
 
 The frozen bias stays where it is, in the model's dtype: it says what the model was without training, and the
 copy is cast to its format where it is read. The copy is a parameter of the same module, so that ZeRO-3 gathers both

@@ -25,7 +25,7 @@ __all__ = ["explain", "prepare", "sqlite_path", "sqlite_uri"]
 
 _SCHEME = "sqlite:///"
 _QUIET_SECONDS = 5.0
-"""A half-made file that did not change for so long is not being made any more."""
+"""An incomplete file that did not change for so long is not being made any more."""
 _LONGEST_SECONDS = 120.0
 """The longest wait for one that does change."""
 _OLD_SECONDS = 60.0
@@ -52,7 +52,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def prepare(uri: str) -> str:
-    """See that the database of a sqlite URI is whole: made if it is not there, anew if its making was broken off.
+    """See that the database of a sqlite URI is complete; make it if it is missing or was interrupted.
 
     Returns:
         a sentence about what was put aside; mostly empty.
@@ -66,13 +66,13 @@ def prepare(uri: str) -> str:
         return ""
     spare_quoted_folders()
     path = real(path)
-    if path.exists() and _is_whole(path):
+    if path.exists() and _is_complete(path):
         return ""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(beside(path, "lock")):
         said = ""
         if path.exists():
-            if _is_whole(path) or not _is_half(path):
+            if _is_complete(path) or not _is_incomplete(path):
                 return ""  # by another start, while this one waited; or nothing of which anything is known here
             if _gets_whole(path):
                 return ""
@@ -80,19 +80,19 @@ def prepare(uri: str) -> str:
             path.rename(aside)
             for ending in ("-journal", "-wal", "-shm"):
                 path.with_name(path.name + ending).unlink(missing_ok=True)
-            said = f"MLflow: {path} was half made, by a start that was killed, and held no run; it is now {aside.name}"
+            said = f"MLflow: {path} was incomplete (a start was killed) and held no run; it is now {aside.name}"
         _make(path)
     return said
 
 
 def explain(uri: str, error: Exception) -> Exception:
-    """The error of a store; of one that is a sqlite file of another version, or half upgraded, with the remedy."""
+    """The error of a store; of one that is a sqlite file of another version, or half-upgraded, with the remedy."""
     path = sqlite_path(uri)
-    if path is None or isinstance(error, LaunchError) or not path.exists() or _is_whole(path):
+    if path is None or isinstance(error, LaunchError) or not path.exists() or _is_complete(path):
         return error
     return LaunchError(
         f"{path} is no database of this version of MLflow ({one_line(error)}); expected one, or none; copy it to a "
-        f"safe place and run `mlflow db upgrade {uri}`; where an upgrade was broken off, put back a copy from before "
+        f"safe place and run `mlflow db upgrade {uri}`; if an upgrade was interrupted, restore a copy from before "
         "it; or set track.uri to another file."
     )
 
@@ -107,7 +107,7 @@ def _make(path: Path) -> None:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         try:
-            os.link(temporary, path)  # unlike a rename it never takes the place of a file
+            os.link(temporary, path)  # unlike a rename it never replaces a file
         except FileExistsError:
             pass
         except OSError:
@@ -118,13 +118,13 @@ def _make(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     """Whether all of MLflow's migrations are done."""
     found = _ask(path, "SELECT version_num FROM alembic_version")
     return found is not None and found == [(mlflow_revision(),)]
 
 
-def _is_half(path: Path) -> bool:
+def _is_incomplete(path: Path) -> bool:
     """Whether the file is of an MLflow that did not come to its end, and nothing was ever recorded in it."""
     tables = _ask(path, "SELECT name FROM sqlite_master WHERE type = 'table'")
     if tables is None:
@@ -159,7 +159,7 @@ def _gets_whole(path: Path) -> bool:
     before = seen()
     while time.monotonic() - since < _QUIET_SECONDS:
         time.sleep(0.2)
-        if _is_whole(path):
+        if _is_complete(path):
             return True
         if (now := seen()) != before:
             before, since = now, time.monotonic()

@@ -101,7 +101,7 @@ def test_killed_it_goes_on_and_the_bytes_are_the_same(
     part.write_text("0" * 64 + '\n["something else"]\n')
     output.unlink()
     in_file(run, questions, output, *more)
-    assert "begun anew" in capsys.readouterr().err
+    assert "is started over" in capsys.readouterr().err
     assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 

@@ -143,7 +143,7 @@ def test_a_database_that_a_plain_client_left_half_made_is_made_anew(tmp_path: Pa
     assert path.exists()
     os.utime(path, (time.time() - 100,) * 2)  # as if some minutes had passed since: nobody is waited for
     said = prepare(sqlite_uri(path))
-    assert "was half made" in said and "mlflow.db.half-made-1" in said
+    assert "was incomplete" in said and "mlflow.db.half-made-1" in said
     usable(path)
     assert prepare(sqlite_uri(path)) == ""
     assert sorted(each.name for each in tmp_path.iterdir()) == ["mlflow.db", "mlflow.db.half-made-1"]

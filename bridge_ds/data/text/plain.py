@@ -194,11 +194,11 @@ class _Control:
             if token["content"] in self.names:
                 token |= {"content": _GUARD + token["content"], "normalized": False}
         try:
-            twin = tokenizers.Tokenizer.from_str(json.dumps(values))
+            copy = tokenizers.Tokenizer.from_str(json.dumps(values))
         except Exception:  # the edited vocabulary does not fit the model: the package raises nothing narrower
             return None
-        named = all(twin.token_to_id(_GUARD + name) == number for name, number in self.names.items())
-        return twin if named else None
+        named = all(copy.token_to_id(_GUARD + name) == number for name, number in self.names.items())
+        return copy if named else None
 
     def _guard(self, name: str) -> str:
         return _GUARD + name if name in self.names else name
