@@ -204,6 +204,15 @@ def test_no_module_hides_a_package_that_something_imports() -> None:
     assert not names & {"evaluate", "datasets", "tokenizers", "mlflow", "torch", "transformers", "types", "queue"}
 
 
+def test_no_two_classes_have_one_name() -> None:
+    found: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert not {name: files for name, files in found.items() if len(files) > 1}
+
+
 def test_names_written_twice_agree() -> None:
     from bridge_ds.config.schema import metadata
     from bridge_ds.frozen.load import DTYPES

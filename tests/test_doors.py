@@ -125,7 +125,7 @@ def in_training(run: Path) -> list[Ids]:
 
 def in_evaluation(run: Path) -> list[Ids]:
     config = load_run_config(run)
-    model, tokenizers, _ = load_trained(run, config, "cpu", print)
+    model, tokenizers, _ = load_trained(run, config, "cpu")
     scorer = Scorer(model, tokenizers, config.data, torch.device("cpu"), bridge=True)
     task = FakeTask(labels=("wet", "dog"))
     from bridge_ds.tasks.base import Example

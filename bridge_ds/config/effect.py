@@ -18,11 +18,11 @@ from bridge_ds.config.schema import Config
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 
-__all__ = ["RULES", "Rule", "idle"]
+__all__ = ["RULES", "NoEffect", "idle"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class NoEffect:
     """Settings that mean nothing in some configs."""
 
     keys: tuple[str, ...]
@@ -57,7 +57,7 @@ def _keys(part: str, *keys: str) -> tuple[str, ...]:
     return tuple(f"{part}.{key}" for key in keys)
 
 
-def _only_some_take(part: str, choice: str, specs: Mapping[str, Any]) -> list[Rule]:
+def _only_some_take(part: str, choice: str, specs: Mapping[str, Any]) -> list[NoEffect]:
     """A rule for each key of `part` that only some of its variants take."""
 
     def why(key: str, config: Config) -> str:
@@ -65,7 +65,7 @@ def _only_some_take(part: str, choice: str, specs: Mapping[str, Any]) -> list[Ru
         return "" if key in specs[name].options else f"{part}.{choice} is {name}"
 
     keys = dict.fromkeys(key for spec in specs.values() for key in spec.options)
-    return [Rule((f"{part}.{key}",), partial(why, key), (0.0,) if key == "dropout" else ()) for key in keys]
+    return [NoEffect((f"{part}.{key}",), partial(why, key), (0.0,) if key == "dropout" else ()) for key in keys]
 
 
 def _folder(key: str) -> Callable[[Config], str]:
@@ -96,59 +96,59 @@ def _when(holds: Callable[[Config], bool], why: str) -> Callable[[Config], str]:
     return lambda config: why if holds(config) else ""
 
 
-RULES: tuple[Rule, ...] = (
-    Rule(
+RULES: tuple[NoEffect, ...] = (
+    NoEffect(
         _keys("encoder", "train_embeddings", "lr_scale", "weight_decay", "activation_checkpointing"),
         _when(lambda c: not c.encoder.trainable, "encoder.trainable is false"),
         (False,),
     ),
-    Rule(
+    NoEffect(
         _keys("llm", "train_embeddings", "lr_scale", "weight_decay", "dropout"),
         _when(lambda c: not c.llm.trainable, "llm.trainable is false"),
         (False,),
     ),
-    Rule(
+    NoEffect(
         _keys("lora", "alpha", "dropout", "targets", "lr_scale"),
         _when(lambda c: not c.lora.rank, "lora.rank is 0"),
     ),
     *_only_some_take("fusion", "name", FUSIONS),
     *_only_some_take("mapping", "kind", MAPPINGS),
-    Rule(
+    NoEffect(
         _keys("fusion", "include_embeddings", "lr_scale"),
         lambda c: "" if FUSIONS[c.fusion.name].mixes_layers else f"fusion.name is {c.fusion.name}",
     ),
-    Rule(("model.encoder_revision",), _folder("encoder")),
-    Rule(("model.llm_revision",), _folder("llm")),
-    Rule(("data.shards",), _when(lambda c: bool(c.data.mixture), "data.mixture names the data sets")),
-    Rule(_keys("data", "cache_dir", "cache_gib"), _no_cache),
-    Rule(
+    NoEffect(("model.encoder_revision",), _folder("encoder")),
+    NoEffect(("model.llm_revision",), _folder("llm")),
+    NoEffect(("data.shards",), _when(lambda c: bool(c.data.mixture), "data.mixture names the data sets")),
+    NoEffect(_keys("data", "cache_dir", "cache_gib"), _no_cache),
+    NoEffect(
         ("data.target_space",),
         _when(lambda c: c.data.chat_template, "data.chat_template is true, which an answer follows at once"),
         ("none",),
     ),
-    Rule(("data.length_chunk",), _when(lambda c: c.data.length_window == 1, "data.length_window is 1")),
-    Rule(("data.prefetch",), _when(lambda c: not c.data.workers, "data.workers is 0")),
-    Rule(("train.encode_once_gib",), _encodes_apart),
-    Rule(
+    NoEffect(("data.length_chunk",), _when(lambda c: c.data.length_window == 1, "data.length_window is 1")),
+    NoEffect(("data.prefetch",), _when(lambda c: not c.data.workers, "data.workers is 0")),
+    NoEffect(("train.encode_once_gib",), _encodes_apart),
+    NoEffect(
         ("train.micro_batch",),
         _when(lambda c: c.data.tokens_per_micro_batch > 0, "data.tokens_per_micro_batch cuts micro-batches"),
         (0,),
     ),
-    Rule(
+    NoEffect(
         ("train.validate_every", "train.validation_samples"),
         _when(lambda c: not c.data.validation_percent, "data.validation_percent is 0"),
         (0,),
     ),
-    Rule(("train.validation_samples",), _when(lambda c: c.train.validate_every == 0, "train.validate_every is 0")),
-    Rule(
+    NoEffect(("train.validation_samples",), _when(lambda c: c.train.validate_every == 0, "train.validate_every is 0")),
+    NoEffect(
         ("checkpoint.keep_best",),
         _when(lambda c: not c.checkpoint.keep_last, "checkpoint.keep_last is 0, which keeps all"),
     ),
-    Rule(
+    NoEffect(
         _keys("track", "experiment", "name"),
         _when(lambda c: c.track.uri.lower() == "none" and set(c.track.to) <= {"mlflow"}, "track.uri is none"),
     ),
-    Rule(
+    NoEffect(
         _keys("evaluation", "languages", "limit", "batch", "null_scores", "max_new_tokens", "llm_from", "data"),
         _when(lambda c: not c.evaluation.tasks, "evaluation.tasks is empty: nothing is scored after training"),
     ),

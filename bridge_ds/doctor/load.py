@@ -69,7 +69,7 @@ def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
     def note(line: str) -> None:
         notes.append(line[:1].upper() + line[1:])
 
-    config, checkpoint = open_run(run, note, finite=False)
+    config, checkpoint = open_run(run, finite=False, note=note)
     recorded = checkpoint.manifest["base"]
     found: dict[str, str] = {}
     quiet_transformers()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from bridge_ds.world import World
 if TYPE_CHECKING:
     from bridge_ds.config.schema import Config
 
+_log = logging.getLogger(__name__)
 _HELP = """\
 Score the newest checkpoint of a run, and the LLM alone, in every language of its tasks; print one table and write
 evaluation.json, evaluation/ (one line per sample) and plots/accuracy.png into the run folder. One process, or several
@@ -85,12 +87,11 @@ def _score(options: argparse.Namespace, world: World) -> None:
     one_process(options.device_map, world)
     if world.size > 1:
         init_distributed(world)
-    say = print if world.is_main else lambda _: None
     device_map = device_of(world) if options.device_map is None else options.device_map
-    config, checkpoint = open_run(options.run, say, options.overrides, options.checkpoint)
+    config, checkpoint = open_run(options.run, options.overrides, options.checkpoint)
     config = _asked(config, options)
-    model, tokenizers, _ = load_trained(options.run, config, device_map, say, options.max_memory, checkpoint)
-    say(f"scoring {checkpoint.folder}")
+    model, tokenizers, _ = load_trained(options.run, config, device_map, options.max_memory, checkpoint)
+    _log.info("scoring %s", checkpoint.folder)
     results = score_run(
         model, tokenizers, config, world, model.device, run=options.run, checkpoint=checkpoint.folder.name,
         base=checkpoint.manifest["base"],

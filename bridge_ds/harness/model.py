@@ -98,13 +98,13 @@ class BridgeLM(Ranks, LM):
         self.auto = str(batch_size).startswith("auto")
         self.batch_size = (max_batch_size or AUTO_BATCH) if self.auto else int(batch_size)
         self.run = Path(expand("run", run))  # no shell expands what stands behind a comma
-        self.config, found = open_run(self.run, self._say, which=checkpoint)
+        self.config, found = open_run(self.run, which=checkpoint, note=self._say)
         data = self.config.data
         side = truncation_side or side_of(data)
         one_of("truncation_side in --model_args", side, tuple(LOST))
         self.window = window or max(1, data.max_target_tokens - 1)
         model, self.tokenizers, self.checkpoint = load_trained(
-            self.run, self.config, device_map, self._say, max_memory, found
+            self.run, self.config, device_map, max_memory, found, self._say
         )
         read = dataclasses.replace(
             data, objective="task", truncation_side=side,

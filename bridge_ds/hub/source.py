@@ -109,7 +109,7 @@ def open_source(
 def _found(name: str, revision: str | None, hub: Mapping[str, Any], config: BridgeConfig | None) -> BridgeSource:
     folder = find_folder(Path(name))
     if (folder / "config.yaml").is_file():
-        run_config, checkpoint = open_run(folder, lambda line: _log.warning("%s", line))
+        run_config, checkpoint = open_run(folder, note=_log.warning)
         return _of_checkpoint(name, folder, checkpoint, run_config, config)
     if (folder / layout.MANIFEST).is_file():
         checkpoint = Checkpoint.read(folder)

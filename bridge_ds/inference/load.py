@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -28,9 +29,15 @@ from bridge_ds.world import World
 
 __all__ = ["LoadedBridge", "load_model", "load_trained", "open_run"]
 
+_log = logging.getLogger(__name__)
+
 
 def open_run(
-    run: Path, say: Callable[[str], None], overrides: Sequence[str] = (), which: str = "", finite: bool = True
+    run: Path,
+    overrides: Sequence[str] = (),
+    which: str = "",
+    finite: bool = True,
+    note: Callable[[str], None] = _log.info,
 ) -> tuple[Config, Checkpoint]:
     """A run's checkpoint, and the config to use it with, see :func:`bridge_ds.config.changes.with_places`.
 
@@ -39,22 +46,22 @@ def open_run(
 
     Args:
         run: run folder.
-        say: gets one line for each broken checkpoint that is skipped, and for each setting of the function that is
-            not the checkpoint's.
         overrides: `key.path=value` over the config.
         which: name of the checkpoint's folder, or `best`; empty = the newest valid one.
         finite: see :meth:`bridge_ds.checkpoint.load.Checkpoint.read`.
+        note: gets one line for each broken checkpoint that is skipped, and for each setting of the function that is
+            not the checkpoint's.
 
     Raises:
         ConfigError: no run folder, or an override or the config in the manifest that cannot be used.
         CheckpointError: no valid checkpoint.
     """
     now = load_run_config(run)
-    checkpoint = _checkpoint_of(run, say, which, finite)
+    checkpoint = _checkpoint_of(run, which, finite, note)
     trained = config_in(checkpoint)
     for change in changes(trained, now):
         if change.in_function:
-            say(
+            note(
                 f"{checkpoint.folder.name} was written with {change.key} {change.old!r}, config.yaml has "
                 f"{change.new!r}; the checkpoint's is used."
             )
@@ -62,18 +69,18 @@ def open_run(
     asked = overridden(config, overrides) if overrides else config
     for change in changes(config, asked):
         if change.in_function:
-            say(f"{change.key} is {change.new!r} as asked; {checkpoint.folder.name} was written with {change.old!r}.")
+            note(f"{change.key} is {change.new!r} as asked; {checkpoint.folder.name} was written with {change.old!r}.")
     return asked, checkpoint
 
 
-def _checkpoint_of(run: Path, say: Callable[[str], None], which: str = "", finite: bool = True) -> Checkpoint:
+def _checkpoint_of(run: Path, which: str, finite: bool, note: Callable[[str], None]) -> Checkpoint:
     root = run / "checkpoints"
     if which:
         return Checkpoint.read(find_folder(root / which), finite)
     skipped: list[str] = []
     checkpoint = newest(root, skipped.append, finite)
     for line in skipped:
-        say(line)
+        note(line)
     if checkpoint is None:
         why = f" ({skipped[0]})" if skipped else ""
         raise CheckpointError(f"no valid checkpoint in {root}{why}; expected one; train the run first.")
@@ -137,9 +144,9 @@ def load_trained(
     run: Path,
     config: Config,
     device_map: Any,
-    say: Callable[[str], None],
     max_memory: Any = None,
     checkpoint: Checkpoint | None = None,
+    note: Callable[[str], None] = _log.info,
 ) -> tuple[BridgeModel, Tokenizers, Checkpoint]:
     """:func:`load_model` from a run folder.
 
@@ -147,14 +154,14 @@ def load_trained(
         run: run folder.
         config: its resolved config, see :func:`open_run`.
         device_map: see :class:`bridge_ds.inference.bases.Placing`; likewise `max_memory`.
-        say: gets one line for each broken checkpoint that is skipped, and one on where split models are.
         max_memory: see `device_map`.
         checkpoint: the one that :func:`open_run` has found; None = the newest valid one.
+        note: gets one line for each broken checkpoint that is skipped, and one on where split models are.
 
     Raises:
         CheckpointError: no valid checkpoint, or it belongs to other base models than those found now.
     """
-    checkpoint = found = checkpoint or _checkpoint_of(run, say)
+    checkpoint = found = checkpoint or _checkpoint_of(run, "", True, note)
     quiet_transformers()
     model, tokenizers = load_model(
         config,
@@ -164,5 +171,5 @@ def load_trained(
         Placing(device_map=device_map, max_memory=max_memory),
     )
     if isinstance(device_map, str | dict):
-        say(describe_devices(model.encoder.model, model.llm.model))
+        note(describe_devices(model.encoder.model, model.llm.model))
     return model, tokenizers, checkpoint

@@ -53,7 +53,7 @@ def test_a_base_model_with_one_change_is_refused_by_evaluation_hub_export_and_se
     try:
         ALL[change](folder)
         with pytest.raises(CheckpointError, match=r"not what .* was trained with"):
-            load_trained(run, config, torch.device("cpu"), print)  # evaluation, harness
+            load_trained(run, config, torch.device("cpu"))  # evaluation, harness
         with pytest.raises(CheckpointError, match=r"not what .* was trained with"):
             BridgeForCausalLM.from_pretrained(run)  # generate, serve
         if change != "tensor":
@@ -85,7 +85,7 @@ def test_other_end_ids_are_refused_at_every_door_and_a_checkpoint_that_records_n
     settings = json.loads((llm / "generation_config.json").read_text())
     (llm / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [1, 262], "temperature": 0.3}))
     with pytest.raises(CheckpointError, match=r"end ids of the LLM .* \(1,262,.* not what .* were 1\)"):
-        load_trained(run, config, torch.device("cpu"), print)
+        load_trained(run, config, torch.device("cpu"))
     with pytest.raises(CheckpointError, match="the set of end ids of"):
         BridgeForCausalLM.from_pretrained(run)
     assert load_run(run, torch.device("cpu")).facts["changed"] == ("llm_end_ids",)

@@ -44,15 +44,15 @@ def runs(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
 def test_the_checkpoints_function_and_the_last_starts_places(runs: dict[str, Path]) -> None:
     said: list[str] = []
-    own, _ = open_run(runs["own"], pytest.fail)
-    used, checkpoint = open_run(runs["other"], said.append)
+    own, _ = open_run(runs["own"], note=pytest.fail)
+    used, checkpoint = open_run(runs["other"], note=said.append)
     assert (used.fusion, used.mapping, used.data, used.model) == (own.fusion, own.mapping, own.data, own.model)
     assert used.evaluation.tasks == ("testbed_news",)  # what is scored is no part of it
     assert len(said) == sum(map(len, OTHERS.values()))
     assert f"{checkpoint.folder.name} was written with fusion.state_norm 'none', config.yaml has 'rms'" in "".join(said)
     # What is asked for by name is done, and said.
     said.clear()
-    assert open_run(runs["own"], said.append, ["data.max_source_tokens=9"])[0].data.max_source_tokens == 9
+    assert open_run(runs["own"], ["data.max_source_tokens=9"], note=said.append)[0].data.max_source_tokens == 9
     assert said == ["data.max_source_tokens is 9 as asked; step-00000001 was written with 48."]
 
 
@@ -90,14 +90,14 @@ def test_base_models_that_moved_are_found_where_the_last_start_found_them(
     moved = shutil.copytree(models["llm"], tmp_path / "moved")
     config = load_run_config(run, [f"model.llm={moved}"])
     save_config(config, run / "config.yaml")
-    used, checkpoint = open_run(run, pytest.fail)
+    used, checkpoint = open_run(run, note=pytest.fail)
     assert used.model.llm == str(moved)
-    load_trained(run, used, torch.device("cpu"), pytest.fail, checkpoint=checkpoint)
+    load_trained(run, used, torch.device("cpu"), checkpoint=checkpoint, note=pytest.fail)
 
 
 def test_a_folder_without_a_run_or_a_checkpoint_is_one_sentence(runs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no config"):
-        open_run(tmp_path, pytest.fail)
+        open_run(tmp_path, note=pytest.fail)
     shutil.copyfile(runs["own"] / "config.yaml", tmp_path / "config.yaml")
     with pytest.raises(CheckpointError, match="no valid checkpoint"):
-        open_run(tmp_path, pytest.fail)
+        open_run(tmp_path, note=pytest.fail)

@@ -61,7 +61,7 @@ def every_door(run: Path, source: str, export: Path) -> dict[str, Asked]:
 def inside(run: Path, source: str) -> dict[str, Asked]:
     """Training, evaluation, harness and doctor, on the run as they load it."""
     config = load_run_config(run)
-    model, tokenizers, checkpoint = load_trained(run, config, CPU, pytest.fail)
+    model, tokenizers, checkpoint = load_trained(run, config, CPU, note=pytest.fail)
     row = tokenize_sample({"source": source, "target": LABELS[1]}, tokenizers, config.data)
     batch = collate([row], tokenizers.encoder_pad_id, tokenizers.pad_id)
     data = config.data

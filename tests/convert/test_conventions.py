@@ -206,7 +206,7 @@ def test_an_llm_alone_that_nothing_opens_is_scored_all_the_same(encoder: Path, t
     name = "native, BOS is EOS"
     run = run_of(CASES[name], name, encoder, tmp_path)
     config = load_run_config(run)
-    model, tokenizers, _ = load_trained(run, config, doors.CPU, pytest.fail)
+    model, tokenizers, _ = load_trained(run, config, doors.CPU, note=pytest.fail)
     scorer = Scorer(model, tokenizers, config.data, doors.CPU, bridge=False, calibrate=True)
     examples = [Example(text, "Neutral", 0, "en", text, null=" ") for text in (SOURCE, " ")]
     with readable.reading(model.llm.model) as seen:
@@ -227,7 +227,7 @@ def test_a_text_is_given_to_both_models_as_it_stands(encoder: Path, tmp_path: Pa
     name = "mindmerger, BOS is EOS"
     run = run_of(CASES[name], name, encoder, tmp_path)
     config = load_run_config(run)
-    _, tokenizers, _ = load_trained(run, config, doors.CPU, pytest.fail)
+    _, tokenizers, _ = load_trained(run, config, doors.CPU, note=pytest.fail)
     text = "\nwet Label: \n"
     row = tokenize_sample({"source": text, "target": "x"}, tokenizers, config.data)
     ids = context_ids(tokenizers, Context(text), Limits(60, 60), 4, prompt=True)

@@ -36,7 +36,7 @@ def converted(source: str, checkpoint: Path, output: Path, *settings: str, **opt
 
 def loaded(run: Path) -> tuple[BridgeModel, Tokenizers, Config]:
     config = load_run_config(run)
-    model, tokenizers, _ = load_trained(run, config, torch.device("cpu"), pytest.fail)
+    model, tokenizers, _ = load_trained(run, config, torch.device("cpu"), note=pytest.fail)
     return model, tokenizers, config
 
 

@@ -125,7 +125,7 @@ def test_resumed_exactly_and_on_another_number_of_ranks(runs: Runs, stage3: Path
 
 
 def test_what_is_trained_is_read_back(stage3: Path) -> None:
-    model, _, checkpoint = load_trained(stage3, load_run_config(stage3), torch.device("cpu"), print)
+    model, _, checkpoint = load_trained(stage3, load_run_config(stage3), torch.device("cpu"))
     held = load_file(file(stage3, STEPS, "encoder"))
     assert checkpoint.step == STEPS and set(held) == {f"encoder.{name}" for name in model.encoder.trained}
     parameters = dict(model.named_parameters())
@@ -133,7 +133,7 @@ def test_what_is_trained_is_read_back(stage3: Path) -> None:
     # The doctor holds against the files only what is not trained.
     assert load_run(stage3, torch.device("cpu")).facts["differing_weights"] == ()
     with pytest.raises(CheckpointError, match=r"differ in encoder.model.*set encoder as in its config.yaml"):
-        load_trained(stage3, load_run_config(stage3, ["encoder.trainable=false"]), torch.device("cpu"), print)
+        load_trained(stage3, load_run_config(stage3, ["encoder.trainable=false"]), torch.device("cpu"))
 
 
 def test_lora_begins_with_another_runs_bridge(runs: Runs, small_run: list[str]) -> None:
@@ -153,7 +153,7 @@ def test_lora_begins_with_another_runs_bridge(runs: Runs, small_run: list[str]) 
     assert {tensor.dtype for tensor in updates.values()} == {torch.float32}
     assert all(tensor.abs().sum() > 0 for name, tensor in updates.items() if "lora_B" in name)
     config = load_run_config(run)
-    model, _, _ = load_trained(run, config, torch.device("cpu"), print)
+    model, _, _ = load_trained(run, config, torch.device("cpu"))
     plain = load_llm(config.model)
     ids = torch.tensor([[5, 6, 7]])
     embeds, places = plain.embed(ids), torch.arange(3)
@@ -164,4 +164,4 @@ def test_lora_begins_with_another_runs_bridge(runs: Runs, small_run: list[str]) 
             assert torch.equal(model.llm.logits_at(embeds, places)[0], expected)
     assert model.llm.trained == {name.removeprefix("llm.") for name in updates}
     with pytest.raises(ConfigError, match=r"lora.targets \['nothing'\] do not fit the LLM"):
-        load_trained(run, load_run_config(run, ["lora.targets=[nothing]"]), torch.device("cpu"), print)
+        load_trained(run, load_run_config(run, ["lora.targets=[nothing]"]), torch.device("cpu"))

@@ -91,14 +91,14 @@ def test_resumed_exactly_and_begun_with_by_another_run(runs: Runs, tied: dict[st
 
 def test_what_is_trained_is_read_back_everywhere(stage3: Path, tmp_path: Path) -> None:
     config = load_run_config(stage3)
-    model, _, _ = load_trained(stage3, config, torch.device("cpu"), print)
+    model, _, _ = load_trained(stage3, config, torch.device("cpu"))
     held = load_file(file(stage3, STEPS, "llm"))
     parameters = dict(model.named_parameters())
     assert all(torch.equal(parameters[name], tensor) for name, tensor in held.items())
     assert model.llm.model.get_output_embeddings().weight is model.llm.model.get_input_embeddings().weight
     assert load_run(stage3, torch.device("cpu")).facts["differing_weights"] == ()
     with pytest.raises(CheckpointError, match=r"llm.safetensors .*differ in llm.model.*set llm as in its config.yaml"):
-        load_trained(stage3, load_run_config(stage3, ["llm.trainable=false"]), torch.device("cpu"), print)
+        load_trained(stage3, load_run_config(stage3, ["llm.trainable=false"]), torch.device("cpu"))
 
     shared = BridgeForCausalLM.from_pretrained(stage3)
     processor = BridgeProcessor.from_pretrained(stage3)

@@ -186,7 +186,7 @@ def test_the_validation_loss_is_that_of_one_process_over_all_held_out_samples(ru
     for name in ("with", "other"):
         run = runs[name]
         config = load_run_config(run)
-        model, of, checkpoint = load_trained(run, config, torch.device("cpu"), print)
+        model, of, checkpoint = load_trained(run, config, torch.device("cpu"))
         part = held_out(config, World(), of, open_corpus(config.data, 0, World()))
         with torch.no_grad():
             nll, right = sum(model(batch, counted=True).double() for batch in part.micro)
@@ -210,7 +210,7 @@ def test_the_best_checkpoint_by_validation_is_said_kept_and_used(runs: dict[str,
     assert state(runs["without"], 6)["best_by"] == "loss"
     folder = run / "checkpoints" / f"step-{best:08d}"
     assert find_folder(run / "checkpoints" / "best") == folder
-    assert open_run(run, print, which="best")[1].folder == folder
+    assert open_run(run, which="best")[1].folder == folder
     assert open_source(str(run / "checkpoints" / "best")).tensors() == [folder / "bridge.safetensors"]
     said = (run.parent / "with-logs" / "rank0.log").read_text()
     assert f"step 6: validation loss {losses[6]:.4f} on " in said

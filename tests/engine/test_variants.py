@@ -118,7 +118,7 @@ def test_biases_beside_bfloat16_are_trained_in_float32_and_read_back(runs: Runs)
     assert len(biases) == 2 and {tensor.dtype for tensor in held.values()} == {torch.float32}
     assert any(not torch.equal(tensor.bfloat16().float(), tensor) for tensor in biases.values())
     config = load_run_config(run)
-    model, _, _ = load_trained(run, config, torch.device("cpu"), print)
+    model, _, _ = load_trained(run, config, torch.device("cpu"))
     parameters, plain = dict(model.named_parameters()), load_llm(config.model)
     assert all(torch.equal(parameters[name], tensor) for name, tensor in held.items())
     embeds, places = plain.embed(torch.tensor([[5, 6, 7]])), torch.arange(3)

@@ -41,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def load(run: Path, bridge: bool = True, **data: object) -> Answerer:
     config = load_run_config(run)
-    model, tokenizers, _ = load_trained(run, config, torch.device("cpu"), print)
+    model, tokenizers, _ = load_trained(run, config, torch.device("cpu"))
     return harness_answerer(model, tokenizers, dataclasses.replace(config.data, **data), bridge)  # type: ignore[arg-type]
 
 

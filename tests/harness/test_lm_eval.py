@@ -91,7 +91,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scored(run: Path) -> dict[str, tuple[list[int], list[bool]]]:
     """By our scorer: for each language the chosen labels, and whether the right one is written out exactly."""
     config = load_run_config(run)
-    model, tokenizers, _ = load_trained(run, config, torch.device("cpu"), print)
+    model, tokenizers, _ = load_trained(run, config, torch.device("cpu"))
     scorer = Scorer(model, tokenizers, config.data, torch.device("cpu"), bridge=True)
     task, found = TASKS["testbed_reviews"], {}
     for language in LANGUAGES:

@@ -153,7 +153,7 @@ def test_the_version_of_transformers_and_the_number_format_are_no_part_of_an_ide
     (step / layout.MANIFEST).write_text(json.dumps(manifest))
     assert manifest["base"] != model.config.base
     BridgeForCausalLM.from_pretrained(run, dtype="bfloat16")
-    load_trained(run, load_run_config(run), torch.device("cpu"), print)
+    load_trained(run, load_run_config(run), torch.device("cpu"))
     manifest["base"]["llm"] = "0" * 64
     (step / layout.MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="the LLM"):

@@ -37,7 +37,7 @@ def test_all_of_it_is_loaded_and_shared(run: Path, tmp_path: Path) -> None:
     model, processor = BridgeForCausalLM.from_pretrained(run), BridgeProcessor.from_pretrained(run)
     ours = trained_tensors(model.bridge)
     config = load_run_config(run)
-    theirs = trained_tensors(load_trained(run, config, torch.device("cpu"), print)[0])
+    theirs = trained_tensors(load_trained(run, config, torch.device("cpu"))[0])
     assert {name.partition(".")[0] for name in ours} == {"encoder", "fusion", "mapping", "llm"}
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     expected = logits(model, processor)

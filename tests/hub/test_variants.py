@@ -89,7 +89,7 @@ def ask(text: str) -> CompletionRequest:
 
 def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_run: Path) -> None:
     config = load_run_config(long_run)
-    model, tokenizers, _ = load_trained(long_run, config, torch.device("cpu"), print)
+    model, tokenizers, _ = load_trained(long_run, config, torch.device("cpu"))
     answerer = Pipeline.load(str(long_run), GenerateOptions())
     processor = answerer.processor
     texts, sink = ServedModel(answerer.model), lambda event: None
@@ -111,7 +111,7 @@ def test_every_door_gives_the_llm_as_many_soft_tokens_whatever_the_length(long_r
 def test_training_and_scoring_do_not_depend_on_the_batch_or_on_who_makes_the_layout(run: Path, long_run: Path) -> None:
     for folder in (run, long_run):
         config = load_run_config(folder)
-        model, of, _ = load_trained(folder, config, torch.device("cpu"), print)
+        model, of, _ = load_trained(folder, config, torch.device("cpu"))
         samples = [{"source": text, "target": "good day"} for text in TEXTS]
         rows = [tokenize_sample(sample, of, config.data) for sample in samples]
         pads: dict[str, Any] = {"opening": of.bos_id is not None, "fixed_length": config.mapping.fixed_length}

@@ -62,7 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[str, Pa
 def scored(run: Path, device_map: Any) -> dict[str, Any]:
     """What evaluation, harness, doctor and generate find, each loading by itself."""
     config = load_run_config(run)
-    model, tokenizers, _ = load_trained(run, config, device_map, lambda _: None)
+    model, tokenizers, _ = load_trained(run, config, device_map)
     examples = [Example(text, "1", 1, "en", text, null="on a mat") for text in TEXTS]
     found: dict[str, Any] = {}
     for bridge in (True, False):
@@ -119,7 +119,7 @@ def test_fusion_and_mapping_are_where_the_encoder_takes_its_input(
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")
     run = runs["gpt2"]
     with Devices():
-        model, _, _ = load_trained(run, load_run_config(run), MAPS["gpt2"], lambda _: None)
+        model, _, _ = load_trained(run, load_run_config(run), MAPS["gpt2"])
         trained = {str(p.device) for part in (model.fusion, model.mapping) for p in part.parameters()}
         assert trained == {"cpu:3"} and str(model.device) == "cpu:1" and model.apart
         ids = torch.ones(2, 4, dtype=torch.long, device="cpu:3")
@@ -134,11 +134,11 @@ def test_a_strategy_leaves_the_llm_what_the_encoder_does_not_take(runs: dict[str
     size = (run.parent / "llama" / "model.safetensors").stat().st_size + 70_000
 
     def disk(max_memory: Any) -> set[str]:
-        model, _, _ = load_trained(run, config, "auto", lambda _: None, max_memory)
+        model, _, _ = load_trained(run, config, "auto", max_memory)
         placed = getattr(model.llm.model, "hf_device_map", {"": "cpu"})
         return {name for name, where in placed.items() if where == "disk"}
 
-    encoder = load_trained(run, config, "cpu", lambda _: None)[0].encoder
+    encoder = load_trained(run, config, "cpu")[0].encoder
     taken = sum(p.numel() * p.element_size() for p in encoder.parameters())
     assert not disk(f"cpu={size + taken + 1_000_000}") and disk(f"cpu={size // 2 + taken}")
     assert place.room_beside({"cpu": 10**6, 0: 5}, encoder) == {"cpu": 10**6 - taken, 0: 5}
@@ -152,7 +152,7 @@ def test_what_was_trained_is_not_offloaded(runs: dict[str, Path]) -> None:
         ("lora", {"": "cpu", "model.layers.1": "disk"}),
     ):
         with pytest.raises(ConfigError, match=rf"leaves \S*{name}\S*, which was trained, on the CPU or the disk"):
-            load_trained(runs["trained"], config, device_map, lambda _: None)
+            load_trained(runs["trained"], config, device_map)
 
 
 def test_memory_that_does_not_suffice_is_one_sentence(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_memory_that_does_not_suffice_is_one_sentence(runs: dict[str, Path], mon
 
     monkeypatch.setattr("bridge_ds.inference.bases.load_llm", full)
     with pytest.raises(LaunchError, match=r"memory \(CUDA out of memory\); expected room for both; split them"):
-        load_trained(runs["llama"], load_run_config(runs["llama"]), "cpu", lambda _: None)
+        load_trained(runs["llama"], load_run_config(runs["llama"]), "cpu")
 
 
 def test_one_process_splits() -> None:

@@ -52,7 +52,7 @@ def run(
 
 def by_evaluation(run: Path) -> list[str]:
     config = load_run_config(run)
-    model, tokenizers, _ = load_trained(run, config, "cpu", print)
+    model, tokenizers, _ = load_trained(run, config, "cpu")
     scorer = Scorer(model, tokenizers, config.data, torch.device("cpu"), bridge=True, max_new_tokens=TOKENS)
     examples = [Example(text, "7", -1, "en", text) for text in TEXTS]
     return [found.text for found in scorer(examples, FakeTask(kind="number")).predictions]
