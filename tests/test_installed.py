@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -137,3 +138,11 @@ def test_launcher_options_and_trainer_options() -> None:
     words = ["--num_gpus", "2", "--set", "train.lr=1", "--", "--hostfile", "hosts"]
     assert split(words) == (["--set", "train.lr=1"], ["--hostfile", "hosts", "--num_gpus=2"])
     assert split(["--num_accelerators=3"]) == ([], ["--num_gpus=3"])
+
+
+def test_probe_lists_the_extras_of_setup() -> None:
+    from bridge_ds.commands.probe import _EXTRAS
+
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    extras = setup[setup.index("extras_require") : setup.index("entry_points")]
+    assert set(re.findall(r'^ {8}"(\w+)": \[', extras, re.MULTILINE)) - {"test"} == set(_EXTRAS)

@@ -24,6 +24,9 @@ _EXTRAS = {
     "serve": "starlette",
     "harness": "lm_eval",
     "quantized": "bitsandbytes",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "docs": "mkdocs",
     "s3": "s3fs",
 }
 """Extra of setup.py -> a module that it brings."""
