@@ -40,8 +40,7 @@ class WandbRun(Tracker):
             dir=str(real(self.folder)),
             settings=wandb.Settings(console="off", silent=True, init_timeout=30, disable_git=True, save_code=False),
         )  # fmt: skip
-        # After a kill, points that its process had not written are lost: online the server knows the last one, offline
-        # the run is written again.
+        # A kill loses unwritten points: online the server knows the last step, offline the run is written again.
         state.logged_step = max(0, self._run.starting_step - 1)
         old = real(self.folder).glob(f"wandb/offline-run-*-{state.run_id}") if self._run.offline else ()
         for attempt in set(old) - {Path(self._run.dir).parent}:
