@@ -78,6 +78,9 @@ def test_files_keys_and_recipes_exist(page: str) -> None:
     text = TEXTS[page]
     for name in re.findall(r"(?<![\w/.])((?:bridge_ds|tools|slurm|ds_configs|tests)/[\w/.-]*\w)", text):
         assert (ROOT / name).exists() or "NAME" in name, name
+    if page == "architecture.md":  # names there are relative to the package
+        for name in re.findall(r"`([a-z_]+/[\w/.]*)`", text):
+            assert any((folder / name).exists() for folder in (ROOT, ROOT / "bridge_ds")) or "NAME" in name, name
     keys = set(flatten(load_config("testbed")))
     sections = "|".join(sorted({key.partition(".")[0] for key in keys}))
     files = r"(?!(?:py|yaml|json|jsonl|safetensors)\b)"
