@@ -40,7 +40,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_evaluation(run: Path, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation(run: Path, split: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = []
     for name, more in (("whole", []), ("split", ["--device-map", split])):
         folder = shutil.copytree(run, tmp_path / name)
@@ -48,7 +48,8 @@ def test_evaluation(run: Path, split: str, tmp_path: Path, capsys: pytest.Captur
         assert evaluation(["--run", str(folder), *chosen, *more]) == 0
         lines = {p.relative_to(folder): p.read_text() for p in (folder / "evaluation").rglob("*.jsonl")}
         found.append((lines, json.loads((folder / "evaluation.json").read_text())))
-        placed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("encoder on ")]
+        placed = [line for line in caplog.messages if line.startswith("encoder on ")]
+        caplog.clear()
         assert len(placed) == bool(more) and all("encoder on disk (" in line for line in placed)
     assert found[0] == found[1] and len(found[0][0]) == 4
 
