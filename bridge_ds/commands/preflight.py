@@ -169,7 +169,6 @@ def tokenizers_match(subject: Subject) -> str:
     from transformers import AutoConfig
 
     from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers
-    from bridge_ds.data.text.chat import frame_of
 
     of = subject.config.model
     tokenizers = load_tokenizers(of, subject.hub, subject.config.data)
@@ -184,8 +183,6 @@ def tokenizers_match(subject: Subject) -> str:
             resolve(name), revision=revision, trust_remote_code=of.trust_remote_code, **subject.hub
         )
         check_vocabulary(tokenizer, found.vocab_size, key)
-    data = subject.config.data
-    frame_of(tokenizers.llm, data.chat_template, data.system_prompt)
     return f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
 
 

@@ -186,6 +186,8 @@ class Generator:
 
     def _stop_tokens(self, stops: Sequence[str]) -> set[int]:
         """Stop strings that are tokens of their own: they end an answer as end ids do, and are not in its text."""
+        if not stops:  # the usual case: reading the vocabulary takes time, and this is asked for each answer
+            return set()
         added = self.tokenizers.llm.get_added_vocab()
         return {added[stop] for stop in stops if stop in added}
 
