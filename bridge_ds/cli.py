@@ -1,4 +1,4 @@
-"""What the command lines share: options, argument types, exit status of a user error. Imports no torch."""
+"""What the command lines share: options and argument types. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ import json
 import math
 import os
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from bridge_ds.entry import reader_is_gone
-from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, Preempted, last_words
 from bridge_ds.world import World
 
 __all__ = [
@@ -26,7 +21,6 @@ __all__ = [
     "say_repeated",
     "show_plan",
     "train_parser",
-    "user_errors",
 ]
 
 _TRAIN_HELP = """\
@@ -51,11 +45,6 @@ From a checkout, and with another launcher:
 
 The same command again continues a run that was stopped (run.resume, default auto).
 Every key that --set takes is described in docs/configuration.md."""
-
-
-_PORT_TAKEN = """\
-error: another process uses the port that the ranks meet at (MASTER_PORT, 29500 by default); expected a free one; \
-choose another (bridge-ds train ... -- --master_port N, deepspeed --master_port N ..., torchrun --master_port N ...)."""
 
 
 class _NotedStore(argparse._StoreAction):
@@ -172,53 +161,6 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
 
     convert.__name__ = kind.__name__
     return convert
-
-
-@contextmanager
-def user_errors() -> Iterator[World]:
-    """Run the body of a command: a user error becomes one sentence on stderr and exit status 2.
-
-    Rank 0 prints at once. Other ranks wait 3 s first: if all fail for the same reason, the launcher ends them after
-    rank 0, and the sentence is printed once. Every failing rank of several then exits by `os._exit`, because a rank
-    that hangs in the teardown of its process group would keep the whole job alive (pytorch#76287).
-    """
-    world = World()
-    try:
-        world = World.detect()
-        yield world
-    except BridgeError as error:
-        _leave(world, f"error: {error}", EXIT_USER_ERROR)
-    except Preempted as why:
-        _leave(world, f"{why}; the same command continues.", EXIT_PREEMPTED)
-    except KeyboardInterrupt:
-        _leave(world, "stopped by the user; the same command continues from the last checkpoint.", 130)
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and world.size == 1 and reader_is_gone():
-            raise
-        from bridge_ds.engine.distributed import lost_peer
-
-        lost = lost_peer(error)
-        if lost and "EADDRINUSE" in str(error):
-            # A job script that reads the status starts again, with another port.
-            _leave(world, _PORT_TAKEN, EXIT_LOST if os.environ.get("BRIDGE_DS_LAST_WORDS") else EXIT_USER_ERROR)
-        _leave(world, traceback.format_exc(), EXIT_LOST if lost else 1)
-
-
-def _leave(world: World, text: str, status: int) -> None:
-    if status == EXIT_PREEMPTED and not world.is_main:
-        os._exit(status)  # all ranks agreed; rank 0 prints it
-    if status == 1 or (world.is_main and status in (EXIT_USER_ERROR, EXIT_PREEMPTED)):
-        # Also after an unexpected error of one rank: the launcher ends the others by a signal, as if they were lost.
-        last_words(text if status != 1 else f"error: {text.strip().splitlines()[-1]} (its traceback is above)", status)
-    if not world.is_main:
-        time.sleep(3)
-        text = f"[rank {world.rank}] {text}"
-    print(text, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    if world.size > 1:
-        os._exit(status)
-    # A single process has no process group to hang in; threads that still write (tracking) are daemons.
-    sys.exit(status)
 
 
 def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import uuid
@@ -14,9 +17,11 @@ from typing import IO, Any
 from bridge_ds.reading import is_macos
 
 __all__ = [
-    "atomic_folder", "atomic_write", "beside", "file_sha256", "missing_or_empty", "move_folder", "real", "remove",
-    "write_text",
+    "atomic_folder", "atomic_write", "beside", "file_sha256", "locked", "missing_or_empty", "move_folder", "real",
+    "remove", "write_text",
 ]  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 
 def real(path: str | Path) -> Path:
@@ -95,6 +100,46 @@ def atomic_folder(path: Path, ending: str = "tmp", replace: bool = False, fsync:
             _fsync(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[IO[str]]:
+    """The open lock file `path`, made where it is missing, held while the block runs; a killed process lets it go.
+
+    A file system without locks (Lustre mounted without flock, some NFS) gives none: the block runs all the same, and a
+    warning says so once a folder.
+
+    Args:
+        path: its folder must exist.
+        wait: until another process lets it go.
+
+    Raises:
+        BlockingIOError: another process holds it, without `wait`.
+        OSError: it cannot be opened.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            if path.parent not in _warned:
+                _warned.add(path.parent)
+                _log.warning(
+                    "the file system of %s has no locks (%s); see to it that one command at a time writes there",
+                    path.parent, error.strerror,
+                )  # fmt: skip
+        try:
+            yield file
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would not, if a process forked meanwhile has a copy
+
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EIO, errno.EBADF}
+_warned: set[Path] = set()
 
 
 def move_folder(folder: Path, path: Path, replace: bool = False) -> None:

@@ -1,19 +1,36 @@
-"""What every command does first and last: switch to UTF-8, and leave quietly where nobody reads its output."""
+"""What every command does first and last: switch to UTF-8, and turn errors into sentences and an exit status."""
 
 from __future__ import annotations
 
+import errno
 import io
 import locale
 import os
 import select
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, LaunchError, Preempted, last_words
 from bridge_ds.log import setup_logging
+from bridge_ds.world import World
 
-__all__ = ["reader_is_gone", "run_command", "use_utf8"]
+__all__ = ["exit_status", "reader_is_gone", "run_command", "use_utf8"]
+
+_PORT_TAKEN = """\
+error: another process uses the port that the ranks meet at (MASTER_PORT, 29500 by default); expected a free one; \
+choose another (bridge-ds train ... -- --master_port N, deepspeed --master_port N ..., torchrun --master_port N ...)."""
+_OF_THE_DISK = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENOTDIR", "EISDIR", "ENAMETOOLONG",
+                 "ELOOP", "EMFILE", "ENFILE", "EFBIG", "ENODEV")
+)  # fmt: skip
+"""Errors of the operating system that the user's disk, folders or limits cause."""
+_TRACEBACK = "BRIDGE_DS_TRACEBACK"
+"""Environment variable: also print the traceback of a user error."""
 
 
 def run_command(main: Callable[[], Any]) -> NoReturn:
@@ -26,10 +43,7 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
     setup_logging()
     status: Any = 0
     try:
-        try:
-            status = main()
-        except SystemExit as left:  # argparse's, after --help
-            status = left.code
+        status = exit_status(main)
         print(end="", flush=True)
     except BrokenPipeError:
         if not reader_is_gone():
@@ -40,6 +54,72 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
         os.dup2(null, 2)
         status = status or 128 + signal.SIGPIPE
     sys.exit(status)
+
+
+def exit_status(main: Callable[[], Any]) -> Any:
+    """Run the `main` of a command; a user error becomes one sentence on stderr and exit status 2.
+
+    Rank 0 prints at once. Other ranks wait 3 s first: if all fail for the same reason, the launcher ends them after
+    rank 0, and the sentence is printed once. Every failing rank of several exits here by `os._exit`, because a rank
+    that hangs in the teardown of its process group would keep the whole job alive (pytorch#76287).
+    """
+    try:
+        return main()
+    except SystemExit as left:  # argparse's, after --help
+        return left.code
+    except BridgeError as error:
+        return _leave(f"error: {error}", EXIT_USER_ERROR)
+    except Preempted as why:
+        return _leave(f"{why}; the same command continues.", EXIT_PREEMPTED)
+    except KeyboardInterrupt:
+        return _leave("stopped by the user; the same command continues.", 130)
+    except Exception as error:
+        return _unforeseen(error)
+
+
+def _unforeseen(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError) and reader_is_gone():
+        raise error
+    if "torch" in sys.modules:
+        from bridge_ds.engine.distributed import lost_peer
+
+        lost = lost_peer(error)
+        if lost and "EADDRINUSE" in str(error):
+            # A job script that reads the status starts again, with another port.
+            return _leave(_PORT_TAKEN, EXIT_LOST if os.environ.get("BRIDGE_DS_LAST_WORDS") else EXIT_USER_ERROR)
+        if lost:
+            return _leave(traceback.format_exc(), EXIT_LOST)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        where = error.filename2 or error.filename or "a file"
+        return _leave(
+            f"error: {where} cannot be used ({error.strerror}); expected space, and the permission to read and write "
+            "it; make room or choose another place, then give the same command.",
+            EXIT_USER_ERROR,
+        )
+    return _leave(traceback.format_exc(), 1)
+
+
+def _leave(text: str, status: int) -> int:
+    try:
+        world = World.detect()
+    except LaunchError:  # which is the error that is reported
+        world = World()
+    if status == EXIT_PREEMPTED and not world.is_main:
+        os._exit(status)  # all ranks agreed; rank 0 prints it
+    if status == 1 or (world.is_main and status in (EXIT_USER_ERROR, EXIT_PREEMPTED)):
+        # Also after an unexpected error of one rank: the launcher ends the others by a signal, as if they were lost.
+        last_words(text if status != 1 else f"error: {text.strip().splitlines()[-1]} (its traceback is above)", status)
+    if not world.is_main:
+        time.sleep(3)
+        text = f"[rank {world.rank}] {text}"
+    if os.environ.get(_TRACEBACK) and status == EXIT_USER_ERROR:
+        traceback.print_exc()
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    if world.size > 1:
+        os._exit(status)
+    # A single process has no process group to hang in; threads that still write (tracking) are daemons.
+    return status
 
 
 def reader_is_gone() -> bool:

@@ -1,20 +1,26 @@
-"""Reading users' text files: UTF-8 with or without a byte-order mark, and no key twice.
+"""Reading text and JSON files, the user's and our own: whatever they hold, a value or a ValueError that says why.
 
 JSON parsers silently keep the last of two equal keys, so that a sample may get another target than the user reads in
-the file. Here the second one is an error that names the key. (YAML: :mod:`bridge_ds.config.text`.)
+the file; they accept half of a surrogate pair, which no file can then hold; and they fail by RecursionError where
+brackets are nested deeply. Here each of these is a ValueError. (YAML: :mod:`bridge_ds.config.text`.)
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Hashable, Iterable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
-__all__ = ["BOM", "NotText", "decoded", "is_macos", "json_value", "twice"]
+__all__ = ["BOM", "NotText", "decoded", "is_macos", "json_object", "json_value", "refuse_surrogates", "twice"]
 
 _Item = TypeVar("_Item", bound=Hashable)
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin or end with them
+_DEPTH = 100
+"""Most levels of brackets of a JSON text."""
+_HALF = re.compile("[\ud800-\udfff]")
 BOM = "\ufeff"
 """The byte-order mark, which editors on Windows write before a text."""
 
@@ -41,9 +47,63 @@ def json_value(text: str | bytes) -> Any:
     """As `json.loads`, with or without a byte-order mark.
 
     Raises:
-        ValueError: malformed, or an object has a key twice.
+        ValueError: malformed; an object has a key twice; a text holds half of a surrogate pair; brackets are nested
+            more than 100 deep; a number has thousands of digits. The message can follow `cannot be read: `.
     """
-    return json.loads(text.removeprefix(BOM) if isinstance(text, str) else text, object_pairs_hook=_object)
+    if isinstance(text, bytes):
+        text = text.decode()
+    else:
+        text.encode()  # a lone surrogate in the text itself: UnicodeEncodeError, which is a ValueError
+    text = text.removeprefix(BOM)
+    if text.count("[") + text.count("{") > _DEPTH and _depth(text) > _DEPTH:
+        raise ValueError(f"its brackets are nested more than {_DEPTH} deep; expected at most that")
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError("it holds a number of thousands of digits; expected fewer") from None
+    if "\\ud" in text or "\\uD" in text:
+        refuse_surrogates(value)
+    return value
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that a program wrote: as :func:`json_value`, and neither NaN nor an infinity.
+
+    Raises:
+        ValueError: not UTF-8, not such JSON, or no object; the message completes a sentence that begins with the file.
+        OSError: it cannot be opened or read.
+    """
+    text = decoded(path.read_bytes())
+    try:
+        value = json_value(text)
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+        if any(word in text for word in ("NaN", "Infinity", "e", "E")):
+            json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+    except ValueError as error:
+        raise ValueError(f"is not readable as JSON ({error})") from None
+    return value
+
+
+def refuse_surrogates(value: Any) -> None:
+    """Raises ValueError where a text in `value` (JSON-like) holds half of a surrogate pair, which UTF-8 cannot hold."""
+    if isinstance(value, str):
+        if found := _HALF.search(value):
+            raise ValueError(
+                f"a text in it holds \\u{ord(found[0]):04x}, half of a surrogate pair, at character "
+                f"{found.start() + 1}; expected whole characters"
+            )
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            refuse_surrogates(key)
+            refuse_surrogates(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            refuse_surrogates(item)
 
 
 def twice(items: Iterable[_Item]) -> _Item | None:
@@ -67,3 +127,21 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError(f"it has the key {twice(key for key, _ in pairs)!r} twice in one object; keep one of them")
     return found
+
+
+def _depth(text: str) -> int:
+    """Most brackets that are open at one place, texts in quotation marks left out."""
+    deepest = level = 0
+    for sign in re.findall(r"[\[{\]}]", re.sub(r'"(?:[^"\\]|\\.)*+"', "", text)):
+        level += 1 if sign in "[{" else -1
+        deepest = max(deepest, level)
+    return deepest
+
+
+def _not_finite(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}; expected a finite number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if abs(value) != float("inf") else _not_finite(text[:20])

@@ -9,52 +9,53 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent)] + [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 
-from bridge_ds.cli import parse_train, user_errors  # noqa: E402
+from bridge_ds.cli import parse_train  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.errors import Preempted  # noqa: E402
+from bridge_ds.world import World  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
     """Resolve the config, build the model, train, evaluate; returns the exit status."""
     options = parse_train(argv)
-    with user_errors() as world:
-        from bridge_ds.config.effect import idle
-        from bridge_ds.config.load import load_config
-        from bridge_ds.config.zero import accumulation, read_ds_config, resolve_hpz, resolve_micro_batch
+    world = World.detect()
+    from bridge_ds.config.effect import idle
+    from bridge_ds.config.load import load_config
+    from bridge_ds.config.zero import accumulation, read_ds_config, resolve_hpz, resolve_micro_batch
 
-        given = load_config(options.recipe, options.overrides)
-        config = resolve_micro_batch(given, world.size)
-        ds_values = resolve_hpz(read_ds_config(config.run.ds_config), world.size, world.local_size)
-        accumulation(config, world.size)
-        if world.is_main:
-            for line in idle(given):
-                print(f"note: {line}", file=sys.stderr, flush=True)
-        if options.dry_run:
-            from bridge_ds.cli import show_plan
+    given = load_config(options.recipe, options.overrides)
+    config = resolve_micro_batch(given, world.size)
+    ds_values = resolve_hpz(read_ds_config(config.run.ds_config), world.size, world.local_size)
+    accumulation(config, world.size)
+    if world.is_main:
+        for line in idle(given):
+            print(f"note: {line}", file=sys.stderr, flush=True)
+    if options.dry_run:
+        from bridge_ds.cli import show_plan
 
-            show_plan(config, ds_values, world)
-            return 0
+        show_plan(config, ds_values, world)
+        return 0
 
-        from bridge_ds.engine.preempt import StopRequest
+    from bridge_ds.engine.preempt import StopRequest
 
-        # Before the slow imports: from here on a signal means "save and exit".
-        stop = StopRequest().listen(config.run.stop_signals)
-        from bridge_ds.run import Run
+    # Before the slow imports: from here on a signal means "save and exit".
+    stop = StopRequest().listen(config.run.stop_signals)
+    from bridge_ds.run import Run
 
-        run = Run(config, ds_values, world, stop)
-        try:
-            run.prepare()
-            run.fit()
-            run.evaluate()
-        except Preempted:
-            run.close("killed", together=True)
-            raise
-        except BaseException as error:
-            from bridge_ds.engine.distributed import lost_peer
+    run = Run(config, ds_values, world, stop)
+    try:
+        run.prepare()
+        run.fit()
+        run.evaluate()
+    except Preempted:
+        run.close("killed", together=True)
+        raise
+    except BaseException as error:
+        from bridge_ds.engine.distributed import lost_peer
 
-            run.close("killed" if isinstance(error, KeyboardInterrupt) or lost_peer(error) else "failed")
-            raise
-        run.close("finished")
+        run.close("killed" if isinstance(error, KeyboardInterrupt) or lost_peer(error) else "failed")
+        raise
+    run.close("finished")
     return 0
 
 

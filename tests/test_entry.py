@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bridge_ds.entry import exit_status
+from bridge_ds.errors import DataError
+
 ROOT = Path(__file__).parents[1]
 BENGALI = "বিড়ালটি মাদুরে বসেছিল।"
 ECHO = """
@@ -86,3 +89,40 @@ def test_a_broken_pipe_of_another_kind_is_an_error() -> None:
     program = "from bridge_ds.entry import run_command\ndef main():\n    raise BrokenPipeError\nrun_command(main)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)
     assert done.returncode == 1 and b"BrokenPipeError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "told"),
+    [
+        ("ConfigError('x is 1; expected 2.')", 2, "error: x is 1; expected 2.\n"),
+        ("OSError(28, 'No space left on device', '/mnt/full')", 2, "error: /mnt/full cannot be used (No space left"),
+        ("Preempted('checkpoint saved')", 75, "checkpoint saved; the same command continues.\n"),
+        ("KeyboardInterrupt()", 130, "stopped by the user; the same command continues.\n"),
+        ("SystemExit(3)", 3, ""),
+        ("ValueError('a fault of ours')", 1, "Traceback (most recent call last):"),
+    ],
+)
+def test_one_place_turns_errors_into_statuses(
+    raised: str, status: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bridge_ds import errors
+
+    def main() -> None:
+        raise eval(raised, vars(errors))  # texts of this file
+
+    assert exit_status(main) == status
+    said = capsys.readouterr()
+    assert said.err.startswith(told) and said.out == "" and (status == 1) == ("Traceback" in said.err)
+
+
+def test_the_traceback_of_a_user_error_is_shown_on_request(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRIDGE_DS_TRACEBACK", "1")
+
+    def main() -> None:
+        raise DataError("nothing there.")
+
+    assert exit_status(main) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and said.endswith("error: nothing there.\n")

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+from bridge_ds.entry import exit_status
 from tests import made
 
 ROOT = Path(__file__).parents[1]
@@ -49,10 +50,10 @@ def test_a_run_that_would_not_go_on_is_red_and_a_link_is_followed(
 ) -> None:  # fmt: skip
     base = [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32"]
     run = made.make_run(tmp_path / "run", base)
-    assert preflight.main(arguments(small_run, run, "fusion.state_norm=rms")) == 2
+    assert exit_status(lambda: preflight.main(arguments(small_run, run, "fusion.state_norm=rms"))) == 2
     assert "was trained with fusion.state_norm 'none'; this start has 'rms'" in capsys.readouterr().err
     more = ("run.start_from=" + str(run), "mapping.kind=mlp")
-    assert preflight.main(arguments(small_run, tmp_path / "next", *more)) == 2
+    assert exit_status(lambda: preflight.main(arguments(small_run, tmp_path / "next", *more))) == 2
     assert "run.start_from leads to" in capsys.readouterr().err
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "run")
     assert preflight.main(arguments(small_run, tmp_path / "link")) == 0
@@ -85,14 +86,15 @@ def test_red(
         "memory": ([], ["--gpu-gib", "1"], "lower train.micro_batch"),
     }
     for name, (settings, options, words) in cases.items():
-        assert preflight.main([*arguments(small_run, tmp_path / "run", *settings), "--ranks", "2", *options]) == 2, name
+        asked = [*arguments(small_run, tmp_path / "run", *settings), "--ranks", "2", *options]
+        assert exit_status(lambda asked=asked: preflight.main(asked)) == 2, name
         said = capsys.readouterr()
         assert said.err.startswith("error: ") and words in said.err, (name, said.err)
         assert " RED " in said.out and "green" not in said.out
 
 
 def test_nodes_divide_the_ranks(preflight: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert preflight.main(["--nodes", "3", "--ranks", "16"]) == 2
+    assert exit_status(lambda: preflight.main(["--nodes", "3", "--ranks", "16"])) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: 16 ranks do not divide over 3 nodes") and said.err.count("\n") == 1
     assert said.out == ""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bridge_ds.cli import Parser, say_repeated, user_errors
+from bridge_ds.cli import Parser, say_repeated
 from bridge_ds.convert import SOURCES
 
 
@@ -31,8 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """Convert, or list what would be done; returns the exit status."""
     options = _parser().parse_args(argv)
     say_repeated(options.overrides)
-    with user_errors():
-        _convert(options)
+    _convert(options)
     return 0
 
 

@@ -15,7 +15,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bridge_ds.cli import Parser, add_placing, user_errors
+from bridge_ds.cli import Parser, add_placing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,10 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.samples < 2:
         parser.error(f"--samples is {options.samples}; expected 2 or more: sources are swapped between samples.")
-    status = 1
-    with user_errors():
-        status = _examine(options)
-    return status
+    return _examine(options)
 
 
 def _examine(options: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bridge_ds.cli import Parser, user_errors
+from bridge_ds.cli import Parser
 from bridge_ds.errors import ConfigError
 
 
@@ -28,21 +28,20 @@ def main(argv: list[str] | None = None) -> int:
 
         given = [("--encoder", options.encoder), ("--llm", options.llm)]
         return serve(["--run", options.run, *(word for pair in given if pair[1] for word in pair), *rest])
-    with user_errors():
-        if rest:
-            known = "--output, --encoder, --llm, --merge-lora"
-            raise ConfigError(f"{rest[0]!r} is no option of --to safetensors; expected {known}.")
-        if options.output is None:
-            raise ConfigError("--output is missing; expected a folder to make.")
-        if not sys.stderr.isatty():
-            from transformers.utils import logging
+    if rest:
+        known = "--output, --encoder, --llm, --merge-lora"
+        raise ConfigError(f"{rest[0]!r} is no option of --to safetensors; expected {known}.")
+    if options.output is None:
+        raise ConfigError("--output is missing; expected a folder to make.")
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
 
-            logging.disable_progress_bar()
-        from bridge_ds.hub.export import export
+        logging.disable_progress_bar()
+    from bridge_ds.hub.export import export
 
-        named = {"encoder": options.encoder, "llm": options.llm}
-        print("\n".join(export(options.run, options.output, merge=options.merge_lora, **named)))
-        print(f"written: {options.output}")
+    named = {"encoder": options.encoder, "llm": options.llm}
+    print("\n".join(export(options.run, options.output, merge=options.merge_lora, **named)))
+    print(f"written: {options.output}")
     return 0
 
 

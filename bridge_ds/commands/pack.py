@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bridge_ds.cli import Parser, positive
-from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, DataError
+from bridge_ds.errors import DataError
 
 if TYPE_CHECKING:
     from bridge_ds.data.shards.index import ShardIndex
@@ -61,19 +61,12 @@ appears only when it is complete, and the same command continues a packing that 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Pack, index or verify; returns the exit status (0, or 2 for a user error)."""
+    """Pack, index or verify; returns the exit status."""
     words = sys.argv[1:] if arguments is None else arguments
     name = words[0] if words and words[0] in _COMMANDS else "pack"
     add_options, run = _COMMANDS[name]
     options = add_options().parse_args(words[1:] if words[:1] == [name] else words)
-    try:
-        run(options)
-    except BridgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+    run(options)
     return 0
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
-from bridge_ds.cli import Parser, positive, user_errors
+from bridge_ds.cli import Parser, positive
 from bridge_ds.config.load import load_config
 from bridge_ds.errors import LaunchError
 from bridge_ds.plan.advice import Choice, choices
@@ -35,13 +35,12 @@ _LIMITS = {"compute": "arithmetic is", "gather": "the network is", "launch": "la
 def main(arguments: list[str] | None = None) -> int:
     """Print the plan; returns the exit status."""
     options = _parser().parse_args(arguments)
-    with user_errors():
-        job, gpu, network = _read(options)
-        found = choices(job, gpu, network)
-        if options.json:
-            print(json.dumps(_as_json(job, gpu, network, found, options.recipe), indent=1))
-        else:
-            print("\n".join(_page(job, gpu, network, found, options.recipe)))
+    job, gpu, network = _read(options)
+    found = choices(job, gpu, network)
+    if options.json:
+        print(json.dumps(_as_json(job, gpu, network, found, options.recipe), indent=1))
+    else:
+        print("\n".join(_page(job, gpu, network, found, options.recipe)))
     return 0
 
 

@@ -22,7 +22,7 @@ from bridge_ds.config.load import load_config
 from bridge_ds.config.names import is_embedded, resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
-from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, DataError, LaunchError
+from bridge_ds.errors import BridgeError, ConfigError, DataError, LaunchError
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import device_gib, memory
 
@@ -87,11 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.overrides.append(f"run.ds_config={options.ds_config}")
     say_repeated(options.overrides, sys.stdout)  # stdout, like the rows; stderr is for errors
     subject, problem = Subject(options), None
-    try:
-        subject.gpus  # noqa: B018 (otherwise every check that needs them would fail)
-    except LaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    subject.gpus  # noqa: B018 (otherwise every check that needs them would fail)
     for name, check in CHECKS.items():
         try:
             _show("ok", name, check(subject))
@@ -102,8 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
                 break
     print(flush=True)
     if problem is not None:
-        print(f"error: {problem}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        raise problem
     print("preflight: green")
     return 0
 

@@ -10,7 +10,7 @@ import platform
 import shutil
 from collections.abc import Iterator
 
-from bridge_ds.cli import Parser, user_errors
+from bridge_ds.cli import Parser
 
 __all__ = ["main", "probed"]
 
@@ -37,9 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     Parser(prog="bridge-ds probe", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
         argv
     )
-    with user_errors():
-        for name, text in probed():
-            print(f"{name:<11} {text}", flush=True)
+    for name, text in probed():
+        print(f"{name:<11} {text}", flush=True)
     return 0
 
 

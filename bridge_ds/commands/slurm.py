@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from bridge_ds.cli import Parser, user_errors
+from bridge_ds.cli import Parser
 from bridge_ds.errors import LaunchError
 from bridge_ds.shipped import shipped
 
@@ -30,9 +30,8 @@ def main(argv: list[str] | None = None) -> int:
     copy.add_argument("folder", nargs="?", type=Path, default=Path(), metavar="DIR", help="default: this folder")
     copy.add_argument("--overwrite", action="store_true", help="replace launchers that were changed")
     options = parser.parse_args(argv)
-    with user_errors():
-        copied = copy_launchers(options.folder, options.overwrite)
-        print(f"{len(copied)} launchers in {options.folder / 'slurm'}; submit from {options.folder.resolve()}")
+    copied = copy_launchers(options.folder, options.overwrite)
+    print(f"{len(copied)} launchers in {options.folder / 'slurm'}; submit from {options.folder.resolve()}")
     return 0
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import Parser, add_placing, say_repeated, user_errors
+from bridge_ds.cli import Parser, add_placing, say_repeated
 from bridge_ds.entry import run_command
 from bridge_ds.world import World
 
@@ -66,8 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(argv)
     say_repeated(options.overrides)
-    with user_errors() as world:
-        _score(options, world)
+    _score(options, World.detect())
     return 0
 
 

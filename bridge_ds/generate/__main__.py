@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import Parser, add_placing, user_errors
+from bridge_ds.cli import Parser, add_placing
 from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 
@@ -33,15 +33,14 @@ again, resumes after its last whole batch; the output is the same, byte for byte
 def main(argv: list[str] | None = None) -> int:
     """Parse, load, answer."""
     options = _parse(argv)
-    with user_errors():
-        _check(options)
-        from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
+    _check(options)
+    from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 
-        given = {field.name: getattr(options, field.name) for field in dataclasses.fields(GenerateOptions)}
-        how = GenerateOptions(**given | {"stop": tuple(options.stop)})
-        pipeline = Pipeline.load(options.run, how, **loading(options))
-        pipeline.check_language()
-        _answer(pipeline, options)
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(GenerateOptions)}
+    how = GenerateOptions(**given | {"stop": tuple(options.stop)})
+    pipeline = Pipeline.load(options.run, how, **loading(options))
+    pipeline.check_language()
+    _answer(pipeline, options)
     return 0
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 
-from bridge_ds.cli import user_errors
 from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 
@@ -16,21 +15,20 @@ __all__ = ["main", "register"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Register, then run lm_eval's own command line; a user's error is one sentence and exit status 2."""
-    with user_errors():
-        register()
-        from lm_eval.__main__ import cli_evaluate
+    """Register, then run lm_eval's own command line."""
+    register()
+    from lm_eval.__main__ import cli_evaluate
 
-        sys.argv = ["lm_eval", *(sys.argv[1:] if argv is None else argv)]
-        try:
-            cli_evaluate()
-        except ValueError as error:
-            if not str(error).startswith("Tasks not found"):
-                raise
-            raise ConfigError(
-                f"--tasks has names that lm_eval does not know ({str(error).partition(': ')[2]}); expected names that "
-                "`bridge-ds harness ls tasks` lists."
-            ) from None
+    sys.argv = ["lm_eval", *(sys.argv[1:] if argv is None else argv)]
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if not str(error).startswith("Tasks not found"):
+            raise
+        raise ConfigError(
+            f"--tasks has names that lm_eval does not know ({str(error).partition(': ')[2]}); expected names that "
+            "`bridge-ds harness ls tasks` lists."
+        ) from None
     return 0
 
 

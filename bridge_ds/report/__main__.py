@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bridge_ds.cli import Parser, user_errors
+from bridge_ds.cli import Parser
 from bridge_ds.entry import run_command
 from bridge_ds.metrics import CHOICE_METRICS, metric_name
 
@@ -35,16 +35,15 @@ def main(argv: list[str] | None = None) -> int:
         help="which choice counts as the answer (default: acc, the highest log-probability)",
     )  # fmt: skip
     options = parser.parse_args(argv)
-    with user_errors():
-        from bridge_ds.report.plots import draw_study
-        from bridge_ds.report.render import write_report
-        from bridge_ds.report.results import study_results
-        from bridge_ds.report.study import read_study
+    from bridge_ds.report.plots import draw_study
+    from bridge_ds.report.render import write_report
+    from bridge_ds.report.results import study_results
+    from bridge_ds.report.study import read_study
 
-        results = study_results(read_study(options.runs, options.baseline), options.metric)
-        write_report(options.output, results)
-        draw_study(results, options.output)
-        print(f"{options.output / 'report.html'}")
+    results = study_results(read_study(options.runs, options.baseline), options.metric)
+    write_report(options.output, results)
+    draw_study(results, options.output)
+    print(f"{options.output / 'report.html'}")
     return 0
 
 

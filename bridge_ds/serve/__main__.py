@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridge_ds.cli import Parser, positive, user_errors
+from bridge_ds.cli import Parser, positive
 from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 from bridge_ds.generate.__main__ import add_loading, loading
@@ -42,15 +42,14 @@ in the environment variable BRIDGE_DS_API_KEY."""
 def main(argv: list[str] | None = None) -> int:
     """Parse, bind, load, serve."""
     options = _parse(argv)
-    with user_errors():
-        key = os.environ.get(KEY, "")
-        _check(options, key)
-        from bridge_ds.serve.server import bind, serve
+    key = os.environ.get(KEY, "")
+    _check(options, key)
+    from bridge_ds.serve.server import bind, serve
 
-        # Before the models: a port in use should not be found after minutes of loading.
-        listening = bind(options.host, options.port)
-        service = _load(options, key)
-        serve(service, listening, connections=2 * (options.queue + options.at_once) + 64)
+    # Before the models: a port in use should not be found after minutes of loading.
+    listening = bind(options.host, options.port)
+    service = _load(options, key)
+    serve(service, listening, connections=2 * (options.queue + options.at_once) + 64)
     return 0
 
 

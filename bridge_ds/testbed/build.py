@@ -8,13 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.entry import run_command
-from bridge_ds.errors import EXIT_USER_ERROR, BridgeError
 
 from . import ENCODER_PATH
 from .tasks import TASKS
@@ -29,12 +27,7 @@ CHECKED = 300
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, build, and return the exit status."""
-    options = _parse(arguments)
-    try:
-        return _build(options)
-    except BridgeError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    return _build(_parse(arguments))
 
 
 def _build(options: argparse.Namespace) -> int:

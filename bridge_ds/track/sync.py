@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from bridge_ds.config.load import load_run_config
 from bridge_ds.config.schema import Config
 from bridge_ds.entry import run_command
-from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, LaunchError
+from bridge_ds.errors import LaunchError
 from bridge_ds.track.tracker import one_line
 from bridge_ds.track.trackers import check_trackers, make_trackers
 
@@ -21,11 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bridge-ds sync", description=__doc__)
     parser.add_argument("run", type=Path, help="run folder (the run.output of a training run)")
     folder = parser.parse_args(arguments).run
-    try:
-        print(sync(folder, load_run_config(folder)))
-    except BridgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    print(sync(folder, load_run_config(folder)))
     return 0
 
 

@@ -16,6 +16,7 @@ from bridge_ds import BridgeForCausalLM, BridgeProcessor
 from bridge_ds.checkpoint.layout import manifest_sha256
 from bridge_ds.config.load import load_run_config, save_config
 from bridge_ds.doctor.load import load_run
+from bridge_ds.entry import exit_status
 from bridge_ds.errors import BridgeError, CheckpointError
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
@@ -130,7 +131,8 @@ def test_a_model_as_pytorch_model_bin_is_taken_and_proven_by_preflight_training_
     with pytest.raises(CheckpointError, match="was trained with"):
         BridgeForCausalLM.from_pretrained(run)
     file.write_bytes(whole[:-1000])
-    assert preflight.main(settings) == 2 and "is no file of torch, or its end is missing" in capsys.readouterr().err
+    assert exit_status(lambda: preflight.main(settings)) == 2
+    assert "is no file of torch, or its end is missing" in capsys.readouterr().err
     with pytest.raises(BridgeError, match="cannot be read"):
         BridgeForCausalLM.from_pretrained(run)
     file.write_bytes(whole)

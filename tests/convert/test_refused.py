@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bridge_ds.entry import exit_status
 from tests.convert import peers, saved
 from tools.convert import main
 
@@ -30,9 +31,7 @@ def refused(models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixtu
         output = tmp_path / "out" / "run"
         named = ["--encoder", str(models["encoder"]), "--llm", str(models["llm"]), "--output", str(output)]
         tokens = ["--no-added-tokens"] if source == "langbridge" else []
-        with pytest.raises(SystemExit) as ended:
-            main([source, str(checkpoint), *tokens, *named, *more])
-        assert ended.value.code == 2
+        assert exit_status(lambda: main([source, str(checkpoint), *tokens, *named, *more])) == 2
         assert not output.parent.exists() or not any(output.parent.iterdir())
         said = capsys.readouterr().err
         error = said.splitlines()[-1]  # an option that is given twice is reported before it
@@ -201,9 +200,8 @@ def test_output_that_is_in_use(state: State, models: dict[str, Path], tmp_path: 
     used = tmp_path / "used"
     used.mkdir()
     (used / "mine").touch()
-    with pytest.raises(SystemExit) as ended:
-        main(["langbridge", str(saved.whole(state, tmp_path / "peer")), "--output", str(used)])
-    assert ended.value.code == 2
+    words = ["langbridge", str(saved.whole(state, tmp_path / "peer")), "--output", str(used)]
+    assert exit_status(lambda: main(words)) == 2
     assert "exists and is not empty" in capsys.readouterr().err
     assert [path.name for path in used.iterdir()] == ["mine"]
 
@@ -212,9 +210,8 @@ def test_output_that_cannot_be_written(state: State, models: dict[str, Path], tm
     (tmp_path / "file").touch()
     checkpoint = saved.whole(state, tmp_path / "peer")
     named = ["--encoder", str(models["encoder"]), "--llm", str(models["llm"]), "--no-added-tokens"]
-    with pytest.raises(SystemExit) as ended:
-        main(["langbridge", str(checkpoint), *named, "--output", str(tmp_path / "file" / "run")])
-    assert ended.value.code == 2
+    output = str(tmp_path / "file" / "run")
+    assert exit_status(lambda: main(["langbridge", str(checkpoint), *named, "--output", output])) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -228,7 +225,7 @@ def test_models_must_be_named_and_have_room(state: State, models: dict[str, Path
             "adds 8 tokens to the encoder's tokenizer",
         ),
     ):
-        with pytest.raises(SystemExit):
-            main(["langbridge", str(checkpoint), "--output", str(tmp_path / "run"), *more])
+        arguments = ["langbridge", str(checkpoint), "--output", str(tmp_path / "run"), *more]
+        assert exit_status(lambda words=arguments: main(words)) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge_ds.entry import exit_status
 from bridge_ds.evaluation.__main__ import main as evaluation
 from bridge_ds.evaluation.predictions import Prediction, read_index, read_predictions
 from tests.launch import Outcome, Zygote, succeed
@@ -204,9 +205,7 @@ def test_some_languages_of_some_tasks(run: Path, zygote: Zygote, tmp_path: Path)
 def test_bad_input_is_one_sentence(
     run: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit:
-        evaluation(["--run", str(run), *arguments])
-    assert exit.value.code == 2
+    assert exit_status(lambda: evaluation(["--run", str(run), *arguments])) == 2
     said = capsys.readouterr().err
     assert words in said and "Traceback" not in said
     assert sum(line.startswith("error:") for line in said.splitlines()) == 1

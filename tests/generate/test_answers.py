@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge_ds.entry import exit_status
 from bridge_ds.generate.__main__ import main
 from bridge_ds.generate.files import batches
 from tests import tiny
@@ -47,10 +48,6 @@ def in_file(run: Path, questions: Path, output: Path, *more: str) -> int:
     return main(["--run", str(run), "--input", str(questions), "--output", str(output), "--batch", "4", *more])
 
 
-def of(error: pytest.ExceptionInfo[SystemExit]) -> object:
-    return error.value.code
-
-
 @given(lengths=st.lists(st.integers(0, 50), max_size=60), size=st.integers(1, 9))
 def test_batches_hold_every_text_once_in_order_of_length(lengths: list[int], size: int) -> None:
     plan = batches(lengths, size)
@@ -71,9 +68,8 @@ def test_a_file_is_answered_as_its_texts_are_alone(
         capsys.readouterr()
         assert main(["--run", str(run), "--prompt", text]) == 0
         assert capsys.readouterr().out == row["answer"] + "\n"
-    with pytest.raises(SystemExit) as error:
-        in_file(run, questions, tmp_path / "answers.jsonl")
-    assert of(error) == 2 and "is there already" in capsys.readouterr().err
+    assert exit_status(lambda: in_file(run, questions, tmp_path / "answers.jsonl")) == 2
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_killed_it_goes_on_and_the_bytes_are_the_same(
@@ -109,10 +105,9 @@ def test_bad_input_is_one_sentence(
     run: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(told: str, *arguments: str) -> None:
-        with pytest.raises(SystemExit) as error:
-            main(["--run", str(run), *arguments])
+        assert exit_status(lambda: main(["--run", str(run), *arguments])) == 2
         err = capsys.readouterr().err
-        assert of(error) == 2 and told in err and "Traceback" not in err
+        assert told in err and "Traceback" not in err
 
     fails("both --prompt and --input", "--prompt", "a", "--input", "b", "--output", "c")
     fails("belong together", "--input", str(questions))
@@ -129,9 +124,8 @@ def test_bad_input_is_one_sentence(
     fails("has an 'answer' already", "--input", str(tmp_path / "bad.jsonl"), *out)
     fails("cannot be written", "--input", str(questions), "--output", str(tmp_path / "no" / "out.jsonl"))
     assert not (tmp_path / "out.jsonl").exists()
-    with pytest.raises(SystemExit) as error:
-        main(["--run", str(tmp_path / "nowhere"), "--prompt", "a"])
-    assert of(error) == 2 and "give a run folder" in capsys.readouterr().err
+    assert exit_status(lambda: main(["--run", str(tmp_path / "nowhere"), "--prompt", "a"])) == 2
+    assert "give a run folder" in capsys.readouterr().err
 
 
 def test_a_bengali_line_on_stdin_has_one_answer_whatever_the_locale_and_the_editor(
@@ -148,9 +142,8 @@ def test_a_bengali_line_on_stdin_has_one_answer_whatever_the_locale_and_the_edit
 
     assert piped(line.encode()) == piped(b"\xef\xbb\xbf" + f"{line}\r\n".encode()) == answer
     for raw, told in ((b"caf\xe9\n", "is not UTF-8"), (line.encode("utf-16"), "UTF-8"), (b"a\0\n", "zero byte")):
-        with pytest.raises(SystemExit) as error:
-            piped(raw)
-        assert of(error) == 2 and told in capsys.readouterr().err
+        assert exit_status(lambda raw=raw: piped(raw)) == 2
+        assert told in capsys.readouterr().err
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
     env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "latin-1"}
     command = [sys.executable, "-m", "bridge_ds.generate", "--run", str(run)]

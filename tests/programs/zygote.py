@@ -30,6 +30,7 @@ import transformers
 import bridge_ds.run
 from bridge_ds.compat.deepspeed import import_deepspeed
 from bridge_ds.engine import loop, validate
+from bridge_ds.entry import exit_status
 from bridge_ds.evaluation.__main__ import main as evaluate
 from bridge_ds.log import setup_logging
 from bridge_ds.train import main
@@ -115,7 +116,8 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
             runpy.run_path(job["program"], run_name="__main__")
             code = 0
         else:
-            code = (evaluate if job["program"] == "evaluation" else main)(job["arguments"])
+            command = evaluate if job["program"] == "evaluation" else main
+            code = exit_status(lambda: command(job["arguments"])) or 0
     except SystemExit as error:
         code = int(error.code or 0)
     except BaseException:

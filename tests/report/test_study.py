@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge_ds.entry import exit_status
 from bridge_ds.evaluation.__main__ import main
 from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.metrics import CHOICE_METRICS
@@ -110,9 +111,8 @@ def test_runs_that_cannot_be_compared(
 ) -> None:
     write_study(tmp_path, seeds=(0, 1), samples=12, tasks=SMALL)
     harm(tmp_path)
-    with pytest.raises(SystemExit) as left:
-        main(["report", *sorted(str(path) for path in tmp_path.iterdir()), "--output", str(tmp_path / "report")])
-    assert left.value.code == 2
+    words = ["report", *sorted(str(path) for path in tmp_path.iterdir()), "--output", str(tmp_path / "report")]
+    assert exit_status(lambda: main(words)) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
     import re
@@ -133,9 +133,9 @@ def test_what_the_command_line_gets_wrong(tmp_path: Path, capsys: pytest.Capture
             "do not hold what acc_mutual_info needs; found acc, acc_norm_tokens; choose",
         ),
     ):
-        with pytest.raises(SystemExit) as left:
-            main(["report", *arguments, "--output", str(tmp_path / "report")])
-        assert left.value.code == 2 and told in capsys.readouterr().err
+        words = ["report", *arguments, "--output", str(tmp_path / "report")]
+        assert exit_status(lambda words=words: main(words)) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_samples_in_another_order_are_paired_by_key(tmp_path: Path) -> None:

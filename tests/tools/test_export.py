@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
+from bridge_ds.entry import exit_status
 from bridge_ds.errors import CheckpointError
 from bridge_ds.hub.card import ELSEWHERE, INSIDE
 from tests import tiny
@@ -106,9 +107,8 @@ def test_a_config_cannot_point_out_of_its_folder(tool: ModuleType, tmp_path: Pat
 
 def test_faults_are_one_sentence(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def fails(told: str, *arguments: str) -> None:
-        with pytest.raises(SystemExit) as error:
-            tool.main(["--run", str(tmp_path / "none"), *arguments])
-        assert error.value.code == 2 and told in capsys.readouterr().err
+        assert exit_status(lambda: tool.main(["--run", str(tmp_path / "none"), *arguments])) == 2
+        assert told in capsys.readouterr().err
 
     fails("--output is missing")
     fails("is no option of --to safetensors", "--port", "3")

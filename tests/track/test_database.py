@@ -23,6 +23,7 @@ from sqlalchemy.event import listen
 from bridge_ds.config.load import save_config
 from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
 from bridge_ds.disk import write_text
+from bridge_ds.entry import exit_status
 from bridge_ds.track.metrics_file import MetricsLog
 from bridge_ds.track.mlflow import tracking_uri
 from bridge_ds.track.mlflow_database import prepare, sqlite_path, sqlite_uri
@@ -174,7 +175,7 @@ def test_a_database_with_runs_is_never_put_away(
     before = path.read_bytes()
     config = Config(track=TrackConfig(uri=sqlite_uri(path)), train=TrainConfig(steps=2))
     folder = run_folder(tmp_path / "run", config)
-    assert sync([str(folder)]) == 2
+    assert exit_status(lambda: sync([str(folder)])) == 2
     assert path.read_bytes() == before and f"mlflow db upgrade {sqlite_uri(path)}`" in capsys.readouterr().err
 
 
@@ -242,7 +243,7 @@ def test_what_was_deleted_in_mlflow_is_named_with_the_command_that_brings_it_bac
     client = MlflowClient(uri)
 
     def sent(which: Path = folder) -> str:
-        status = sync([str(which)])
+        status = exit_status(lambda which=which: sync([str(which)]))
         out, err = capsys.readouterr()
         assert (status == 0) == bool(out)
         return out or err
@@ -284,7 +285,7 @@ def test_files_that_cannot_be_sent_are_said_with_their_place(
     write_text(folder / "mlflow.json", json.dumps({"status": "finished", "uri": tracking_uri(config.track, folder),
                                                    "experiment": "bridge_ds"}))  # fmt: skip
     (tmp_path / "mlartifacts").write_text("in the way")
-    assert sync([str(folder)]) == 2
+    assert exit_status(lambda: sync([str(folder)])) == 2
     said = capsys.readouterr().err
     assert str(tmp_path / "mlartifacts") in said and "start the server" not in said
     (tmp_path / "mlartifacts").unlink()

@@ -15,6 +15,7 @@ import pytest
 
 from bridge_ds.config.load import flatten, save_config
 from bridge_ds.config.schema import Config, TrackConfig, TrainConfig
+from bridge_ds.entry import exit_status
 from bridge_ds.track import trackers
 from bridge_ds.track.metrics_file import MetricsLog
 from bridge_ds.track.mlflow import tracking_uri
@@ -153,7 +154,7 @@ def test_a_dead_server_costs_a_line_and_a_later_sync(
 
     # Still dead: the later sync says so in one sentence.
     save_config(config, tmp_path / "config.yaml")
-    assert main([str(tmp_path)]) == 2
+    assert exit_status(lambda: main([str(tmp_path)])) == 2
     assert "expected a store that answers" in capsys.readouterr().err
 
 

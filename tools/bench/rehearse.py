@@ -21,7 +21,7 @@ from bridge_ds.cli import Parser, positive
 from bridge_ds.config.names import resolve
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.entry import run_command
-from bridge_ds.errors import EXIT_USER_ERROR, BridgeError, ConfigError, LaunchError
+from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.plan.job import Job, layout
 from bridge_ds.plan.memory import memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape
@@ -42,11 +42,7 @@ _SHARD = 2**30  # bytes of one weight file
 def main(arguments: list[str] | None = None) -> int:
     """Write the models where they are missing, run, print; returns the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        print(json.dumps(rehearse(options)) if options.json else _page(rehearse(options)))
-    except BridgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+    print(json.dumps(rehearse(options)) if options.json else _page(rehearse(options)))
     return 0
 
 
