@@ -96,8 +96,7 @@ class SampleReader:
     def _changed(self, part: str, path: Path, what: str) -> DataError:
         return DataError(
             f"{part} of shard {path.name} in {self._index.location} {what} than was indexed{diagnose(path)}: the "
-            "shard was damaged or changed after indexing; copy it again from where it was made, or index it again: "
-            "bridge-ds pack index DIR."
+            f"shard was damaged or changed after indexing; {self._index.store.remedy(path)}."
         )
 
     def _file(self, shard: int) -> tuple[BinaryIO, Path]:

@@ -17,10 +17,12 @@ import numpy as np
 from bridge_ds.data.shards.tar import BLOCK
 from bridge_ds.errors import DataError
 
-__all__ = ["BUCKETS", "LAYOUTS", "TABLE_DTYPE", "ShardEntry", "buckets", "read_table", "sample_id", "table_name"]
+__all__ = ["BUCKETS", "LAYOUTS", "TABLE_DTYPE", "ShardEntry", "buckets", "name_fault", "read_table", "sample_id", "table_name"]
 
 BUCKETS = 100
 """Parts into which the hash of the sample id divides a data set: a validation split is so many of them (percent)."""
+
+_LONGEST_NAME = 200  # bytes; a file system takes 255, and a cache and a table add to it
 
 LAYOUTS = ("json", "members")
 """json: a sample is one `.json` member, and its row gives that member's data. members: a sample is one or more `.json`
@@ -76,6 +78,17 @@ def table_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.samples.npy"
 
 
+def name_fault(name: str) -> str:
+    """What is wrong with the name of a shard, as a sentence's end; empty if nothing is.
+
+    A name with a folder or a scheme in it could reach outside the folder of the shards.
+    """
+    plain = Path(name).name == name and name.isprintable() and not name.startswith(".") and ":" not in name
+    if plain and name.endswith(".tar") and len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_NAME:
+        return ""
+    return f"shard name {name!r} is no plain file name that ends in .tar; expected a name without ':' or '/'"
+
+
 def sample_id(key: str) -> int:
     """64 bits that identify a sample by its key, whichever shard it is in."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "little")
@@ -86,13 +99,17 @@ def buckets(table: np.ndarray) -> np.ndarray:
     return (table["id"] % np.uint64(BUCKETS)).astype(np.int64)
 
 
-def read_table(path: Path, shard: ShardEntry) -> np.ndarray:
+def read_table(path: Path, shard: ShardEntry, remedy: str) -> np.ndarray:
     """The table of a shard, structured [N], verified against the index.
+
+    Args:
+        path: its file.
+        shard: what the index says.
+        remedy: what the user can do where they differ.
 
     Raises:
         DataError: the file is missing or is not the one that was indexed.
     """
-    remedy = "copy it again, or make index and tables again: bridge-ds pack index DIR"
     try:
         raw = path.read_bytes()
     except OSError as error:
