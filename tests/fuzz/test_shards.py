@@ -7,6 +7,7 @@ that the checks behind the hashes are met too. `BRIDGE_DS_FUZZ=20` runs 20 times
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -27,7 +28,6 @@ from bridge_ds.config.schema import DataConfig
 from bridge_ds.data.loading.corpus import Corpus, CorpusRows, open_corpus
 from bridge_ds.data.packing.index_folder import index_folder
 from bridge_ds.data.packing.write import pack_rows
-from bridge_ds.data.shards.index import load_index
 from bridge_ds.data.shards.samples import FIELDS, BadSample
 from bridge_ds.data.shards.table import TABLE_DTYPE, table_name
 from bridge_ds.data.shards.verify import verify
@@ -89,8 +89,9 @@ def _is_right(folder: Path, wanted: dict[tuple[str, int], dict[str, Any]]) -> No
     assert len(dict(found)) == len(found) == index.samples
     assert {name for name, _ in dict(found)} == {shard.name for shard in index.shards}
     for place, sample in found:
-        kept = {name: value for name, value in wanted[place].items() if name not in index.fields}
-        kept |= {name: wanted[place][there] for name, there in index.fields.items() if there in wanted[place]}
+        kept = wanted[place] | {
+            name: wanted[place][there] for name, there in index.fields.items() if there in wanted[place]
+        }
         assert {name: sample[name] for name in FIELDS if name in sample} == kept, (place, sample)
     assert list(verify(index)) == [shard.name for shard in index.shards]
 
@@ -140,7 +141,7 @@ def _mutate_json(draw: random.Random, content: Any) -> str:
             value = at[last]
             at[last] = list(value.items()) if isinstance(value, dict) else dict(enumerate(value))
         else:
-            at[last] = draw.choice(ODD)
+            at[last] = copy.deepcopy(draw.choice(ODD))
         if not isinstance(content, dict) or not list(_places(content)):
             break
     return json.dumps(content)
@@ -226,7 +227,9 @@ def _mutate_tar(draw: random.Random, raw: bytes) -> bytes:
     starts = [at for at in range(0, len(raw), 512) if raw[at + 257 : at + 262] == b"ustar"]
     if kind in (1, 2):
         raw, at = bytearray(raw), draw.choice(starts)
-        field, length = draw.choice([(0, 100), (124, 12), (124, 12), (156, 1), (156, 1), (157, 100), (345, 155), (482, 13)])
+        field, length = draw.choice(
+            [(0, 100), (124, 12), (124, 12), (156, 1), (156, 1), (157, 100), (345, 155), (482, 13)]
+        )
         values = [
             b"\0" * length, b"\xff" * length, b"\x80" + b"\xff" * 11, b"\x80" + bytes(7) + b"\1" + bytes(3), b"-0000001",
             b"77777777777", b"/etc/passwd", b"../../x.json", b"1", b"2", b"3", b"5", b"6", b"S", b"L", b"K", b"x", b"g",

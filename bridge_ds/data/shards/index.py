@@ -38,14 +38,30 @@ import numpy as np
 from bridge_ds.data.shards.samples import MAPPED
 from bridge_ds.data.shards.store import Folder, NodeCache, ShardStore, open_store
 from bridge_ds.data.shards.table import (
-    BUCKETS, LAYOUTS, TABLE_DTYPE, ShardEntry, buckets, name_fault, read_table, table_name,
+    BUCKETS,
+    LAYOUTS,
+    TABLE_DTYPE,
+    ShardEntry,
+    buckets,
+    name_fault,
+    read_table,
+    table_name,
 )  # fmt: skip
 from bridge_ds.data.shards.tar import BLOCK
 from bridge_ds.disk import write_text
 from bridge_ds.errors import DataError
 from bridge_ds.reading import json_object, twice
 
-__all__ = ["INDEX_NAME", "INDEX_VERSION", "ShardIndex", "load_index", "read_entry", "refuse_twice", "stage", "write_index"]
+__all__ = [
+    "INDEX_NAME",
+    "INDEX_VERSION",
+    "ShardIndex",
+    "load_index",
+    "read_entry",
+    "refuse_twice",
+    "stage",
+    "write_index",
+]
 
 INDEX_NAME = "index.json"
 """File in the folder of the shards."""
@@ -221,6 +237,9 @@ def _content(content: dict[str, Any]) -> tuple[tuple[ShardEntry, ...], dict[str,
     _refuse_keys("it", content, ("version", "samples", "fields", "shards"))
     if not isinstance(content["shards"], list) or not isinstance(content["fields"], dict):
         raise ValueError("expected a list of `shards` and an object of `fields`")
+    fields = content["fields"]
+    if set(fields) - set(MAPPED) or not all(isinstance(there, str) for there in fields.values()):
+        raise ValueError(f"`fields` is {fields!r}; expected texts for some of {', '.join(MAPPED)}")
     shards = tuple(map(read_entry, content["shards"]))
     if not shards:
         raise ValueError("it lists no shard; expected at least one")
@@ -229,9 +248,6 @@ def _content(content: dict[str, Any]) -> tuple[tuple[ShardEntry, ...], dict[str,
         raise ValueError(f"it says {content['samples']!r} samples and lists shards of {together} together")
     if sum(shard.bytes for shard in shards) > _MOST:
         raise ValueError(f"its shards have more than {_MOST} bytes together")
-    fields = content["fields"]
-    if set(fields) - set(MAPPED) or not all(isinstance(there, str) for there in fields.values()):
-        raise ValueError(f"`fields` is {fields!r}; expected texts for some of {', '.join(MAPPED)}")
     return shards, fields
 
 

@@ -89,10 +89,7 @@ def parse(raw: bytes, layout: str, fields: Mapping[str, str]) -> dict[str, Any]:
             for member in found
             if member.name.lower().endswith((".json", ".txt")) and member.is_file and not is_skipped(member.name)
         )
-    for name, there in fields.items():
-        if there in content:
-            content[name] = content[there]
-    return content
+    return content | {name: content[there] for name, there in fields.items() if there in content}
 
 
 def is_skipped(name: str) -> bool:

@@ -17,7 +17,17 @@ import numpy as np
 from bridge_ds.data.shards.tar import BLOCK
 from bridge_ds.errors import DataError
 
-__all__ = ["BUCKETS", "LAYOUTS", "TABLE_DTYPE", "ShardEntry", "buckets", "name_fault", "read_table", "sample_id", "table_name"]
+__all__ = [
+    "BUCKETS",
+    "LAYOUTS",
+    "TABLE_DTYPE",
+    "ShardEntry",
+    "buckets",
+    "name_fault",
+    "read_table",
+    "sample_id",
+    "table_name",
+]
 
 BUCKETS = 100
 """Parts into which the hash of the sample id divides a data set: a validation split is so many of them (percent)."""

@@ -166,9 +166,7 @@ def _check_end(read: Callable[[int, int], bytes], offset: int, size: int) -> Non
     at = offset
     while piece := read(at, _PIECE):
         if piece.strip(b"\0"):
-            raise BadTar(
-                "is not a complete tar (no tar header)" if offset == 0 else _damage(offset, size)
-            )
+            raise BadTar("is not a complete tar (no tar header)" if offset == 0 else _damage(offset, size))
         at += len(piece)
     if size - offset < BLOCK:
         raise BadTar(f"ends at byte {size} without the zeros that end a tar: it was truncated")
