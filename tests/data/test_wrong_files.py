@@ -65,7 +65,7 @@ INDICES: dict[str, tuple[Callable[[Any], object], str]] = {
     "no tar": (_set("shards", 0, "name", "index.json"), r"shard name 'index.json' is no plain"),
     "sha256": (_set("shards", 0, "sha256", "A" * 64), r"has no sha256 of 64 hex digits"),
     "list": (lambda c: c.update(shards={s["name"]: s for s in c["shards"]}), r"expected a list of `shards`"),
-    "shard": (_set("shards", 1, ["shard-000001.tar", 16]), r"a shard is \['shard-000001.tar', 16\]; expected an object"),
+    "shard": (_set("shards", 1, ["shard-000001.tar", 16]), r"a shard is \[.*, 16\]; expected an object"),
     "unknown key": (_set("shards", 0, "weight", 2), r"a shard has the unknown key 'weight'"),
     "old layout": (lambda c: c["shards"][0].pop("buckets"), r"a shard has no 'buckets'"),
     "fields": (_set("fields", {"source": 3}), r"`fields` is .'source': 3.; expected texts"),
@@ -188,8 +188,8 @@ TARS: dict[str, tuple[bytes, str]] = {
     "negative PAX size": (_pax("size", "-99999") + ONE, r"'one.json' at byte \d+ has the size '-99999'"),
     "huge PAX size": (_pax("size", "9" * 30) + ONE, r"has the size '9{30}'"),
     "PAX size beyond": (_pax("size", "99999999") + ONE, r"not a complete tar .unexpected end of data"),
-    "name of all": (_pax("path", "x.json").replace(b"x\0", b"x\0", 1), r"an extended header without its member"),
-    "record": (_block("x", tarfile.XHDTYPE, 11, b"99 path=xx\n") + ONE, r"PAX header at byte \d+ has a malformed record"),
+    "no member": (_pax("path", "x.json"), r"an extended header without its member"),
+    "record": (_block("x", tarfile.XHDTYPE, 11, b"99 path=xx\n") + ONE, r"PAX header at byte \d+ has a malformed"),
     "negative size": (_block("x.json", tarfile.REGTYPE, -512), r"'x.json' at byte \d+ has the size '-512'"),
     "size beyond": (_block("x.json", tarfile.REGTYPE, 1 << 62), r"has the size|not a complete tar"),
     "device": (_block("x.json", tarfile.BLKTYPE, 0), r"holds 'x.json', no plain file"),
@@ -254,17 +254,19 @@ def test_a_damaged_cache_is_repaired_or_named(own_shards: Path, tmp_path: Path) 
         read_all(load_index(own_shards, NodeCache(str(own_shards), tmp_path / "other", None)))
 
 
-@pytest.mark.parametrize("url", ["https://", "https:///x", "http://[::1/x", "http://h:port/x"])
+@pytest.mark.parametrize("url", ["https://", "https:///x", "http://[x/x", "http://h:port/x"])
 def test_a_url_without_a_host_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a URL without a host; expected https?://HOST/FOLDER"):
         open_store(url, cache_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    ("error", "message"),
-    [(OSError(5, "Input/output error", "x.tar"), r"^x.tar cannot be used .Input/output error"), (MemoryError(), r"^the memory ran out")],
-)  # fmt: skip
+    ("workers", "error", "message"),
+    [
+        (1, OSError(5, "Input/output error", "x.tar"), r"^x.tar cannot be used .Input/output error"),
+        (0, MemoryError(), r"^the memory ran out while the batches of step 1 were made"),
+    ],
+)
 def test_errors_of_the_system_in_a_worker_are_sentences(
     shards: Path, tokenizers, monkeypatch: pytest.MonkeyPatch, workers: int, error: Exception, message: str
 ) -> None:

@@ -294,8 +294,8 @@ def read_entry(content: object) -> ShardEntry:
     header = entry.table_bytes - entry.samples * TABLE_DTYPE.itemsize
     if not 1 <= entry.samples <= entry.bytes // BLOCK or not 0 < header < 1 << 16 or entry.tail_crc32 >> 32:
         raise ValueError(
-            f"the shard {name} has {entry.samples} samples in {entry.bytes} bytes, a table of {entry.table_bytes} bytes "
-            f"and tail_crc32 {entry.tail_crc32}, which cannot be"
+            f"the shard {name} has {entry.samples} samples in {entry.bytes} bytes, a table of {entry.table_bytes} "
+            f"bytes and tail_crc32 {entry.tail_crc32}, which cannot be"
         )
     if len(entry.buckets) != BUCKETS or sum(entry.buckets) != entry.samples:
         raise ValueError(f"the shard {name} does not list {BUCKETS} buckets of {entry.samples} samples together")
