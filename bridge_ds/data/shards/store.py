@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
+from bridge_ds.data.shards.locations import default_cache, has_host
 from bridge_ds.data.shards.scan import diagnose
 from bridge_ds.disk import file_sha256, locked
 from bridge_ds.errors import DataError
@@ -281,31 +281,14 @@ def open_store(location: str, *, stage_dir: str = "", cache_dir: str = "", cache
             f"data.shards is {location!r}; expected a folder, or a URL that begins with "
             f"{', '.join(f'{name}://' for name in SCHEMES)}; nothing is ever run to get data."
         )
-    if sign and not _has_host(location):
+    if sign and not has_host(location):
         raise DataError(f"data.shards is {location!r}, a URL without a host; expected {scheme}://HOST/FOLDER.")
     if sign and not stage_dir:
-        return NodeCache(location, Path(cache_dir) if cache_dir else _default_cache(), int(cache_gib * GIB))
+        return NodeCache(location, Path(cache_dir) if cache_dir else default_cache(), int(cache_gib * GIB))
     if stage_dir:
         where = location if sign else str(Path(location).absolute())
         return NodeCache(where, Path(stage_dir), None)
     return Folder(Path(location))
-
-
-def _has_host(location: str) -> bool:
-    try:
-        parts = urlsplit(location)
-        return bool(parts.netloc and (parts.scheme not in ("http", "https") or (parts.hostname and parts.port != 0)))
-    except ValueError:  # brackets that are not closed, a port that is no number
-        return False
-
-
-def _default_cache() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bridge_ds"
-    except RuntimeError:
-        raise DataError(
-            "this user has no home folder for fetched shards; set data.cache_dir, or XDG_CACHE_HOME."
-        ) from None
 
 
 def _filesystem(location: str) -> Any:
