@@ -283,9 +283,10 @@ def read_entry(content: object) -> ShardEntry:
             raise ValueError(f"the shard {name!r} has {column.name} {value}; expected 0 to {_MOST}")
     if fault := name_fault(name):
         raise ValueError(fault)
-    if not all(type(count) is int and count >= 0 for count in content["buckets"]):
+    counts: list[Any] = content["buckets"]
+    if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError(f"the shard {name} has buckets that are no counts")
-    entry = ShardEntry(**content | {"buckets": tuple(content["buckets"])})
+    entry = ShardEntry(**content | {"buckets": tuple(counts)})
     if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in (entry.sha256, entry.table_sha256)):
         raise ValueError(f"the shard {name} has no sha256 of 64 hex digits")
     if entry.layout not in LAYOUTS:
