@@ -70,7 +70,7 @@ INDEX_VERSION = 2
 
 _REMEDY = "make it again: bridge-ds pack index DIR"
 _KEYS = tuple(column.name for column in columns(ShardEntry))
-_KINDS = {"int": int, "str": str, "tuple[int, ...]": list}
+_KINDS: dict[str, type[Any]] = {"int": int, "str": str, "tuple[int, ...]": list}
 _WORDS = {int: "a whole number", str: "a text", list: "a list"}
 _MOST = (1 << 62) - 1
 _LONGEST = 300  # characters of what an error message shows of the file
