@@ -70,14 +70,17 @@ def json_value(text: str | bytes) -> Any:
     return value
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path | bytes) -> dict[str, Any]:
     """The object in a JSON file that a program wrote: as :func:`json_value`, and neither NaN nor an infinity.
+
+    Args:
+        path: the file, or its content.
 
     Raises:
         ValueError: not UTF-8, not such JSON, or no object; the message completes a sentence that begins with the file.
         OSError: it cannot be opened or read.
     """
-    text = decoded(path.read_bytes())
+    text = decoded(path if isinstance(path, bytes) else path.read_bytes())
     try:
         value = json_value(text)
         if not isinstance(value, dict):

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.data.packing.write import index_shard
-from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
+from bridge_ds.data.shards.index import ShardIndex, load_index, refuse_twice, write_index
 from bridge_ds.data.shards.scan import Scan
+from bridge_ds.data.shards.table import name_fault
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos
 
@@ -56,7 +57,13 @@ def index_folder(
     if not paths:
         what = "holds no .tar" if folder.is_dir() else "is no folder"
         raise DataError(f"{folder} {what}; expected a folder of webdataset tars.")
+    if fault := next(filter(None, (name_fault(path.name) for path in paths)), ""):
+        raise DataError(f"{folder}: {fault}; rename it.")
     scans = _scan_all(paths, processes, progress, fields=fields, skip=skip, language=language, source=source)
+    try:
+        refuse_twice([scan.entry for scan in scans])
+    except ValueError as error:
+        raise DataError(f"{folder}: {error}.") from None
     write_index(folder, [scan.entry for scan in scans], dict(fields or {}))
     remarks = []
     if skipped := sum(scan.skipped for scan in scans):

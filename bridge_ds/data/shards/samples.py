@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
-import tarfile
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bridge_ds.data.shards.tar import BadTar, members
 from bridge_ds.data.text.words import starts
 from bridge_ds.errors import DataError
 from bridge_ds.reading import NotText, decoded, is_macos, json_value
@@ -81,17 +80,16 @@ def parse(raw: bytes, layout: str, fields: Mapping[str, str]) -> dict[str, Any]:
     if layout == "json":
         content = _object(raw)
     else:
-        # Zero blocks end the archive; without them tarfile would report a truncated one.
-        with tarfile.open(fileobj=io.BytesIO(raw + bytes(1024)), mode="r:") as tar:
-            content = join_members(
-                (split_name(member.name)[1], tar.extractfile(member).read())  # type: ignore[union-attr]
-                for member in tar
-                if member.name.lower().endswith((".json", ".txt")) and not is_skipped(member.name)
-            )
-    for name, there in fields.items():
-        if there in content:
-            content[name] = content[there]
-    return content
+        try:
+            found = list(members(lambda at, count: raw[at : at + count], len(raw), ended=False))
+        except BadTar as error:
+            raise BadSample("malformed", str(error)) from None
+        content = join_members(
+            (split_name(member.name)[1], raw[member.start : member.start + member.size])
+            for member in found
+            if member.name.lower().endswith((".json", ".txt")) and member.is_file and not is_skipped(member.name)
+        )
+    return content | {name: content[there] for name, there in fields.items() if there in content}
 
 
 def is_skipped(name: str) -> bool:
@@ -120,7 +118,7 @@ def join_members(members: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
             found = _object(raw)
         else:
             found = {name if name and (len(pairs) > 1 or name in FIELDS) else "text": _text(raw)}
-        twice = set(found) & set(content)
+        twice = found.keys() & content.keys()
         if twice:
             raise BadSample("malformed", f"has the field `{sorted(twice)[0]}` in two members; expected it once")
         content |= found
