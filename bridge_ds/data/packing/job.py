@@ -10,7 +10,7 @@ memory and becomes one or more shards. So any row may get any position, with no 
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import random
 import shutil
@@ -35,7 +35,7 @@ from bridge_ds.data.packing.write import (
     write_shards,
 )
 from bridge_ds.data.shards.index import ShardIndex, load_index, read_entry, write_index
-from bridge_ds.disk import file_sha256, move_folder, real, write_text
+from bridge_ds.disk import file_sha256, locked, move_folder, real, write_text
 from bridge_ds.errors import DataError
 
 __all__ = ["PackOptions", "pack_parts"]
@@ -111,10 +111,10 @@ def pack_parts(
     folder = output.parent / f".{output.name}.packing"
     job = _Job(options, tuple(parts), folder, _buckets(parts, options))
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w", encoding="utf-8") as lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held.enter_context(locked(folder / "lock", wait=False))
+        except BlockingIOError:
             raise DataError(f"another process is packing into {output}; wait for it, or choose another name.") from None
         try:
             _prepare(job, output, overwrite)
