@@ -18,7 +18,7 @@ from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeE
 from bridge_ds.log import setup_logging
 from bridge_ds.world import World
 
-__all__ = ["exit_status", "reader_is_gone", "run_command", "use_utf8"]
+__all__ = ["exit_status", "lost_peer", "reader_is_gone", "run_command", "use_utf8"]
 
 _PORT_TAKEN = """\
 error: another process uses the port that the ranks meet at (MASTER_PORT, 29500 by default); expected a free one; \
@@ -80,15 +80,11 @@ def exit_status(main: Callable[[], Any]) -> Any:
 def _unforeseen(error: Exception) -> int:
     if isinstance(error, BrokenPipeError) and reader_is_gone():
         raise error
-    if "torch" in sys.modules:
-        from bridge_ds.engine.distributed import lost_peer
-
-        lost = lost_peer(error)
-        if lost and "EADDRINUSE" in str(error):
+    if lost_peer(error):
+        if "EADDRINUSE" in str(error):
             # A job script that reads the status starts again, with another port.
             return _leave(_PORT_TAKEN, EXIT_LOST if os.environ.get("BRIDGE_DS_LAST_WORDS") else EXIT_USER_ERROR)
-        if lost:
-            return _leave(traceback.format_exc(), EXIT_LOST)
+        return _leave(traceback.format_exc(), EXIT_LOST)
     if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
         where = error.filename2 or error.filename or "a file"
         return _leave(
@@ -97,6 +93,18 @@ def _unforeseen(error: Exception) -> int:
             EXIT_USER_ERROR,
         )
     return _leave(traceback.format_exc(), 1)
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error means that another rank is gone."""
+    torch = sys.modules.get("torch")  # not imported here: most commands end without it
+    if torch and isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistBackendError):
+        return True
+    # gloo raises plain RuntimeErrors, which name its source file and the socket error.
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "Connection closed by peer" in text or "Connection reset by peer" in text or "/gloo/transport/" in text
+    )
 
 
 def _leave(text: str, status: int) -> int:

@@ -10,7 +10,7 @@ _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent)] + [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 
 from bridge_ds.cli import parse_train  # noqa: E402
-from bridge_ds.entry import run_command  # noqa: E402
+from bridge_ds.entry import lost_peer, run_command  # noqa: E402
 from bridge_ds.errors import Preempted  # noqa: E402
 from bridge_ds.world import World  # noqa: E402
 
@@ -51,8 +51,6 @@ def main(argv: list[str] | None = None) -> int:
         run.close("killed", together=True)
         raise
     except BaseException as error:
-        from bridge_ds.engine.distributed import lost_peer
-
         run.close("killed" if isinstance(error, KeyboardInterrupt) or lost_peer(error) else "failed")
         raise
     run.close("finished")

@@ -25,7 +25,6 @@ __all__ = [
     "device_of",
     "everyones",
     "init_distributed",
-    "lost_peer",
     "name_interface",
     "on_all",
     "on_main",
@@ -169,17 +168,6 @@ def on_all(action: Callable[[], T], world: World) -> T:
 def any_rank(flag: bool) -> bool:
     """Whether `flag` is true on some rank (a collective)."""
     return sum_counts([int(flag)])[0] > 0
-
-
-def lost_peer(error: BaseException) -> bool:
-    """Whether an error means that another rank is gone."""
-    if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistBackendError):
-        return True
-    # gloo raises plain RuntimeErrors, which name its source file and the socket error.
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "Connection closed by peer" in text or "Connection reset by peer" in text or "/gloo/transport/" in text
-    )
 
 
 def barrier(world: World) -> None:
