@@ -33,6 +33,7 @@ from bridge_ds.engine import loop, validate
 from bridge_ds.entry import exit_status
 from bridge_ds.evaluation.__main__ import main as evaluate
 from bridge_ds.log import setup_logging
+from bridge_ds.streams import guard_streams
 from bridge_ds.train import main
 
 
@@ -108,6 +109,7 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ |= launcher_variables(rank, job["ranks"], job["env"]) | job["env"]
+    guard_streams()
     setup_logging()
     if "RECORD" in os.environ:
         record_steps(f"{os.environ['RECORD']}.{rank}")
