@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from bridge_ds import __version__
@@ -115,8 +116,9 @@ class Run:
         self.validation = make_validation(config, self.world, self.tokenizers, corpus)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         self._leave_if_asked()
-        check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
-        check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
+        for part in ("encoder", "llm"):
+            sizes = getattr(self.tokenizers, part), getattr(model, part).vocab_size, f"model.{part}"
+            on_all(partial(check_vocabulary, *sizes), self.world)
         recorded = found.manifest["base"] if (found := checkpoint or start) else None
         base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
         self._leave_if_asked()
@@ -128,8 +130,8 @@ class Run:
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
         elif self.config.mapping.match_embedding_rms and not start:
-            rows = loader.first_rows(CALIBRATION_ROWS).to(self.device)
-            scales = calibrate(self.engine, rows)
+            rows = on_all(lambda: loader.first_rows(CALIBRATION_ROWS), self.world)
+            scales = calibrate(self.engine, rows.to(self.device))
         self._leave_if_asked()
         self.watchdog.start(on_main(lambda: self.run_folder.accept(self.config), self.world))
         self._add_hooks()
