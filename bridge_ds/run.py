@@ -90,7 +90,7 @@ class Run:
         self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder), self.world)
         checkpoint, start = self.origin.checkpoint, self.origin.start
         self.done = checkpoint.step if checkpoint else 0
-        self._load_tokenizers()
+        on_all(self._load_tokenizers, self.world)
         config = self._with_shards()
         corpus = self._open_corpus(config)
         self.state = {
