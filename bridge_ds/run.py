@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from bridge_ds import __version__
@@ -84,11 +85,12 @@ class Run:
         on_main(lambda: check_trackers(self.config), self.world)
         on_all(self._check_evaluation, self.world)
         self.fusion_backend = on_all(self._choose_backend, self.world)
+        self._leave_if_asked()
         on_main(self.run_folder.check, self.world)
         self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder), self.world)
         checkpoint, start = self.origin.checkpoint, self.origin.start
         self.done = checkpoint.step if checkpoint else 0
-        self._load_tokenizers()
+        on_all(self._load_tokenizers, self.world)
         config = self._with_shards()
         corpus = self._open_corpus(config)
         self.state = {
@@ -110,12 +112,16 @@ class Run:
         # Workers start here: they prepare the first steps while the models load, and must be forked before NCCL
         # connects, see init_distributed.
         self.batches = iter(loader)
+        self._leave_if_asked()
         self.validation = make_validation(config, self.world, self.tokenizers, corpus)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
-        check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
-        check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
+        self._leave_if_asked()
+        for part in ("encoder", "llm"):
+            sizes = getattr(self.tokenizers, part), getattr(model, part).vocab_size, f"model.{part}"
+            on_all(partial(check_vocabulary, *sizes), self.world)
         recorded = found.manifest["base"] if (found := checkpoint or start) else None
         base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
+        self._leave_if_asked()
         restore(model, checkpoint, start, base, self.config.model)
         self.base = on_main(lambda: as_recorded_now(base, self.config, model, self.tokenizers), self.world)
         table = trainable_table(model)
@@ -124,8 +130,9 @@ class Run:
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
         elif self.config.mapping.match_embedding_rms and not start:
-            rows = loader.first_rows(CALIBRATION_ROWS).to(self.device)
-            scales = calibrate(self.engine, rows)
+            rows = on_all(lambda: loader.first_rows(CALIBRATION_ROWS), self.world)
+            scales = calibrate(self.engine, rows.to(self.device))
+        self._leave_if_asked()
         self.watchdog.start(on_main(lambda: self.run_folder.accept(self.config), self.world))
         self._add_hooks()
         self._log_start(table, scales)
@@ -172,7 +179,7 @@ class Run:
             self.config,
             self.world,
             self.device,
-            self._leave_if_asked,
+            self._leave_scoring,
             run=self.folder,
             checkpoint=step_folder(self.folder, max(self.done, self.config.train.steps)).name,
             base=self.base,
@@ -185,9 +192,13 @@ class Run:
             print(table(results), flush=True)
         self.hooks.on_evaluation(results)
 
-    def _leave_if_asked(self) -> None:
+    def _leave_if_asked(self, when: str = "during the start; nothing was written") -> None:
+        """Between two stages, where all ranks agree (a collective). Raises Preempted on each of them."""
         if any_rank(bool(self.stop)):
-            raise Preempted(f"preempted while scoring, after step {self.config.train.steps}")
+            raise Preempted(f"preempted {when}")
+
+    def _leave_scoring(self) -> None:
+        self._leave_if_asked(f"while scoring, after step {self.config.train.steps}")
 
     def close(self, status: str, together: bool = False) -> None:
         """Call on_end of the hooks; destroy the process group after success only. `together`: on every rank."""

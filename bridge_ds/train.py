@@ -12,6 +12,7 @@ sys.path[:] = [str(_HERE.parent)] + [entry for entry in sys.path if Path(entry o
 from bridge_ds.cli import parse_train  # noqa: E402
 from bridge_ds.entry import lost_peer, run_command  # noqa: E402
 from bridge_ds.errors import Preempted  # noqa: E402
+from bridge_ds.streams import leave_out_unwritable  # noqa: E402
 from bridge_ds.world import World  # noqa: E402
 
 
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         show_plan(config, ds_values, world)
         return 0
 
+    leave_out_unwritable()
     from bridge_ds.engine.preempt import StopRequest
 
     # Before the slow imports: from here on a signal means "save and exit".

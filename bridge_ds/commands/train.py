@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         from bridge_ds.train import main as train
 
         return train(own)
+    # With a buffer, the launcher would end with 120 in place of the trainer's status where its log's disk is full.
+    os.environ["PYTHONUNBUFFERED"] = "1"
     # -P: packages are found as by an installed script, not in this folder first.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "deepspeed.launcher.runner", *launcher, str(_TRAINER), *own])
 

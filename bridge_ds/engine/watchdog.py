@@ -5,6 +5,7 @@ Collectives hang silently when one rank is stuck; the scheduler then bills all o
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -12,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +27,8 @@ from bridge_ds.world import World
 __all__ = ["Watchdog"]
 
 _log = logging.getLogger(__name__)
+_LOOK_SECONDS = 1.0
+"""Between two looks at whether this rank still belongs to a job."""
 
 
 class Watchdog:
@@ -43,6 +47,7 @@ class Watchdog:
         self._device = device or DeviceProgress()
         self._armed = False
         self._mark = ""
+        self._launcher = os.getppid() if _is_launched(os.environ) else 0
         self._stop = threading.Event()
         self._warned = False
         self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
@@ -72,7 +77,7 @@ class Watchdog:
     def _work(self) -> None:
         before = time.monotonic()
         on_gpu = False
-        while not self._stop.wait(self._interval):
+        while not self._wait():
             now = time.monotonic()
             # A process that was stopped as a whole (SIGSTOP, a suspended node) does not hang: such time does not count.
             self._age += min(now - before, 2 * self._interval)
@@ -82,9 +87,18 @@ class Watchdog:
                 torch.cuda.set_device(device_of(self._world))
                 on_gpu = True
             self._write()
-            self._leave_if_superseded()
             if self._armed and self._age > self._limit:
                 self._end()
+
+    def _wait(self) -> bool:
+        """Until the next heartbeat; true once the thread is to end."""
+        end = time.monotonic() + self._interval
+        while (left := end - time.monotonic()) > 0 and not self._stop.wait(min(_LOOK_SECONDS, left)):
+            self._leave_if_superseded()
+            if self._launcher and os.getppid() != self._launcher:
+                # Killed: when it is only asked to end, it waits for its ranks.
+                self._leave(f"the launcher (pid {self._launcher}) is gone; rank {self._world.rank} leaves.")
+        return self._stop.is_set()
 
     def _write(self) -> None:
         where, inside = where_is_main()
@@ -119,8 +133,12 @@ class Watchdog:
         # thread may hang while it holds the lock of a logging handler.)
         now = owner(self._folder)
         if now and self._mark and now != self._mark:
-            print(f"error: this run was started again ({now}); this start of it leaves.", file=sys.stderr, flush=True)
-            os._exit(EXIT_LOST)
+            self._leave(f"this run was started again ({now}); this start of it leaves.")
+
+    def _leave(self, why: str) -> None:
+        with contextlib.suppress(OSError):  # the launcher may have been the reader
+            print(f"error: {why}", file=sys.stderr, flush=True)
+        os._exit(EXIT_LOST)
 
     def _end(self) -> None:
         time.sleep(2 * self._interval)  # the others write their heartbeats, too
@@ -144,3 +162,10 @@ class Watchdog:
             sys.stderr.flush()
         time.sleep(0.5)
         os._exit(EXIT_HUNG)
+
+
+def _is_launched(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun, deepspeed or srun started this process and lives as long as it: a shell may end before."""
+    return bool({"TORCHELASTIC_RUN_ID", "CROSS_SIZE"} & environ.keys()) or {
+        "SLURM_STEP_ID", "SLURM_PROCID"
+    } <= environ.keys()  # fmt: skip

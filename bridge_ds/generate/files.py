@@ -8,7 +8,6 @@ what shares a batch nor the seed of its sampling, and the output is the same, by
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bridge_ds.disk import write_text
+from bridge_ds.disk import locked, write_text
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.partial import PartFile, writing
@@ -134,13 +133,10 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """While open, no other command writes the file."""
-    with writing(path):
-        file = path.open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{path} is being written by another command; expected none; wait for it.") from None
-        except OSError:
-            pass  # a file system without locks
+    with contextlib.ExitStack() as held:
+        with writing(path):
+            try:
+                held.enter_context(locked(path, wait=False))
+            except BlockingIOError:
+                raise ConfigError(f"{path} is being written by another command; expected none; wait for it.") from None
         yield

@@ -10,7 +10,7 @@ memory and becomes one or more shards. So any row may get any position, with no 
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import random
 import shutil
@@ -35,7 +35,7 @@ from bridge_ds.data.packing.write import (
     write_shards,
 )
 from bridge_ds.data.shards.index import ShardIndex, load_index, read_entry, write_index
-from bridge_ds.disk import file_sha256, move_folder, real, write_text
+from bridge_ds.disk import file_sha256, locked, move_folder, real, write_text
 from bridge_ds.errors import DataError
 
 __all__ = ["PackOptions", "pack_parts"]
@@ -111,18 +111,23 @@ def pack_parts(
     folder = output.parent / f".{output.name}.packing"
     job = _Job(options, tuple(parts), folder, _buckets(parts, options))
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w", encoding="utf-8") as lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held.enter_context(locked(folder / "lock", wait=False))
+        except BlockingIOError:
             raise DataError(f"another process is packing into {output}; wait for it, or choose another name.") from None
         try:
             _prepare(job, output, overwrite)
             _pack(job, processes, progress)
-        except DataError:
+        except (DataError, OSError) as error:
             if not any(folder.glob("*-*.json")):
-                shutil.rmtree(folder)  # no part is finished that a second start could keep
-            raise
+                shutil.rmtree(folder, ignore_errors=True)  # no part is finished that a second start could keep
+            if isinstance(error, DataError) or not str(error.filename or folder).startswith(str(folder)):
+                raise
+            raise DataError(
+                f"{output} cannot be written ({error.strerror}); expected room for the shards, and once more for "
+                "--shuffle; make room, then the same command continues, or choose another --output."
+            ) from None
         move_folder(job.shards, output, replace=True)
         shutil.rmtree(folder)
     return load_index(output)
@@ -245,9 +250,14 @@ def _pack_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _write(job: _Job, prefix: str, samples: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
-    names = write_shards(samples, job.shards, prefix, job.options.samples_per_shard, job.options.shard_bytes)
-    texts = {"language": job.options.language, "source": job.options.source}
-    return {"entries": [asdict(index_shard(job.shards / name, **texts).entry) for name in names]}
+    try:
+        names = write_shards(samples, job.shards, prefix, job.options.samples_per_shard, job.options.shard_bytes)
+        texts = {"language": job.options.language, "source": job.options.source}
+        return {"entries": [asdict(index_shard(job.shards / name, **texts).entry) for name in names]}
+    except OSError:
+        for path in job.shards.glob(f"{prefix}*"):
+            path.unlink()  # they fill the disk
+        raise
 
 
 def _spread_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
