@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.data.packing.formats import Row, load_dataset, part_rows
+from bridge_ds.data.packing.formats import Row, load_dataset, numbered, part_rows
 from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos
@@ -137,7 +137,7 @@ def rows(source: RowSource) -> Iterator[Row]:
         return (row for part in file_parts(found) for row in part_rows(part))
     if _is_repository(folder):
         options = {"config": source.config, "split": source.hub_split, "revision": None, "stream": ""}
-        return _numbered(load_dataset(source.source, options), f"{source.source} ({source.language}, {source.split})")
+        return numbered(load_dataset(source.source, options), f"{source.source} ({source.language}, {source.split})")
     example = f"{source.language}.jsonl" if source.split == "test" else f"{source.split}/{source.language}.jsonl"
     raise DataError(
         f"{folder} has no {source.split} file for the language {source.language!r} of {source.task}; expected "
@@ -207,9 +207,4 @@ def _hub_rows(source: RowSource) -> Iterator[Row]:
             f"{where} could not be loaded ({why}); expected the hub, or a copy in the cache of datasets; run it once "
             f"where there is network, with the same HF_HOME, or set evaluation.data.{source.task}.source to a folder."
         ) from error
-    return _numbered(found, where)
-
-
-def _numbered(found: Iterable[Any], where: str) -> Iterator[Row]:
-    for number, row in enumerate(found):
-        yield f"{where} row {number}", row
+    return numbered(found, where)
