@@ -175,7 +175,7 @@ def test_stops_beams_and_chats(run: Path, tmp_path: Path, capsys: pytest.Capture
 def test_lines_of_a_pipe_are_answered_one_by_one(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{TEXTS[0]}\n\n{TEXTS[1]}\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{TEXTS[0]}\n\n{TEXTS[1]}\n".encode())))
     assert main(["--run", str(run)]) == 0
     together = capsys.readouterr().out
     for text in TEXTS[:2]:
