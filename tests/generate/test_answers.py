@@ -141,7 +141,7 @@ def test_a_bengali_line_on_stdin_has_one_answer_whatever_the_locale_and_the_edit
         return capsys.readouterr().out
 
     assert piped(line.encode()) == piped(b"\xef\xbb\xbf" + f"{line}\r\n".encode()) == answer
-    for raw, told in ((b"caf\xe9\n", "is not UTF-8"), (line.encode("utf-16"), "UTF-8"), (b"a\0\n", "zero byte")):
+    for raw, told in ((b"caf\xe9\n", "is not UTF-8"), (line.encode("utf-16"), "UTF-8"), (b"a cat\0\n", "zero byte")):
         assert exit_status(lambda raw=raw: piped(raw)) == 2
         assert told in capsys.readouterr().err
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
