@@ -186,6 +186,6 @@ def _as_questions(path: Path, case: str) -> None:
         _, items = read_items(path, "source")
     except DataError:
         return
-    lines = path.read_text("utf-8-sig").split("\n")
+    lines = path.read_bytes().decode("utf-8-sig").split("\n")
     assert [json.dumps(item) for _, item in items] == [json.dumps(json.loads(lines[n - 1])) for n, _ in items], case
     assert len(items) == sum(bool(line.strip()) for line in lines), case
