@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
+from bridge_ds.reading import refuse_surrogates
 from bridge_ds.world import World
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "say_repeated",
     "show_plan",
     "train_parser",
+    "utf8_text",
 ]
 
 _TRAIN_HELP = """\
@@ -60,12 +63,30 @@ class _NotedStore(argparse._StoreAction):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, with a note where an option is given more than once."""
+    """argparse's parser, with a note where an option is given more than once; it names a mistyped option first."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for name in (None, "store"):
             self.register("action", name, _NotedStore)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse's. It would ask for a required option, and not tell of the mistyped one."""
+        if message.startswith(("the following arguments are required", "unrecognized arguments")):
+            words = self._words[: self._words.index("--")] if "--" in self._words else self._words
+            names = [word.partition("=")[0] for word in words if word.startswith("--") and " " not in word]
+            known = self._option_string_actions
+            unknown = [name for name in names if not any(option.startswith(name) for option in known)]
+            if unknown:
+                near = difflib.get_close_matches(unknown[0], known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                message = f"unrecognized arguments: {' '.join(unknown)}{hint}"
+        super().error(message)
 
 
 def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
@@ -161,6 +182,15 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
 
     convert.__name__ = kind.__name__
     return convert
+
+
+def utf8_text(text: str) -> str:
+    """A `type` for argparse: text. Bytes of an argument that are not UTF-8 reach Python as lone surrogates."""
+    try:
+        refuse_surrogates(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not UTF-8; give it in UTF-8") from None
+    return text
 
 
 def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:

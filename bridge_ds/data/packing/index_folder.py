@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.data.packing.pool import process_pool
 from bridge_ds.data.packing.write import index_shard
 from bridge_ds.data.shards.index import ShardIndex, load_index, refuse_twice, write_index
 from bridge_ds.data.shards.scan import Scan
@@ -80,7 +80,7 @@ def _scan_all(paths: Sequence[Path], processes: int, progress: bool, **options: 
     work = partial(index_shard, **options)
     with ExitStack() as stack:
         many = min(processes, len(paths)) > 1
-        run = stack.enter_context(ProcessPoolExecutor(min(processes, len(paths)))).map if many else map
+        run = stack.enter_context(process_pool(min(processes, len(paths)))).map if many else map
         # disable=None: a bar on a terminal, nothing in a log file.
         bar = None if progress else True
         return list(tqdm(run(work, paths), total=len(paths), desc="indexing", unit=" shards", disable=bar))

@@ -15,8 +15,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from bridge_ds import __version__
 from bridge_ds.data.packing.formats import Part, part_rows
+from bridge_ds.data.packing.pool import process_pool
 from bridge_ds.data.packing.sources import map_fields
 from bridge_ds.data.packing.write import (
     MANIFEST_NAME,
@@ -37,6 +37,8 @@ from bridge_ds.data.packing.write import (
 from bridge_ds.data.shards.index import ShardIndex, load_index, read_entry, write_index
 from bridge_ds.disk import file_sha256, locked, move_folder, real, write_text
 from bridge_ds.errors import DataError
+from bridge_ds.partial import writing
+from bridge_ds.reading import json_object
 
 __all__ = ["PackOptions", "pack_parts"]
 
@@ -71,6 +73,8 @@ class _Job:
     parts: tuple[Part, ...]
     folder: Path
     buckets: int
+    marks: tuple[tuple[int, ...], ...]
+    """Of each part, the size and the time of change of its file."""
 
     @property
     def shards(self) -> Path:
@@ -78,6 +82,13 @@ class _Job:
 
     def record(self, stage: str, number: int) -> Path:
         return self.folder / f"{stage}-{number:05d}.json"
+
+    def done(self, stage: str, number: int) -> dict[str, Any] | None:
+        """What a finished unit has recorded; None = not finished, or a power loss left no readable record."""
+        try:
+            return json_object(self.record(stage, number))
+        except (OSError, ValueError):
+            return None
 
     def spool(self, part: int, bucket: int) -> Path:
         return self.folder / "spool" / f"{bucket:05d}-{part:05d}.tsv"
@@ -103,14 +114,21 @@ def pack_parts(
         progress: whether to show a bar on a terminal.
 
     Raises:
-        DataError: the input cannot be read or holds no sample; the folder is not empty; unfinished work of other
-            options or of another process is there.
+        DataError: the input cannot be read, holds no sample, or changes meanwhile; the folder is not empty; unfinished
+            work of other options or of another process is there.
+        LaunchError: the folder cannot be made.
     """
     check_output(output, overwrite)
+    if dict(options.mapping).get(options.key, options.key) != options.key:
+        raise DataError(
+            f"--key names the input's field {options.key!r}, and --map fills a field of that name from another; "
+            "expected one of them; choose another --key, or rename the field."
+        )
     output = real(output)
     folder = output.parent / f".{output.name}.packing"
-    job = _Job(options, tuple(parts), folder, _buckets(parts, options))
-    folder.mkdir(parents=True, exist_ok=True)
+    job = _Job(options, tuple(parts), folder, _buckets(parts, options), tuple(map(_stamp, parts)))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(locked(folder / "lock", wait=False))
@@ -144,7 +162,7 @@ def _pack(job: _Job, processes: int, progress: bool) -> None:
         _run(job, "spread", _spread_unit, units, sizes, processes, progress)
         _run(job, "gather", _gather, [(n,) for n in range(job.buckets)], [1] * job.buckets, processes, progress)
         last, count = "gather", job.buckets
-    records = [json.loads(job.record(last, number).read_text(encoding="utf-8")) for number in range(count)]
+    records = [json_object(job.record(last, number)) for number in range(count)]
     entries = [read_entry(entry) for record in records for entry in record["entries"]]
     if not entries:
         raise DataError("the input holds no sample; expected at least one; check the input and --limit.")
@@ -152,13 +170,17 @@ def _pack(job: _Job, processes: int, progress: bool) -> None:
         check_keys(job.shards, entries, job.options.key)
     write_index(job.shards, entries)
     _write_manifest(job, sum(entry.samples for entry in entries))
+    for part, mark in zip(job.parts, job.marks, strict=True):
+        if _stamp(part) != mark:
+            (job.folder / "job.json").unlink()  # so that the next start begins anew
+            raise DataError(f"{part.name} changed while it was packed; expected one that stays as it is; start again.")
 
 
 def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
-    marks = [(part.name, *_stamp(part)) for part in job.parts]
+    marks = [(part.name, *mark) for part, mark in zip(job.parts, job.marks, strict=True)]
     wanted = json.dumps([asdict(job.options), [asdict(part) for part in job.parts], marks, __version__])
     record = job.folder / "job.json"
-    if record.is_file() and record.read_text(encoding="utf-8") != wanted:
+    if record.is_file() and record.read_bytes() != wanted.encode():
         if not overwrite:
             raise DataError(
                 f"{job.folder} holds unfinished work of another input, version or options; repeat that command to "
@@ -200,7 +222,7 @@ def _run(
     """Do the units of a stage that have no record yet."""
     from tqdm import tqdm
 
-    todo = [number for number in range(len(units)) if not job.record(stage, number).is_file()]
+    todo = [number for number in range(len(units)) if job.done(stage, number) is None]
     # disable=None: a bar on a terminal, nothing in a log file.
     with tqdm(
         total=sum(sizes), initial=sum(sizes) - sum(sizes[n] for n in todo), desc=stage, unit="B", unit_scale=True,
@@ -211,20 +233,11 @@ def _run(
                 _do(job, stage, work, number, units[number])
                 bar.update(sizes[number])
             return
-        with ProcessPoolExecutor(min(processes, len(todo))) as pool:
+        with process_pool(min(processes, len(todo))) as pool:
             futures = {pool.submit(_do, job, stage, work, number, units[number]): number for number in todo}
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update(sizes[futures[future]])
-            except BrokenProcessPool:
-                raise DataError(
-                    "a packing process was killed, most likely because memory ran out; the same command continues "
-                    "with the parts that are missing: lower --processes."
-                ) from None
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for future in as_completed(futures):
+                future.result()
+                bar.update(sizes[futures[future]])
 
 
 def _do(job: _Job, stage: str, work: Callable[..., dict[str, Any]], number: int, unit: tuple[int, ...]) -> None:
@@ -298,7 +311,7 @@ def _write_manifest(job: _Job, samples: int) -> None:
         if part.name not in inputs:
             path = Path(part.name)
             inputs[part.name] = {"kind": part.kind, "options": dict(part.options)}
-            if part.kind != "dataset":
+            if part.kind != "dataset" and path.is_file():  # one that is gone has changed, see _pack
                 inputs[part.name] |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     content = {
         "bridge_ds": __version__,

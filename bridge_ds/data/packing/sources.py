@@ -7,6 +7,7 @@ processes, so that the same input always makes the same shards.
 from __future__ import annotations
 
 import difflib
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -42,11 +43,8 @@ def file_parts(paths: Iterable[Path], format: str = "auto") -> list[Part]:
     for path in paths:
         if is_macos(path.name):
             raise DataError(f"{path} is a file that macOS adds, and holds no rows; leave it out.")
+        size = _size(path)
         kind, compression = _format_of(path, format)
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from None
         if kind == "parquet":
             parts += _parquet_parts(path)
         elif kind == "jsonl" and not compression:
@@ -128,6 +126,17 @@ def parse_map(entries: Iterable[str], known: Collection[str] = MAPPED) -> dict[s
             )
         mapping[name] = field
     return mapping
+
+
+def _size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise DataError(f"{path} is {what}; expected a file, which can be read twice; write the rows into one.")
+    return status.st_size
 
 
 def _format_of(path: Path, format: str) -> tuple[str, str]:
