@@ -16,7 +16,8 @@ import torch
 
 from bridge_ds.errors import ConfigError
 from bridge_ds.generate.pipeline import Pipeline
-from bridge_ds.serve.backends import VLLM_KEY, ServedModel, VllmBackend, VllmClient
+from bridge_ds.serve.backends import ServedModel
+from bridge_ds.serve.vllm import VLLM_KEY, VllmBackend, VllmClient
 from tests.serve.served import served, until
 
 TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell"]
