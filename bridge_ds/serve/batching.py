@@ -193,7 +193,7 @@ class RequestQueue:
     def _ready(self) -> bool:
         """Whether a batch can start."""
         self._forget()
-        return bool(self._rows) and self.running < self.concurrency
+        return bool(self._rows) and self.running < self.concurrency and not self.dropping
 
     def _forget(self) -> None:
         """Drop cancelled rows."""
