@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def flip(path: Path) -> None:
         (layout.BRIDGE, flip, "another sha256"),
         (layout.OPTIMIZER, Path.unlink, "lacks optimizer.safetensors"),
         (layout.MANIFEST, Path.unlink, "no readable manifest.json"),
-        (layout.MANIFEST, truncate, "no readable manifest.json"),
+        (layout.MANIFEST, truncate, "manifest.json is not readable as JSON"),
     ],
 )
 def test_damage_is_named_and_passed_over(
@@ -101,7 +102,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_the_best_is_kept_too(tmp_path: Path) -> None:
     for step, loss in ((1, 0.9), (2, 0.1), (3, 0.5), (4, None), (5, 0.7)):
         folder = write(tmp_path, step)
-        (folder / layout.STATE).write_text(json.dumps({"step": step, "loss": loss}))
+        (folder / layout.STATE).write_text(json.dumps({"step": step, "consumed": 0, "loss": loss}))
     assert [path.name for path in prune(tmp_path, 1, best=1)] == ["step-00000004", "step-00000003", "step-00000001"]
     assert [step for step, _ in layout.folders(tmp_path)] == [5, 2]
 
@@ -173,15 +174,23 @@ def _same(path: Path, whole: bytes) -> bool:
     [
         (lambda v: v.update(files={}), "does not list bridge.safetensors"),
         (lambda v: v["files"].pop("optimizer.safetensors"), "does not list optimizer.safetensors"),
-        (lambda v: v.update(files=[1]), "has no `files`"),
-        (lambda v: v["files"].update({"../x": v["files"]["state.json"]}), "has no `files`"),
-        (lambda v: v["files"]["state.json"].update(bytes="12"), "has no `files`"),
-        (lambda v: v.pop("base"), "has no `base`"),
-        (lambda v: v.update(base={"llm": 3}), "has no `base`"),
-        (lambda v: v.update(config=[]), "a `config` that is no object"),
-        (lambda v: v.update(format="1"), "expected a number"),
+        (lambda v: v.update(files=[1]), "has files [1]; expected an object"),
+        (lambda v: v["files"].update({"../x": v["files"]["state.json"]}), "'../x'; expected a name without a folder"),
+        (lambda v: v["files"].update({"..": v["files"]["state.json"]}), "'..'; expected a name without a folder"),
+        (lambda v: v["files"].update({"/etc/x": v["files"]["state.json"]}), "expected a name without a folder"),
+        (lambda v: v["files"]["state.json"].update(bytes="12"), "has files.state.json.bytes '12'; expected a valid int"),
+        (lambda v: v["files"]["state.json"].update(bytes=10**30), "files.state.json.bytes 1000000000000000000000000000"),
+        (lambda v: v["files"]["state.json"].update(sha256="0"), "has files.state.json.sha256 '0'; expected"),
+        (lambda v: v["files"]["state.json"].pop("sha256"), "has no files.state.json.sha256"),
+        (lambda v: v.pop("base"), "has no base"),
+        (lambda v: v.update(base={"llm": 3}), "has base.llm 3; expected a valid string"),
+        (lambda v: v.update(base={}), "has base {}; expected"),
+        (lambda v: v.update(config=[]), "has config []; expected an object"),
+        (lambda v: v.update(changes=5), "has changes 5; expected"),
+        (lambda v: v.update(versions={"torch": 2}), "has versions.torch 2; expected a valid string"),
+        (lambda v: v.update(format="1"), "has format '1'; expected a valid integer"),
         (lambda v: v.update(format=2), "use the version that wrote it"),
-        (lambda v: [v], "holds list"),
+        (lambda v: [v], "holds list; expected"),
         (lambda v: v.pop("sha256"), "has no sha256 of itself, and no 'config'"),
     ],
 )  # fmt: skip
@@ -205,13 +214,23 @@ def test_a_file_that_is_read_and_not_listed_is_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v: v.pop("step"), "has step None"),
-        (lambda v: v.update(step="10"), "has step '10'"),
+        (lambda v: v.pop("step"), "has no step"),
+        (lambda v: v.update(step="10"), "has step '10'; expected a valid integer"),
         (lambda v: v.update(step=True), "has step True"),
+        (lambda v: v.update(step=11), "has step 11; expected that of the folder, 10"),
+        (lambda v: v.update(step=-10), "has step -10; expected a number greater than or equal to 0"),
         (lambda v: v.update(consumed=-1), "has consumed -1"),
+        (lambda v: v.update(consumed=10**400), "has consumed 1000"),
+        (lambda v: v.update(consumed=math.inf), "has consumed inf"),
         (lambda v: v.update(optimizer_step=1.5), "has optimizer_step 1.5"),
+        (lambda v: v.update(optimizer_step=11), "has optimizer_step 11; expected at most the step, 10"),
         (lambda v: v.update(loss="low"), "has loss 'low'"),
+        (lambda v: v.update(loss=-math.inf), "has loss -inf; expected a finite number"),
+        (lambda v: v.update(validation_loss=[]), "has validation_loss []"),
         (lambda v: v.update(bad_samples=[1]), "has bad_samples"),
+        (lambda v: v.update(bad_samples={"long": -1}), "has bad_samples.long -1"),
+        (lambda v: v.update(unvalidated=3), "has unvalidated 3"),
+        (lambda v: v.update(unvalidated={"step": 10}), "has no unvalidated."),
         (lambda v: [v], "holds list"),
     ],
 )
