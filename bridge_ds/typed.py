@@ -79,7 +79,7 @@ def _both(text: str, shape: type[_Shape]) -> tuple[Any, _Shape]:
     except ValueError as error:
         raise ValueError(f"is not readable as JSON ({error})") from None
     try:
-        return value, _adapter(shape).validate_json(text, strict=True)
+        return value, _adapter(shape).validate_json(text, strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ValueError(_fault(error.errors(include_url=False)[0])) from None
 

@@ -46,7 +46,12 @@ def fault_in_files(paths: Sequence[Path], *, squares: bool = True) -> str:
             for name in list(file.keys()):
                 tensor = file.get_tensor(name)
                 fault = fault_in([(name, tensor)], squares=squares)
-                if not fault and name.startswith("exp_avg_sq/") and tensor.is_floating_point() and tensor.float().lt(0).any():
+                if (
+                    not fault
+                    and name.startswith("exp_avg_sq/")
+                    and tensor.is_floating_point()
+                    and tensor.float().lt(0).any()
+                ):
                     fault = f"{name} holds negative values, which are no means of squares"
                 if fault:
                     return f"{fault} ({path.name})"

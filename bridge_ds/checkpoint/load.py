@@ -51,7 +51,7 @@ class Checkpoint:
         """Raises CheckpointError unless the folder is complete and, with `finite`, all its numbers are finite."""
         manifest, state = layout.check(folder), layout.read_state(folder)
         if finite and (fault := _numbers_wrong(folder)):
-            raise CheckpointError(f"{folder} is of a step that was not finite: {fault}; expected an older one.")
+            raise CheckpointError(f"{folder} {fault}; expected an older one.")
         return cls(folder, state, manifest)
 
 
@@ -96,15 +96,16 @@ def newest(root: Path, warn: Callable[[str], None] = _log.warning, finite: bool 
 
 
 def _numbers_wrong(folder: Path) -> str:
-    """What of a checkpoint's tensors is not finite, for a message; empty if nothing is."""
+    """What of a checkpoint's tensors is not finite, for a message after its name; empty if nothing is."""
     from safetensors import SafetensorError
 
     try:
-        return fault_in_files(layout.trained_files(folder)) or fault_in_files(
+        fault = fault_in_files(layout.trained_files(folder)) or fault_in_files(
             [folder / layout.OPTIMIZER], squares=False
         )
+        return f"is of a step that was not finite: {fault}" if fault else ""
     except (OSError, SafetensorError) as error:
-        return f"its tensors cannot be read ({' '.join(str(error).split())[:200]})"
+        return f"has tensors that cannot be read ({' '.join(str(error).split())[:200]})"
 
 
 def find_start(start_from: str) -> Checkpoint | None:

@@ -13,9 +13,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, MaxLen
 
 from bridge_ds.errors import DataError
 from bridge_ds.metrics import metric_name
@@ -118,7 +118,7 @@ class Scored:
     __pydantic_config__ = CLOSED
     system: Literal["bridge", "llm"]
     """`bridge`, or `llm` for the LLM alone."""
-    name: str
+    name: Annotated[str, MaxLen(200)]
     """For reports: the fusion's name, or `LLM alone`."""
     seed: Count
     """run.seed."""

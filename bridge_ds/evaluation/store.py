@@ -175,7 +175,7 @@ class PredictionStore:
                     _log.warning(f"{error} It is written anew, with what is scored from here on.")
             old = tasks.get(task.name)
             if old is None or (old.kind, old.labels) != (task.kind, task.labels):
-                old = ScoredTask(task.kind, task.labels, task.chance, {})
+                old = ScoredTask(task.kind, task.labels, task.chance, {})  # type: ignore[arg-type]
             tasks[task.name] = dataclasses.replace(
                 old,
                 chance=task.chance,

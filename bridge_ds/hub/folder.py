@@ -32,7 +32,8 @@ from bridge_ds.hub.config import CONFIG, MODEL_TYPE, BridgeConfig, save_config, 
 from bridge_ds.typed import typed_object
 
 __all__ = [
-    "CARD", "CONFIG", "GENERATION", "SharedBridge", "find_file", "read_config", "tensor_files", "upload", "write_folder",
+    "CARD", "CONFIG", "GENERATION", "SharedBridge", "find_file", "read_config", "tensor_files", "upload",
+    "write_folder",
 ]  # fmt: skip
 
 GENERATION, CARD = "generation_config.json", "README.md"

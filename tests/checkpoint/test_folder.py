@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,19 @@ from safetensors.torch import save_file
 
 from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.bases import refuse_other_bases
+from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.layout import manifest_sha256
-from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_bridge, newest, refuse_other_run
+from bridge_ds.checkpoint.load import (
+    Checkpoint,
+    find,
+    find_start,
+    load_bridge,
+    load_optimizer,
+    newest,
+    put_trained,
+    refuse_other_run,
+)
+from bridge_ds.checkpoint.origin import config_in
 from bridge_ds.checkpoint.save import prune
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.disk import atomic_folder
@@ -269,6 +281,57 @@ def test_weights_that_are_not_finite_are_no_checkpoint_to_continue_begin_or_use(
         find(str(newer), root)
     looked_at = newest(root, said.append, finite=False)  # the doctor says what is wrong with it
     assert looked_at is not None and looked_at.folder == newer
+
+
+@pytest.mark.parametrize(
+    ("moments", "words"),
+    [
+        ({"exp_avg/fusion.a": torch.zeros(3)}, r"exp_avg_sq/fusion\.a \(the file lacks it\)"),
+        ({"exp_avg/fusion.b": torch.zeros(3)}, r"exp_avg/fusion\.b \(nothing of that name is trained\)"),
+        ({"exp_avg_sq/fusion.a": torch.zeros(1, 3)}, r"exp_avg_sq/fusion\.a has shape \(1, 3\) in the file, expected"),
+        ({"exp_avg/fusion.a": torch.zeros(2)}, r"exp_avg/fusion\.a has shape \(2,\) in the file, expected \(3,\)"),
+        ({"exp_avg/fusion.a": torch.zeros(3).half()}, r"exp_avg/fusion\.a has dtype F16 in the file, expected"),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused_before_anything_is_set(
+    tmp_path: Path, moments: dict[str, torch.Tensor], words: str
+) -> None:
+    folder = write(tmp_path, 5)
+    whole = {f"{moment}/fusion.a": torch.zeros(3) for moment in ("exp_avg", "exp_avg_sq")}
+    if "lacks" in words:
+        whole = {}
+    save_file(whole | moments, folder / layout.OPTIMIZER)
+    edited(folder, lambda v: v["files"].update({layout.OPTIMIZER: layout.entry_of(folder / layout.OPTIMIZER)}))
+    with pytest.raises(CheckpointError, match=words):
+        load_optimizer(Checkpoint.read(folder), SimpleNamespace(module=Model(3)))
+
+
+def test_a_mean_of_squares_below_zero_is_damage(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    save_file({"exp_avg_sq/fusion.a": torch.tensor([1.0, -1e-9, 0.0])}, folder / layout.OPTIMIZER)
+    edited(folder, lambda v: v["files"].update({layout.OPTIMIZER: layout.entry_of(folder / layout.OPTIMIZER)}))
+    with pytest.raises(CheckpointError, match=r"exp_avg_sq/fusion\.a holds negative values"):
+        Checkpoint.read(folder)
+
+
+def test_a_tensor_in_two_files_and_a_manifest_without_config_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    save_file({"fusion.a": torch.ones(3)}, folder / layout.LORA)
+    with pytest.raises(CheckpointError, match=r"differ in fusion\.a \(lora\.safetensors holds it too\)"):
+        put_trained([folder / layout.BRIDGE, folder / layout.LORA], Model(3), "set {}")
+    (folder / layout.LORA).unlink()
+    with pytest.raises(CheckpointError, match=r"manifest\.json has no config; expected that of the training"):
+        config_in(Checkpoint.read(folder))
+
+
+def test_best_that_leads_nowhere_is_found_by_the_losses(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    (folder / layout.STATE).write_text(json.dumps({"step": 5, "consumed": 0, "loss": 1.0}))
+    (tmp_path / "best").symlink_to(tmp_path / "gone")
+    assert find_folder(tmp_path / "best") == folder
+    (folder / layout.STATE).write_text('{"step": 5, "consumed": 0, "loss": Infinity}')
+    with pytest.raises(CheckpointError, match="no checkpoint in .* has a loss"):
+        find_folder(tmp_path / "best")
 
 
 def test_integers_where_floats_belong_are_refused(tmp_path: Path) -> None:
