@@ -12,7 +12,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
+
+from pydantic import StringConstraints
 
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import write_text
@@ -68,7 +70,7 @@ class TrackerState:
     """The last step whose metrics the tracker has."""
     attempts: Count = 0
     """Processes that have logged to this run so far."""
-    status: Literal["", "finished", "failed", "killed"] = ""
+    status: Annotated[str, StringConstraints(pattern="^(finished|failed|killed)?$")] = ""
     """How the last attempt ended (finished, failed, killed), if it ended."""
 
     @classmethod

@@ -133,7 +133,7 @@ class Feed(Hook):
             f"send it later with: bridge-ds sync {tracker.folder}"
         )
         with contextlib.suppress(OSError):  # a full disk must not hide how the run ended
-            tracker.state.status = status  # type: ignore[assignment]  # for a later sync
+            tracker.state.status = status  # for a later sync
             tracker.save()
 
     def _start(self) -> None:
