@@ -7,10 +7,10 @@ evaluation has ended, so that the next one scores from the start. Everything her
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +23,12 @@ from bridge_ds.evaluation.jobs import ScoringJob
 from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index, read_predictions
 from bridge_ds.partial import PartFile, writing
 from bridge_ds.tasks.base import Task
+from bridge_ds.typed import Count, typed
 
 __all__ = ["Answers", "PredictionStore", "llm_of"]
 
 _Value = TypeVar("_Value")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,18 @@ class Answers:
 
     @classmethod
     def parse(cls, line: str) -> Answers:
-        """From one line. Raises ValueError, TypeError, KeyError."""
-        values = json.loads(line)
-        return cls([Prediction.parse(text) for text in values["predictions"]], values["weights"], values["tokens"])
+        """From one line. Raises ValueError."""
+        block = typed(line, _Block)
+        return cls([Prediction.parse(text) for text in block.predictions], block.weights, block.tokens)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A line of a part file."""
+
+    predictions: list[str]
+    weights: list[float]
+    tokens: Count
 
 
 class PredictionStore:
@@ -153,13 +164,16 @@ class PredictionStore:
         # Several jobs may score one run, each another language.
         with locked(folder / ".lock"):
             tasks: dict[str, ScoredTask] = {}
-            with contextlib.suppress(DataError):
-                before = read_index(folder)
-                if dataclasses.replace(before, tasks={}) == self.scored:
-                    tasks = before.tasks
+            if (folder / "index.json").exists():
+                try:
+                    before = read_index(folder)
+                    if dataclasses.replace(before, tasks={}) == self.scored:
+                        tasks = before.tasks
+                except DataError as error:
+                    _log.warning(f"{error} It is written anew, with what is scored from here on.")
             old = tasks.get(task.name)
             if old is None or (old.kind, old.labels) != (task.kind, task.labels):
-                old = ScoredTask(task.kind, task.labels, task.chance, {})
+                old = ScoredTask(task.kind, task.labels, task.chance, {})  # type: ignore[arg-type]
             tasks[task.name] = dataclasses.replace(
                 old,
                 chance=task.chance,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from collections import Counter
@@ -20,8 +19,8 @@ from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, ContextIds
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.identity import tokenizer_identity
-from bridge_ds.hub.config import BridgeConfig, save_config, to_run
-from bridge_ds.hub.folder import CONFIG
+from bridge_ds.hub.config import CONFIG, BridgeConfig, save_config, to_run
+from bridge_ds.hub.folder import read_config
 from bridge_ds.hub.source import check_bases, hub_options, open_source
 from bridge_ds.inference.prompt import PromptBuilder, truncation_lines
 from bridge_ds.inference.stops import Decoder
@@ -243,8 +242,7 @@ class BridgeProcessor(ProcessorMixin):
         """
         path = Path(save_directory) / CONFIG
         if path.is_file():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there.get("base") != self.config.base:
+            if read_config(str(save_directory), None, {}).base != self.config.base:
                 raise ConfigError(f"{path} is of another bridge; expected none; choose another folder.")
         else:
             save_config(self.config, save_directory)
