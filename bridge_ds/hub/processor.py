@@ -25,7 +25,7 @@ from bridge_ds.hub.folder import CONFIG
 from bridge_ds.hub.source import check_bases, hub_options, open_source
 from bridge_ds.inference.prompt import PromptBuilder, truncation_lines
 from bridge_ds.inference.stops import Decoder
-from bridge_ds.llm.base import positions_of
+from bridge_ds.llm.support import positions_of
 from bridge_ds.llm.splice import IGNORE
 
 __all__ = ["BridgeProcessor"]

@@ -73,6 +73,7 @@ def decode_greedily(
             )
         else:
             fits_BT = position_B[:, None] + torch.arange(step + 1, device=row_B.device) < positions
-            last_BT = torch.zeros_like(fits_BT).index_fill(1, fits_BT.sum(1).max() - 1 + row_B[:1], True)
+            last_B = (fits_BT.sum(1) - 1).clamp(min=0)
+            last_BT = torch.arange(step + 1, device=row_B.device) == last_B[:, None]
             logits_BV = read_whole(llm, prefix, row_B, ids_BT, fits_BT, last_BT)
     return written

@@ -112,7 +112,8 @@ def read_whole(
     tokens = Segment(llm.embed(ids_RT), real_RT.long())
     whole = splice([Segment(prefix.embeds_BXH[row_R], prefix.mask_BX[row_R]), tokens])
     at_RT = prefix.mask_BX.sum(1)[row_R][:, None] + torch.arange(ids_RT.shape[1], device=ids_RT.device)
-    at_RT = at_RT + whole.mask_BX.shape[1] * torch.arange(len(row_R), device=ids_RT.device)[:, None]
+    longest = whole.mask_BX.shape[1]
+    at_RT = at_RT.clamp(max=longest - 1) + longest * torch.arange(len(row_R), device=ids_RT.device)[:, None]
     logits_NV, _ = llm.logits_at(whole.embeds_BXH, at_RT[wanted_RT], use_cache=False)
     return logits_NV
 

@@ -13,14 +13,9 @@ import torch
 from torch import nn
 
 from bridge_ds.compat.transformers import cache_of, generate_from_embeds, given_cache, masks_known
-from bridge_ds.llm.support import Behavior
+from bridge_ds.llm.support import Behavior, positions_of
 
-__all__ = ["LLM", "positions_of"]
-
-
-def positions_of(config: Any) -> int:
-    """Positions that a causal language model was built for, from its transformers config; 0 = unknown."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+__all__ = ["LLM"]
 
 
 class LLM(nn.Module):

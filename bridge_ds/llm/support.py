@@ -18,9 +18,9 @@ import torch
 
 from bridge_ds.compat.transformers import cache_of, generate_from_embeds, given_cache
 from bridge_ds.errors import ConfigError
-from bridge_ds.llm.tiny_copy import VOCABULARY, llm_class, tiny_copy
+from bridge_ds.llm.tiny_copy import VOCABULARY, in_table, llm_class, tiny_copy
 
-__all__ = ["Behavior", "behavior_of", "check_llm"]
+__all__ = ["Behavior", "behavior_of", "check_llm", "llm_table", "positions_of"]
 
 _TOLERANCE = 1e-3
 """Largest difference of logits that is rounding, in standard deviations of the logits. What a class does wrong differs by
@@ -43,12 +43,14 @@ class Behavior:
     """The mask of all positions is given then; False = none is (state-space models, whose state holds no padding)."""
     reuse: bool = True
     """It can be continued by several tokens, for each row several times."""
+    spare: int | None = None
+    """It has a table of positions, which ends so many after `max_position_embeddings`; None = it has none."""
     remark: str = ""
     """For the user: what this costs; empty = nothing."""
 
 
 _ANEW = Behavior(
-    False, False, False, "it is computed anew for each token and choice: evaluation and greedy decoding are slow"
+    False, False, False, None, "it is computed anew for each token and choice: evaluation and greedy decoding are slow"
 )
 
 
@@ -85,6 +87,18 @@ def behavior_of(name: str, config: Any, trust_remote_code: bool = False) -> Beha
         f"model.llm {name!r} (type {config.model_type!r}) {reason}; expected a decoder-only language model that takes "
         "embeddings (inputs_embeds) in training and in generation, as Llama, Qwen, Mistral or Gemma 2; choose another."
     )
+
+
+def llm_table(name: str, config: Any, trust_remote_code: bool = False) -> int:
+    """Positions for which the LLM has a table; 0 = it has none, or it is unknown. Arguments and errors as of
+    :func:`check_llm`."""
+    spare, declared = behavior_of(name, config, trust_remote_code).spare, positions_of(config)
+    return 0 if spare is None or not declared else declared + spare
+
+
+def positions_of(config: Any) -> int:
+    """Positions that a causal language model was built for, from its transformers config; 0 = unknown."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
 
 
 class _Keyed:
@@ -178,11 +192,17 @@ class _Probe:
         steps = self._steps(alone, mask=True)
         maskless = not steps and self._steps(alone, mask=False)
         reuse = self._reuse(alone)
+        spare = self._spare()
         if steps and reuse:
-            return Behavior()
+            return Behavior(spare=spare)
         remark = "its cache cannot be shared by choices: evaluation runs the whole prompt anew for each choice"
         remark += "" if steps or maskless else ", and greedy decoding for each token"
-        return Behavior(steps or maskless, not maskless, reuse, remark)
+        return Behavior(steps or maskless, not maskless, reuse, spare, remark)
+
+    def _spare(self) -> int | None:
+        if not positions_of(self.model.config):
+            return None
+        return in_table(self.model, lambda ids: self.model(inputs_embeds=self.embed(ids), use_cache=False))
 
     def _try(self, run: Callable[[], Any]) -> Any:
         """None if the class raises anything."""

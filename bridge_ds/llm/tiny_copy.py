@@ -9,13 +9,13 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-__all__ = ["VOCABULARY", "llm_class", "tiny_copy"]
+__all__ = ["VOCABULARY", "in_table", "llm_class", "tiny_copy"]
 
 VOCABULARY = 128
 """Token ids of the copy."""
@@ -74,6 +74,26 @@ def tiny_copy(kind: Any, config: Any) -> Any:
         elif not parameter.any():
             parameter.fill_(0.1)
     return model
+
+
+def in_table(model: Any, run: Callable[[torch.Tensor], Any]) -> int | None:
+    """How many more tokens (negative: fewer) than the `max_position_embeddings` of its config a copy reads before its
+    table of positions ends; None = it reads on.
+
+    Args:
+        model: of :func:`tiny_copy`.
+        run: the copy on ids [1, X]; raises where there is no position.
+    """
+    declared = int(model.config.get_text_config().max_position_embeddings)
+    with torch.no_grad():
+        run(torch.full((1, 8), 9))
+        for spare in range(8, -9, -1):
+            try:
+                run(torch.full((1, declared + spare), 9))
+            except (IndexError, RuntimeError, ValueError):
+                continue
+            return None if spare == 8 else spare
+    return None
 
 
 def _fitting(kind: Any, config: Any, of_each: int) -> Any:
