@@ -57,8 +57,8 @@ def cache_of(output: Any) -> Any:
 def generate_from_embeds(model: Any) -> None:
     """Let `generate` of this model take embeddings where its class only fails to name them.
 
-    transformers (5.24 at least) refuses them unless `prepare_inputs_for_generation` has an argument of that name; in some
-    classes (Gemma3ForConditionalGeneration, FalconH1ForCausalLM) it passes them on as one of `**kwargs`.
+    transformers (5.24 at least) refuses them unless `prepare_inputs_for_generation` has an argument of that name; in
+    some classes (Gemma3ForConditionalGeneration, FalconH1ForCausalLM) it passes them on as one of `**kwargs`.
     """
     own = getattr(model, "prepare_inputs_for_generation", None)
     if own is None:

@@ -1,4 +1,5 @@
-"""Greedy decoding after a prefix, one token a step (from the cache, if the LLM's can be continued so); works under ZeRO-3, where transformers' does not.
+"""Greedy decoding after a prefix, one token a step from the cache, or from all before it where the LLM's cache cannot
+be continued; works under ZeRO-3, where transformers' does not.
 
 Dimensions: B batch, X prefix length and what has been written, H LLM width, V vocabulary.
 """

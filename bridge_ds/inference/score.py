@@ -40,7 +40,7 @@ def score_choices(
     any_of: Callable[[bool], bool] = bool,
 ) -> ChoiceScores:
     """Log-probability and greedy match of each row's own choices. The model runs twice, however many there are (once if
-    none has two tokens); the second time after the prefix's cache, or, where the LLM's cannot be shared, over all of it.
+    none has two tokens); the second time from the prefix's cache, or over all of it where the LLM's cannot be shared.
 
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
@@ -98,8 +98,8 @@ def read_whole(
     real_RT: torch.Tensor,
     wanted_RT: torch.Tensor,
 ) -> torch.Tensor:
-    """Logits [N, V] after the wanted ones of some tokens, each row's prefix and tokens read as in training: padded on the
-    right, without mask and cache. Exact for every causal model.
+    """Logits [N, V] after the wanted ones of some tokens, each row's prefix and tokens read as in training: padded on
+    the right, without mask and cache. Exact for every causal model.
 
     Args:
         llm: the LLM.

@@ -1,7 +1,7 @@
 """Whether the longest sample that a run allows has a place in both models, seen before they are loaded.
 
-A model with a table of positions (GPT-2, BERT) fails at the first sample that is longer than the table, at some step and
-again after each restart. One with rotary or relative positions reads on, further than it was trained for.
+A model with a table of positions (GPT-2, BERT) fails at the first sample that is longer than the table, at some step,
+and again after each restart. One with rotary or relative positions reads on, further than it was trained for.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokeni
     most = encoder_table(config, encoder_config)
     if most and data.max_source_tokens > most:
         raise ConfigError(
-            f"data.max_source_tokens is {data.max_source_tokens}, and the encoder {config.model.encoder!r} has a table of "
-            f"positions for {most} tokens; expected no more; set data.max_source_tokens={most}."
+            f"data.max_source_tokens is {data.max_source_tokens}, and the encoder {config.model.encoder!r} has a table "
+            f"of positions for {most} tokens; expected no more; set data.max_source_tokens={most}."
         )
     taken, positions = positions_taken(config, tokenizers), positions_of(llm_config)
     table = llm_table(config.model.llm, llm_config, config.model.trust_remote_code)
@@ -47,8 +47,8 @@ def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokeni
         return []
     if not table:
         return [
-            f"a sample may take {taken} positions, and the LLM was made for {positions} (max_position_embeddings); longer "
-            "ones are trained on beyond that, and truncated by evaluation and generation."
+            f"a sample may take {taken} positions, and the LLM was made for {positions} (max_position_embeddings); "
+            "longer ones are trained on beyond that, and truncated by evaluation and generation."
         ]
     if taken <= table:
         return []
@@ -61,8 +61,8 @@ def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokeni
     fit = _shares({key: getattr(data, key) for key in keys}, room)
     advice = " ".join(f"data.{key}={value}" for key, value in fit.items()) if room >= 2 else ""
     raise ConfigError(
-        f"a sample may take {taken} positions of the LLM ({_parts(config, tokenizers)}), and {config.model.llm!r} has a "
-        f"table of {table}; expected no more; "
+        f"a sample may take {taken} positions of the LLM ({_parts(config, tokenizers)}), and {config.model.llm!r} has "
+        f"a table of {table}; expected no more; "
         + (f"set {advice}." if advice else "lower the lengths in data.max_*_tokens, or choose another LLM.")
     )
 
@@ -126,7 +126,9 @@ def _parts(config: Config, tokenizers: Tokenizers) -> str:
 def _shares(values: dict[str, int], room: int) -> dict[str, int]:
     """The largest values that fit: what needs less than its share leaves the rest to the other."""
     fit: dict[str, int] = {}
-    for left, (key, value) in zip(range(len(values), 0, -1), sorted(values.items(), key=lambda each: each[1]), strict=True):
+    for left, (key, value) in zip(
+        range(len(values), 0, -1), sorted(values.items(), key=lambda each: each[1]), strict=True
+    ):
         fit[key] = min(value, room // left)
         room -= fit[key]
     return {key: fit[key] for key in values}

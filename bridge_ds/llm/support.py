@@ -1,5 +1,5 @@
-"""Whether a class of LLM can stand behind a bridge, and how it is to be run: seen on a tiny copy of it, before any weight
-is read.
+"""Whether a class of LLM can stand behind a bridge, and how it is to be run: seen on a tiny copy of it, before any
+weight is read.
 
 A table of names would miss the next family, and a model's config does not say whether its class looks at token ids, at
 later positions or at padding.
@@ -23,8 +23,8 @@ from bridge_ds.llm.tiny_copy import VOCABULARY, in_table, llm_class, tiny_copy
 __all__ = ["Behavior", "behavior_of", "check_llm", "llm_table", "positions_of"]
 
 _TOLERANCE = 1e-3
-"""Largest difference of logits that is rounding, in standard deviations of the logits. What a class does wrong differs by
-3e-3 to 3, rounding by 1e-5."""
+"""Largest difference of logits that is rounding, in standard deviations of the logits. What a class does wrong differs
+by 3e-3 to 3, rounding by 1e-5."""
 _SHIFT, _SOFT, _LENGTH, _CUT = 3, 3, 12, 8
 """Padding of the second row, soft positions after it, all positions of a row, and how many of them are the prefix."""
 
@@ -182,8 +182,10 @@ class _Probe:
         except Exception as error:
             if by_ids is None:  # this config, so small, is nothing for the class: nothing is known
                 return _ANEW
-            raise error if isinstance(error, _Refused) else _Refused(
-                f"cannot be run on embeddings without token ids ({_words(error)})"
+            raise (
+                error
+                if isinstance(error, _Refused)
+                else _Refused(f"cannot be run on embeddings without token ids ({_words(error)})")
             ) from None
         self.scale = float(alone[0].std())
         self._check_input(by_ids)

@@ -1,7 +1,7 @@
-"""A tiny random model of an LLM's own class and config: what the class does is seen on it in a second, without weights.
+"""A tiny random model of a class and its config: what the class does is seen on it in a second, without weights.
 
-Widths and numbers of heads shrink by one factor, so that what must divide still does; of the layers as many remain as it
-takes to have one of each kind.
+Widths and numbers of heads shrink by one factor, so that what must divide still does; as many layers remain as it takes
+to have one of each kind.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def llm_class(config: Any, name: str, trust_remote_code: bool = False) -> tuple[
         return get_class_from_dynamic_module(remote, name), config
     if type(config) not in Auto._model_mapping:
         raise ValueError(f"transformers has no causal language model of type {config.model_type!r}")
-    kind = Auto._model_mapping[type(config)]
+    kind: Any = Auto._model_mapping[type(config)]
     kind = kind[0] if isinstance(kind, list | tuple) else kind
     text = getattr(config, "sub_configs", {}).get("text_config")
     if text is not None and getattr(kind, "config_class", None) == text:
