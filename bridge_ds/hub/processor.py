@@ -24,8 +24,8 @@ from bridge_ds.hub.folder import read_config
 from bridge_ds.hub.source import check_bases, hub_options, open_source
 from bridge_ds.inference.prompt import PromptBuilder, truncation_lines
 from bridge_ds.inference.stops import Decoder
-from bridge_ds.llm.base import positions_of
 from bridge_ds.llm.splice import IGNORE
+from bridge_ds.llm.support import positions_of
 
 __all__ = ["BridgeProcessor"]
 

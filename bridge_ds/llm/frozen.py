@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from bridge_ds.config.schema import LlmConfig, ModelConfig
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.bias import use_trained
+from bridge_ds.llm.support import Behavior, behavior_of
 from bridge_ds.llm.trained import TrainedLLM
 
 __all__ = ["FrozenLLM", "load_llm"]
@@ -71,10 +72,11 @@ def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: 
         options: more of `from_pretrained` (device_map, quantization_config, token); they win.
 
     Raises:
-        ConfigError: not found, incomplete, or not a causal language model.
+        ConfigError: not found, incomplete, or not a language model that can stand behind a bridge.
     """
     from transformers import AutoModelForCausalLM
 
+    behavior = _behavior(config, options)
     dtype = options.pop("dtype", DTYPES[config.dtype])
     trained = training is not None and training.trainable
     model = load_complete(
@@ -89,5 +91,23 @@ def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: 
         },
     )
     if training is not None and trained:
-        return TrainedLLM(model, dtype, training, config.activation_checkpointing)
-    return FrozenLLM(model, config.activation_checkpointing)
+        llm: LLM = TrainedLLM(model, dtype, training, config.activation_checkpointing)
+    else:
+        llm = FrozenLLM(model, config.activation_checkpointing)
+    llm.behavior = behavior
+    return llm
+
+
+def _behavior(config: ModelConfig, options: Mapping[str, Any]) -> Behavior:
+    """What the LLM's class does, before its weights are read."""
+    from transformers import AutoConfig
+
+    hub = {key: options[key] for key in ("cache_dir", "token", "local_files_only") if key in options}
+    name = resolve(config.llm)
+    try:
+        found = AutoConfig.from_pretrained(
+            name, revision=config.llm_revision, trust_remote_code=config.trust_remote_code, **hub
+        )
+    except (OSError, ValueError):
+        return Behavior()  # loading the model says it better
+    return behavior_of(name, found, config.trust_remote_code)
