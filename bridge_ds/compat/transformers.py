@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from functools import cache, wraps
 from typing import Any
 
-__all__ = ["enable_recomputing", "masks_known", "set_recomputing"]
+__all__ = ["enable_recomputing", "masks_known", "set_recomputing", "unsharded"]
 
 _PADDED: ContextVar[bool | None] = ContextVar("padded", default=None)
 
@@ -34,6 +34,19 @@ def masks_known(padded: bool) -> Iterator[None]:
         yield
     finally:
         _PADDED.reset(token)
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """While open, `from_pretrained` does not shard, though an HfDeepSpeedConfig lives (transformers 5.17 to 5.24)."""
+    from transformers.integrations import deepspeed as of
+
+    held = getattr(of, "_hf_deepspeed_config_weak_ref", None)
+    of.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        of._hf_deepspeed_config_weak_ref = held
 
 
 @cache

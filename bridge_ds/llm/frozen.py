@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from bridge_ds.compat.transformers import enable_recomputing, set_recomputing
-from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import LlmConfig, ModelConfig
+from bridge_ds.frozen.check import HUB, Base
+from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.bias import use_trained
 from bridge_ds.llm.trained import TrainedLLM
 
-__all__ = ["FrozenLLM", "load_llm"]
+__all__ = ["FrozenLLM", "llm_base", "load_llm"]
 
 
 class FrozenLLM(LLM):
@@ -73,21 +75,29 @@ def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: 
     Raises:
         ConfigError: not found, incomplete, or not a causal language model.
     """
-    from transformers import AutoModelForCausalLM
-
     dtype = options.pop("dtype", DTYPES[config.dtype])
     trained = training is not None and training.trainable
-    model = load_complete(
-        "LLM",
-        resolve(config.llm),
-        AutoModelForCausalLM.from_pretrained,
-        **{
-            "dtype": torch.float32 if trained else dtype,
-            "revision": config.llm_revision,
-            "trust_remote_code": config.trust_remote_code,
-            **options,
-        },
-    )
+    model = load_complete(llm_base(config, options), dtype=torch.float32 if trained else dtype)
     if training is not None and trained:
         return TrainedLLM(model, dtype, training, config.activation_checkpointing)
     return FrozenLLM(model, config.activation_checkpointing)
+
+
+def llm_base(config: ModelConfig, options: Mapping[str, Any] = MappingProxyType({})) -> Base:
+    """`model.llm` as it is found, checked and loaded; arguments as of :func:`load_llm`.
+
+    Raises:
+        ConfigError: not found.
+    """
+    from transformers import AutoModelForCausalLM
+
+    key, name, trust = "model.llm", config.llm, config.trust_remote_code
+    hub = {each: options[each] for each in HUB if each in options}
+    found = base_config(key, name, config.llm_revision, trust, hub)
+    options = {"revision": config.llm_revision, "trust_remote_code": trust, **options}
+    return Base(key, name, found, AutoModelForCausalLM, _logits, options)
+
+
+def _logits(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """What is used of an LLM."""
+    return [model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).logits]
