@@ -16,7 +16,7 @@ from bridge_ds.config.schema import EncoderConfig, ModelConfig
 from bridge_ds.encoder.base import Encoder, Input, States
 from bridge_ds.encoder.families import family_of
 from bridge_ds.encoder.trained import TrainedEncoder
-from bridge_ds.frozen.check import Base
+from bridge_ds.frozen.check import BaseModel
 from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.frozen.train import never_drop_layers
@@ -95,7 +95,7 @@ def load_encoder(
     return TrainedEncoder(load_complete(base, dtype=torch.float32, **more), dtype, training)
 
 
-def encoder_base(config: ModelConfig, hub: Mapping[str, Any] = MappingProxyType({})) -> Base:
+def encoder_base(config: ModelConfig, hub: Mapping[str, Any] = MappingProxyType({})) -> BaseModel:
     """`model.encoder` as it is found, checked and loaded; arguments as of :func:`load_encoder`.
 
     Raises:
@@ -105,4 +105,4 @@ def encoder_base(config: ModelConfig, hub: Mapping[str, Any] = MappingProxyType(
     found = base_config(key, name, config.encoder_revision, trust, hub)
     family = family_of(name, found)
     options = {"revision": config.encoder_revision, "trust_remote_code": trust, **hub, **family.options}
-    return Base(key, name, found, family.load_class(), lambda model, ids: Encoder(model)(ids, None), options)
+    return BaseModel(key, name, found, family.load_class(), lambda model, ids: Encoder(model)(ids, None), options)

@@ -20,14 +20,14 @@ from bridge_ds.frozen.configs import reason_of
 from bridge_ds.frozen.stored import stored_tensors
 from bridge_ds.frozen.verify import loaded_files
 
-__all__ = ["HUB", "Base", "Checked", "check_base", "tied_names"]
+__all__ = ["HUB", "BaseModel", "Checked", "check_base", "tied_names"]
 
 HUB = ("cache_dir", "token", "local_files_only", "force_download", "proxies")
 """Arguments of from_pretrained on how to reach the hub."""
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseModel:
     """Which model, and how it is loaded and used."""
 
     key: str
@@ -58,7 +58,7 @@ class Checked:
     """What could not be compared, and why; empty where all was."""
 
 
-def check_base(base: Base, run: bool = False) -> Checked:
+def check_base(base: BaseModel, run: bool = False) -> Checked:
     """Compare a model's files with what its config builds, reading headers alone.
 
     Args:
@@ -89,6 +89,8 @@ def check_base(base: Base, run: bool = False) -> Checked:
         return Checked(bytes=size, files=len(files), remark=f"quantized, shapes not compared{remark}")
     if base.options.get("quantization_config") is not None:
         return Checked(bytes=size, files=len(files), remark="to be quantized, shapes not compared")
+    if base.options.get("trust_remote_code") and getattr(base.config, "auto_map", None):
+        return Checked(bytes=size, files=len(files), remark="code of its own, shapes not compared")
     model, info = _on_meta(base, stored)
     _refuse_other_shapes(base, info["mismatched_keys"])
     missing = set(info["missing_keys"]) - tied_names(model)
@@ -112,15 +114,14 @@ def tied_names(model: Any) -> set[str]:
     return set(tied) | set(tied.values())
 
 
-def _on_meta(base: Base, stored: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, Any]]:
+def _on_meta(base: BaseModel, stored: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, Any]]:
     options = {name: value for name, value in base.options.items() if name in ("key_mapping", "add_pooling_layer")}
-    trust = {"trust_remote_code": True} if base.options.get("trust_remote_code") else {}
     try:
         with unsharded():
             kind = base.kind
             if hasattr(kind, "from_config"):
                 with torch.device("meta"):
-                    kind = type(kind.from_config(base.config, **trust))
+                    kind = type(kind.from_config(base.config))
             found: tuple[Any, dict[str, Any]] = kind.from_pretrained(
                 None,
                 config=base.config,
@@ -134,13 +135,16 @@ def _on_meta(base: Base, stored: Mapping[str, torch.Tensor]) -> tuple[Any, dict[
             return found
     # The classes meet whatever config.json holds: sizes that do not divide, activations that are not there, overflows.
     except Exception as error:
+        reason = reason_of(error)
+        if "Unrecognized configuration class" in reason:
+            reason = f"its type {base.config.model_type!r} is none of {base.kind.__name__}"
         raise ConfigError(
-            f"{base.key} {base.name!r} cannot be built from its config.json ({reason_of(error)}); expected a model "
+            f"{base.key} {base.name!r} cannot be built from its config.json ({reason}); expected a model "
             "that transformers can load; download it again, or choose another model."
         ) from error
 
 
-def _used(base: Base, model: Any) -> set[str]:
+def _used(base: BaseModel, model: Any) -> set[str]:
     """Names of the parameters that what is read of the model depends on."""
     model.requires_grad_(True)
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -151,7 +155,7 @@ def _used(base: Base, model: Any) -> set[str]:
     return {name for name, gradient in zip(names, found, strict=True) if gradient is not None}
 
 
-def _refuse_other_shapes(base: Base, mismatched: Iterable[Sequence[Any]]) -> None:
+def _refuse_other_shapes(base: BaseModel, mismatched: Iterable[Sequence[Any]]) -> None:
     for name, stored, built in sorted(mismatched, key=lambda each: str(each[0])):
         raise ConfigError(
             f"{base.key} {base.name!r} holds {name} with the shape {list(stored)}; expected {list(built)}, by its "
@@ -159,7 +163,7 @@ def _refuse_other_shapes(base: Base, mismatched: Iterable[Sequence[Any]]) -> Non
         )
 
 
-def _refuse_missing(base: Base, missing: set[str]) -> None:
+def _refuse_missing(base: BaseModel, missing: set[str]) -> None:
     for name in sorted(missing)[:1]:
         raise ConfigError(
             f"{base.key} {base.name!r} lacks {len(missing)} weights, such as {name}; expected a complete checkpoint of "
@@ -167,7 +171,7 @@ def _refuse_missing(base: Base, missing: set[str]) -> None:
         )
 
 
-def _refuse_more_layers(base: Base, model: Any, stored: Iterable[str]) -> None:
+def _refuse_more_layers(base: BaseModel, model: Any, stored: Iterable[str]) -> None:
     """Refuse files with more layers of the same kind than config.json has: transformers would leave them out.
 
     A layer that has weights of its own kind as well (for the prediction of several tokens) is meant to be left out.
@@ -196,7 +200,7 @@ def _numbered(name: str) -> tuple[str, int, str] | None:
     return (found[1], int(found[2]), found[3]) if found else None
 
 
-def _check_quantized(base: Base, quantized: Any) -> str:
+def _check_quantized(base: BaseModel, quantized: Any) -> str:
     """Refuse what cannot be loaded anywhere; returns what this machine alone lacks."""
     from transformers.quantizers.auto import AutoHfQuantizer
 

@@ -13,7 +13,7 @@ from torch import nn
 from bridge_ds.compat.streamed import streamed
 from bridge_ds.config.names import resolve
 from bridge_ds.errors import ConfigError
-from bridge_ds.frozen.check import Base, check_base, tied_names
+from bridge_ds.frozen.check import BaseModel, check_base, tied_names
 from bridge_ds.frozen.configs import reason_of
 from bridge_ds.frozen.verify import reach
 
@@ -23,7 +23,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """Values of `model.dtype`."""
 
 
-def load_complete(base: Base, **placing: Any) -> nn.Module:
+def load_complete(base: BaseModel, **placing: Any) -> nn.Module:
     """Load a model and freeze it, refused unless every weight that is used came from its files.
 
     transformers initializes what it does not find at random and only logs it; a frozen model with random parts

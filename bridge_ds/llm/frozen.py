@@ -12,7 +12,7 @@ from torch import nn
 
 from bridge_ds.compat.transformers import enable_recomputing, set_recomputing
 from bridge_ds.config.schema import LlmConfig, ModelConfig
-from bridge_ds.frozen.check import HUB, Base
+from bridge_ds.frozen.check import HUB, BaseModel
 from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.llm.base import LLM
@@ -83,7 +83,7 @@ def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: 
     return FrozenLLM(model, config.activation_checkpointing)
 
 
-def llm_base(config: ModelConfig, options: Mapping[str, Any] = MappingProxyType({})) -> Base:
+def llm_base(config: ModelConfig, options: Mapping[str, Any] = MappingProxyType({})) -> BaseModel:
     """`model.llm` as it is found, checked and loaded; arguments as of :func:`load_llm`.
 
     Raises:
@@ -95,7 +95,7 @@ def llm_base(config: ModelConfig, options: Mapping[str, Any] = MappingProxyType(
     hub = {each: options[each] for each in HUB if each in options}
     found = base_config(key, name, config.llm_revision, trust, hub)
     options = {"revision": config.llm_revision, "trust_remote_code": trust, **options}
-    return Base(key, name, found, AutoModelForCausalLM, _logits, options)
+    return BaseModel(key, name, found, AutoModelForCausalLM, _logits, options)
 
 
 def _logits(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
