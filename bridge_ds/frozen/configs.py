@@ -96,11 +96,10 @@ def refuse_absent(
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key} {name!r} cannot be found ({reason_of(error)}); {remedy}.") from error
     if found is None:
-        alone = hub.get("local_files_only") and "local_files_only is set"
-        why = f" in its cache, and {alone or why_no_hub()}" if alone or why_no_hub() else ""
+        why = "local_files_only is set" if hub.get("local_files_only") else why_no_hub()
+        there = f"the hub's cache does not hold it, and {why}" if why else "the hub has no config.json of that name"
         raise ConfigError(
-            f"{key} {name!r} cannot be found: there is no such folder in {Path.cwd()}, and the hub has no config.json "
-            f"of it{why}; {remedy}."
+            f"{key} {name!r} cannot be found: there is no such folder in {Path.cwd()}, and {there}; {remedy}."
         )
 
 
@@ -122,12 +121,17 @@ def _refuse_absurd(key: str, path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _check_generation(key: str, path: Path | None) -> None:
-    """End ids are all that is used of it."""
+    """transformers makes an object of it; its end ids are all that is used."""
     if path is None:
         return
-    ends = stored_json(key, path).get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if any(isinstance(each, bool) or not isinstance(each, int) or each < 0 for each in ends):
-        raise ConfigError(
-            f"{key}: {path} has eos_token_id {str(ends)[:60]}; expected an id, ids or null; download it again."
-        )
+    from transformers import GenerationConfig
+
+    values = stored_json(key, path)
+    try:
+        GenerationConfig.from_dict(dict(values))
+        ends = values.get("eos_token_id")
+        for each in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+            if isinstance(each, bool) or not isinstance(each, int) or each < 0:
+                raise ValueError(f"eos_token_id is {str(ends)[:60]}; expected an id, ids or null")
+    except Exception as error:  # its class meets whatever the file holds
+        raise ConfigError(f"{key}: {path} cannot be used ({reason_of(error)}); download it again.") from error
