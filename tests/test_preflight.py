@@ -123,7 +123,7 @@ def test_a_hub_that_cannot_be_asked_is_said_at_once(
         begin = time.monotonic()
         call = [sys.executable, "tools/preflight.py", *settings]
         done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert time.monotonic() - begin < 25
+    assert time.monotonic() - begin < 60  # mostly imports; each retried file would take half a minute
     if cached:
         assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
         return
