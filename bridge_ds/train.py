@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # A script's own folder comes first on sys.path, where its modules would hide installed packages of the same name.
@@ -22,10 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     world = World.detect()
     from bridge_ds.config.effect import idle
     from bridge_ds.config.load import load_config
+    from bridge_ds.config.names import with_full_paths
     from bridge_ds.config.zero import accumulation, read_ds_config, resolve_hpz, resolve_micro_batch
 
     given = load_config(options.recipe, options.overrides)
-    config = resolve_micro_batch(given, world.size)
+    config = resolve_micro_batch(replace(given, model=with_full_paths(given.model)), world.size)
     ds_values = resolve_hpz(read_ds_config(config.run.ds_config), world.size, world.local_size)
     accumulation(config, world.size)
     if world.is_main:

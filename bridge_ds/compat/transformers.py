@@ -10,7 +10,10 @@ from contextvars import ContextVar
 from functools import cache, wraps
 from typing import Any
 
-__all__ = ["cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known", "set_recomputing"]
+__all__ = [
+    "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known", "set_recomputing",
+    "unsharded",
+]  # fmt: skip
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """Names of the cache, in forward() and in what it returns: transformers 5.24 renames the later ones, which it warns of
@@ -72,6 +75,19 @@ def generate_from_embeds(model: Any) -> None:
         return own(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     model.prepare_inputs_for_generation = prepare
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """While open, `from_pretrained` does not shard, though an HfDeepSpeedConfig lives (transformers 5.17 to 5.24)."""
+    from transformers.integrations import deepspeed as of
+
+    held = getattr(of, "_hf_deepspeed_config_weak_ref", None)
+    of.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        of._hf_deepspeed_config_weak_ref = held
 
 
 @cache

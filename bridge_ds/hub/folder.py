@@ -26,7 +26,7 @@ from bridge_ds.checkpoint.finite import fault_in, fault_in_files
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.disk import real
 from bridge_ds.errors import CheckpointError, ConfigError
-from bridge_ds.frozen.verify import model_file
+from bridge_ds.frozen.verify import model_file, why_no_hub
 from bridge_ds.hub.card import HERE
 from bridge_ds.hub.config import CONFIG, MODEL_TYPE, BridgeConfig, save_config, settings_sha256
 from bridge_ds.typed import typed_object
@@ -134,8 +134,9 @@ def read_config(name: str, revision: str | None, hub: Mapping[str, Any]) -> Brid
     """
     path = find_file(name, CONFIG, revision, hub)
     if path is None:
+        why = "" if Path(name).is_dir() or not why_no_hub() else f" ({why_no_hub()})"
         raise ConfigError(
-            f"{name!r} is no folder, and no {CONFIG} of a hub repository of that name can be had; expected a run "
+            f"{name!r} is no folder, and no {CONFIG} of a hub repository of that name can be had{why}; expected a run "
             "folder, a folder written by save_pretrained, or the hub id of one."
         )
     try:

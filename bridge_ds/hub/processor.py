@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from bridge_ds.config.names import resolve
 from bridge_ds.data.loading.collate import pad
@@ -18,6 +18,7 @@ from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, ContextIds
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import CONFIG, BridgeConfig, save_config, to_run
 from bridge_ds.hub.folder import read_config
@@ -97,9 +98,7 @@ class BridgeProcessor(ProcessorMixin):
                 of, its_revision = getattr(tokenizers, part), getattr(model, f"{part}_revision")
                 found[key] = tokenizer_identity(of, name, its_revision, hub, recorded.get(key, ""))
             check_bases(source, found)
-        llm_config = AutoConfig.from_pretrained(
-            resolve(model.llm), revision=model.llm_revision, trust_remote_code=model.trust_remote_code, **hub
-        )
+        llm_config = base_config("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
         most = int(source.generation.get("max_new_tokens") or 128)
         return cls(source.config, tokenizers, positions_of(llm_config), most)
 

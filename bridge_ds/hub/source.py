@@ -7,7 +7,7 @@ import difflib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from bridge_ds.checkpoint.bases import other_bases
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.checkpoint.origin import config_in
+from bridge_ds.config.names import found_beside
 from bridge_ds.config.schema import Config, ModelConfig
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.evaluation.predictions import read_index
@@ -113,8 +114,10 @@ def _found(name: str, revision: str | None, hub: Mapping[str, Any], config: Brid
         run_config, checkpoint = open_run(folder, note=_log.warning)
         return _of_checkpoint(name, folder, checkpoint, run_config, config)
     if (folder / layout.MANIFEST).is_file():
-        checkpoint = Checkpoint.read(folder)
-        return _of_checkpoint(name, folder.absolute().parents[1], checkpoint, config_in(checkpoint), config)
+        checkpoint, run = Checkpoint.read(folder), folder.absolute().parents[1]
+        trained = config_in(checkpoint)
+        trained = replace(trained, model=found_beside(trained.model, run))
+        return _of_checkpoint(name, run, checkpoint, trained, config)
     _refuse_misspelt(folder)
     if folder.is_dir() and not (folder / CONFIG).is_file():
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,13 +13,15 @@ from torch import nn
 from bridge_ds.compat.transformers import enable_recomputing, set_recomputing
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import LlmConfig, ModelConfig
+from bridge_ds.frozen.check import HUB, BaseModel
+from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.bias import use_trained
-from bridge_ds.llm.support import Behavior, behavior_of
+from bridge_ds.llm.support import behavior_of
 from bridge_ds.llm.trained import TrainedLLM
 
-__all__ = ["FrozenLLM", "load_llm"]
+__all__ = ["FrozenLLM", "llm_base", "load_llm"]
 
 
 class FrozenLLM(LLM):
@@ -74,22 +77,11 @@ def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: 
     Raises:
         ConfigError: not found, incomplete, or not a language model that can stand behind a bridge.
     """
-    from transformers import AutoModelForCausalLM
-
-    behavior = _behavior(config, options)
+    base = llm_base(config, options)
+    behavior = behavior_of(resolve(config.llm), base.config, config.trust_remote_code)
     dtype = options.pop("dtype", DTYPES[config.dtype])
     trained = training is not None and training.trainable
-    model = load_complete(
-        "LLM",
-        resolve(config.llm),
-        AutoModelForCausalLM.from_pretrained,
-        **{
-            "dtype": torch.float32 if trained else dtype,
-            "revision": config.llm_revision,
-            "trust_remote_code": config.trust_remote_code,
-            **options,
-        },
-    )
+    model = load_complete(base, dtype=torch.float32 if trained else dtype)
     if training is not None and trained:
         llm: LLM = TrainedLLM(model, dtype, training, config.activation_checkpointing)
     else:
@@ -98,16 +90,21 @@ def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: 
     return llm
 
 
-def _behavior(config: ModelConfig, options: Mapping[str, Any]) -> Behavior:
-    """What the LLM's class does, before its weights are read."""
-    from transformers import AutoConfig
+def llm_base(config: ModelConfig, options: Mapping[str, Any] = MappingProxyType({})) -> BaseModel:
+    """`model.llm` as it is found, checked and loaded; arguments as of :func:`load_llm`.
 
-    hub = {key: options[key] for key in ("cache_dir", "token", "local_files_only") if key in options}
-    name = resolve(config.llm)
-    try:
-        found = AutoConfig.from_pretrained(
-            name, revision=config.llm_revision, trust_remote_code=config.trust_remote_code, **hub
-        )
-    except (OSError, ValueError):
-        return Behavior()  # loading the model says it better
-    return behavior_of(name, found, config.trust_remote_code)
+    Raises:
+        ConfigError: not found.
+    """
+    from transformers import AutoModelForCausalLM
+
+    key, name, trust = "model.llm", config.llm, config.trust_remote_code
+    hub = {each: options[each] for each in HUB if each in options}
+    found = base_config(key, name, config.llm_revision, trust, hub)
+    options = {"revision": config.llm_revision, "trust_remote_code": trust, **options}
+    return BaseModel(key, name, found, AutoModelForCausalLM, _logits, options)
+
+
+def _logits(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """What is used of an LLM."""
+    return [model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).logits]

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.encoder.families import family_of
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.configs import base_config
 from bridge_ds.llm.support import llm_table, positions_of
 from bridge_ds.llm.tiny_copy import in_table, tiny_copy
 
@@ -68,18 +68,11 @@ def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokeni
 
 
 def positions_to_note(config: Config, tokenizers: Tokenizers) -> list[str]:
-    """:func:`check_positions` at the start of a run; nothing where a config cannot be read: loading says why."""
-    from transformers import AutoConfig
-
+    """:func:`check_positions` at the start of a run. Raises ConfigError, also where a model's config is unusable."""
     of = config.model
-    try:
-        configs = [
-            AutoConfig.from_pretrained(resolve(name), revision=revision, trust_remote_code=of.trust_remote_code)
-            for name, revision in ((of.encoder, of.encoder_revision), (of.llm, of.llm_revision))
-        ]
-    except (OSError, ValueError):
-        return []
-    return check_positions(config, configs[0], configs[1], tokenizers)
+    encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
+    llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)
+    return check_positions(config, encoder, llm, tokenizers)
 
 
 def positions_taken(config: Config, tokenizers: Tokenizers) -> int:
