@@ -81,7 +81,7 @@ def train_parser(prog: str = "train.py") -> Parser:
     """The parser of the trainer's options."""
     parser = Parser(prog=prog, description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_options(parser)
-    parser.add_argument("--dry-run", action="store_true", help="resolve and check the config, print it, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="resolve and check the config, print it, and stop (seconds: DeepSpeed reads its file)")
     # The deepspeed launcher adds it; the rank comes from the environment.
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     return parser
@@ -165,6 +165,7 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
 
 def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     """Print the resolved config and what DeepSpeed will get."""
+    from bridge_ds.config.ds_models import check_with_deepspeed
     from bridge_ds.config.load import config_text
     from bridge_ds.config.names import resolve
     from bridge_ds.config.zero import engine_config, fill_sizes
@@ -175,6 +176,7 @@ def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     if not world.is_main:
         return
     check_trackers(config)
+    check_with_deepspeed(config, ds_values, world.size)
     print(config_text(config))
     left_open = fill_sizes(ds_values, 1) != ds_values
     try:

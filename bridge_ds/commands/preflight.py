@@ -18,6 +18,7 @@ from typing import Any
 
 from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
 from bridge_ds.config import zero
+from bridge_ds.config.ds_models import check_with_deepspeed
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import is_embedded, resolve
 from bridge_ds.config.schema import Config
@@ -119,7 +120,7 @@ def batch_divides(subject: Subject) -> str:
 
 def deepspeed_config(subject: Subject) -> str:
     """The DeepSpeed file is one that this version reads."""
-    zero.engine_config(subject.config, subject.ds_values, subject.ranks)
+    check_with_deepspeed(subject.config, subject.ds_values, subject.ranks)
     return subject.config.run.ds_config
 
 

@@ -14,10 +14,11 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from bridge_ds.config.files import named
 from bridge_ds.config.renames import RENAMED, new_name, with_new_names
 from bridge_ds.config.schema import KINDS, SECTIONS, Config, metadata
 from bridge_ds.config.schema.fields import FUNCTION, Rule
-from bridge_ds.config.text import short, shown
+from bridge_ds.config.text import shown
 from bridge_ds.errors import ConfigError
 
 __all__ = ["NO_PEFT", "adapter", "bounds", "check", "flatten", "from_dict", "one_of", "to_dict"]
@@ -111,7 +112,7 @@ def _other_choice(key: str, value: Any, choices: Sequence[str]) -> str:
 def _sentence(error: ErrorDetails) -> str:
     """What was found, what was expected, what to do."""
     value, kind, loc = error["input"], error["type"], error["loc"]
-    key = short(".".join(part for part in loc if isinstance(part, str)))
+    key = named(".".join(part for part in loc if isinstance(part, str)))
     if kind == "unexpected_keyword_argument":
         # A wrong section (optim.lr) is named by its first key, which says more about what was meant.
         key = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value else key

@@ -98,7 +98,7 @@ class DataConfig:
     means less padding; the samples of the window stay the same."""
     length_chunk: Annotated[PositiveInt, Le(10_000_000), TRAINING] = 8
     """Samples of similar length that stay together where length_window is above 1; train.micro_batch is best."""
-    workers: Annotated[NonNegativeInt, Le(256), NEITHER] = 2
+    workers: Annotated[NonNegativeInt, Le(128), NEITHER] = 2
     """DataLoader worker processes per rank (0 = in the main process)."""
     prefetch: Annotated[PositiveInt, Le(1000), NEITHER] = 4
     """Steps that each worker prepares ahead."""
