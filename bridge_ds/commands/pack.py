@@ -210,10 +210,14 @@ def _pack_parser() -> Parser:
     pack.add_argument("--config", metavar="NAME", help="configuration of the data set, such as a language")
     pack.add_argument("--split", default="train", metavar="S", help="split of the data set (default: train)")
     pack.add_argument("--revision", metavar="R", help="hub revision of the data set")
-    pack.add_argument("--shard-size", type=positive(float), default=256.0, metavar="MiB", help="default: 256")
-    pack.add_argument("--samples-per-shard", type=positive(int), default=100_000, metavar="N", help="default: 100000")
+    pack.add_argument("--shard-size", type=positive(float, most=1e9), default=256.0, metavar="MiB", help="default: 256")
+    pack.add_argument(
+        "--samples-per-shard", type=positive(int, most=10**9), default=100_000, metavar="N", help="default: 100000"
+    )
     pack.add_argument("--limit", type=positive(int), metavar="N", help="pack the first N samples only (one process)")
-    pack.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle all samples")
+    pack.add_argument(
+        "--shuffle", type=positive(int, zero=True, most=2**63 - 1), metavar="SEED", help="shuffle all samples"
+    )
     pack.add_argument("--key", default="", metavar="FIELD", help="field that holds each sample's key; default: numbers")
     pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards, or unfinished work")
     _add_common(pack)

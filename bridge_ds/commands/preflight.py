@@ -294,9 +294,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_options(parser)
-    parser.add_argument("--ranks", type=positive(int), default=1, help="processes of the job (default: 1)")
-    parser.add_argument("--nodes", type=positive(int), help="nodes they are on (default: the Slurm job's, else 1)")
-    parser.add_argument("--gpu-gib", type=positive(float), help="memory of the GPUs to be used, in GiB")
+    parser.add_argument(
+        "--ranks", type=positive(int, most=1_000_000), default=1, help="processes of the job (default: 1)"
+    )
+    parser.add_argument(
+        "--nodes", type=positive(int, most=1_000_000), help="nodes they are on (default: the Slurm job's, else 1)"
+    )
+    parser.add_argument("--gpu-gib", type=positive(float, most=1e6), help="memory of the GPUs to be used, in GiB")
     parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
     parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")
     return parser

@@ -14,11 +14,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from bridge_ds.config.files import named
 from bridge_ds.config.renames import RENAMED, new_name, with_new_names
 from bridge_ds.config.schema import KINDS, SECTIONS, Config, metadata
 from bridge_ds.config.schema.fields import FUNCTION, Rule
-from bridge_ds.config.text import shown
+from bridge_ds.config.text import named, shown
 from bridge_ds.errors import ConfigError
 
 __all__ = ["NO_PEFT", "adapter", "bounds", "check", "flatten", "from_dict", "one_of", "to_dict"]

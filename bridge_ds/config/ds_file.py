@@ -11,8 +11,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bridge_ds.config.files import named
-from bridge_ds.config.text import Unusable, printable, shown
+from bridge_ds.config.text import Unusable, named, printable, shown
 
 __all__ = ["faults", "is_number", "read_by_engine", "without_effect"]
 
@@ -191,7 +190,7 @@ def _zero(values: Mapping[str, Any], zero: Mapping[str, Any]) -> Iterator[str]:
             continue
         where = f"zero_optimization.{name}"
         if not isinstance(part, dict):
-            yield f"has {where} = {shown(part)}; expected an object such as " '{"device": "cpu"}.'
+            yield f'has {where} = {shown(part)}; expected an object such as {{"device": "cpu"}}.'
             continue
         device = part.get("device", "none")
         if device == "nvme" and not part.get("nvme_path"):

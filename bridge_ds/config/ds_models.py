@@ -61,8 +61,8 @@ def check_with_deepspeed(config: Config, values: dict[str, Any], world_size: int
         part = values["zero_optimization"].get(key) or {}
         if part.get("device") == "nvme" and not deepspeed.ops.__compatible_ops__.get("async_io"):
             raise ConfigError(
-                f"{name} has zero_optimization.{key}.device = 'nvme', which needs DeepSpeed's async_io; expected libaio "
-                "on this machine; install it (libaio-dev), or offload to cpu."
+                f"{name} has zero_optimization.{key}.device = 'nvme', which needs DeepSpeed's async_io; expected "
+                "libaio on this machine; install it (libaio-dev), or offload to cpu."
             )
     full = engine_config(config, values, world_size)
     values = read_by_engine(values)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from bridge_ds.config.text import printable, shown
+from bridge_ds.config.text import named, printable
 from bridge_ds.errors import ConfigError
 from bridge_ds.reading import decoded
 
-__all__ = ["is_file", "named", "read_text"]
+__all__ = ["is_file", "read_text"]
 
 _BYTES = 2**20
 """Most bytes of a recipe or DeepSpeed file; the longest shipped one has three thousand."""
@@ -22,11 +22,6 @@ def is_file(path: Path) -> bool:
         return path.exists() and not path.is_dir()
     except (OSError, ValueError):
         return False
-
-
-def named(path: Path | str) -> str:
-    """A path in a message, cut where it is long; with quotation marks where it holds what a line cannot."""
-    return str(path) if str(path).isprintable() and len(str(path)) <= 160 else shown(str(path))
 
 
 def read_text(path: Path) -> str:

@@ -10,10 +10,10 @@ import yaml
 
 from bridge_ds.config.build import check, flatten, from_dict, to_dict
 from bridge_ds.config.changes import completed
-from bridge_ds.config.files import is_file, named, read_text
+from bridge_ds.config.files import is_file, read_text
 from bridge_ds.config.renames import new_name, refuse_both, with_new_names
 from bridge_ds.config.schema import Config
-from bridge_ds.config.text import Typed, Unusable, expand, one_line, parse, parsed, short, shown
+from bridge_ds.config.text import Typed, Unusable, expand, named, one_line, parse, parsed, short, shown
 from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError
 from bridge_ds.reading import NotText

@@ -15,7 +15,7 @@ import yaml
 from bridge_ds.errors import ConfigError
 
 __all__ = [
-    "Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "number", "one_line", "parse", "parsed", "printable",
+    "Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "named", "number", "one_line", "parse", "parsed", "printable",
     "short", "shown",
 ]  # fmt: skip
 
@@ -199,6 +199,12 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
+def named(name: object) -> str:
+    """A path or key in a message: cut where it is long, in quotation marks where it holds what a line cannot."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= _SHOWN else shown(text)
+
+
 def printable(text: str) -> str:
     """`text`, which a file, a path and a request can hold.
 
@@ -267,7 +273,7 @@ def expanded(text: str) -> str:
         if name not in os.environ:
             raise Unusable(
                 str(text),
-                f", and the environment has no {short(name)}; expected a variable that is set; export it, or write "
+                f", and the environment has no {named(name)}; expected a variable that is set; export it, or write "
                 "the path out",
             )
         return os.environ[name]
@@ -281,7 +287,7 @@ def expanded(text: str) -> str:
             raise Unusable(
                 str(text),
                 ", and there is no user of that name; expected ~ or ~USER before a path; write "
-                f"./{short(rest)} for a folder that is called so",
+                f"{named(f'./{rest}')} for a folder that is called so",
             )
         rest = home
     return printable(_VARIABLE.sub(value_of, head + rest))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.ds_file import faults, read_by_engine
-from bridge_ds.config.files import is_file, named, read_text
+from bridge_ds.config.files import is_file, read_text
 from bridge_ds.config.schema import Config
-from bridge_ds.config.text import short, shown
+from bridge_ds.config.text import named, short, shown
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.reading import NotText, json_value
 from bridge_ds.shipped import shipped

@@ -70,7 +70,7 @@ def test_overrides_have_the_types_of_the_schema() -> None:
         ("train.steps=0", "train.steps is 0; expected from 1 to 1,000,000,000"),
         ("mapping.end_init=zero", "did you mean 'zeros'"),
         ("mapping.kind=latents", "did you mean 'latent'"),
-        ("mapping.latents=0", "mapping.latents is 0; expected from 1 to 100,000"),
+        ("mapping.latents=0", "mapping.latents is 0; expected from 1 to 16,384"),
         ("mapping.dropout=1", "mapping.dropout is 1; expected from 0 to below 1"),
         ("lora.bias=lora", "lora.bias is 'lora'; expected one of none, all, lora_only"),
         ("lora.bias=lora_only", "lora.bias is lora_only and lora.rank 0"),

@@ -52,7 +52,9 @@ class RunConfig:
     """Signals that ask for a checkpoint and an early end with exit status 75."""
     deterministic: Annotated[Flag, TRAINING] = False
     """Use deterministic algorithms on GPUs too, which is slower; CPUs are deterministic anyway."""
-    hang_seconds: Annotated[Real, Le(31_536_000), Rule(lambda v: v == 0 or v >= 5, "0, or from 5 to 31,536,000 (a year)"), NEITHER] = 900.0
+    hang_seconds: Annotated[
+        Real, Le(31_536_000), Rule(lambda v: v == 0 or v >= 5, "0, or from 5 to 31,536,000 (a year)"), NEITHER
+    ] = 900.0
     """Seconds without progress in training after which the job ends with the name of the stuck rank; 0 = never."""
 
 
