@@ -68,12 +68,12 @@ def bounds(of: Sequence[Any]) -> str:
     for rule in of:
         if isinstance(rule, Rule):
             return rule.text
-    low = max((bound.ge for bound in of if isinstance(bound, Ge)), default=None)
+    low = max((typing.cast(Any, bound.ge) for bound in of if isinstance(bound, Ge)), default=None)
     if low is None:
         low = next((f"above {_number(bound.gt)}" for bound in of if isinstance(bound, Gt)), None)
     high = next((f"below {_number(bound.lt)}" for bound in of if isinstance(bound, Lt)), None)
     if high is None:
-        most = min((bound.le for bound in of if isinstance(bound, Le)), default=None)
+        most = min((typing.cast(Any, bound.le) for bound in of if isinstance(bound, Le)), default=None)
         high = None if most is None else _number(most)
     if low is None or high is None:
         return ""

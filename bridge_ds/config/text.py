@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from bridge_ds.errors import ConfigError
 
 __all__ = [
-    "Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "named", "number", "one_line", "parse", "parsed", "printable",
-    "short", "shown",
+    "Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "named", "number", "one_line", "parse", "parsed",
+    "printable", "short", "shown",
 ]  # fmt: skip
 
 _DEPTH = 20
@@ -121,7 +121,7 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("null", "merge")]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    yaml_constructors: dict[Any, Any] = {}  # noqa: RUF012
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -168,9 +168,9 @@ class _Loader(yaml.SafeLoader):
         )
 
 
-_Loader.add_constructor("tag:yaml.org,2002:null", _Loader.construct_yaml_null)
-_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_yaml_seq)
-_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
+_Loader.add_constructor("tag:yaml.org,2002:null", _Loader.construct_yaml_null)  # type: ignore[type-var]
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_yaml_seq)  # type: ignore[type-var]
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)  # type: ignore[type-var]
 for _kind in ("str", "int", "float", "bool"):  # the schema reads them, whatever they are called here
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_plain)
 _Loader.add_constructor(None, _Loader.construct_other)
