@@ -188,7 +188,8 @@ def positive(
         if value < least:
             raise argparse.ArgumentTypeError(f"{short(text)} is not {least:g} or more")
         if value > most:
-            raise argparse.ArgumentTypeError(f"{short(text)} is more than {most:,}")
+            what = "not finite" if value == float("inf") else f"more than {most:,}"
+            raise argparse.ArgumentTypeError(f"{short(text)} is {what}")
         return value
 
     convert.__name__ = kind.__name__
