@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Resolve the config, build the model, train, evaluate; returns the exit status."""
     options = parse_train(argv)
     world = World.detect()
+    from bridge_ds.config.ds_file import without_effect
     from bridge_ds.config.effect import idle
     from bridge_ds.config.load import load_config
     from bridge_ds.config.names import with_full_paths
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     ds_values = resolve_hpz(read_ds_config(config.run.ds_config), world.size, world.local_size)
     accumulation(config, world.size)
     if world.is_main:
-        for line in idle(given):
+        for line in [*idle(given), *without_effect(ds_values)]:
             print(f"note: {line}", file=sys.stderr, flush=True)
     if options.dry_run:
         from bridge_ds.cli import show_plan
@@ -44,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
     # Before the slow imports: from here on a signal means "save and exit".
     stop = StopRequest().listen(config.run.stop_signals)
+    from bridge_ds.config.ds_models import check_with_deepspeed
+
+    check_with_deepspeed(config, ds_values, world.size)
     from bridge_ds.run import Run
 
     run = Run(config, ds_values, world, stop)

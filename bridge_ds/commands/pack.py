@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bridge_ds.cli import Parser, positive, utf8_text
+from bridge_ds.cli import Parser, positive
 from bridge_ds.errors import DataError
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _pack_parser() -> Parser:
     )  # fmt: skip
     pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     pack.add_argument(
-        "--map", action="extend", nargs="+", type=utf8_text, default=[], metavar="NAME=FIELD",
+        "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
         help="fill source, target, prompt, text or language (of a task: its fields) from an input field; no other "
         "field is packed",
     )  # fmt: skip
@@ -216,21 +216,19 @@ def _pack_parser() -> Parser:
     pack.add_argument("--config", metavar="NAME", help="configuration of the data set, such as a language")
     pack.add_argument("--split", default="train", metavar="S", help="split of the data set (default: train)")
     pack.add_argument("--revision", metavar="R", help="hub revision of the data set")
-    pack.add_argument("--shard-size", type=_mebibytes, default=256.0, metavar="MiB", help="default: 256")
+    # A smaller shard holds not even one line of text; a shuffle makes a file for each.
+    size = positive(float, least=0.001, most=1 << 20)
+    pack.add_argument("--shard-size", type=size, default=256.0, metavar="MiB", help="default: 256")
     pack.add_argument(
         "--samples-per-shard", type=positive(int, most=10**9), default=100_000, metavar="N", help="default: 100000"
     )
     pack.add_argument(
         "--limit", type=positive(int, most=10**12), metavar="N", help="pack the first N samples only (one process)"
     )
-    pack.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle all samples")
     pack.add_argument(
-        "--key",
-        type=utf8_text,
-        default="",
-        metavar="FIELD",
-        help="field that holds each sample's key; default: numbers",
+        "--shuffle", type=positive(int, zero=True, most=2**63 - 1), metavar="SEED", help="shuffle all samples"
     )
+    pack.add_argument("--key", default="", metavar="FIELD", help="field that holds each sample's key; default: numbers")
     pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards, or unfinished work")
     _add_common(pack)
     return pack
@@ -243,11 +241,11 @@ def _index_parser() -> Parser:
     )
     index.add_argument("folder", type=Path, metavar="DIR")
     index.add_argument(
-        "--map", action="extend", nargs="+", type=utf8_text, default=[], metavar="NAME=FIELD",
+        "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",
         help="read source, target, prompt, text or language from another field of the samples",
     )  # fmt: skip
     index.add_argument(
-        "--skip", action="extend", nargs="+", type=utf8_text, default=[], metavar="SUFFIX",
+        "--skip", action="extend", nargs="+", default=[], metavar="SUFFIX",
         help="leave out members of this suffix, such as jpg; members that are neither .json nor .txt are an error else",
     )  # fmt: skip
     _add_common(index)
@@ -263,12 +261,8 @@ def _verify_parser() -> Parser:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--language", type=utf8_text, default="", metavar="CODE", help="language of the texts, for the index"
-    )
-    parser.add_argument(
-        "--source", type=utf8_text, default="", metavar="TEXT", help="what the texts come from, for the index"
-    )
+    parser.add_argument("--language", default="", metavar="CODE", help="language of the texts, for the index")
+    parser.add_argument("--source", default="", metavar="TEXT", help="what the texts come from, for the index")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
         "--processes",
@@ -279,15 +273,5 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _mebibytes(text: str) -> float:
-    value: float = positive(float, most=1 << 20)(text)
-    if value < _LEAST_MIB:
-        raise argparse.ArgumentTypeError(f"{text} is less than {_LEAST_MIB}")
-    return value
-
-
-_mebibytes.__name__ = "float"
-_LEAST_MIB = 0.001
-"""A smaller shard holds not even one line of text; a shuffle makes a file for each."""
 _COMMANDS = {"pack": (_pack_parser, _pack), "index": (_index_parser, _index), "verify": (_verify_parser, _verify)}
 """Name -> its parser, and what it does; without a name it is `pack`."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
 from bridge_ds.config import zero
+from bridge_ds.config.ds_models import check_with_deepspeed
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import is_embedded
 from bridge_ds.config.schema import Config
@@ -115,7 +116,7 @@ def batch_divides(subject: Subject) -> str:
 
 def deepspeed_config(subject: Subject) -> str:
     """The DeepSpeed file is one that this version reads."""
-    zero.engine_config(subject.config, subject.ds_values, subject.ranks)
+    check_with_deepspeed(subject.config, subject.ds_values, subject.ranks)
     return subject.config.run.ds_config
 
 
@@ -291,9 +292,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_options(parser)
-    parser.add_argument("--ranks", type=positive(int), default=1, help="processes of the job (default: 1)")
-    parser.add_argument("--nodes", type=positive(int), help="nodes they are on (default: the Slurm job's, else 1)")
-    parser.add_argument("--gpu-gib", type=positive(float), help="memory of the GPUs to be used, in GiB")
+    parser.add_argument(
+        "--ranks", type=positive(int, most=1_000_000), default=1, help="processes of the job (default: 1)"
+    )
+    parser.add_argument(
+        "--nodes", type=positive(int, most=1_000_000), help="nodes they are on (default: the Slurm job's, else 1)"
+    )
+    parser.add_argument("--gpu-gib", type=positive(float, most=1e6), help="memory of the GPUs to be used, in GiB")
     parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
     parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")
     return parser

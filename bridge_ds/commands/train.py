@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
-from bridge_ds.cli import train_parser
+from bridge_ds.cli import Parser, positive, train_parser
 
 __all__ = ["main", "split"]
 
@@ -34,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 def split(words: list[str]) -> tuple[list[str], list[str]]:
     """Options of the trainer, and those of DeepSpeed's launcher (`--num_gpus N`, and what follows `--`)."""
     own, launcher = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    processes = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="bridge-ds train")
-    processes.add_argument("--num_gpus", "--num_accelerators", type=int)
+    processes = Parser(add_help=False, allow_abbrev=False, prog="bridge-ds train")
+    processes.add_argument("--num_gpus", "--num_accelerators", type=positive(int, most=10_000))
     found, own = processes.parse_known_args(own)
     if found.num_gpus is not None:
         launcher = [*launcher, f"--num_gpus={found.num_gpus}"]

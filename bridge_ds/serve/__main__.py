@@ -63,16 +63,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     port = positive(int, zero=True, most=65535)
     where.add_argument("--port", type=port, default=8000, help="port; 0 = any that is free (default: 8000)")
     load = parser.add_argument_group("how much")
-    for name, default, what in (
-        ("--batch", 16, "most texts of a batch"),
-        ("--queue", 128, "most texts that wait; more get 429"),
-        ("--max-tokens", 1024, "highest max_tokens of a request"),
-        ("--max-body", 1 << 20, "bytes of a request"),
+    for name, default, most, what in (
+        ("--batch", 16, 10_000, "most texts of a batch"),
+        ("--queue", 128, 100_000, "most texts that wait; more get 429"),
+        ("--max-tokens", 1024, 1_000_000, "highest max_tokens of a request"),
+        ("--max-body", 1 << 20, 1 << 30, "bytes of a request"),
     ):
-        load.add_argument(name, type=positive(int), default=default, help=f"{what} (default: {default})")
+        load.add_argument(name, type=positive(int, most=most), default=default, help=f"{what} (default: {default})")
     other = parser.add_argument_group("the LLM elsewhere")
     other.add_argument("--vllm", metavar="URL", help="a vLLM server with --enable-prompt-embeds that runs the LLM")
-    other.add_argument("--at-once", type=positive(int), default=64, help="requests to it at a time (default: 64)")
+    at_once = positive(int, most=10_000)
+    other.add_argument("--at-once", type=at_once, default=64, help="requests to it at a time (default: 64)")
     add_loading(parser)
     return parser.parse_args(argv)
 

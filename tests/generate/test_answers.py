@@ -111,7 +111,7 @@ def test_bad_input_is_one_sentence(
 
     fails("both --prompt and --input", "--prompt", "a", "--input", "b", "--output", "c")
     fails("belong together", "--input", str(questions))
-    fails("--batch is 0", "--batch", "0")
+    fails("argument --batch: 0 is not above 0", "--batch", "0")
     fails("expected a --temperature above 0", "--top-p", "0.5")
     fails("--stop is empty", "--stop", "")
     out = ("--output", str(tmp_path / "out.jsonl"))
