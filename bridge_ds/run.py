@@ -51,7 +51,7 @@ from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose_backend, why_no_triton
-from bridge_ds.llm.positions import positions_to_note
+from bridge_ds.llm.positions import notes_on_bases
 from bridge_ds.start import RunFolder
 from bridge_ds.track.trackers import check_trackers, feeds
 from bridge_ds.world import World
@@ -246,7 +246,7 @@ class Run:
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         if not self.origin.checkpoint:
             self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
-        for note in on_all(lambda: positions_to_note(self.config, self.tokenizers), self.world):
+        for note in on_all(lambda: notes_on_bases(self.config, self.tokenizers), self.world):
             _log.info(f"note: {note}")
 
     def _with_shards(self) -> Config:

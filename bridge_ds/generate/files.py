@@ -139,7 +139,7 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
         if not line.strip():
             continue
         try:
-            item = json_value(line)
+            item = json_value(line, finite=True)  # it is written again
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{source} line {number} is no JSON ({error.msg} at character {error.pos + 1}); expected an object a "

@@ -13,10 +13,10 @@ from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.encoder.families import family_of
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.configs import base_config
-from bridge_ds.llm.support import llm_table, positions_of
+from bridge_ds.llm.support import check_llm, llm_table, positions_of
 from bridge_ds.llm.tiny_copy import in_table, tiny_copy
 
-__all__ = ["check_positions", "encoder_table", "positions_taken", "positions_to_note"]
+__all__ = ["check_positions", "encoder_table", "notes_on_bases", "positions_taken"]
 
 
 def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokenizers: Tokenizers) -> list[str]:
@@ -67,12 +67,21 @@ def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokeni
     )
 
 
-def positions_to_note(config: Config, tokenizers: Tokenizers) -> list[str]:
-    """:func:`check_positions` at the start of a run. Raises ConfigError, also where a model's config is unusable."""
+def notes_on_bases(config: Config, tokenizers: Tokenizers) -> list[str]:
+    """:func:`check_positions` and :func:`~bridge_ds.llm.support.check_llm` at the start of a run.
+
+    Returns:
+        notes for the user, a sentence each.
+
+    Raises:
+        ConfigError: see there; or a model's config is unusable.
+    """
     of = config.model
     encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
     llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)
-    return check_positions(config, encoder, llm, tokenizers)
+    notes = check_positions(config, encoder, llm, tokenizers)
+    remark = check_llm(of.llm, llm, of.trust_remote_code)
+    return [*notes, f"of the LLM: {remark}."] if remark else notes
 
 
 def positions_taken(config: Config, tokenizers: Tokenizers) -> int:

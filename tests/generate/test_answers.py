@@ -232,6 +232,8 @@ def test_halves_of_characters_and_what_else_no_answer_has(
     fails(half, '{"source":[{"role":"user","content":[{"type":"text","text":"\\ud83d"}]}]}', "--chat")
     fails("line 2 cannot be used: its brackets are nested", '{"source":"a","x":' + "[" * 10**5 + "]" * 10**5 + "}")
     fails("line 2 cannot be used: it holds a number of thousands", '{"source":"a","x":' + "9" * 5000 + "}")
+    fails("line 2 cannot be used: it holds NaN; expected a finite number", '{"source":"a","x":[NaN]}')
+    fails("line 2 cannot be used: it holds -1e999; expected", '{"source":"a","x":-1e999}')
     fails("a message is", '{"source":[{"role":"user","content":[{"type":"text","text":null}]}]}', "--chat")
     fails(
         "has the role 'asistant'",

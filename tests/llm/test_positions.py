@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from bridge_ds.config.schema import Config, DataConfig, MappingConfig, ModelConfig
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.errors import ConfigError
-from bridge_ds.llm.positions import check_positions, encoder_table, positions_taken
+from bridge_ds.llm.positions import check_positions, encoder_table, notes_on_bases, positions_taken
 from bridge_ds.mapping import MAPPINGS
 from tests import tiny
 
@@ -48,6 +49,19 @@ def test_a_table_of_the_llm_is_a_limit_and_rotary_positions_are_a_note(folders: 
     assert check_positions(*prepared(folders, "mt5", "gpt2", augment_prompt=True, max_prompt_tokens=67)) == []
     (note,) = check_positions(*prepared(folders, "mt5", "llama", augment_prompt=True, max_prompt_tokens=68))
     assert "may take 130 positions, and the LLM was made for 128" in note  # its BOS too
+
+
+def test_what_an_llm_without_a_plain_cache_costs_is_a_note_at_the_start(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config, _, _, tokenizers = prepared(folders, "mt5", "gpt2")
+    assert notes_on_bases(config, tokenizers) == []
+    CONFIG_MAPPING["mamba"]().save_pretrained(tmp_path)
+    mamba = replace(config, model=replace(config.model, llm=str(tmp_path)))
+    (note,) = notes_on_bases(mamba, tokenizers)
+    assert note == (
+        "of the LLM: its cache cannot be shared by choices: evaluation runs the whole prompt anew for each choice."
+    )
 
 
 def test_a_soft_prompt_of_fixed_length_counts_with_that_length(folders: dict[str, Path]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from bridge_ds.data.packing.pool import process_pool
 from bridge_ds.data.packing.write import index_shard
 from bridge_ds.data.shards.index import ShardIndex, load_index, refuse_twice, write_index
+from bridge_ds.data.shards.samples import READ
 from bridge_ds.data.shards.scan import Scan
 from bridge_ds.data.shards.table import name_fault
 from bridge_ds.errors import DataError
@@ -59,12 +60,15 @@ def index_folder(
         raise DataError(f"{folder} {what}; expected a folder of webdataset tars.")
     if fault := next(filter(None, (name_fault(path.name) for path in paths)), ""):
         raise DataError(f"{folder}: {fault}; rename it.")
+    skip = sorted({suffix.lower().lstrip(".") for suffix in skip})
     scans = _scan_all(paths, processes, progress, fields=fields, skip=skip, language=language, source=source)
     try:
         refuse_twice([scan.entry for scan in scans])
     except ValueError as error:
         raise DataError(f"{folder}: {error}.") from None
-    write_index(folder, [scan.entry for scan in scans], dict(fields or {}))
+    write_index(
+        folder, [scan.entry for scan in scans], dict(fields or {}), [suffix for suffix in skip if suffix in READ]
+    )
     remarks = []
     if skipped := sum(scan.skipped for scan in scans):
         remarks.append(f"{skipped} members were skipped (--skip, __meta__ names, or files of macOS)")

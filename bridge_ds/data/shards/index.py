@@ -9,6 +9,7 @@ The format, version 2. `index.json` is one JSON object:
 - `version`: 2. Another version is refused.
 - `samples`: of all shards together.
 - `fields`: {sample field: field in the shards}, for shards whose fields are named otherwise; mostly empty.
+- `skip`: suffixes, of `json` and `txt`, of members that are not read; the key is absent where there are none.
 - `shards`: in order, for each: `name` (of the tar, in the same folder), `samples`, `bytes`, `sha256` (of the tar),
   `layout` (`json`: a sample is one .json member; `members`: one or more .json and .txt members), `language`, `source`
   (what the texts are and where they come from, may be empty), `characters` (of all its texts), `buckets` (100 counts:
@@ -35,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge_ds.data.shards.samples import MAPPED
+from bridge_ds.data.shards.samples import MAPPED, READ
 from bridge_ds.data.shards.store import Folder, NodeCache, ShardStore, open_store
 from bridge_ds.data.shards.table import (
     BUCKETS,
@@ -85,14 +86,16 @@ class ShardIndex:
         shards: tuple[ShardEntry, ...],
         fields: dict[str, str],
         identity: str,
+        skip: tuple[str, ...] = (),
     ) -> None:
         """Args:
         store: where the files are.
         shards: in the order of index.json.
         fields: sample field -> field in the shards, where the names differ.
         identity: sha256 of index.json.
+        skip: suffixes of members that are not read.
         """
-        self.store, self.shards, self.fields, self.identity = store, shards, fields, identity
+        self.store, self.shards, self.fields, self.identity, self.skip = store, shards, fields, identity, skip
         self.kept_tables = 32
         """Tables held in memory at a time (40 bytes a sample)."""
         self._tables: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -145,12 +148,15 @@ class ShardIndex:
         return {**vars(self), "_tables": OrderedDict()}
 
 
-def write_index(folder: Path, shards: list[ShardEntry], fields: dict[str, str] | None = None) -> Path:
+def write_index(
+    folder: Path, shards: list[ShardEntry], fields: dict[str, str] | None = None, skip: Sequence[str] = ()
+) -> Path:
     """Write `index.json` into a folder that holds the shards and their tables; returns its path."""
     content = {
         "version": INDEX_VERSION,
         "samples": sum(shard.samples for shard in shards),
         "fields": fields or {},
+        **({"skip": list(skip)} if skip else {}),
         "shards": [{key: getattr(shard, key) for key in _KEYS} for shard in shards],
     }
     path = folder / INDEX_NAME
@@ -185,7 +191,7 @@ def load_index(location: str | Path, store: ShardStore | None = None) -> ShardIn
             f"{where} has version {_short(repr(version))}; this bridge_ds reads version {INDEX_VERSION}; {_REMEDY}."
         )
     try:
-        shards, fields = _content(content)
+        shards, fields, skip = _content(content)
         refuse_twice(shards)
     except ValueError as error:
         raise DataError(f"{where} is malformed: {_short(error)}; {_REMEDY}.") from None
@@ -193,7 +199,7 @@ def load_index(location: str | Path, store: ShardStore | None = None) -> ShardIn
         for shard in shards:
             store.fetch(shard.name, shard.bytes, shard.sha256)
             store.fetch(table_name(shard.name), shard.table_bytes, shard.table_sha256)
-    return ShardIndex(store, shards, fields, hashlib.sha256(raw).hexdigest())
+    return ShardIndex(store, shards, fields, hashlib.sha256(raw).hexdigest(), skip)
 
 
 def stage(index: ShardIndex, *, first: int = 0, progress: bool = False) -> None:
@@ -233,13 +239,16 @@ def stage(index: ShardIndex, *, first: int = 0, progress: bool = False) -> None:
             bar.update(size * new)
 
 
-def _content(content: dict[str, Any]) -> tuple[tuple[ShardEntry, ...], dict[str, str]]:
+def _content(content: dict[str, Any]) -> tuple[tuple[ShardEntry, ...], dict[str, str], tuple[str, ...]]:
+    skip = content.pop("skip", [])
     _refuse_keys("it", content, ("version", "samples", "fields", "shards"))
     if not isinstance(content["shards"], list) or not isinstance(content["fields"], dict):
         raise ValueError("expected a list of `shards` and an object of `fields`")
     fields = content["fields"]
     if set(fields) - set(MAPPED) or not all(isinstance(there, str) for there in fields.values()):
         raise ValueError(f"`fields` is {fields!r}; expected texts for some of {', '.join(MAPPED)}")
+    if not isinstance(skip, list) or any(suffix not in READ for suffix in skip):
+        raise ValueError(f"`skip` is {skip!r}; expected a list of some of {', '.join(READ)}")
     shards = tuple(map(read_entry, content["shards"]))
     if not shards:
         raise ValueError("it lists no shard; expected at least one")
@@ -248,7 +257,7 @@ def _content(content: dict[str, Any]) -> tuple[tuple[ShardEntry, ...], dict[str,
         raise ValueError(f"it says {content['samples']!r} samples and lists shards of {together} together")
     if sum(shard.bytes for shard in shards) > _MOST:
         raise ValueError(f"its shards have more than {_MOST} bytes together")
-    return shards, fields
+    return shards, fields, tuple(skip)
 
 
 def refuse_twice(shards: Sequence[ShardEntry]) -> None:

@@ -50,7 +50,7 @@ class SampleReader:
         """
         raw = self._bytes(shard, row)
         try:
-            content = parse(raw, self._index.shards[shard].layout, self._index.fields)
+            content = parse(raw, self._index.shards[shard].layout, self._index.fields, self._index.skip)
             check_sample(content, self._objective, self._max_characters)
         except BadSample as error:
             raise BadSample(error.kind, f"{self.describe(shard, row)} {error}{_REMEDY}") from None

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bridge_ds.data.shards.samples import BadSample, is_skipped, join_members, parse, split_name
+from bridge_ds.data.shards.samples import READ, BadSample, is_skipped, join_members, parse, split_name
 from bridge_ds.data.shards.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets, sample_id
 from bridge_ds.data.shards.tar import BadTar, Member, crc32_of, members, reads
 from bridge_ds.disk import file_sha256
@@ -20,7 +20,6 @@ from bridge_ds.errors import DataError
 
 __all__ = ["Scan", "diagnose", "scan_shard"]
 
-_READ = ("json", "txt")
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt", "dill", "joblib")
 
 
@@ -63,7 +62,8 @@ def scan_shard(
     Args:
         path: an uncompressed tar.
         fields: sample field -> field in the shard, where the names differ.
-        skip: suffixes (such as `jpg`) of members to skip; any other than `.json` and `.txt` is an error.
+        skip: suffixes (such as `jpg`) of members to skip, in lower case and without dot; any other than `.json` and
+            `.txt` is an error.
         language: of its texts.
         source: corpus of its texts.
 
@@ -71,7 +71,6 @@ def scan_shard(
         DataError: not a complete tar; a member that is a pickle, a link, outside the folder or of unknown suffix; two
             samples of one key; no sample.
     """
-    skip = tuple(suffix.lower().lstrip(".") for suffix in skip)
     try:
         with path.open("rb") as file:
             skipped: list[str] = []
@@ -107,7 +106,7 @@ def _samples(shard: str, found: Iterable[Member], skip: Sequence[str], skipped: 
         if is_skipped(member.name) or suffix in skip:
             skipped.append(member.name)
             continue
-        if suffix not in _READ or not key.rpartition("/")[2]:
+        if suffix not in READ or not key.rpartition("/")[2]:
             what = f"suffix {suffix!r}" if suffix else "no suffix"
             raise DataError(
                 f"shard {shard} holds {member.name!r} with {what}; expected KEY.json or KEY.txt members: "
