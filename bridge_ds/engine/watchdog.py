@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -48,6 +49,7 @@ class Watchdog:
         self._armed = False
         self._mark = ""
         self._launcher = os.getppid() if _is_launched(os.environ) else 0
+        self._runner = _deepspeed_above(self._launcher)
         self._stop = threading.Event()
         self._warned = False
         self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
@@ -98,6 +100,10 @@ class Watchdog:
             if self._launcher and os.getppid() != self._launcher:
                 # Killed: when it is only asked to end, it waits for its ranks.
                 self._leave(f"the launcher (pid {self._launcher}) is gone; rank {self._world.rank} leaves.")
+            if self._runner and _parent(self._launcher) != self._runner:
+                self._runner = 0
+                _say(f"warning: the command that started rank {self._world.rank} was killed; the run saves and stops.")
+                os.kill(os.getpid(), signal.SIGTERM)
         return self._stop.is_set()
 
     def _write(self) -> None:
@@ -136,8 +142,7 @@ class Watchdog:
             self._leave(f"this run was started again ({now}); this start of it leaves.")
 
     def _leave(self, why: str) -> None:
-        with contextlib.suppress(OSError):  # the launcher may have been the reader
-            print(f"error: {why}", file=sys.stderr, flush=True)
+        _say(f"error: {why}")
         os._exit(EXIT_LOST)
 
     def _end(self) -> None:
@@ -151,17 +156,44 @@ class Watchdog:
         who = "; ".join(guilty) or "no single rank: all wait for each other inside a collective (network?)"
         text = f"error: no progress for {self._limit:.0f} s (run.hang_seconds); stuck: {who}; the job is ended."
         if self._world.rank == min((beat.rank for beat in beats if beat.rank not in silent), default=0):
-            print(text, file=sys.stderr, flush=True)
+            _say(text)
             last_words(text, EXIT_HUNG)
         # The launcher ends all ranks when the first exits: those that only wait give the stuck one time to print.
         mine = any(clause.startswith(f"rank {self._world.rank} ") for clause in guilty)
         time.sleep(0.5 if mine or not guilty else 2.0)
         if mine or not guilty or self._world.is_main:
-            print(f"stack of rank {self._world.rank}:", file=sys.stderr, flush=True)
+            _say(f"stack of rank {self._world.rank}:")
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-            sys.stderr.flush()
         time.sleep(0.5)
         os._exit(EXIT_HUNG)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # its reader may have left, or have been the launcher
+        print(text, file=sys.stderr, flush=True)
+
+
+def _deepspeed_above(launcher: int) -> int:
+    """The `deepspeed` command that waits for its launcher of this node; 0 = another launcher, or a remote one.
+
+    On one node it passes no signal on: where SIGTERM or SIGKILL ends it, launcher and ranks stay.
+    """
+    runner = _parent(launcher) if launcher else 0
+    try:
+        words = Path(f"/proc/{runner}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return 0
+    names = b"deepspeed", b"deepspeed.pt", b"deepspeed.launcher.runner"
+    return runner if any(os.path.basename(word) in names for word in words[:4]) else 0
+
+
+def _parent(pid: int) -> int:
+    """The process that started it; 0 = unknown."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(status.rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _is_launched(environ: Mapping[str, str]) -> bool:

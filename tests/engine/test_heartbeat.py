@@ -153,3 +153,46 @@ def test_a_rank_leaves_when_its_launcher_is_killed_and_not_with_a_shell(launched
     assert (f"error: the launcher (pid {mother.pid}) is gone; rank 0 leaves." in log.read_text()) is launched
     if not launched:
         os.kill(int(rank.name), signal.SIGKILL)
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from bridge_ds.engine.preempt import StopRequest
+from bridge_ds.engine.watchdog import Watchdog
+from bridge_ds.world import World
+stop = StopRequest().listen(["TERM"])
+Watchdog(Path(sys.argv[1]), World(), 0).start("")
+print("started", flush=True)
+while not stop:
+    time.sleep(0.05)
+print("asked to stop by", stop.signal, flush=True)
+"""
+RUNNER = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", *sys.argv[2:]]).wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_saves_and_stops_when_the_deepspeed_command_is_killed(tmp_path: Path) -> None:
+    """Its own launcher stays, and would let the ranks train on in the background."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", RUNNER, "deepspeed", LAUNCHER, STOPPED, str(tmp_path)]
+    with log.open("w") as out:
+        runner = subprocess.Popen(
+            command, env=os.environ | {"CROSS_SIZE": "1"}, stdout=out, stderr=out, start_new_session=True
+        )
+    deadline = time.monotonic() + 60
+    while "started" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    try:
+        runner.terminate()
+        runner.wait()
+        while "asked to stop by SIGTERM" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        assert "the command that started rank 0 was killed; the run saves and stops" in log.read_text()
+    finally:
+        os.killpg(runner.pid, signal.SIGKILL)
