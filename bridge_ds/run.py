@@ -92,7 +92,9 @@ class Run:
         checkpoint, start = self.origin.checkpoint, self.origin.start
         self.done = checkpoint.step if checkpoint else 0
         on_all(self._load_tokenizers, self.world)
+        self._leave_if_asked()
         config = self._with_shards()
+        self._leave_if_asked()
         corpus = self._open_corpus(config)
         self.state = {
             "seed": self.config.run.seed,
@@ -118,8 +120,8 @@ class Run:
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         self._leave_if_asked()
         for part in ("encoder", "llm"):
-            sizes = getattr(self.tokenizers, part), getattr(model, part).vocab_size, f"model.{part}"
-            on_all(partial(check_vocabulary, *sizes), self.world)
+            sizes = getattr(model, part).vocab_size, f"model.{part}"
+            on_all(partial(check_vocabulary, getattr(self.tokenizers, part), *sizes), self.world)
         recorded = found.manifest["base"] if (found := checkpoint or start) else None
         base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
         self._leave_if_asked()
@@ -180,7 +182,7 @@ class Run:
             self.config,
             self.world,
             self.device,
-            self._leave_scoring,
+            partial(self._leave_if_asked, f"while scoring, after step {self.config.train.steps}"),
             run=self.folder,
             checkpoint=step_folder(self.folder, max(self.done, self.config.train.steps)).name,
             base=self.base,
@@ -197,9 +199,6 @@ class Run:
         """Between two stages, where all ranks agree (a collective). Raises Preempted on each of them."""
         if any_rank(bool(self.stop)):
             raise Preempted(f"preempted {when}")
-
-    def _leave_scoring(self) -> None:
-        self._leave_if_asked(f"while scoring, after step {self.config.train.steps}")
 
     def close(self, status: str, together: bool = False) -> None:
         """Call on_end of the hooks; destroy the process group after success only. `together`: on every rank."""
