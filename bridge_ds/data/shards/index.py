@@ -39,14 +39,7 @@ import numpy as np
 from bridge_ds.data.shards.samples import MAPPED, READ
 from bridge_ds.data.shards.store import Folder, NodeCache, ShardStore, open_store
 from bridge_ds.data.shards.table import (
-    BUCKETS,
-    LAYOUTS,
-    TABLE_DTYPE,
-    ShardEntry,
-    buckets,
-    name_fault,
-    read_table,
-    table_name,
+    BUCKETS, LAYOUTS, TABLE_DTYPE, ShardEntry, buckets, name_fault, read_table, table_name,
 )  # fmt: skip
 from bridge_ds.data.shards.tar import BLOCK
 from bridge_ds.disk import write_text
