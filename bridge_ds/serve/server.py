@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import resource
+import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -161,6 +164,9 @@ def serve(service: Service, listening: socket.socket, connections: int) -> None:
         make_app(service), log_level="error", access_log=False, lifespan="off", limit_concurrency=connections,
         timeout_keep_alive=30, server_header=False, http=Connection, ws="none", backlog=_ACCEPTED,
     )  # fmt: skip
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):  # for one more, when uvicorn's own handlers are gone again
+            signal.signal(number, lambda *_: os._exit(0))
     service.scheduler.start()
     try:
         DrainingServer(config, service).run(sockets=[listening])

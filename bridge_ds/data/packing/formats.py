@@ -149,13 +149,13 @@ def _tsv(part: Part) -> Iterator[Row]:
     where, header = next(rows, ("", []))
     _check_header(where, header)
     for where, values in rows:
-        _check_width(where, len(values), len(header))
+        row = _named(where, header, values)
         if any('""' in value[1:-1] and _QUOTED.fullmatch(value) for value in values):
             raise DataError(
                 f"{where} has a field in quotation marks with doubled ones inside, as csv writes them; in tsv they are "
                 "ordinary characters: write the file without quoting, or as csv or jsonl."
             )
-        yield where, dict(zip(header, values, strict=True))
+        yield where, row
 
 
 def _csv(part: Part) -> Iterator[Row]:
@@ -167,8 +167,7 @@ def _csv(part: Part) -> Iterator[Row]:
         for values in rows:
             where, first = f"{part.name}:{first}", rows.line_num + 1
             if header and values:
-                _check_width(where, len(values), len(header))
-                yield where, dict(zip(header, values, strict=True))
+                yield where, _named(where, header, values)
             elif values:
                 header = values
                 _check_header(where, header)
@@ -181,16 +180,20 @@ def _csv(part: Part) -> Iterator[Row]:
 def _check_header(where: str, names: Sequence[str]) -> None:
     if any("\r" in name.rstrip() for name in names):
         raise DataError(f"{where} holds line ends of an old Mac (CR alone); expected LF or CR LF: convert the file.")
-    name = twice(names)
+    name = twice(name for name in names if name.strip())  # a spreadsheet may have empty columns at its end
     if name is not None:
         raise DataError(
             f"{where} has two columns named {name!r}, of which one would be lost; expected each name once; rename one."
         )
 
 
-def _check_width(where: str, found: int, wanted: int) -> None:
-    if found != wanted:
-        raise DataError(f"{where} has {found} columns and the header has {wanted}; fix it.")
+def _named(where: str, header: Sequence[str], values: Sequence[str]) -> dict[str, str]:
+    if len(values) != len(header):
+        raise DataError(f"{where} has {len(values)} columns and the header has {len(header)}; fix it.")
+    row = dict(zip(header, values, strict=True))
+    if len(row) < len(header) and any(value.strip() for name, value in zip(header, values, strict=True) if not name):
+        raise DataError(f"{where} has a value in one of several columns without a name; expected a name for each.")
+    return row
 
 
 def _parquet(part: Part) -> Iterator[Row]:

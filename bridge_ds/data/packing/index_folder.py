@@ -10,10 +10,10 @@ from typing import Any
 
 from bridge_ds.data.packing.pool import process_pool
 from bridge_ds.data.packing.write import index_shard
-from bridge_ds.data.shards.index import ShardIndex, load_index, refuse_twice, write_index
+from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
 from bridge_ds.data.shards.samples import READ
 from bridge_ds.data.shards.scan import Scan
-from bridge_ds.data.shards.table import name_fault
+from bridge_ds.data.shards.table import name_fault, refuse_twice
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos
 

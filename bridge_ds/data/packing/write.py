@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -158,12 +159,14 @@ def index_shard(path: Path, **options: Any) -> Scan:
     """
     scan = scan_shard(path, **options)
     table = path.parent / table_name(path.name)
+    buffer = io.BytesIO()  # into a file, numpy would write without saying why it could not
+    np.save(buffer, scan.table, allow_pickle=False)
+    raw = buffer.getvalue()
     try:
         with atomic_write(table, "wb", fsync=False) as file:
-            np.save(file, scan.table, allow_pickle=False)
+            file.write(raw)
     except OSError as error:
         raise DataError(f"{table} cannot be written ({error.strerror}); the table must be next to its shard.") from None
-    raw = table.read_bytes()
     scan.entry = dataclasses.replace(scan.entry, table_bytes=len(raw), table_sha256=hashlib.sha256(raw).hexdigest())
     return scan
 

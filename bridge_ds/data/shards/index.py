@@ -39,12 +39,20 @@ import numpy as np
 from bridge_ds.data.shards.samples import MAPPED, READ
 from bridge_ds.data.shards.store import Folder, NodeCache, ShardStore, open_store
 from bridge_ds.data.shards.table import (
-    BUCKETS, LAYOUTS, TABLE_DTYPE, ShardEntry, buckets, name_fault, read_table, table_name,
-)  # fmt: skip
+    BUCKETS,
+    LAYOUTS,
+    TABLE_DTYPE,
+    ShardEntry,
+    buckets,
+    name_fault,
+    read_table,
+    refuse_twice,
+    table_name,
+)
 from bridge_ds.data.shards.tar import BLOCK
 from bridge_ds.disk import write_text
 from bridge_ds.errors import DataError
-from bridge_ds.reading import json_object, twice
+from bridge_ds.reading import json_object
 
 __all__ = [
     "INDEX_NAME",
@@ -52,7 +60,6 @@ __all__ = [
     "ShardIndex",
     "load_index",
     "read_entry",
-    "refuse_twice",
     "stage",
     "write_index",
 ]
@@ -79,7 +86,7 @@ class ShardIndex:
         shards: tuple[ShardEntry, ...],
         fields: dict[str, str],
         identity: str,
-        skip: tuple[str, ...] = (),
+        skip: Sequence[str] = (),
     ) -> None:
         """Args:
         store: where the files are.
@@ -251,20 +258,6 @@ def _content(content: dict[str, Any]) -> tuple[tuple[ShardEntry, ...], dict[str,
     if sum(shard.bytes for shard in shards) > _MOST:
         raise ValueError(f"its shards have more than {_MOST} bytes together")
     return shards, fields, tuple(skip)
-
-
-def refuse_twice(shards: Sequence[ShardEntry]) -> None:
-    """Raises ValueError where a shard is listed twice, by one name or as copies (or links) of other names."""
-    if (name := twice(shard.name for shard in shards)) is not None:
-        raise ValueError(f"the shard {name} is listed twice; its samples would come twice an epoch")
-    for key in ("sha256", "table_sha256"):
-        digest = twice(getattr(shard, key) for shard in shards)
-        if digest is not None:
-            first, second, *_ = (shard.name for shard in shards if getattr(shard, key) == digest)
-            raise ValueError(
-                f"the shards {first} and {second} hold the same samples, which would come twice an epoch; keep one of "
-                "them (weights are set by data.mixture)"
-            )
 
 
 def read_entry(content: object) -> ShardEntry:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from bridge_ds.data.shards.tar import BLOCK
 from bridge_ds.errors import DataError
+from bridge_ds.reading import twice
 
 __all__ = [
     "BUCKETS",
@@ -25,6 +27,7 @@ __all__ = [
     "buckets",
     "name_fault",
     "read_table",
+    "refuse_twice",
     "sample_id",
     "table_name",
 ]
@@ -97,6 +100,20 @@ def name_fault(name: str) -> str:
     if plain and name.endswith(".tar") and len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_NAME:
         return ""
     return f"shard name {name!r} is no plain file name that ends in .tar; expected a name without ':' or '/'"
+
+
+def refuse_twice(shards: Sequence[ShardEntry]) -> None:
+    """Raises ValueError where a shard is listed twice, by one name or as copies (or links) of other names."""
+    if (name := twice(shard.name for shard in shards)) is not None:
+        raise ValueError(f"the shard {name} is listed twice; its samples would come twice an epoch")
+    for key in ("sha256", "table_sha256"):
+        digest = twice(getattr(shard, key) for shard in shards)
+        if digest is not None:
+            first, second, *_ = (shard.name for shard in shards if getattr(shard, key) == digest)
+            raise ValueError(
+                f"the shards {first} and {second} hold the same samples, which would come twice an epoch; keep one of "
+                "them (weights are set by data.mixture)"
+            )
 
 
 def sample_id(key: str) -> int:
