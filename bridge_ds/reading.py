@@ -62,7 +62,7 @@ def json_value(text: str | bytes, finite: bool = False) -> Any:
     if text.count("[") + text.count("{") > _DEPTH and _depth(text) > _DEPTH:
         raise ValueError(f"its brackets are nested more than {_DEPTH} deep; expected at most that")
     try:
-        numbers = {"parse_constant": _not_finite, "parse_float": _finite} if finite else {}
+        numbers: dict[str, Any] = {"parse_constant": _not_finite, "parse_float": _finite} if finite else {}
         value = json.loads(text, object_pairs_hook=_object, **numbers)
     except json.JSONDecodeError:
         raise
