@@ -153,7 +153,8 @@ def _loads(subject: Subject, what: str, base_of: Callable[..., Any]) -> str:
     base = base_of(subject.config.model)
     done = check_base(base, run=True)
     subject.bases[what] = base.config
-    return f"{done.bytes / 2**30:.2f} GiB in {done.files} file{'s'[: done.files != 1]}{_remark(done.remark)}"
+    remarks = "".join(map(_remark, (done.remark, done.left_out)))
+    return f"{done.bytes / 2**30:.2f} GiB in {done.files} file{'s'[: done.files != 1]}{remarks}"
 
 
 def _remark(text: str) -> str:

@@ -19,14 +19,14 @@ from bridge_ds.inference.greedy import decode_greedily
 from bridge_ds.inference.score import score_choices
 from bridge_ds.llm.frozen import FrozenLLM, load_llm
 from bridge_ds.llm.splice import Segment, Spliced, splice
-from bridge_ds.llm.support import behavior_of, check_llm
+from bridge_ds.llm.support import Behavior, behavior_of, check_llm
 from bridge_ds.llm.tiny_copy import llm_class, tiny_copy
 from tests import tiny
 
 CAUSAL = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) & set(CONFIG_MAPPING)
 SHARED = "llama", "gpt2", "gemma2", "gemma3"
 """Families whose cache is shared by the choices of a sample."""
-ANEW = "lfm3", "mamba", "mamba2", "jamba", "falcon_h1"
+ANEW = "lfm2", "bamba", "mamba", "mamba2", "jamba", "falcon_h1"
 """Families whose cache is not."""
 REFUSED = {
     "gemma3n_text": "reads its token ids beside the embeddings",
@@ -95,6 +95,8 @@ def compare(llm: FrozenLLM) -> None:
 def test_a_family_that_is_accepted_scores_and_writes_as_it_does_alone(family: str) -> None:
     llm = llm_of(family)
     assert llm.behavior.reuse == (family in SHARED)
+    compare(llm)
+    llm.behavior = Behavior(steps=False, reuse=False)  # what is done of a class that nothing is known of
     compare(llm)
 
 
