@@ -246,7 +246,10 @@ class Run:
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         if not self.origin.checkpoint:
             self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
-        for note in on_all(lambda: positions_to_note(self.config, self.tokenizers), self.world):
+        if self.done >= self.config.train.steps:  # nothing is trained, and scoring truncates
+            return
+        resumes = self.origin.checkpoint is not None
+        for note in on_all(lambda: positions_to_note(self.config, self.tokenizers, resumes), self.world):
             _log.info(f"note: {note}")
 
     def _with_shards(self) -> Config:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.compat.transformers import masks_known, unsharded
+from bridge_ds.compat.transformers import masks_known, quiet, unsharded
 from bridge_ds.config.names import resolve
 from bridge_ds.errors import BridgeError, ConfigError
 from bridge_ds.frozen.configs import reason_of
@@ -121,7 +121,7 @@ def tied_names(model: Any) -> set[str]:
 def _on_meta(base: BaseModel, stored: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, Any]]:
     options = {name: value for name, value in base.options.items() if name in ("key_mapping", "add_pooling_layer")}
     try:
-        with unsharded():
+        with unsharded(), quiet():
             kind = base.kind
             if hasattr(kind, "from_config"):
                 with torch.device("meta"):
@@ -153,7 +153,7 @@ def _used(base: BaseModel, model: Any) -> set[str]:
     model.requires_grad_(True)
     model.config.pad_token_id = None  # else many classes look for padding among the ids, where no mask is given
     names, parameters = zip(*model.named_parameters(), strict=True)
-    with torch.enable_grad(), masks_known(padded=False):
+    with torch.enable_grad(), masks_known(padded=False), quiet():
         read = list(base.forward(model, torch.ones(1, 4, dtype=torch.long, device="meta")))
         total = torch.stack([each.float().sum() for each in read]).sum()
     found = torch.autograd.grad(total, parameters, allow_unused=True)
