@@ -180,7 +180,7 @@ class Run:
             self.config,
             self.world,
             self.device,
-            self._leave_scoring,
+            partial(self._leave_if_asked, f"while scoring, after step {self.config.train.steps}"),
             run=self.folder,
             checkpoint=step_folder(self.folder, max(self.done, self.config.train.steps)).name,
             base=self.base,
@@ -197,9 +197,6 @@ class Run:
         """Between two stages, where all ranks agree (a collective). Raises Preempted on each of them."""
         if any_rank(bool(self.stop)):
             raise Preempted(f"preempted {when}")
-
-    def _leave_scoring(self) -> None:
-        self._leave_if_asked(f"while scoring, after step {self.config.train.steps}")
 
     def close(self, status: str, together: bool = False) -> None:
         """Call on_end of the hooks; destroy the process group after success only. `together`: on every rank."""
@@ -246,11 +243,10 @@ class Run:
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         if not self.origin.checkpoint:
             self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
-        if self.done >= self.config.train.steps:  # nothing is trained, and scoring truncates
-            return
         resumes = self.origin.checkpoint is not None
-        for note in on_all(lambda: positions_to_note(self.config, self.tokenizers, resumes), self.world):
-            _log.info(f"note: {note}")
+        if self.done < self.config.train.steps:  # else nothing is trained, and scoring truncates
+            for note in on_all(lambda: positions_to_note(self.config, self.tokenizers, resumes), self.world):
+                _log.info(f"note: {note}")
 
     def _with_shards(self) -> Config:
         """The config with the name of the embedded shards replaced by their folder."""

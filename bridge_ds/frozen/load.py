@@ -58,6 +58,12 @@ def load_complete(base: BaseModel, **placing: Any) -> nn.Module:
             "download it again."
         ) from error
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "offload_folder" in str(error):
+            raise ConfigError(
+                f"the device map leaves a part of {base.key} {base.name!r} on the disk, where its files do not hold it "
+                "as it is used (they are no safetensors, or experts are stored apart); expected room for all of it in "
+                "memory; put cpu in place of disk, or raise max_memory."
+            ) from error
         raise ConfigError(
             f"{base.key} {base.name!r} cannot be loaded ({reason_of(error)}); "
             "expected a hub id or a folder with config.json and weights."

@@ -143,6 +143,16 @@ def test_layers_that_the_config_leaves_out_are_said(
     ]
 
 
+def test_pickled_weights_cannot_stay_on_the_disk(llm: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llm, tmp_path / "llm")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    load_llm(ModelConfig(llm=str(folder), dtype="float32"), device_map="cpu")
+    devices = {"model": "disk", "lm_head": "cpu"}
+    with pytest.raises(ConfigError, match=r"part of model.llm .* on the disk, .* put cpu in place of disk"):
+        load_llm(ModelConfig(llm=str(folder), dtype="float32"), device_map=devices)
+
+
 def test_files_beside_the_shards_do_not_count(llm: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(llm, tmp_path / "llm")
     whole, weak = model_identity("{}", str(folder)), weak_model_identity("{}", str(folder))
