@@ -206,6 +206,11 @@ def find_file(name: str, filename: str, revision: str | None, hub: Mapping[str, 
     """
     try:
         return model_file(name, filename, revision, hub)
+    except ConfigError:
+        raise ConfigError(
+            f"there is no folder {name!r} (looked for in {Path.cwd()}), and it is no hub id either; give a run folder, "
+            "a folder written by save_pretrained, or a hub id."
+        ) from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

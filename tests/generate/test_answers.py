@@ -239,10 +239,10 @@ def test_halves_of_characters_and_what_else_no_answer_has(
         "--chat",
     )
     for option in ("--prompt", "--system", "--language", "--stop", "--field"):
-        fails(f"argument {option}: '\\udce9' is not UTF-8", "", option, "\udce9")
+        fails("an argument is '\\udce9', with a byte or a character that is not UTF-8", "", option, "\udce9")
     for value in ("nan", "inf", "1e-38"):
-        fails(f"--temperature is {value}", "", "--prompt", "a", "--temperature", value)
-    fails("--batch is 1000000000000", "", "--prompt", "a", "--batch", "1000000000000")
+        fails("argument --temperature: ", "", "--prompt", "a", "--temperature", value)
+    fails("argument --batch: 1000000000000 is more than 1,000,000", "", "--prompt", "a", "--batch", "1000000000000")
     # Lines before a broken one are answered, also where all come at once.
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n\xff\n"), encoding="utf-8"))
     assert exit_status(lambda: main(["--run", str(run)])) == 2
