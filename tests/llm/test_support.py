@@ -28,6 +28,11 @@ SHARED = "llama", "gpt2", "gemma2", "gemma3"
 """Families whose cache is shared by the choices of a sample."""
 ANEW = "lfm2", "bamba", "mamba", "mamba2", "jamba", "falcon_h1"
 """Families whose cache is not."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "lfm2": {"num_hidden_layers": 4, "layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "bamba": {"attn_layer_indices": [1]},
+}
+"""Of a config, where its defaults have no layer of one of the kinds that the published models have."""
 REFUSED = {
     "gemma3n_text": "reads its token ids beside the embeddings",
     "gemma4_text": "cannot be run on embeddings without token ids",
@@ -54,7 +59,7 @@ def no_deprecated_name_of_the_cache() -> Iterator[None]:
 
 
 def llm_of(family: str) -> FrozenLLM:
-    config = CONFIG_MAPPING[family]()
+    config = CONFIG_MAPPING[family](**SETTINGS.get(family, {}))
     behavior = behavior_of(family, config)
     llm = FrozenLLM(tiny_copy(*llm_class(config, family)))
     llm.behavior = behavior
