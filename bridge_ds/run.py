@@ -243,8 +243,10 @@ class Run:
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         if not self.origin.checkpoint:
             self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
-        for note in on_all(lambda: notes_on_bases(self.config, self.tokenizers), self.world):
-            _log.info(f"note: {note}")
+        resumes = self.origin.checkpoint is not None
+        if self.done < self.config.train.steps:  # else nothing is trained, and scoring truncates
+            for note in on_all(lambda: notes_on_bases(self.config, self.tokenizers, resumes), self.world):
+                _log.info(f"note: {note}")
 
     def _with_shards(self) -> Config:
         """The config with the name of the embedded shards replaced by their folder."""

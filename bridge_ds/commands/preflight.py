@@ -47,6 +47,8 @@ class Subject:
     config: Config = dataclasses.field(default_factory=Config)
     bases: dict[str, Any] = dataclasses.field(default_factory=dict)
     """transformers configs of the base models whose check passed."""
+    step: int | None = None
+    """Of the checkpoint that the run goes on from; None = there is none."""
 
     @property
     def ranks(self) -> int:
@@ -126,6 +128,7 @@ def run_goes_on(subject: Subject) -> str:
 
     origin = find_origin(subject.config, Path(subject.config.run.output))
     subject.config = origin.config
+    subject.step = origin.checkpoint.step if origin.checkpoint else None
     return "; ".join(map(str.strip, origin.lines())) or "a new run"
 
 
@@ -153,7 +156,8 @@ def _loads(subject: Subject, what: str, base_of: Callable[..., Any]) -> str:
     base = base_of(subject.config.model)
     done = check_base(base, run=True)
     subject.bases[what] = base.config
-    return f"{done.bytes / 2**30:.2f} GiB in {done.files} file{'s'[: done.files != 1]}{_remark(done.remark)}"
+    remarks = "".join(map(_remark, (done.remark, done.left_out)))
+    return f"{done.bytes / 2**30:.2f} GiB in {done.files} file{'s'[: done.files != 1]}{remarks}"
 
 
 def _remark(text: str) -> str:
@@ -173,9 +177,9 @@ def tokenizers_match(subject: Subject) -> str:
         if rows := getattr(subject.bases.get(what), "vocab_size", None):
             check_vocabulary(tokenizer, rows, f"model.{what}")
     done = f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
-    if len(subject.bases) == 2:
+    if len(subject.bases) == 2 and (subject.step or 0) < subject.config.train.steps:
         both = subject.bases["encoder"], subject.bases["llm"]
-        done += "".join(map(_remark, check_positions(subject.config, *both, tokenizers)))
+        done += "".join(map(_remark, check_positions(subject.config, *both, tokenizers, subject.step is not None)))
     return done
 
 

@@ -11,7 +11,7 @@ from functools import cache, wraps
 from typing import Any
 
 __all__ = [
-    "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known", "set_recomputing",
+    "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known", "quiet", "set_recomputing",
     "unsharded",
 ]  # fmt: skip
 
@@ -75,6 +75,20 @@ def generate_from_embeds(model: Any) -> None:
         return own(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     model.prepare_inputs_for_generation = prepare
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While open, transformers logs nothing but errors: what is tried out on a model that nobody asked for would read
+    as if it were about the user's."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 @contextmanager

@@ -1,19 +1,19 @@
 """A base model without its weights: transformers' own loading on the meta device, from the headers of the files.
 
 It finds in a second, on any machine, what loading would find after minutes or not at all: weights that are missing or
-of another shape, layers that the config does not have, packages that quantized weights need.
+of another shape, packages that quantized weights need.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from bridge_ds.compat.transformers import masks_known, unsharded
+from bridge_ds.compat.transformers import masks_known, quiet, unsharded
 from bridge_ds.config.names import resolve
 from bridge_ds.errors import BridgeError, ConfigError
 from bridge_ds.frozen.configs import reason_of
@@ -56,6 +56,8 @@ class Checked:
     """How many there are."""
     remark: str = ""
     """What could not be compared, and why; empty where all was."""
+    left_out: str = ""
+    """For the user: which layers of the files are not loaded; empty = none."""
 
 
 def check_base(base: BaseModel, run: bool = False) -> Checked:
@@ -66,8 +68,8 @@ def check_base(base: BaseModel, run: bool = False) -> Checked:
         run: also run its forward pass, without numbers, where nothing is missing.
 
     Raises:
-        ConfigError: no weights; a damaged file; weights that are used and missing, of another shape, or of layers that
-            the config does not have; a package that its quantized weights need is not installed.
+        ConfigError: no weights; a damaged file; weights that are used and missing, or of another shape; a package that
+            its quantized weights need is not installed.
     """
     hub = {name: base.options[name] for name in HUB if name in base.options and name != "force_download"}
     name, revision = resolve(base.name), base.options.get("revision")
@@ -94,18 +96,20 @@ def check_base(base: BaseModel, run: bool = False) -> Checked:
     model, info = _on_meta(base, stored)
     _refuse_other_shapes(base, info["mismatched_keys"])
     missing = set(info["missing_keys"]) - tied_names(model)
-    _refuse_more_layers(base, model, {*info["unexpected_keys"], *stored})
+    left_out = _left_out(model, {*info["unexpected_keys"], *stored})
+    done = Checked(bytes=size, files=len(files), left_out=left_out)
     if not (missing or run):
-        return Checked(bytes=size, files=len(files))
+        return done
     try:
         used = _used(base, model)
     except BridgeError:
         raise
     except Exception as error:  # of a model that looks at numbers, of which there are none
-        _refuse_missing(base, missing)
-        return Checked(bytes=size, files=len(files), remark=f"not run without numbers ({type(error).__name__})")
+        poolers = frozenset(name for name in missing if name.startswith("pooler."))  # never read, in any class
+        _refuse_missing(base, missing - poolers)
+        return replace(done, unused=poolers, remark=f"not run without numbers ({type(error).__name__})")
     _refuse_missing(base, missing & used)
-    return Checked(frozenset(missing), size, len(files))
+    return replace(done, unused=frozenset(missing))
 
 
 def tied_names(model: Any) -> set[str]:
@@ -117,7 +121,7 @@ def tied_names(model: Any) -> set[str]:
 def _on_meta(base: BaseModel, stored: Mapping[str, torch.Tensor]) -> tuple[Any, dict[str, Any]]:
     options = {name: value for name, value in base.options.items() if name in ("key_mapping", "add_pooling_layer")}
     try:
-        with unsharded():
+        with unsharded(), quiet():
             kind = base.kind
             if hasattr(kind, "from_config"):
                 with torch.device("meta"):
@@ -147,8 +151,9 @@ def _on_meta(base: BaseModel, stored: Mapping[str, torch.Tensor]) -> tuple[Any, 
 def _used(base: BaseModel, model: Any) -> set[str]:
     """Names of the parameters that what is read of the model depends on."""
     model.requires_grad_(True)
+    model.config.pad_token_id = None  # else many classes look for padding among the ids, where no mask is given
     names, parameters = zip(*model.named_parameters(), strict=True)
-    with torch.enable_grad(), masks_known(padded=False):
+    with torch.enable_grad(), masks_known(padded=False), quiet():
         read = list(base.forward(model, torch.ones(1, 4, dtype=torch.long, device="meta")))
         total = torch.stack([each.float().sum() for each in read]).sum()
     found = torch.autograd.grad(total, parameters, allow_unused=True)
@@ -171,8 +176,9 @@ def _refuse_missing(base: BaseModel, missing: set[str]) -> None:
         )
 
 
-def _refuse_more_layers(base: BaseModel, model: Any, stored: Iterable[str]) -> None:
-    """Refuse files with more layers of the same kind than config.json has: transformers would leave them out.
+def _left_out(model: Any, stored: Iterable[str]) -> str:
+    """What to say of files with more layers of the same kind than config.json has, which transformers leaves out in
+    silence: a model is cut so on purpose, or the config is another model's.
 
     A layer that has weights of its own kind as well (for the prediction of several tokens) is meant to be left out.
     """
@@ -186,12 +192,14 @@ def _refuse_more_layers(base: BaseModel, model: Any, stored: Iterable[str]) -> N
     for where, number, weight in filter(None, map(_numbered, stored)):
         for place in {where, where.removeprefix(prefix), prefix + where} & set(counts):
             layers.setdefault((place, number), set()).add(weight)
-    for (where, number), weights in sorted(layers.items()):
+    more: dict[str, int] = {}
+    for (where, number), weights in layers.items():
         if number >= counts[where] and weights <= kinds[where]:
-            raise ConfigError(
-                f"{base.key} {base.name!r} holds a layer {where}.{number}, and its config.json makes {counts[where]} "
-                "of them; expected the config of these weights; take both from the same model."
-            )
+            more[where] = max(more.get(where, 0), number + 1)
+    return "; ".join(
+        f"its files hold {found} layers {where}, of which the first {counts[where]} are used, as its config.json says"
+        for where, found in sorted(more.items())
+    )
 
 
 def _numbered(name: str) -> tuple[str, int, str] | None:

@@ -3,6 +3,7 @@ HfDeepSpeedConfig lives)."""
 
 from __future__ import annotations
 
+import logging
 from pickle import UnpicklingError
 from typing import Any
 
@@ -18,6 +19,8 @@ from bridge_ds.frozen.configs import reason_of
 from bridge_ds.frozen.verify import reach
 
 __all__ = ["DTYPES", "freeze", "load_complete"]
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """Values of `model.dtype`."""
@@ -37,6 +40,8 @@ def load_complete(base: BaseModel, **placing: Any) -> nn.Module:
         ConfigError: as :func:`bridge_ds.frozen.check.check_base`, or a file cannot be read.
     """
     checked = check_base(base)
+    if checked.left_out:
+        _log.info(f"note: {base.key} {base.name!r}: {checked.left_out}.")
     name = resolve(base.name)
     options = {**base.options, **placing}
     if not hasattr(base.kind, "from_config"):
@@ -53,6 +58,12 @@ def load_complete(base: BaseModel, **placing: Any) -> nn.Module:
             "download it again."
         ) from error
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if "offload_folder" in str(error):
+            raise ConfigError(
+                f"the device map leaves a part of {base.key} {base.name!r} on the disk, where its files do not hold it "
+                "as it is used (they are no safetensors, or experts are stored apart); expected room for all of it in "
+                "memory; put cpu in place of disk, or raise max_memory."
+            ) from error
         raise ConfigError(
             f"{base.key} {base.name!r} cannot be loaded ({reason_of(error)}); "
             "expected a hub id or a folder with config.json and weights."

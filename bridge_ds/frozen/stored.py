@@ -39,7 +39,8 @@ def _of_safetensors(key: str, path: Path) -> dict[str, torch.Tensor]:
 
     found = {}
     try:
-        with safe_open(path, framework="pt") as file:
+        # For torch it would map the file as memory that may be written: more than a login node may have.
+        with safe_open(path, framework="np") as file:
             for name in list(file.keys()):
                 header = file.get_slice(name)
                 if header.get_dtype() not in dtypes:

@@ -81,7 +81,13 @@ def score_choices(
 
 
 def read_prefix(llm: LLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
-    """Logits [B, V] of the first token after the prefix, and the cache."""
+    """Logits [B, V] of the first token after the prefix, and the cache; None where the LLM's cannot be used."""
+    if not (llm.behavior.steps or llm.behavior.reuse):
+        # As in training: nor is it known what the class makes of padding before a text.
+        prefix = splice([Segment(prefix.embeds_BXH, prefix.mask_BX)])
+        rows, length = prefix.mask_BX.shape
+        last_B = torch.arange(rows, device=prefix.mask_BX.device) * length + prefix.mask_BX.sum(1) - 1
+        return llm.logits_at(prefix.embeds_BXH, last_B, use_cache=False)[0], None
     rows, length = prefix.mask_BX.shape
     last_B = torch.arange(1, rows + 1, device=prefix.mask_BX.device) * length - 1
     positions_BX = (prefix.mask_BX.cumsum(1) - 1).clamp(min=0)

@@ -19,7 +19,9 @@ from bridge_ds.llm.tiny_copy import in_table, tiny_copy
 __all__ = ["check_positions", "encoder_table", "notes_on_bases", "positions_taken"]
 
 
-def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokenizers: Tokenizers) -> list[str]:
+def check_positions(
+    config: Config, encoder_config: Any, llm_config: Any, tokenizers: Tokenizers, resumes: bool = False
+) -> list[str]:
     """Compare the lengths of `data` with both models' positions.
 
     Args:
@@ -27,6 +29,7 @@ def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokeni
         encoder_config: transformers config of the encoder.
         llm_config: of the LLM.
         tokenizers: both, with the run's chat template.
+        resumes: the run goes on from a checkpoint, which records the lengths.
 
     Returns:
         notes for the user, a sentence each.
@@ -39,7 +42,7 @@ def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokeni
     if most and data.max_source_tokens > most:
         raise ConfigError(
             f"data.max_source_tokens is {data.max_source_tokens}, and the encoder {config.model.encoder!r} has a table "
-            f"of positions for {most} tokens; expected no more; set data.max_source_tokens={most}."
+            f"of positions for {most} tokens; expected no more; set {_settings({'max_source_tokens': most}, resumes)}."
         )
     taken, positions = positions_taken(config, tokenizers), positions_of(llm_config)
     table = llm_table(config.model.llm, llm_config, config.model.trust_remote_code)
@@ -59,7 +62,7 @@ def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokeni
     if room < 2 * len(keys) or not keys:
         keys, room = ["max_target_tokens"], data.max_target_tokens - (taken - table)
     fit = _shares({key: getattr(data, key) for key in keys}, room)
-    advice = " ".join(f"data.{key}={value}" for key, value in fit.items()) if room >= 2 else ""
+    advice = _settings(fit, resumes) if room >= 2 else ""
     raise ConfigError(
         f"a sample may take {taken} positions of the LLM ({_parts(config, tokenizers)}), and {config.model.llm!r} has "
         f"a table of {table}; expected no more; "
@@ -67,7 +70,7 @@ def check_positions(config: Config, encoder_config: Any, llm_config: Any, tokeni
     )
 
 
-def notes_on_bases(config: Config, tokenizers: Tokenizers) -> list[str]:
+def notes_on_bases(config: Config, tokenizers: Tokenizers, resumes: bool = False) -> list[str]:
     """:func:`check_positions` and :func:`~bridge_ds.llm.support.check_llm` at the start of a run.
 
     Returns:
@@ -79,7 +82,7 @@ def notes_on_bases(config: Config, tokenizers: Tokenizers) -> list[str]:
     of = config.model
     encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
     llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)
-    notes = check_positions(config, encoder, llm, tokenizers)
+    notes = check_positions(config, encoder, llm, tokenizers, resumes)
     remark = check_llm(of.llm, llm, of.trust_remote_code)
     return [*notes, f"of the LLM: {remark}."] if remark else notes
 
@@ -119,6 +122,11 @@ def _taken(config: Config, tokenizers: Tokenizers) -> dict[str, int]:
         "chat template": len(tail),
         "target": data.max_target_tokens,
     }
+
+
+def _settings(fit: dict[str, int], resumes: bool) -> str:
+    allowed = [f"run.allow_changes={','.join(f'data.{key}' for key in fit)}"] if resumes else []
+    return " ".join([*(f"data.{key}={value}" for key, value in fit.items()), *allowed])
 
 
 def _parts(config: Config, tokenizers: Tokenizers) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.compat.transformers import cache_of, generate_from_embeds, given_cache
+from bridge_ds.compat.transformers import cache_of, generate_from_embeds, given_cache, quiet
 from bridge_ds.errors import ConfigError
 from bridge_ds.llm.tiny_copy import VOCABULARY, in_table, llm_class, tiny_copy
 
@@ -80,7 +80,8 @@ def behavior_of(name: str, config: Any, trust_remote_code: bool = False) -> Beha
         except (OSError, ValueError, ImportError):
             return _ANEW  # loading the model says what is wrong
         try:
-            return _observed(kind, text, json.dumps(config.to_dict(), sort_keys=True, default=str))
+            with quiet():
+                return _observed(kind, text, json.dumps(config.to_dict(), sort_keys=True, default=str))
         except _Refused as refused:
             reason = str(refused)
     raise ConfigError(

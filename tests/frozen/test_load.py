@@ -52,6 +52,22 @@ def test_a_pooler_that_nobody_reads_may_be_missing(tmp_path: Path) -> None:
         load_encoder(ModelConfig(encoder=str(tmp_path), dtype="float32"))
 
 
+@pytest.mark.parametrize("name", ["MegatronBert", "Longformer"])
+def test_a_class_that_looks_at_its_ids_may_lack_a_pooler_too(name: str, tmp_path: Path) -> None:
+    """One looks for padding, which it does not without a pad token; the other cannot run without numbers at all."""
+    import transformers as tf
+
+    sizes = {"vocab_size": 99, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "intermediate_size": 32, "max_position_embeddings": 40}  # fmt: skip
+    getattr(tf, f"{name}ForMaskedLM")(getattr(tf, f"{name}Config")(**sizes)).save_pretrained(tmp_path)
+    load_encoder(ModelConfig(encoder=str(tmp_path), dtype="float32"))
+    tensors = load_file(tmp_path / "model.safetensors")
+    used = next(name for name in tensors if name.endswith("1.output.dense.bias"))
+    save_file({k: v for k, v in tensors.items() if k != used}, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"lacks 1 weights, such as encoder\.layer\.1\.output\.dense\.bias"):
+        load_encoder(ModelConfig(encoder=str(tmp_path), dtype="float32"))
+
+
 def edit(**changes: object) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         path = folder / "config.json"
@@ -90,7 +106,6 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "index": (index({"weight_map": {"a": 1}}), "names the file 1; expected a file name"),
     "shard": (index({"weight_map": {"a": "b.safetensors"}}), "lacks b.safetensors, which its .*index.json names"),
     "shape": (edit(hidden_size=16), "with the shape .*; expected .*, by its config.json"),
-    "layers": (edit(num_hidden_layers=1), r"holds a layer model.layers.1, and its config.json makes 1"),
     "absurd": (edit(num_hidden_layers=10**9), "num_hidden_layers 1000000000; expected a number up to 10,000"),
     "type": (edit(model_type="nothing"), "config.json cannot be used .*nothing"),
     "wrong type": (edit(hidden_size="wide"), "config.json cannot be used .*hidden_size"),
@@ -111,6 +126,31 @@ def test_a_damaged_or_foreign_model_is_one_sentence(fault: str, llm: Path, tmp_p
     with pytest.raises(ConfigError, match=words) as caught:
         load_llm(ModelConfig(llm=str(folder), dtype="float32"))
     assert "model.llm" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_layers_that_the_config_leaves_out_are_said(
+    llm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever wants the first layers of a model edits its config.json."""
+    folder = shutil.copytree(llm, tmp_path / "llm")
+    edit(num_hidden_layers=1)(folder)
+    with caplog.at_level("INFO", "bridge_ds"):
+        loaded = load_llm(ModelConfig(llm=str(folder), dtype="float32"))
+    assert len(loaded.model.model.layers) == 1
+    words = "its files hold 2 layers model.layers, of which the first 1 are used, as its config.json says."
+    assert [record.message for record in caplog.records if record.name == "bridge_ds.frozen.load"] == [
+        f"note: model.llm {str(folder)!r}: {words}"
+    ]
+
+
+def test_pickled_weights_cannot_stay_on_the_disk(llm: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(llm, tmp_path / "llm")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    load_llm(ModelConfig(llm=str(folder), dtype="float32"), device_map="cpu")
+    devices = {"model": "disk", "lm_head": "cpu"}
+    with pytest.raises(ConfigError, match=r"part of model.llm .* on the disk, .* put cpu in place of disk"):
+        load_llm(ModelConfig(llm=str(folder), dtype="float32"), device_map=devices)
 
 
 def test_files_beside_the_shards_do_not_count(llm: Path, tmp_path: Path) -> None:

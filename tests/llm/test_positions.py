@@ -46,6 +46,9 @@ def test_a_table_of_the_llm_is_a_limit_and_rotary_positions_are_a_note(folders: 
     fits = "data.max_source_tokens=40 data.max_prompt_tokens=67"
     with pytest.raises(ConfigError, match=fits):
         check_positions(*longer)
+    allowed = r"run.allow_changes=data.max_source_tokens,data.max_prompt_tokens\.$"  # a checkpoint records them
+    with pytest.raises(ConfigError, match=f"{fits} {allowed}"):
+        check_positions(*longer, resumes=True)
     assert check_positions(*prepared(folders, "mt5", "gpt2", augment_prompt=True, max_prompt_tokens=67)) == []
     (note,) = check_positions(*prepared(folders, "mt5", "llama", augment_prompt=True, max_prompt_tokens=68))
     assert "may take 130 positions, and the LLM was made for 128" in note  # its BOS too
