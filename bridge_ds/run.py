@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from bridge_ds import __version__
 from bridge_ds.checkpoint.bases import restore
 from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.layout import step_folder
@@ -52,7 +50,7 @@ from bridge_ds.errors import ConfigError, DataError, Preempted
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose_backend, why_no_triton
 from bridge_ds.llm.positions import positions_to_note
-from bridge_ds.start import RunFolder
+from bridge_ds.start import RunFolder, versions
 from bridge_ds.track.trackers import check_trackers, feeds
 from bridge_ds.world import World
 
@@ -299,7 +297,7 @@ class Run:
                     "config": to_dict(self.config),
                     "deepspeed": read_ds_config(self.config.run.ds_config),
                     "changes": self.origin.record(),
-                    "versions": _versions(),
+                    "versions": versions(),
                 },
                 world=self.world,
                 hooks=self.hooks,
@@ -312,10 +310,3 @@ class Run:
             _log.info(line)
         if scales:
             _log.info(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "transformers", "deepspeed", "safetensors", "webdataset")
-    return {"bridge_ds": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names}

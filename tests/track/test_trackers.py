@@ -160,7 +160,7 @@ def test_what_is_not_known_or_not_installed_is_a_user_error(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"'tensorbord'.*did you mean 'tensorboard'"):
         trackers.check_trackers(config_for(tmp_path, "tensorbord"))
     command = [sys.executable, "-c", "import sys; sys.modules['wandb'] = None; sys.argv[0] = 'train.py'\n"
-               "from bridge_ds.train import main; main()"]  # fmt: skip
+               "import bridge_ds.train as train; train.run_command(train.main)"]  # fmt: skip
     left = [*command, "--dry-run", "--set", "track.to=[mlflow, wandb]"]
     done = subprocess.run(left, cwd=launch.ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'bridge_ds[wandb]'" in done.stderr, done.stderr

@@ -24,7 +24,7 @@ from typing import Any
 from bridge_ds import __version__
 from bridge_ds.data.packing.formats import Part, part_rows
 from bridge_ds.data.packing.pool import process_pool
-from bridge_ds.data.packing.sources import map_fields
+from bridge_ds.data.packing.sources import map_fields, stamp
 from bridge_ds.data.packing.write import (
     MANIFEST_NAME,
     MIB,
@@ -126,7 +126,7 @@ def pack_parts(
         )
     output = real(output)
     folder = output.parent / f".{output.name}.packing"
-    job = _Job(options, tuple(parts), folder, _buckets(parts, options), tuple(map(_stamp, parts)))
+    job = _Job(options, tuple(parts), folder, _buckets(parts, options), tuple(map(stamp, parts)))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
@@ -171,7 +171,7 @@ def _pack(job: _Job, processes: int, progress: bool) -> None:
     write_index(job.shards, entries)
     _write_manifest(job, sum(entry.samples for entry in entries))
     for part, mark in zip(job.parts, job.marks, strict=True):
-        if _stamp(part) != mark:
+        if stamp(part) != mark:
             (job.folder / "job.json").unlink()  # so that the next start begins anew
             raise DataError(f"{part.name} changed while it was packed; expected one that stays as it is; start again.")
 
@@ -194,12 +194,6 @@ def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
         job.shards.mkdir()
         (job.folder / "spool").mkdir()
         record.write_text(wanted, encoding="utf-8")
-
-
-def _stamp(part: Part) -> tuple[int, ...]:
-    # Size and time of change: another file under the same name is another input.
-    path = Path(part.name)
-    return (path.stat().st_size, path.stat().st_mtime_ns) if part.kind != "dataset" and path.is_file() else ()
 
 
 def _buckets(parts: Sequence[Part], options: PackOptions) -> int:

@@ -16,7 +16,7 @@ from bridge_ds.data.shards.samples import MAPPED
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos, twice
 
-__all__ = ["PART_BYTES", "dataset_parts", "file_parts", "map_fields", "parse_map"]
+__all__ = ["PART_BYTES", "dataset_parts", "file_parts", "map_fields", "parse_map", "stamp"]
 
 PART_BYTES = 256 << 20
 """Bytes of an uncompressed jsonl file, or of parquet row groups, in one part."""
@@ -162,3 +162,9 @@ def _parquet_parts(path: Path) -> list[Part]:
             parts.append(Part("parquet", str(path), first, group + 1, weight))
             first, weight = group + 1, 0
     return parts
+
+
+def stamp(part: Part) -> tuple[int, ...]:
+    """Size and time of change of a part's file: another file under the same name is another input."""
+    path = Path(part.name)
+    return (path.stat().st_size, path.stat().st_mtime_ns) if part.kind != "dataset" and path.is_file() else ()
