@@ -274,7 +274,7 @@ def given_twice(tmp_path: Path, kind: str) -> None:
         "sample": r"two samples of the key '0'",
         "map": r"--map fills target twice, from 'a' and from 'b'",
         "file": r"file.jsonl is given twice",
-        "index": r"it lists the shard shard-000000.tar twice",
+        "index": r"the shard shard-000000.tar is listed twice",
         "index key": r"the key 'fields' twice",
         "key": r"key .field `id`. of sample 0 of shard-000000.tar comes again in a later shard",
         "mixture": r"data.mixture has .*/a twice",
