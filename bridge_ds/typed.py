@@ -97,7 +97,7 @@ def _fault(error: ErrorDetails) -> str:
         return f"has no {key}"
     if kind == "unexpected_keyword_argument":
         return f"has the unknown key {key}"
-    expected = error["msg"].removeprefix("Input should be ")
+    expected = error["msg"].removeprefix("Input should be ").replace("String should match", "a text of the")
     if not key:
         return f"holds {type(value).__name__}; expected {expected}"
     if kind.startswith(("greater", "less")):

@@ -43,12 +43,17 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self.service = service
         self._told = -float("inf")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._aborting = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Of uvicorn: a signal has come."""
         queue = self.service.scheduler.queue
         if queue.dropping:
-            self.should_exit = self.force_exit = True
+            # Not force_exit at once: uvicorn would then log a traceback for each request that it cancels.
+            self.should_exit, self.force_exit, self._aborting = True, self._aborting, True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._abort, lambda connection: True)
         queue.drain()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -57,13 +62,14 @@ class DrainingServer(uvicorn.Server):
         Raises:
             LaunchError: the port has been taken since :func:`bind`.
         """
+        self._loop = asyncio.get_running_loop()
         try:
             await super().startup(sockets)
             for found in sockets or []:
                 found.listen(_BACKLOG)
         except OSError as error:
             raise _unusable(_address(sockets[0]) if sockets else "the address", error) from None
-        asyncio.get_running_loop().set_exception_handler(self._loop_error)
+        self._loop.set_exception_handler(self._loop_error)
         for found in sockets or []:
             _log.info("serving %s on http://%s/v1", self.service.name, _address(found))
 
@@ -81,7 +87,8 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Of uvicorn: close what is idle, and wait for answers to be sent."""
-        asyncio.get_running_loop().call_later(_LAST_S, self._abort, lambda connection: True)
+        delay_s = 0 if self._aborting else _LAST_S
+        asyncio.get_running_loop().call_later(delay_s, self._abort, lambda connection: True)
         await super().shutdown(sockets)
 
     def _abort(self, which: Callable[[Connection], bool]) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -22,6 +23,7 @@ from bridge_ds.entry import exit_status
 from tests.data.conftest import task_rows
 from tests.samples import read_all
 
+MAP = ["--map", "source=source", "target=target"]
 ROW = '{"source": "a", "target": "b"}\n'
 
 
@@ -52,6 +54,20 @@ def test_values_of_parquet_that_no_text_holds(
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"source": list("abc"), "target": list("def"), "x": column}), path)
     refused(capsys, told, "--input", path, "--output", tmp_path / "out")
+    # A column that is not used is not read.
+    assert main(["--input", str(path), "--output", str(tmp_path / "used"), *MAP]) == 0
+    assert [sample["target"] for sample in read_all(load_index(tmp_path / "used"))] == list("def")
+
+
+def test_a_column_of_a_data_set_that_is_not_used_is_not_decoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"source": list("abc"), "target": list("def"), "x": [{"bytes": b"no image", "path": None}] * 3}
+    datasets.Dataset.from_dict(rows).cast_column("x", datasets.Image()).save_to_disk(tmp_path / "set")
+    arguments = ["--dataset", str(tmp_path / "set"), "--output", str(tmp_path / "out")]
+    refused(capsys, "row 0 cannot be read", *arguments)
+    assert main([*arguments, *MAP]) == 0
+    assert [sample["target"] for sample in read_all(load_index(tmp_path / "out"))] == list("def")
 
 
 def test_a_flipped_bit_in_a_page_with_a_checksum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,8 +123,8 @@ def test_lines_that_are_no_text(
         (["--limit", "9" * 30], "is more than 1,000,000,000,000"),
         (["--processes", "100000"], "is more than 1,024"),
         (["--samples-per-shard", "9" * 30], "is more than 1,000,000,000"),
-        (["--language", "\udce9"], "that is not UTF-8"),
-        (["--source", "\udce9"], "that is not UTF-8"),
+        (["--language", "\udce9"], "with a byte or a character that is not UTF-8"),
+        (["--source", "\udce9"], "with a byte or a character that is not UTF-8"),
         (["--map", "source=\udce9"], "is not UTF-8"),
         (["--map", "source=a", "source=b"], "--map fills source twice"),
         (["--map", "source=target", "target=target", "--key", "source"], "--key names the input's field 'source'"),

@@ -288,7 +288,7 @@ def study(whole: Whole, folder: Path, draw: random.Random) -> str:
 def sentence(error: BridgeError) -> None:
     """One line that is not endless."""
     text = str(error)
-    assert "\n" not in text and len(text) < 8000, text
+    assert "\n" not in text and len(text) < 1500, text
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
+import logging
+import signal
 import socket
 import threading
 import time
@@ -16,11 +19,12 @@ import torch
 
 from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve import access, connections
+from bridge_ds.serve import server as server_module
 from bridge_ds.serve.app import Service
 from bridge_ds.serve.backends import LocalBackend, ServedModel
 from bridge_ds.serve.batching import BackendLost, RequestQueue, Row, Scheduler
 from bridge_ds.serve.protocol import ServerLimits
-from bridge_ds.serve.server import bind, serve
+from bridge_ds.serve.server import DrainingServer, bind, serve
 from tests.serve.served import Client, reachable, served, until
 
 Server = tuple[Client, Service]
@@ -182,8 +186,13 @@ def test_an_endless_body_is_not_read_after_its_413(server: Server) -> None:
     ids=lambda value: repr(value)[:50],
 )  # fmt: skip
 def test_odd_http_gets_a_4xx_and_no_traceback(
-    server: Server, caplog: pytest.LogCaptureFixture, status: int, data: bytes
+    server: Server,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    data: bytes,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)  # uvicorn says no
     client, _ = server
     answer = raw(client, data)
     assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
@@ -200,8 +209,9 @@ def test_one_model_by_its_name(answerer: Pipeline) -> None:
         for path in ("/v1/models/some/one:7b", "/v1/models/some%2Fone%3A7b"):
             status, _, card = client.ask("GET", path)
             assert (status, card["id"], card["object"]) == (200, "some/one:7b", "model")
-        assert card == client.ask("GET", "/v1/models")[2]["data"][0]
-        for name in ("one:7b", "some", "", "%ed%a0%80"):
+        for path in ("/v1/models", "/v1/models/"):
+            assert card == client.ask("GET", path)[2]["data"][0]
+        for name in ("one:7b", "some", "%ed%a0%80"):
             status, _, body = client.ask("GET", f"/v1/models/{name}")
             assert status == 404 and (body["error"]["code"], body["error"]["param"]) == ("model_not_found", "model")
 
@@ -257,6 +267,47 @@ def test_what_cannot_be_survived_fails_all_requests_and_ends_the_server(
         assert service.status == "dead"
     cause = raised[0].__cause__
     assert cause is error or (isinstance(cause, BackendLost) and cause.__cause__ is error)
+
+
+class Endless(LocalBackend):
+    """Writes until nobody listens any more."""
+
+    def _start(self, rows: Sequence[Row]) -> None:
+        while not rows[0].cancelled:
+            rows[0].send("x")
+            time.sleep(0.01)
+
+
+def test_a_third_sigterm_ends_what_runs_without_a_traceback(
+    answerer: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[DrainingServer] = []
+
+    class Known(DrainingServer):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(server_module, "DrainingServer", Known)
+    backend = Endless(ServedModel(answerer.model))
+    service = Service("tiny", backend.model, Scheduler(RequestQueue(9, 1, 0), backend), ServerLimits())
+    with running(service) as (client, raised), ThreadPoolExecutor(1) as pool:
+        connection, stream = client.open("POST", "/v1/completions", ASKED)
+        assert stream.readline().startswith(b"data:")
+        whole = pool.submit(client.complete, "a dog")
+        until(lambda: len(service.scheduler.queue) == 1)
+        for _ in range(2):
+            made[0].handle_exit(signal.SIGTERM, None)
+        assert whole.result(20)[0] == 503
+        assert stream.readline() is not None and not stream.isclosed(), "what runs goes on"
+        began = time.monotonic()
+        made[0].handle_exit(signal.SIGTERM, None)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            stream.read()
+        until(lambda: not reachable(client))
+        connection.close()
+    assert time.monotonic() - began < 5 and not raised
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_batch_that_does_not_fit_in_memory_is_a_503(answerer: Pipeline, offline: Callable[..., str]) -> None:

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -50,21 +50,20 @@ class Part:
     """For a data set: config, split, revision, and `stream`."""
 
 
-def part_rows(part: Part) -> Iterator[Row]:
+def part_rows(part: Part, fields: Collection[str] = ()) -> Iterator[Row]:
     """The rows of a part, in order.
+
+    Args:
+        part: which.
+        fields: that are needed; parquet and data sets then read and decode no others, if they have all of these.
 
     Raises:
         DataError: it is missing, unreadable, not UTF-8, or holds a line that is no row.
     """
-    readers = {
-        "jsonl": _jsonl,
-        "text": _paragraphs,
-        "csv": _csv,
-        "tsv": _tsv,
-        "parquet": _parquet,
-        "dataset": _dataset,
-    }
-    yield from readers[part.kind](part)
+    if part.kind in ("parquet", "dataset"):
+        yield from (_parquet if part.kind == "parquet" else _dataset)(part, set(fields))
+    else:
+        yield from {"jsonl": _jsonl, "text": _paragraphs, "csv": _csv, "tsv": _tsv}[part.kind](part)
 
 
 def _open(part: Part) -> IO[bytes]:
@@ -196,14 +195,15 @@ def _named(where: str, header: Sequence[str], values: Sequence[str]) -> dict[str
     return row
 
 
-def _parquet(part: Part) -> Iterator[Row]:
+def _parquet(part: Part, fields: set[str]) -> Iterator[Row]:
     import pyarrow
 
     file = parquet_file(Path(part.name))
+    columns = sorted(fields) if fields and fields <= set(file.schema_arrow.names) else None
     for group in range(part.start, part.stop or file.num_row_groups):
         number = 0
         try:
-            for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
+            for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{part.name} row group {group} row {number}", row
@@ -240,8 +240,11 @@ def parquet_file(path: Path) -> Any:
     return file
 
 
-def _dataset(part: Part) -> Iterator[Row]:
+def _dataset(part: Part, fields: set[str]) -> Iterator[Row]:
     rows = load_dataset(part.name, dict(part.options))
+    # Audio and images are decoded where they are read, by packages that need not be there.
+    if fields and fields <= set(rows.column_names or ()):
+        rows = rows.select_columns(sorted(fields))
     if part.stop is not None:
         if len(rows) < part.stop:
             raise DataError(f"the data set {part.name!r} has {len(rows)} rows now and had {part.stop}; start again.")

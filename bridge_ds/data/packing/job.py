@@ -243,11 +243,11 @@ def _do(job: _Job, stage: str, work: Callable[..., dict[str, Any]], number: int,
 
 
 def _encoded(job: _Job, number: int, unit: tuple[int, ...]) -> Iterator[tuple[str, bytes]]:
-    rows = chain.from_iterable(part_rows(job.parts[part]) for part in unit)
-    prefix = f"{number:05d}_" if len(job.parts) > 1 and len(unit) == 1 else ""
     mapping, key = dict(job.options.mapping), job.options.key
     if mapping and key:
         mapping[key] = key
+    rows = chain.from_iterable(part_rows(job.parts[part], mapping.values()) for part in unit)
+    prefix = f"{number:05d}_" if len(job.parts) > 1 and len(unit) == 1 else ""
     return encoded(map_fields(islice(rows, job.options.limit), mapping), key_prefix=prefix, key_field=key)
 
 
