@@ -152,7 +152,7 @@ def faults(values: Mapping[str, Any], owned: Mapping[str, str]) -> Iterator[str]
 def _misfits(
     values: Mapping[str, Any], known: Mapping[str, tuple[str, Callable[[Any], bool]]], others: list[str], where: str
 ) -> Iterator[str]:
-    """Unknown keys, and values that are not what the known ones take. An unknown one may be meant for one of `others`."""
+    """Unknown keys, which may be meant for one of `others`, and values that are not what the known ones take."""
     for key, value in values.items():
         if key in known:
             words, fits = known[key]

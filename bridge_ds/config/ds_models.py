@@ -70,7 +70,7 @@ def check_with_deepspeed(config: Config, values: dict[str, Any], world_size: int
 def check_kernels(config: Config, values: dict[str, Any]) -> None:
     """Load the kernels of DeepSpeed that the file asks for: where the job runs, not on a login node without a GPU.
 
-    DeepSpeed would do so while a model loads, and a kernel that cannot be built would be taken for a fault of the model.
+    DeepSpeed would do so while a model loads, and its refusal would be taken for one of the model.
 
     Raises:
         ConfigError: one cannot be built or loaded on this machine.

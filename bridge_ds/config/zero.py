@@ -90,10 +90,9 @@ def read_ds_config(name: str) -> dict[str, Any]:
         raise ConfigError(f"{path} holds a {type(values).__name__}; expected an object with zero_optimization.")
     # First of all, and together: a file of another project has most of them, with "auto" in them.
     if owned := [key for key in _OURS if key in values]:
-        them, settings = "it" if len(owned) == 1 else "them", dict.fromkeys(", ".join(_OURS[key] for key in owned).split(", "))
-        raise ConfigError(
-            f"{path} sets {', '.join(owned)}, which the recipe owns; take {them} out and set {', '.join(settings)}."
-        )
+        them = "it" if len(owned) == 1 else "them"
+        settings = ", ".join(dict.fromkeys(", ".join(_OURS[key] for key in owned).split(", ")))
+        raise ConfigError(f"{path} sets {', '.join(owned)}, which the recipe owns; take {them} out and set {settings}.")
     zero = values.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise ConfigError(f'{path} has zero_optimization = {shown(zero)}; expected an object such as {{"stage": 3}}.')
@@ -105,7 +104,7 @@ def read_ds_config(name: str) -> dict[str, Any]:
         also = f" (also {short(', '.join(auto[1:]))})" if auto[1:] else ""
         raise ConfigError(
             f'{path} has {auto[0]} = "auto"{also}, which only the Hugging Face Trainer resolves; write a value'
-            f"{_OPEN.get(auto[0].split('.')[-1], ', or leave it out for that of DeepSpeed')}."
+            f"{_OPEN.get(auto[0].split('.')[-1], ', or leave it out, for the default of DeepSpeed')}."
         )
     for fault in faults(values, _OURS):
         raise ConfigError(f"{path} {fault}")
