@@ -97,6 +97,8 @@ class Parser(argparse.ArgumentParser):
                 near = difflib.get_close_matches(unknown[0], known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 message = f"unrecognized arguments: {' '.join(unknown)}{hint}"
+            elif message.startswith("unrecognized") and "--set" in known:
+                message += "; a setting is written as --set KEY=VALUE"
         super().error(short(" ".join(message.split()), _MESSAGE))
 
 

@@ -60,6 +60,10 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
         status = _unforeseen(error)
     if not status and (lost := unwritten_result()):  # the error may have been passed over, as argparse does
         status = _unforeseen(lost)
+    if status and (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
+        # The group's threads still run, and the end of the interpreter may come upon one: "terminate called without an
+        # active exception" and SIGABRT instead of the status. A group that did its work has been destroyed.
+        os._exit(status)
     sys.exit(status)
 
 

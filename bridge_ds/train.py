@@ -45,9 +45,10 @@ def main(argv: list[str] | None = None) -> int:
 
     # Before the slow imports: from here on a signal means "save and exit".
     stop = StopRequest().listen(config.run.stop_signals)
-    from bridge_ds.config.ds_models import check_with_deepspeed
+    from bridge_ds.config.ds_models import check_kernels, check_with_deepspeed
 
     check_with_deepspeed(config, ds_values, world.size)
+    check_kernels(config, ds_values)
     from bridge_ds.run import Run
 
     run = Run(config, ds_values, world, stop)

@@ -115,6 +115,9 @@ def _sentence(error: ErrorDetails) -> str:
     if kind == "unexpected_keyword_argument":
         # A wrong section (optim.lr) is named by its first key, which says more about what was meant.
         key = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value else key
+        if "." in str(loc[-1]):
+            part, _, name = str(loc[-1]).partition(".")
+            return f"unknown key {shown(key)}; a file has no dots in its keys; write {named(name)} under {named(part)}."
         return f"unknown key {shown(key)}; {_nearest(key, loc)}"
     of = metadata(loc)
     if kind == "value_error":

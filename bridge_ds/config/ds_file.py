@@ -33,13 +33,17 @@ def _whole(least: int) -> tuple[str, Callable[[Any], bool]]:
     return f"a whole number from {least} to {_LARGEST:,}", lambda v: is_number(v) and v == v // 1 and v >= least
 
 
+def _or_null(takes: tuple[str, Callable[[Any], bool]]) -> tuple[str, Callable[[Any], bool]]:
+    return f"{takes[0]}, or null", lambda v: v is None or takes[1](v)
+
+
 _FLAG = "true or false", lambda v: isinstance(v, bool)
 _SECTION = "an object", lambda v: isinstance(v, dict)
 _DTYPES = ("fp32", "fp16", "bf16")
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 _TAKEN: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "zero_optimization": _SECTION,
-    "steps_per_print": _whole(1),
+    "steps_per_print": _or_null(_whole(1)),
     "wall_clock_breakdown": _FLAG,
     "memory_breakdown": _FLAG,
     "dump_state": _FLAG,
@@ -99,6 +103,13 @@ _ELSEWHERE = {
     "weight_quantization": "it serves inference",
 }
 """Key -> why no run here can use it."""
+_SAME: dict[str, tuple[Any, ...]] = {
+    "data_types": ({"grad_accum_dtype": "fp32"}, {"grad_accum_dtype": None}),
+    "gradient_predivide_factor": (1,),
+    "sequence_parallel_size": (1,),
+    "tensor_parallel": ({"autotp_size": 0}, {"autotp_size": 1}),
+}
+"""Such a key -> values that ask for what a run does anyway."""
 _ZERO_ELSEWHERE = {
     "compute_grad_norm": "the gradient norm is clipped and recorded",
     "cpu_offload": "DeepSpeed calls it offload_optimizer now",
@@ -126,10 +137,10 @@ def faults(values: Mapping[str, Any], owned: Mapping[str, str]) -> Iterator[str]
         owned: key -> settings of the recipe that it comes from; such a key has been refused already.
     """
     for key in values:
-        if key in _ELSEWHERE:
+        if key in _ELSEWHERE and not _is_off(key, values[key]):
             yield f"sets {key}, which has no use here, for {_ELSEWHERE[key]}; take it out."
     known = _TAKEN | {key: takes for key, (takes, _) in _UNREAD.items()}
-    yield from _misfits(values, known, [*_ELSEWHERE, *owned], "")
+    yield from _misfits({key: v for key, v in values.items() if key not in _ELSEWHERE}, known, list(owned), "")
     for section, keys in _INSIDE.items():
         yield from _misfits(values.get(section, {}), keys, [], f"{section}.")
     yield from _leaves(values, "")
@@ -141,15 +152,16 @@ def faults(values: Mapping[str, Any], owned: Mapping[str, str]) -> Iterator[str]
 def _misfits(
     values: Mapping[str, Any], known: Mapping[str, tuple[str, Callable[[Any], bool]]], others: list[str], where: str
 ) -> Iterator[str]:
-    """Unknown keys, and values that are not what the known ones take; nothing is said of `others`."""
+    """Unknown keys, which may be meant for one of `others`, and values that are not what the known ones take."""
     for key, value in values.items():
         if key in known:
             words, fits = known[key]
             if not fits(value):
                 yield f"has {where}{key} = {shown(value)}; expected {words}."
-        elif key not in others:
+        else:
             near = difflib.get_close_matches(key, [*known, *others], 1, 0.6)
-            hint = f"did you mean {where}{near[0]}?" if near else f"expected keys such as {', '.join(list(known)[:4])}."
+            some = ", ".join(list(known)[:4])
+            hint = f"did you mean {where}{near[0]}?" if near else f"expected keys such as {some}; take it out."
             yield f"has the key {shown(where + key)}, which DeepSpeed does not know; {hint}"
 
 
@@ -178,7 +190,7 @@ def _leaves(value: Any, where: str) -> Iterator[str]:
 def _zero(values: Mapping[str, Any], zero: Mapping[str, Any]) -> Iterator[str]:
     """Faults of zero_optimization that DeepSpeed reports late, or not at all."""
     for key in zero:
-        if key in _ZERO_ELSEWHERE:
+        if key in _ZERO_ELSEWHERE and not _is_off(key, zero[key]):
             yield f"sets zero_optimization.{key}, which has no use here, for {_ZERO_ELSEWHERE[key]}; take it out."
     for key in _ZERO_SIZES:
         words, fits = _whole(1 if key == "reduce_bucket_size" else 0)
@@ -220,8 +232,17 @@ def without_effect(values: Mapping[str, Any]) -> list[str]:
 
 
 def read_by_engine(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without the keys that have no effect here."""
-    return {key: value for key, value in values.items() if key not in _UNREAD}
+    """The values without the keys that have no effect here, and without those that no run can use and are off."""
+    zero = {key: value for key, value in values["zero_optimization"].items() if key not in _ZERO_ELSEWHERE}
+    left = {key: value for key, value in values.items() if key not in _UNREAD and key not in _ELSEWHERE}
+    return left | {"zero_optimization": zero}
+
+
+def _is_off(key: str, value: Any) -> bool:
+    """Whether a key that no run here can use asks for nothing, as many files write it: false, `"enabled": false`."""
+    if isinstance(value, dict) and value.get("enabled", bool(value)) is False:
+        return True
+    return value is None or value is False or (value is not True and value in _SAME.get(key, ()))
 
 
 def is_number(value: Any) -> bool:

@@ -19,7 +19,10 @@ from bridge_ds.config.text import one_line, shown
 from bridge_ds.config.zero import engine_config, stage
 from bridge_ds.errors import ConfigError
 
-__all__ = ["check_with_deepspeed"]
+__all__ = ["check_kernels", "check_with_deepspeed"]
+
+_QUANTIZED = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
+"""Keys of ZeRO++ that need the quantizer's kernel."""
 
 
 def check_with_deepspeed(config: Config, values: dict[str, Any], world_size: int) -> None:
@@ -38,7 +41,7 @@ def check_with_deepspeed(config: Config, values: dict[str, Any], world_size: int
     """
     from bridge_ds.compat.deepspeed import import_deepspeed
 
-    deepspeed = import_deepspeed()
+    import_deepspeed()
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -48,7 +51,7 @@ def check_with_deepspeed(config: Config, values: dict[str, Any], world_size: int
         "zero_optimization": DeepSpeedZeroConfig,
         "comms_logger": CommsLoggerConfig,
     }
-    name = config.run.ds_config
+    name, full, values = config.run.ds_config, engine_config(config, values, world_size), read_by_engine(values)
     for key, model in models.items():
         for fault in _faults(model, values.get(key, {}), key):
             raise ConfigError(f"{name} {fault}")
@@ -57,20 +60,39 @@ def check_with_deepspeed(config: Config, values: dict[str, Any], world_size: int
             raise ConfigError(f"{name} has timers.{shown(key)[1:-1]}; expected timers.throughput alone; take it out.")
         for fault in _faults(DeepSpeedThroughputTimerConfig, value, "timers.throughput"):
             raise ConfigError(f"{name} {fault}")
-    for key in ("offload_param", "offload_optimizer"):
-        part = values["zero_optimization"].get(key) or {}
-        if part.get("device") == "nvme" and not deepspeed.ops.__compatible_ops__.get("async_io"):
-            raise ConfigError(
-                f"{name} has zero_optimization.{key}.device = 'nvme', which needs DeepSpeed's async_io; expected "
-                "libaio on this machine; install it (libaio-dev), or offload to cpu."
-            )
-    full = engine_config(config, values, world_size)
-    values = read_by_engine(values)
     if refusal := _refusal(DeepSpeedConfig, full):
         ours = {key: full[key] for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")}
         alone = {"zero_optimization": {"stage": stage(values)}}
         at = next((key for key in values if _refusal(DeepSpeedConfig, ours | alone | {key: values[key]})), "a value")
         raise ConfigError(f"{name} has {at}, which deepspeed {version('deepspeed')} refuses ({refusal}); change it.")
+
+
+def check_kernels(config: Config, values: dict[str, Any]) -> None:
+    """Load the kernels of DeepSpeed that the file asks for: where the job runs, not on a login node without a GPU.
+
+    DeepSpeed would do so while a model loads, and its refusal would be taken for one of the model.
+
+    Raises:
+        ConfigError: one cannot be built or loaded on this machine.
+    """
+    from bridge_ds.compat.deepspeed import import_deepspeed
+
+    deepspeed = import_deepspeed()
+    name, zero = config.run.ds_config, values["zero_optimization"]
+    for key in ("offload_param", "offload_optimizer"):
+        if (zero.get(key) or {}).get("device") == "nvme" and not deepspeed.ops.__compatible_ops__.get("async_io"):
+            raise ConfigError(
+                f"{name} has zero_optimization.{key}.device = 'nvme', which needs DeepSpeed's async_io; expected "
+                "libaio on this machine; install it (libaio-dev), or offload to cpu."
+            )
+    if key := next((key for key in _QUANTIZED if zero.get(key)), ""):
+        try:
+            deepspeed.accelerator.get_accelerator().create_op_builder("QuantizerBuilder").load()
+        except Exception as error:  # of a compiler, or that there is none
+            raise ConfigError(
+                f"{name} has zero_optimization.{key}, whose kernel deepspeed {version('deepspeed')} cannot load here "
+                f"({one_line(error) or type(error).__name__}); expected a GPU and nvcc; take the key out."
+            ) from None
 
 
 def _refusal(make: Any, values: dict[str, Any]) -> str:

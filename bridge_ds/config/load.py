@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: there is none, or as :func:`load_config`.
     """
     path = run / "config.yaml"
+    if not is_file(path) and not os.path.lexists(run):
+        raise ConfigError(f"there is no folder {named(run)}; expected a run folder (run.output of a training run).")
     if not is_file(path):
         raise ConfigError(
             f"{named(run)} holds no config.yaml; expected a run folder; give the run.output of a training run."

@@ -52,10 +52,10 @@ _OPEN = {_HPZ: f', or "{_NODE}" for the ranks of a node'} | dict.fromkeys(
 _OURS = {
     "train_batch_size": "train.global_batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
-    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch, train.micro_batch",
     "gradient_clipping": "train.max_grad_norm",
-    "optimizer": "train.lr, train.betas, train.eps and train.weight_decay",
-    "scheduler": "train.schedule and train.warmup_ratio",
+    "optimizer": "train.lr, train.betas, train.eps, train.weight_decay",
+    "scheduler": "train.schedule, train.warmup_ratio",
     "fp16": "model.dtype",
     "bf16": "model.dtype",
 }
@@ -79,7 +79,8 @@ def read_ds_config(name: str) -> dict[str, Any]:
         values = json_value(read_text(found))
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{path} is not JSON (line {error.lineno}: {error.msg}); expected a DeepSpeed config."
+            f"{path} is not JSON (line {error.lineno}: {error.msg}); expected a DeepSpeed config, without comments and "
+            "without a comma after the last value; mend it."
         ) from None
     except NotText as error:
         raise ConfigError(f"{path} {error}.") from None
@@ -87,29 +88,33 @@ def read_ds_config(name: str) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be used: {short(str(error), 300)}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; expected an object with zero_optimization.")
-    for where, value in _walk(values, ""):
-        if value == "auto":
-            raise ConfigError(
-                f'{path} has {named(where)} = "auto", which only the Hugging Face Trainer resolves; write a number'
-                f"{_OPEN.get(where.split('.')[-1], '')}."
-            )
+    # First of all, and together: a file of another project has most of them, with "auto" in them.
+    if owned := [key for key in _OURS if key in values]:
+        them = "it" if len(owned) == 1 else "them"
+        settings = ", ".join(dict.fromkeys(", ".join(_OURS[key] for key in owned).split(", ")))
+        raise ConfigError(f"{path} sets {', '.join(owned)}, which the recipe owns; take {them} out and set {settings}.")
     zero = values.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise ConfigError(f'{path} has zero_optimization = {shown(zero)}; expected an object such as {{"stage": 3}}.')
     removed = [key for key in _REMOVED if key in values]
     removed += [f"zero_optimization.{key}" for key in _REMOVED_ZERO if key in zero]
     if removed:
-        raise ConfigError(f"{path} has {removed[0]}, which DeepSpeed has removed (issue #8489); take it out.")
-    owned = [key for key in _OURS if key in values]
-    if owned:
-        raise ConfigError(f"{path} sets {owned[0]}, which the recipe owns; take it out and set {_OURS[owned[0]]}.")
-    if type(zero.get("stage")) is not int or zero["stage"] not in (2, 3):
-        raise ConfigError(f"{path} has zero_optimization.stage = {shown(zero.get('stage'))}; expected 2 or 3.")
+        raise ConfigError(f"{path} has {', '.join(removed)}, which DeepSpeed has removed (issue #8489); take it out.")
+    if auto := [named(where) for where, value in _walk(values, "") if value == "auto"]:
+        also = f" (also {short(', '.join(auto[1:]))})" if auto[1:] else ""
+        raise ConfigError(
+            f'{path} has {auto[0]} = "auto"{also}, which only the Hugging Face Trainer resolves; write a value'
+            f"{_OPEN.get(auto[0].split('.')[-1], ', or leave it out, for the default of DeepSpeed')}."
+        )
+    for fault in faults(values, _OURS):
+        raise ConfigError(f"{path} {fault}")
+    if "stage" not in zero:
+        raise ConfigError(f'{path} has no zero_optimization.stage; expected 2 or 3; write {{"stage": 3}} there.')
+    if type(zero["stage"]) is not int or zero["stage"] not in (2, 3):
+        raise ConfigError(f"{path} has zero_optimization.stage = {shown(zero['stage'])}; expected 2 or 3.")
     size = zero.get(_HPZ, 1)
     if size != _NODE and (type(size) is not int or size < 1):
         raise ConfigError(f"{path} has zero_optimization.{_HPZ} = {shown(size)}; expected 1 or more{_OPEN[_HPZ]}.")
-    for fault in faults(values, _OURS):
-        raise ConfigError(f"{path} {fault}")
     return values
 
 

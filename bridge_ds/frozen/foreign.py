@@ -62,5 +62,5 @@ def stored_json(key: str, path: Path) -> dict[str, Any]:
             raise ValueError(f"it holds a {type(value).__name__}")
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{key}: {path} is no JSON object ({reason}); {AGAIN}.") from None
+        raise ConfigError(f"{key}: {path} is not a JSON object ({reason}); {AGAIN}.") from None
     return value

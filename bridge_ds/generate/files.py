@@ -142,7 +142,7 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
             item = json_value(line, finite=True)  # it is written again
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{source} line {number} is no JSON ({error.msg} at character {error.pos + 1}); expected an object a "
+                f"{source} line {number} is not JSON ({error.msg} at character {error.pos + 1}); expected an object a "
                 "line."
             ) from None
         except ValueError as error:

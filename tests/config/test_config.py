@@ -113,7 +113,7 @@ def test_run_config_round_trip(tmp_path: Path) -> None:
     save_config(config, tmp_path / "config.yaml")
     assert load_run_config(tmp_path) == config
     assert flatten(config)["run.seed"] == 3
-    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*elsewhere"):
         load_run_config(tmp_path / "elsewhere")
 
 
@@ -127,6 +127,13 @@ ZERO = {"stage": 3}
         ({"zero_optimization": ZERO, "elasticity": {}}, "elasticity, which DeepSpeed has removed"),
         ({"zero_optimization": ZERO | {"mics_shard_size": 2}}, "mics_shard_size"),
         ({"zero_optimization": ZERO, "train_batch_size": 8}, "train_batch_size, which the recipe owns"),
+        (
+            {"optimizer": {"params": {"lr": "auto"}}, "train_batch_size": "auto", "fp16": {"enabled": "auto"}},
+            "train_batch_size, optimizer, fp16, which the recipe owns; take them out and set train.global_batch",
+        ),
+        ({"zero_optimization": ZERO | {"stage": "auto"}, "a": 1}, 'stage = "auto", which only'),
+        ({"zero_optimisation": ZERO}, "did you mean zero_optimization?"),
+        ({"zero_optimization": {}}, "has no zero_optimization.stage"),
         ({"zero_optimization": ZERO, "bf16": {"enabled": True}}, "set model.dtype"),
         ({"zero_optimization": {"stage": 1}}, "expected 2 or 3"),
         ({}, "expected 2 or 3"),
@@ -251,6 +258,10 @@ def test_a_recipe_inherits_key_by_key_along_a_chain(tmp_path: Path) -> None:
         ({"a": "base: c.yaml"}, "a.yaml has base: c.yaml, but there is neither {}/c.yaml nor"),
         ({"a": "base: [b]", "b": ""}, "has base: ['b'], but that is no name"),
         ({"a": "base: b.yaml", "b": "train: {stpes: 3}"}, "b.yaml: unknown key 'train.stpes'; did you mean"),
+        (
+            {"a": "train.steps: 3"},
+            "a.yaml: unknown key 'train.steps'; a file has no dots in its keys; write steps under train",
+        ),
         ({"a": "base: b.yaml\ntrain: {stpes: 3}", "b": ""}, "a.yaml: unknown key 'train.stpes'"),
         ({"a": "base: b.yaml", "b": "train: 3"}, "b.yaml: train is 3; expected keys under it"),
         ({"a": "base: b.yaml", "b": "- 1"}, "b.yaml holds a list"),

@@ -9,12 +9,13 @@ import typing
 from pathlib import Path
 
 import pytest
+import torch
 from annotated_types import Ge, Gt, Le, Lt
 
 from bridge_ds.cli import Parser, positive
 from bridge_ds.config.build import bounds, from_dict
-from bridge_ds.config.ds_file import without_effect
-from bridge_ds.config.ds_models import check_with_deepspeed
+from bridge_ds.config.ds_file import read_by_engine, without_effect
+from bridge_ds.config.ds_models import check_kernels, check_with_deepspeed
 from bridge_ds.config.load import load_config, load_run_config, save_config
 from bridge_ds.config.schema import SECTIONS, Config, TaskDataConfig, metadata
 from bridge_ds.config.text import parse
@@ -171,6 +172,10 @@ ZERO = {"stage": 3}
         ({"wall_clock_breakdown": "yes"}, "wall_clock_breakdown = 'yes'; expected true or false"),
         ({"communication_data_type": "fp8"}, "expected one of fp32, fp16, bf16"),
         ({"tensorboard": {"enabled": True}}, "sets tensorboard, which has no use here, for track.to"),
+        ({"tensorboard": {"output_path": "x"}}, "sets tensorboard, which has no use here"),
+        ({"gradient_predivide_factor": True}, "sets gradient_predivide_factor"),
+        ({"_comment": "ours"}, "'_comment', which DeepSpeed does not know; expected keys such as"),
+        ({"zero_optimization": ZERO | {"cpu_offload": True}}, "sets zero_optimization.cpu_offload"),
         ({"tensor_parallel": {"autotp_size": 2}}, "sets tensor_parallel, which has no use here"),
         ({"fp16": {}, "bf16": {}}, "set model.dtype"),
         ({"aio": {"block_size": "x"}}, "aio.block_size = 'x'; expected a whole number"),
@@ -203,6 +208,36 @@ def test_deepspeed_files_that_name_the_key(tmp_path: Path, values: dict[str, obj
 @pytest.mark.parametrize("name", ["zero2.json", "zero3.json", "zero3_offload.json"])
 def test_shipped_deepspeed_files_are_those_that_deepspeed_reads(name: str) -> None:
     check_with_deepspeed(resolve_micro_batch(load_config("testbed"), 1), read_ds_config(name), 1)
+
+
+def test_keys_that_are_off_are_taken_and_kept_from_deepspeed(tmp_path: Path) -> None:
+    """As the files of DeepSpeedExamples and others write them; `steps_per_print` may be null."""
+    off = {"enabled": False, "max_out_tokens": 512}
+    path = tmp_path / "ds.json"
+    values = {
+        "zero_optimization": ZERO | {"cpu_offload": False},
+        "hybrid_engine": off,
+        "tensorboard": {},
+        "wandb": None,
+    }
+    values |= {"prescale_gradients": False, "gradient_predivide_factor": 1.0, "steps_per_print": None}
+    values |= {"data_types": {"grad_accum_dtype": "fp32"}, "tensor_parallel": {"autotp_size": 1}}
+    path.write_text(json.dumps(values))
+    values, config = read_ds_config(str(path)), resolve_micro_batch(load_config("testbed"), 1)
+    check_with_deepspeed(config, values, 1)
+    assert read_by_engine(values) == {"zero_optimization": ZERO, "steps_per_print": None}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU")
+def test_kernels_that_this_machine_lacks_are_not_blamed_on_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": ZERO | {"zero_quantized_weights": True}}))
+    config = resolve_micro_batch(load_config("testbed", [f"run.ds_config={path}"]), 1)
+    values = read_ds_config(str(path))
+    check_with_deepspeed(config, values, 1)  # on a login node there is no GPU either
+    with pytest.raises(ConfigError, match=r"zero_quantized_weights, whose kernel deepspeed .* cannot load here"):
+        check_kernels(config, values)
+    check_kernels(config, read_ds_config("zero3_offload.json"))
 
 
 def test_keys_without_effect_are_told_and_kept_from_deepspeed(tmp_path: Path) -> None:

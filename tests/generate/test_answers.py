@@ -119,7 +119,7 @@ def test_bad_input_is_one_sentence(
     fails("line 1: '0' is no text", "--input", str(questions), *out, "--field", "id")
     fails("cannot be read", "--input", str(tmp_path / "none"), *out)
     (tmp_path / "bad.jsonl").write_text('{"source": "a"}\n{"source": \n')
-    fails("line 2 is no JSON", "--input", str(tmp_path / "bad.jsonl"), *out)
+    fails("line 2 is not JSON", "--input", str(tmp_path / "bad.jsonl"), *out)
     (tmp_path / "bad.jsonl").write_text('{"source": "a", "answer": "b"}\n')
     fails("has an 'answer' already", "--input", str(tmp_path / "bad.jsonl"), *out)
     fails("cannot be written", "--input", str(questions), "--output", str(tmp_path / "no" / "out.jsonl"))

@@ -39,8 +39,8 @@ def process_pool(count: int) -> Iterator[ProcessPoolExecutor]:
             ) from None
         if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOMEM):
             raise DataError(
-                f"the system gives no more processes or memory ({error.strerror}); the same command continues with the "
-                "parts that are missing: lower --processes."
+                f"the system gives no more processes or memory ({error.strerror}); expected enough for "
+                "--processes; lower it: the same command then continues with the missing parts."
             ) from None
         raise
     pool.shutdown()
