@@ -146,6 +146,24 @@ def test_a_mistyped_option_is_named_and_not_the_required_one(
     refused(capsys, "the following arguments are required: --output", "--input", "x")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_pipe_of_the_shell_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    text = {"jsonl": ROW * 3, "csv": "source,target\n" + "a,b\n" * 3}[kind]
+    read, write = os.pipe()
+    try:
+        os.write(write, text.encode())
+        os.close(write)
+        pipe = f"/dev/fd/{read}"
+        refused(
+            capsys, "cannot be read as parquet", "--input", pipe, "--format", "parquet", "--output", tmp_path / "no"
+        )
+        arguments = ["--input", pipe, "--format", kind, "--shuffle", "1", "--output", str(tmp_path / "out")]
+        assert main(arguments) == 0
+    finally:
+        os.close(read)
+    assert len(read_all(load_index(tmp_path / "out"))) == 3
+
+
 def test_what_is_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "folder.jsonl").mkdir()

@@ -43,10 +43,13 @@ def file_parts(paths: Iterable[Path], format: str = "auto") -> list[Part]:
     for path in paths:
         if is_macos(path.name):
             raise DataError(f"{path} is a file that macOS adds, and holds no rows; leave it out.")
-        size = _size(path)
+        # Other processes would read another stdin.
+        size = _size(path, pipe=len(paths) == 1)
         kind, compression = _format_of(path, format)
         if kind == "parquet":
             parts += _parquet_parts(path)
+        elif size is None:
+            parts.append(Part(kind, str(path)))
         elif kind == "jsonl" and not compression:
             starts = range(0, max(1, size), PART_BYTES)
             parts += [Part(kind, str(path), s, min(s + PART_BYTES, size), min(PART_BYTES, size - s)) for s in starts]
@@ -128,14 +131,19 @@ def parse_map(entries: Iterable[str], known: Collection[str] = MAPPED) -> dict[s
     return mapping
 
 
-def _size(path: Path) -> int:
+def _size(path: Path, pipe: bool) -> int | None:
+    """Bytes; None for a pipe that is open in this process, such as bash's <(...), where `pipe` allows it."""
     try:
         status = path.stat()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+    if pipe and stat.S_ISFIFO(status.st_mode) and str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+        return None
     if not stat.S_ISREG(status.st_mode):
         what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-        raise DataError(f"{path} is {what}; expected a file, which can be read twice; write the rows into one.")
+        raise DataError(
+            f"{path} is {what}; expected a file (or, alone and not as parquet, /dev/stdin); write the rows into one."
+        )
     return status.st_size
 
 
@@ -167,4 +175,7 @@ def _parquet_parts(path: Path) -> list[Part]:
 def stamp(part: Part) -> tuple[int, ...]:
     """Size and time of change of a part's file: another file under the same name is another input."""
     path = Path(part.name)
-    return (path.stat().st_size, path.stat().st_mtime_ns) if part.kind != "dataset" and path.is_file() else ()
+    if part.kind == "dataset" or not path.exists():
+        return ()
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (status.st_ino,)
