@@ -112,6 +112,7 @@ def test_embedded_shards_on_a_full_disk(small_run: list[str], small_disk: Path, 
     assert f"error: run.output {small_disk}/run cannot be written (No space left on device)" in refused.text
     assert "Traceback" not in refused.text and [path.name for path in small_disk.iterdir()] == ["ballast"]
     ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     launch.succeed(launch.train(command, 1, tmp_path / "logs"))
 
 

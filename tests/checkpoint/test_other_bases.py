@@ -132,7 +132,7 @@ def test_a_model_as_pytorch_model_bin_is_taken_and_proven_by_preflight_training_
         BridgeForCausalLM.from_pretrained(run)
     file.write_bytes(whole[:-1000])
     assert exit_status(lambda: preflight.main(settings)) == 2
-    assert "is no file of torch, or its end is missing" in capsys.readouterr().err
+    assert "(no file of torch, or its end is missing)" in capsys.readouterr().err
     with pytest.raises(BridgeError, match="cannot be read"):
         BridgeForCausalLM.from_pretrained(run)
     file.write_bytes(whole)
