@@ -206,7 +206,7 @@ def dangling_config(place: Place) -> dict[str, object]:
 
 REASONS = {
     "unknown key": Reason("unknown key", {"train.batch": 9}, new=True),
-    "value out of range": Reason("expected 0 or more", {"train.lr": -1}),
+    "value out of range": Reason("train.lr is -1; expected from 0 to", {"train.lr": -1}),
     "value of another type": Reason("expected a whole number", {"train.steps": "many"}),
     "no recipe": Reason("no recipe", options=("--recipe", "nothing")),
     "no DeepSpeed file": Reason("no DeepSpeed config", {"run.ds_config": "zero9.json"}),

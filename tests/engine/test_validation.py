@@ -120,7 +120,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss_where_there_i
     def put(step: int, **state: float | None) -> Path:
         folder = root / f"step-{step:08d}"
         folder.mkdir(parents=True)
-        (folder / "state.json").write_text(json.dumps({"step": step} | state))
+        (folder / "state.json").write_text(json.dumps({"step": step, "consumed": step} | state))
         (folder / "manifest.json").write_text("{}")
         return folder
 

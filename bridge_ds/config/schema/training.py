@@ -139,7 +139,7 @@ class TrainConfig:
     encode_once_gib: Annotated[NonNegativeFloat, NEITHER] = 4.0
     """Memory for encoder states on a rank (GiB; 0 = those of one micro-batch). A micro-batch counts as (layers + 1) x
     rows x data.max_source_tokens x width x 2 bytes (4 in float32), however short its texts are."""
-    lr: Annotated[NonNegativeFloat, TRAINING] = 3e-5
+    lr: Annotated[Real, Ge(0), Le(1e38), TRAINING] = 3e-5
     """Peak learning rate of AdamW."""
     betas: Annotated[tuple[Probability, Probability], Pair, TRAINING] = (0.8, 0.999)
     """AdamW's beta1 and beta2."""
