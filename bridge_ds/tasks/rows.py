@@ -4,6 +4,7 @@ A local folder has, for each language, files of one of these names (the first th
 tsv, parquet, and the first three also with .gz or .zst):
 
     SPLIT/LANGUAGE.EXT   LANGUAGE/SPLIT.EXT   LANGUAGE/SPLIT-*.EXT   LANGUAGE/SPLIT/*.EXT   data/SPLIT_LANGUAGE-*.EXT
+    LANGUAGE.SPLIT.EXT
     LANGUAGE.EXT   data/LANGUAGE.EXT                                             (these two for the test split only)
 
 LANGUAGE is the task's code, or that of the hub's repository.
@@ -29,6 +30,7 @@ PARQUET = "refs/convert/parquet"
 _ENDING = re.compile(r"(?P<stem>.+?)\.(?:(?:jsonl|csv|tsv)(?:\.gz|\.zst)?|parquet)$")
 _PATTERNS = (
     "{split}/{name}.*", "{name}/{split}.*", "{name}/{split}-*", "{name}/{split}/*", "data/{split}_{name}-*",
+    "{name}.{split}.*",
 )  # fmt: skip
 _TEST_ONLY = ("{name}.*", "data/{name}.*")
 
@@ -151,7 +153,10 @@ def local_languages(source: str) -> list[str] | None:
     if not folder.is_dir():
         return None
     content = [path for path in folder.iterdir() if not is_macos(path.name)]
-    names = {found["stem"] for path in content if path.is_file() and (found := _ENDING.match(path.name))}
+    stems = {found["stem"] for path in content if path.is_file() and (found := _ENDING.match(path.name))}
+    # en.train and en.dev are other splits of en.test.
+    tested = {stem.removesuffix(".test") for stem in stems if stem.endswith(".test")}
+    names = tested | {stem for stem in stems if stem.rpartition(".")[0] not in tested}
     for sub in filter(Path.is_dir, content):
         inside = [
             found["stem"] for path in sub.iterdir() if (found := _ENDING.match(path.name)) and not is_macos(path.name)

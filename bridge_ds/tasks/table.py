@@ -41,6 +41,8 @@ class TableTask:
     """The label texts."""
     codes: ClassVar[tuple[str, ...]]
     """Languages of the hub's data, English first."""
+    configs: ClassVar[dict[str, str]] = {}
+    """Language -> the hub's name of its configuration, where that is another one; both name the language."""
     prompt: ClassVar[str]
     """With fields in braces. No space at its end: the target's first token has its own."""
     columns: ClassVar[dict[str, str]]
@@ -87,9 +89,13 @@ class TableTask:
         """One of the labels."""
         return 1 / len(self.labels)
 
+    def code_of(self, language: str) -> str:
+        """The task's code of a language that may be given by the hub's name of it (`sin_Sinh` -> `si`)."""
+        return next((code for code, config in self.configs.items() if config == language), language)
+
     def config_of(self, language: str) -> str | None:
         """The hub's name of the configuration that holds a language."""
-        return language
+        return self.configs.get(language, language)
 
     def split_of(self, language: str, split: str) -> str:
         """The hub's name of a split."""
@@ -136,6 +142,7 @@ class TableTask:
             ConfigError: the data lacks the language.
             DataError: the data cannot be loaded or is not as expected.
         """
+        language = self.code_of(language)
         if language not in self.languages:
             raise ConfigError(
                 f"language {language!r} is not in {self.name} ({self.source}); expected one of "
