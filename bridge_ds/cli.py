@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
+from bridge_ds.config.text import Unusable, printable, short, shown
 from bridge_ds.world import World
 
 __all__ = [
@@ -47,6 +48,10 @@ The same command again continues a run that was stopped (run.resume, default aut
 Every key that --set takes is described in docs/configuration.md."""
 
 
+_MESSAGE = 500
+"""Most characters of a message about an option."""
+
+
 class _NotedStore(argparse._StoreAction):
     """An option whose last value counts; a note is printed where an earlier one was different."""
 
@@ -54,18 +59,47 @@ class _NotedStore(argparse._StoreAction):
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
         if option and self._before is namespace and getattr(namespace, self.dest) != values and _is_first():
-            print(f"note: {option} is given more than once; the last one holds: {values}", file=sys.stderr)
+            print(f"note: {option} is given more than once; the last one holds: {short(str(values))}", file=sys.stderr)
         self._before = namespace
         super().__call__(parser, namespace, values, option)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, with a note where an option is given more than once."""
+    """argparse's parser, with a note where an option is given more than once; it names a mistyped option first.
+
+    It refuses what neither a file nor a request can hold (NUL; bytes that are not UTF-8, which Python keeps as halves
+    of surrogate pairs), and cuts long values in its messages.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for name in (None, "store"):
             self.register("action", name, _NotedStore)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        for text in self._words:
+            try:
+                printable(text)
+            except Unusable as error:
+                self.error(f"an argument is {shown(text)}{error}")
+        return super().parse_known_args(self._words, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """As argparse's. It would ask for a required option, and not tell of the mistyped one."""
+        if message.startswith(("the following arguments are required", "unrecognized arguments")):
+            words = self._words[: self._words.index("--")] if "--" in self._words else self._words
+            names = [word.partition("=")[0] for word in words if word.startswith("--") and " " not in word]
+            known = self._option_string_actions
+            unknown = [name for name in names if not any(option.startswith(name) for option in known)]
+            if unknown:
+                near = difflib.get_close_matches(unknown[0], known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                message = f"unrecognized arguments: {' '.join(unknown)}{hint}"
+            elif message.startswith("unrecognized") and "--set" in known:
+                message += "; a setting is written as --set KEY=VALUE"
+        super().error(short(" ".join(message.split()), _MESSAGE))
 
 
 def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
@@ -81,7 +115,11 @@ def train_parser(prog: str = "train.py") -> Parser:
     """The parser of the trainer's options."""
     parser = Parser(prog=prog, description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_options(parser)
-    parser.add_argument("--dry-run", action="store_true", help="resolve and check the config, print it, and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="resolve and check the config, print it, and stop (seconds: DeepSpeed reads its file)",
+    )
     # The deepspeed launcher adds it; the rank comes from the environment.
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     return parser
@@ -115,7 +153,9 @@ def say_repeated(overrides: Sequence[str], stream: TextIO | None = None) -> None
             repeated[key.strip()] = value
         values[key.strip()] = value
     for key, value in repeated.items() if _is_first() else ():
-        print(f"note: {key} is given more than once; the last one holds: {value}", file=stream or sys.stderr)
+        print(
+            f"note: {short(key)} is given more than once; the last one holds: {short(value)}", file=stream or sys.stderr
+        )
 
 
 def _is_first() -> bool:
@@ -140,23 +180,28 @@ def add_placing(parser: argparse._ActionsContainer, default: str) -> None:
     parser.add_argument("--max-memory", metavar="SIZES", help=sizes)
 
 
-def positive(kind: type[int] | type[float], *, zero: bool = False, most: float = math.inf) -> Callable[[str], Any]:
-    """A `type` for argparse: a finite number above 0.
+def positive(
+    kind: type[int] | type[float], *, zero: bool = False, least: float = 0, most: float | None = None
+) -> Callable[[str], Any]:
+    """A `type` for argparse: a finite number above 0, of at most a thousand million unless said otherwise.
 
     Args:
         kind: int or float.
         zero: accept 0 too.
-        most: largest accepted value.
+        least: smallest accepted value above 0.
+        most: largest accepted value; default: 1e9.
     """
+    most = 10**9 if most is None else most
 
     def convert(text: str) -> int | float:
         value = kind(text)
         if not (value > 0 or (zero and value == 0)):
-            raise argparse.ArgumentTypeError(f"{text} is not {'0 or more' if zero else 'above 0'}")
-        if value > most or math.isinf(value):
-            raise argparse.ArgumentTypeError(
-                f"{text} is more than {most:g}" if value > most else f"{text} is not finite"
-            )
+            raise argparse.ArgumentTypeError(f"{short(text)} is not {'0 or more' if zero else 'above 0'}")
+        if value < least and value:
+            raise argparse.ArgumentTypeError(f"{short(text)} is not {least:g} or more")
+        if value > most:
+            what = "not finite" if value == float("inf") else f"more than {most:,}"
+            raise argparse.ArgumentTypeError(f"{short(text)} is {what}")
         return value
 
     convert.__name__ = kind.__name__
@@ -165,6 +210,7 @@ def positive(kind: type[int] | type[float], *, zero: bool = False, most: float =
 
 def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     """Print the resolved config and what DeepSpeed will get."""
+    from bridge_ds.config.ds_models import check_with_deepspeed
     from bridge_ds.config.load import config_text
     from bridge_ds.config.names import resolve
     from bridge_ds.config.zero import engine_config, fill_sizes
@@ -175,6 +221,7 @@ def show_plan(config: Any, ds_values: dict[str, Any], world: World) -> None:
     if not world.is_main:
         return
     check_trackers(config)
+    check_with_deepspeed(config, ds_values, world.size)
     print(config_text(config))
     left_open = fill_sizes(ds_values, 1) != ds_values
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import locale
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 from bridge_ds.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, BridgeError, LaunchError, Preempted, last_words
 from bridge_ds.log import setup_logging
+from bridge_ds.streams import guard_streams, unwritten_result
 from bridge_ds.world import World
 
 __all__ = ["exit_status", "lost_peer", "reader_is_gone", "run_command", "use_utf8"]
@@ -40,6 +42,7 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
     of a program that SIGPIPE ends.
     """
     use_utf8()
+    guard_streams()
     setup_logging()
     status: Any = 0
     try:
@@ -53,6 +56,14 @@ def run_command(main: Callable[[], Any]) -> NoReturn:
         os.dup2(null, 1)
         os.dup2(null, 2)
         status = status or 128 + signal.SIGPIPE
+    except OSError as error:
+        status = _unforeseen(error)
+    if not status and (lost := unwritten_result()):  # the error may have been passed over, as argparse does
+        status = _unforeseen(lost)
+    if status and (torch := sys.modules.get("torch")) and torch.distributed.is_initialized():
+        # The group's threads still run, and the end of the interpreter may come upon one: "terminate called without an
+        # active exception" and SIGABRT instead of the status. A group that did its work has been destroyed.
+        os._exit(status)
     sys.exit(status)
 
 
@@ -123,7 +134,8 @@ def _leave(text: str, status: int) -> int:
     if os.environ.get(_TRACEBACK) and status == EXIT_USER_ERROR:
         traceback.print_exc()
     print(text, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # a full disk, which may be what the text says
+        sys.stdout.flush()
     if world.size > 1:
         os._exit(status)
     # A single process has no process group to hang in; threads that still write (tracking) are daemons.

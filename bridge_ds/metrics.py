@@ -6,9 +6,14 @@ through :func:`metric_name` and :func:`current_names`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-__all__ = ["CHOICE_METRICS", "METRICS", "current_names", "metric_name"]
+from bridge_ds.errors import DataError
+from bridge_ds.typed import CLOSED, Count, Share, typed_object
+
+__all__ = ["CHOICE_METRICS", "METRICS", "current_names", "metric_name", "read_results"]
 
 METRICS: dict[str, str] = {
     "acc": "the choice with the highest log-probability is right; for a number: the number is right",
@@ -29,6 +34,50 @@ _OLD = {
     "likelihood": "acc", "sum": "acc", "exact": "exact_match", "mean": "acc_norm_tokens",
     "calibrated": "acc_mutual_info",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Score:
+    """One system in one language."""
+
+    acc: Share | None = None
+    exact_match: Share | None = None
+    acc_norm_tokens: Share | None = None
+    acc_mutual_info: Share | None = None
+    likelihood: Share | None = None
+    sum: Share | None = None
+    exact: Share | None = None
+    mean: Share | None = None
+    calibrated: Share | None = None
+    n: Count | None = None
+
+
+@dataclass(frozen=True)
+class _Results:
+    """evaluation.json."""
+
+    __pydantic_config__ = CLOSED
+    bridge: dict[str, dict[str, _Score]] = field(default_factory=dict)
+    llm: dict[str, dict[str, _Score]] = field(default_factory=dict)
+    chance: dict[str, Share | None] = field(default_factory=dict)
+
+
+def read_results(run: Path) -> dict[str, Any]:
+    """evaluation.json of a run folder under today's names; empty if there is none.
+
+    Raises:
+        DataError: it cannot be read, or holds something else than accuracies.
+    """
+    path = run / "evaluation.json"
+    try:
+        return current_names(typed_object(path, _Results))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        why = f"cannot be read ({error.strerror or error})"
+    except ValueError as error:
+        why = str(error)
+    raise DataError(f"{path} {why}; expected the accuracies of a run; score it again: bridge-ds evaluate --run {run}.")
 
 
 def metric_name(name: str) -> str:

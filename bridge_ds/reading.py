@@ -43,8 +43,12 @@ def decoded(raw: bytes) -> str:
         raise NotText(f"is not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from None
 
 
-def json_value(text: str | bytes) -> Any:
+def json_value(text: str | bytes, finite: bool = False) -> Any:
     """As `json.loads`, with or without a byte-order mark.
+
+    Args:
+        text: JSON; bytes are UTF-8.
+        finite: refuse NaN and infinities, which `json.loads` reads though they are no JSON, and numbers beyond floats.
 
     Raises:
         ValueError: malformed; an object has a key twice; a text holds half of a surrogate pair; brackets are nested
@@ -58,7 +62,8 @@ def json_value(text: str | bytes) -> Any:
     if text.count("[") + text.count("{") > _DEPTH and _depth(text) > _DEPTH:
         raise ValueError(f"its brackets are nested more than {_DEPTH} deep; expected at most that")
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        numbers: dict[str, Any] = {"parse_constant": _not_finite, "parse_float": _finite} if finite else {}
+        value = json.loads(text, object_pairs_hook=_object, **numbers)
     except json.JSONDecodeError:
         raise
     except ValueError as error:
@@ -70,20 +75,21 @@ def json_value(text: str | bytes) -> Any:
     return value
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path | bytes) -> dict[str, Any]:
     """The object in a JSON file that a program wrote: as :func:`json_value`, and neither NaN nor an infinity.
+
+    Args:
+        path: the file, or its content.
 
     Raises:
         ValueError: not UTF-8, not such JSON, or no object; the message completes a sentence that begins with the file.
         OSError: it cannot be opened or read.
     """
-    text = decoded(path.read_bytes())
+    text = decoded(path if isinstance(path, bytes) else path.read_bytes())
     try:
-        value = json_value(text)
+        value = json_value(text, finite=True)
         if not isinstance(value, dict):
             raise ValueError("it is no object")
-        if any(word in text for word in ("NaN", "Infinity", "e", "E")):
-            json.loads(text, parse_constant=_not_finite, parse_float=_finite)
     except ValueError as error:
         raise ValueError(f"is not readable as JSON ({error})") from None
     return value

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from bridge_ds import __version__
 from bridge_ds.checkpoint.bases import restore
 from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.layout import step_folder
@@ -50,7 +49,8 @@ from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose_backend, why_no_triton
-from bridge_ds.start import RunFolder
+from bridge_ds.llm.positions import notes_on_bases
+from bridge_ds.start import RunFolder, versions
 from bridge_ds.track.trackers import check_trackers, feeds
 from bridge_ds.world import World
 
@@ -84,12 +84,15 @@ class Run:
         on_main(lambda: check_trackers(self.config), self.world)
         on_all(self._check_evaluation, self.world)
         self.fusion_backend = on_all(self._choose_backend, self.world)
+        self._leave_if_asked()
         on_main(self.run_folder.check, self.world)
         self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder), self.world)
         checkpoint, start = self.origin.checkpoint, self.origin.start
         self.done = checkpoint.step if checkpoint else 0
-        self._load_tokenizers()
+        on_all(self._load_tokenizers, self.world)
+        self._leave_if_asked()
         config = self._with_shards()
+        self._leave_if_asked()
         corpus = self._open_corpus(config)
         self.state = {
             "seed": self.config.run.seed,
@@ -110,12 +113,16 @@ class Run:
         # Workers start here: they prepare the first steps while the models load, and must be forked before NCCL
         # connects, see init_distributed.
         self.batches = iter(loader)
+        self._leave_if_asked()
         self.validation = make_validation(config, self.world, self.tokenizers, corpus)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
-        check_vocabulary(self.tokenizers.encoder, model.encoder.vocab_size, "model.encoder")
-        check_vocabulary(self.tokenizers.llm, model.llm.vocab_size, "model.llm")
+        self._leave_if_asked()
+        for part in ("encoder", "llm"):
+            sizes = getattr(model, part).vocab_size, f"model.{part}"
+            on_all(partial(check_vocabulary, getattr(self.tokenizers, part), *sizes), self.world)
         recorded = found.manifest["base"] if (found := checkpoint or start) else None
         base = on_main(lambda: base_identities(self.config, model, self.tokenizers, recorded), self.world)
+        self._leave_if_asked()
         restore(model, checkpoint, start, base, self.config.model)
         self.base = on_main(lambda: as_recorded_now(base, self.config, model, self.tokenizers), self.world)
         table = trainable_table(model)
@@ -124,8 +131,9 @@ class Run:
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
         elif self.config.mapping.match_embedding_rms and not start:
-            rows = loader.first_rows(CALIBRATION_ROWS).to(self.device)
-            scales = calibrate(self.engine, rows)
+            rows = on_all(lambda: loader.first_rows(CALIBRATION_ROWS), self.world)
+            scales = calibrate(self.engine, rows.to(self.device))
+        self._leave_if_asked()
         self.watchdog.start(on_main(lambda: self.run_folder.accept(self.config), self.world))
         self._add_hooks()
         self._log_start(table, scales)
@@ -172,7 +180,7 @@ class Run:
             self.config,
             self.world,
             self.device,
-            self._leave_if_asked,
+            partial(self._leave_if_asked, f"while scoring, after step {self.config.train.steps}"),
             run=self.folder,
             checkpoint=step_folder(self.folder, max(self.done, self.config.train.steps)).name,
             base=self.base,
@@ -185,9 +193,10 @@ class Run:
             print(table(results), flush=True)
         self.hooks.on_evaluation(results)
 
-    def _leave_if_asked(self) -> None:
+    def _leave_if_asked(self, when: str = "during the start; nothing was written") -> None:
+        """Between two stages, where all ranks agree (a collective). Raises Preempted on each of them."""
         if any_rank(bool(self.stop)):
-            raise Preempted(f"preempted while scoring, after step {self.config.train.steps}")
+            raise Preempted(f"preempted {when}")
 
     def close(self, status: str, together: bool = False) -> None:
         """Call on_end of the hooks; destroy the process group after success only. `together`: on every rank."""
@@ -234,6 +243,10 @@ class Run:
         self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         if not self.origin.checkpoint:
             self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
+        resumes = self.origin.checkpoint is not None
+        if self.done < self.config.train.steps:  # else nothing is trained, and scoring truncates
+            for note in on_all(lambda: notes_on_bases(self.config, self.tokenizers, resumes), self.world):
+                _log.info(f"note: {note}")
 
     def _with_shards(self) -> Config:
         """The config with the name of the embedded shards replaced by their folder."""
@@ -285,7 +298,7 @@ class Run:
                     "config": to_dict(self.config),
                     "deepspeed": read_ds_config(self.config.run.ds_config),
                     "changes": self.origin.record(),
-                    "versions": _versions(),
+                    "versions": versions(),
                 },
                 world=self.world,
                 hooks=self.hooks,
@@ -298,10 +311,3 @@ class Run:
             _log.info(line)
         if scales:
             _log.info(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("torch", "transformers", "deepspeed", "safetensors", "webdataset")
-    return {"bridge_ds": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names}

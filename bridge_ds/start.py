@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
+from bridge_ds import __version__
 from bridge_ds.config.load import config_text
 from bridge_ds.config.schema import Config
 from bridge_ds.data.packing.write import pack_rows
@@ -14,7 +16,7 @@ from bridge_ds.engine.heartbeat import await_leaving, claim, living
 from bridge_ds.errors import LaunchError
 from bridge_ds.testbed import ENGLISH_ROWS, english_rows
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "versions"]
 
 
 class RunFolder:
@@ -117,3 +119,11 @@ class RunFolder:
             f"run.output {self._output} cannot be written ({why}); expected a folder that you may write; "
             "choose another with --set run.output=PATH."
         )
+
+
+def versions() -> dict[str, str]:
+    """Of this package, Python and what a run depends on, for a checkpoint's manifest."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "deepspeed", "safetensors", "webdataset")
+    return {"bridge_ds": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # A script's own folder comes first on sys.path, where its modules would hide installed packages of the same name.
@@ -12,6 +13,7 @@ sys.path[:] = [str(_HERE.parent)] + [entry for entry in sys.path if Path(entry o
 from bridge_ds.cli import parse_train  # noqa: E402
 from bridge_ds.entry import lost_peer, run_command  # noqa: E402
 from bridge_ds.errors import Preempted  # noqa: E402
+from bridge_ds.streams import leave_out_unwritable  # noqa: E402
 from bridge_ds.world import World  # noqa: E402
 
 
@@ -19,16 +21,18 @@ def main(argv: list[str] | None = None) -> int:
     """Resolve the config, build the model, train, evaluate; returns the exit status."""
     options = parse_train(argv)
     world = World.detect()
+    from bridge_ds.config.ds_file import without_effect
     from bridge_ds.config.effect import idle
     from bridge_ds.config.load import load_config
+    from bridge_ds.config.names import with_full_paths
     from bridge_ds.config.zero import accumulation, read_ds_config, resolve_hpz, resolve_micro_batch
 
     given = load_config(options.recipe, options.overrides)
-    config = resolve_micro_batch(given, world.size)
+    config = resolve_micro_batch(replace(given, model=with_full_paths(given.model)), world.size)
     ds_values = resolve_hpz(read_ds_config(config.run.ds_config), world.size, world.local_size)
     accumulation(config, world.size)
     if world.is_main:
-        for line in idle(given):
+        for line in [*idle(given), *without_effect(ds_values)]:
             print(f"note: {line}", file=sys.stderr, flush=True)
     if options.dry_run:
         from bridge_ds.cli import show_plan
@@ -36,10 +40,15 @@ def main(argv: list[str] | None = None) -> int:
         show_plan(config, ds_values, world)
         return 0
 
+    leave_out_unwritable()
     from bridge_ds.engine.preempt import StopRequest
 
     # Before the slow imports: from here on a signal means "save and exit".
     stop = StopRequest().listen(config.run.stop_signals)
+    from bridge_ds.config.ds_models import check_kernels, check_with_deepspeed
+
+    check_with_deepspeed(config, ds_values, world.size)
+    check_kernels(config, ds_values)
     from bridge_ds.run import Run
 
     run = Run(config, ds_values, world, stop)

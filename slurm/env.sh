@@ -105,7 +105,8 @@ may_start_again() {
     stalled=$(tac "$(starts)" | awk -v now="$(newest_step)" '$2 == "taken" {next} $1 != now {exit} {n++} END {print n + 0}')
     if [ "$stalled" -gt "$MAX_STALLS" ]; then
         say "error: $stalled starts in a row ended with no checkpoint after step $(newest_step); expected each to get" \
-            "further; see what the trainer said above, or save more often (--set checkpoint.every=N)."
+            "further; see what the trainer said above, give the job more time (--time), save more often" \
+            "(--set checkpoint.every=N), or allow more such starts (MAX_STALLS)."
         return 1
     fi
 }

@@ -18,9 +18,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A file may import its own folder and lower layers.
 LAYERS = [
-    {"__init__", "errors", "metrics", "reading", "shipped"},
-    {"disk", "fusion", "mapping", "world"},
-    {"log", "compat", "partial"},
+    {"__init__", "errors", "hosts", "reading", "shipped", "streams"},
+    {"disk", "fusion", "mapping", "typed", "world"},
+    {"log", "compat", "metrics", "partial"},
     {"entry"},
     {"config"},
     {"testbed"},

@@ -85,6 +85,37 @@ def test_a_command_whose_reader_has_left_ends_without_a_traceback(command: str) 
     assert done.stderr == b"" and done.returncode == 128 + signal.SIGPIPE
 
 
+FULL = "error: standard output cannot be used (No space left on device); expected space"
+
+
+@pytest.mark.parametrize("command", ["--help", "slurm --help", "plan", "train --dry-run", "--version"])
+def test_a_result_on_a_full_disk_is_one_sentence(command: str) -> None:
+    with open("/dev/full", "wb") as full:
+        words = [sys.executable, "-m", "bridge_ds", *command.split()]
+        done = subprocess.run(words, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        lost = subprocess.run(words, cwd=ROOT, stdout=full, stderr=full, timeout=60)
+        assert done.returncode == lost.returncode == 2
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith(FULL)
+        # A message may be lost: what was asked for is there.
+        asked = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=full, timeout=60)
+        assert asked.returncode == 0 and asked.stdout
+
+
+def test_streams_that_are_closed_or_do_not_block() -> None:
+    program = [sys.executable, "-m", "bridge_ds", "plan", "--recipe"]
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        for recipe, status in (("testbed", 0), ("nothing", 2)):
+            done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *program, recipe], cwd=ROOT, timeout=60)
+            assert done.returncode == status, (closed, recipe)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    text = "from bridge_ds.entry import run_command\nrun_command(lambda: print('x' * 300_000))"
+    process = subprocess.Popen([sys.executable, "-c", text], cwd=ROOT, stdout=writer)
+    os.close(writer)
+    with open(reader) as pipe:
+        assert len(pipe.read()) == 300_001 and process.wait(60) == 0
+
+
 def test_a_broken_pipe_of_another_kind_is_an_error() -> None:
     program = "from bridge_ds.entry import run_command\ndef main():\n    raise BrokenPipeError\nrun_command(main)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=60)

@@ -156,9 +156,9 @@ def test_the_optimizer_holds_the_bridge_and_nothing_else(folders: dict[str, Path
     ("encoder", "llm", "words"),
     [
         ("nowhere/at-all", "llama", "model.encoder 'nowhere/at-all' cannot be found"),
-        ("mt5", "nowhere/at-all", "the LLM 'nowhere/at-all' cannot be loaded"),
+        ("mt5", "nowhere/at-all", "model.llm 'nowhere/at-all' cannot be found"),
         ("llama", "llama", "expected an encoder-only model"),
-        ("mt5", "t5", "the LLM .* cannot be loaded"),
+        ("mt5", "t5", r"model.llm .*t5.* is an encoder with a decoder; expected a decoder-only language model"),
     ],
 )
 def test_models_that_do_not_fit_are_refused(folders: dict[str, Path], encoder: str, llm: str, words: str) -> None:

@@ -123,13 +123,14 @@ def test_a_hub_that_cannot_be_asked_is_said_at_once(
         begin = time.monotonic()
         call = [sys.executable, "tools/preflight.py", *settings]
         done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-    assert time.monotonic() - begin < 25
+    assert time.monotonic() - begin < 60  # mostly imports; each retried file would take half a minute
     if cached:
         assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
         return
     assert done.returncode == 2
     why = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set" if offline else "does not answer (["
-    assert done.stderr.startswith("error: model.encoder 'google/mt5-xl' has no safetensors files in the hub's cache")
+    assert done.stderr.startswith("error: model.encoder 'google/mt5-xl' cannot be found: there is no such folder in ")
+    assert "the hub's cache does not hold it, and " in done.stderr
     assert why in done.stderr and done.stderr.count("\n") == 1
     assert " RED  tokenizers " in done.stdout and "  ok  output" in done.stdout
 

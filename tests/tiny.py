@@ -18,7 +18,7 @@ TEXTS = [
 D, H, LAYERS = 24, 32, 3
 
 
-def make_encoder(kind: str, folder: Path, vocab: int = 0) -> Path:
+def make_encoder(kind: str, folder: Path, vocab: int = 0, positions: int = 80) -> Path:
     """A random encoder (complete checkpoint as the hub has it: encoder-decoder where that is the family's form)."""
     import transformers as tf
 
@@ -28,7 +28,7 @@ def make_encoder(kind: str, folder: Path, vocab: int = 0) -> Path:
     t5 = {"vocab_size": size, "d_model": D, "d_kv": 8, "d_ff": 32, "num_layers": LAYERS, "num_heads": 2,
           "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
     bert = {"vocab_size": size, "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
-            "intermediate_size": 32, "max_position_embeddings": 80}  # fmt: skip
+            "intermediate_size": 32, "max_position_embeddings": positions}  # fmt: skip
     made: dict[str, Any] = {
         "mt5": lambda: tf.MT5ForConditionalGeneration(tf.MT5Config(**t5)),
         "umt5": lambda: tf.UMT5ForConditionalGeneration(tf.UMT5Config(**t5)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,11 @@ def find_folder(path: Path) -> Path:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        state = json.loads((folder / layout.STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return layout.read_state(folder)
+    except CheckpointError:
         return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _is_number(state: dict[str, Any], key: str) -> bool:
     value = state.get(key)
-    return isinstance(value, int | float) and value == value
+    return value is not None and math.isfinite(value)

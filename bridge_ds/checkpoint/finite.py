@@ -33,7 +33,7 @@ def fault_in(tensors: Iterable[tuple[str, torch.Tensor]], *, squares: bool = Tru
 
 
 def fault_in_files(paths: Sequence[Path], *, squares: bool = True) -> str:
-    """:func:`fault_in` of safetensors files, one tensor in memory at a time.
+    """:func:`fault_in` of safetensors files, one tensor in memory at a time; in AdamW's also negative squares.
 
     Raises:
         OSError: a file cannot be read.
@@ -43,7 +43,16 @@ def fault_in_files(paths: Sequence[Path], *, squares: bool = True) -> str:
 
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            fault = fault_in(((name, file.get_tensor(name)) for name in list(file.keys())), squares=squares)
-        if fault:
-            return f"{fault} ({path.name})"
+            for name in list(file.keys()):
+                tensor = file.get_tensor(name)
+                fault = fault_in([(name, tensor)], squares=squares)
+                if (
+                    not fault
+                    and name.startswith("exp_avg_sq/")
+                    and tensor.is_floating_point()
+                    and tensor.float().lt(0).any()
+                ):
+                    fault = f"{name} holds negative values, which are no means of squares"
+                if fault:
+                    return f"{fault} ({path.name})"
     return ""

@@ -18,16 +18,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Set
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
+from pydantic import FiniteFloat, StringConstraints
 
 from bridge_ds.disk import file_sha256
+from bridge_ds.engine.hooks import FinishedStep
 from bridge_ds.errors import CheckpointError
+from bridge_ds.typed import CLOSED, Count, FileName, typed_object
 
 __all__ = [
-    "BRIDGE", "ENCODER", "FORMAT", "LLM", "LORA", "MANIFEST", "OPTIMIZER", "STATE", "check", "check_file", "entry_of",
-    "fault_in_state", "files_of", "folders", "manifest_sha256", "seal", "step_folder", "trained_files",
+    "BRIDGE", "ENCODER", "FORMAT", "LLM", "LORA", "MANIFEST", "OPTIMIZER", "STATE", "Entry", "check", "check_file",
+    "entry_of", "files_of", "folders", "manifest_sha256", "read_state", "seal", "step_folder", "trained_files",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -40,7 +46,41 @@ _ALWAYS = {BRIDGE, OPTIMIZER, STATE}
 _NAME = re.compile(r"step-(\d{8,})")
 _OLD_KEYS = {"format", "files", "base", "config", "versions"}
 """Keys of manifests that were written before they held their own hash, all of them; some have `converted` as well."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is recorded of a file."""
+
+    __pydantic_config__ = CLOSED
+    bytes: Count
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """manifest.json: what of it is used; `config` is checked where it is built."""
+
+    format: int
+    files: dict[FileName, Entry]
+    base: Annotated[dict[str, str], MinLen(1)]
+    config: dict[str, Any] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _State:
+    """state.json: what of it is used; seed, global batch and data are compared with the run's."""
+
+    step: Count
+    consumed: Count
+    optimizer_step: Count = 0
+    loss: FiniteFloat | None = None
+    validation_loss: float | None = None
+    validation_tokens: Count | None = None
+    bad_samples: dict[str, Count] = field(default_factory=dict)
+    unvalidated: FinishedStep | None = None
 
 
 def step_folder(root: Path, step: int) -> Path:
@@ -89,19 +129,24 @@ def check(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = typed_object(path, dict)
+        there = {each.name for each in folder.iterdir()}
+        if type(manifest.get("format")) is int and manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{folder} has format {manifest['format']}; expected {FORMAT}; use the version that wrote it."
+            )
+        if wrong := _not_sealed(manifest):
+            raise ValueError(wrong)
+        typed_object(path, _Manifest)
+    except OSError as error:
         raise CheckpointError(
-            f"{folder} has no readable {MANIFEST} ({type(error).__name__}); expected a complete checkpoint."
+            f"{folder} has no readable {MANIFEST} ({error.strerror or error}); expected a complete checkpoint."
         ) from None
-    if isinstance(manifest, dict) and type(manifest.get("format")) is int and manifest["format"] != FORMAT:
-        raise CheckpointError(
-            f"{folder} has format {manifest['format']}; expected {FORMAT}; use the version that wrote it."
-        )
-    there = {each.name for each in folder.iterdir()}
-    fault = _fault_in_manifest(manifest, there)
-    if fault:
-        raise CheckpointError(f"{path} {fault}; the file was changed or damaged.")
+    except ValueError as error:
+        raise CheckpointError(f"{path} {error}; the file was changed or damaged.") from None
+    unlisted = sorted((_ALWAYS | (there & {ENCODER, LLM, LORA})) - set(manifest["files"]))
+    if unlisted:
+        raise CheckpointError(f"{path} does not list {unlisted[0]}; the file was changed or damaged.")
     try:
         for name, expected in manifest["files"].items():
             check_file(folder / name, expected)
@@ -109,7 +154,7 @@ def check(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{error.filename or folder} cannot be read ({error.strerror or error}); expected a complete checkpoint."
         ) from None
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def entry_of(path: Path) -> dict[str, Any]:
@@ -134,58 +179,35 @@ def manifest_sha256(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(others, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _fault_in_manifest(manifest: Any, there: Set[str]) -> str:
-    """What is wrong with a manifest next to the files `there`, for a message that begins with its path; empty if
-    nothing is."""
-    if not isinstance(manifest, dict):
-        return f"holds {type(manifest).__name__}; expected an object"
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read, is of another shape, or of another step than the folder's name says.
+    """
+    path = folder / STATE
+    try:
+        state = typed_object(path, _State)
+        step, named = state["step"], _NAME.fullmatch(folder.name)
+        if named and int(named[1]) != step:
+            raise ValueError(f"has step {step}; expected that of the folder, {int(named[1])}")
+        for key, value in (("optimizer_step", state.get("optimizer_step", 0)),
+                           ("unvalidated.step", (state.get("unvalidated") or state)["step"])):  # fmt: skip
+            if value > step:
+                raise ValueError(f"has {key} {value}; expected at most the step, {step}")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); expected a complete one.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} {error}; the file was changed or damaged.") from None
+    return state
+
+
+def _not_sealed(manifest: dict[str, Any]) -> str:
+    """How a manifest shows that it is not what was written; empty if it does not."""
     if "sha256" in manifest:
-        if manifest["sha256"] != manifest_sha256(manifest):
-            return "has another sha256 than it says of itself"
-    elif not _OLD_KEYS <= set(manifest) <= _OLD_KEYS | {"converted"}:
-        odd = sorted((set(manifest) - {"converted"}) ^ _OLD_KEYS)[0]
-        what = "an unknown" if odd in manifest else "no"
-        return f"has no sha256 of itself, and {what} {odd!r}; expected a complete one"
-    if type(manifest.get("format")) is not int:
-        return f"has format {manifest.get('format')!r}; expected a number"
-    base, files = manifest.get("base"), manifest.get("files")
-    if not _is_texts(base):
-        return "has no `base`; expected the hashes of the base models by name"
-    if not isinstance(manifest.get("config", {}), dict):
-        return "has a `config` that is no object"
-    if not isinstance(files, dict) or not all(_is_entry(name, entry) for name, entry in files.items()):
-        return "has no `files`; expected {name: {bytes, sha256}}"
-    unlisted = sorted((_ALWAYS | (there & {ENCODER, LLM, LORA})) - set(files))
-    return f"does not list {unlisted[0]}" if unlisted else ""
-
-
-def fault_in_state(state: Any) -> str:
-    """What is wrong with a state.json, for a message that begins with its path; empty if nothing is."""
-    if not isinstance(state, dict):
-        return f"holds {type(state).__name__}; expected an object"
-    for name in ("step", "consumed", "optimizer_step"):
-        value = state.get(name, 0 if name == "optimizer_step" else None)
-        if type(value) is not int or value < 0:
-            return f"has {name} {value!r}; expected an integer, 0 or more"
-    loss, bad = state.get("loss"), state.get("bad_samples", {})
-    if loss is not None and (isinstance(loss, bool) or not isinstance(loss, int | float)):
-        return f"has loss {loss!r}; expected a number"
-    if not isinstance(bad, dict) or not all(type(count) is int for count in bad.values()):
-        return f"has bad_samples {bad!r}; expected a number by kind"
-    return ""
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(each, str) for each in value.values())
-
-
-def _is_entry(name: str, entry: Any) -> bool:
-    return (
-        name == Path(name).name  # never out of the folder
-        and isinstance(entry, dict)
-        and set(entry) == {"bytes", "sha256"}
-        and type(entry["bytes"]) is int
-        and entry["bytes"] >= 0
-        and isinstance(entry["sha256"], str)
-        and bool(_SHA256.fullmatch(entry["sha256"]))
-    )
+        return "" if manifest["sha256"] == manifest_sha256(manifest) else "has another sha256 than it says of itself"
+    if _OLD_KEYS <= set(manifest) <= _OLD_KEYS | {"converted"}:
+        return ""
+    odd = sorted((set(manifest) - {"converted"}) ^ _OLD_KEYS)[0]
+    what = "an unknown" if odd in manifest else "no"
+    return f"has no sha256 of itself, and {what} {odd!r}; expected a complete one"

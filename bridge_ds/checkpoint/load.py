@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ import torch
 from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
-from bridge_ds.checkpoint.state import restore_moments, trained
+from bridge_ds.checkpoint.state import MOMENTS, restore_moments, trained
 from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError
 
@@ -28,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _KINDS = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
 """dtypes of trained parameters (the first) and of buffers, as safetensors names them."""
+_RESTORE = "restore the file, or move the checkpoint away to continue from the one before it"
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,9 @@ class Checkpoint:
     @classmethod
     def read(cls, folder: Path, finite: bool = True) -> Checkpoint:
         """Raises CheckpointError unless the folder is complete and, with `finite`, all its numbers are finite."""
-        manifest, path = layout.check(folder), folder / layout.STATE
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            wrong = layout.fault_in_state(state)
-        except ValueError as error:
-            wrong = f"is no JSON ({error})"
-        if wrong:
-            raise CheckpointError(f"{path} {wrong}; the file was changed or damaged.")
+        manifest, state = layout.check(folder), layout.read_state(folder)
         if finite and (fault := _numbers_wrong(folder)):
-            raise CheckpointError(f"{folder} is of a step that was not finite: {fault}; expected an older one.")
+            raise CheckpointError(f"{folder} {fault}; expected an older one.")
         return cls(folder, state, manifest)
 
 
@@ -103,15 +96,16 @@ def newest(root: Path, warn: Callable[[str], None] = _log.warning, finite: bool 
 
 
 def _numbers_wrong(folder: Path) -> str:
-    """What of a checkpoint's tensors is not finite, for a message; empty if nothing is."""
+    """What of a checkpoint's tensors is not finite, for a message after its name; empty if nothing is."""
     from safetensors import SafetensorError
 
     try:
-        return fault_in_files(layout.trained_files(folder)) or fault_in_files(
+        fault = fault_in_files(layout.trained_files(folder)) or fault_in_files(
             [folder / layout.OPTIMIZER], squares=False
         )
+        return f"is of a step that was not finite: {fault}" if fault else ""
     except (OSError, SafetensorError) as error:
-        return f"its tensors cannot be read ({' '.join(str(error).split())[:200]})"
+        return f"has tensors that cannot be read ({' '.join(str(error).split())[:200]})"
 
 
 def find_start(start_from: str) -> Checkpoint | None:
@@ -178,20 +172,30 @@ def put_trained(paths: Sequence[Path], model: torch.nn.Module, remedy: str, begi
     """
     targets = trained_tensors(model)
     with _opened(paths) as files:
-        held = {name: file for file in files for name in list(file.keys())}
+        held: dict[str, Any] = {}
+        for path, file in zip(paths, files, strict=True):
+            for name in list(file.keys()):
+                if name in held:
+                    raise _unlike(paths, name, f"differ in {name} ({path.name} holds it too); expected it once", remedy)
+                held[name] = file
         kept = {name for name in targets if begin and name not in held and name.startswith(("encoder.", "llm."))}
         for name in sorted(set(held) ^ set(targets) - kept):
             where = "the file lacks it" if name in targets else "the model has none of that name"
             raise _unlike(paths, name, f"differ in {name} ({where}); expected the same parameters", remedy)
         for name, file in sorted(held.items()):
-            shape, wanted = tuple(file.get_slice(name).get_shape()), whole_shape(targets[name])
-            if shape != wanted:
-                raise _unlike(paths, name, f"differ in {name}; shape {shape} in the file, expected {wanted}", remedy)
-            kind, dtype = file.get_slice(name).get_dtype(), targets[name].dtype
-            if _KINDS.get(kind) != dtype:
-                raise _unlike(paths, name, f"differ in {name}; dtype {kind} in the file, expected {dtype}", remedy)
+            if what := _differs(file.get_slice(name), whole_shape(targets[name]), targets[name].dtype):
+                raise _unlike(paths, name, f"differ in {name}; {what}", remedy)
         for name, file in sorted(held.items()):
             _fill(targets[name], file, name)
+
+
+def _differs(found: Any, shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    """In what a tensor of a file, not read yet, is not as expected, for a message; empty if in nothing."""
+    there = tuple(found.get_shape())
+    if there != shape:
+        return f"shape {there} in the file, expected {shape}"
+    kind = found.get_dtype()
+    return "" if _KINDS.get(kind) == dtype else f"dtype {kind} in the file, expected {dtype}"
 
 
 def _unlike(paths: Sequence[Path], name: str, what: str, remedy: str) -> CheckpointError:
@@ -240,6 +244,21 @@ def trained_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_optimizer(checkpoint: Checkpoint, engine: Any) -> None:
-    """Restore AdamW's state in the engine (a collective)."""
-    with _opened([checkpoint.folder / layout.OPTIMIZER]) as (moments,):
+    """Restore AdamW's state in the engine (a collective).
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds other names, shapes or dtypes than this state.
+    """
+    path = checkpoint.folder / layout.OPTIMIZER
+    shapes = {f"{moment}/{name}": whole_shape(p) for name, p in trained(engine.module) for moment in MOMENTS}
+    with _opened([path]) as (moments,):
+        held = set(moments.keys())
+        for name in sorted(held ^ set(shapes)):
+            where = "the file lacks it" if name in shapes else "nothing of that name is trained"
+            raise CheckpointError(f"{path}: {name} ({where}); expected the state of what is trained; {_RESTORE}.")
+        for name, shape in sorted(shapes.items()):
+            if what := _differs(moments.get_slice(name), shape, torch.float32):
+                raise CheckpointError(f"{path}: {name} has {what}; {_RESTORE}.")
+        if "optimizer_step" not in checkpoint.state:
+            raise CheckpointError(f"{checkpoint.folder / layout.STATE} has no optimizer_step; {_RESTORE}.")
         restore_moments(engine, moments.get_tensor, int(checkpoint.state["optimizer_step"]))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.checkpoint.layout import MANIFEST
 from bridge_ds.checkpoint.load import Checkpoint, find, find_start
 from bridge_ds.config.build import from_dict
 from bridge_ds.config.changes import (
@@ -91,8 +92,12 @@ def config_in(checkpoint: Checkpoint) -> Config:
     """The config that a checkpoint was written with.
 
     Raises:
-        CheckpointError: it has a key that this version does not know, or a value that it cannot use.
+        CheckpointError: there is none, or it has a key that this version does not know, or a value that it cannot use.
     """
+    if "config" not in checkpoint.manifest:
+        raise CheckpointError(
+            f"{checkpoint.folder / MANIFEST} has no config; expected that of the training; use another checkpoint."
+        )
     try:
         return from_dict(completed(checkpoint.manifest["config"]))
     except ConfigError as error:

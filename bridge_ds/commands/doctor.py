@@ -15,20 +15,23 @@ import argparse
 import json
 from pathlib import Path
 
-from bridge_ds.cli import Parser, add_placing
+from bridge_ds.cli import Parser, add_placing, positive
 
 
 def main(argv: list[str] | None = None) -> int:
     """Examine, print, and return the exit status."""
     parser = Parser(prog="bridge-ds doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder (run.output of the training run)")
-    parser.add_argument("--samples", type=int, default=64, help="training samples to look at (default: 64)")
+    parser.add_argument(
+        "--samples",
+        type=positive(int, least=2, most=1_000_000),
+        default=64,
+        help="training samples to look at, 2 or more, as sources are swapped between them (default: 64)",
+    )
     parser.add_argument("--device", help="torch device, the same as --device-map DEVICE")
     add_placing(parser, "the GPU if there is one, else the CPU")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
     options = parser.parse_args(argv)
-    if options.samples < 2:
-        parser.error(f"--samples is {options.samples}; expected 2 or more: sources are swapped between samples.")
     return _examine(options)
 
 

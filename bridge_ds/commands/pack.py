@@ -80,6 +80,8 @@ def _pack(options: argparse.Namespace) -> None:
         raise DataError("pack needs one kind of input; expected either --input FILE... or --dataset ID.")
     if options.format == "dataset" and not options.dataset:
         raise DataError("--format dataset has no data set; expected --dataset ID (a hub id or a folder).")
+    if options.input and (options.config or options.revision or options.split != "train"):
+        raise DataError("--config, --split and --revision choose from a data set; expected --dataset ID with them.")
     if options.dataset:
         stream = options.limit is not None
         parts = sources.dataset_parts(options.dataset, options.config, options.split, options.revision, stream)
@@ -114,6 +116,10 @@ def _pack_task(options: argparse.Namespace) -> None:
     name = options.task.removeprefix(_TASK)
     if options.input or not options.task.startswith(_TASK):
         raise DataError(f"pack has {options.task!r}; expected task:NAME without --input, such as task:xnli.")
+    if options.key or options.config or options.format != "auto" or options.split != "train":
+        raise DataError(
+            f"{options.task} has keys, splits and columns of its own; leave out --key, --config, --format and --split."
+        )
     if isinstance(table := TASKS.get(name), TableTask):
         fields = parse_map(options.map, table.columns)
         given = TaskDataConfig(source=options.dataset or "", revision=options.revision, fields=fields)
@@ -210,10 +216,18 @@ def _pack_parser() -> Parser:
     pack.add_argument("--config", metavar="NAME", help="configuration of the data set, such as a language")
     pack.add_argument("--split", default="train", metavar="S", help="split of the data set (default: train)")
     pack.add_argument("--revision", metavar="R", help="hub revision of the data set")
-    pack.add_argument("--shard-size", type=positive(float), default=256.0, metavar="MiB", help="default: 256")
-    pack.add_argument("--samples-per-shard", type=positive(int), default=100_000, metavar="N", help="default: 100000")
-    pack.add_argument("--limit", type=positive(int), metavar="N", help="pack the first N samples only (one process)")
-    pack.add_argument("--shuffle", type=int, metavar="SEED", help="shuffle all samples")
+    # A smaller shard holds not even one line of text; a shuffle makes a file for each.
+    size = positive(float, least=0.001, most=1 << 20)
+    pack.add_argument("--shard-size", type=size, default=256.0, metavar="MiB", help="default: 256")
+    pack.add_argument(
+        "--samples-per-shard", type=positive(int, most=10**9), default=100_000, metavar="N", help="default: 100000"
+    )
+    pack.add_argument(
+        "--limit", type=positive(int, most=10**12), metavar="N", help="pack the first N samples only (one process)"
+    )
+    pack.add_argument(
+        "--shuffle", type=positive(int, zero=True, most=2**63 - 1), metavar="SEED", help="shuffle all samples"
+    )
     pack.add_argument("--key", default="", metavar="FIELD", help="field that holds each sample's key; default: numbers")
     pack.add_argument("--overwrite", action="store_true", help="replace a folder of shards, or unfinished work")
     _add_common(pack)
@@ -251,7 +265,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", default="", metavar="TEXT", help="what the texts come from, for the index")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
-        "--processes", type=positive(int), default=cores, metavar="N", help=f"at work at a time (default: {cores})"
+        "--processes",
+        type=positive(int, most=1024),
+        default=cores,
+        metavar="N",
+        help=f"at work at a time (default: {cores})",
     )
 
 

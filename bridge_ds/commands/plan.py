@@ -166,14 +166,17 @@ def _parser() -> argparse.ArgumentParser:
         "--train-llm", dest="llm_trained", action="store_const", const=True, help="as llm.trainable=true"
     )
     parser.add_argument(
-        "--lora", type=positive(int, zero=True), metavar="RANK", help="as lora.rank, on all linear layers"
+        "--lora", type=positive(int, zero=True, most=16_384), metavar="RANK", help="as lora.rank, on all linear layers"
     )
-    parser.add_argument("--nodes", type=positive(int), default=1, help="default: 1")
-    parser.add_argument("--gpus", type=positive(int), default=8, help="a node (default: 8)")
+    parser.add_argument("--nodes", type=positive(int, most=100_000), default=1, help="default: 1")
+    parser.add_argument("--gpus", type=positive(int, most=1024), default=8, help="a node (default: 8)")
     parser.add_argument("--gpu", default="a100-80", choices=tuple(GPUS), help="default: a100-80")
-    parser.add_argument("--gpu-gib", type=positive(float), help="memory of another device, in GiB")
+    parser.add_argument("--gpu-gib", type=positive(float, most=1e6), help="memory of another device, in GiB")
     parser.add_argument(
-        "--network-gbit", type=positive(float), default=200, help="Gbit/s of a node, all adapters (default: 200)"
+        "--network-gbit",
+        type=positive(float, most=1e9),
+        default=200,
+        help="Gbit/s of a node, all adapters (default: 200)",
     )
     part = positive(float, most=1)
     parser.add_argument(
@@ -187,9 +190,9 @@ def _parser() -> argparse.ArgumentParser:
         "--launch-us", type=positive(float, zero=True), default=5.0,
         help="microseconds to launch an operator (assumed: 5)",
     )  # fmt: skip
-    parser.add_argument("--global-batch", type=positive(int), help="samples a step (default: 128)")
+    parser.add_argument("--global-batch", type=positive(int, most=10_000_000), help="samples a step (default: 128)")
     for name, default in (("source", 512), ("prompt", 0), ("target", 128)):
-        least = positive(int, zero=name == "prompt")
+        least = positive(int, zero=name == "prompt", most=10_000_000)
         parser.add_argument(f"--{name}-tokens", dest=name, type=least, metavar="N", help=f"default: {default}")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
     return parser

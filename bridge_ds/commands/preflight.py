@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -18,8 +19,9 @@ from typing import Any
 
 from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
 from bridge_ds.config import zero
+from bridge_ds.config.ds_models import check_with_deepspeed
 from bridge_ds.config.load import load_config
-from bridge_ds.config.names import is_embedded, resolve
+from bridge_ds.config.names import is_embedded
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.errors import BridgeError, ConfigError, DataError, LaunchError
@@ -43,18 +45,15 @@ class Subject:
 
     options: argparse.Namespace
     config: Config = dataclasses.field(default_factory=Config)
-    why_local: str = ""
-    """Why the hub cannot be reached; set where a model is not a folder."""
+    bases: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """transformers configs of the base models whose check passed."""
+    step: int | None = None
+    """Of the checkpoint that the run goes on from; None = there is none."""
 
     @property
     def ranks(self) -> int:
         """Processes of the job."""
         return int(self.options.ranks)
-
-    @property
-    def hub(self) -> dict[str, Any]:
-        """Options of calls that may reach the hub; its client would retry each file six times, with warnings."""
-        return {"local_files_only": True} if self.why_local else {}
 
     @property
     def gpus(self) -> int:
@@ -119,7 +118,7 @@ def batch_divides(subject: Subject) -> str:
 
 def deepspeed_config(subject: Subject) -> str:
     """The DeepSpeed file is one that this version reads."""
-    zero.engine_config(subject.config, subject.ds_values, subject.ranks)
+    check_with_deepspeed(subject.config, subject.ds_values, subject.ranks)
     return subject.config.run.ds_config
 
 
@@ -129,56 +128,59 @@ def run_goes_on(subject: Subject) -> str:
 
     origin = find_origin(subject.config, Path(subject.config.run.output))
     subject.config = origin.config
+    subject.step = origin.checkpoint.step if origin.checkpoint else None
     return "; ".join(map(str.strip, origin.lines())) or "a new run"
 
 
-def models_on_disk(subject: Subject) -> str:
-    """Config and all weight files of both models are on this machine, with the sizes given in their headers."""
-    from bridge_ds.frozen.verify import check_length, loaded_files, why_no_hub
+def encoder_loads(subject: Subject) -> str:
+    """The encoder's files are whole and fit its config; its forward pass runs, without numbers."""
+    from bridge_ds.encoder.frozen import encoder_base
 
-    found = []
-    of = subject.config.model
-    if not all(Path(resolve(name)).is_dir() for name in (of.encoder, of.llm)):
-        subject.why_local = why_no_hub()
-    for key, name, revision in (("encoder", of.encoder, of.encoder_revision), ("llm", of.llm, of.llm_revision)):
-        try:
-            files = loaded_files(resolve(name), revision, subject.hub)
-        except BridgeError:
-            raise
-        except Exception as error:  # of the hub client
-            raise ConfigError(f"model.{key} {name!r} cannot be looked up ({error}); download it first.") from None
-        if not files:
-            where = f"in the hub's cache, and {subject.why_local}" if subject.why_local else "here"
-            raise ConfigError(
-                f"model.{key} {name!r} has no safetensors files {where}; expected them, or pytorch_model.bin, on disk; "
-                "download it on a node with network (hf download), or give a folder."
-            )
-        for path in files:
-            check_length(f"model.{key}", path)
-        found.append(f"{key} {sum(path.stat().st_size for path in files) / 2**30:.2f} GiB in {len(files)} files")
-    return "; ".join(found)
+    return _loads(subject, "encoder", encoder_base)
+
+
+def llm_loads(subject: Subject) -> str:
+    """The LLM's likewise, and it takes a soft prompt."""
+    from bridge_ds.llm.frozen import llm_base
+    from bridge_ds.llm.support import check_llm
+
+    done, of = _loads(subject, "llm", llm_base), subject.config.model
+    return done + _remark(check_llm(of.llm, subject.bases["llm"], of.trust_remote_code))
+
+
+def _loads(subject: Subject, what: str, base_of: Callable[..., Any]) -> str:
+    from bridge_ds.engine.setup import quiet_transformers
+    from bridge_ds.frozen.check import check_base
+
+    quiet_transformers()
+    base = base_of(subject.config.model)
+    done = check_base(base, run=True)
+    subject.bases[what] = base.config
+    remarks = "".join(map(_remark, (done.remark, done.left_out)))
+    return f"{done.bytes / 2**30:.2f} GiB in {done.files} file{'s'[: done.files != 1]}{remarks}"
+
+
+def _remark(text: str) -> str:
+    return f"; {text}" if text else ""
 
 
 def tokenizers_match(subject: Subject) -> str:
-    """Both tokenizers load and fit their models' embedding tables; there is a chat template if one is needed."""
-    from transformers import AutoConfig
-
+    """Both tokenizers load and fit their models' embedding tables; there is a chat template if one is needed; texts of
+    the configured lengths fit the models' positions."""
     from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers
+    from bridge_ds.llm.positions import check_positions
 
-    of = subject.config.model
-    tokenizers = load_tokenizers(of, subject.hub, subject.config.data)
+    tokenizers = load_tokenizers(subject.config.model, data=subject.config.data)
     if tokenizers.languages:
         tokenizers.languages.check("data.source_language", subject.config.data.source_language)
-    pairs = (
-        ("model.encoder", tokenizers.encoder, of.encoder, of.encoder_revision),
-        ("model.llm", tokenizers.llm, of.llm, of.llm_revision),
-    )
-    for key, tokenizer, name, revision in pairs:
-        found = AutoConfig.from_pretrained(
-            resolve(name), revision=revision, trust_remote_code=of.trust_remote_code, **subject.hub
-        )
-        check_vocabulary(tokenizer, found.vocab_size, key)
-    return f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
+    for what, tokenizer in (("encoder", tokenizers.encoder), ("llm", tokenizers.llm)):
+        if rows := getattr(subject.bases.get(what), "vocab_size", None):
+            check_vocabulary(tokenizer, rows, f"model.{what}")
+    done = f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
+    if len(subject.bases) == 2 and (subject.step or 0) < subject.config.train.steps:
+        both = subject.bases["encoder"], subject.bases["llm"]
+        done += "".join(map(_remark, check_positions(subject.config, *both, tokenizers, subject.step is not None)))
+    return done
 
 
 def shards_verify(subject: Subject) -> str:
@@ -271,7 +273,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "batch": batch_divides,
     "deepspeed": deepspeed_config,
     "run": run_goes_on,
-    "models": models_on_disk,
+    "encoder": encoder_loads,
+    "llm": llm_loads,
     "tokenizers": tokenizers_match,
     "shards": shards_verify,
     "output": output_writable,
@@ -293,9 +296,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_options(parser)
-    parser.add_argument("--ranks", type=positive(int), default=1, help="processes of the job (default: 1)")
-    parser.add_argument("--nodes", type=positive(int), help="nodes they are on (default: the Slurm job's, else 1)")
-    parser.add_argument("--gpu-gib", type=positive(float), help="memory of the GPUs to be used, in GiB")
+    parser.add_argument(
+        "--ranks", type=positive(int, most=1_000_000), default=1, help="processes of the job (default: 1)"
+    )
+    parser.add_argument(
+        "--nodes", type=positive(int, most=1_000_000), help="nodes they are on (default: the Slurm job's, else 1)"
+    )
+    parser.add_argument("--gpu-gib", type=positive(float, most=1e6), help="memory of the GPUs to be used, in GiB")
     parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
     parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")
     return parser

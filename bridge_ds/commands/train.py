@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
-from bridge_ds.cli import train_parser
+from bridge_ds.cli import Parser, positive, train_parser
 
 __all__ = ["main", "split"]
 
@@ -25,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         from bridge_ds.train import main as train
 
         return train(own)
+    # With a buffer, the launcher would end with 120 in place of the trainer's status where its log's disk is full.
+    os.environ["PYTHONUNBUFFERED"] = "1"
     # -P: packages are found as by an installed script, not in this folder first.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "deepspeed.launcher.runner", *launcher, str(_TRAINER), *own])
 
@@ -32,8 +33,8 @@ def main(argv: list[str] | None = None) -> int:
 def split(words: list[str]) -> tuple[list[str], list[str]]:
     """Options of the trainer, and those of DeepSpeed's launcher (`--num_gpus N`, and what follows `--`)."""
     own, launcher = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    processes = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="bridge-ds train")
-    processes.add_argument("--num_gpus", "--num_accelerators", type=int)
+    processes = Parser(add_help=False, allow_abbrev=False, prog="bridge-ds train")
+    processes.add_argument("--num_gpus", "--num_accelerators", type=positive(int, most=10_000))
     found, own = processes.parse_known_args(own)
     if found.num_gpus is not None:
         launcher = [*launcher, f"--num_gpus={found.num_gpus}"]

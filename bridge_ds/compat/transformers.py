@@ -1,14 +1,23 @@
-"""transformers: masks that need no look at the device, and activation checkpointing in evaluation mode."""
+"""transformers: masks that need no look at the device, activation checkpointing in evaluation mode, and what the cache
+is called."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, wraps
 from typing import Any
 
-__all__ = ["enable_recomputing", "masks_known", "set_recomputing"]
+__all__ = [
+    "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known", "quiet", "set_recomputing",
+    "unsharded",
+]  # fmt: skip
+
+_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+"""Names of the cache, in forward() and in what it returns: transformers 5.24 renames the later ones, which it warns of
+and gives up in 5.40, to the first."""
 
 _PADDED: ContextVar[bool | None] = ContextVar("padded", default=None)
 
@@ -34,6 +43,65 @@ def masks_known(padded: bool) -> Iterator[None]:
         yield
     finally:
         _PADDED.reset(token)
+
+
+def given_cache(model: Any, cache: object) -> dict[str, object]:
+    """A cache as an argument of the model's forward, by the name that it has there."""
+    taken = inspect.signature(model.forward).parameters
+    return {next((name for name in _CACHE_NAMES if name in taken), _CACHE_NAMES[0]): cache}
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in a model's output; None if it has none."""
+    # Not getattr: the old names are properties, which warn.
+    return next((vars(output)[name] for name in _CACHE_NAMES if vars(output).get(name) is not None), None)
+
+
+def generate_from_embeds(model: Any) -> None:
+    """Let `generate` of this model take embeddings where its class only fails to name them.
+
+    transformers (5.24 at least) refuses them unless `prepare_inputs_for_generation` has an argument of that name; in
+    some classes (Gemma3ForConditionalGeneration, FalconH1ForCausalLM) it passes them on as one of `**kwargs`.
+    """
+    own = getattr(model, "prepare_inputs_for_generation", None)
+    if own is None:
+        return
+    taken = inspect.signature(own).parameters
+    if "inputs_embeds" in taken or not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+        return
+
+    # `kwargs` is the name by which transformers knows that forward's arguments may be given too.
+    def prepare(input_ids: Any, inputs_embeds: Any = None, **kwargs: Any) -> Any:
+        return own(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+    model.prepare_inputs_for_generation = prepare
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While open, transformers logs nothing but errors: what is tried out on a model that nobody asked for would read
+    as if it were about the user's."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """While open, `from_pretrained` does not shard, though an HfDeepSpeedConfig lives (transformers 5.17 to 5.24)."""
+    from transformers.integrations import deepspeed as of
+
+    held = getattr(of, "_hf_deepspeed_config_weak_ref", None)
+    of.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        of._hf_deepspeed_config_weak_ref = held
 
 
 @cache

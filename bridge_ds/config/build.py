@@ -17,12 +17,15 @@ from pydantic_core import ErrorDetails
 from bridge_ds.config.renames import RENAMED, new_name, with_new_names
 from bridge_ds.config.schema import KINDS, SECTIONS, Config, metadata
 from bridge_ds.config.schema.fields import FUNCTION, Rule
+from bridge_ds.config.text import named, shown
 from bridge_ds.errors import ConfigError
 
 __all__ = ["NO_PEFT", "adapter", "bounds", "check", "flatten", "from_dict", "one_of", "to_dict"]
 
 NO_PEFT = "lora.rank is {}, which needs the package peft; expected it to be installed; pip install 'bridge_ds[lora]'."
 """Said before anything slow begins, and where a run is loaded."""
+_CHOICES = 12
+"""Most choices that a message lists."""
 
 
 def from_dict(values: Mapping[str, Any], expand_paths: bool = False) -> Config:
@@ -65,13 +68,20 @@ def bounds(of: Sequence[Any]) -> str:
     for rule in of:
         if isinstance(rule, Rule):
             return rule.text
-    found: dict[type, Any] = {type(bound): bound for bound in of}
-    low = f"{found[Ge].ge:g}" if Ge in found else ""
-    if Lt in found:
-        return f"from {low} to below {found[Lt].lt:g}"
-    if Le in found:
-        return f"from {low} to {found[Le].le:g}"
-    return f"{low} or more" if low else f"above {found[Gt].gt:g}" if Gt in found else ""
+    low = max((typing.cast(Any, bound.ge) for bound in of if isinstance(bound, Ge)), default=None)
+    if low is None:
+        low = next((f"above {_number(bound.gt)}" for bound in of if isinstance(bound, Gt)), None)
+    high = next((f"below {_number(bound.lt)}" for bound in of if isinstance(bound, Lt)), None)
+    if high is None:
+        most = min((typing.cast(Any, bound.le) for bound in of if isinstance(bound, Le)), default=None)
+        high = None if most is None else _number(most)
+    if low is None or high is None:
+        return ""
+    return f"{low} to {high}" if isinstance(low, str) else f"from {_number(low)} to {high}"
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def check(config: Config) -> None:
@@ -94,26 +104,30 @@ def one_of(key: str, value: str, choices: Iterable[str]) -> None:
 def _other_choice(key: str, value: Any, choices: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "choose one of them."
-    return f"{key} is {value!r}; expected one of {', '.join(choices)}; {hint}"
+    more = f", ... ({len(choices)} in all)" if len(choices) > _CHOICES else ""
+    return f"{key} is {shown(value)}; expected one of {', '.join(choices[:_CHOICES])}{more}; {hint}"
 
 
 def _sentence(error: ErrorDetails) -> str:
     """What was found, what was expected, what to do."""
     value, kind, loc = error["input"], error["type"], error["loc"]
-    key = ".".join(part for part in loc if isinstance(part, str))
+    key = named(".".join(part for part in loc if isinstance(part, str)))
     if kind == "unexpected_keyword_argument":
         # A wrong section (optim.lr) is named by its first key, which says more about what was meant.
         key = f"{key}.{next(iter(value))}" if isinstance(value, Mapping) and value else key
-        return f"unknown key {key!r}; {_nearest(key, loc)}"
+        if "." in str(loc[-1]):
+            part, _, name = str(loc[-1]).partition(".")
+            return f"unknown key {shown(key)}; a file has no dots in its keys; write {named(name)} under {named(part)}."
+        return f"unknown key {shown(key)}; {_nearest(key, loc)}"
     of = metadata(loc)
     if kind == "value_error":
         fault = error["ctx"]["error"]
-        return f"{key} is {fault.value!r}{fault}."
+        return f"{key} is {shown(fault.value)}{fault}."
     if kind == "dataclass_type":
-        return f"{key} is {value!r}; expected keys under it, such as {key}.{dataclasses.fields(of[0])[0].name}."
+        return f"{key} is {shown(value)}; expected keys under it, such as {key}.{dataclasses.fields(of[0])[0].name}."
     if kind == "literal_error":
         return _other_choice(key, value, typing.get_args(of[0]))
-    return f"{key} is {value!r}; expected {bounds(of)}."
+    return f"{key} is {shown(value)}; expected {bounds(of)}."
 
 
 def _nearest(key: str, loc: tuple[int | str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import yaml
 
 from bridge_ds.config.build import check, flatten, from_dict, to_dict
 from bridge_ds.config.changes import completed
+from bridge_ds.config.files import is_file, read_text
 from bridge_ds.config.renames import new_name, refuse_both, with_new_names
 from bridge_ds.config.schema import Config
-from bridge_ds.config.text import Typed, Unusable, expand, parse, parsed
+from bridge_ds.config.text import Typed, Unusable, expand, named, one_line, parse, parsed, short, shown
 from bridge_ds.disk import write_text
 from bridge_ds.errors import ConfigError
-from bridge_ds.reading import NotText, decoded
+from bridge_ds.reading import NotText
 
 __all__ = [
     "RECIPES",
@@ -32,6 +34,10 @@ __all__ = [
 
 RECIPES = Path(__file__).parent / "recipes"
 """Folder of the shipped recipes; `--recipe testbed` reads testbed.yaml here."""
+_BASES = 20
+"""Most recipes of which each inherits from the next."""
+_PARTS = 10
+"""Most parts of a key with dots; the schema's deepest has five."""
 
 
 def load_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Config:
@@ -69,8 +75,12 @@ def load_run_config(run: Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: there is none, or as :func:`load_config`.
     """
     path = run / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{run} holds no config.yaml; expected a run folder; give the run.output of a training run.")
+    if not is_file(path) and not os.path.lexists(run):
+        raise ConfigError(f"there is no folder {named(run)}; expected a run folder (run.output of a training run).")
+    if not is_file(path):
+        raise ConfigError(
+            f"{named(run)} holds no config.yaml; expected a run folder; give the run.output of a training run."
+        )
     return from_dict(_put_overrides(with_new_names(completed(_read_yaml(path))), overrides))
 
 
@@ -94,19 +104,26 @@ def save_config(config: Config, path: Path) -> None:
 
 def config_text(config: Config) -> str:
     """What :func:`save_config` writes."""
-    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 
+class _Dumper(yaml.SafeDumper):
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Escape line ends other than \\n, which YAML reads back as spaces."""
+        style = '"' if set(text) & set("\r\x85\u2028\u2029\ufeff") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 def _find_recipe(recipe: str) -> Path:
-    path = Path(recipe)
-    if path.is_file():
-        return path
-    shipped = RECIPES / f"{recipe.removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
-        return shipped
+    for path in (Path(recipe), RECIPES / f"{recipe.removesuffix('.yaml')}.yaml"):
+        if is_file(path):
+            return path
     names = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-    raise ConfigError(f"no recipe {recipe!r}; expected a YAML file or one of {names}.")
+    raise ConfigError(f"no recipe {shown(recipe)}; expected a YAML file or one of {names}.")
 
 
 def _read_recipe(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -121,26 +138,36 @@ def _read_recipe(path: Path, children: tuple[Path, ...] = ()) -> dict[str, Any]:
         values = with_new_names(values, note=True)
         from_dict(values)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{named(path)}: {error}") from None
     if base is None:
         return values
     found = _find_base(path, base)
     chain = (*children, path)
     if any(found.samefile(other) for other in chain):
-        way = " -> ".join(str(other) for other in (*chain, found))
-        raise ConfigError(f"{path} has base: {base}, which leads back to {found} ({way}); take one `base` out.")
+        way = short(" -> ".join(str(other) for other in (*chain, found)))
+        raise ConfigError(
+            f"{named(path)} has base: {base}, which leads back to {named(found)} ({way}); take one `base` out."
+        )
+    if len(chain) > _BASES:
+        raise ConfigError(
+            f"{named(chain[0])} has a base that has a base, {_BASES} times; expected fewer; write a part of them out."
+        )
     return _put_over(_read_recipe(found, chain), values)
 
 
 def _find_base(path: Path, base: Any) -> Path:
-    base = expand(f"{path}: base", base) if isinstance(base, str) else base
-    names = [path.parent / str(base), RECIPES / f"{str(base).removesuffix('.yaml')}.yaml"]
-    for candidate in names:
-        if isinstance(base, str) and candidate.is_file():
-            return candidate
+    base = expand(f"{named(path)}: base", base) if isinstance(base, str) else base
+    if isinstance(base, str):
+        names = [path.parent / base, RECIPES / f"{base.removesuffix('.yaml')}.yaml"]
+        for candidate in names:
+            if is_file(candidate):
+                return candidate
+        where = f"there is neither {named(names[0])} nor {named(names[1])}"
+    else:
+        where = "that is no name"
     raise ConfigError(
-        f"{path} has base: {base}, but there is neither {names[0]} nor {names[1]}; expected the path of a recipe "
-        "relative to this one, or a name in recipes/."
+        f"{named(path)} has base: {short(str(base)) if isinstance(base, str) else shown(base)}, but {where}; expected "
+        "the path of a recipe relative to this one, or a name in recipes/."
     )
 
 
@@ -155,12 +182,15 @@ def _put_over(under: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = parse(decoded(path.read_bytes())) or {}
+        values = parse(read_text(path))
     except (yaml.YAMLError, NotText) as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not readable as YAML ({where}); expected keys and values.") from None
+        where = one_line(error)
+        raise ConfigError(f"{named(path)} is not readable as YAML ({where}); expected keys and values.") from None
+    if values is None:
+        return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds {type(values).__name__}; expected keys such as `train:`.")
+        kind = "text" if isinstance(values, str) else f"a {type(values).__name__}"
+        raise ConfigError(f"{named(path)} holds {kind}; expected keys such as `train:`.")
     return values
 
 
@@ -174,8 +204,8 @@ def _put_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str
 def _override(values: dict[str, Any], text: str) -> None:
     name, sign, raw = text.partition("=")
     *parts, key = new_name(name.strip(), note=True).split(".")
-    if not (sign and parts and all(parts) and key):
-        raise ConfigError(f"--set {text!r} is not of the form part.key=value, such as train.lr=1e-3.")
+    if not (sign and parts and all(parts) and key and len(parts) < _PARTS):
+        raise ConfigError(f"--set {shown(text)} is not of the form part.key=value, such as train.lr=1e-3.")
     section: Any = values
     for depth, part in enumerate(parts, 1):
         if section.get(part) is None:
@@ -183,8 +213,8 @@ def _override(values: dict[str, Any], text: str) -> None:
         try:
             section[part] = parsed(section[part])
         except Unusable as error:
-            raise ConfigError(f"{'.'.join(parts[:depth])} is {error.value!r}{error}.") from None
+            raise ConfigError(f"{'.'.join(parts[:depth])} is {shown(error.value)}{error}.") from None
         section = section[part]
         if not isinstance(section, dict):
-            raise ConfigError(f"{'.'.join(parts[:depth])} is {section!r}; expected keys under it.")
+            raise ConfigError(f"{'.'.join(parts[:depth])} is {shown(section)}; expected keys under it.")
     section[key] = Typed(raw)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-__all__ = ["EMBEDDED_SHARDS", "is_embedded", "resolve"]
+from bridge_ds.config.schema import ModelConfig
+
+__all__ = ["EMBEDDED_SHARDS", "found_beside", "is_embedded", "resolve", "with_full_paths"]
 
 EMBEDDED_SHARDS = "testbed/english"
 """The value of `data.shards` that stands for the testbed's English shards (written at first use)."""
@@ -25,3 +30,37 @@ def resolve(name: str) -> str:
     if name in _EMBEDDED_MODELS and not Path(name).is_dir():
         return str(Path(__file__).parents[1] / "testbed" / "weights" / _EMBEDDED_MODELS[name])
     return name
+
+
+def with_full_paths(model: ModelConfig) -> ModelConfig:
+    """Folders of base models by their full paths, so that a run can be used from another working directory."""
+    return _named(model, lambda name: os.path.abspath(name) if Path(name).is_dir() else name)
+
+
+def found_beside(model: ModelConfig, run: Path) -> ModelConfig:
+    """Folders of base models that are not where a run recorded them, if they lie beside the run: a relative path as
+    older runs recorded it, or a run that was moved together with its models.
+
+    What is found is compared with the checkpoint's hash of the model, like any other.
+
+    Args:
+        model: as recorded.
+        run: run folder.
+    """
+    above = (run.absolute(), *run.absolute().parents)
+
+    def find(name: str) -> str:
+        path = Path(name)
+        if path.is_dir() or resolve(name) != name:
+            return name
+        parts = path.parts[1:] if path.is_absolute() else path.parts
+        # Of a hub id too, the whole: `models/llm` is a path as well.
+        tails = [parts[start:] for start in range(len(parts) if path.is_absolute() or len(parts) > 2 else 1)]
+        places = (folder.joinpath(*tail) for folder in above for tail in tails if tail)
+        return next((str(place) for place in places if (place / "config.json").is_file()), name)
+
+    return _named(model, find)
+
+
+def _named(model: ModelConfig, change: Callable[[str], str]) -> ModelConfig:
+    return replace(model, encoder=change(model.encoder), llm=change(model.llm))

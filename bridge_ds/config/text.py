@@ -1,16 +1,31 @@
-"""Scalars as typed: the schema, and not YAML's guess, decides what `0123456`, `no` or `/d/run #2` is."""
+"""Scalars as typed: the schema, and not YAML's guess, decides what `0123456`, `no` or `/d/run #2` is.
+
+What YAML can hold and no setting needs is a yaml.YAMLError: values nested deeply, aliases that repeat a value until it
+fills the memory or that lead back to where they stand, tags of Python or of dates, and keys that are not text.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
 from bridge_ds.errors import ConfigError
 
-__all__ = ["Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "number", "parse", "parsed"]
+__all__ = [
+    "Plain", "Typed", "Unusable", "boolean", "expand", "expanded", "named", "number", "one_line", "parse", "parsed",
+    "printable", "short", "shown",
+]  # fmt: skip
+
+_DEPTH = 20
+"""Most levels of lists and mappings in YAML; the schema has five."""
+_VALUES = 100_000
+"""Most values in YAML, each one counted again for each alias that repeats it."""
+_SHOWN = 160
+"""Most characters of a value in a message."""
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 _BOOLEANS = {
     form: value
@@ -58,8 +73,47 @@ def _typed(value: Any) -> Any:
 
 
 def parse(text: str) -> Any:
-    """YAML with plain scalars as :class:`Plain`, and null as None; a key twice is an error. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
+    """YAML with plain scalars as :class:`Plain`, null as None, and keys as text; a key twice is an error.
+
+    Raises:
+        yaml.YAMLError: not YAML, or more than a setting needs (above).
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except (ValueError, OverflowError) as error:  # PyYAML's own: "\\U00110000", %YAML 1.999...
+        raise yaml.YAMLError(str(error)) from None
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in and under a node; 0 is noted for one that is being counted, to which an alias inside it leads back."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise yaml.composer.ComposerError(
+                None, None, "an alias leads back to the value that it is in; write the value out", node.start_mark
+            )
+        return known[id(node)]
+    known[id(node)] = 0
+    under: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        under = node.value
+    elif isinstance(node, yaml.MappingNode):
+        under = [part for pair in node.value for part in pair]
+    found = 1
+    for each in under:
+        found += _count(each, known)
+        if found > _VALUES:
+            raise yaml.composer.ComposerError(
+                None, None, f"there are more than {_VALUES:,} values, aliases written out; write fewer", node.start_mark
+            )
+    known[id(node)] = found
+    return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,16 +121,28 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in pairs if tag.rsplit(":", 1)[-1] in ("null", "merge")]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse what is nested deeply, before Python's own limit is reached."""
+        if self._depth > _DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, f"values are nested more than {_DEPTH} deep", mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """Reject a key that is given twice; overriding a key merged by `<<` is allowed."""
+        """Refuse a key that is given twice; overriding a key merged by `<<` is allowed."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
                     raise yaml.composer.ComposerError(
-                        None, None, f"the key {key.value!r} is given twice; keep one of them", key.start_mark
+                        None, None, f"the key {shown(key.value)} is given twice; keep one of them", key.start_mark
                     )
                 seen.add((key.tag, key.value))
         return node
@@ -86,8 +152,69 @@ class _Loader(yaml.SafeLoader):
         value: str = self.construct_scalar(node)
         return value if node.style else Plain(value)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """A mapping from texts."""
+        found = super().construct_mapping(node, deep)
+        if other := [key for key in found if not isinstance(key, str)]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {shown(other[0])} is not text; put it in quotation marks", node.start_mark
+            )
+        return found
 
-_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_plain)
+    def construct_other(self, node: Any) -> Any:
+        """No other tag: a date, bytes or an object of Python is no setting."""
+        raise yaml.constructor.ConstructorError(
+            None, None, f"the tag {shown(node.tag)} has no use here; write the value without it", node.start_mark
+        )
+
+
+_Loader.add_constructor("tag:yaml.org,2002:null", _Loader.construct_yaml_null)  # type: ignore[type-var]
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_yaml_seq)  # type: ignore[type-var]
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)  # type: ignore[type-var]
+for _kind in ("str", "int", "float", "bool"):  # the schema reads them, whatever they are called here
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_plain)
+_Loader.add_constructor(None, _Loader.construct_other)
+
+
+def short(text: str, most: int = _SHOWN) -> str:
+    """`text` with its middle left out where it is longer than `most` characters, for messages."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most * 3 // 4]}... ({len(text):,} characters) ...{text[-most // 4 :]}"
+
+
+def one_line(error: Exception) -> str:
+    """What a parser says of a text, on one line, cut."""
+    words = " ".join(str(error).split())
+    return short("".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in words), 300)
+
+
+def shown(value: Any) -> str:
+    """`repr` of a value, cut, for messages."""
+    if isinstance(value, str) and len(value) > 10 * _SHOWN:
+        return short(repr(str(value)))
+    try:
+        return short(repr(value))
+    except (RecursionError, ValueError):  # nested deeply, or an integer of thousands of digits
+        return f"a {type(value).__name__}"
+
+
+def named(name: object) -> str:
+    """A path or key in a message: cut where it is long, in quotation marks where it holds what a line cannot."""
+    text = str(name)
+    return text if text.isprintable() and len(text) <= _SHOWN else shown(text)
+
+
+def printable(text: str) -> str:
+    """`text`, which a file, a path and a request can hold.
+
+    Raises:
+        Unusable: it holds NUL or half of a surrogate pair (a name that is not UTF-8 has such halves in Python).
+    """
+    if found := _UNWRITABLE.search(text):
+        what = "the character NUL" if found[0] == "\0" else "a byte or a character that is not UTF-8"
+        raise Unusable(text, f", with {what} at position {found.start() + 1}; expected text without; take it out")
+    return text
 
 
 def parsed(value: Any) -> Any:
@@ -101,7 +228,7 @@ def parsed(value: Any) -> Any:
     try:
         return _typed(parse(value))
     except yaml.YAMLError as error:
-        raise Unusable(str(value), f", which is not readable as YAML ({' '.join(str(error).split())})") from None
+        raise Unusable(str(value), f", which is not readable as YAML ({one_line(error)})") from None
 
 
 def boolean(text: str) -> bool | None:
@@ -130,23 +257,24 @@ def expand(key: str, text: str) -> str:
     try:
         return expanded(text)
     except Unusable as error:
-        raise ConfigError(f"{key} is {error.value!r}{error}.") from None
+        raise ConfigError(f"{key} is {shown(error.value)}{error}.") from None
 
 
 def expanded(text: str) -> str:
     """`text` with `~` at its start, `$NAME` and `${NAME}` replaced, as a shell would.
 
     Raises:
-        Unusable: no such user or variable; a folder of that very name is not meant.
+        Unusable: no such user or variable (a folder of that very name is not meant), or as :func:`printable`.
     """
+    printable(text)
 
     def value_of(found: re.Match[str]) -> str:
         name = found[1].strip("{}")
         if name not in os.environ:
             raise Unusable(
                 str(text),
-                f", and the environment has no {name}; expected a variable that is set; export it, or write the path "
-                "out",
+                f", and the environment has no {named(name)}; expected a variable that is set; export it, or write "
+                "the path out",
             )
         return os.environ[name]
 
@@ -159,7 +287,7 @@ def expanded(text: str) -> str:
             raise Unusable(
                 str(text),
                 ", and there is no user of that name; expected ~ or ~USER before a path; write "
-                f"./{rest} for a folder that is called so",
+                f"{named(f'./{rest}')} for a folder that is called so",
             )
         rest = home
-    return _VARIABLE.sub(value_of, head + rest)
+    return printable(_VARIABLE.sub(value_of, head + rest))

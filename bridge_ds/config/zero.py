@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.config.ds_file import faults, read_by_engine
+from bridge_ds.config.files import is_file, read_text
 from bridge_ds.config.schema import Config
+from bridge_ds.config.text import named, short, shown
 from bridge_ds.errors import ConfigError, LaunchError
-from bridge_ds.reading import NotText, decoded, json_value
+from bridge_ds.reading import NotText, json_value
 from bridge_ds.shipped import shipped
 
 __all__ = [
@@ -29,6 +32,8 @@ __all__ = [
 SHIPPED = shipped("ds_configs")
 """Folder of the shipped DeepSpeed files."""
 
+_FITS = 12
+"""Most numbers that a message offers."""
 # Removed from DeepSpeed 0.19 (deepspeedai/DeepSpeed#8489): a leftover key is refused there too, but late.
 _REMOVED = (
     "amp", "compression_training", "curriculum_learning", "eigenvalue", "elasticity", "graph_harvesting", "nebula",
@@ -47,10 +52,10 @@ _OPEN = {_HPZ: f', or "{_NODE}" for the ranks of a node'} | dict.fromkeys(
 _OURS = {
     "train_batch_size": "train.global_batch",
     "train_micro_batch_size_per_gpu": "train.micro_batch",
-    "gradient_accumulation_steps": "train.global_batch and train.micro_batch",
+    "gradient_accumulation_steps": "train.global_batch, train.micro_batch",
     "gradient_clipping": "train.max_grad_norm",
-    "optimizer": "train.lr, train.betas, train.eps and train.weight_decay",
-    "scheduler": "train.schedule and train.warmup_ratio",
+    "optimizer": "train.lr, train.betas, train.eps, train.weight_decay",
+    "scheduler": "train.schedule, train.warmup_ratio",
     "fp16": "model.dtype",
     "bf16": "model.dtype",
 }
@@ -61,43 +66,55 @@ def read_ds_config(name: str) -> dict[str, Any]:
 
     What depends on the job may stay open: :func:`resolve_hpz` and :func:`fill_sizes` settle it.
 
+    What DeepSpeed's own models check is left to :func:`bridge_ds.config.ds_models.check_with_deepspeed`.
+
     Raises:
         ConfigError: no such file, not JSON, a key twice, a stage other than 2 or 3, an "auto" value (only the HF
-            Trainer resolves those; elsewhere DeepSpeed drops them in silence), a key that DeepSpeed removed, or one the
-            recipe owns.
+            Trainer resolves those; elsewhere DeepSpeed drops them in silence), a key that DeepSpeed removed or does not
+            know, one the recipe owns, or a value of the wrong type or size.
     """
-    path = _find(name)
+    found = _find(name)
+    path = named(found)
     try:
-        values = json_value(decoded(path.read_bytes()))
+        values = json_value(read_text(found))
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{path} is not JSON (line {error.lineno}: {error.msg}); expected a DeepSpeed config."
+            f"{path} is not JSON (line {error.lineno}: {error.msg}); expected a DeepSpeed config, without comments and "
+            "without a comma after the last value; mend it."
         ) from None
     except NotText as error:
         raise ConfigError(f"{path} {error}.") from None
     except ValueError as error:
-        raise ConfigError(f"{path} cannot be used: {error}.") from None
+        raise ConfigError(f"{path} cannot be used: {short(str(error), 300)}.") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; expected an object with zero_optimization.")
-    for where, value in _walk(values, ""):
-        if value == "auto":
-            raise ConfigError(
-                f'{path} has {where} = "auto", which only the Hugging Face Trainer resolves; write a number'
-                f"{_OPEN.get(where.split('.')[-1], '')}."
-            )
+    # First of all, and together: a file of another project has most of them, with "auto" in them.
+    if owned := [key for key in _OURS if key in values]:
+        them = "it" if len(owned) == 1 else "them"
+        settings = ", ".join(dict.fromkeys(", ".join(_OURS[key] for key in owned).split(", ")))
+        raise ConfigError(f"{path} sets {', '.join(owned)}, which the recipe owns; take {them} out and set {settings}.")
     zero = values.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ConfigError(f'{path} has zero_optimization = {shown(zero)}; expected an object such as {{"stage": 3}}.')
     removed = [key for key in _REMOVED if key in values]
     removed += [f"zero_optimization.{key}" for key in _REMOVED_ZERO if key in zero]
     if removed:
-        raise ConfigError(f"{path} has {removed[0]}, which DeepSpeed has removed (issue #8489); take it out.")
-    owned = [key for key in _OURS if key in values]
-    if owned:
-        raise ConfigError(f"{path} sets {owned[0]}, which the recipe owns; take it out and set {_OURS[owned[0]]}.")
-    if zero.get("stage") not in (2, 3):
-        raise ConfigError(f"{path} has zero_optimization.stage = {zero.get('stage')!r}; expected 2 or 3.")
+        raise ConfigError(f"{path} has {', '.join(removed)}, which DeepSpeed has removed (issue #8489); take it out.")
+    if auto := [named(where) for where, value in _walk(values, "") if value == "auto"]:
+        also = f" (also {short(', '.join(auto[1:]))})" if auto[1:] else ""
+        raise ConfigError(
+            f'{path} has {auto[0]} = "auto"{also}, which only the Hugging Face Trainer resolves; write a value'
+            f"{_OPEN.get(auto[0].split('.')[-1], ', or leave it out, for the default of DeepSpeed')}."
+        )
+    for fault in faults(values, _OURS):
+        raise ConfigError(f"{path} {fault}")
+    if "stage" not in zero:
+        raise ConfigError(f'{path} has no zero_optimization.stage; expected 2 or 3; write {{"stage": 3}} there.')
+    if type(zero["stage"]) is not int or zero["stage"] not in (2, 3):
+        raise ConfigError(f"{path} has zero_optimization.stage = {shown(zero['stage'])}; expected 2 or 3.")
     size = zero.get(_HPZ, 1)
     if size != _NODE and (type(size) is not int or size < 1):
-        raise ConfigError(f"{path} has zero_optimization.{_HPZ} = {size!r}; expected 1 or more{_OPEN[_HPZ]}.")
+        raise ConfigError(f"{path} has zero_optimization.{_HPZ} = {shown(size)}; expected 1 or more{_OPEN[_HPZ]}.")
     return values
 
 
@@ -119,10 +136,11 @@ def accumulation(config: Config, world_size: int) -> int:
         raise LaunchError(
             f"train.global_batch {total} is no multiple of train.micro_batch {micro}; change one of them."
         )
-    fits = [str(n) for n in range(1, total // micro + 1) if (total // micro) % n == 0]
+    fits = [n for n in range(1, total // micro + 1) if (total // micro) % n == 0]
+    near = sorted(sorted(fits, key=lambda n: abs(n - world_size))[:_FITS])
     raise LaunchError(
         f"train.global_batch {total} does not divide over {world_size} ranks of train.micro_batch {micro}; "
-        f"start {', '.join(fits)} ranks or change a batch size."
+        f"start {', '.join(map(str, near))} ranks or change a batch size."
     )
 
 
@@ -164,7 +182,8 @@ def resolve_hpz(values: dict[str, Any], world_size: int, local_size: int) -> dic
     size = local_size if zero[_HPZ] == _NODE else zero[_HPZ]
     if world_size % size:
         said = f'"{_NODE}", here {size}' if zero[_HPZ] == _NODE else str(size)
-        fits = ", ".join(str(n) for n in range(2, world_size) if world_size % n == 0) or "none"
+        near = sorted((n for n in range(2, world_size) if world_size % n == 0), key=lambda n: abs(n - local_size))
+        fits = ", ".join(map(str, sorted(near[:_FITS]))) or "none"
         raise LaunchError(
             f"{_HPZ} is {said}, which does not divide {world_size} ranks; expected a number that does ({fits}); start "
             "as many ranks on every node, write such a number, or use zero3.json."
@@ -225,7 +244,7 @@ def engine_config(config: Config, values: dict[str, Any], world_size: int) -> di
     # DeepSpeed's own clock waits for the device twice a micro-batch (utils/timer.py); ours is in engine/step.py.
     return (
         {"timers": {"throughput": {"enabled": False}}}
-        | values
+        | read_by_engine(values)
         | {
             "train_micro_batch_size_per_gpu": config.train.micro_batch,
             "gradient_accumulation_steps": accumulation(config, world_size),
@@ -241,7 +260,7 @@ def shard_config(config: Config, values: dict[str, Any], dtype: str = "") -> dic
     Args:
         dtype: the one its shards are kept in; empty = `model.dtype`.
     """
-    return values | {
+    return read_by_engine(values) | {
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
         "bf16": {"enabled": (dtype or config.model.dtype) == "bfloat16"},
     }
@@ -249,10 +268,10 @@ def shard_config(config: Config, values: dict[str, Any], dtype: str = "") -> dic
 
 def _find(name: str) -> Path:
     for path in (Path(name), SHIPPED / name, SHIPPED / f"{name}.json"):
-        if path.is_file():
+        if is_file(path):
             return path
     names = ", ".join(sorted(p.name for p in SHIPPED.glob("*.json"))) or "none found"
-    raise ConfigError(f"no DeepSpeed config {name!r}; expected a JSON file or one of ds_configs/ ({names}).")
+    raise ConfigError(f"no DeepSpeed config {shown(name)}; expected a JSON file or one of ds_configs/ ({names}).")
 
 
 def _walk(value: Any, where: str) -> Any:

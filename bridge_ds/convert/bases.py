@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from bridge_ds.config.names import resolve
 from bridge_ds.convert.layout import INPUT_EMBEDDINGS
 from bridge_ds.convert.stored import Stored
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.data.text.spiece import PROBES, find_spiece
 from bridge_ds.errors import CheckpointError
+from bridge_ds.frozen.tokenizer import load_tokenizer
 
 __all__ = ["Base", "match", "refuse_other_tokens", "write_tokenizer", "write_weights"]
 
@@ -116,9 +116,9 @@ def write_weights(model: Any, base: Base, stored: Mapping[str, Stored], folder: 
 
 def write_tokenizer(name: str, revision: str | None, added: Sequence[str], folder: Path, trust: bool) -> None:
     """Save a model's tokenizer, with special tokens added, next to the weights in `folder`."""
-    from transformers import AddedToken, AutoTokenizer
+    from transformers import AddedToken
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve(name), revision=revision, trust_remote_code=trust)
+    tokenizer = load_tokenizer(f"model.{folder.name}", name, revision, trust)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in added], special_tokens=True)
     tokenizer.save_pretrained(folder)
     spiece = find_spiece(name, revision)

@@ -28,17 +28,21 @@ the LLM's positions. Ours has none: each row is as it is there alone.
 
 from __future__ import annotations
 
-import json
+import logging
 import string
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.convert.layout import INPUT_EMBEDDINGS, ConvertSource, SourceLayout, mapped, under
 from bridge_ds.convert.stored import Stored
 from bridge_ds.errors import CheckpointError
+from bridge_ds.typed import typed_object
 
 __all__ = ["LANGBRIDGE"]
+
+_log = logging.getLogger(__name__)
 
 _END = {"mapping.end": "lb.alignment.enc_eos"}
 _KINDS = {
@@ -97,7 +101,7 @@ def _latent(stored: Mapping[str, Stored]) -> tuple[dict[str, str], dict[str, Any
 
     latents, width = (*stored[_LATENT].shape, 1, 1)[:2]
     inner, hidden = rows(f"{prefix}0.0.to_q.weight", 512), rows(f"{prefix}0.1.0.weight", 4 * width)
-    if inner % _HEAD_WIDTH or hidden % width:
+    if not (inner and hidden and width) or inner % _HEAD_WIDTH or hidden % width:
         raise CheckpointError(
             f"{prefix}0 has queries {inner} wide and {hidden} hidden units at an encoder width of {width}; expected "
             f"heads {_HEAD_WIDTH} wide, and hidden units a multiple of the width, as LangBridge makes them."
@@ -110,13 +114,23 @@ def _latent(stored: Mapping[str, Stored]) -> tuple[dict[str, str], dict[str, Any
 def bases(checkpoint: Path) -> tuple[str | None, str | None]:
     """`enc` and `lm` of the config.json beside the weights, where there is one."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found = [values.get(name) for name in ("enc", "lm")]
-    except (OSError, ValueError, AttributeError):
+    path = folder / "config.json"
+    if not path.is_file():
         return None, None
-    encoder, llm = (name if isinstance(name, str) and name else None for name in found)
-    return encoder, llm
+    try:
+        found = typed_object(path, _Named)
+    except (OSError, ValueError) as error:
+        _log.warning(f"{path} {error}; it is not asked for the names of encoder and LLM.")
+        return None, None
+    return found.get("enc") or None, found.get("lm") or None
+
+
+@dataclass(frozen=True)
+class _Named:
+    """config.json: what of it is used."""
+
+    enc: str | None = None
+    lm: str | None = None
 
 
 LANGBRIDGE = ConvertSource(

@@ -121,4 +121,10 @@ def _pickled(file: Path) -> Iterator[tuple[str, Stored]]:
             raise CheckpointError(
                 f"{file} has {type(value).__name__} at {key}; expected a state dict: tensors by name."
             )
+        held = value.layout == torch.strided and not value.is_meta and value.untyped_storage().nbytes()
+        if value.numel() and (not held or held < value.numel() * value.element_size()):
+            raise CheckpointError(
+                f"{file} has a tensor of shape {tuple(value.shape)} at {key} and other numbers; expected whole, "
+                "dense tensors; save its state dict again."
+            )
         yield str(key), Stored(file, tuple(value.shape), value.detach)

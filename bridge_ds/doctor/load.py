@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -90,7 +89,7 @@ def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
             {name: tensor for name, tensor in initial.items() if name.startswith("project.")},
             model.mapping.state_dict(),
         ),
-        "loss_recorded": recorded_loss(run / "metrics.jsonl", checkpoint.step),
+        "loss_recorded": _recorded_or_noted(run, checkpoint.step, note),
         "steps": checkpoint.step,
         "fusion": config.fusion.name,
         "augmented": config.data.augment_prompt,
@@ -107,15 +106,24 @@ def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Ten
     return float((after - before.cpu()).norm() / max(before.norm(), after.norm()))
 
 
+def _recorded_or_noted(run: Path, step: int, note: Callable[[str], None]) -> float | None:
+    try:
+        return recorded_loss(run / "metrics.jsonl", step)
+    except DataError as error:
+        note(f"the training loss is not known: {error}")
+        return None
+
+
 def recorded_loss(path: Path, step: int) -> float | None:
-    """Mean training loss of the last steps up to `step`; None if metrics.jsonl is missing or has none."""
+    """Mean training loss of the last steps up to `step`; None if metrics.jsonl is missing or has none.
+
+    Raises:
+        DataError: it is damaged.
+    """
     losses: dict[int, float] = {}
-    with contextlib.suppress(DataError):
-        losses = {
-            each["step"]: each["loss"]
-            for each in iter_metrics(path)
-            if each["step"] <= step and each.get("loss") is not None
-        }
+    for each in iter_metrics(path) if path.is_file() else ():
+        if each["step"] <= step and each.get("loss") is not None:
+            losses[each["step"]] = each["loss"]
     return fmean(losses[each] for each in sorted(losses)[-_RECORDED_STEPS:]) if losses else None
 
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import EncoderConfig, ModelConfig
 from bridge_ds.encoder.base import Encoder, Input, States
 from bridge_ds.encoder.families import family_of
 from bridge_ds.encoder.trained import TrainedEncoder
-from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.check import BaseModel
+from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.frozen.train import never_drop_layers
 
-__all__ = ["FrozenEncoder", "load_encoder"]
+__all__ = ["FrozenEncoder", "encoder_base", "load_encoder"]
 
 
 class FrozenEncoder(Encoder):
@@ -87,24 +87,22 @@ def load_encoder(
     Raises:
         ConfigError: not found, incomplete, or not an encoder.
     """
-    from transformers import AutoConfig
-
-    name = resolve(config.encoder)
-    options = {"revision": config.encoder_revision, "trust_remote_code": config.trust_remote_code, **hub}
-    try:
-        model_config = AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            f"model.encoder {config.encoder!r} cannot be found ({reason}); give a hub id or a folder."
-        ) from error
-    family = family_of(config.encoder, model_config)
-    if not family.class_name.startswith("Auto"):
-        options.pop("trust_remote_code")  # only Auto classes take it
+    base = encoder_base(config, hub)
     dtype = more.pop("dtype", DTYPES[config.dtype])
-    options |= {**family.options, **more}
     if training is None or not training.trainable:
-        model = load_complete("encoder", name, family.loader(), dtype=dtype, **options)
+        model = load_complete(base, dtype=dtype, **more)
         return FrozenEncoder(model, dropout=training is not None and training.dropout)
-    model = load_complete("encoder", name, family.loader(), dtype=torch.float32, **options)
-    return TrainedEncoder(model, dtype, training)
+    return TrainedEncoder(load_complete(base, dtype=torch.float32, **more), dtype, training)
+
+
+def encoder_base(config: ModelConfig, hub: Mapping[str, Any] = MappingProxyType({})) -> BaseModel:
+    """`model.encoder` as it is found, checked and loaded; arguments as of :func:`load_encoder`.
+
+    Raises:
+        ConfigError: not found, or not an encoder.
+    """
+    key, name, trust = "model.encoder", config.encoder, config.trust_remote_code
+    found = base_config(key, name, config.encoder_revision, trust, hub)
+    family = family_of(name, found)
+    options = {"revision": config.encoder_revision, "trust_remote_code": trust, **hub, **family.options}
+    return BaseModel(key, name, found, family.load_class(), lambda model, ids: Encoder(model)(ids, None), options)

@@ -8,13 +8,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Hook", "HookList", "StepRecord", "is_bad"]
+from bridge_ds.typed import Count
+
+__all__ = ["FinishedStep", "Hook", "HookList", "RecordedStep", "StepRecord", "is_bad"]
 
 StepRecord = dict[str, Any]
 """One line of metrics.jsonl. Keys and units are in README.md and in :mod:`bridge_ds.engine.loop`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedStep:
+    """Shape of a :data:`StepRecord` that was read from a file: the keys whose types somebody relies on. None = the
+    number was not finite."""
+
+    step: Count
+    time: float | None = None
+    loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    seconds: float | None = None
+    skipped_steps: Count | None = None
+    bad_samples: dict[str, Count] | None = None
+    layer_weights: list[float | None] | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    validation_seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedStep(RecordedStep):
+    """Shape of the record of a step for which the hooks are still to be called."""
+
+    loss: float
+    grad_norm: float
+    skipped: bool
+    consumed: Count
+    bad_samples: dict[str, Count]
 
 
 def is_bad(record: StepRecord) -> bool:

@@ -136,7 +136,7 @@ def train_step(
     """
     began = time.perf_counter()
     set_learning_rate(engine.optimizer.param_groups, lr)
-    torch.manual_seed((seed * 1_000_003 + batches.step) * 65_537 + world.rank)
+    torch.manual_seed(((seed * 1_000_003 + batches.step) * 65_537 + world.rank) % 2**63)
     targets = max(1, totals.target_tokens)
     skipped_before = engine.skipped_steps
     nll = torch.zeros((), dtype=torch.float64, device=device)

@@ -5,13 +5,16 @@ Collectives hang silently when one rank is stuck; the scheduler then bills all o
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,6 +28,8 @@ from bridge_ds.world import World
 __all__ = ["Watchdog"]
 
 _log = logging.getLogger(__name__)
+_LOOK_SECONDS = 1.0
+"""Between two looks at whether this rank still belongs to a job."""
 
 
 class Watchdog:
@@ -43,6 +48,8 @@ class Watchdog:
         self._device = device or DeviceProgress()
         self._armed = False
         self._mark = ""
+        self._launcher = os.getppid() if _is_launched(os.environ) else 0
+        self._runner = _deepspeed_above(self._launcher)
         self._stop = threading.Event()
         self._warned = False
         self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
@@ -72,7 +79,7 @@ class Watchdog:
     def _work(self) -> None:
         before = time.monotonic()
         on_gpu = False
-        while not self._stop.wait(self._interval):
+        while not self._wait():
             now = time.monotonic()
             # A process that was stopped as a whole (SIGSTOP, a suspended node) does not hang: such time does not count.
             self._age += min(now - before, 2 * self._interval)
@@ -82,9 +89,22 @@ class Watchdog:
                 torch.cuda.set_device(device_of(self._world))
                 on_gpu = True
             self._write()
-            self._leave_if_superseded()
             if self._armed and self._age > self._limit:
                 self._end()
+
+    def _wait(self) -> bool:
+        """Until the next heartbeat; true once the thread is to end."""
+        end = time.monotonic() + self._interval
+        while (left := end - time.monotonic()) > 0 and not self._stop.wait(min(_LOOK_SECONDS, left)):
+            self._leave_if_superseded()
+            if self._launcher and os.getppid() != self._launcher:
+                # Killed: when it is only asked to end, it waits for its ranks.
+                self._leave(f"the launcher (pid {self._launcher}) is gone; rank {self._world.rank} leaves.")
+            if self._runner and _parent(self._launcher) != self._runner:
+                self._runner = 0
+                _say(f"warning: the command that started rank {self._world.rank} was killed; the run saves and stops.")
+                os.kill(os.getpid(), signal.SIGTERM)
+        return self._stop.is_set()
 
     def _write(self) -> None:
         where, inside = where_is_main()
@@ -119,8 +139,11 @@ class Watchdog:
         # thread may hang while it holds the lock of a logging handler.)
         now = owner(self._folder)
         if now and self._mark and now != self._mark:
-            print(f"error: this run was started again ({now}); this start of it leaves.", file=sys.stderr, flush=True)
-            os._exit(EXIT_LOST)
+            self._leave(f"this run was started again ({now}); this start of it leaves.")
+
+    def _leave(self, why: str) -> None:
+        _say(f"error: {why}")
+        os._exit(EXIT_LOST)
 
     def _end(self) -> None:
         time.sleep(2 * self._interval)  # the others write their heartbeats, too
@@ -133,14 +156,48 @@ class Watchdog:
         who = "; ".join(guilty) or "no single rank: all wait for each other inside a collective (network?)"
         text = f"error: no progress for {self._limit:.0f} s (run.hang_seconds); stuck: {who}; the job is ended."
         if self._world.rank == min((beat.rank for beat in beats if beat.rank not in silent), default=0):
-            print(text, file=sys.stderr, flush=True)
+            _say(text)
             last_words(text, EXIT_HUNG)
         # The launcher ends all ranks when the first exits: those that only wait give the stuck one time to print.
         mine = any(clause.startswith(f"rank {self._world.rank} ") for clause in guilty)
         time.sleep(0.5 if mine or not guilty else 2.0)
         if mine or not guilty or self._world.is_main:
-            print(f"stack of rank {self._world.rank}:", file=sys.stderr, flush=True)
+            _say(f"stack of rank {self._world.rank}:")
             faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-            sys.stderr.flush()
         time.sleep(0.5)
         os._exit(EXIT_HUNG)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # its reader may have left, or have been the launcher
+        print(text, file=sys.stderr, flush=True)
+
+
+def _deepspeed_above(launcher: int) -> int:
+    """The `deepspeed` command that waits for its launcher of this node; 0 = another launcher, or a remote one.
+
+    On one node it passes no signal on: where SIGTERM or SIGKILL ends it, launcher and ranks stay.
+    """
+    runner = _parent(launcher) if launcher else 0
+    try:
+        words = Path(f"/proc/{runner}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return 0
+    names = b"deepspeed", b"deepspeed.pt", b"deepspeed.launcher.runner"
+    return runner if any(os.path.basename(word) in names for word in words[:4]) else 0
+
+
+def _parent(pid: int) -> int:
+    """The process that started it; 0 = unknown."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return int(status.rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _is_launched(environ: Mapping[str, str]) -> bool:
+    """Whether torchrun, deepspeed or srun started this process and lives as long as it: a shell may end before."""
+    return bool({"TORCHELASTIC_RUN_ID", "CROSS_SIZE"} & environ.keys()) or {
+        "SLURM_STEP_ID", "SLURM_PROCID"
+    } <= environ.keys()  # fmt: skip

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import Parser, add_placing, say_repeated
+from bridge_ds.cli import Parser, add_placing, positive, say_repeated
 from bridge_ds.entry import run_command
 from bridge_ds.world import World
 
@@ -48,8 +48,12 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--tasks", "--task", help="comma-separated task names (default: those of the run's config)")
     parser.add_argument("--languages", help="comma-separated language codes (default: all of each task)")
-    parser.add_argument("--limit", type=int, help="samples per task and language, 0 = all (default: the run's)")
-    parser.add_argument("--batch", type=int, help="samples per forward pass (default: the run's)")
+    parser.add_argument(
+        "--limit", type=positive(int, zero=True), help="samples per task and language, 0 = all (default: the run's)"
+    )
+    parser.add_argument(
+        "--batch", type=positive(int, most=1_000_000), help="samples per forward pass (default: the run's)"
+    )
     parser.add_argument(
         "--null-scores",
         action="store_true",

@@ -11,12 +11,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le, MaxLen
 
 from bridge_ds.errors import DataError
 from bridge_ds.metrics import metric_name
+from bridge_ds.reading import decoded, json_value
+from bridge_ds.typed import CLOSED, Count, FileName, Share, typed, typed_object
 
 __all__ = ["FORMAT", "Prediction", "Scored", "ScoredTask", "read_index", "read_predictions"]
 
@@ -32,7 +36,7 @@ class Prediction:
     """Id of the sample, the same in every language where the benchmark is parallel."""
     source: str
     """The prompt."""
-    label: int = -1
+    label: Annotated[int, Ge(-1), Le(2**31)] = -1
     """Index of the right choice; -1 where a number is asked for."""
     answer: str = ""
     """The right text: the right choice, or the number."""
@@ -40,7 +44,7 @@ class Prediction:
     """The sample's own choices; empty where the task's labels are the choices."""
     scores: tuple[float, ...] = ()
     """Log-probability (nats) of each choice with its end token."""
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[Count, ...] = ()
     """LLM tokens of each choice, the end token included."""
     null: tuple[float, ...] = ()
     """The scores after the empty prompt; empty where that was not asked for."""
@@ -48,9 +52,9 @@ class Prediction:
     """Whether greedy decoding writes exactly the right text (for a number: whether the number is right)."""
     text: str = ""
     """The generated text; empty where nothing was generated."""
-    source_tokens: int = 0
+    source_tokens: Count = 0
     """Encoder tokens of the source, special tokens included."""
-    unknown: int = 0
+    unknown: Count = 0
     """Number of unknown tokens among them."""
 
     def chosen(self, metric: str = "acc") -> int:
@@ -80,24 +84,26 @@ class Prediction:
 
     @classmethod
     def parse(cls, line: str) -> Prediction:
-        """From one line. Raises ValueError, TypeError, KeyError."""
-        values = {metric_name(name): value for name, value in json.loads(line).items()}
-        names = {field.name for field in fields(cls)}
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
-        return cls(**known)
+        """From one line; keys of a later version are left out. Raises ValueError."""
+        prediction = typed(line, cls)
+        if '"exact":' not in line:
+            return prediction
+        values = {metric_name(name): value for name, value in json_value(line).items()}  # of version 1
+        return typed(json.dumps(values), cls)
 
 
 @dataclass(frozen=True)
 class ScoredTask:
     """One task of a system."""
 
-    kind: str
+    __pydantic_config__ = CLOSED
+    kind: Literal["labels", "choices", "number"]
     """`labels`, `choices` or `number`, as of `bridge_ds.tasks.base.Task`."""
     labels: tuple[str, ...]
     """The task's labels; empty unless they are every sample's choices."""
-    chance: float
+    chance: Share
     """Accuracy of guessing, 0 to 1."""
-    samples: dict[str, int]
+    samples: dict[FileName, Count]
     """Language -> samples scored."""
     layer_weights: dict[str, list[float]] = field(default_factory=dict)
     """Language -> mean weight of each encoder layer over the sources' tokens [L]; empty for the LLM alone."""
@@ -109,18 +115,24 @@ class ScoredTask:
 class Scored:
     """A system and what it was scored on."""
 
-    system: str
+    __pydantic_config__ = CLOSED
+    system: Literal["bridge", "llm"]
     """`bridge`, or `llm` for the LLM alone."""
-    name: str
+    name: Annotated[str, MaxLen(200)]
     """For reports: the fusion's name, or `LLM alone`."""
-    seed: int
+    seed: Count
     """run.seed."""
     checkpoint: str
     """Name of the checkpoint's folder, such as step-00000750; empty for the LLM alone."""
-    tasks: dict[str, ScoredTask] = field(default_factory=dict)
+    tasks: dict[FileName, ScoredTask] = field(default_factory=dict)
     """By name."""
     format: int = FORMAT
     """Version of the files."""
+
+
+@dataclass(frozen=True)
+class _Version:
+    format: int
 
 
 def read_index(folder: Path) -> Scored:
@@ -131,16 +143,20 @@ def read_index(folder: Path) -> Scored:
     """
     path = folder / "index.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["format"] not in (1, FORMAT):
-            raise DataError(f"{path} has format {values['format']}; expected 1 or {FORMAT}; score the run again.")
-        tasks = {name: ScoredTask(**task | {"labels": tuple(task["labels"])}) for name, task in values["tasks"].items()}
-        return Scored(**values | {"tasks": tasks, "format": FORMAT})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); expected the index of a scored system; "
-            "score the run with bridge-ds evaluate --run RUN."
-        ) from None
+        version = typed_object(path, _Version)["format"]
+        if version not in (1, FORMAT):
+            raise DataError(f"{path} has format {version}; expected 1 or {FORMAT}; score the run again.")
+        found = typed(decoded(path.read_bytes()), Scored)
+        if found.system != folder.name:
+            raise ValueError(f"is of the system {found.system!r}; expected {folder.name!r}")
+        return replace(found, format=FORMAT)
+    except OSError as error:
+        why = f"cannot be read ({error.strerror or error})"
+    except ValueError as error:
+        why = str(error)
+    raise DataError(
+        f"{path} {why}; expected the index of a scored system; score the run with bridge-ds evaluate --run RUN."
+    )
 
 
 def read_predictions(folder: Path, task: str, language: str) -> Iterator[Prediction]:
@@ -151,13 +167,13 @@ def read_predictions(folder: Path, task: str, language: str) -> Iterator[Predict
     """
     path = folder / task / f"{language}.jsonl"
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield Prediction.parse(line)
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    yield Prediction.parse(decoded(line))
+                except ValueError as error:
                     raise DataError(
-                        f"{path} line {number} is no prediction ({error}); expected one JSON object per line; score "
+                        f"{path} line {number} is no prediction: it {error}; expected one JSON object per line; score "
                         "the run again."
                     ) from None
     except OSError as error:

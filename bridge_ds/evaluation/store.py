@@ -7,24 +7,28 @@ evaluation has ended, so that the next one scores from the start. Everything her
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bridge_ds.disk import real, write_text
+from bridge_ds.disk import locked, real, write_text
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.jobs import ScoringJob
 from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index, read_predictions
 from bridge_ds.partial import PartFile, writing
+from bridge_ds.tasks.base import Task
+from bridge_ds.typed import Count, typed
 
 __all__ = ["Answers", "PredictionStore", "llm_of"]
+
+_Value = TypeVar("_Value")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,18 @@ class Answers:
 
     @classmethod
     def parse(cls, line: str) -> Answers:
-        """From one line. Raises ValueError, TypeError, KeyError."""
-        values = json.loads(line)
-        return cls([Prediction.parse(text) for text in values["predictions"]], values["weights"], values["tokens"])
+        """From one line. Raises ValueError."""
+        block = typed(line, _Block)
+        return cls([Prediction.parse(text) for text in block.predictions], block.weights, block.tokens)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A line of a part file."""
+
+    predictions: list[str]
+    weights: list[float]
+    tokens: Count
 
 
 class PredictionStore:
@@ -149,27 +162,34 @@ class PredictionStore:
         weights = [sum(answers.weights[layer] for answers in blocks) / max(1, tokens) for layer in range(layers)]
         task = job.task
         # Several jobs may score one run, each another language.
-        with (folder / ".lock").open("w", encoding="utf-8") as lock:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / ".lock"):
             tasks: dict[str, ScoredTask] = {}
-            with contextlib.suppress(DataError):
-                before = read_index(folder)
-                if dataclasses.replace(before, tasks={}) == self.scored:
-                    tasks = before.tasks
+            if (folder / "index.json").exists():
+                try:
+                    before = read_index(folder)
+                    if dataclasses.replace(before, tasks={}) == self.scored:
+                        tasks = before.tasks
+                except DataError as error:
+                    _log.warning(f"{error} It is written anew, with what is scored from here on.")
             old = tasks.get(task.name)
             if old is None or (old.kind, old.labels) != (task.kind, task.labels):
-                old = ScoredTask(task.kind, task.labels, task.chance, {})
+                old = ScoredTask(task.kind, task.labels, task.chance, {})  # type: ignore[arg-type]
             tasks[task.name] = dataclasses.replace(
                 old,
                 chance=task.chance,
-                samples=old.samples | {job.language: len(job.examples)},
-                layer_weights=old.layer_weights | ({job.language: weights} if weights else {}),
-                identities=old.identities | {job.language: self._identity},
+                samples=_in_order(old.samples | {job.language: len(job.examples)}, task),
+                layer_weights=_in_order(old.layer_weights | ({job.language: weights} if weights else {}), task),
+                identities=_in_order(old.identities | {job.language: self._identity}, task),
             )
             index = dataclasses.replace(self.scored, tasks=tasks)
             text = json.dumps(dataclasses.asdict(index), indent=1, ensure_ascii=False)
             write_text(folder / "index.json", text + "\n")
+
+
+def _in_order(by_language: dict[str, _Value], task: Task) -> dict[str, _Value]:
+    """In the task's order of languages, whichever was scored first."""
+    known = {code: place for place, code in enumerate(task.languages)}
+    return dict(sorted(by_language.items(), key=lambda item: known.get(item[0], len(known))))
 
 
 def llm_of(run: str) -> Path | None:

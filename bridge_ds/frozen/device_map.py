@@ -20,7 +20,7 @@ from bridge_ds.errors import ConfigError
 from bridge_ds.reading import decoded, json_value, twice
 
 __all__ = [
-    "STRATEGIES", "describe_devices", "fitted", "input_device", "is_split", "of_encoder", "of_llm", "read_device_map",
+    "STRATEGIES", "describe_devices", "fitted", "input_device", "of_encoder", "of_llm", "read_device_map",
     "read_max_memory", "room_beside",
 ]  # fmt: skip
 
@@ -167,11 +167,6 @@ def room_beside(max_memory: Mapping[int | str, int] | None, model: torch.nn.Modu
             device = torch.device(name)
             taken["cpu" if device.type == "cpu" else device.index or 0] += size
     return {device: max(0, size - taken[device]) for device, size in max_memory.items()}
-
-
-def is_split(model: Any) -> bool:
-    """Whether a model's weights are on several devices."""
-    return len({str(device) for device in (getattr(model, "hf_device_map", None) or {}).values()}) > 1
 
 
 def input_device(model: Any) -> torch.device:

@@ -68,7 +68,7 @@ def model_identity(
     """
     if like and is_weak(like):
         for text in filter(None, (config_json, first)):
-            if weak_model_identity(text, name, revision, hub) == like:
+            if like in (weak_model_identity(text, name, revision, hub, everything=each) for each in (True, False)):
                 _say_weak(name)
                 return like
     digest = hashlib.sha256(config_json.encode())
@@ -79,12 +79,22 @@ def model_identity(
 
 
 def weak_model_identity(
-    config_json: str, name: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
+    config_json: str,
+    name: str,
+    revision: str | None = None,
+    hub: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    everything: bool = False,
 ) -> str:
-    """The older hash: of each weight file name, size, header and 64 KiB; arguments as above."""
+    """The older hash: of each weight file name, size, header and 64 KiB; arguments as above.
+
+    Args:
+        everything: of all safetensors files in a folder, also those that are not loaded, as it was first recorded.
+    """
     digest = hashlib.sha256(config_json.encode())
     folder = Path(name)
-    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else weight_files(name, revision, hub):
+    every = everything and folder.is_dir()
+    for path in sorted(folder.glob("*.safetensors")) if every else weight_files(name, revision, hub):
         with path.open("rb") as file:
             header = file.read(struct.unpack("<Q", file.read(8))[0])
             file.seek(max(8 + len(header), path.stat().st_size // 2))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import zipfile
+import time
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 
 from bridge_ds.errors import BridgeError, ConfigError
+from bridge_ds.frozen.foreign import refuse_foreign, stored_json
+from bridge_ds.reading import decoded
 
 __all__ = [
-    "cached_file", "check_length", "loaded_files", "model_file", "shard_names", "verify_weights", "weight_files",
-    "why_no_hub",
+    "cached_file", "loaded_files", "model_file", "reach", "shard_names", "verify_weights", "weight_files", "why_no_hub",
 ]  # fmt: skip
 
 _INDEX = ".index.json"
@@ -41,7 +43,7 @@ def weight_files(name: str, revision: str | None = None, hub: Mapping[str, Any] 
         ConfigError: a file that the index names is missing.
     """
     config = model_file(name, "config.json", revision, hub)
-    named = json.loads(config.read_text(encoding="utf-8")).get("transformers_weights") if config else None
+    named = stored_json(name, config).get("transformers_weights") if config else None
     return _weights(name, str(named or "model.safetensors"), revision, hub)
 
 
@@ -61,7 +63,7 @@ def loaded_files(name: str, revision: str | None = None, hub: Mapping[str, Any] 
     if adapter is None or importlib.util.find_spec("peft") is None:
         return weight_files(name, revision, hub) or _weights(name, "pytorch_model.bin", revision, hub)
     # transformers puts the adapter on the model in the same folder or, without one, on the model that it names.
-    values = json.loads(adapter.read_text(encoding="utf-8"))
+    values = stored_json(name, adapter)
     base = name if (Path(name) / "config.json").is_file() else str(values.get("base_model_name_or_path"))
     names = ("adapter_model.safetensors", "adapter_model.bin")
     updates = next((path for each in names if (path := cached_file(name, each, revision, hub))), None)
@@ -76,6 +78,7 @@ def _weights(name: str, whole: str, revision: str | None, hub: Mapping[str, Any]
     index = model_file(name, whole.removesuffix(_INDEX) + _INDEX, revision, hub)
     if not index:
         return []
+    refuse_foreign(name, index)
     found = []
     for shard in shard_names(index):
         try:
@@ -99,8 +102,8 @@ def shard_names(index: Path, what: str = "file", error: type[BridgeError] = Conf
         error: raised where it is no index, or names files elsewhere.
     """
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        names = sorted(set(json.loads(decoded(index.read_bytes()))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise error(
             f"{index} is no readable index ({type(fault).__name__}); expected `weight_map`; download it again."
         ) from None
@@ -113,13 +116,19 @@ def shard_names(index: Path, what: str = "file", error: type[BridgeError] = Conf
 def model_file(
     name: str, filename: str, revision: str | None = None, hub: Mapping[str, Any] = MappingProxyType({})
 ) -> Path | None:
-    """One file of a local folder or of a hub model; none where there is no such file."""
+    """One file of a local folder or of a hub model; none where there is no such file.
+
+    Raises:
+        ConfigError: the name is a path, and there is no such folder.
+        OSError: the hub has no such model, or refuses it.
+    """
     if Path(name).is_dir():
         path = Path(name) / filename
         return path if path.is_file() else None
+    _refuse_absent_path(name)
     from transformers.utils.hub import cached_file as fetch
 
-    found = fetch(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False, **hub)
+    found = fetch(name, filename, revision=revision, _raise_exceptions_for_missing_entries=False, **reach(name, hub))
     return Path(found) if found else None
 
 
@@ -131,52 +140,51 @@ def cached_file(
     return model_file(name, filename, revision, {**hub, **quiet, "local_files_only": True, "force_download": False})
 
 
+def _refuse_absent_path(name: str) -> None:
+    """The hub is not asked for what cannot be one of its ids: it would take the blame."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ConfigError(
+            f"there is no folder {name!r} (looked for in {Path.cwd()}), and it is no hub id either; expected a folder "
+            "that exists or a hub id such as google/mt5-xl; give the folder's full path."
+        ) from None
+
+
+def reach(name: str, hub: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Options for a call of transformers about a model: of a hub that cannot be asked, its cache alone.
+
+    The hub's client would try each file six times, half a minute in all, with warnings.
+
+    Args:
+        name: folder or hub id.
+        hub: options of the user's (cache_dir, token, local_files_only); with `proxies` the hub is not tried out.
+    """
+    known = Path(name).is_dir() or "local_files_only" in hub or hub.get("proxies")
+    return {**hub} if known or not why_no_hub() else {**hub, "local_files_only": True}
+
+
 def why_no_hub() -> str:
-    """Why the Hugging Face hub cannot be asked, found with one request; empty where it answers."""
-    from huggingface_hub import constants, get_session
+    """Why the Hugging Face hub cannot be asked, found with one request a minute; empty where it answers."""
     from transformers.utils.hub import is_offline_mode
 
     if is_offline_mode():
         return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
+    return _asked(int(time.monotonic() / 60))
+
+
+@lru_cache(1)
+def _asked(minute: int) -> str:
+    from huggingface_hub import constants, get_session
+
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
     except Exception as error:  # of whichever client it uses
         return f"{constants.ENDPOINT} does not answer ({error})"
     return ""
-
-
-def check_length(key: str, path: Path) -> None:
-    """Compare the size of a safetensors file with what its header promises, and see that a `.bin` has its end.
-
-    Args:
-        key: the setting that names the model.
-        path: of :func:`loaded_files`.
-
-    Raises:
-        ConfigError: it was cut, or is of another kind.
-    """
-    if path.suffix != ".safetensors":
-        with path.open("rb") as file:
-            old = file.read(2) == b"\x80\x02"  # torch's format before 1.6 says nothing about its length
-        if path.suffix == ".bin" and not old and not zipfile.is_zipfile(path):
-            raise ConfigError(
-                f"{key}: {path} is no file of torch, or its end is missing; the file was cut or damaged: download it "
-                "again."
-            )
-        return
-    with path.open("rb") as file:
-        head = file.read(8)
-        size = int.from_bytes(head, "little")
-        try:
-            header = json.loads(file.read(size)) if len(head) == 8 and size < 2**28 else None
-            end = max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__") if header else -1
-        except (ValueError, KeyError, TypeError, AttributeError):
-            end = -1
-    if path.stat().st_size != 8 + size + end:
-        raise ConfigError(
-            f"{key}: {path} has {path.stat().st_size} bytes; expected {8 + size + end if end >= 0 else 'a header'}; "
-            "the file was cut or damaged: download it again."
-        )
 
 
 def verify_weights(

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import Parser, add_placing
+from bridge_ds.cli import Parser, add_placing, positive
 from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 
@@ -52,7 +52,12 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--input", type=Path, help="a file of JSON lines")
     what.add_argument("--output", type=Path, help="where its answers go (JSON lines)")
     what.add_argument("--field", default="source", help="field of a line that holds its text (default: source)")
-    what.add_argument("--batch", type=int, default=16, help="texts of a file answered at a time (default: 16)")
+    what.add_argument(
+        "--batch",
+        type=positive(int, most=1_000_000),
+        default=16,
+        help="texts of a file answered at a time (default: 16)",
+    )
     what.add_argument("--chat", action="store_true", help="use the LLM's chat template")
     what.add_argument("--system", default="", help="system message for the LLM, in its own language (implies --chat)")
     what.add_argument(
@@ -61,12 +66,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "`language` comes first",
     )  # fmt: skip
     how = parser.add_argument_group("how to write")
-    how.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: as long as in training)")
-    how.add_argument("--temperature", type=float, default=0.0, help="sample at this temperature; 0 = greedy (default)")
-    how.add_argument("--top-p", type=float, help="sample from the likeliest tokens that hold this share (0 to 1)")
-    how.add_argument("--top-k", type=int, help="sample from that many tokens")
-    how.add_argument("--beams", type=int, default=1, help="beams of a beam search (default: 1)")
-    how.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+    tokens = positive(int, most=1_000_000)
+    how.add_argument("--max-new-tokens", type=tokens, help="most tokens of an answer (default: as long as in training)")
+    heat = positive(float, zero=True, least=1e-4, most=1e4)  # others take logits out of the range of float32
+    how.add_argument("--temperature", type=heat, default=0.0, help="sample at this temperature; 0 = greedy (default)")
+    share = positive(float, most=1)
+    how.add_argument("--top-p", type=share, help="sample from the likeliest tokens that hold this share (0 to 1)")
+    how.add_argument("--top-k", type=positive(int), help="sample from that many tokens")
+    how.add_argument("--beams", type=positive(int, most=1000), default=1, help="beams of a beam search (default: 1)")
+    seeds = positive(int, zero=True, most=2**63 - 1)
+    how.add_argument("--seed", type=seeds, default=0, help="of sampling (default: 0)")
     how.add_argument("--stop", action="append", default=[], help="end an answer before this text; repeatable")
     add_loading(parser)
     options = parser.parse_args(argv)
@@ -80,15 +89,6 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError("both --prompt and --input are given; expected one of them.")
     if bool(options.input) != bool(options.output):
         raise ConfigError("--input and --output belong together; give both.")
-    positive = ("batch", "beams", "max_new_tokens", "top_k")
-    for name in positive:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is {value}; expected 1 or more.")
-    if options.temperature < 0:
-        raise ConfigError(f"--temperature is {options.temperature}; expected 0 (greedy) or more.")
-    if options.top_p is not None and not 0 < options.top_p <= 1:
-        raise ConfigError(f"--top-p is {options.top_p}; expected above 0 to 1.")
     if not options.temperature and (options.top_p is not None or options.top_k is not None):
         raise ConfigError("--top-p and --top-k are given without sampling; expected a --temperature above 0 with them.")
     if any(not stop for stop in options.stop):

@@ -8,17 +8,18 @@ what shares a batch nor the seed of its sampling, and the output is the same, by
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bridge_ds.disk import write_text
+from bridge_ds.data.text.prompting import ContextIds
+from bridge_ds.disk import locked, write_text
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.partial import PartFile, writing
@@ -60,20 +61,7 @@ def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batc
     identity = hashlib.sha256(f"{pipeline.identity()}/{hashlib.sha256(content).hexdigest()}/{field}/{batch}".encode())
     part = PartFile(output.with_name(f".{output.name}.part"), identity.hexdigest())
     with _locked(part.path):
-        done: list[list[str]] = part.resume(json.loads)
-        if part.replaced:
-            print(f"{part.path} is of other texts or settings and is started over", file=sys.stderr)
-        answers: dict[int, str] = {}
-        for indices, texts in zip(plan, done, strict=False):
-            answers |= zip(indices, texts, strict=True)
-        if answers:
-            print(f"resuming after {len(answers)} of {len(rows)} texts", file=sys.stderr)
-        with tqdm(total=len(rows), initial=len(answers), desc="answers", unit="text", disable=None) as bar:
-            for number in range(len(done), len(plan)):
-                texts = pipeline.write([rows[index] for index in plan[number]], seed=number)
-                part.add(json.dumps(texts, ensure_ascii=False))
-                answers |= zip(plan[number], texts, strict=True)
-                bar.update(len(texts))
+        answers = _answers(pipeline, rows, plan, part)
         lines = (
             json.dumps(item | {ANSWER: answers[index]}, ensure_ascii=False) for index, (_, item) in enumerate(items)
         )
@@ -81,6 +69,39 @@ def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batc
             write_text(output, "".join(line + "\n" for line in lines))
         part.path.unlink()
     print(f"{len(rows)} answers in {output}", file=sys.stderr)
+
+
+def _answers(
+    pipeline: Pipeline, rows: Sequence[ContextIds], plan: Sequence[Sequence[int]], part: PartFile
+) -> dict[int, str]:
+    """Row -> its answer; those of an earlier start are in the part file."""
+    expected = iter(plan)
+
+    def batch_of(line: str) -> list[str]:
+        texts = json_value(line)
+        if not isinstance(texts, list) or len(texts) != len(next(expected, ())) or not all(map(_is_text, texts)):
+            raise ValueError("no batch of answers")
+        return texts
+
+    done = part.resume(batch_of)
+    if part.replaced:
+        print(f"{part.path} is of other texts or settings and is started over", file=sys.stderr)
+    answers: dict[int, str] = {}
+    for indices, texts in zip(plan, done, strict=False):
+        answers |= zip(indices, texts, strict=True)
+    if answers:
+        print(f"resuming after {len(answers)} of {len(rows)} texts", file=sys.stderr)
+    with tqdm(total=len(rows), initial=len(answers), desc="answers", unit="text", disable=None) as bar:
+        for number in range(len(done), len(plan)):
+            texts = pipeline.write([rows[index] for index in plan[number]], seed=number)
+            part.add(json.dumps(texts, ensure_ascii=False))
+            answers |= zip(plan[number], texts, strict=True)
+            bar.update(len(texts))
+    return answers
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _language(item: dict[str, Any]) -> str:
@@ -103,6 +124,10 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
         DataError: the file cannot be read, or a line is no JSON object with that field, or has an answer already.
     """
     try:
+        if stat.S_ISDIR(mode := source.stat().st_mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise DataError(
+                f"{source} is a {'folder' if stat.S_ISDIR(mode) else 'device'}; expected a file of JSON lines."
+            )
         content = source.read_bytes()
         text = decoded(content)
     except OSError as error:
@@ -114,9 +139,12 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
         if not line.strip():
             continue
         try:
-            item = json_value(line)
+            item = json_value(line, finite=True)  # it is written again
         except json.JSONDecodeError as error:
-            raise DataError(f"{source} line {number} is no JSON ({error}); expected an object a line.") from None
+            raise DataError(
+                f"{source} line {number} is not JSON ({error.msg} at character {error.pos + 1}); expected an object a "
+                "line."
+            ) from None
         except ValueError as error:
             raise DataError(f"{source} line {number} cannot be used: {error}.") from None
         if not isinstance(item, dict) or field not in item:
@@ -134,13 +162,10 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """While open, no other command writes the file."""
-    with writing(path):
-        file = path.open("ab")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{path} is being written by another command; expected none; wait for it.") from None
-        except OSError:
-            pass  # a file system without locks
+    with contextlib.ExitStack() as held:
+        with writing(path):
+            try:
+                held.enter_context(locked(path, wait=False))
+            except BlockingIOError:
+                raise ConfigError(f"{path} is being written by another command; expected none; wait for it.") from None
         yield

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from bridge_ds.errors import DataError
 from bridge_ds.generate.pipeline import Pipeline
-from bridge_ds.reading import BOM
+from bridge_ds.reading import NotText, decoded
 
 __all__ = ["say", "talk"]
 
@@ -35,17 +35,16 @@ def talk(pipeline: Pipeline) -> None:
 
 
 def _piped() -> Iterator[str]:
-    number = 0
-    try:
-        for number, line in enumerate(sys.stdin, 1):
-            text = line.rstrip("\n")
-            if "\0" in text:
-                raise DataError(f"line {number} of the standard input holds a zero byte; expected UTF-8 (not UTF-16).")
-            yield text.removeprefix(BOM) if number == 1 else text
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"the standard input is not UTF-8 ({error.reason}, after line {number}); convert it to UTF-8."
-        ) from None
+    # Bytes, so that every line before one that is not UTF-8 is answered.
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        try:
+            text = decoded(raw) if number == 1 else raw.decode()
+        except (NotText, UnicodeDecodeError) as error:
+            why = error if isinstance(error, NotText) else f"is not UTF-8 ({error.reason}); convert it to UTF-8"
+            raise DataError(f"line {number} of the standard input {why}.") from None
+        if "\0" in text:
+            raise DataError(f"line {number} of the standard input holds a zero byte; expected UTF-8 (not UTF-16).")
+        yield text.rstrip("\r\n")
 
 
 def _lines() -> Iterator[str]:
@@ -60,6 +59,8 @@ def _lines() -> Iterator[str]:
             yield input("> ")
         except KeyboardInterrupt:
             print()
+        except UnicodeDecodeError:
+            print("error: the line is not UTF-8; set the terminal to UTF-8.", file=sys.stderr)
         except EOFError:
             print()
             return

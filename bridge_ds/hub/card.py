@@ -98,8 +98,8 @@ class CardFacts:
     """Packages that the run was trained with."""
     checkpoint: str = ""
     """Name of the checkpoint's folder."""
-    layer_weights: Sequence[float] = ()
-    """Mean weight of each encoder layer at that step."""
+    layer_weights: Sequence[float | None] = ()
+    """Mean weight of each encoder layer at that step; None = it was not finite."""
     results: Mapping[str, Any] = field(default_factory=dict)
     """evaluation.json, metrics under their names of today."""
     scored: str = ""
@@ -140,7 +140,7 @@ def model_card(shared: BridgeConfig, facts: CardFacts) -> str:
         llm_licence=licence(shared.llm, shared.llm_revision),
         training=_training(facts),
         layers=[str(first + number) for number in range(len(facts.layer_weights))],
-        layer_weights=[f"{weight:.3f}" for weight in facts.layer_weights],
+        layer_weights=["-" if weight is None else f"{weight:.3f}" for weight in facts.layer_weights],
         head=_HEAD,
         metrics=METRICS,
         scores={task: _rows(scores, alone.get(task, {})) for task, scores in tasks.items()},

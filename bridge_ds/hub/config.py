@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,9 +18,12 @@ from bridge_ds.config.load import from_dict, to_dict
 from bridge_ds.config.schema import Config
 from bridge_ds.data.text.convention import WRITTEN
 from bridge_ds.data.text.truncate import side_of
+from bridge_ds.errors import ConfigError
+from bridge_ds.typed import typed
 
-__all__ = ["MODEL_TYPE", "BridgeConfig", "from_run", "save_config", "settings_sha256", "to_run"]
+__all__ = ["CONFIG", "MODEL_TYPE", "BridgeConfig", "from_run", "save_config", "settings_sha256", "to_run"]
 
+CONFIG = "config.json"
 MODEL_TYPE = "bridge_ds"
 """`model_type` in config.json."""
 _NOT_SHARED = {
@@ -97,6 +101,28 @@ class BridgeConfig(PreTrainedConfig):
     max_prompt_tokens: int = 512
     """LLM tokens of a text that the LLM reads too."""
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> BridgeConfig:
+        """As transformers: the config in the content of config.json. Keys of every model that mean nothing for a bridge
+        (num_labels, auto_map) are left out.
+
+        Raises:
+            ConfigError: a value of another type, or a key that neither a bridge nor transformers knows.
+        """
+        path = f"{CONFIG} of {options.get('name_or_path') or config_dict.get('_name_or_path') or 'a bridge'}"
+        ours = {key: value for key, value in config_dict.items() if key in _shape().__dataclass_fields__}
+        try:
+            typed(json.dumps(ours), _shape())
+        except ValueError as error:
+            raise ConfigError(f"{path} {error}; export the bridge again.") from None
+        for key in sorted(set(config_dict) - set(ours) - _of_every_model()):
+            if not key.startswith("_"):
+                raise ConfigError(
+                    f"{path} has the key {key}, which this version does not know; expected {', '.join(ours)}; use the "
+                    "version that exported it, or take a key out that you added."
+                )
+        return super().from_dict(ours, **options)  # type: ignore[no-any-return]
+
     def to_diff_dict(self) -> dict[str, Any]:
         """For config.json, without the dtype in which the base models happen to be loaded."""
         values: dict[str, Any] = super().to_diff_dict()
@@ -104,6 +130,19 @@ class BridgeConfig(PreTrainedConfig):
         if self.settings_sha256 is None:
             values.pop("settings_sha256", None)
         return values
+
+
+@functools.cache
+def _shape() -> Any:
+    """The types of :class:`BridgeConfig`'s own keys."""
+    own = {**BridgeConfig.__annotations__, "architectures": "list[str] | None"}
+    fields = [(name, kind, dataclasses.field(default=None)) for name, kind in own.items()]
+    return dataclasses.make_dataclass("_Shape", fields, namespace={"__module__": __name__})
+
+
+@functools.cache
+def _of_every_model() -> set[str]:
+    return {*PreTrainedConfig().to_dict(), "auto_map", "num_labels", "torch_dtype"}
 
 
 def from_run(config: Config, base: Mapping[str, str]) -> BridgeConfig:

@@ -26,17 +26,17 @@ from bridge_ds.checkpoint.finite import fault_in, fault_in_files
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.disk import real
 from bridge_ds.errors import CheckpointError, ConfigError
-from bridge_ds.frozen.verify import model_file
+from bridge_ds.frozen.verify import model_file, why_no_hub
 from bridge_ds.hub.card import HERE
-from bridge_ds.hub.config import MODEL_TYPE, BridgeConfig, save_config, settings_sha256
-from bridge_ds.reading import decoded, json_value
+from bridge_ds.hub.config import CONFIG, MODEL_TYPE, BridgeConfig, save_config, settings_sha256
+from bridge_ds.typed import typed_object
 
 __all__ = [
-    "CARD", "CONFIG", "GENERATION", "SharedBridge", "find_file", "read_config", "read_json", "tensor_files", "upload",
+    "CARD", "CONFIG", "GENERATION", "SharedBridge", "find_file", "read_config", "tensor_files", "upload",
     "write_folder",
 ]  # fmt: skip
 
-CONFIG, GENERATION, CARD = "config.json", "generation_config.json", "README.md"
+GENERATION, CARD = "generation_config.json", "README.md"
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,17 @@ def read_config(name: str, revision: str | None, hub: Mapping[str, Any]) -> Brid
     """
     path = find_file(name, CONFIG, revision, hub)
     if path is None:
+        why = "" if Path(name).is_dir() or not why_no_hub() else f" ({why_no_hub()})"
         raise ConfigError(
-            f"{name!r} is no folder, and no {CONFIG} of a hub repository of that name can be had; expected a run "
+            f"{name!r} is no folder, and no {CONFIG} of a hub repository of that name can be had{why}; expected a run "
             "folder, a folder written by save_pretrained, or the hub id of one."
         )
-    values = read_json(path)
+    try:
+        values = typed_object(path, dict)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror or error}); expected JSON; get it again.") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} {error}; expected what save_pretrained writes; get the file again.") from None
     if values.get("model_type") != MODEL_TYPE:
         raise ConfigError(
             f"{path} is of type {values.get('model_type')!r}; expected a bridge (type {MODEL_TYPE!r}): give a run "
@@ -150,7 +156,7 @@ def read_config(name: str, revision: str | None, hub: Mapping[str, Any]) -> Brid
             "compute something else; export the bridge again or, if you changed them on purpose, take "
             f"`settings_sha256` out of {CONFIG}."
         )
-    return BridgeConfig.from_dict(values)
+    return BridgeConfig.from_dict(values, name_or_path=name)
 
 
 def tensor_files(name: str, config: BridgeConfig, revision: str | None, hub: Mapping[str, Any]) -> list[Path]:
@@ -200,21 +206,13 @@ def find_file(name: str, filename: str, revision: str | None, hub: Mapping[str, 
     """
     try:
         return model_file(name, filename, revision, hub)
+    except ConfigError:
+        raise ConfigError(
+            f"there is no folder {name!r} (looked for in {Path.cwd()}), and it is no hub id either; give a run folder, "
+            "a folder written by save_pretrained, or a hub id."
+        ) from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"{name!r} cannot be found ({reason}); give a run folder, a folder written by save_pretrained, or a hub id."
         ) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object in a JSON file; empty if the file holds something else.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        values = json_value(decoded(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON ({error}); expected what save_pretrained writes.") from None
-    return values if isinstance(values, dict) else {}

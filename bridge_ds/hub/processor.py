@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from collections import Counter
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, BatchFeature, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from bridge_ds.config.names import resolve
 from bridge_ds.data.loading.collate import pad
@@ -19,14 +18,15 @@ from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, ContextIds
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.identity import tokenizer_identity
-from bridge_ds.hub.config import BridgeConfig, save_config, to_run
-from bridge_ds.hub.folder import CONFIG
+from bridge_ds.hub.config import CONFIG, BridgeConfig, save_config, to_run
+from bridge_ds.hub.folder import read_config
 from bridge_ds.hub.source import check_bases, hub_options, open_source
 from bridge_ds.inference.prompt import PromptBuilder, truncation_lines
 from bridge_ds.inference.stops import Decoder
-from bridge_ds.llm.base import positions_of
 from bridge_ds.llm.splice import IGNORE
+from bridge_ds.llm.support import positions_of
 
 __all__ = ["BridgeProcessor"]
 
@@ -98,9 +98,7 @@ class BridgeProcessor(ProcessorMixin):
                 of, its_revision = getattr(tokenizers, part), getattr(model, f"{part}_revision")
                 found[key] = tokenizer_identity(of, name, its_revision, hub, recorded.get(key, ""))
             check_bases(source, found)
-        llm_config = AutoConfig.from_pretrained(
-            resolve(model.llm), revision=model.llm_revision, trust_remote_code=model.trust_remote_code, **hub
-        )
+        llm_config = base_config("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
         most = int(source.generation.get("max_new_tokens") or 128)
         return cls(source.config, tokenizers, positions_of(llm_config), most)
 
@@ -243,8 +241,7 @@ class BridgeProcessor(ProcessorMixin):
         """
         path = Path(save_directory) / CONFIG
         if path.is_file():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there.get("base") != self.config.base:
+            if read_config(str(save_directory), None, {}).base != self.config.base:
                 raise ConfigError(f"{path} is of another bridge; expected none; choose another folder.")
         else:
             save_config(self.config, save_directory)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,17 @@ from bridge_ds.checkpoint.bases import other_bases
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.checkpoint.origin import config_in
+from bridge_ds.config.names import found_beside
 from bridge_ds.config.schema import Config, ModelConfig
-from bridge_ds.errors import CheckpointError, ConfigError, DataError
+from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.hub.card import CardFacts, model_card
-from bridge_ds.hub.config import BridgeConfig, from_run
-from bridge_ds.hub.folder import CARD, CONFIG, GENERATION, find_file, read_config, read_json, tensor_files
+from bridge_ds.hub.config import CONFIG, BridgeConfig, from_run
+from bridge_ds.hub.folder import CARD, GENERATION, find_file, read_config, tensor_files
+from bridge_ds.hub.generation import read_generation
 from bridge_ds.inference.load import open_run
-from bridge_ds.metrics import current_names
+from bridge_ds.metrics import read_results
+from bridge_ds.reading import NotText, decoded
 from bridge_ds.track.metrics_file import iter_metrics
 
 __all__ = ["HUB_OPTIONS", "BridgeSource", "check_bases", "hub_options", "open_source"]
@@ -112,8 +114,10 @@ def _found(name: str, revision: str | None, hub: Mapping[str, Any], config: Brid
         run_config, checkpoint = open_run(folder, note=_log.warning)
         return _of_checkpoint(name, folder, checkpoint, run_config, config)
     if (folder / layout.MANIFEST).is_file():
-        checkpoint = Checkpoint.read(folder)
-        return _of_checkpoint(name, folder.absolute().parents[1], checkpoint, config_in(checkpoint), config)
+        checkpoint, run = Checkpoint.read(folder), folder.absolute().parents[1]
+        trained = config_in(checkpoint)
+        trained = replace(trained, model=found_beside(trained.model, run))
+        return _of_checkpoint(name, run, checkpoint, trained, config)
     _refuse_misspelt(folder)
     if folder.is_dir() and not (folder / CONFIG).is_file():
         raise ConfigError(
@@ -154,15 +158,21 @@ def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: 
     there = _inside(Path(name), read_config(name, revision, hub))
     shared = _inside(Path(name), config) if config else there
     generation, card = find_file(name, GENERATION, revision, hub), find_file(name, CARD, revision, hub)
-    text = card.read_text(encoding="utf-8") if card else ""
     return BridgeSource(
         name,
         shared,
         {"encoder": there.encoder, "llm": there.llm},
         lambda: tensor_files(name, shared, revision, hub),
-        read_json(generation) if generation else {},
-        lambda _: text,
+        read_generation(generation) if generation else {},
+        lambda _: _text(card) if card else "",
     )
+
+
+def _text(card: Path) -> str:
+    try:
+        return decoded(card.read_bytes())
+    except (OSError, NotText) as error:
+        raise ConfigError(f"{card} {error}; it is the model card, which is written again with the bridge.") from None
 
 
 def _inside(folder: Path, config: BridgeConfig) -> BridgeConfig:
@@ -177,15 +187,12 @@ def _inside(folder: Path, config: BridgeConfig) -> BridgeConfig:
 
 
 def _facts(run: Path, config: Config, checkpoint: Checkpoint) -> CardFacts:
-    """What the model card says of a run; evaluation.json and metrics.jsonl are read if there."""
-    try:
-        results = current_names(read_json(run / "evaluation.json"))
-    except ConfigError:
-        results = {}
-    try:
-        scored = read_index(run / "evaluation" / "bridge").checkpoint
-    except DataError:
-        scored = ""
+    """What the model card says of a run; evaluation.json and metrics.jsonl are read if there.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    scored = run / "evaluation" / "bridge"
     return CardFacts(
         name=run.resolve().name,
         config=config,
@@ -194,18 +201,17 @@ def _facts(run: Path, config: Config, checkpoint: Checkpoint) -> CardFacts:
         versions=checkpoint.manifest.get("versions") or {},
         checkpoint=checkpoint.folder.name,
         layer_weights=_layer_weights(run / "metrics.jsonl", checkpoint.step),
-        results=results,
-        scored=scored,
+        results=read_results(run),
+        scored=read_index(scored).checkpoint if (scored / "index.json").is_file() else "",
     )
 
 
-def _layer_weights(metrics: Path, step: int) -> list[float]:
+def _layer_weights(metrics: Path, step: int) -> list[float | None]:
     """Mean layer weights of the last training step up to `step`; empty if none were logged."""
-    found: list[float] = []
-    with contextlib.suppress(DataError):
-        for record in iter_metrics(metrics):
-            if record["step"] <= step:
-                found = record.get("layer_weights") or found
+    found: list[float | None] = []
+    for record in iter_metrics(metrics) if metrics.is_file() else ():
+        if record["step"] <= step:
+            found = record.get("layer_weights") or found
     return found
 
 

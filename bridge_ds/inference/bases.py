@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from bridge_ds.bridge import BridgeModel, build_bridge
-from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.encoder.families import family_of
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.frozen import device_map as devices
+from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.load import DTYPES
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
@@ -156,15 +156,12 @@ def _for_each(config: Config, device_map: Any, hub: Mapping[str, Any]) -> tuple[
     maps = {"LLM": devices.of_llm(device_map), "encoder": devices.of_encoder(device_map)}
     if not isinstance(device_map, Mapping):
         return maps["encoder"], maps["LLM"]
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     of = config.model
     trust = {"trust_remote_code": of.trust_remote_code}
     for what, name, revision in (("LLM", of.llm, of.llm_revision), ("encoder", of.encoder, of.encoder_revision)):
-        try:
-            found = AutoConfig.from_pretrained(resolve(name), revision=revision, **trust, **hub)
-        except (OSError, ValueError):
-            break  # loading says it better
+        found = base_config(f"model.{what.lower()}", name, revision, of.trust_remote_code, hub)
         if what == "encoder":
             skeleton = family_of(name, found).skeleton(found, **trust)
         else:

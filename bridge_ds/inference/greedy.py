@@ -1,4 +1,5 @@
-"""Greedy decoding after a prefix, one token a step from the cache; works under ZeRO-3, where transformers' does not.
+"""Greedy decoding after a prefix, one token a step from the cache, or from all before it where the LLM's cache cannot
+be continued; works under ZeRO-3, where transformers' does not.
 
 Dimensions: B batch, X prefix length and what has been written, H LLM width, V vocabulary.
 """
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection
 
 import torch
 
-from bridge_ds.inference.score import read_prefix
+from bridge_ds.inference.score import read_prefix, read_whole
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.splice import Spliced
 
@@ -46,6 +47,8 @@ def decode_greedily(
     rows, positions = mask_BX.shape[0], llm.positions or 1 << 30
     written: list[list[int]] = [[] for _ in range(rows)]
     used = position_B.tolist()
+    row_B = torch.arange(rows, device=mask_BX.device)
+    ids_BT = position_B.new_empty(rows, 0)
     unfinished = [going is None or going(row, []) for row in range(rows)]
     for step in range(max_new_tokens):
         next_B = logits_BV.argmax(-1)
@@ -59,13 +62,19 @@ def decode_greedily(
         if step == max_new_tokens - 1 or not any_of(any(unfinished)):
             break
         mask_BX = torch.cat([mask_BX, mask_BX.new_ones(rows, 1)], dim=1)
-        logits_BV, output = llm.logits_at(
-            llm.embed(next_B[:, None]),
-            torch.arange(rows, device=mask_BX.device),
-            attention_mask=mask_BX,
-            position_ids=(position_B + step).clamp(max=positions - 1)[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache = output.past_key_values
+        ids_BT = torch.cat([ids_BT, next_B[:, None]], dim=1)
+        if llm.behavior.steps:
+            logits_BV, cache = llm.logits_at(
+                llm.embed(next_B[:, None]),
+                row_B,
+                cache,
+                position_ids=(position_B + step).clamp(max=positions - 1)[:, None],
+                use_cache=True,
+                **({"attention_mask": mask_BX} if llm.behavior.step_mask else {}),
+            )
+        else:
+            fits_BT = position_B[:, None] + torch.arange(step + 1, device=row_B.device) < positions
+            last_B = (fits_BT.sum(1) - 1).clamp(min=0)
+            last_BT = torch.arange(step + 1, device=row_B.device) == last_B[:, None]
+            logits_BV = read_whole(llm, prefix, row_B, ids_BT, fits_BT, last_BT)
     return written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from bridge_ds.checkpoint.load import Checkpoint, newest, put_trained
 from bridge_ds.checkpoint.origin import config_in
 from bridge_ds.config.changes import changes, with_places
 from bridge_ds.config.load import load_run_config, overridden
+from bridge_ds.config.names import found_beside
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.engine.distributed import on_main
@@ -66,6 +68,7 @@ def open_run(
                 f"{change.new!r}; the checkpoint's is used."
             )
     config = with_places(trained, now)
+    config = replace(config, model=found_beside(config.model, run))
     asked = overridden(config, overrides) if overrides else config
     for change in changes(config, asked):
         if change.in_function:

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import torch
 
-from bridge_ds.frozen.device_map import is_split
 from bridge_ds.llm.base import LLM
-from bridge_ds.llm.splice import Spliced
+from bridge_ds.llm.splice import Segment, Spliced, splice
 
-__all__ = ["ChoiceScores", "read_prefix", "score_choices"]
+__all__ = ["ChoiceScores", "read_prefix", "read_whole", "score_choices"]
 
 _ROWS = 1024
 """Rows of logits that are cast to float32 at a time."""
@@ -41,7 +40,7 @@ def score_choices(
     any_of: Callable[[bool], bool] = bool,
 ) -> ChoiceScores:
     """Log-probability and greedy match of each row's own choices. The model runs twice, however many there are (once if
-    none has two tokens).
+    none has two tokens); the second time from the prefix's cache, or over all of it where the LLM's cannot be shared.
 
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
@@ -70,7 +69,11 @@ def score_choices(
         log_p_R, greedy_R = log_p_R.where(real_RT[:, 0], 0.0), greedy_R | ~real_RT[:, 0]
     if longest == 1:
         return ChoiceScores(log_p_R, greedy_R, first)
-    rest_NV = _read_choices(llm, prefix, row_R, ids_RT, real_RT, cache)
+    if llm.behavior.reuse:
+        rest_NV = _read_choices(llm, prefix, row_R, ids_RT, real_RT, cache)
+    else:
+        del cache
+        rest_NV = read_whole(llm, prefix, row_R, ids_RT[:, :-1], real_RT[:, :-1], real_RT[:, 1:])
     log_p_N, greedy_N = _look_up(rest_NV, ids_RT[:, 1:][real_RT[:, 1:]])
     log_p_RT = log_p_R.new_zeros(real_RT[:, 1:].shape).masked_scatter(real_RT[:, 1:], log_p_N)
     greedy_RT = torch.ones_like(real_RT[:, 1:]).masked_scatter(real_RT[:, 1:], greedy_N)
@@ -78,14 +81,47 @@ def score_choices(
 
 
 def read_prefix(llm: LLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
-    """Logits [B, V] of the first token after the prefix, and the cache."""
+    """Logits [B, V] of the first token after the prefix, and the cache; None where the LLM's cannot be used."""
+    if not (llm.behavior.steps or llm.behavior.reuse):
+        # As in training: nor is it known what the class makes of padding before a text.
+        prefix = splice([Segment(prefix.embeds_BXH, prefix.mask_BX)])
+        rows, length = prefix.mask_BX.shape
+        last_B = torch.arange(rows, device=prefix.mask_BX.device) * length + prefix.mask_BX.sum(1) - 1
+        return llm.logits_at(prefix.embeds_BXH, last_B, use_cache=False)[0], None
     rows, length = prefix.mask_BX.shape
     last_B = torch.arange(1, rows + 1, device=prefix.mask_BX.device) * length - 1
     positions_BX = (prefix.mask_BX.cumsum(1) - 1).clamp(min=0)
-    logits_BV, output = llm.logits_at(
+    return llm.logits_at(
         prefix.embeds_BXH, last_B, attention_mask=prefix.mask_BX, position_ids=positions_BX, use_cache=True
     )
-    return logits_BV, output.past_key_values
+
+
+def read_whole(
+    llm: LLM,
+    prefix: Spliced,
+    row_R: torch.Tensor,
+    ids_RT: torch.Tensor,
+    real_RT: torch.Tensor,
+    wanted_RT: torch.Tensor,
+) -> torch.Tensor:
+    """Logits [N, V] after the wanted ones of some tokens, each row's prefix and tokens read as in training: padded on
+    the right, without mask and cache. Exact for every causal model.
+
+    Args:
+        llm: the LLM.
+        prefix: padded on either side.
+        row_R: of the prefix, for each row of tokens.
+        ids_RT: [R, T] tokens after it.
+        real_RT: [R, T] which of them are no padding; those after the last wanted one may be left out.
+        wanted_RT: [R, T] after which of them logits are wanted, in row order.
+    """
+    tokens = Segment(llm.embed(ids_RT), real_RT.long())
+    whole = splice([Segment(prefix.embeds_BXH[row_R], prefix.mask_BX[row_R]), tokens])
+    at_RT = prefix.mask_BX.sum(1)[row_R][:, None] + torch.arange(ids_RT.shape[1], device=ids_RT.device)
+    longest = whole.mask_BX.shape[1]
+    at_RT = at_RT.clamp(max=longest - 1) + longest * torch.arange(len(row_R), device=ids_RT.device)[:, None]
+    logits_NV, _ = llm.logits_at(whole.embeds_BXH, at_RT[wanted_RT], use_cache=False)
+    return logits_NV
 
 
 def _look_up(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,8 +137,7 @@ def _read_choices(
     llm: LLM, prefix: Spliced, row_R: torch.Tensor, ids_RT: torch.Tensor, real_RT: torch.Tensor, cache: object
 ) -> torch.Tensor:
     """Logits [N, V] after each choice token that has another behind it; the prefix is copied in the cache, not run."""
-    # Each layer's part of the cache is on that layer's device; only indices on the CPU select from any.
-    cache.batch_select_indices(row_R.cpu() if is_split(llm.model) else row_R)  # type: ignore[attr-defined]
+    cache.reorder_cache(row_R)  # type: ignore[attr-defined]
     ids_RT, next_RT = ids_RT[:, :-1], real_RT[:, 1:]
     mask_RX = torch.cat([prefix.mask_BX[row_R], torch.ones_like(ids_RT)], dim=1)
     steps_T = torch.arange(ids_RT.shape[1], device=ids_RT.device)
@@ -111,7 +146,7 @@ def _read_choices(
         next_RT.flatten().nonzero().squeeze(1),
         attention_mask=mask_RX,
         position_ids=prefix.mask_BX.sum(1)[row_R][:, None] + steps_T,
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
     )
     return logits_NV

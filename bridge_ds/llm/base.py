@@ -12,14 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bridge_ds.compat.transformers import masks_known
+from bridge_ds.compat.transformers import cache_of, generate_from_embeds, given_cache, masks_known
+from bridge_ds.llm.support import Behavior, positions_of
 
-__all__ = ["LLM", "positions_of"]
-
-
-def positions_of(config: Any) -> int:
-    """Positions that a causal language model was built for, from its transformers config; 0 = unknown."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+__all__ = ["LLM"]
 
 
 class LLM(nn.Module):
@@ -29,10 +25,13 @@ class LLM(nn.Module):
     """Names of the parameters that are trained."""
     original: bool = True
     """The base model's own weights are unchanged, see :meth:`without_adapters`."""
+    behavior = Behavior()
+    """What may be done with its cache."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        generate_from_embeds(model)
 
     def without_adapters(self, wanted: bool = True) -> AbstractContextManager[None]:
         """Disable the adapters while open, if `wanted`: the LLM is then the base model.
@@ -67,21 +66,25 @@ class LLM(nn.Module):
         """[B, K] ids -> [B, K, H], with whatever scale the model's own embedding module applies (Gemma)."""
         return self.model.get_input_embeddings()(ids)
 
-    def logits_at(self, embeds_BXH: torch.Tensor, places_N: torch.Tensor, **options: Any) -> tuple[torch.Tensor, Any]:
+    def logits_at(
+        self, embeds_BXH: torch.Tensor, places_N: torch.Tensor, cache: object = None, **options: Any
+    ) -> tuple[torch.Tensor, Any]:
         """Run the model and its vocabulary projection at the chosen positions only.
 
         Args:
             embeds_BXH: input embeddings.
             places_N: flat indices into B x X of the positions whose next token is wanted.
-            options: passed to the model (attention_mask, position_ids, past_key_values, use_cache).
+            cache: of the positions before; None = there are none.
+            options: passed to the model (attention_mask, position_ids, use_cache).
 
         Returns:
-            logits [N, V] in the order of `places_N`, and the model's whole output.
+            logits [N, V] in the order of `places_N`, and the cache with these positions, if the model gives one.
         """
+        options |= {} if cache is None else given_cache(self.model, cache)
         known = masks_known(padded=False) if options.get("attention_mask") is None else nullcontext()
         with known, _projecting_only(self.model.get_output_embeddings(), places_N):
             output = self.model(inputs_embeds=embeds_BXH, return_dict=True, **options)
-        return output.logits[0], output
+        return output.logits[0], cache_of(output)
 
 
 @contextmanager

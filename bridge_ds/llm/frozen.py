@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,12 +13,15 @@ from torch import nn
 from bridge_ds.compat.transformers import enable_recomputing, set_recomputing
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import LlmConfig, ModelConfig
+from bridge_ds.frozen.check import HUB, BaseModel
+from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.bias import use_trained
+from bridge_ds.llm.support import behavior_of
 from bridge_ds.llm.trained import TrainedLLM
 
-__all__ = ["FrozenLLM", "load_llm"]
+__all__ = ["FrozenLLM", "llm_base", "load_llm"]
 
 
 class FrozenLLM(LLM):
@@ -71,23 +75,36 @@ def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: 
         options: more of `from_pretrained` (device_map, quantization_config, token); they win.
 
     Raises:
-        ConfigError: not found, incomplete, or not a causal language model.
+        ConfigError: not found, incomplete, or not a language model that can stand behind a bridge.
+    """
+    base = llm_base(config, options)
+    behavior = behavior_of(resolve(config.llm), base.config, config.trust_remote_code)
+    dtype = options.pop("dtype", DTYPES[config.dtype])
+    trained = training is not None and training.trainable
+    model = load_complete(base, dtype=torch.float32 if trained else dtype)
+    if training is not None and trained:
+        llm: LLM = TrainedLLM(model, dtype, training, config.activation_checkpointing)
+    else:
+        llm = FrozenLLM(model, config.activation_checkpointing)
+    llm.behavior = behavior
+    return llm
+
+
+def llm_base(config: ModelConfig, options: Mapping[str, Any] = MappingProxyType({})) -> BaseModel:
+    """`model.llm` as it is found, checked and loaded; arguments as of :func:`load_llm`.
+
+    Raises:
+        ConfigError: not found.
     """
     from transformers import AutoModelForCausalLM
 
-    dtype = options.pop("dtype", DTYPES[config.dtype])
-    trained = training is not None and training.trainable
-    model = load_complete(
-        "LLM",
-        resolve(config.llm),
-        AutoModelForCausalLM.from_pretrained,
-        **{
-            "dtype": torch.float32 if trained else dtype,
-            "revision": config.llm_revision,
-            "trust_remote_code": config.trust_remote_code,
-            **options,
-        },
-    )
-    if training is not None and trained:
-        return TrainedLLM(model, dtype, training, config.activation_checkpointing)
-    return FrozenLLM(model, config.activation_checkpointing)
+    key, name, trust = "model.llm", config.llm, config.trust_remote_code
+    hub = {each: options[each] for each in HUB if each in options}
+    found = base_config(key, name, config.llm_revision, trust, hub)
+    options = {"revision": config.llm_revision, "trust_remote_code": trust, **options}
+    return BaseModel(key, name, found, AutoModelForCausalLM, _logits, options)
+
+
+def _logits(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """What is used of an LLM."""
+    return [model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=False).logits]

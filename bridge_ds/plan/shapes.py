@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from bridge_ds.config.build import one_of
 from bridge_ds.config.names import resolve
 from bridge_ds.encoder.families import FAMILIES
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.foreign import stored_json
 
 __all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "largest_layer", "lora_parameters"]
 
@@ -94,8 +94,14 @@ def find_shape(name: str, known: dict[str, Shape]) -> Shape:
     path = Path(folder) / "config.json"
     if path.is_file():
         read = _encoder_shape if known is ENCODERS else _llm_shape
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return read(config, path.absolute().parent.name, os.path.abspath(folder) if folder == name else name)
+        config = stored_json(name, path)
+        try:
+            return read(config, path.absolute().parent.name, os.path.abspath(folder) if folder == name else name)
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            raise ConfigError(
+                f"{path} has a size that cannot be used ({type(error).__name__}: {error}); expected whole numbers; "
+                "download it again."
+            ) from None
     if name.lower() in known:
         return known[name.lower()]
     if "/" in name:  # a name alone with such an ending would not say which repository is meant

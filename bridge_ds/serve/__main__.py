@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import ipaddress
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,8 +34,8 @@ examples:
       -d '{"model": "mine", "prompt": "a text in any language", "max_tokens": 64}'
 
 When the queue is full requests get 429 with Retry-After. After a SIGTERM the requests that wait and run are finished,
-new ones get 503; after a second one only those that run are finished. An address other than loopback needs an API key,
-in the environment variable BRIDGE_DS_API_KEY."""
+new ones get 503; after a second one only those that run are finished, after a third one none. An address other than
+loopback needs an API key, in the environment variable BRIDGE_DS_API_KEY."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,12 +43,14 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     key = os.environ.get(KEY, "")
     _check(options, key)
-    from bridge_ds.serve.server import bind, serve
+    from bridge_ds.serve.server import allow_connections, bind, serve
 
     # Before the models: a port in use should not be found after minutes of loading.
+    connections = 2 * (options.queue + options.at_once) + 64
+    allow_connections(connections)
     listening = bind(options.host, options.port)
     service = _load(options, key)
-    serve(service, listening, connections=2 * (options.queue + options.at_once) + 64)
+    serve(service, listening, connections)
     return 0
 
 
@@ -62,48 +63,47 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     port = positive(int, zero=True, most=65535)
     where.add_argument("--port", type=port, default=8000, help="port; 0 = any that is free (default: 8000)")
     load = parser.add_argument_group("how much")
-    for name, default, what in (
-        ("--batch", 16, "most texts of a batch"),
-        ("--queue", 128, "most texts that wait; more get 429"),
-        ("--max-tokens", 1024, "highest max_tokens of a request"),
-        ("--max-body", 1 << 20, "bytes of a request"),
+    for name, default, most, what in (
+        ("--batch", 16, 10_000, "most texts of a batch"),
+        ("--queue", 128, 100_000, "most texts that wait; more get 429"),
+        ("--max-tokens", 1024, 1_000_000, "highest max_tokens of a request"),
+        ("--max-body", 1 << 20, 1 << 30, "bytes of a request"),
     ):
-        load.add_argument(name, type=positive(int), default=default, help=f"{what} (default: {default})")
+        load.add_argument(name, type=positive(int, most=most), default=default, help=f"{what} (default: {default})")
     other = parser.add_argument_group("the LLM elsewhere")
     other.add_argument("--vllm", metavar="URL", help="a vLLM server with --enable-prompt-embeds that runs the LLM")
-    other.add_argument("--at-once", type=positive(int), default=64, help="requests to it at a time (default: 64)")
+    at_once = positive(int, most=10_000)
+    other.add_argument("--at-once", type=at_once, default=64, help="requests to it at a time (default: 64)")
     add_loading(parser)
     return parser.parse_args(argv)
 
 
 def _check(options: argparse.Namespace, key: str) -> None:
-    if not key and not _is_loopback(options.host):
+    for package in ("starlette", "uvicorn", "prometheus_client", "httpx", "pydantic"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"serving needs {package}, which is not installed; pip install 'bridge_ds[serve]'.")
+    from bridge_ds.serve.access import check_key, is_loopback
+
+    check_key(KEY, key)
+    if not key and not is_loopback(options.host):
         raise ConfigError(
             f"--host is {options.host}, which others can reach, and {KEY} is not set; expected a key: set that "
             "environment variable, or leave --host out."
         )
-    for package in ("starlette", "uvicorn", "prometheus_client", "httpx", "pydantic"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"serving needs {package}, which is not installed; pip install 'bridge_ds[serve]'.")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _load(options: argparse.Namespace, key: str) -> Service:
     from bridge_ds.engine.setup import quiet_transformers
     from bridge_ds.hub.model import BridgeForCausalLM
     from bridge_ds.serve.app import Service
-    from bridge_ds.serve.backends import LocalBackend, ServedModel, VllmBackend, VllmClient
+    from bridge_ds.serve.backends import LocalBackend, ServedModel
     from bridge_ds.serve.batching import Backend, RequestQueue, Scheduler
     from bridge_ds.serve.protocol import ServerLimits
+    from bridge_ds.serve.vllm import VllmBackend, VllmClient
 
     quiet_transformers()
     model = ServedModel(BridgeForCausalLM.from_pretrained(options.run, **loading(options)))
+    model.default_tokens = min(model.default_tokens, options.max_tokens)
     backend: Backend = LocalBackend(model)
     concurrency = 1
     if options.vllm:

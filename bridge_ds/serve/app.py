@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from bridge_ds.reading import json_value
+from bridge_ds.serve.access import authorize, read_json
 from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.batching import Row, Scheduler
 from bridge_ds.serve.protocol import (
@@ -27,14 +26,12 @@ from bridge_ds.serve.protocol import (
     CompletionRequest,
     GenerationRequest,
     ServerLimits,
+    check_model,
     parse_request,
 )
 from bridge_ds.serve.replies import Event, Reply
 
 __all__ = ["Service", "make_app"]
-
-_BODY_S = 30
-"""Seconds in which a request must have arrived whole."""
 
 
 class Metrics:
@@ -87,7 +84,7 @@ class Service:
     @property
     def status(self) -> str:
         """`ok`, `draining` or `dead` (its scheduler has ended)."""
-        return "draining" if self.scheduler.queue.draining else "ok" if self.scheduler.alive else "dead"
+        return "dead" if not self.scheduler.alive else "draining" if self.scheduler.queue.draining else "ok"
 
 
 def make_app(service: Service) -> Starlette:
@@ -99,30 +96,40 @@ def make_app(service: Service) -> Starlette:
     async def chat(request: Request) -> Response:
         return await _answer(service, request, ChatRequest)
 
+    card = {"id": service.name, "object": "model", "created": service.created, "owned_by": "bridge_ds"}
+
     async def models(request: Request) -> Response:
-        _authorize(service, request)
-        card = {"id": service.name, "object": "model", "created": service.created, "owned_by": "bridge_ds"}
+        authorize(request, service.key)
         return JSONResponse({"object": "list", "data": [card]})
+
+    async def model(request: Request) -> Response:
+        authorize(request, service.key)
+        check_model(request.path_params["name"], service.name)
+        return JSONResponse(card)
 
     async def health(request: Request) -> Response:
         return JSONResponse({"status": service.status}, 200 if service.status == "ok" else 503)
 
     async def metrics(request: Request) -> Response:
-        _authorize(service, request)
+        authorize(request, service.key)
         return Response(service.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def failed(request: Request, error: Exception) -> Response:
+        headers = {}
         if isinstance(error, HTTPException):
             known = {404: "there is no such path here.", 405: "the path does not allow this method."}
+            headers = dict(error.headers or {})  # Allow
             error = APIError(known.get(error.status_code, str(error.detail)), error.status_code)
         if not isinstance(error, APIError):
             error = APIError("internal error of the server (see its log).", 500)
-        return _failure(service, request, error)
+        return _failure(service, request, error, headers)
 
     routes = [
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/models", models),
+        Route("/v1/models/", models),
+        Route("/v1/models/{name:path}", model),
         Route("/health", health),
         Route("/metrics", metrics),
     ]
@@ -130,9 +137,10 @@ def make_app(service: Service) -> Starlette:
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
-def _failure(service: Service, request: Request, why: APIError) -> Response:
+def _failure(service: Service, request: Request, why: APIError, headers: dict[str, str]) -> Response:
     service.metrics.requests.labels(_path(request), str(why.status)).inc()
-    headers = {"Retry-After": str(why.retry_s)} if why.retry_s else {}
+    if why.retry_s:
+        headers["Retry-After"] = str(why.retry_s)
     if why.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(why.body(), why.status, headers)
@@ -143,19 +151,10 @@ def _path(request: Request) -> str:
     return request.url.path if request.url.path in ("/v1/completions", "/v1/chat/completions") else "other"
 
 
-def _authorize(service: Service, request: Request) -> None:
-    kind, _, given = request.headers.get("authorization", "").partition(" ")
-    if service.key and not (
-        kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), service.key.encode())
-    ):
-        message = "the API key is missing or wrong; expected Authorization: Bearer KEY."
-        raise APIError(message, 401, code="invalid_api_key")
-
-
 async def _answer(service: Service, request: Request, kind: type[GenerationRequest]) -> Response:
     began = time.monotonic()
-    _authorize(service, request)
-    asked = parse_request(kind, await _json(request, service.limits.body), service.name, service.limits)
+    authorize(request, service.key)
+    asked = parse_request(kind, await read_json(request, service.limits.body), service.name, service.limits)
     queue = service.scheduler.queue
     queue.check_room(len(asked.inputs))  # before any work is done for it
     events: asyncio.Queue[Event] = asyncio.Queue()
@@ -232,25 +231,3 @@ def _count(service: Service, request: Request, reply: Reply, began: float) -> No
     service.metrics.tokens.labels("prompt").inc(reply.usage["prompt_tokens"])
     service.metrics.tokens.labels("completion").inc(reply.written)
     service.metrics.truncated.inc(reply.truncated)
-
-
-async def _json(request: Request, most: int) -> Any:
-    # A page in a browser can post a form to this port, but not JSON without asking first.
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise APIError(f"the content type is {kind[:80]!r}; expected application/json.", 415)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > most:
-                    raise APIError(f"the request is larger than {most} bytes; expected fewer.", 413)
-    except TimeoutError:
-        raise APIError(f"the request did not arrive within {_BODY_S} s.", 408) from None
-    except ClientDisconnect:
-        raise APIError("the request was cut off.", 400) from None
-    try:
-        return json_value(body.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise APIError(f"the body is not JSON ({str(error)[:200]}).") from None

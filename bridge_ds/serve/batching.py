@@ -18,7 +18,7 @@ from bridge_ds.inference.stops import Answer
 from bridge_ds.serve.protocol import APIError
 from bridge_ds.serve.replies import Event
 
-__all__ = ["Backend", "RequestQueue", "Row", "Scheduler", "choose_batch"]
+__all__ = ["Backend", "BackendLost", "RequestQueue", "Row", "Scheduler", "choose_batch"]
 
 _log = logging.getLogger(__name__)
 _numbers = itertools.count()
@@ -115,6 +115,8 @@ class RequestQueue:
         """Rows that are being answered."""
         self.draining = False
         """No more rows are accepted."""
+        self.dropping = False
+        """Rows that wait will not be answered."""
         self.batch_s = 1.0
         """Running mean of the time a batch takes; seconds."""
         self._rows: list[Row] = []
@@ -140,6 +142,8 @@ class RequestQueue:
             raise APIError("the server is shutting down and accepts no requests.", 503, code="draining", retry_s=5)
         if rows > self.limit:
             raise APIError(f"the request holds {rows} texts; at most {self.limit} can wait here.")
+        with self._changed:
+            self._forget()
         if len(self._rows) + rows > self.limit:
             wait = math.ceil(self.batch_s * (1 + len(self._rows) // self.size))
             message = f"{len(self._rows)} texts wait already, of at most {self.limit}; try again in {wait} s."
@@ -157,8 +161,15 @@ class RequestQueue:
             self._changed.notify()
 
     def drain(self) -> None:
-        """Accept no more rows. Called by a signal handler, so it takes no lock."""
-        self.draining = True
+        """Accept no more rows; asked again, :meth:`drop` those that wait. For a signal handler, so it takes no lock."""
+        self.draining, self.dropping = True, self.draining
+
+    def drop(self, why: APIError) -> None:
+        """Fail the rows that wait."""
+        with self._changed:
+            rows, self._rows = self._rows, []
+        for row in rows:
+            row.fail(why)
 
     def take(self, timeout_s: float) -> list[Row]:
         """The next batch, counted as running until :meth:`done`; empty after the timeout."""
@@ -180,9 +191,13 @@ class RequestQueue:
             self._changed.notify()
 
     def _ready(self) -> bool:
-        """Whether a batch can start; drops cancelled rows."""
+        """Whether a batch can start."""
+        self._forget()
+        return bool(self._rows) and self.running < self.concurrency and not self.dropping
+
+    def _forget(self) -> None:
+        """Drop cancelled rows."""
         self._rows = [row for row in self._rows if not row.cancelled]
-        return bool(self._rows) and self.running < self.concurrency
 
 
 class Backend(Protocol):
@@ -192,13 +207,20 @@ class Backend(Protocol):
         """Answer a batch, or begin to; calls `done` with the number of rows that have ended, until all have."""
 
 
+class BackendLost(Exception):
+    """The backend cannot answer this batch nor any other."""
+
+
 class Scheduler:
-    """The thread that takes batches and gives them to the backend. After a batch that fails it goes on."""
+    """The thread that takes batches and gives them to the backend. After a batch that fails it goes on; after any other
+    error it ends, with all requests that wait or run."""
 
     def __init__(self, queue: RequestQueue, backend: Backend) -> None:
         self.queue, self.backend = queue, backend
         self.observe: Callable[[int], None] = lambda rows: None
         """Called with the size of each batch."""
+        self.failure: BaseException | None = None
+        """What ended the thread, if not :meth:`stop`."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
@@ -214,20 +236,38 @@ class Scheduler:
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and self.failure is None
 
     def _run(self) -> None:
-        while not self._end.is_set():
-            rows = self.queue.take(0.2)
-            if not rows:
-                continue
-            self.observe(len(rows))
-            try:
-                self.backend.start(rows, self.queue.done)
-            except Exception as error:
-                # One batch that fails must not end the server; its requests get an error, the log the traceback.
+        rows: list[Row] = []
+        try:
+            while not self._end.is_set():
+                rows = self.queue.take(0.2)
+                if rows:
+                    self.observe(len(rows))
+                    self._answer(rows)
+        except BaseException as error:  # whatever it is: nobody else would answer those who wait
+            self.failure = error
+            self.queue.draining = True
+            why = APIError("the server has failed and ends (see its log).", 500, code="internal")
+            for row in rows:
+                row.fail(why)
+            self.queue.drop(why)
+
+    def _answer(self, rows: Sequence[Row]) -> None:
+        try:
+            self.backend.start(rows, self.queue.done)
+        except BackendLost:
+            raise
+        except Exception as error:
+            # One batch that fails must not end the server; its requests get an error, the log the traceback.
+            if isinstance(error, APIError):
+                _log.error("a batch of %d rows failed: %s", len(rows), error)
+            else:
                 _log.exception("a batch of %d rows failed", len(rows))
-                unknown = "the answer could not be written (see the log)."
-                message = str(error) if isinstance(error, BridgeError) else unknown
-                for row in rows:
-                    row.fail(APIError(message, 500, code="internal"))
+                message = (
+                    str(error) if isinstance(error, BridgeError) else "the answer could not be written (see the log)."
+                )
+                error = APIError(message, 500, code="internal")
+            for row in rows:
+                row.fail(error)

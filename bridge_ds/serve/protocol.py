@@ -34,8 +34,12 @@ __all__ = [
     "CompletionRequest",
     "GenerationRequest",
     "ServerLimits",
+    "check_model",
     "parse_request",
 ]
+
+
+_LEAST_TEMPERATURE = 1e-10  # clients say 1e-8 for 0
 
 
 class APIError(Exception):
@@ -84,6 +88,13 @@ def _check_text(text: str) -> str:
     return text
 
 
+def _check_temperature(value: float | None) -> float | None:
+    """Logits divided by less than this are infinite."""
+    if value and value < _LEAST_TEMPERATURE:
+        raise PydanticCustomError("temperature", "expected 0 (greedy) or {least} to 2", {"least": _LEAST_TEMPERATURE})
+    return value
+
+
 def _as_list(value: Any) -> Any:
     return value if value is None or isinstance(value, list) else [value]
 
@@ -130,7 +141,7 @@ class GenerationRequest(BaseModel):
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
+    temperature: Annotated[float | None, AfterValidator(_check_temperature)] = Field(None, le=2, allow_inf_nan=False)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1 << 20)
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
@@ -225,6 +236,17 @@ class ChatRequest(GenerationRequest):
 Request = TypeVar("Request", bound=GenerationRequest)
 
 
+def check_model(asked: str, model: str) -> None:
+    """Raise unless the model that is asked for is the one that is served.
+
+    Raises:
+        APIError: 404.
+    """
+    if asked != model:
+        message = f"the model {asked[:200]!r} is not here; expected {model!r}."
+        raise APIError(message, 404, code="model_not_found", param="model")
+
+
 def parse_request(kind: type[Request], body: Any, model: str, limits: ServerLimits) -> Request:
     """A validated request.
 
@@ -243,9 +265,7 @@ def parse_request(kind: type[Request], body: Any, model: str, limits: ServerLimi
         request = kind.model_validate(body)
     except ValidationError as error:
         raise _first_error(error) from None
-    if request.model != model:
-        message = f"the model {request.model[:200]!r} is not here; expected {model!r}."
-        raise APIError(message, 404, code="model_not_found", param="model")
+    check_model(request.model, model)
     if len(request.inputs) > limits.texts:
         raise APIError(f"prompt holds {len(request.inputs)} texts; expected at most {limits.texts}.", param="prompt")
     if (request.token_limit or 0) > limits.tokens:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.data.packing.formats import Row, load_dataset, part_rows
+from bridge_ds.data.packing.formats import Row, load_dataset, numbered, part_rows
 from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.errors import DataError
-from bridge_ds.reading import is_macos
+from bridge_ds.reading import is_macos, refuse_surrogates
 
 __all__ = ["PARQUET", "Record", "RowSource", "local_languages", "rows"]
 
@@ -109,18 +110,16 @@ class Record:
             DataError: as :meth:`value`, or not one of the labels.
         """
         value = self.value(field)
-        text = str(value).strip()
+        text = str(value).strip() if isinstance(value, str | int | float) else ""
         names = [label.casefold() for label in labels]
         if text.casefold() in names:
             return names.index(text.casefold())
-        try:
-            number = float(text)
-        except ValueError:
-            number = -1.0
-        if not number.is_integer() or not 0 <= number - first < len(labels):
+        number = float(text) if re.fullmatch(r"[0-9]{1,3}(\.0*)?", text) else -1.0
+        if isinstance(value, bool) or not 0 <= number - first < len(labels):
             named = ", ".join(f"{index} ({label})" for index, label in enumerate(labels, first))
             raise DataError(
-                f"{self.where} has the label {value!r}; expected one of {named}; correct the data of {self.task}."
+                f"{self.where} has the label {repr(value)[:80]}; expected one of {named}; correct the data of "
+                f"{self.task}."
             )
         return int(number) - first
 
@@ -139,7 +138,7 @@ def rows(source: RowSource) -> Iterator[Row]:
         return (row for part in file_parts(found) for row in part_rows(part))
     if _is_repository(folder):
         options = {"config": source.config, "split": source.hub_split, "revision": None, "stream": ""}
-        return _numbered(load_dataset(source.source, options), f"{source.source} ({source.language}, {source.split})")
+        return numbered(load_dataset(source.source, options), f"{source.source} ({source.language}, {source.split})")
     example = f"{source.language}.jsonl" if source.split == "test" else f"{source.split}/{source.language}.jsonl"
     raise DataError(
         f"{folder} has no {source.split} file for the language {source.language!r} of {source.task}; expected "
@@ -148,7 +147,11 @@ def rows(source: RowSource) -> Iterator[Row]:
 
 
 def local_languages(source: str) -> list[str] | None:
-    """Languages that a local folder has test files for, sorted; none = not such a folder, so they are unknown."""
+    """Languages that a local folder has test files for, sorted; none = not such a folder, so they are unknown.
+
+    Raises:
+        DataError: a name is not UTF-8.
+    """
     folder = Path(source)
     if not folder.is_dir():
         return None
@@ -168,6 +171,11 @@ def local_languages(source: str) -> list[str] | None:
             names |= {found[1] for found in split if found} or {stem for stem in inside if "-" not in stem}
         elif _local_files(folder, [sub.name], "test"):
             names.add(sub.name)
+    for name in names:
+        try:
+            refuse_surrogates(name)
+        except ValueError:
+            raise DataError(f"{folder} has a file for the language {name!r}, which is not UTF-8; rename it.") from None
     return sorted(names) if names or not _is_repository(folder) else None
 
 
@@ -176,7 +184,7 @@ def _local_files(folder: Path, names: Iterable[str], split: str) -> list[Path]:
         for name in names:
             found = [
                 path
-                for path in sorted(folder.glob(pattern.format(name=name, split=split)))
+                for path in sorted(folder.glob(pattern.format(name=escape(name), split=split)))
                 if _ENDING.match(path.name) and not is_macos(path.name)
             ]
             if len(found) > 1 and pattern.endswith(".*"):
@@ -212,9 +220,4 @@ def _hub_rows(source: RowSource) -> Iterator[Row]:
             f"{where} could not be loaded ({why}); expected the hub, or a copy in the cache of datasets; run it once "
             f"where there is network, with the same HF_HOME, or set evaluation.data.{source.task}.source to a folder."
         ) from error
-    return _numbered(found, where)
-
-
-def _numbered(found: Iterable[Any], where: str) -> Iterator[Row]:
-    for number, row in enumerate(found):
-        yield f"{where} row {number}", row
+    return numbered(found, where)

@@ -189,7 +189,10 @@ class TableTask:
     def _slots(self) -> list[str]:
         template = self.given.prompt or self.prompt
         try:
-            return [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+            found = [slot for slot in string.Formatter().parse(template) if slot[1] is not None]
+            if any(form or conversion for _, _, form, conversion in found):
+                raise ValueError("a field has a format of its own")
+            return [str(name) for _, name, _, _ in found]
         except ValueError as error:
             raise ConfigError(
                 f"evaluation.data.{self.name}.prompt {template!r} is no template ({error}); expected fields in "

@@ -72,6 +72,8 @@ class Xcopa(TableTask):
             connective = _CONNECTIVES[language][_QUESTIONS.index(question)]
         premise = row.text("premise").rstrip(".。।!?！？")
         choices = tuple(_lower_first(row.text(name)) for name in ("choice1", "choice2"))
+        if not all(choices):
+            raise DataError(f"{row.where} has an empty choice; expected text, which can be scored; correct the data.")
         label = row.label("label", ("choice1", "choice2"))
         source, null = self.render(row, {"premise": premise, "connective": connective})
         return Example(source, choices[label], label, language, key, choices, null)

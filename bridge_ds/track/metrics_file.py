@@ -8,18 +8,24 @@ import json
 import logging
 import math
 import os
+import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bridge_ds.disk import atomic_write
-from bridge_ds.engine.hooks import Hook, StepRecord
+from bridge_ds.engine.hooks import Hook, RecordedStep, StepRecord
 from bridge_ds.errors import DataError
+from bridge_ds.typed import typed_value
 
-__all__ = ["MetricsLog", "iter_metrics", "plain", "read_metrics"]
+__all__ = ["MetricsLog", "iter_metrics", "not_a_record", "parse_line", "plain", "read_metrics"]
 
 _log = logging.getLogger(__name__)
+
+_LARGEST = sys.float_info.max
+_PERHAPS_NOT_FINITE = re.compile(r"NaN|Infinity|[eE]\+?\d\d\d|\d{300}")
 
 
 class MetricsLog(Hook):
@@ -118,10 +124,16 @@ def iter_metrics(path: Path) -> Iterator[StepRecord]:
             if record is not None:
                 yield record
             elif line.endswith("\n"):
-                raise DataError(
-                    f"{path} line {number} is {line[:40].strip()!r}; expected a JSON object with `step`; "
-                    "remove the line, or restore the file."
-                )
+                raise not_a_record(path, line, number)
+
+
+def not_a_record(path: Path, line: str, number: int = 0) -> DataError:
+    """The error about a whole line, by its number where that is known, that :func:`parse_line` does not take."""
+    where = f"{path} line {number}" if number else f"a line of {path}"
+    return DataError(
+        f"{where} is {line[:40].strip()!r}; expected a JSON object with `step` and finite numbers; remove the line, or "
+        "restore the file."
+    )
 
 
 def parse_line(line: str) -> StepRecord | None:
@@ -129,10 +141,18 @@ def parse_line(line: str) -> StepRecord | None:
     if not line.endswith("\n"):
         return None
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
+        record = typed_value(line, RecordedStep)
+    except ValueError:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+    # The first look is for speed.
+    return None if _PERHAPS_NOT_FINITE.search(line) and not _finite(record) else record
+
+
+def _finite(value: Any) -> bool:
+    """Whether all numbers in it are finite as float; null stands for those that are not."""
+    if isinstance(value, dict | list):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, int | float) or -_LARGEST <= value <= _LARGEST
 
 
 def plain(value: Any) -> Any:

@@ -7,7 +7,6 @@ one that neither it nor any later run can use (mlflow/mlflow#23721). Here they a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import sqlite3
@@ -17,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from bridge_ds.compat.mlflow import make_mlflow_tables, mlflow_revision, spare_quoted_folders
-from bridge_ds.disk import beside, real
+from bridge_ds.disk import beside, locked, real
 from bridge_ds.errors import LaunchError
 from bridge_ds.track.tracker import one_line
 
@@ -182,9 +181,7 @@ def _free_name(path: Path) -> Path:
 def _locked(path: Path) -> Iterator[None]:
     """One start at a time makes it; on a file system without locks each makes its own, and the first one's is taken."""
     while True:
-        with path.open("w", encoding="utf-8") as lock:
-            with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(path) as lock:
             try:
                 mine = os.path.samestat(os.fstat(lock.fileno()), path.stat())
             except FileNotFoundError:

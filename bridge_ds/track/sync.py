@@ -8,7 +8,7 @@ from pathlib import Path
 from bridge_ds.config.load import load_run_config
 from bridge_ds.config.schema import Config
 from bridge_ds.entry import run_command
-from bridge_ds.errors import LaunchError
+from bridge_ds.errors import BridgeError, LaunchError
 from bridge_ds.track.tracker import one_line
 from bridge_ds.track.trackers import check_trackers, make_trackers
 
@@ -33,6 +33,7 @@ def sync(folder: Path, config: Config) -> str:
     Raises:
         ConfigError: `track.to` cannot be used.
         LaunchError: a tracker did not take it.
+        DataError: metrics.jsonl or evaluation.json is damaged.
     """
     check_trackers(config)
     lines = []
@@ -43,8 +44,8 @@ def sync(folder: Path, config: Config) -> str:
             tracker.send_new()
             if tracker.state.status:
                 tracker.finish(tracker.state.status)
-        except LaunchError:
-            raise  # it answers, and says what is to be changed
+        except BridgeError:
+            raise  # it answers and says what is to be changed, or a file of the run is damaged
         except Exception as error:
             raise LaunchError(
                 f"{tracker.name} at {tracker.where} failed ({one_line(error)}); expected a store that answers; "

@@ -46,7 +46,7 @@ class TensorBoardEvents(Tracker):
         """One scalar for each number."""
         for record in records:
             for name, value in numbers(record).items():
-                self._writer.add_scalar(name, value, record["step"], walltime=record["time"])
+                self._writer.add_scalar(name, value, record["step"], walltime=record.get("time"))
             self.state.logged_step = record["step"]
         self._writer.flush()
 

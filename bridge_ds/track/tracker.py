@@ -6,24 +6,30 @@ A tracker is a file with a subclass of :class:`Tracker`, and a line in :data:`br
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import StringConstraints
 
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import write_text
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.errors import BridgeError
-from bridge_ds.metrics import current_names
-from bridge_ds.track.metrics_file import parse_line
+from bridge_ds.metrics import current_names, read_results
+from bridge_ds.track.metrics_file import not_a_record, parse_line
+from bridge_ds.typed import Count, typed_object
 
 __all__ = [
     "UNITS", "Tracker", "TrackerState", "is_due", "numbers", "one_line", "score_points", "units_table",
     "without_password",
 ]  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 UNITS = {
     "loss": "nats a target token",
@@ -60,21 +66,24 @@ class TrackerState:
     uri: str = ""
     """Without a password."""
     experiment: str = ""
-    logged_step: int = 0
+    logged_step: Count = 0
     """The last step whose metrics the tracker has."""
-    attempts: int = 0
+    attempts: Count = 0
     """Processes that have logged to this run so far."""
-    status: str = ""
+    status: Annotated[str, StringConstraints(pattern="^(finished|failed|killed)?$")] = ""
     """How the last attempt ended (finished, failed, killed), if it ended."""
 
     @classmethod
     def load(cls, path: Path) -> TrackerState:
-        """The saved state; a new one if there is none."""
+        """The saved state; a new one if there is none, or, with a warning, if it cannot be read."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-        except (OSError, json.JSONDecodeError, TypeError):
+            values = typed_object(path, cls)
+        except FileNotFoundError:
             return cls()
+        except (OSError, ValueError) as error:
+            _log.warning(f"{path} {error}; a new run is begun; to continue the old one, restore the file.")
+            return cls()
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 class Tracker:
@@ -151,10 +160,7 @@ class Tracker:
 
     def scores(self) -> dict[str, Any]:
         """The content of evaluation.json; empty if there is none."""
-        path = self.folder / "evaluation.json"
-        if self.results is not None or not path.is_file():
-            return self.results or {}
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_results(self.folder) if self.results is None else self.results
 
     def missing(self) -> str:
         """What metrics.jsonl has above `logged_step`, in words."""
@@ -181,7 +187,9 @@ class Tracker:
                     break
                 self._offset += len(line)
                 record = parse_line(line.decode(errors="replace"))
-                if record is not None and record["step"] > last and self.is_due(record):
+                if record is None:
+                    raise not_a_record(path, line.decode(errors="replace"))
+                if record["step"] > last and self.is_due(record):
                     last = record["step"]
                     yield record
 
@@ -233,7 +241,8 @@ def score_points(results: Mapping[str, Any]) -> dict[str, float]:
         for task, languages in tasks.items():
             for language, score in languages.items():
                 for measure in ("acc", "exact_match"):
-                    found[f"accuracy_percent/{task}/{language}/{system}_{measure}"] = 100 * score[measure]
+                    if score.get(measure) is not None:
+                        found[f"accuracy_percent/{task}/{language}/{system}_{measure}"] = 100 * score[measure]
     return found
 
 

@@ -55,7 +55,8 @@ class WandbRun(Tracker):
     def send(self, records: Iterator[StepRecord]) -> None:
         """One `log` for each step."""
         for record in records:
-            self._run.log(numbers(record) | {"_timestamp": record["time"]}, step=record["step"], commit=True)
+            when = {} if record.get("time") is None else {"_timestamp": record["time"]}
+            self._run.log(numbers(record) | when, step=record["step"], commit=True)
             self.state.logged_step = record["step"]
         self.save()
 

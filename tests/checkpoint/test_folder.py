@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,19 @@ from safetensors.torch import save_file
 
 from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.bases import refuse_other_bases
+from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.layout import manifest_sha256
-from bridge_ds.checkpoint.load import Checkpoint, find, find_start, load_bridge, newest, refuse_other_run
+from bridge_ds.checkpoint.load import (
+    Checkpoint,
+    find,
+    find_start,
+    load_bridge,
+    load_optimizer,
+    newest,
+    put_trained,
+    refuse_other_run,
+)
+from bridge_ds.checkpoint.origin import config_in
 from bridge_ds.checkpoint.save import prune
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.disk import atomic_folder
@@ -50,7 +63,7 @@ def flip(path: Path) -> None:
         (layout.BRIDGE, flip, "another sha256"),
         (layout.OPTIMIZER, Path.unlink, "lacks optimizer.safetensors"),
         (layout.MANIFEST, Path.unlink, "no readable manifest.json"),
-        (layout.MANIFEST, truncate, "no readable manifest.json"),
+        (layout.MANIFEST, truncate, "manifest.json is not readable as JSON"),
     ],
 )
 def test_damage_is_named_and_passed_over(
@@ -101,7 +114,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 def test_the_best_is_kept_too(tmp_path: Path) -> None:
     for step, loss in ((1, 0.9), (2, 0.1), (3, 0.5), (4, None), (5, 0.7)):
         folder = write(tmp_path, step)
-        (folder / layout.STATE).write_text(json.dumps({"step": step, "loss": loss}))
+        (folder / layout.STATE).write_text(json.dumps({"step": step, "consumed": 0, "loss": loss}))
     assert [path.name for path in prune(tmp_path, 1, best=1)] == ["step-00000004", "step-00000003", "step-00000001"]
     assert [step for step, _ in layout.folders(tmp_path)] == [5, 2]
 
@@ -173,15 +186,23 @@ def _same(path: Path, whole: bytes) -> bool:
     [
         (lambda v: v.update(files={}), "does not list bridge.safetensors"),
         (lambda v: v["files"].pop("optimizer.safetensors"), "does not list optimizer.safetensors"),
-        (lambda v: v.update(files=[1]), "has no `files`"),
-        (lambda v: v["files"].update({"../x": v["files"]["state.json"]}), "has no `files`"),
-        (lambda v: v["files"]["state.json"].update(bytes="12"), "has no `files`"),
-        (lambda v: v.pop("base"), "has no `base`"),
-        (lambda v: v.update(base={"llm": 3}), "has no `base`"),
-        (lambda v: v.update(config=[]), "a `config` that is no object"),
-        (lambda v: v.update(format="1"), "expected a number"),
+        (lambda v: v.update(files=[1]), "has files [1]; expected an object"),
+        (lambda v: v["files"].update({"../x": v["files"]["state.json"]}), "'../x'; expected a name without a folder"),
+        (lambda v: v["files"].update({"..": v["files"]["state.json"]}), "'..'; expected a name without a folder"),
+        (lambda v: v["files"].update({"/etc/x": v["files"]["state.json"]}), "expected a name without a folder"),
+        (lambda v: v["files"]["state.json"].update(bytes="12"), "files.state.json.bytes '12'; expected a valid int"),
+        (lambda v: v["files"]["state.json"].update(bytes=10**30), "files.state.json.bytes 10000000000000000000"),
+        (lambda v: v["files"]["state.json"].update(sha256="0"), "has files.state.json.sha256 '0'; expected"),
+        (lambda v: v["files"]["state.json"].pop("sha256"), "has no files.state.json.sha256"),
+        (lambda v: v.pop("base"), "has no base"),
+        (lambda v: v.update(base={"llm": 3}), "has base.llm 3; expected a valid string"),
+        (lambda v: v.update(base={}), "has base {}; expected"),
+        (lambda v: v.update(config=[]), "has config []; expected an object"),
+        (lambda v: v.update(changes=5), "has changes 5; expected"),
+        (lambda v: v.update(versions={"torch": 2}), "has versions.torch 2; expected a valid string"),
+        (lambda v: v.update(format="1"), "has format '1'; expected a valid integer"),
         (lambda v: v.update(format=2), "use the version that wrote it"),
-        (lambda v: [v], "holds list"),
+        (lambda v: [v], "holds list; expected"),
         (lambda v: v.pop("sha256"), "has no sha256 of itself, and no 'config'"),
     ],
 )  # fmt: skip
@@ -205,13 +226,23 @@ def test_a_file_that_is_read_and_not_listed_is_damage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v: v.pop("step"), "has step None"),
-        (lambda v: v.update(step="10"), "has step '10'"),
+        (lambda v: v.pop("step"), "has no step"),
+        (lambda v: v.update(step="10"), "has step '10'; expected a valid integer"),
         (lambda v: v.update(step=True), "has step True"),
+        (lambda v: v.update(step=11), "has step 11; expected that of the folder, 10"),
+        (lambda v: v.update(step=-10), "has step -10; expected a number greater than or equal to 0"),
         (lambda v: v.update(consumed=-1), "has consumed -1"),
+        (lambda v: v.update(consumed=10**400), "has consumed 1000"),
+        (lambda v: v.update(consumed=math.inf), "has consumed inf"),
         (lambda v: v.update(optimizer_step=1.5), "has optimizer_step 1.5"),
+        (lambda v: v.update(optimizer_step=11), "has optimizer_step 11; expected at most the step, 10"),
         (lambda v: v.update(loss="low"), "has loss 'low'"),
+        (lambda v: v.update(loss=-math.inf), "has loss -inf; expected a finite number"),
+        (lambda v: v.update(validation_loss=[]), "has validation_loss []"),
         (lambda v: v.update(bad_samples=[1]), "has bad_samples"),
+        (lambda v: v.update(bad_samples={"long": -1}), "has bad_samples.long -1"),
+        (lambda v: v.update(unvalidated=3), "has unvalidated 3"),
+        (lambda v: v.update(unvalidated={"step": 10}), "has no unvalidated."),
         (lambda v: [v], "holds list"),
     ],
 )
@@ -250,6 +281,57 @@ def test_weights_that_are_not_finite_are_no_checkpoint_to_continue_begin_or_use(
         find(str(newer), root)
     looked_at = newest(root, said.append, finite=False)  # the doctor says what is wrong with it
     assert looked_at is not None and looked_at.folder == newer
+
+
+@pytest.mark.parametrize(
+    ("moments", "words"),
+    [
+        ({"exp_avg/fusion.a": torch.zeros(3)}, r"exp_avg_sq/fusion\.a \(the file lacks it\)"),
+        ({"exp_avg/fusion.b": torch.zeros(3)}, r"exp_avg/fusion\.b \(nothing of that name is trained\)"),
+        ({"exp_avg_sq/fusion.a": torch.zeros(1, 3)}, r"exp_avg_sq/fusion\.a has shape \(1, 3\) in the file, expected"),
+        ({"exp_avg/fusion.a": torch.zeros(2)}, r"exp_avg/fusion\.a has shape \(2,\) in the file, expected \(3,\)"),
+        ({"exp_avg/fusion.a": torch.zeros(3).half()}, r"exp_avg/fusion\.a has dtype F16 in the file, expected"),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused_before_anything_is_set(
+    tmp_path: Path, moments: dict[str, torch.Tensor], words: str
+) -> None:
+    folder = write(tmp_path, 5)
+    whole = {f"{moment}/fusion.a": torch.zeros(3) for moment in ("exp_avg", "exp_avg_sq")}
+    if "lacks" in words:
+        whole = {}
+    save_file(whole | moments, folder / layout.OPTIMIZER)
+    edited(folder, lambda v: v["files"].update({layout.OPTIMIZER: layout.entry_of(folder / layout.OPTIMIZER)}))
+    with pytest.raises(CheckpointError, match=words):
+        load_optimizer(Checkpoint.read(folder), SimpleNamespace(module=Model(3)))
+
+
+def test_a_mean_of_squares_below_zero_is_damage(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    save_file({"exp_avg_sq/fusion.a": torch.tensor([1.0, -1e-9, 0.0])}, folder / layout.OPTIMIZER)
+    edited(folder, lambda v: v["files"].update({layout.OPTIMIZER: layout.entry_of(folder / layout.OPTIMIZER)}))
+    with pytest.raises(CheckpointError, match=r"exp_avg_sq/fusion\.a holds negative values"):
+        Checkpoint.read(folder)
+
+
+def test_a_tensor_in_two_files_and_a_manifest_without_config_are_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    save_file({"fusion.a": torch.ones(3)}, folder / layout.LORA)
+    with pytest.raises(CheckpointError, match=r"differ in fusion\.a \(lora\.safetensors holds it too\)"):
+        put_trained([folder / layout.BRIDGE, folder / layout.LORA], Model(3), "set {}")
+    (folder / layout.LORA).unlink()
+    with pytest.raises(CheckpointError, match=r"manifest\.json has no config; expected that of the training"):
+        config_in(Checkpoint.read(folder))
+
+
+def test_best_that_leads_nowhere_is_found_by_the_losses(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    (folder / layout.STATE).write_text(json.dumps({"step": 5, "consumed": 0, "loss": 1.0}))
+    (tmp_path / "best").symlink_to(tmp_path / "gone")
+    assert find_folder(tmp_path / "best") == folder
+    (folder / layout.STATE).write_text('{"step": 5, "consumed": 0, "loss": Infinity}')
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* has a loss"):
+        find_folder(tmp_path / "best")
 
 
 def test_integers_where_floats_belong_are_refused(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_model_as_pytorch_model_bin_is_taken_and_proven_by_preflight_training_
     torch.save(load_file(folder / "model.safetensors"), file)
     (folder / "model.safetensors").unlink()
     settings = [*small_run, "--set", f"model.encoder={folder}", "--set", f"run.output={run}", "--set", "train.steps=2"]
-    assert preflight.main(settings) == 0 and "encoder 0.00 GiB in 1 files" in capsys.readouterr().out
+    assert preflight.main(settings) == 0 and "encoder     0.00 GiB in 1 file" in capsys.readouterr().out
     launch.succeed(launch.train(settings, 1, tmp_path / "one"))
     (manifest,) = run.glob("checkpoints/*/manifest.json")
     recorded = json.loads(manifest.read_text())["base"]

@@ -67,17 +67,17 @@ def test_overrides_have_the_types_of_the_schema() -> None:
         ("optim.lr=1", "did you mean 'train.lr'"),
         ("train.steps=many", "train.steps is 'many'; expected a whole number"),
         ("train.steps=1.5", "expected a whole number"),
-        ("train.steps=0", "train.steps is 0; expected 1 or more"),
+        ("train.steps=0", "train.steps is 0; expected from 1 to 1,000,000,000"),
         ("mapping.end_init=zero", "did you mean 'zeros'"),
         ("mapping.kind=latents", "did you mean 'latent'"),
-        ("mapping.latents=0", "mapping.latents is 0; expected 1 or more"),
+        ("mapping.latents=0", "mapping.latents is 0; expected from 1 to 16,384"),
         ("mapping.dropout=1", "mapping.dropout is 1; expected from 0 to below 1"),
         ("lora.bias=lora", "lora.bias is 'lora'; expected one of none, all, lora_only"),
         ("lora.bias=lora_only", "lora.bias is lora_only and lora.rank 0"),
         ("model.dtype=float16", "expected one of bfloat16, float32"),
         ("fusion.name=transformer_softmx", "did you mean 'transformer_softmax'"),
         ("fusion.dropout=1", "from 0 to below 1"),
-        ("fusion.heads=0", "1 or more"),
+        ("fusion.heads=0", "from 1 to 100,000"),
         ("fusion.state_norm=rmsnorm", "did you mean 'rms'"),
         ("train.betas=[1]", "expected 2"),
         ("model.activation_checkpointing=perhaps", "expected true or false"),
@@ -94,7 +94,7 @@ def test_wrong_overrides(text: str, words: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("a: [", "not readable as YAML"), ("- 1", "holds list"), ("train: 3", "expected keys under it")],
+    [("a: [", "not readable as YAML"), ("- 1", "holds a list"), ("train: 3", "expected keys under it")],
 )
 def test_wrong_recipes(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "bad.yaml"
@@ -113,7 +113,7 @@ def test_run_config_round_trip(tmp_path: Path) -> None:
     save_config(config, tmp_path / "config.yaml")
     assert load_run_config(tmp_path) == config
     assert flatten(config)["run.seed"] == 3
-    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*elsewhere"):
         load_run_config(tmp_path / "elsewhere")
 
 
@@ -127,6 +127,13 @@ ZERO = {"stage": 3}
         ({"zero_optimization": ZERO, "elasticity": {}}, "elasticity, which DeepSpeed has removed"),
         ({"zero_optimization": ZERO | {"mics_shard_size": 2}}, "mics_shard_size"),
         ({"zero_optimization": ZERO, "train_batch_size": 8}, "train_batch_size, which the recipe owns"),
+        (
+            {"optimizer": {"params": {"lr": "auto"}}, "train_batch_size": "auto", "fp16": {"enabled": "auto"}},
+            "train_batch_size, optimizer, fp16, which the recipe owns; take them out and set train.global_batch",
+        ),
+        ({"zero_optimization": ZERO | {"stage": "auto"}, "a": 1}, 'stage = "auto", which only'),
+        ({"zero_optimisation": ZERO}, "did you mean zero_optimization?"),
+        ({"zero_optimization": {}}, "has no zero_optimization.stage"),
         ({"zero_optimization": ZERO, "bf16": {"enabled": True}}, "set model.dtype"),
         ({"zero_optimization": {"stage": 1}}, "expected 2 or 3"),
         ({}, "expected 2 or 3"),
@@ -209,7 +216,7 @@ def test_data_of_tasks_is_a_mapping_of_its_own(tmp_path: Path) -> None:
         ("evaluation.data=here", "evaluation.data is 'here'; expected names with values"),
         ("evaluation.data.xnli=here", "expected keys under it, such as evaluation.data.xnli.source"),
         ("evaluation.data.xnli.fields=[a]", "evaluation.data.xnli.fields is ['a']; expected names with values"),
-        ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens is 0; expected 1 or more"),
+        ("evaluation.max_new_tokens=0", "evaluation.max_new_tokens is 0; expected from 1 to 1,000,000"),
         ("evaluation..x=1", "is not of the form part.key=value"),
         ("evaluation.tasks.x=1", "expected keys under it"),
     ],
@@ -249,11 +256,15 @@ def test_a_recipe_inherits_key_by_key_along_a_chain(tmp_path: Path) -> None:
         ({"a": "base: b.yaml", "b": "base: a.yaml"}, "b.yaml has base: a.yaml, which leads back to {}/a.yaml"),
         ({"a": "base: a.yaml"}, "a.yaml has base: a.yaml, which leads back to"),
         ({"a": "base: c.yaml"}, "a.yaml has base: c.yaml, but there is neither {}/c.yaml nor"),
-        ({"a": "base: [b]", "b": ""}, "has base: ['b'], but there is neither"),
+        ({"a": "base: [b]", "b": ""}, "has base: ['b'], but that is no name"),
         ({"a": "base: b.yaml", "b": "train: {stpes: 3}"}, "b.yaml: unknown key 'train.stpes'; did you mean"),
+        (
+            {"a": "train.steps: 3"},
+            "a.yaml: unknown key 'train.steps'; a file has no dots in its keys; write steps under train",
+        ),
         ({"a": "base: b.yaml\ntrain: {stpes: 3}", "b": ""}, "a.yaml: unknown key 'train.stpes'"),
         ({"a": "base: b.yaml", "b": "train: 3"}, "b.yaml: train is 3; expected keys under it"),
-        ({"a": "base: b.yaml", "b": "- 1"}, "b.yaml holds list"),
+        ({"a": "base: b.yaml", "b": "- 1"}, "b.yaml holds a list"),
     ],
 )
 def test_wrong_bases_are_one_sentence_with_the_file(tmp_path: Path, recipes: dict[str, str], words: str) -> None:

@@ -215,6 +215,27 @@ def test_output_that_cannot_be_written(state: State, models: dict[str, Path], tm
     assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"enc": 5}', "has enc 5; expected a valid string; it is not asked for the names"),
+        ('["enc"]', "holds list; expected an object; it is not asked"),
+        ('{"enc": "a", "enc": "b"}', "the key 'enc' twice"),
+        ("\ud83d".encode("utf-8", "surrogatepass"), "is not UTF-8"),
+    ],
+)
+def test_a_config_that_does_not_name_the_models(
+    state: State, tmp_path: Path, capsys, caplog: pytest.LogCaptureFixture, text: str | bytes, words: str
+) -> None:
+    checkpoint = saved.whole(state, tmp_path / "peer")
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    (folder / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert exit_status(lambda: main(["langbridge", str(checkpoint), "--output", str(tmp_path / "run")])) == 2
+    said = capsys.readouterr().err
+    assert words in caplog.text + said and "does not name its encoder; give it with --encoder" in said
+    assert "Traceback" not in said and not (tmp_path / "run").exists()
+
+
 def test_models_must_be_named_and_have_room(state: State, models: dict[str, Path], tmp_path: Path, capsys) -> None:
     checkpoint = saved.whole(state, tmp_path / "peer")
     for more, words in (

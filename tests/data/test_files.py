@@ -15,7 +15,7 @@ from bridge_ds.config.load import build_config, load_config
 from bridge_ds.config.schema import DataConfig, TaskDataConfig
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.data.loading.corpus import locations
-from bridge_ds.data.packing.formats import part_rows
+from bridge_ds.data.packing.formats import Part, part_rows
 from bridge_ds.data.packing.index_folder import index_folder
 from bridge_ds.data.packing.job import PackOptions, pack_parts
 from bridge_ds.data.packing.sources import file_parts, parse_map
@@ -274,7 +274,7 @@ def given_twice(tmp_path: Path, kind: str) -> None:
         "sample": r"two samples of the key '0'",
         "map": r"--map fills target twice, from 'a' and from 'b'",
         "file": r"file.jsonl is given twice",
-        "index": r"it lists the shard shard-000000.tar twice",
+        "index": r"the shard shard-000000.tar is listed twice",
         "index key": r"the key 'fields' twice",
         "key": r"key .field `id`. of sample 0 of shard-000000.tar comes again in a later shard",
         "mixture": r"data.mixture has .*/a twice",
@@ -290,6 +290,17 @@ def given_twice(tmp_path: Path, kind: str) -> None:
 def test_given_twice_is_refused(tmp_path: Path, kind: str, message: str) -> None:
     with pytest.raises(BridgeError, match=message):
         given_twice(tmp_path, kind)
+
+
+def test_columns_without_a_name_may_be_empty(tmp_path: Path) -> None:
+    for ending, sign in (("csv", ","), ("tsv", "\t")):
+        path = tmp_path / f"a.{ending}"
+        path.write_text(sign.join(["source", "target", "", ""]) + "\n" + sign.join(["a", "b", "", " "]) + "\n")
+        ((_, row),) = part_rows(Part(ending, str(path)))
+        assert (row["source"], row["target"]) == ("a", "b")
+        path.write_text(sign.join(["source", "target", "", ""]) + "\n" + sign.join(["a", "b", "c", ""]) + "\n")
+        with pytest.raises(DataError, match=rf"a.{ending}:2 has a value in one of several columns without a name"):
+            list(part_rows(Part(ending, str(path))))
 
 
 def test_given_twice_on_the_command_line_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

@@ -85,6 +85,19 @@ def test_text_alone_and_json_under_other_fields(tmp_path: Path) -> None:
     assert read_all(tmp_path / "b") == [{"q": "2 + 2", "a": "4", "source": "2 + 2", "target": "4"}]
 
 
+def test_json_that_is_skipped_stays_unread_between_members_of_its_sample(tmp_path: Path) -> None:
+    for key in ("0", "1"):
+        for suffix, text in (("a.txt", b"one"), ("json", b'{"source": "other", "id": 7}'), ("target.txt", b"two")):
+            _member(f"{key}.{suffix}", text)(tmp_path / "x.tar")
+    index, _ = index_folder(tmp_path, skip=["JSON", "jpg"], fields={"source": "a"})
+    assert json.loads((tmp_path / "index.json").read_text())["skip"] == ["json"]
+    assert read_all(tmp_path) == [{"a": "one", "source": "one", "target": "two"}] * 2
+    assert index.table(0)["source"].tolist() == [3, 3]
+    index_folder(tmp_path, fields={"source": "a"})
+    assert "skip" not in json.loads((tmp_path / "index.json").read_text())
+    assert [row["id"] for row in read_all(tmp_path)] == [7, 7]
+
+
 def test_keys_that_hold_dots(tmp_path: Path) -> None:
     # webdataset reads `doc1.v2.json` as the key doc1 with the field v2.json: one sample, so it can be used.
     write(tmp_path / "a" / "x.tar", [{"__key__": f"doc{i}.v2", "json": row} for i, row in enumerate(task_rows(3))])

@@ -172,7 +172,7 @@ def test_all_formats_and_compressions(tmp_path: Path) -> None:
         assert [row for part in parts for _, row in formats.part_rows(part)] == rows, path.name
     shorter = (tmp_path / "c.jsonl.zst").read_bytes()[:-8]
     (tmp_path / "c.jsonl.zst").write_bytes(shorter)
-    with pytest.raises(DataError, match=r"c.jsonl.zst cannot be read after line \d+ .Truncated"):
+    with pytest.raises(DataError, match=r"c.jsonl.zst cannot be read .Truncated"):
         list(formats.part_rows(sources.file_parts([tmp_path / "c.jsonl.zst"])[0]))
 
 

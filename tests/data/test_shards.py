@@ -19,6 +19,7 @@ from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.shards.index import load_index, write_index
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.data.shards.samples import BadSample, check_sample
+from bridge_ds.data.shards.table import TABLE_DTYPE
 from bridge_ds.data.shards.verify import verify
 from bridge_ds.errors import DataError
 from tests.data.conftest import task_rows
@@ -114,12 +115,15 @@ def _remove(name: str) -> Callable[[Path], object]:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda f: shutil.rmtree(f), r"is no folder.*bridge-ds pack"),
     "no index": (_remove("index.json"), r"has no index.json.*bridge-ds pack index"),
-    "malformed index": (_index('{"version": 1'), r"index.json is malformed.*bridge-ds pack index DIR"),
-    "index of wrong shape": (_index("[]"), r"index.json is malformed"),
+    "malformed index": (_index('{"version": 1'), r"index.json is not readable as JSON .*bridge-ds pack index DIR"),
+    "index of wrong shape": (_index("[]"), r"index.json is not readable as JSON .it is no object"),
     "older version": (_index('{"version": 1, "shards": 3}'), r"has version 1;.*version 2; .*bridge-ds pack index DIR"),
     "newer version": (_index('{"version": 3}'), r"has version 3;.*version 2"),
-    "no sample": (_index('{"version": 2, "fields": {}, "shards": []}'), r"lists no sample"),
-    "unknown field": (_index('{"version": 2, "fields": {"x": "y"}, "shards": []}'), r"malformed .*fields names x"),
+    "no sample": (_index('{"version": 2, "samples": 0, "fields": {}, "shards": []}'), r"lists no shard"),
+    "unknown field": (
+        _index('{"version": 2, "samples": 0, "fields": {"x": "y"}, "shards": []}'),
+        r"malformed: `fields` is .'x': 'y'.; expected texts for some of source",
+    ),
     "missing shard": (_remove("shard-000001.tar"), r"shard-000001.tar is missing.*index lists.*copy it"),
     "missing table": (_remove("shard-000001.samples.npy"), r"shard-000001.samples.npy is missing"),
     "truncated inside a member": (
@@ -231,7 +235,9 @@ def test_a_pickled_table_is_never_unpickled(own_shards: Path) -> None:
 
     path = own_shards / "shard-000000.samples.npy"
     np.save(path, np.array([Bomb()] * 16, dtype=object), allow_pickle=True)
-    raw = path.read_bytes()
+    # As long as the real table, so that only its content gives it away.
+    raw = path.read_bytes().ljust(128 + 16 * TABLE_DTYPE.itemsize, b"\0")
+    path.write_bytes(raw)
     index = json.loads((own_shards / "index.json").read_text())
     index["shards"][0] |= {"table_bytes": len(raw), "table_sha256": hashlib.sha256(raw).hexdigest()}
     (own_shards / "index.json").write_text(json.dumps(index))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -103,3 +106,93 @@ def test_signals_set_a_flag_in_their_own_process_only() -> None:
         assert stop and stop.signal == "SIGUSR2"
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+RANK = """
+import sys, time
+from pathlib import Path
+from bridge_ds.engine.watchdog import Watchdog
+from bridge_ds.world import World
+Watchdog(Path(sys.argv[1]), World(), 0).start("")
+print("started", flush=True)
+time.sleep(60)
+"""
+LAUNCHER = """
+import subprocess, sys, time
+print(subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdout=sys.stderr).pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launched", [True, False])
+def test_a_rank_leaves_when_its_launcher_is_killed_and_not_with_a_shell(launched: bool, tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name not in ("CROSS_SIZE", "TORCHELASTIC_RUN_ID")}
+    log = tmp_path / "log"
+    with log.open("w") as err:
+        command = [sys.executable, "-c", LAUNCHER, RANK, str(tmp_path)]
+        mother = subprocess.Popen(
+            command, env=env | ({"CROSS_SIZE": "1"} if launched else {}), stdout=subprocess.PIPE, stderr=err, text=True
+        )
+    assert mother.stdout
+    rank = Path("/proc") / mother.stdout.readline().strip()
+    deadline = time.monotonic() + 60
+    while "started" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    mother.kill()
+    mother.communicate()
+    deadline = time.monotonic() + (30 if launched else 3)
+
+    def runs() -> bool:
+        return rank.exists() and (rank / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+    while runs() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert runs() is not launched
+    assert (f"error: the launcher (pid {mother.pid}) is gone; rank 0 leaves." in log.read_text()) is launched
+    if not launched:
+        os.kill(int(rank.name), signal.SIGKILL)
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from bridge_ds.engine.preempt import StopRequest
+from bridge_ds.engine.watchdog import Watchdog
+from bridge_ds.world import World
+stop = StopRequest().listen(["TERM"])
+Watchdog(Path(sys.argv[1]), World(), 0).start("")
+print("started", flush=True)
+while not stop:
+    time.sleep(0.05)
+print("asked to stop by", stop.signal, flush=True)
+"""
+RUNNER = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", *sys.argv[2:]]).wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_saves_and_stops_when_the_deepspeed_command_is_killed(tmp_path: Path) -> None:
+    """Its own launcher stays, and would let the ranks train on in the background."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", RUNNER, "deepspeed", LAUNCHER, STOPPED, str(tmp_path)]
+    with log.open("w") as out:
+        runner = subprocess.Popen(
+            command, env=os.environ | {"CROSS_SIZE": "1"}, stdout=out, stderr=out, start_new_session=True
+        )
+    deadline = time.monotonic() + 60
+    while "started" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    try:
+        runner.terminate()
+        runner.wait()
+        while "asked to stop by SIGTERM" not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        assert "the command that started rank 0 was killed; the run saves and stops" in log.read_text()
+    finally:
+        os.killpg(runner.pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,13 @@ def test_killed_and_resumed(
 ) -> None:
     run = tmp_path / "killed"
     command = arguments(small_run, run, ds=ds)
-    stop_at = random.randint(6, 18)
+    stop_at = random.Random(f"{before}/{after}/{ds}").randint(6, 18)
     job = launch.begin(command, before, tmp_path / "first")
     wait_for_lines(run, stop_at, job)
+    # The checkpoint of step 5 is written in the background, and on a busy machine not before step 6 is done.
+    wait_until(lambda: any(run.glob("checkpoints/step-*/manifest.json")), job)
     job.kill()
+    print(f"killed at step {len(lines(run))}, {stop_at} waited for")
 
     outcome = launch.succeed(launch.train(command, after, tmp_path / "second"))
     assert "continuing from" in outcome.text
@@ -124,6 +128,23 @@ def test_one_rank_is_signalled_and_all_save(small_run: list[str], two_ranks: Pat
     assert (run / last).read_bytes() == (two_ranks / last).read_bytes()
 
 
+def test_a_signal_during_the_start_ends_it_on_all_ranks(small_run: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = launch.begin(arguments(small_run, run), 2, tmp_path / "logs")
+
+    def listens() -> bool:
+        status = Path(f"/proc/{job.pids[1]}/status").read_text()
+        caught = int(status.split("SigCgt:")[1].split()[0], 16)
+        return bool(caught >> (signal.SIGUSR2 - 1) & 1)
+
+    wait_until(listens, job)
+    os.kill(job.pids[1], signal.SIGUSR2)
+    outcome = job.wait()
+    assert outcome.codes == [75, 75], outcome.text[-4000:]
+    assert outcome.outputs[0].endswith("preempted during the start; nothing was written; the same command continues.\n")
+    assert not run.exists()
+
+
 def test_a_start_that_was_superseded_leaves(small_run: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = ("train.steps=3000", "checkpoint.every=3000", "run.hang_seconds=10")
@@ -145,8 +166,12 @@ def test_a_start_that_was_superseded_leaves(small_run: list[str], tmp_path: Path
 
 def wait_for_lines(run: Path, count: int, job: launch.Job | launch.ForkedJob) -> None:
     record = run / "metrics.jsonl"
+    wait_until(lambda: record.is_file() and record.read_text().count("\n") >= count, job)
+
+
+def wait_until(there: Callable[[], bool], job: launch.Job | launch.ForkedJob) -> None:
     deadline = time.monotonic() + 120
-    while not (record.is_file() and record.read_text().count("\n") >= count):
+    while not there():
         assert time.monotonic() < deadline, job.wait(1).text
         assert job.running, job.wait(1).text[-4000:]
         time.sleep(0.01)

@@ -49,6 +49,13 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, stop: int) -> None:
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
+def test_the_order_of_languages_does_not_depend_on_which_was_first(tmp_path: Path) -> None:
+    for languages in (["yy"], ["en"], ["xx"]):
+        _run(tmp_path / "apart", languages=languages)
+    _run(tmp_path / "whole")
+    assert files(tmp_path / "apart") == files(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("cut", [1, 40, 300])
 def test_a_torn_line_is_scored_again(tmp_path: Path, cut: int) -> None:
     _run(tmp_path / "whole")

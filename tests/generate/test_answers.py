@@ -111,7 +111,7 @@ def test_bad_input_is_one_sentence(
 
     fails("both --prompt and --input", "--prompt", "a", "--input", "b", "--output", "c")
     fails("belong together", "--input", str(questions))
-    fails("--batch is 0", "--batch", "0")
+    fails("argument --batch: 0 is not above 0", "--batch", "0")
     fails("expected a --temperature above 0", "--top-p", "0.5")
     fails("--stop is empty", "--stop", "")
     out = ("--output", str(tmp_path / "out.jsonl"))
@@ -119,7 +119,7 @@ def test_bad_input_is_one_sentence(
     fails("line 1: '0' is no text", "--input", str(questions), *out, "--field", "id")
     fails("cannot be read", "--input", str(tmp_path / "none"), *out)
     (tmp_path / "bad.jsonl").write_text('{"source": "a"}\n{"source": \n')
-    fails("line 2 is no JSON", "--input", str(tmp_path / "bad.jsonl"), *out)
+    fails("line 2 is not JSON", "--input", str(tmp_path / "bad.jsonl"), *out)
     (tmp_path / "bad.jsonl").write_text('{"source": "a", "answer": "b"}\n')
     fails("has an 'answer' already", "--input", str(tmp_path / "bad.jsonl"), *out)
     fails("cannot be written", "--input", str(questions), "--output", str(tmp_path / "no" / "out.jsonl"))
@@ -141,7 +141,7 @@ def test_a_bengali_line_on_stdin_has_one_answer_whatever_the_locale_and_the_edit
         return capsys.readouterr().out
 
     assert piped(line.encode()) == piped(b"\xef\xbb\xbf" + f"{line}\r\n".encode()) == answer
-    for raw, told in ((b"caf\xe9\n", "is not UTF-8"), (line.encode("utf-16"), "UTF-8"), (b"a\0\n", "zero byte")):
+    for raw, told in ((b"caf\xe9\n", "is not UTF-8"), (line.encode("utf-16"), "UTF-8"), (b"a cat\0\n", "zero byte")):
         assert exit_status(lambda raw=raw: piped(raw)) == 2
         assert told in capsys.readouterr().err
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
@@ -175,7 +175,7 @@ def test_stops_beams_and_chats(run: Path, tmp_path: Path, capsys: pytest.Capture
 def test_lines_of_a_pipe_are_answered_one_by_one(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{TEXTS[0]}\n\n{TEXTS[1]}\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{TEXTS[0]}\n\n{TEXTS[1]}\n".encode())))
     assert main(["--run", str(run)]) == 0
     together = capsys.readouterr().out
     for text in TEXTS[:2]:
@@ -212,3 +212,63 @@ def _until(terminal: int, end: str) -> str:
         if select.select([terminal], [], [], 1)[0]:
             seen += os.read(terminal, 4096)
     return seen.decode(errors="replace")
+
+
+def test_halves_of_characters_and_what_else_no_answer_has(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+    def fails(told: str, line: str = "", *more: str) -> None:
+        path.write_text('{"source": "a"}\n' + line)
+        given = ("--input", str(path), "--output", str(out)) if line else ()
+        assert exit_status(lambda: main(["--run", str(run), *given, "--max-new-tokens", "2", *more])) == 2
+        err = capsys.readouterr().err
+        assert told in err and "Traceback" not in err and not out.exists(), err
+
+    half = r"in.jsonl line 2 cannot be used: a text in it holds \ud83d, half of a surrogate pair"
+    fails(half, '{"source":"fine","note":"\\ud83d"}')
+    fails(half, '{"source":"\\ud83d"}')
+    fails(half, '{"source":[{"role":"user","content":[{"type":"text","text":"\\ud83d"}]}]}', "--chat")
+    fails("line 2 cannot be used: its brackets are nested", '{"source":"a","x":' + "[" * 10**5 + "]" * 10**5 + "}")
+    fails("line 2 cannot be used: it holds a number of thousands", '{"source":"a","x":' + "9" * 5000 + "}")
+    fails("line 2 cannot be used: it holds NaN; expected a finite number", '{"source":"a","x":[NaN]}')
+    fails("line 2 cannot be used: it holds -1e999; expected", '{"source":"a","x":-1e999}')
+    fails("a message is", '{"source":[{"role":"user","content":[{"type":"text","text":null}]}]}', "--chat")
+    fails(
+        "has the role 'asistant'",
+        '{"source":[{"role":"user","content":"a"},{"role":"asistant","content":"b"}]}',
+        "--chat",
+    )
+    for option in ("--prompt", "--system", "--language", "--stop", "--field"):
+        fails("an argument is '\\udce9', with a byte or a character that is not UTF-8", "", option, "\udce9")
+    for value in ("nan", "inf", "1e-38"):
+        fails("argument --temperature: ", "", "--prompt", "a", "--temperature", value)
+    fails("argument --batch: 1000000000000 is more than 1,000,000", "", "--prompt", "a", "--batch", "1000000000000")
+    # Lines before a broken one are answered, also where all come at once.
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n\xff\n"), encoding="utf-8"))
+    assert exit_status(lambda: main(["--run", str(run)])) == 2
+    told = capsys.readouterr()
+    assert told.out.strip() and "line 2 of the standard input is not UTF-8" in told.err
+
+
+def test_a_damaged_part_file_gives_no_wrong_answer(
+    run: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, part = tmp_path / "whole.jsonl", tmp_path / ".again.jsonl.part"
+    in_file(run, questions, whole)
+    output = tmp_path / "again.jsonl"
+    process = multiprocessing.get_context("fork").Process(target=in_file, args=(run, questions, output))
+    process.start()
+    while not part.exists() or part.read_bytes().count(b"\n") < 2:
+        assert process.is_alive()
+        time.sleep(0.002)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    header, first = part.read_text().split("\n")[:2]
+    for wrong in ('["one"]', "[1, 2, 3, 4]", '{"a": 1}', "[" * 99_999, '"abcd"'):
+        part.write_text(f"{header}\n{first}\n{wrong}\n")
+        in_file(run, questions, output)
+        assert "resuming after 4 of" in capsys.readouterr().err
+        assert output.read_bytes() == whole.read_bytes()
+        output.unlink()

@@ -15,7 +15,8 @@ from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
-from bridge_ds.serve.backends import ServedModel, VllmBackend, VllmClient
+from bridge_ds.serve.backends import ServedModel
+from bridge_ds.serve.vllm import VllmBackend, VllmClient
 from tests.made import make_run
 
 TEXTS = ["the cat sat", "a dog and one river"]

@@ -40,7 +40,8 @@ def test_what_is_truncated_is_decided_in_one_file() -> None:
     assert importers(ids, "context_ids") == {"inference/prompt.py"}, "every prompt, of whatever use"
     assert files_with(ast.keyword, name="truncation") == set(), "no tokenizer truncates"
     assert files_with(ast.Call, name="around") == set()
-    assert importers("bridge_ds.llm.splice", "splice") == {"bridge.py"}
+    # The second one only puts the tokens of a choice behind what the first has made.
+    assert importers("bridge_ds.llm.splice", "splice") == {"bridge.py", "inference/score.py"}
 
 
 def test_what_ends_an_answer_is_decided_in_one_file() -> None:

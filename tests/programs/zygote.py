@@ -33,6 +33,7 @@ from bridge_ds.engine import loop, validate
 from bridge_ds.entry import exit_status
 from bridge_ds.evaluation.__main__ import main as evaluate
 from bridge_ds.log import setup_logging
+from bridge_ds.streams import guard_streams
 from bridge_ds.train import main
 
 
@@ -88,16 +89,27 @@ def slow_validation(seconds: float) -> None:
     validate.any_rank = slow
 
 
+def launcher_variables(rank: int, ranks: int, env: dict[str, str]) -> dict[str, str]:
+    """What a launcher sets: nodes of LOCAL_WORLD_SIZE ranks, where the job says so; in a step of Slurm, what srun sets,
+    a node for each rank, and nothing else."""
+    if "SLURM_STEP_ID" in env:
+        del os.environ["MASTER_ADDR"], env["MASTER_PORT"]
+        own = {"PROCID": rank, "NODEID": rank, "LOCALID": 0, "STEP_NUM_TASKS": ranks, "NTASKS": ranks}
+        return {f"SLURM_{name}": str(value) for name, value in own.items()}
+    node = int(env.get("LOCAL_WORLD_SIZE", ranks))
+    own = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": node, "LOCAL_SIZE": node}
+    own |= {"RANK": rank, "LOCAL_RANK": rank % node, "NODE_RANK": rank // node}
+    return {name: str(value) for name, value in own.items()}
+
+
 def run_rank(rank: int, job: dict[str, Any]) -> None:
     os.setsid()
     log = os.open(Path(job["folder"]) / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    # Nodes of LOCAL_WORLD_SIZE ranks, where the job says so.
-    node = int(job["env"].get("LOCAL_WORLD_SIZE", job["ranks"]))
-    os.environ |= {"WORLD_SIZE": str(job["ranks"]), "LOCAL_WORLD_SIZE": str(node), "LOCAL_SIZE": str(node)}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % node), "NODE_RANK": str(rank // node)} | job["env"]
+    os.environ |= launcher_variables(rank, job["ranks"], job["env"]) | job["env"]
+    guard_streams()
     setup_logging()
     if "RECORD" in os.environ:
         record_steps(f"{os.environ['RECORD']}.{rank}")

@@ -95,12 +95,12 @@ CASES: list[tuple[Callable[[Path], None], str]] = [
     (_seed_twice, "are both global_softmax with seed 1; expected one run per seed"),
     (_short_scores, "en.jsonl line 1 has 2 scores and label .; expected a score for each of 3 choices"),
     (_no_file, "sw.jsonl cannot be read"),
-    (_torn_line, "sw.jsonl line 12 is no prediction "),
+    (_torn_line, "sw.jsonl line 12 is no prediction: it is not readable as JSON "),
     (
         lambda root: edit_index(root / "last_layer-0", "bridge", format=7),
         "has format 7; expected 1 or 2; score the run again",
     ),
-    (lambda root: edit_index(root / "last_layer-0", "bridge", tasks=3), "index.json cannot be read"),
+    (lambda root: edit_index(root / "last_layer-0", "bridge", tasks=3), "index.json has tasks 3; expected an object"),
     (_llm_lacks, "llm was not scored on xnli, "),
 ]
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.serve.app import Service
-from bridge_ds.serve.backends import LocalBackend, ServedModel, VllmBackend
+from bridge_ds.serve.backends import LocalBackend, ServedModel
 from bridge_ds.serve.batching import RequestQueue, Scheduler
 from bridge_ds.serve.protocol import ServerLimits
 from bridge_ds.serve.server import bind, serve
+from bridge_ds.serve.vllm import VllmBackend
 
 
 class Client:

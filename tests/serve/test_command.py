@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -31,22 +33,27 @@ def test_bad_options_are_one_sentence(
         assert told in err and "Traceback" not in err
 
     fails("--batch: 0 is not above 0", "--batch", "0")
-    fails("--port: 70000 is more than 65535", "--port", "70000")
+    fails("--port: 70000 is more than 65,535", "--port", "70000")
     fails(f"{KEY} is not set", "--host", "0.0.0.0")
     fails("no vLLM server answers", "--port", "0", "--vllm", "http://127.0.0.1:9")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         fails("cannot be listened on", "--port", str(taken.getsockname()[1]))
+    fails("open files, and the limit is", "--queue", "1000000000")
+    monkeypatch.setenv(KEY, "sesame\n")
+    fails(f"{KEY} holds a space, a line end", "--port", "0")
     monkeypatch.setenv(KEY, "sesame")
     for host in ("no-such-host.invalid", "a..b", "192.0.2.1"):
         fails(f"{host}:0 cannot be listened on", "--port", "0", "--host", host)
 
 
 @pytest.mark.slow
-def test_the_command_answers_and_a_sigterm_ends_it_in_order(run: Path, offline: Callable[..., str]) -> None:
+def test_after_a_second_sigterm_what_runs_is_finished(run: Path, offline: Callable[..., str]) -> None:
+    """After one, what waits, too: test_load."""
     env = os.environ | {KEY: "sesame", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "bridge_ds.serve", "--run", str(run), "--port", "0", "--name", "tiny"]
+    command += ["--batch", "1"]
     process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr
@@ -60,11 +67,24 @@ def test_the_command_answers_and_a_sigterm_ends_it_in_order(run: Path, offline: 
         body = {"model": "tiny", "prompt": "a dog", "max_tokens": 60, "stream": True}
         connection, answer = client.open("POST", "/v1/completions", body, key)
         first = answer.readline()
-        process.send_signal(signal.SIGTERM)
-        rest = answer.read()
-        connection.close()
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [
+                pool.submit(client.ask, "POST", "/v1/completions", body | {"stream": False}, key) for _ in "four"
+            ]
+            while "bridge_waiting_rows 4.0" not in client.ask("GET", "/metrics", None, key)[2]:
+                assert not any(each.done() for each in waiting[1:]), "a row that runs is faster than this test"
+            process.send_signal(signal.SIGTERM)
+            while client.ask("GET", "/health")[0] == 200:  # two signals at once are one
+                pass
+            process.send_signal(signal.SIGTERM)
+            rest = answer.read()
+            connection.close()
+            assert 503 in [each.result(60)[0] for each in waiting]
         assert rest.endswith(b"data: [DONE]\n\n"), "what runs is finished"
-        assert process.wait(60) == 0
+        while process.poll() is None:  # nothing is left to finish
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.002)
+        assert process.returncode == 0
         lines = [line for line in (first + rest).decode().split("\n\n") if line and "[DONE]" not in line]
         text = "".join(json.loads(line.removeprefix("data: "))["choices"][0]["text"] for line in lines)
         assert text == offline("a dog", max_new_tokens=60)

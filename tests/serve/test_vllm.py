@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 
 from bridge_ds.errors import ConfigError
 from bridge_ds.generate.pipeline import Pipeline
-from bridge_ds.serve.backends import VLLM_KEY, ServedModel, VllmBackend, VllmClient
+from bridge_ds.serve.backends import ServedModel
+from bridge_ds.serve.vllm import VLLM_KEY, VllmBackend, VllmClient
 from tests.serve.served import served, until
 
 TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell"]
@@ -30,6 +32,19 @@ Embedding Inputs" of its documentation; written down by hand, not taken from a r
 that it does not know; this server does not."""
 REQUIRED = set(SCHEMA) - {"seed", "stop"}
 """What is not said vLLM takes from the LLM's generation_config.json, which is not the bridge's."""
+
+
+GARBAGE = {
+    "number": b"data: 3\n",
+    "text": b"data: hello\n",
+    "choices": b'data: {"choices": [[1]]}\n',
+    "tokens": b'data: {"choices": [], "usage": {"completion_tokens": "many"}}\n',
+    "surrogate": b'data: {"choices": [{"index": 0, "text": "\\ud800"}]}\n',
+    "bytes": b"data: \xff\xfe\n",
+    "long": b"data: " + b"a" * (2 << 20),
+    "silent": b"",
+    "dripping": b"",
+}
 
 
 @contextlib.contextmanager
@@ -76,6 +91,17 @@ def upstream(answerer: Pipeline, broken: str = "") -> Iterator[tuple[str, list[d
             text = tokenizer.decode(ids, skip_special_tokens=True)
             for stop in body.get("stop", []):
                 text = text.split(stop)[0]
+            if broken in GARBAGE:
+                self.send_response(200)
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    self.wfile.write(GARBAGE[broken])
+                    if broken == "silent":
+                        time.sleep(4)
+                    while broken == "dripping":
+                        self.wfile.write(b": wait\n")
+                        time.sleep(0.2)
+                return None
             if broken == "separator":
                 text = "\u2028" + text
             self.send_response(200)
@@ -151,6 +177,23 @@ def test_a_server_that_fails_is_a_502(answerer: Pipeline, broken: str, told: str
             status, _, body = client.complete(TEXTS[0])
             assert status == 502 and told in body["error"]["message"] and body["error"]["code"] == "upstream"
             until(lambda: service.scheduler.queue.idle)
+
+
+@pytest.mark.parametrize("broken", GARBAGE)
+def test_a_server_that_sends_nonsense_or_nothing_is_a_502(
+    answerer: Pipeline, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    with upstream(answerer, broken) as (url, _):
+        backend = VllmBackend(ServedModel(answerer.model), VllmClient(url, timeout_s=1), concurrency=2)
+        with served(answerer, backend=backend, concurrency=2) as (client, service):
+            began = time.monotonic()
+            status, _, body = client.complete(TEXTS[0], max_tokens=1)
+            assert (
+                status == 502 and body["error"]["code"] == "upstream" and "cannot be used" in body["error"]["message"]
+            )
+            assert time.monotonic() - began < 6
+            until(lambda: service.scheduler.queue.idle)
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 def test_a_line_separator_in_an_answer_ends_no_event(answerer: Pipeline, offline: Callable[..., str]) -> None:

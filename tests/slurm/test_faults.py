@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, until
+from tests.slurm.cluster import ROOT, Cluster, until
 from tests.slurm.test_jobs import SCRIPT, lines, options
 
 pytestmark = pytest.mark.slow
@@ -57,3 +59,21 @@ def test_requeued_on_one_node_instead_of_two(cluster: Cluster, small_run: list[s
     assert [line["ids_hash"] for line in found] == [line["ids_hash"] for line in expected]
     for one, other in zip(found, expected, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+def test_srun_without_our_launchers(cluster: Cluster, small_run: list[str], tmp_path: Path) -> None:
+    """Slurm's variables alone say who a rank is and where the ranks meet; where they cannot, one sentence does."""
+    env = {name: value for name, value in cluster.env.items() if not name.startswith(("MASTER_", "RANK", "WORLD_"))}
+    env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    train = [sys.executable, "bridge_ds/train.py", *small_run, "--set", "train.steps=2"]
+    train += ["--set", f"run.output={tmp_path}/run"]
+    one_node = ["srun", "--nodes=1", "--ntasks=2", "--gpus-per-task=1"]
+    # The nodes of this cluster have no address by their names; every rank says so.
+    two_nodes = ["srun", "--nodes=2", "--ntasks=4"]
+    refused = subprocess.run([*two_nodes, *train], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 2, refused.stderr[-3000:]
+    assert "error: the first host of SLURM_STEP_NODELIST, 'n0', has no address here" in refused.stderr
+    assert "Traceback" not in refused.stderr and not (tmp_path / "run").exists()
+    trained = subprocess.run([*one_node, *train], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert len(lines(tmp_path / "run")) == 2 and "2" in trained.stderr.split("ranks")[1].splitlines()[0]

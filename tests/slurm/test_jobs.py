@@ -138,10 +138,11 @@ def test_ten_random_kills(cluster: Cluster, small_run: list[str], whole: Path, t
     """SIGKILL for one rank, the other, or both, at random moments; two may fall between two checkpoints."""
     settings = options(small_run, checkpoint__every=2)
     job = cluster.submit(SCRIPT, settings, tmp_path / "run", {"MAX_STALLS": "10"})
+    draw = random.Random(0)
     for kill in range(10):
-        job.wait_further(kill + 1, by=random.randint(1, 4))
-        time.sleep(random.random())
-        for rank in random.choice([(0,), (1,), (0, 1)]):
+        job.wait_further(kill + 1, by=draw.randint(1, 4))
+        time.sleep(draw.random())
+        for rank in draw.choice([(0,), (1,), (0, 1)]):
             with contextlib.suppress(KeyError, ProcessLookupError):
                 job.kill_rank(rank)
     assert job.wait_end(400) == "COMPLETED", job.text[-5000:]

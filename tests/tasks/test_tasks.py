@@ -352,3 +352,48 @@ def test_a_copy_of_a_hub_repository_is_read_as_its_card_says(tmp_path: Path, mon
     task = given("xnli", folder)
     assert "de" in task.languages
     assert len(task.examples("de", 0)) == 3
+
+
+@pytest.mark.parametrize(
+    "label", [True, 0.5, -1, 3, "0_1", "१", "nan", None, [0], {"a": 0}, float("nan"), 10**30, "1e0", ""]
+)
+def test_a_label_without_meaning_is_refused(tmp_path: Path, label: Any) -> None:
+    local.jsonl(tmp_path / "en.jsonl", [{"premise": "a", "hypothesis": "b", "label": label}])
+    with pytest.raises(DataError, match=r"en.jsonl:1 has (the label|an empty column)"):
+        given("xnli", tmp_path).examples("en", 0)
+
+
+@pytest.mark.parametrize("label", [1, 1.0, "1", "1.0", " 1 ", "neutral"])
+def test_a_label_with_meaning_is_read(tmp_path: Path, label: Any) -> None:
+    local.jsonl(tmp_path / "en.jsonl", [{"premise": "a", "hypothesis": "b", "label": label}])
+    assert given("xnli", tmp_path).examples("en", 0)[0].label == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [(1e16, "10000000000000000"), ("1e3", "1000"), (12.0, "12"), (-3, "-3"), ("#### 1,234", "1234"), (True, None),
+     ([1, 2], None), ({"a": 3}, None), (float("nan"), None), (float("inf"), None), ("none", None), (1e300, None)],
+)  # fmt: skip
+def test_the_answer_of_a_problem_is_a_number(tmp_path: Path, answer: Any, right: str | None) -> None:
+    local.jsonl(tmp_path / "en.jsonl", [{"question": "q", "answer_number": answer}])
+    if right is None:
+        with pytest.raises(DataError, match=r"en.jsonl:1 has the answer .*; expected a number"):
+            given("mgsm", tmp_path).examples("en", 0)
+    else:
+        assert given("mgsm", tmp_path).examples("en", 0)[0].target == right
+
+
+def test_texts_of_benchmarks_are_text(tmp_path: Path) -> None:
+    for wrong in (float("nan"), 5, None, ["a"], {"a": 1}):
+        local.jsonl(tmp_path / "en.jsonl", [{"premise": wrong, "hypothesis": "b", "label": 0}])
+        with pytest.raises(DataError, match=r"en.jsonl:1 has .* column 'premise'"):
+            given("xnli", tmp_path).examples("en", 0)
+    rows = [{"premise": "a", "question": "cause", "choice1": " ", "choice2": "b", "label": 0}]
+    local.jsonl(tmp_path / "et.jsonl", rows)
+    with pytest.raises(DataError, match=r"et.jsonl:1 has an empty choice"):
+        given("xcopa", tmp_path).examples("et", 0)
+    for prompt in ("{premise!r}", "{premise:>99999999999}"):
+        with pytest.raises(ConfigError, match="a field has a format of its own"):
+            given("xnli", tmp_path, prompt=prompt)
+    local.jsonl(tmp_path / "a[b].jsonl", [{"premise": "a", "hypothesis": "b", "label": 0}])
+    assert len(given("xnli", tmp_path).examples("a[b]", 0)) == 1

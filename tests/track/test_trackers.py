@@ -19,6 +19,7 @@ import pytest
 
 from bridge_ds.config.load import load_config, save_config
 from bridge_ds.config.schema import Config
+from bridge_ds.entry import exit_status
 from bridge_ds.errors import ConfigError
 from bridge_ds.track import trackers
 from bridge_ds.track.metrics_file import MetricsLog
@@ -156,11 +157,51 @@ def test_a_killed_process_is_brought_up_to_date_by_sync(tmp_path: Path) -> None:
         assert [step for step, _ in tensorboard_scalars(tmp_path)["loss"]] == [1, 5, 10, 12]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "status", "words"),
+    [
+        ("metrics.jsonl", '{"step": 1}\n[]\n', 2, "metrics.jsonl is '[]'; expected a JSON object with `step`"),
+        ("metrics.jsonl", '{"step": 1, "step": 2}\n', 2, "expected a JSON object with `step`"),
+        ("metrics.jsonl", '{"step": 1, "loss": "low"}\n', 2, "expected a JSON object with `step`"),
+        ("evaluation.json", '{"bridge": 5}', 2, "evaluation.json has bridge 5; expected "),
+        ("tensorboard.json", '{"logged_step": "3"}', 0, "has logged_step '3'; expected a valid integer; a new run is"),
+        ("tensorboard.json", "[]", 0, "holds list; expected an object; a new run is begun"),
+        ("tensorboard.json", '{"status": "gone"}', 0, "has status 'gone'; expected a text of the pattern "),
+    ],
+)
+def test_sync_of_a_damaged_file(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    text: str,
+    status: int,
+    words: str,
+) -> None:
+    folder = tmp_path / "run"
+    config = config_for(folder, "tensorboard")
+    (folder / "metrics.jsonl").write_text(json.dumps(record(1, STEPS)) + "\n")
+    saved = {
+        "run_id": "run",
+        "uri": str(folder / "tensorboard"),
+        "experiment": config.track.experiment,
+        "logged_step": 0,
+        "status": "finished",
+    }
+    (folder / "tensorboard.json").write_text(json.dumps(saved))
+    (folder / name).write_text(text)
+    assert exit_status(lambda: sync([str(folder)])) == status
+    captured = capsys.readouterr()
+    assert words in caplog.text + captured.err and "Traceback" not in captured.err
+    if status == 0:
+        assert "steps 0 to 1 sent" in captured.out
+
+
 def test_what_is_not_known_or_not_installed_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'tensorbord'.*did you mean 'tensorboard'"):
         trackers.check_trackers(config_for(tmp_path, "tensorbord"))
     command = [sys.executable, "-c", "import sys; sys.modules['wandb'] = None; sys.argv[0] = 'train.py'\n"
-               "from bridge_ds.train import main; main()"]  # fmt: skip
+               "import bridge_ds.train as train; train.run_command(train.main)"]  # fmt: skip
     left = [*command, "--dry-run", "--set", "track.to=[mlflow, wandb]"]
     done = subprocess.run(left, cwd=launch.ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'bridge_ds[wandb]'" in done.stderr, done.stderr

@@ -49,6 +49,10 @@ __all__ = [
 ]
 
 
+_WINDOW = 100_000_000
+"""Most samples that are bucketed by length together."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """One run. `bridge_ds/config/recipes/*.yaml` are named instances."""
@@ -84,11 +88,17 @@ class Config:
         """A sentence for each two settings that contradict each other."""
         yield from self.data.conflicts()
         yield from self.lora.conflicts()
+        yield from self.mapping.conflicts()
         data, train = self.data, self.train
         if data.length_window > 1 and train.global_batch % data.length_chunk:
             yield (
                 f"data.length_chunk {data.length_chunk} does not divide train.global_batch {train.global_batch}; "
                 "expected a divisor; set it to train.micro_batch."
+            )
+        if data.length_window * train.global_batch > _WINDOW:
+            yield (
+                f"data.length_window {data.length_window} x train.global_batch {train.global_batch} is more than "
+                f"{_WINDOW:,} samples, whose lengths are all in memory; expected fewer; lower data.length_window."
             )
         if train.validate_every and not data.validation_percent:
             yield (

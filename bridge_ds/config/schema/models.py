@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from annotated_types import Gt
+from annotated_types import Le
 
 from bridge_ds.config.schema.fields import (
     FUNCTION,
@@ -20,7 +20,6 @@ from bridge_ds.config.schema.fields import (
     PositiveInt,
     Probability,
     Texts,
-    Whole,
 )
 from bridge_ds.fusion import BACKENDS, FUSIONS
 from bridge_ds.mapping import END_INITS, MAPPINGS
@@ -36,6 +35,10 @@ if TYPE_CHECKING:
 else:  # a new fusion or mapping is one line in its table
     FusionName, Backend = Literal[*FUSIONS], Literal["auto", *BACKENDS]
     MappingKind, EndInit = Literal[*MAPPINGS], Literal[*END_INITS]
+
+
+_WIDEST = 262_144
+"""Most numbers of a token inside a layer of the bridge; the widest models have about 100,000 in their MLPs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +105,9 @@ class LlmConfig:
 class LoraConfig:
     """Low-rank updates of the LLM's matrices (arXiv 2106.09685), through `peft`, trained along with the bridge."""
 
-    rank: Annotated[NonNegativeInt, FUNCTION] = 0
+    rank: Annotated[NonNegativeInt, Le(16_384), FUNCTION] = 0
     """Rank of each update; 0 = off, the LLM stays as it is."""
-    alpha: Annotated[Whole, Gt(0), FUNCTION] = 16
+    alpha: Annotated[PositiveInt, FUNCTION] = 16
     """Each update is scaled by alpha / rank."""
     dropout: Annotated[Probability, TRAINING] = 0.0
     """Dropout probability on the input of each update."""
@@ -136,14 +139,14 @@ class FusionConfig:
     """Implementation: auto = triton on a GPU, else torch; reference = the full layer, slow."""
     dropout: Annotated[Probability, TRAINING] = 0.1
     """Dropout probability inside transformer_softmax; the other fusions have none."""
-    heads: Annotated[PositiveInt, FUNCTION] = 1
+    heads: Annotated[PositiveInt, Le(100_000), FUNCTION] = 1
     """Attention heads of transformer_softmax's layer (the paper has 1); must divide the encoder's width."""
     state_norm: Annotated[Literal["none", "rms"], FUNCTION] = "none"
     """rms = divide each layer's state of each token by its root mean square (RMS) before every fusion but
     last_layer."""
     include_embeddings: Annotated[Flag, FUNCTION] = False
     """Fuse the encoder's embedding output too, as layer 0 before its L layers."""
-    feedforward: Annotated[PositiveInt, FUNCTION] = 2048
+    feedforward: Annotated[PositiveInt, Le(262_144), FUNCTION] = 2048
     """Hidden width of the MLP in transformer_softmax's layer (2048 in the paper, whatever the encoder's width)."""
     lr_scale: Annotated[NonNegativeFloat, TRAINING] = 1.0
     """Learning rate of the fusion's parameters, as a multiple of train.lr; below 1 the layer weights move more slowly
@@ -159,20 +162,28 @@ class MappingConfig:
     (a perceiver resampler, LangBridge's latent: a fixed number of soft tokens, whatever the source's length)."""
     end_init: Annotated[EndInit, NEITHER] = "normal"
     """How the end vector starts: normal (LangBridge) | zeros (MindMerger, and the code of arXiv 2508.09091)."""
-    latents: Annotated[PositiveInt, FUNCTION] = 64
+    latents: Annotated[PositiveInt, Le(16_384), FUNCTION] = 64
     """Soft tokens of `latent`, the end vector aside; this and the keys down to `dropout` have LangBridge's defaults."""
-    depth: Annotated[PositiveInt, FUNCTION] = 1
+    depth: Annotated[PositiveInt, Le(100), FUNCTION] = 1
     """Layers of `latent`."""
-    heads: Annotated[PositiveInt, FUNCTION] = 8
+    heads: Annotated[PositiveInt, Le(1024), FUNCTION] = 8
     """Attention heads of each of its layers."""
-    head_width: Annotated[PositiveInt, FUNCTION] = 64
+    head_width: Annotated[PositiveInt, Le(4096), FUNCTION] = 64
     """Width of an attention head."""
-    feedforward: Annotated[PositiveInt, FUNCTION] = 4
+    feedforward: Annotated[PositiveInt, Le(100), FUNCTION] = 4
     """Hidden width of each layer's MLP, as a multiple of the encoder's width."""
     dropout: Annotated[Probability, TRAINING] = 0.1
     """Dropout probability on what each layer of `latent` gives; the other mappings have none."""
     match_embedding_rms: Annotated[Flag, TRAINING] = True
     """Scale the initial mapping so that soft tokens start at the RMS of the LLM's token embeddings."""
+
+    def conflicts(self) -> Iterator[str]:
+        """A sentence for sizes that no memory holds together."""
+        if self.heads * self.head_width > _WIDEST:
+            yield (
+                f"mapping.heads {self.heads} x mapping.head_width {self.head_width} is more than {_WIDEST:,}; expected "
+                "about the encoder's width; lower one of them."
+            )
 
     @property
     def fixed_length(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
+
 from bridge_ds.config.schema.fields import (
     NEITHER,
     TRAINING,
@@ -21,6 +23,7 @@ from bridge_ds.config.schema.fields import (
     Table,
     Text,
     Texts,
+    Whole,
 )
 
 __all__ = ["EvaluationConfig", "RunConfig", "TaskDataConfig", "TrackConfig"]
@@ -32,7 +35,7 @@ class RunConfig:
 
     output: Annotated[Path, Rule(bool, "the path of the run folder"), NEITHER] = "runs/default"
     """Run folder; made if absent. Holds config.yaml, metrics.jsonl, checkpoints/, plots/, evaluation.json."""
-    seed: Annotated[NonNegativeInt, TRAINING] = 0
+    seed: Annotated[Whole, Ge(0), Le(2**63 - 1), TRAINING] = 0
     """Seed of the data order, the initial bridge and dropout."""
     resume: Annotated[Path, NEITHER] = "auto"
     """`auto` continues from the newest valid checkpoint if there is one, `never` starts at step 0 in an empty folder,
@@ -49,7 +52,9 @@ class RunConfig:
     """Signals that ask for a checkpoint and an early end with exit status 75."""
     deterministic: Annotated[Flag, TRAINING] = False
     """Use deterministic algorithms on GPUs too, which is slower; CPUs are deterministic anyway."""
-    hang_seconds: Annotated[Real, Rule(lambda v: v == 0 or v >= 5, "0, or 5 or more"), NEITHER] = 900.0
+    hang_seconds: Annotated[
+        Real, Le(31_536_000), Rule(lambda v: v == 0 or v >= 5, "0, or from 5 to 31,536,000 (a year)"), NEITHER
+    ] = 900.0
     """Seconds without progress in training after which the job ends with the name of the stuck rank; 0 = never."""
 
 
@@ -98,12 +103,12 @@ class EvaluationConfig:
     """Language codes; empty = every language of each task."""
     limit: Annotated[NonNegativeInt, NEITHER] = 0
     """Samples per task and language; 0 = all."""
-    batch: Annotated[PositiveInt, NEITHER] = 32
+    batch: Annotated[PositiveInt, Le(1_000_000), NEITHER] = 32
     """Samples per rank per forward pass."""
     null_scores: Annotated[Flag, NEITHER] = False
     """Score each choice after a null source too (the prompt with its fields left empty), so that a label that is likely
     anyway can be told from one that the text makes likely."""
-    max_new_tokens: Annotated[PositiveInt, NEITHER] = 512
+    max_new_tokens: Annotated[PositiveInt, Le(1_000_000), NEITHER] = 512
     """Most LLM tokens that are generated as an answer, where a task asks for a number."""
     llm_from: Annotated[Path, NEITHER] = ""
     """Another scored run: its answers of the LLM alone are reused where models, settings and samples are the same (in a

@@ -40,7 +40,7 @@ class DataConfig:
     mixture: Annotated[Paths, NEITHER] = ()
     """Several data sets instead of `shards`: a list of FOLDER=WEIGHT, drawn from in the ratio of the weights (each at
     least 1/20,000 of their sum)."""
-    shuffle_shards: Annotated[PositiveInt, TRAINING] = 16
+    shuffle_shards: Annotated[PositiveInt, Le(1_000_000), TRAINING] = 16
     """Shards whose samples are shuffled together (the shards are shuffled too); reading stays among these."""
     validation_percent: Annotated[Whole, Ge(0), Le(99), TRAINING] = 0
     """Percent of the samples, chosen by the hash of their keys, that are held out of training; train.validate_every
@@ -79,11 +79,11 @@ class DataConfig:
     truncation_side: Annotated[Literal["right", "left"], FUNCTION] = "right"
     """Side at which a source or prompt that is too long is truncated: right = its end is lost; left = its beginning (a
     question at the end is kept). prefix_lm always truncates the beginning. Targets lose their end."""
-    max_source_tokens: Annotated[Whole, Ge(2), FUNCTION] = 512
+    max_source_tokens: Annotated[Whole, Ge(2), Le(10_000_000), FUNCTION] = 512
     """Encoder tokens per sample, end token included; longer sources are truncated and counted."""
-    max_prompt_tokens: Annotated[PositiveInt, FUNCTION] = 512
+    max_prompt_tokens: Annotated[PositiveInt, Le(10_000_000), FUNCTION] = 512
     """LLM prompt tokens per sample; longer prompts are truncated and counted."""
-    max_target_tokens: Annotated[Whole, Ge(2), FUNCTION] = 128
+    max_target_tokens: Annotated[Whole, Ge(2), Le(10_000_000), FUNCTION] = 128
     """Target tokens per sample, end token included; longer targets are truncated and counted."""
     max_characters: Annotated[NonNegativeInt, TRAINING] = 10_000_000
     """Characters of a text; a sample with a longer one is bad (a tokenizer would take seconds). 0 = any length."""
@@ -93,14 +93,14 @@ class DataConfig:
     tokens_per_micro_batch: Annotated[NonNegativeInt, NEITHER] = 0
     """Tokens of a micro-batch, padding included, instead of train.micro_batch samples; estimated from characters, so
     leave some room. 0 = off."""
-    length_window: Annotated[PositiveInt, TRAINING] = 1
+    length_window: Annotated[PositiveInt, Le(1_000_000), TRAINING] = 1
     """Optimizer steps whose samples are bucketed by length (1 = off: a step has exactly its slice of the order). More
     means less padding; the samples of the window stay the same."""
-    length_chunk: Annotated[PositiveInt, TRAINING] = 8
+    length_chunk: Annotated[PositiveInt, Le(10_000_000), TRAINING] = 8
     """Samples of similar length that stay together where length_window is above 1; train.micro_batch is best."""
-    workers: Annotated[NonNegativeInt, NEITHER] = 2
+    workers: Annotated[NonNegativeInt, Le(128), NEITHER] = 2
     """DataLoader worker processes per rank (0 = in the main process)."""
-    prefetch: Annotated[PositiveInt, NEITHER] = 4
+    prefetch: Annotated[PositiveInt, Le(1000), NEITHER] = 4
     """Steps that each worker prepares ahead."""
 
     def conflicts(self) -> Iterator[str]:
@@ -129,9 +129,9 @@ class TrainConfig:
 
     steps: Annotated[PositiveInt, TRAINING] = 1000
     """Optimizer steps in the whole run."""
-    global_batch: Annotated[PositiveInt, TRAINING] = 128
+    global_batch: Annotated[PositiveInt, Le(10_000_000), TRAINING] = 128
     """Samples per optimizer step over all ranks; micro_batch x ranks must divide it."""
-    micro_batch: Annotated[NonNegativeInt, NEITHER] = 8
+    micro_batch: Annotated[NonNegativeInt, Le(10_000_000), NEITHER] = 8
     """Samples per rank per forward pass; 0 = the rank's whole share of the global batch at once."""
     encode_once: Annotated[Flag, NEITHER] = True
     """Let a frozen encoder read the micro-batches of a step together, as many as encode_once_gib allows: under ZeRO-3
@@ -143,7 +143,7 @@ class TrainConfig:
     """Peak learning rate of AdamW."""
     betas: Annotated[tuple[Probability, Probability], Pair, TRAINING] = (0.8, 0.999)
     """AdamW's beta1 and beta2."""
-    eps: Annotated[PositiveFloat, TRAINING] = 1e-8
+    eps: Annotated[PositiveFloat, Le(1), TRAINING] = 1e-8
     """AdamW's epsilon."""
     weight_decay: Annotated[NonNegativeFloat, TRAINING] = 3e-7
     """AdamW's decoupled weight decay (on matrices; vectors and scalars have none)."""
@@ -153,7 +153,7 @@ class TrainConfig:
     """Learning rate after warm-up; cosine and linear end at 0."""
     tf32: Annotated[Flag, TRAINING] = True
     """Multiply what is float32 beside bfloat16 models (mapping, fusion) in TF32 on GPUs that have it."""
-    max_grad_norm: Annotated[NonNegativeFloat, TRAINING] = 1.0
+    max_grad_norm: Annotated[Real, Ge(0), Le(1e30), TRAINING] = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it. 0 = no clipping."""
     validate_every: Annotated[NonNegativeInt | None, OrNone, NEITHER] = None
     """Optimizer steps between two computations of the loss on what data.validation_percent holds out, on all ranks and

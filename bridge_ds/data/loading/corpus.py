@@ -248,6 +248,9 @@ def open_corpus(data: DataConfig, seed: int, world: World) -> Corpus:
         sets.append(open_index(data, folder))
         if data.stage_dir:
             stage(sets[-1], first=2 * world.local_rank, progress=world.local_rank == 0)
+    if (again := twice(part.identity for part in sets)) is not None:
+        copies = [part.location for part in sets if part.identity == again]
+        raise ConfigError(f"data.mixture has {copies[0]} and {copies[1]}, copies of one data set; add the weights.")
     _check_cache(sets, data)
     return Corpus(sets, weights, data, seed)
 

@@ -83,6 +83,11 @@ class StepLoader:
         try:
             # Not a generator itself: workers start now, not at the first next().
             return _unwrap_all(iter(items))
+        except OSError as error:  # of fork, or of the pipes to a worker
+            raise LaunchError(
+                f"the {self._workers} data workers of this rank cannot be started ({error.strerror or error}); lower "
+                "data.workers, or ask for more memory, processes or open files."
+            ) from None
         finally:
             # torch's handler raises wherever the main process is when a worker dies, also inside a collective for which
             # the other ranks wait; without it the error comes with the next batch, where all ranks agree on it.

@@ -15,7 +15,7 @@ from bridge_ds.data.loading.plan import StepPlan, TokenCost
 from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
 from bridge_ds.data.sampling.order import batch_positions, ids_hash
 from bridge_ds.data.shards.samples import BadSample
-from bridge_ds.errors import BridgeError
+from bridge_ds.errors import BridgeError, DataError, LaunchError
 from bridge_ds.world import World
 
 __all__ = ["StepDataset"]
@@ -57,6 +57,16 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             return wrap(self.make(step))
         except BridgeError as error:
             return error
+        except OSError as error:
+            return DataError(
+                f"{error.filename or 'a file of the data set'} cannot be used ({error.strerror or error}); check that "
+                "it still exists, and that this process may read it."
+            )
+        except MemoryError:
+            return LaunchError(
+                f"the memory ran out while the batches of step {step} were made; ask for more, or lower data.workers, "
+                "data.prefetch or data.max_characters."
+            )
 
     def make(self, step: int) -> StepBatches:
         """This rank's part of a step. A bad sample becomes an empty row: one token of padding and no target.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
@@ -20,6 +19,7 @@ from bridge_ds.data.text.spiece import with_spiece
 from bridge_ds.data.text.truncate import Limits, fit, truncated
 from bridge_ds.data.text.words import is_parted, split_text
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.frozen.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -170,9 +170,9 @@ def load_tokenizers(
     Raises:
         ConfigError: one cannot be loaded, or the LLM's has no end token, or no BOS where the run wants one.
     """
-    encoder = _load("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code, hub)
+    encoder = load_tokenizer("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code, hub)
     encoder = with_spiece(encoder, model.encoder, model.encoder_revision, hub)
-    llm = _load("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
+    llm = load_tokenizer("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
     data = data or DataConfig()
     eos_id = llm.eos_token_id
     if eos_id is None:
@@ -284,19 +284,3 @@ def _truncated(
     shortened += ("target",) if len(kept) < len(target) else ()
     head, tail = tokenizers.frame_ids if tokenizers.frame else ([], [])
     return TokenizedSample(source, [*prompt, *tail], kept, shortened, tuple(head))
-
-
-def _load(
-    key: str, name: str, revision: str | None, trust_remote_code: bool, hub: Mapping[str, Any]
-) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    options = {"revision": revision, "trust_remote_code": trust_remote_code, **hub}
-    try:
-        return AutoTokenizer.from_pretrained(resolve(name), **options)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"the tokenizer of {key} {name!r} could not be loaded ({reason}); expected a hub id or a local folder with "
-            "tokenizer files: check the name, the revision and, without network, that the model is in the cache."
-        ) from None

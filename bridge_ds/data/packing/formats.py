@@ -7,7 +7,8 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +17,7 @@ from bridge_ds.data.text.words import joined, starts
 from bridge_ds.errors import DataError
 from bridge_ds.reading import BOM, NotText, decoded, json_value, twice
 
-__all__ = ["COMPRESSIONS", "FORMATS", "Part", "Row", "load_dataset", "parquet_file", "part_rows"]
+__all__ = ["COMPRESSIONS", "FORMATS", "Part", "Row", "load_dataset", "numbered", "parquet_file", "part_rows"]
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Row = tuple[str, Any]
@@ -24,6 +25,9 @@ Row = tuple[str, Any]
 
 FORMATS = ("jsonl", "text", "csv", "tsv", "parquet")
 """Formats of files; all but parquet also with a further `.gz` or `.zst`."""
+_VALIDATED = 10_000
+"""Rows of a data set that are validated at a time."""
+_DEFAULT_SPLIT = "train"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Endings of compressed files."""
 
@@ -46,21 +50,20 @@ class Part:
     """For a data set: config, split, revision, and `stream`."""
 
 
-def part_rows(part: Part) -> Iterator[Row]:
+def part_rows(part: Part, fields: Collection[str] = ()) -> Iterator[Row]:
     """The rows of a part, in order.
+
+    Args:
+        part: which.
+        fields: that are needed; parquet and data sets then read and decode no others, if they have all of these.
 
     Raises:
         DataError: it is missing, unreadable, not UTF-8, or holds a line that is no row.
     """
-    readers = {
-        "jsonl": _jsonl,
-        "text": _paragraphs,
-        "csv": _csv,
-        "tsv": _tsv,
-        "parquet": _parquet,
-        "dataset": _dataset,
-    }
-    yield from readers[part.kind](part)
+    if part.kind in ("parquet", "dataset"):
+        yield from (_parquet if part.kind == "parquet" else _dataset)(part, set(fields))
+    else:
+        yield from {"jsonl": _jsonl, "text": _paragraphs, "csv": _csv, "tsv": _tsv}[part.kind](part)
 
 
 def _open(part: Part) -> IO[bytes]:
@@ -94,16 +97,17 @@ def _lines(part: Part) -> Iterator[Row]:
                 position += len(line)
                 # Files that were joined end to end have their byte-order marks inside.
                 text = decoded(line) if number == 1 and not since else line.decode().removeprefix(BOM)
+                if "\0" in text:
+                    raise NotText(f"holds a zero byte in line {number}{since}; expected text; copy it again or fix it")
                 yield f"{part.name}:{number}{since}", text
     except NotText as error:
         raise DataError(f"{part.name} {error}.") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{part.name}:{number}{since} is not UTF-8 ({error.reason}); convert it to UTF-8.") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{part.name} cannot be read after line {number}{since} ({reason}); check the path and the file."
-        ) from None
+        after = f" after line {number}{since}" if number else ""
+        raise DataError(f"{part.name} cannot be read{after} ({reason}); check the path and the file.") from None
 
 
 def _jsonl(part: Part) -> Iterator[Row]:
@@ -120,8 +124,6 @@ def _jsonl(part: Part) -> Iterator[Row]:
             ) from None
         except ValueError as error:
             raise DataError(f"{where} cannot be used: {error}.") from None
-        except RecursionError:
-            raise DataError(f"{where} is JSON nested too deep to read; expected one flat object: fix it.") from None
 
 
 def _paragraphs(part: Part) -> Iterator[Row]:
@@ -146,13 +148,13 @@ def _tsv(part: Part) -> Iterator[Row]:
     where, header = next(rows, ("", []))
     _check_header(where, header)
     for where, values in rows:
-        _check_width(where, len(values), len(header))
+        row = _named(where, header, values)
         if any('""' in value[1:-1] and _QUOTED.fullmatch(value) for value in values):
             raise DataError(
                 f"{where} has a field in quotation marks with doubled ones inside, as csv writes them; in tsv they are "
                 "ordinary characters: write the file without quoting, or as csv or jsonl."
             )
-        yield where, dict(zip(header, values, strict=True))
+        yield where, row
 
 
 def _csv(part: Part) -> Iterator[Row]:
@@ -164,39 +166,56 @@ def _csv(part: Part) -> Iterator[Row]:
         for values in rows:
             where, first = f"{part.name}:{first}", rows.line_num + 1
             if header and values:
-                _check_width(where, len(values), len(header))
-                yield where, dict(zip(header, values, strict=True))
+                yield where, _named(where, header, values)
             elif values:
                 header = values
                 _check_header(where, header)
     except csv.Error as error:
-        why = "a quotation mark opens there and never closes" if "unexpected end of data" in str(error) else str(error)
+        own = {"unexpected end": "a quotation mark opens there and never closes", "new-line": "CR alone ends a line"}
+        why = next((text for part_of, text in own.items() if part_of in str(error)), str(error))
         raise DataError(f"{part.name}:{first} is malformed csv ({why}); fix the file.") from None
 
 
 def _check_header(where: str, names: Sequence[str]) -> None:
-    name = twice(names)
+    if any("\r" in name.rstrip() for name in names):
+        raise DataError(f"{where} holds line ends of an old Mac (CR alone); expected LF or CR LF: convert the file.")
+    name = twice(name for name in names if name.strip())  # a spreadsheet may have empty columns at its end
     if name is not None:
         raise DataError(
             f"{where} has two columns named {name!r}, of which one would be lost; expected each name once; rename one."
         )
 
 
-def _check_width(where: str, found: int, wanted: int) -> None:
-    if found != wanted:
-        raise DataError(f"{where} has {found} columns and the header has {wanted}; fix it.")
+def _named(where: str, header: Sequence[str], values: Sequence[str]) -> dict[str, str]:
+    if len(values) != len(header):
+        raise DataError(f"{where} has {len(values)} columns and the header has {len(header)}; fix it.")
+    row = dict(zip(header, values, strict=True))
+    if len(row) < len(header) and any(value.strip() for name, value in zip(header, values, strict=True) if not name):
+        raise DataError(f"{where} has a value in one of several columns without a name; expected a name for each.")
+    return row
 
 
-def _parquet(part: Part) -> Iterator[Row]:
+def _parquet(part: Part, fields: set[str]) -> Iterator[Row]:
+    import pyarrow
+
     file = parquet_file(Path(part.name))
+    columns = sorted(fields) if fields and fields <= set(file.schema_arrow.names) else None
     for group in range(part.start, part.stop or file.num_row_groups):
-        number = itertools.count(1)
+        number = 0
         try:
-            for batch in file.iter_batches(batch_size=1024, row_groups=[group]):
+            for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=columns):
                 for row in batch.to_pylist():
-                    yield f"{part.name} row group {group} row {next(number)}", row
-        except OSError as error:
-            raise DataError(f"{part.name} cannot be read in row group {group} ({error}); copy it again.") from None
+                    number += 1
+                    yield f"{part.name} row group {group} row {number}", row
+            wanted = file.metadata.row_group(group).num_rows
+            if number != wanted:
+                raise ValueError(f"it has {number} rows and says that they are {wanted}")
+        # Values that Python cannot hold (text that is not UTF-8, dates after the year 9999) are errors of their own.
+        except (OSError, ValueError, OverflowError, IndexError, pyarrow.ArrowException) as error:
+            raise DataError(
+                f"{part.name} cannot be read in row group {group} after row {number} ({_first_line(error)}); copy it "
+                "again, or write it without such values."
+            ) from None
 
 
 def parquet_file(path: Path) -> Any:
@@ -208,20 +227,60 @@ def parquet_file(path: Path) -> Any:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-        _check_header(f"{path}", file.schema_arrow.names)
-        return file
-    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
-        raise DataError(f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); check the file.") from None
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        names = file.schema_arrow.names
+        groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as parquet ({_first_line(error)}); check the file.") from None
+    _check_header(f"{path}", names)
+    if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
+        raise DataError(
+            f"{path} says that it has {file.metadata.num_rows} rows, and its row groups have {groups}; copy it again."
+        )
+    return file
 
 
-def _dataset(part: Part) -> Iterator[Row]:
+def _dataset(part: Part, fields: set[str]) -> Iterator[Row]:
     rows = load_dataset(part.name, dict(part.options))
-    split = dict(part.options)["split"]
+    # Audio and images are decoded where they are read, by packages that need not be there.
+    if fields and fields <= set(rows.column_names or ()):
+        rows = rows.select_columns(sorted(fields))
     if part.stop is not None:
+        if len(rows) < part.stop:
+            raise DataError(f"the data set {part.name!r} has {len(rows)} rows now and had {part.stop}; start again.")
         rows = rows.select(range(part.start, part.stop))
-    for number, row in enumerate(rows, start=part.start):
-        yield f"{part.name}[{split}] row {number}", dict(row)
+    yield from numbered(rows, f"{part.name}[{dict(part.options)['split']}]", part.start)
+
+
+def numbered(rows: Iterable[Any], where: str, start: int = 0) -> Iterator[Row]:
+    """The rows of a split that `datasets` has loaded, from the number `start` on.
+
+    Raises:
+        DataError: one cannot be had: a damaged file, or a stream that ends early.
+    """
+    iterator = _validated(rows)
+    for number in itertools.count(start):
+        try:
+            row = dict(next(iterator))
+        except StopIteration:
+            return
+        except Exception as error:  # datasets, its file formats and its transport each have their own errors
+            raise DataError(
+                f"{where} row {number} cannot be read ({_first_line(error)}); copy the data set again, or choose its "
+                "text fields."
+            ) from None
+        yield f"{where} row {number}", row
+
+
+def _validated(rows: Any) -> Iterator[Any]:
+    # pyarrow reads wherever a damaged offset leads, outside its memory too, unless the table was validated.
+    if not hasattr(rows, "select"):  # a stream
+        yield from rows
+        return
+    for start in range(0, len(rows), _VALIDATED):
+        piece = rows.select(range(start, min(start + _VALIDATED, len(rows))))
+        piece.data.validate(full=True)
+        yield from piece
 
 
 def load_dataset(name: str, options: dict[str, str | None]) -> Any:
@@ -236,13 +295,20 @@ def load_dataset(name: str, options: dict[str, str | None]) -> Any:
     try:
         if any((Path(name) / mark).is_file() for mark in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(name)
-            return saved[split] if isinstance(saved, datasets.DatasetDict) else saved
+            if isinstance(saved, datasets.DatasetDict):
+                return saved[split]
+            if split not in (_DEFAULT_SPLIT, str(saved.split)):
+                raise ValueError(f"it has no split {split!r}")
+            return saved
         return datasets.load_dataset(
             name, options["config"], split=split, revision=options["revision"], streaming=bool(options["stream"])
         )
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise DataError(
-            f"the data set {name!r} could not be loaded ({reason}); expected a hub id or a folder that `datasets` "
-            "reads: check --dataset, --config, --split and --revision."
+            f"the data set {name!r} could not be loaded ({_first_line(error)}); expected a hub id or a folder that "
+            "`datasets` reads: check --dataset, --config, --split and --revision."
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:300]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.data.packing.pool import process_pool
 from bridge_ds.data.packing.write import index_shard
 from bridge_ds.data.shards.index import ShardIndex, load_index, write_index
+from bridge_ds.data.shards.samples import READ
 from bridge_ds.data.shards.scan import Scan
+from bridge_ds.data.shards.table import name_fault, refuse_twice
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos
 
@@ -56,8 +58,17 @@ def index_folder(
     if not paths:
         what = "holds no .tar" if folder.is_dir() else "is no folder"
         raise DataError(f"{folder} {what}; expected a folder of webdataset tars.")
+    if fault := next(filter(None, (name_fault(path.name) for path in paths)), ""):
+        raise DataError(f"{folder}: {fault}; rename it.")
+    skip = sorted({suffix.lower().lstrip(".") for suffix in skip})
     scans = _scan_all(paths, processes, progress, fields=fields, skip=skip, language=language, source=source)
-    write_index(folder, [scan.entry for scan in scans], dict(fields or {}))
+    try:
+        refuse_twice([scan.entry for scan in scans])
+    except ValueError as error:
+        raise DataError(f"{folder}: {error}.") from None
+    write_index(
+        folder, [scan.entry for scan in scans], dict(fields or {}), [suffix for suffix in skip if suffix in READ]
+    )
     remarks = []
     if skipped := sum(scan.skipped for scan in scans):
         remarks.append(f"{skipped} members were skipped (--skip, __meta__ names, or files of macOS)")
@@ -73,7 +84,7 @@ def _scan_all(paths: Sequence[Path], processes: int, progress: bool, **options: 
     work = partial(index_shard, **options)
     with ExitStack() as stack:
         many = min(processes, len(paths)) > 1
-        run = stack.enter_context(ProcessPoolExecutor(min(processes, len(paths)))).map if many else map
+        run = stack.enter_context(process_pool(min(processes, len(paths)))).map if many else map
         # disable=None: a bar on a terminal, nothing in a log file.
         bar = None if progress else True
         return list(tqdm(run(work, paths), total=len(paths), desc="indexing", unit=" shards", disable=bar))

@@ -10,13 +10,12 @@ memory and becomes one or more shards. So any row may get any position, with no 
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -24,7 +23,8 @@ from typing import Any
 
 from bridge_ds import __version__
 from bridge_ds.data.packing.formats import Part, part_rows
-from bridge_ds.data.packing.sources import map_fields
+from bridge_ds.data.packing.pool import process_pool
+from bridge_ds.data.packing.sources import map_fields, stamp
 from bridge_ds.data.packing.write import (
     MANIFEST_NAME,
     MIB,
@@ -35,8 +35,10 @@ from bridge_ds.data.packing.write import (
     write_shards,
 )
 from bridge_ds.data.shards.index import ShardIndex, load_index, read_entry, write_index
-from bridge_ds.disk import file_sha256, move_folder, real, write_text
+from bridge_ds.disk import file_sha256, locked, move_folder, real, write_text
 from bridge_ds.errors import DataError
+from bridge_ds.partial import writing
+from bridge_ds.reading import json_object
 
 __all__ = ["PackOptions", "pack_parts"]
 
@@ -71,6 +73,8 @@ class _Job:
     parts: tuple[Part, ...]
     folder: Path
     buckets: int
+    marks: tuple[tuple[int, ...], ...]
+    """Of each part, the size and the time of change of its file."""
 
     @property
     def shards(self) -> Path:
@@ -78,6 +82,13 @@ class _Job:
 
     def record(self, stage: str, number: int) -> Path:
         return self.folder / f"{stage}-{number:05d}.json"
+
+    def done(self, stage: str, number: int) -> dict[str, Any] | None:
+        """What a finished unit has recorded; None = not finished, or a power loss left no readable record."""
+        try:
+            return json_object(self.record(stage, number))
+        except (OSError, ValueError):
+            return None
 
     def spool(self, part: int, bucket: int) -> Path:
         return self.folder / "spool" / f"{bucket:05d}-{part:05d}.tsv"
@@ -103,26 +114,38 @@ def pack_parts(
         progress: whether to show a bar on a terminal.
 
     Raises:
-        DataError: the input cannot be read or holds no sample; the folder is not empty; unfinished work of other
-            options or of another process is there.
+        DataError: the input cannot be read, holds no sample, or changes meanwhile; the folder is not empty; unfinished
+            work of other options or of another process is there.
+        LaunchError: the folder cannot be made.
     """
     check_output(output, overwrite)
+    if dict(options.mapping).get(options.key, options.key) != options.key:
+        raise DataError(
+            f"--key names the input's field {options.key!r}, and --map fills a field of that name from another; "
+            "expected one of them; choose another --key, or rename the field."
+        )
     output = real(output)
     folder = output.parent / f".{output.name}.packing"
-    job = _Job(options, tuple(parts), folder, _buckets(parts, options))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w", encoding="utf-8") as lock:
+    job = _Job(options, tuple(parts), folder, _buckets(parts, options), tuple(map(stamp, parts)))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held.enter_context(locked(folder / "lock", wait=False))
+        except BlockingIOError:
             raise DataError(f"another process is packing into {output}; wait for it, or choose another name.") from None
         try:
             _prepare(job, output, overwrite)
             _pack(job, processes, progress)
-        except DataError:
+        except (DataError, OSError) as error:
             if not any(folder.glob("*-*.json")):
-                shutil.rmtree(folder)  # no part is finished that a second start could keep
-            raise
+                shutil.rmtree(folder, ignore_errors=True)  # no part is finished that a second start could keep
+            if isinstance(error, DataError) or not str(error.filename or folder).startswith(str(folder)):
+                raise
+            raise DataError(
+                f"{output} cannot be written ({error.strerror}); expected room for the shards, and once more for "
+                "--shuffle; make room, then the same command continues, or choose another --output."
+            ) from None
         move_folder(job.shards, output, replace=True)
         shutil.rmtree(folder)
     return load_index(output)
@@ -139,7 +162,7 @@ def _pack(job: _Job, processes: int, progress: bool) -> None:
         _run(job, "spread", _spread_unit, units, sizes, processes, progress)
         _run(job, "gather", _gather, [(n,) for n in range(job.buckets)], [1] * job.buckets, processes, progress)
         last, count = "gather", job.buckets
-    records = [json.loads(job.record(last, number).read_text(encoding="utf-8")) for number in range(count)]
+    records = [json_object(job.record(last, number)) for number in range(count)]
     entries = [read_entry(entry) for record in records for entry in record["entries"]]
     if not entries:
         raise DataError("the input holds no sample; expected at least one; check the input and --limit.")
@@ -147,13 +170,17 @@ def _pack(job: _Job, processes: int, progress: bool) -> None:
         check_keys(job.shards, entries, job.options.key)
     write_index(job.shards, entries)
     _write_manifest(job, sum(entry.samples for entry in entries))
+    for part, mark in zip(job.parts, job.marks, strict=True):
+        if stamp(part) != mark:
+            (job.folder / "job.json").unlink()  # so that the next start begins anew
+            raise DataError(f"{part.name} changed while it was packed; expected one that stays as it is; start again.")
 
 
 def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
-    marks = [(part.name, *_stamp(part)) for part in job.parts]
+    marks = [(part.name, *mark) for part, mark in zip(job.parts, job.marks, strict=True)]
     wanted = json.dumps([asdict(job.options), [asdict(part) for part in job.parts], marks, __version__])
     record = job.folder / "job.json"
-    if record.is_file() and record.read_text(encoding="utf-8") != wanted:
+    if record.is_file() and record.read_bytes() != wanted.encode():
         if not overwrite:
             raise DataError(
                 f"{job.folder} holds unfinished work of another input, version or options; repeat that command to "
@@ -167,12 +194,6 @@ def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
         job.shards.mkdir()
         (job.folder / "spool").mkdir()
         record.write_text(wanted, encoding="utf-8")
-
-
-def _stamp(part: Part) -> tuple[int, ...]:
-    # Size and time of change: another file under the same name is another input.
-    path = Path(part.name)
-    return (path.stat().st_size, path.stat().st_mtime_ns) if part.kind != "dataset" and path.is_file() else ()
 
 
 def _buckets(parts: Sequence[Part], options: PackOptions) -> int:
@@ -195,7 +216,7 @@ def _run(
     """Do the units of a stage that have no record yet."""
     from tqdm import tqdm
 
-    todo = [number for number in range(len(units)) if not job.record(stage, number).is_file()]
+    todo = [number for number in range(len(units)) if job.done(stage, number) is None]
     # disable=None: a bar on a terminal, nothing in a log file.
     with tqdm(
         total=sum(sizes), initial=sum(sizes) - sum(sizes[n] for n in todo), desc=stage, unit="B", unit_scale=True,
@@ -206,20 +227,11 @@ def _run(
                 _do(job, stage, work, number, units[number])
                 bar.update(sizes[number])
             return
-        with ProcessPoolExecutor(min(processes, len(todo))) as pool:
+        with process_pool(min(processes, len(todo))) as pool:
             futures = {pool.submit(_do, job, stage, work, number, units[number]): number for number in todo}
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update(sizes[futures[future]])
-            except BrokenProcessPool:
-                raise DataError(
-                    "a packing process was killed, most likely because memory ran out; the same command continues "
-                    "with the parts that are missing: lower --processes."
-                ) from None
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for future in as_completed(futures):
+                future.result()
+                bar.update(sizes[futures[future]])
 
 
 def _do(job: _Job, stage: str, work: Callable[..., dict[str, Any]], number: int, unit: tuple[int, ...]) -> None:
@@ -231,11 +243,11 @@ def _do(job: _Job, stage: str, work: Callable[..., dict[str, Any]], number: int,
 
 
 def _encoded(job: _Job, number: int, unit: tuple[int, ...]) -> Iterator[tuple[str, bytes]]:
-    rows = chain.from_iterable(part_rows(job.parts[part]) for part in unit)
-    prefix = f"{number:05d}_" if len(job.parts) > 1 and len(unit) == 1 else ""
     mapping, key = dict(job.options.mapping), job.options.key
     if mapping and key:
         mapping[key] = key
+    rows = chain.from_iterable(part_rows(job.parts[part], mapping.values()) for part in unit)
+    prefix = f"{number:05d}_" if len(job.parts) > 1 and len(unit) == 1 else ""
     return encoded(map_fields(islice(rows, job.options.limit), mapping), key_prefix=prefix, key_field=key)
 
 
@@ -245,9 +257,14 @@ def _pack_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _write(job: _Job, prefix: str, samples: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
-    names = write_shards(samples, job.shards, prefix, job.options.samples_per_shard, job.options.shard_bytes)
-    texts = {"language": job.options.language, "source": job.options.source}
-    return {"entries": [asdict(index_shard(job.shards / name, **texts).entry) for name in names]}
+    try:
+        names = write_shards(samples, job.shards, prefix, job.options.samples_per_shard, job.options.shard_bytes)
+        texts = {"language": job.options.language, "source": job.options.source}
+        return {"entries": [asdict(index_shard(job.shards / name, **texts).entry) for name in names]}
+    except OSError:
+        for path in job.shards.glob(f"{prefix}*"):
+            path.unlink()  # they fill the disk
+        raise
 
 
 def _spread_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
@@ -288,7 +305,7 @@ def _write_manifest(job: _Job, samples: int) -> None:
         if part.name not in inputs:
             path = Path(part.name)
             inputs[part.name] = {"kind": part.kind, "options": dict(part.options)}
-            if part.kind != "dataset":
+            if part.kind != "dataset" and path.is_file():  # one that is gone has changed, see _pack
                 inputs[part.name] |= {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     content = {
         "bridge_ds": __version__,

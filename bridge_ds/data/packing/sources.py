@@ -7,6 +7,7 @@ processes, so that the same input always makes the same shards.
 from __future__ import annotations
 
 import difflib
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bridge_ds.data.shards.samples import MAPPED
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos, twice
 
-__all__ = ["PART_BYTES", "dataset_parts", "file_parts", "map_fields", "parse_map"]
+__all__ = ["PART_BYTES", "dataset_parts", "file_parts", "map_fields", "parse_map", "stamp"]
 
 PART_BYTES = 256 << 20
 """Bytes of an uncompressed jsonl file, or of parquet row groups, in one part."""
@@ -42,13 +43,13 @@ def file_parts(paths: Iterable[Path], format: str = "auto") -> list[Part]:
     for path in paths:
         if is_macos(path.name):
             raise DataError(f"{path} is a file that macOS adds, and holds no rows; leave it out.")
+        # Other processes would read another stdin.
+        size = _size(path, pipe=len(paths) == 1)
         kind, compression = _format_of(path, format)
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from None
         if kind == "parquet":
             parts += _parquet_parts(path)
+        elif size is None:
+            parts.append(Part(kind, str(path)))
         elif kind == "jsonl" and not compression:
             starts = range(0, max(1, size), PART_BYTES)
             parts += [Part(kind, str(path), s, min(s + PART_BYTES, size), min(PART_BYTES, size - s)) for s in starts]
@@ -130,6 +131,22 @@ def parse_map(entries: Iterable[str], known: Collection[str] = MAPPED) -> dict[s
     return mapping
 
 
+def _size(path: Path, pipe: bool) -> int | None:
+    """Bytes; None for a pipe that is open in this process, such as bash's <(...), where `pipe` allows it."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check the path.") from None
+    if pipe and stat.S_ISFIFO(status.st_mode) and str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        what = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise DataError(
+            f"{path} is {what}; expected a file (or, alone and not as parquet, /dev/stdin); write the rows into one."
+        )
+    return status.st_size
+
+
 def _format_of(path: Path, format: str) -> tuple[str, str]:
     compression = COMPRESSIONS.get(path.suffix, "")
     suffix = Path(path.stem).suffix if compression else path.suffix
@@ -153,3 +170,12 @@ def _parquet_parts(path: Path) -> list[Part]:
             parts.append(Part("parquet", str(path), first, group + 1, weight))
             first, weight = group + 1, 0
     return parts
+
+
+def stamp(part: Part) -> tuple[int, ...]:
+    """Size and time of change of a part's file: another file under the same name is another input."""
+    path = Path(part.name)
+    if part.kind == "dataset" or not path.exists():
+        return ()
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (status.st_ino,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
@@ -100,11 +101,13 @@ def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -
         except BadSample as error:
             needs = " or ".join(" and ".join(fields) for fields in REQUIRED_FIELDS.values())
             raise DataError(f"{where} {error}; a sample holds {needs}: fix the input or set --map.") from None
-        key = str(row.get(key_field, "")) if key_field else f"{key_prefix}{number:09d}"
-        if not re.fullmatch(r"[^\s./\\]{1,90}", key) or re.match("__.*__", key):
+        given = row.get(key_field, "") if key_field else f"{key_prefix}{number:09d}"
+        key = str(given)
+        usable = isinstance(given, str | int) and not isinstance(given, bool)
+        if not usable or not re.fullmatch(r"[^\s./\\\0]{1,90}", key) or re.match("__.*__", key):
             raise DataError(
-                f"{where} has the key {key!r} (field `{key_field}`); expected 1 to 90 characters without dots, slashes "
-                "and spaces, for webdataset ends a key at the first dot: choose another --key."
+                f"{where} has the key {key[:100]!r} (field `{key_field}`); expected 1 to 90 characters without dots, "
+                "slashes and spaces, for webdataset ends a key at the first dot: choose another --key."
             )
         try:
             yield key, json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
@@ -156,12 +159,14 @@ def index_shard(path: Path, **options: Any) -> Scan:
     """
     scan = scan_shard(path, **options)
     table = path.parent / table_name(path.name)
+    buffer = io.BytesIO()  # into a file, numpy would write without saying why it could not
+    np.save(buffer, scan.table, allow_pickle=False)
+    raw = buffer.getvalue()
     try:
         with atomic_write(table, "wb", fsync=False) as file:
-            np.save(file, scan.table, allow_pickle=False)
+            file.write(raw)
     except OSError as error:
         raise DataError(f"{table} cannot be written ({error.strerror}); the table must be next to its shard.") from None
-    raw = table.read_bytes()
     scan.entry = dataclasses.replace(scan.entry, table_bytes=len(raw), table_sha256=hashlib.sha256(raw).hexdigest())
     return scan
 

@@ -9,6 +9,7 @@ The format, version 2. `index.json` is one JSON object:
 - `version`: 2. Another version is refused.
 - `samples`: of all shards together.
 - `fields`: {sample field: field in the shards}, for shards whose fields are named otherwise; mostly empty.
+- `skip`: suffixes, of `json` and `txt`, of members that are not read; the key is absent where there are none.
 - `shards`: in order, for each: `name` (of the tar, in the same folder), `samples`, `bytes`, `sha256` (of the tar),
   `layout` (`json`: a sample is one .json member; `members`: one or more .json and .txt members), `language`, `source`
   (what the texts are and where they come from, may be empty), `characters` (of all its texts), `buckets` (100 counts:
@@ -25,7 +26,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import fields as columns
 from functools import cached_property
 from pathlib import Path
@@ -33,14 +36,33 @@ from typing import Any
 
 import numpy as np
 
-from bridge_ds.data.shards.samples import MAPPED
+from bridge_ds.data.shards.samples import MAPPED, READ
 from bridge_ds.data.shards.store import Folder, NodeCache, ShardStore, open_store
-from bridge_ds.data.shards.table import BUCKETS, LAYOUTS, ShardEntry, buckets, read_table, table_name
+from bridge_ds.data.shards.table import (
+    BUCKETS,
+    LAYOUTS,
+    TABLE_DTYPE,
+    ShardEntry,
+    buckets,
+    name_fault,
+    read_table,
+    refuse_twice,
+    table_name,
+)
+from bridge_ds.data.shards.tar import BLOCK
 from bridge_ds.disk import write_text
 from bridge_ds.errors import DataError
-from bridge_ds.reading import json_value, twice
+from bridge_ds.reading import json_object
 
-__all__ = ["INDEX_NAME", "INDEX_VERSION", "ShardIndex", "load_index", "read_entry", "write_index"]
+__all__ = [
+    "INDEX_NAME",
+    "INDEX_VERSION",
+    "ShardIndex",
+    "load_index",
+    "read_entry",
+    "stage",
+    "write_index",
+]
 
 INDEX_NAME = "index.json"
 """File in the folder of the shards."""
@@ -49,6 +71,10 @@ INDEX_VERSION = 2
 
 _REMEDY = "make it again: bridge-ds pack index DIR"
 _KEYS = tuple(column.name for column in columns(ShardEntry))
+_KINDS: dict[str, type[Any]] = {"int": int, "str": str, "tuple[int, ...]": list}
+_WORDS = {int: "a whole number", str: "a text", list: "a list"}
+_MOST = (1 << 62) - 1
+_LONGEST = 300  # characters of what an error message shows of the file
 
 
 class ShardIndex:
@@ -60,14 +86,16 @@ class ShardIndex:
         shards: tuple[ShardEntry, ...],
         fields: dict[str, str],
         identity: str,
+        skip: Sequence[str] = (),
     ) -> None:
         """Args:
         store: where the files are.
         shards: in the order of index.json.
         fields: sample field -> field in the shards, where the names differ.
         identity: sha256 of index.json.
+        skip: suffixes of members that are not read.
         """
-        self.store, self.shards, self.fields, self.identity = store, shards, fields, identity
+        self.store, self.shards, self.fields, self.identity, self.skip = store, shards, fields, identity, skip
         self.kept_tables = 32
         """Tables held in memory at a time (40 bytes a sample)."""
         self._tables: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -101,7 +129,7 @@ class ShardIndex:
         if shard not in self._tables:
             entry = self.shards[shard]
             path = self.store.fetch(table_name(entry.name), entry.table_bytes, entry.table_sha256)
-            self._tables[shard] = read_table(path, entry)
+            self._tables[shard] = read_table(path, entry, self.store.remedy(path))
             while len(self._tables) > self.kept_tables:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(shard)
@@ -120,12 +148,15 @@ class ShardIndex:
         return {**vars(self), "_tables": OrderedDict()}
 
 
-def write_index(folder: Path, shards: list[ShardEntry], fields: dict[str, str] | None = None) -> Path:
+def write_index(
+    folder: Path, shards: list[ShardEntry], fields: dict[str, str] | None = None, skip: Sequence[str] = ()
+) -> Path:
     """Write `index.json` into a folder that holds the shards and their tables; returns its path."""
     content = {
         "version": INDEX_VERSION,
         "samples": sum(shard.samples for shard in shards),
         "fields": fields or {},
+        **({"skip": list(skip)} if skip else {}),
         "shards": [{key: getattr(shard, key) for key in _KEYS} for shard in shards],
     }
     path = folder / INDEX_NAME
@@ -144,31 +175,31 @@ def load_index(location: str | Path, store: ShardStore | None = None) -> ShardIn
         store: where to read it; by default that of :func:`bridge_ds.data.shards.store.open_store`.
 
     Raises:
-        DataError: the folder or index is missing, malformed or of another version, or a shard is missing or has
-            another size.
+        DataError: the folder or index is missing, malformed or of another version, it lists a shard twice, or a shard
+            is missing or has another size.
     """
     store = store or open_store(str(location))
     raw = store.read(INDEX_NAME)
     where = f"{store.location}/{INDEX_NAME}"
     try:
-        content = json_value(raw)
-        version = content["version"]
-        if version == INDEX_VERSION:
-            shards = tuple(read_entry(shard) for shard in content["shards"])
-            fields = _fields(content["fields"])
-            if (name := twice(shard.name for shard in shards)) is not None:
-                raise ValueError(f"it lists the shard {name} twice")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(f"{where} is malformed ({type(error).__name__}: {error}); {_REMEDY}.") from None
-    if version != INDEX_VERSION:
-        raise DataError(f"{where} has version {version!r}; this bridge_ds reads version {INDEX_VERSION}; {_REMEDY}.")
-    if not sum(shard.samples for shard in shards):
-        raise DataError(f"{where} lists no sample; expected at least one; {_REMEDY}.")
+        content = json_object(raw)
+    except ValueError as error:
+        raise DataError(f"{where} {_short(error)}; {_REMEDY}.") from None
+    version = content.get("version")
+    if type(version) is not int or version != INDEX_VERSION:
+        raise DataError(
+            f"{where} has version {_short(repr(version))}; this bridge_ds reads version {INDEX_VERSION}; {_REMEDY}."
+        )
+    try:
+        shards, fields, skip = _content(content)
+        refuse_twice(shards)
+    except ValueError as error:
+        raise DataError(f"{where} is malformed: {_short(error)}; {_REMEDY}.") from None
     if isinstance(store, Folder):
         for shard in shards:
             store.fetch(shard.name, shard.bytes, shard.sha256)
             store.fetch(table_name(shard.name), shard.table_bytes, shard.table_sha256)
-    return ShardIndex(store, shards, fields, hashlib.sha256(raw).hexdigest())
+    return ShardIndex(store, shards, fields, hashlib.sha256(raw).hexdigest(), skip)
 
 
 def stage(index: ShardIndex, *, first: int = 0, progress: bool = False) -> None:
@@ -208,35 +239,74 @@ def stage(index: ShardIndex, *, first: int = 0, progress: bool = False) -> None:
             bar.update(size * new)
 
 
-def _fields(content: dict[str, Any]) -> dict[str, str]:
-    fields = {str(name): str(there) for name, there in content.items()}
-    if set(fields) - set(MAPPED):
-        raise ValueError(f"fields names {', '.join(fields)}; expected some of {', '.join(MAPPED)}")
-    return fields
+def _content(content: dict[str, Any]) -> tuple[tuple[ShardEntry, ...], dict[str, str], tuple[str, ...]]:
+    skip = content.pop("skip", [])
+    _refuse_keys("it", content, ("version", "samples", "fields", "shards"))
+    if not isinstance(content["shards"], list) or not isinstance(content["fields"], dict):
+        raise ValueError("expected a list of `shards` and an object of `fields`")
+    fields = content["fields"]
+    if set(fields) - set(MAPPED) or not all(isinstance(there, str) for there in fields.values()):
+        raise ValueError(f"`fields` is {fields!r}; expected texts for some of {', '.join(MAPPED)}")
+    if not isinstance(skip, list) or any(suffix not in READ for suffix in skip):
+        raise ValueError(f"`skip` is {skip!r}; expected a list of some of {', '.join(READ)}")
+    shards = tuple(map(read_entry, content["shards"]))
+    if not shards:
+        raise ValueError("it lists no shard; expected at least one")
+    together = sum(shard.samples for shard in shards)
+    if type(content["samples"]) is not int or content["samples"] != together:
+        raise ValueError(f"it says {content['samples']!r} samples and lists shards of {together} together")
+    if sum(shard.bytes for shard in shards) > _MOST:
+        raise ValueError(f"its shards have more than {_MOST} bytes together")
+    return shards, fields, tuple(skip)
 
 
-def read_entry(content: dict[str, Any]) -> ShardEntry:
+def read_entry(content: object) -> ShardEntry:
     """A shard's entry from its JSON form.
 
     Raises:
-        ValueError: a value is out of range, or not of the form that is expected.
-        KeyError: a key is missing.
+        ValueError: a key is missing or unknown, or a value is out of range or not of the form that is expected.
     """
-    kinds = {"int": int, "str": str}
-    values = {column.name: kinds.get(str(column.type), tuple)(content[column.name]) for column in columns(ShardEntry)}
-    entry = ShardEntry(**values)
-    # A name with a folder or a scheme in it could reach outside the folder of the shards.
-    if Path(entry.name).name != entry.name or ":" in entry.name or entry.name.startswith("."):
-        raise ValueError(f"shard name {entry.name!r} is no plain file name")
-    if not all(
-        len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in (entry.sha256, entry.table_sha256)
-    ):
-        raise ValueError(f"shard {entry.name} has no sha256 of 64 hex digits")
-    if (
-        min(entry.samples, entry.bytes, entry.table_bytes, entry.tail_crc32, entry.characters) < 0
-        or entry.layout not in LAYOUTS
-    ):
-        raise ValueError(f"shard {entry.name} has a number below 0 or the unknown layout {entry.layout!r}")
-    if len(entry.buckets) != BUCKETS or sum(entry.buckets) != entry.samples or min(entry.buckets) < 0:
-        raise ValueError(f"shard {entry.name} does not list {BUCKETS} buckets of {entry.samples} samples together")
+    if not isinstance(content, dict):
+        raise ValueError(f"a shard is {content!r}; expected an object")
+    _refuse_keys("a shard", content, _KEYS)
+    name = content["name"]
+    for column in columns(ShardEntry):
+        value, kind = content[column.name], _KINDS[str(column.type)]
+        if type(value) is not kind:
+            raise ValueError(f"the shard {name!r} has {column.name} {value!r}; expected {_WORDS[kind]}")
+        if kind is int and not 0 <= value <= _MOST:
+            raise ValueError(f"the shard {name!r} has {column.name} {value}; expected 0 to {_MOST}")
+    if fault := name_fault(name):
+        raise ValueError(fault)
+    counts: list[Any] = content["buckets"]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"the shard {name} has buckets that are no counts")
+    entry = ShardEntry(**content | {"buckets": tuple(counts)})
+    if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in (entry.sha256, entry.table_sha256)):
+        raise ValueError(f"the shard {name} has no sha256 of 64 hex digits")
+    if entry.layout not in LAYOUTS:
+        raise ValueError(f"the shard {name} has the layout {entry.layout!r}; expected {' or '.join(LAYOUTS)}")
+    # Each sample has at least a tar header and a row; then no size below allocates more than the files have.
+    header = entry.table_bytes - entry.samples * TABLE_DTYPE.itemsize
+    if not 1 <= entry.samples <= entry.bytes // BLOCK or not 0 < header < 1 << 16 or entry.tail_crc32 >> 32:
+        raise ValueError(
+            f"the shard {name} has {entry.samples} samples in {entry.bytes} bytes, a table of {entry.table_bytes} "
+            f"bytes and tail_crc32 {entry.tail_crc32}, which cannot be"
+        )
+    if len(entry.buckets) != BUCKETS or sum(entry.buckets) != entry.samples:
+        raise ValueError(f"the shard {name} does not list {BUCKETS} buckets of {entry.samples} samples together")
     return entry
+
+
+def _refuse_keys(what: str, content: dict[str, Any], expected: Sequence[str]) -> None:
+    for key in sorted({*content} ^ {*expected}):
+        raise ValueError(
+            f"{what} has the unknown key {key!r}; expected {', '.join(expected)}"
+            if key in content
+            else f"{what} has no {key!r}"
+        )
+
+
+def _short(text: object) -> str:
+    words = " ".join(str(text).split())
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}..."

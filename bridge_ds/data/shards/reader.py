@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import tarfile
 import zlib
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 from bridge_ds.data.shards.index import ShardIndex
 from bridge_ds.data.shards.samples import BadSample, check_sample, parse, split_name
 from bridge_ds.data.shards.scan import diagnose
+from bridge_ds.data.shards.tar import BLOCK, BadTar, members
 from bridge_ds.errors import DataError
 
 __all__ = ["SampleReader"]
@@ -50,7 +50,7 @@ class SampleReader:
         """
         raw = self._bytes(shard, row)
         try:
-            content = parse(raw, self._index.shards[shard].layout, self._index.fields)
+            content = parse(raw, self._index.shards[shard].layout, self._index.fields, self._index.skip)
             check_sample(content, self._objective, self._max_characters)
         except BadSample as error:
             raise BadSample(error.kind, f"{self.describe(shard, row)} {error}{_REMEDY}") from None
@@ -96,8 +96,7 @@ class SampleReader:
     def _changed(self, part: str, path: Path, what: str) -> DataError:
         return DataError(
             f"{part} of shard {path.name} in {self._index.location} {what} than was indexed{diagnose(path)}: the "
-            "shard was damaged or changed after indexing; copy it again from where it was made, or index it again: "
-            "bridge-ds pack index DIR."
+            f"shard was damaged or changed after indexing; {self._index.store.remedy(path)}."
         )
 
     def _file(self, shard: int) -> tuple[BinaryIO, Path]:
@@ -141,12 +140,12 @@ class SampleReader:
         try:
             file = self._file(shard)[0].fileno()
             if self._index.shards[shard].layout == "json":
-                header = os.pread(file, 512, int(entry["offset"]) - 512)
+                header = os.pread(file, BLOCK, int(entry["offset"]) - BLOCK)
                 return split_name(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name)[0]
-            blocks = io.BytesIO(os.pread(file, int(entry["length"]), int(entry["offset"])) + bytes(1024))
-            with tarfile.open(fileobj=blocks, mode="r:") as tar:
-                return split_name(tar.getnames()[0])[0]
-        except (DataError, OSError, tarfile.TarError):
+            blocks = os.pread(file, int(entry["length"]), int(entry["offset"]))
+            first = next(members(lambda at, count: blocks[at : at + count], len(blocks), ended=False))
+            return split_name(first.name)[0]
+        except (DataError, OSError, tarfile.TarError, BadTar, StopIteration):
             return ""
 
 

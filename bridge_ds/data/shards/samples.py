@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
-import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bridge_ds.data.shards.tar import BadTar, members
 from bridge_ds.data.text.words import starts
 from bridge_ds.errors import DataError
 from bridge_ds.reading import NotText, decoded, is_macos, json_value
@@ -16,6 +15,7 @@ __all__ = [
     "FIELDS",
     "KINDS",
     "MAPPED",
+    "READ",
     "REQUIRED_FIELDS",
     "BadSample",
     "check_sample",
@@ -30,6 +30,8 @@ FIELDS = ("source", "target", "prompt", "text")
 MAPPED = (*FIELDS, "language")
 """Sample fields that may be filled from another one: these, and the language of the source."""
 
+READ = ("json", "txt")
+"""Suffixes of members that are read."""
 REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {"task": ("source", "target"), "prefix_lm": ("text",)}
 """What a sample must hold, by `data.objective`. A task sample may also hold `prompt`."""
 
@@ -67,13 +69,14 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, extension.lower()
 
 
-def parse(raw: bytes, layout: str, fields: Mapping[str, str]) -> dict[str, Any]:
+def parse(raw: bytes, layout: str, fields: Mapping[str, str], skip: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of a sample.
 
     Args:
         raw: its bytes, as the shard's table gives them.
         layout: `json` or `members`.
         fields: sample field -> field in the shard, where the names differ.
+        skip: suffixes (`json`, `txt`) of members that are not read.
 
     Raises:
         BadSample: (kind `malformed`, without the location) no JSON object, not UTF-8, or a field given twice.
@@ -81,17 +84,22 @@ def parse(raw: bytes, layout: str, fields: Mapping[str, str]) -> dict[str, Any]:
     if layout == "json":
         content = _object(raw)
     else:
-        # Zero blocks end the archive; without them tarfile would report a truncated one.
-        with tarfile.open(fileobj=io.BytesIO(raw + bytes(1024)), mode="r:") as tar:
-            content = join_members(
-                (split_name(member.name)[1], tar.extractfile(member).read())  # type: ignore[union-attr]
-                for member in tar
-                if member.name.lower().endswith((".json", ".txt")) and not is_skipped(member.name)
-            )
-    for name, there in fields.items():
-        if there in content:
-            content[name] = content[there]
-    return content
+        try:
+            found = list(members(lambda at, count: raw[at : at + count], len(raw), ended=False))
+        except BadTar as error:
+            raise BadSample("malformed", str(error)) from None
+        content = join_members(
+            (split_name(member.name)[1], raw[member.start : member.start + member.size])
+            for member in found
+            if member.is_file and not is_skipped(member.name) and _is_read(member.name, skip)
+        )
+    return content | {name: content[there] for name, there in fields.items() if there in content}
+
+
+def _is_read(name: str, skip: Sequence[str]) -> bool:
+    """Whether a member is a `.json` or `.txt` one, of no suffix in `skip`."""
+    suffix = name.lower().rpartition(".")[2]
+    return "." in name and suffix in READ and suffix not in skip
 
 
 def is_skipped(name: str) -> bool:
@@ -120,7 +128,7 @@ def join_members(members: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
             found = _object(raw)
         else:
             found = {name if name and (len(pairs) > 1 or name in FIELDS) else "text": _text(raw)}
-        twice = set(found) & set(content)
+        twice = found.keys() & content.keys()
         if twice:
             raise BadSample("malformed", f"has the field `{sorted(twice)[0]}` in two members; expected it once")
         content |= found

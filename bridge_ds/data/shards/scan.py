@@ -1,30 +1,25 @@
-"""Reading a tar once from end to end: the offsets of its samples, and whether it holds anything that it must not.
-
-tarfile (and so webdataset) silently takes a damaged header, or a tar truncated between two members, for the end of the
-archive. Here only the zero blocks that end a tar may follow its last member.
-"""
+"""Reading a tar once from end to end: the offsets of its samples, and whether it holds anything that it must not."""
 
 from __future__ import annotations
 
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from bridge_ds.data.shards.samples import BadSample, is_skipped, join_members, parse, split_name
+from bridge_ds.data.shards.samples import READ, BadSample, is_skipped, join_members, parse, split_name
 from bridge_ds.data.shards.table import BUCKETS, TABLE_DTYPE, ShardEntry, buckets, sample_id
+from bridge_ds.data.shards.tar import BadTar, Member, crc32_of, members, reads
 from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 
 __all__ = ["Scan", "diagnose", "scan_shard"]
 
-_BLOCK = 512
-_READ = ("json", "txt")
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt", "dill", "joblib")
 
 
@@ -48,8 +43,10 @@ class Scan:
 class _Sample:
     key: str
     start: int
-    names: list[str] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)
+    end: int = 0
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Extension -> offset and bytes of that member's data."""
+    has_json: bool = False
 
 
 def scan_shard(
@@ -65,7 +62,8 @@ def scan_shard(
     Args:
         path: an uncompressed tar.
         fields: sample field -> field in the shard, where the names differ.
-        skip: suffixes (such as `jpg`) of members to skip; any other than `.json` and `.txt` is an error.
+        skip: suffixes (such as `jpg`) of members to skip, in lower case and without dot; any other than `.json` and
+            `.txt` is an error.
         language: of its texts.
         source: corpus of its texts.
 
@@ -73,17 +71,16 @@ def scan_shard(
         DataError: not a complete tar; a member that is a pickle, a link, outside the folder or of unknown suffix; two
             samples of one key; no sample.
     """
-    skip = tuple(suffix.lower().lstrip(".") for suffix in skip)
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with path.open("rb") as file:
             skipped: list[str] = []
-            samples = list(_samples(path.name, tar, skip, skipped))
-            _check_end(path.name, file, tar.offset)
+            found = members(reads(file), os.fstat(file.fileno()).st_size)
+            samples = list(_samples(path.name, found, skip, skipped))
             scan = _describe(path, file, samples, fields or {}, language, source)
             scan.skipped = len(skipped)
             return scan
-    except tarfile.TarError as error:
-        raise DataError(f"shard {path.name} is not a complete tar ({error}); copy it again or make it again.") from None
+    except BadTar as error:
+        raise DataError(f"shard {path.name} {error}; copy it again or make it again.") from None
     except OSError as error:
         raise DataError(f"shard {path} cannot be read ({error.strerror or error}); check path and rights.") from None
 
@@ -97,21 +94,19 @@ def diagnose(path: Path) -> str:
     return ""
 
 
-def _samples(shard: str, tar: tarfile.TarFile, skip: Sequence[str], skipped: list[str]) -> Iterator[_Sample]:
+def _samples(shard: str, found: Iterable[Member], skip: Sequence[str], skipped: list[str]) -> Iterator[_Sample]:
     current: _Sample | None = None
     seen: set[str] = set()
-    for member in tar:
-        # Otherwise each header of the shard would stay in memory.
-        tar.members = []  # type: ignore[attr-defined]
+    for member in found:
         _check_member(shard, member)
-        if member.isdir():
+        if member.kind == tarfile.DIRTYPE:
             continue
         key, extension = split_name(member.name)
         suffix = extension.rpartition(".")[2]
         if is_skipped(member.name) or suffix in skip:
             skipped.append(member.name)
             continue
-        if suffix not in _READ or not key.rpartition("/")[2]:
+        if suffix not in READ or not key.rpartition("/")[2]:
             what = f"suffix {suffix!r}" if suffix else "no suffix"
             raise DataError(
                 f"shard {shard} holds {member.name!r} with {what}; expected KEY.json or KEY.txt members: "
@@ -124,24 +119,25 @@ def _samples(shard: str, tar: tarfile.TarFile, skip: Sequence[str], skipped: lis
                 raise _twice(shard, key, member.name)
             seen.add(key)
             current = _Sample(key, member.offset)
-        if extension in current.names or sum(name.endswith("json") for name in [*current.names, extension]) > 1:
+        if extension in current.spans or (suffix == "json" and current.has_json):
             raise _twice(shard, key, member.name)
-        current.names.append(extension)
-        current.spans.append((member.offset_data, member.size))
+        current.spans[extension] = member.start, member.size
+        current.end, current.has_json = member.end, current.has_json or suffix == "json"
     if current is None:
         raise DataError(f"shard {shard} holds no sample; expected KEY.json or KEY.txt members: leave the file out.")
     yield current
 
 
-def _check_member(shard: str, member: tarfile.TarInfo) -> None:
+def _check_member(shard: str, member: Member) -> None:
     name = member.name
     if name.startswith(("/", "\\")) or ".." in name.split("/"):
         raise DataError(
             f"shard {shard} holds {name!r}, a path outside its folder; expected relative names without '..': "
             "make it again."
         )
-    if member.issym() or member.islnk() or not (member.isreg() or member.isdir()) or member.issparse():
-        kind = "a symlink" if member.issym() else "a hard link" if member.islnk() else "no plain file"
+    if not member.is_file and member.kind != tarfile.DIRTYPE:
+        links = {tarfile.SYMTYPE: "a symlink", tarfile.LNKTYPE: "a hard link"}
+        kind = links.get(member.kind, "no plain file")
         raise DataError(f"shard {shard} holds {name!r}, {kind}; expected plain files only: make it again.")
     if name.lower().rpartition(".")[2] in _PICKLES:
         raise DataError(
@@ -157,69 +153,41 @@ def _twice(shard: str, key: str, name: str) -> DataError:
     )
 
 
-def _check_end(shard: str, file: BinaryIO, offset: int) -> None:
-    size = os.fstat(file.fileno()).st_size
-    at = offset
-    while at < size:
-        piece = os.pread(file.fileno(), 1 << 20, at)
-        if piece.strip(b"\0"):
-            raise DataError(
-                f"shard {shard} is damaged: bytes {offset} to {size - 1} are neither a tar header nor the zeros that "
-                "end a tar; copy it again or make it again."
-            )
-        at += len(piece)
-    if size - offset < _BLOCK:
-        raise DataError(
-            f"shard {shard} ends at byte {size} without the zeros that end a tar: it was truncated; copy it again or "
-            "make it again."
-        )
-
-
 def _describe(
     path: Path, file: BinaryIO, samples: list[_Sample], fields: Mapping[str, str], language: str, source: str
 ) -> Scan:
-    layout = "json" if all(len(s.names) == 1 and s.names[0].endswith("json") for s in samples) else "members"
+    layout = "json" if all(len(sample.spans) == 1 and sample.has_json for sample in samples) else "members"
     table = np.zeros(len(samples), dtype=TABLE_DTYPE)
     scan = Scan(entry=None, table=table)  # type: ignore[arg-type]
     end = 0
     for row, sample in enumerate(samples):
-        offset, length = sample.spans[0] if layout == "json" else _blocks(sample)
+        whole = sample.start, sample.end - sample.start
+        offset, length = next(iter(sample.spans.values())) if layout == "json" else whole
         if length >= 1 << 32:
             raise DataError(f"shard {path.name} holds a sample of {length} bytes (key {sample.key!r}); split its text.")
-        gap, raw = os.pread(file.fileno(), offset - end, end), os.pread(file.fileno(), length, offset)
+        gap_crc32, raw = crc32_of(file, end, offset), os.pread(file.fileno(), length, offset)
         lengths, fault = _lengths(raw, layout, sample, fields)
         if fault:
             scan.malformed += 1
             scan.first_malformed = scan.first_malformed or f"the sample {sample.key!r} of shard {path.name} {fault}"
-        table[row] = (offset, length, zlib.crc32(raw), zlib.crc32(gap), *lengths, sample_id(sample.key))
+        table[row] = (offset, length, zlib.crc32(raw), gap_crc32, *lengths, sample_id(sample.key))
         end = offset + length
+    size = os.fstat(file.fileno()).st_size
     scan.entry = ShardEntry(
         name=path.name,
         samples=len(samples),
-        bytes=os.fstat(file.fileno()).st_size,
+        bytes=size,
         sha256=file_sha256(path),
         table_bytes=0,
         table_sha256="",
         layout=layout,
         language=language,
         source=source,
-        tail_crc32=_crc32_from(file, end),
+        tail_crc32=crc32_of(file, end, size),
         characters=int(sum(table[name].sum(dtype=np.int64) for name in ("source", "prompt", "target"))),
         buckets=tuple(np.bincount(buckets(table), minlength=BUCKETS).tolist()),
     )
     return scan
-
-
-def _crc32_from(file: BinaryIO, at: int) -> int:
-    value = 0
-    while piece := os.pread(file.fileno(), 1 << 20, at):
-        value, at = zlib.crc32(piece, value), at + len(piece)
-    return value
-
-
-def _blocks(sample: _Sample) -> tuple[int, int]:
-    last, size = sample.spans[-1]
-    return sample.start, last + -(-size // _BLOCK) * _BLOCK - sample.start
 
 
 def _lengths(raw: bytes, layout: str, sample: _Sample, fields: Mapping[str, str]) -> tuple[tuple[int, ...], str]:
@@ -227,8 +195,9 @@ def _lengths(raw: bytes, layout: str, sample: _Sample, fields: Mapping[str, str]
         if layout == "json":
             content = parse(raw, layout, fields)
         else:
-            parts = [raw[start - sample.start : start - sample.start + size] for start, size in sample.spans]
-            content = join_members(zip(sample.names, parts, strict=True))
+            starts = [(start - sample.start, size) for start, size in sample.spans.values()]
+            parts = [raw[start : start + size] for start, size in starts]
+            content = join_members(zip(sample.spans, parts, strict=True))
             content |= {name: content[there] for name, there in fields.items() if there in content}
     except BadSample as error:
         return (len(raw), 0, 0), str(error)

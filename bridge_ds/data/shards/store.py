@@ -7,19 +7,20 @@ the index, so that a dropped connection can never leave a short shard that passe
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from bridge_ds.data.shards.locations import default_cache, has_host
 from bridge_ds.data.shards.scan import diagnose
-from bridge_ds.disk import file_sha256
+from bridge_ds.disk import file_sha256, locked
 from bridge_ds.errors import DataError
 
 __all__ = ["GIB", "SCHEMES", "Folder", "NodeCache", "ShardStore", "is_remote", "open_store"]
@@ -30,6 +31,8 @@ GIB = 1 << 30
 SCHEMES = {"https": "aiohttp", "http": "aiohttp", "s3": "s3fs", "hf": "huggingface_hub"}
 """Schemes of remote data sets, and the package that fsspec needs for each."""
 
+_Found = TypeVar("_Found")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _COPY_AGAIN = "copy it again from where it was made, or index it again: bridge-ds pack index DIR"
 
 
@@ -60,6 +63,10 @@ class ShardStore:
         """
         raise NotImplementedError
 
+    def remedy(self, path: Path) -> str:
+        """What to do about a file that :meth:`fetch` gave and whose content is wrong."""
+        return _COPY_AGAIN
+
 
 class Folder(ShardStore):
     """A folder on a disk that this node sees. Sizes are checked here, contents at each read of a sample."""
@@ -84,14 +91,17 @@ class Folder(ShardStore):
     def fetch(self, name: str, size: int, sha256: str) -> Path:
         path = self._folder / name
         try:
-            found = path.stat().st_size
+            status = path.stat()
         except OSError as error:
             raise DataError(
                 f"shard {name} is missing from {self._folder} ({error.strerror}); the index lists it; {_COPY_AGAIN}."
             ) from None
-        if found != size:
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"shard {name} in {self._folder} is no plain file; the index lists it; {_COPY_AGAIN}.")
+        if status.st_size != size:
+            reason = diagnose(path) if name.endswith(".tar") else ""
             raise DataError(
-                f"shard {name} in {self._folder} has {found} bytes; the index says {size} bytes{diagnose(path)}; "
+                f"shard {name} in {self._folder} has {status.st_size} bytes; the index says {size} bytes{reason}; "
                 f"{_COPY_AGAIN}."
             )
         return path
@@ -115,44 +125,50 @@ class NodeCache(ShardStore):
         self.limit = limit
         self._tries, self._wait_s = tries, wait_s
         self._filesystem: tuple[int, Any] = (0, None)
-        self._root = root / hashlib.sha256(self.location.encode()).hexdigest()[:16]
+        self._root = root / hashlib.sha256(self.location.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in it
             raise DataError(
-                f"the folder {root} for fetched shards cannot be made ({error.strerror}); choose another with "
-                "--set data.cache_dir=PATH or data.stage_dir=PATH."
+                f"the folder {str(root)!r} for fetched shards cannot be made ({getattr(error, 'strerror', error)}); "
+                "choose another with --set data.cache_dir=PATH or data.stage_dir=PATH."
             ) from None
 
     def read(self, name: str) -> bytes:
         path = self._root / f".{os.getpid()}-{name}"
         try:
-            return self._attempt(name, path, lambda: path.read_bytes())
+            with self._local_faults(name):
+                return self._attempt(name, path, path.read_bytes)
         finally:
             path.unlink(missing_ok=True)
 
     def fetch(self, name: str, size: int, sha256: str) -> Path:
         target = self._root / f"{sha256[:16]}-{name}"
-        with self._locked(target.name):
-            if self._is_there(target, size):
-                return target
-            self._make_room(name, size, target)
-            temporary = self._root / f".{target.name}.part"
+        with self._local_faults(name), locked(self._root / f".{target.name}.lock"):
+            if not self._is_there(target, size):
+                self._make_room(name, size)
+                self._fetch(name, size, sha256, target)
+        return target
 
-            def prove() -> Path:
-                found = temporary.stat().st_size
-                if found != size:
-                    raise OSError(f"{found} bytes came, the index says {size}")
-                digest = file_sha256(temporary)
-                if digest != sha256:
-                    raise OSError(f"its sha256 is {digest[:12]}..., the index says {sha256[:12]}...")
-                temporary.replace(target)
-                return target
+    def _fetch(self, name: str, size: int, sha256: str, target: Path) -> None:
+        temporary = self._root / f".{target.name}.part"
 
-            try:
-                return self._attempt(name, temporary, prove)
-            finally:
-                temporary.unlink(missing_ok=True)
+        def prove() -> None:
+            found = temporary.stat().st_size
+            if found != size:
+                raise OSError(f"{found} bytes came, the index says {size}")
+            digest = file_sha256(temporary)
+            if digest != sha256:
+                raise OSError(f"its sha256 is {digest[:12]}..., the index says {sha256[:12]}...")
+            temporary.replace(target)
+
+        try:
+            self._attempt(name, temporary, prove)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remedy(self, path: Path) -> str:
+        return f"remove {path}, and it is fetched again"
 
     def holds(self, name: str, size: int, sha256: str) -> bool:
         """Whether a file has been fetched already (by its size; it was verified when it came)."""
@@ -162,7 +178,7 @@ class NodeCache(ShardStore):
         """Bytes free on the disk of the cache."""
         return shutil.disk_usage(self._root).free
 
-    def _attempt(self, name: str, path: Path, prove: Any) -> Any:
+    def _attempt(self, name: str, path: Path, prove: Callable[[], _Found]) -> _Found:
         reason = ""
         for attempt in range(self._tries):
             if attempt:
@@ -170,15 +186,15 @@ class NodeCache(ShardStore):
             try:
                 self._download(name, path)
                 return prove()
-            except (FileNotFoundError, PermissionError) as error:
-                # Waiting does not help here.
-                raise DataError(
-                    f"{self.location}/{name} cannot be fetched ({type(error).__name__}); expected a file that this "
-                    "node may read: check data.shards, and credentials if the location needs some."
-                ) from None
             except Exception as error:  # aiohttp, botocore, ... raise classes of their own
-                if getattr(error, "errno", None) == errno.ENOSPC:
-                    raise DataError(f"no space left for {name} in {self._root.parent}; free some or move it.") from None
+                # Waiting helps neither where the disk of the cache is at fault, nor where there is no such file.
+                if isinstance(error, DataError) or self._is_local(error):
+                    raise
+                if isinstance(error, FileNotFoundError | PermissionError):
+                    raise DataError(
+                        f"{self.location}/{name} cannot be fetched ({type(error).__name__}); expected a file that this "
+                        "node may read: check data.shards, and credentials if the location needs some."
+                    ) from None
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{self.location}/{name} could not be fetched in {self._tries} attempts (the last: {reason}); check the "
@@ -204,17 +220,17 @@ class NodeCache(ShardStore):
             return False
         return True
 
-    def _make_room(self, name: str, size: int, target: Path) -> None:
+    def _make_room(self, name: str, size: int) -> None:
         if self.limit is None:
             return
         if size > self.limit:
             raise DataError(
                 f"shard {name} has {size / GIB:.2f} GiB; data.cache_gib allows {self.limit / GIB:.2f}; raise it."
             )
-        with self._locked("eviction"):
+        with locked(self._root / ".eviction.lock"):
             files = []
             for path in self._root.iterdir():
-                if not path.name.startswith("."):
+                if not path.name.startswith(".") and path.is_file():
                     status = path.stat()
                     files.append((status.st_mtime_ns, status.st_size, path))
             used = sum(kept for _, kept, _ in files)
@@ -224,14 +240,22 @@ class NodeCache(ShardStore):
                 path.unlink(missing_ok=True)  # a reader that has it open keeps it
                 used -= kept
 
-    @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        with (self._root / f".{name}.lock").open("w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released if this process is killed
-            try:
-                yield
-            finally:
-                fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone would not, if a process forked meanwhile has a copy
+    def _is_local(self, error: BaseException) -> bool:
+        if not isinstance(error, OSError):
+            return False
+        names = str(error.filename), str(error.filename2)
+        return error.errno in _FULL or any(name.startswith(str(self._root)) for name in names)
+
+    @contextlib.contextmanager
+    def _local_faults(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = "has no space left" if error.errno in _FULL else f"cannot be used ({error.strerror or error})"
+            raise DataError(
+                f"the folder {self._root} {what} for {name}; expected one with space that this process may write: free "
+                "some, remove the folder, or choose another with data.cache_dir or data.stage_dir."
+            ) from None
 
 
 def is_remote(location: str) -> bool:
@@ -257,9 +281,10 @@ def open_store(location: str, *, stage_dir: str = "", cache_dir: str = "", cache
             f"data.shards is {location!r}; expected a folder, or a URL that begins with "
             f"{', '.join(f'{name}://' for name in SCHEMES)}; nothing is ever run to get data."
         )
+    if sign and not has_host(location):
+        raise DataError(f"data.shards is {location!r}, a URL without a host; expected {scheme}://HOST/FOLDER.")
     if sign and not stage_dir:
-        default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bridge_ds"
-        return NodeCache(location, Path(cache_dir) if cache_dir else default, int(cache_gib * GIB))
+        return NodeCache(location, Path(cache_dir) if cache_dir else default_cache(), int(cache_gib * GIB))
     if stage_dir:
         where = location if sign else str(Path(location).absolute())
         return NodeCache(where, Path(stage_dir), None)

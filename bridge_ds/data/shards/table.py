@@ -9,17 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bridge_ds.data.shards.tar import BLOCK
 from bridge_ds.errors import DataError
+from bridge_ds.reading import twice
 
-__all__ = ["BUCKETS", "LAYOUTS", "TABLE_DTYPE", "ShardEntry", "buckets", "read_table", "sample_id", "table_name"]
+__all__ = [
+    "BUCKETS",
+    "LAYOUTS",
+    "TABLE_DTYPE",
+    "ShardEntry",
+    "buckets",
+    "name_fault",
+    "read_table",
+    "refuse_twice",
+    "sample_id",
+    "table_name",
+]
 
 BUCKETS = 100
 """Parts into which the hash of the sample id divides a data set: a validation split is so many of them (percent)."""
+
+_LONGEST_NAME = 200  # bytes; a file system takes 255, and a cache and a table add to it
 
 LAYOUTS = ("json", "members")
 """json: a sample is one `.json` member, and its row gives that member's data. members: a sample is one or more `.json`
@@ -75,6 +91,31 @@ def table_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.samples.npy"
 
 
+def name_fault(name: str) -> str:
+    """What is wrong with the name of a shard, as a sentence's end; empty if nothing is.
+
+    A name with a folder or a scheme in it could reach outside the folder of the shards.
+    """
+    plain = Path(name).name == name and name.isprintable() and not name.startswith(".") and ":" not in name
+    if plain and name.endswith(".tar") and len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_NAME:
+        return ""
+    return f"shard name {name!r} is no plain file name that ends in .tar; expected a name without ':' or '/'"
+
+
+def refuse_twice(shards: Sequence[ShardEntry]) -> None:
+    """Raises ValueError where a shard is listed twice, by one name or as copies (or links) of other names."""
+    if (name := twice(shard.name for shard in shards)) is not None:
+        raise ValueError(f"the shard {name} is listed twice; its samples would come twice an epoch")
+    for key in ("sha256", "table_sha256"):
+        digest = twice(getattr(shard, key) for shard in shards)
+        if digest is not None:
+            first, second, *_ = (shard.name for shard in shards if getattr(shard, key) == digest)
+            raise ValueError(
+                f"the shards {first} and {second} hold the same samples, which would come twice an epoch; keep one of "
+                "them (weights are set by data.mixture)"
+            )
+
+
 def sample_id(key: str) -> int:
     """64 bits that identify a sample by its key, whichever shard it is in."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "little")
@@ -85,13 +126,17 @@ def buckets(table: np.ndarray) -> np.ndarray:
     return (table["id"] % np.uint64(BUCKETS)).astype(np.int64)
 
 
-def read_table(path: Path, shard: ShardEntry) -> np.ndarray:
+def read_table(path: Path, shard: ShardEntry, remedy: str) -> np.ndarray:
     """The table of a shard, structured [N], verified against the index.
+
+    Args:
+        path: its file.
+        shard: what the index says.
+        remedy: what the user can do where they differ.
 
     Raises:
         DataError: the file is missing or is not the one that was indexed.
     """
-    remedy = "copy it again, or make index and tables again: bridge-ds pack index DIR"
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -104,11 +149,45 @@ def read_table(path: Path, shard: ShardEntry) -> np.ndarray:
             f"the table {path} of shard {shard.name} has sha256 {found[:12]}..., the index says "
             f"{shard.table_sha256[:12]}...; {remedy}."
         )
-    try:
-        table = np.load(io.BytesIO(raw), allow_pickle=False)
-    except (ValueError, EOFError):  # objects, or no .npy at all
-        table = np.empty(0)
-    ends = table["offset"] + table["length"] if table.dtype == TABLE_DTYPE else None
-    if ends is None or table.shape != (shard.samples,) or (ends.size and int(ends.max()) > shard.bytes):
-        raise DataError(f"the table {path} does not describe the {shard.samples} samples of {shard.name}; {remedy}.")
+    table = _rows(raw, shard.samples)
+    fault = "its columns or its number of rows are others" if table is None else _fault(table, shard)
+    if table is None or fault:
+        raise DataError(
+            f"the table {path} does not describe the {shard.samples} samples of {shard.name} ({fault}); {remedy}."
+        )
     return table
+
+
+def _rows(raw: bytes, count: int) -> np.ndarray | None:
+    """The rows of a .npy file if it holds `count` of them, else None. Only its header is parsed; nothing is unpickled
+    or allocated."""
+    file = io.BytesIO(raw)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            return None
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception:  # numpy's parser: ValueError, TypeError, TokenError, RecursionError, ... for a foreign header
+        return None
+    if shape != (count,) or dtype != TABLE_DTYPE or len(raw) - file.tell() != count * TABLE_DTYPE.itemsize:
+        return None
+    return np.frombuffer(raw, TABLE_DTYPE, count, file.tell())
+
+
+def _fault(table: np.ndarray, shard: ShardEntry) -> str:
+    """What a table says that cannot be so for this shard, or nothing."""
+    if (table["offset"] > shard.bytes).any():  # before the sum below, which could wrap around
+        return "an offset beyond the shard"
+    starts, lengths = table["offset"].astype(np.int64), table["length"].astype(np.int64)
+    gaps = starts - np.concatenate([[0], (starts + lengths)[:-1]])
+    if int(starts[-1] + lengths[-1]) > shard.bytes or (gaps < (BLOCK if shard.layout == "json" else 0)).any():
+        return "samples that overlap or reach beyond the shard"
+    if (starts % BLOCK).any() or (shard.layout == "members" and (lengths % BLOCK).any()):
+        return f"offsets that are no multiples of {BLOCK}, as tar members have them"
+    texts = [table[name].astype(np.int64) for name in ("source", "prompt", "target")]
+    if any((text > lengths).any() for text in texts):
+        return "a text with more characters than its sample has bytes"
+    if sum(int(text.sum()) for text in texts) != shard.characters:
+        return f"other than the {shard.characters} characters of the index"
+    if np.bincount(buckets(table), minlength=BUCKETS).tolist() != list(shard.buckets):
+        return "other buckets than those of the index"
+    return ""

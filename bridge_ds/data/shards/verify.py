@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from bridge_ds.data.shards.index import ShardIndex
+from bridge_ds.data.shards.tar import crc32_of
 from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 
@@ -40,9 +40,9 @@ def verify_shard(index: ShardIndex, number: int, path: Path) -> None:
     with path.open("rb") as file:
         for row in range(shard.samples):
             offset, length = int(table["offset"][row]), int(table["length"][row])
-            if zlib.crc32(file.read(offset - end)) != table["gap_crc32"][row]:
+            if crc32_of(file, end, offset) != table["gap_crc32"][row]:
                 where = f"bytes {end} to {offset - 1} (the tar header before sample {row})"
-            elif zlib.crc32(file.read(length)) != table["crc32"][row]:
+            elif crc32_of(file, offset, offset + length) != table["crc32"][row]:
                 where = f"bytes {offset} to {offset + length - 1} (sample {row})"
             if where:
                 break

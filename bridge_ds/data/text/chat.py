@@ -31,6 +31,7 @@ __all__ = [
 MARKS = ("\ufdd0", "\ufdd1")
 """Noncharacters of Unicode around the user's turn: no text holds them, and no chat template changes them."""
 _OPEN, _CLOSE = MARKS
+_ROLES = ("system", "user", "assistant")
 _BEGUN = "\ufdd5"
 """Put before the beginning of an answer."""
 _DATE = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
@@ -95,15 +96,21 @@ def messages_of(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Messages with text alone; a list of text parts is joined.
 
     Raises:
-        DataError: a message that is not text.
+        DataError: a message that is not text, an unknown role, or a system message that is not the first.
     """
-    found = []
+    found: list[dict[str, str]] = []
     for message in chat:
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, list) and all(isinstance(p, Mapping) and p.get("type") == "text" for p in content):
-            content = "".join(str(part.get("text", "")) for part in content)
+            parts = [part.get("text") for part in content]
+            content = "".join(parts) if all(isinstance(part, str) for part in parts) else None
         if not isinstance(content, str) or not isinstance(message.get("role"), str):
             raise DataError(f"a message is {str(message)[:80]!r}; expected a role and text content.")
+        if message["role"] not in (_ROLES if not found else _ROLES[1:]):
+            raise DataError(
+                f"the message {len(found) + 1} of a chat has the role {message['role'][:40]!r}; expected user or "
+                "assistant, or system for the first one."
+            )
         found.append({"role": message["role"], "content": content})
     return found
 

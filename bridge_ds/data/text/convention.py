@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.verify import reach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +66,8 @@ def opening(tokenizer: PreTrainedTokenizerBase, rule: str, model: ModelConfig, h
         )
     if bos_id is None or framed[:1] == [bos_id]:
         return bos_id
-    wanted = get_tokenizer_config(resolve(model.llm), revision=model.llm_revision, **hub).get("add_bos_token")
+    home = resolve(model.llm)
+    wanted = get_tokenizer_config(home, revision=model.llm_revision, **reach(home, hub)).get("add_bos_token")
     if wanted is None:
         wanted = rule == "unless_eos" and bos_id != tokenizer.eos_token_id
     return bos_id if wanted else None

@@ -10,6 +10,7 @@ from bridge_ds.data.text.chat import Frame, take_apart
 from bridge_ds.data.text.plain import ids_after, template_ids
 from bridge_ds.data.text.truncate import Limits, fit
 from bridge_ds.errors import DataError
+from bridge_ds.reading import refuse_surrogates
 
 if TYPE_CHECKING:
     from bridge_ds.data.loading.tokenize import Tokenizers
@@ -82,7 +83,9 @@ def context_ids(
 
     Raises:
         DoesNotFit: what must not be truncated is too long.
+        DataError: a text holds half of a surrogate pair, which no tokenizer takes.
     """
+    _check(context.source or "", context.prompt or "", context.head, context.tail)
     # Not stripped, as in training: trailing white space may be tokens of its own.
     frame = Frame(context.head, context.tail)
     head, tail = of.frame_ids if frame == of.frame else frame_ids(of, frame)
@@ -129,7 +132,11 @@ def answers(
         tail: the end of the chat template that they follow directly; None = no template, as :meth:`Tokenizers.targets`.
         closed: with the end token, where training closes a target with it.
         parted: as of :meth:`Tokenizers.targets`.
+
+    Raises:
+        DataError: as :func:`context_ids`.
     """
+    _check(*texts)
     if tail is None:
         found = of.targets(texts, parted)
     else:
@@ -145,6 +152,14 @@ def parse(context: str) -> Context:
     except ValueError:
         return Context(context)
     return Context(source, head, tail, begun=begun)
+
+
+def _check(*texts: str) -> None:
+    for text in texts:
+        try:
+            refuse_surrogates(text)
+        except ValueError as error:
+            raise DataError(f"{text[:80]!r} cannot be used: {error}.") from None
 
 
 def _room(positions: int, taken: int) -> int | None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.data.text.plain import BREAK, control_tokens, frame
+from bridge_ds.errors import ConfigError
+from bridge_ds.frozen.foreign import refuse_foreign
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,11 +142,22 @@ def with_spiece(
         name: the model it was loaded from.
         revision: hub revision.
         hub: where it was loaded from (cache_dir, token).
+
+    Raises:
+        ConfigError: its `spiece.model` is damaged.
     """
     path = find_spiece(name, revision, hub)
     if path is None:
         return tokenizer
-    exact = SentencePieceTokenizer(tokenizer, path)
+    refuse_foreign("the tokenizer of model.encoder", path)
+    try:
+        exact = SentencePieceTokenizer(tokenizer, path)
+    except (RuntimeError, OSError) as error:  # of the SentencePiece library
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(
+            f"the tokenizer of model.encoder: {path} cannot be read ({reason}); expected a model of SentencePiece; "
+            "download it again, or remove it to use tokenizer.json alone."
+        ) from None
     return exact if exact.agrees() else tokenizer
 
 
