@@ -29,6 +29,7 @@ class MasakhaNews(TableTask):
     codes = tuple(configs)
     prompt = "Headline: {headline} Topic:"
     columns = {"headline": "headline", "text": "text", "label": "label", "category": "category"}  # noqa: RUF012
+    quoted_tsv = True
     parallel = False
 
     def label_of(self, row: Record) -> int:

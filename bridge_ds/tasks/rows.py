@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class RowSource:
     """The hub's name of the split."""
     files: str = ""
     """Pattern of files in the hub's repository, where these are read directly."""
+    quoted_tsv: bool = False
+    """Whether local tsv files have quotation marks as csv has them."""
 
 
 class Record:
@@ -135,7 +137,10 @@ def rows(source: RowSource) -> Iterator[Row]:
         return _hub_rows(source)
     found = _local_files(folder, [source.language, source.config or source.language], source.split)
     if found:
-        return (row for part in file_parts(found) for row in part_rows(part))
+        parts = file_parts(found)
+        if source.quoted_tsv:
+            parts = [replace(part, kind="quoted_tsv") if part.kind == "tsv" else part for part in parts]
+        return (row for part in parts for row in part_rows(part))
     if _is_repository(folder):
         options = {"config": source.config, "split": source.hub_split, "revision": None, "stream": ""}
         return numbered(load_dataset(source.source, options), f"{source.source} ({source.language}, {source.split})")

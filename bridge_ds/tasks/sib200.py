@@ -46,6 +46,7 @@ class Sib200(TableTask):
     codes = tuple(_CONFIGS)
     configs = _CONFIGS
     prompt = "Sentence: {text} Topic:"
+    quoted_tsv = True
     columns = {"text": "text", "label": "category", "number": "index_id"}  # noqa: RUF012
 
     def key_of(self, row: Record, number: int, language: str) -> str:

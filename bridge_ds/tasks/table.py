@@ -47,6 +47,8 @@ class TableTask:
     """With fields in braces. No space at its end: the target's first token has its own."""
     columns: ClassVar[dict[str, str]]
     """Field -> column on the hub, for every field of the prompt and the answer's."""
+    quoted_tsv: ClassVar[bool] = False
+    """Whether its tsv files have quotation marks as csv has them (pandas writes such)."""
     parallel: ClassVar[bool] = True
     """Whether row N is the same sample in every language."""
     has_train: ClassVar[bool] = True
@@ -174,7 +176,7 @@ class TableTask:
             files = "{config}/{split}/*.parquet"
         hub_split = self.split_of(language, split)
         files = files.format(config=config or "default", split=hub_split)
-        return RowSource(self.name, self.source, revision, language, split, config, hub_split, files)
+        return RowSource(self.name, self.source, revision, language, split, config, hub_split, files, self.quoted_tsv)
 
     def _examples(self, language: str, split: str) -> Iterator[Example]:
         columns = self.columns | self.given.fields

@@ -193,7 +193,7 @@ def test_maths(tmp_path: Path) -> None:
 
 def test_topics(tmp_path: Path) -> None:
     """The releases' own files."""
-    head, line = "index_id\tcategory\ttext\n", "7\tscience/technology\tපරමාණු\n"
+    head, line = "index_id\tcategory\ttext\n", '7\tscience/technology\t"පරමාණු ""q"""\n'
     for split in ("train", "dev", "test"):
         (tmp_path / f"eng_Latn.{split}.tsv").write_text(head + "7\ttravel\tA road.\n")
         (tmp_path / f"sin_Sinh.{split}.tsv").write_text(head + line)
@@ -201,7 +201,7 @@ def test_topics(tmp_path: Path) -> None:
     assert task.languages == ("en", "si")
     for language in ("si", "sin_Sinh"):
         (example,) = task.examples(language, 0)
-        assert (example.source, example.target) == ("Sentence: පරමාණු Topic:", "science/technology")
+        assert (example.source, example.target) == ('Sentence: පරමාණු "q" Topic:', "science/technology")
         assert (example.key, example.language, example.null) == ("sib200-7", "si", "Sentence: Topic:")
     assert [example.target for example in task.train()] == ["travel"]
 
