@@ -45,15 +45,16 @@ def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, 
     Raises:
         ConfigError: a language that no task has or that is given twice, or a task without any of the languages.
     """
-    unknown = [code for code in languages if not any(code in task.languages for task in tasks)]
+    unknown = [code for code in languages if not any(task.code_of(code) in task.languages for task in tasks)]
     if unknown:
         known = ", ".join(dict.fromkeys(code for task in tasks for code in task.languages))
         raise ConfigError(
             f"evaluation.languages has {unknown[0]!r}, which no task has; expected some of {known}; remove it."
         )
-    again = twice(languages)
-    if again is not None:
-        raise ConfigError(f"evaluation.languages names {again} twice; expected each language once; remove one.")
+    for task in tasks:
+        again = twice(task.code_of(code) for code in languages)
+        if again is not None:
+            raise ConfigError(f"evaluation.languages names {again} twice; expected each language once; remove one.")
     return [(task, language) for task in tasks for language in _languages(task, languages)]
 
 
@@ -96,7 +97,8 @@ def blocks_of(number: int, job: ScoringJob, size: int, done: Container[str] = ()
 
 
 def _languages(task: Task, languages: Sequence[str]) -> list[str]:
-    chosen = [code for code in task.languages if not languages or code in languages]
+    asked = {task.code_of(code) for code in languages}
+    chosen = [code for code in task.languages if not languages or code in asked]
     if not chosen:
         has = f"has none of the languages {', '.join(languages)}" if languages else "has no test data"
         raise ConfigError(

@@ -15,7 +15,8 @@ from bridge_ds.tasks.table import TableTask
 
 __all__ = ["TASKS", "Example", "TableTask", "Task", "find_tasks"]
 
-_FILES = ("testbed", "xnli", "sinhala_news", "amazon_reviews", "belebele", "xcopa", "maths")
+_FILES = ("testbed", "xnli", "sinhala_news", "amazon_reviews", "belebele", "xcopa", "maths", "sib200", "masakhanews",
+          "iroko", "xstorycloze", "global_mmlu")  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task for file in _FILES for task in import_module(f"{__name__}.{file}").TASKS}
 """Every benchmark by its name, as in `evaluation.tasks`."""
 

@@ -55,6 +55,9 @@ class Task(Protocol):
     def chance(self) -> float:
         """Accuracy of guessing (0 to 1)."""
 
+    def code_of(self, language: str) -> str:
+        """The code in `languages` of a language that may be given by another name; unknown names as they are."""
+
     def examples(self, language: str, limit: int) -> list[Example]:
         """The first `limit` test samples of a language (0 = all).
 

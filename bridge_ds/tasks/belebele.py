@@ -10,29 +10,26 @@ from __future__ import annotations
 
 import hashlib
 
+from bridge_ds.tasks.flores import by_code
 from bridge_ds.tasks.rows import Record
 from bridge_ds.tasks.table import TableTask
 
 __all__ = ["TASKS", "Belebele"]
 
 _VARIANTS = """
-    en:eng_Latn acm_Arab af:afr_Latn sq:als_Latn am:amh_Ethi apc_Arab ar:arb_Arab arb_Latn ars_Arab ary_Arab
-    arz_Arab as:asm_Beng az:azj_Latn bm:bam_Latn bn:ben_Beng ben_Latn bo:bod_Tibt bg:bul_Cyrl ca:cat_Latn ceb_Latn
-    cs:ces_Latn ckb_Arab da:dan_Latn de:deu_Latn el:ell_Grek et:est_Latn eu:eus_Latn fi:fin_Latn fr:fra_Latn
-    ff:fuv_Latn om:gaz_Latn gn:grn_Latn gu:guj_Gujr ht:hat_Latn ha:hau_Latn he:heb_Hebr hi:hin_Deva hin_Latn
-    hr:hrv_Latn hu:hun_Latn hy:hye_Armn ig:ibo_Latn ilo_Latn id:ind_Latn is:isl_Latn it:ita_Latn jv:jav_Latn
-    ja:jpn_Jpan kac_Latn kn:kan_Knda ka:kat_Geor kk:kaz_Cyrl kea_Latn mn:khk_Cyrl km:khm_Khmr rw:kin_Latn
-    ky:kir_Cyrl ko:kor_Hang lo:lao_Laoo ln:lin_Latn lt:lit_Latn lg:lug_Latn luo_Latn lv:lvs_Latn ml:mal_Mlym
-    mr:mar_Deva mk:mkd_Cyrl mt:mlt_Latn mi:mri_Latn my:mya_Mymr nl:nld_Latn nb:nob_Latn ne:npi_Deva npi_Latn
-    nso_Latn ny:nya_Latn or:ory_Orya pa:pan_Guru ps:pbt_Arab fa:pes_Arab mg:plt_Latn pl:pol_Latn pt:por_Latn
-    ro:ron_Latn ru:rus_Cyrl shn_Mymr sin_Latn si:sin_Sinh sk:slk_Latn sl:slv_Latn sn:sna_Latn sd:snd_Arab
-    so:som_Latn st:sot_Latn es:spa_Latn sr:srp_Cyrl ss:ssw_Latn su:sun_Latn sv:swe_Latn sw:swh_Latn ta:tam_Taml
-    te:tel_Telu tg:tgk_Cyrl tl:tgl_Latn th:tha_Thai ti:tir_Ethi tn:tsn_Latn ts:tso_Latn tr:tur_Latn uk:ukr_Cyrl
-    ur:urd_Arab urd_Latn uz:uzn_Latn vi:vie_Latn war_Latn wo:wol_Latn xh:xho_Latn yo:yor_Latn zh:zho_Hans zho_Hant
-    ms:zsm_Latn zu:zul_Latn
+    eng_Latn acm_Arab afr_Latn als_Latn amh_Ethi apc_Arab arb_Arab arb_Latn ars_Arab ary_Arab arz_Arab asm_Beng
+    azj_Latn bam_Latn ben_Beng ben_Latn bod_Tibt bul_Cyrl cat_Latn ceb_Latn ces_Latn ckb_Arab dan_Latn deu_Latn
+    ell_Grek est_Latn eus_Latn fin_Latn fra_Latn fuv_Latn gaz_Latn grn_Latn guj_Gujr hat_Latn hau_Latn heb_Hebr
+    hin_Deva hin_Latn hrv_Latn hun_Latn hye_Armn ibo_Latn ilo_Latn ind_Latn isl_Latn ita_Latn jav_Latn jpn_Jpan
+    kac_Latn kan_Knda kat_Geor kaz_Cyrl kea_Latn khk_Cyrl khm_Khmr kin_Latn kir_Cyrl kor_Hang lao_Laoo lin_Latn
+    lit_Latn lug_Latn luo_Latn lvs_Latn mal_Mlym mar_Deva mkd_Cyrl mlt_Latn mri_Latn mya_Mymr nld_Latn nob_Latn
+    npi_Deva npi_Latn nso_Latn nya_Latn ory_Orya pan_Guru pbt_Arab pes_Arab plt_Latn pol_Latn por_Latn ron_Latn
+    rus_Cyrl shn_Mymr sin_Latn sin_Sinh slk_Latn slv_Latn sna_Latn snd_Arab som_Latn sot_Latn spa_Latn srp_Cyrl
+    ssw_Latn sun_Latn swe_Latn swh_Latn tam_Taml tel_Telu tgk_Cyrl tgl_Latn tha_Thai tir_Ethi tsn_Latn tso_Latn
+    tur_Latn ukr_Cyrl urd_Arab urd_Latn uzn_Latn vie_Latn war_Latn wol_Latn xho_Latn yor_Latn zho_Hans zho_Hant
+    zsm_Latn zul_Latn
 """
-"""The hub's configurations, with a two-letter code where a variant is the usual one of its language."""
-_CONFIGS = {pair.split(":")[0]: pair.split(":")[-1] for pair in _VARIANTS.split()}
+_CONFIGS = by_code(_VARIANTS.split())
 
 
 class Belebele(TableTask):
@@ -42,6 +39,7 @@ class Belebele(TableTask):
     hub = "facebook/belebele"
     labels = ("A", "B", "C", "D")
     codes = tuple(_CONFIGS)
+    configs = _CONFIGS
     prompt = "Passage: {passage}\nQuestion: {question}\nA. {answer1}\nB. {answer2}\nC. {answer3}\nD. {answer4}\nAnswer:"
     columns = {  # noqa: RUF012
         "passage": "flores_passage", "question": "question", "answer1": "mc_answer1", "answer2": "mc_answer2",
@@ -49,10 +47,6 @@ class Belebele(TableTask):
         "number": "question_number",
     }  # fmt: skip
     has_train = False
-
-    def config_of(self, language: str) -> str | None:
-        """`sin_Sinh` for `si`."""
-        return _CONFIGS.get(language, language)
 
     def key_of(self, row: Record, number: int, language: str) -> str:
         """By the passage's address and the question's number: the order of the rows differs between languages."""

@@ -4,6 +4,7 @@ A local folder has, for each language, files of one of these names (the first th
 tsv, parquet, and the first three also with .gz or .zst):
 
     SPLIT/LANGUAGE.EXT   LANGUAGE/SPLIT.EXT   LANGUAGE/SPLIT-*.EXT   LANGUAGE/SPLIT/*.EXT   data/SPLIT_LANGUAGE-*.EXT
+    LANGUAGE.SPLIT.EXT
     LANGUAGE.EXT   data/LANGUAGE.EXT                                             (these two for the test split only)
 
 LANGUAGE is the task's code, or that of the hub's repository.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PARQUET = "refs/convert/parquet"
 _ENDING = re.compile(r"(?P<stem>.+?)\.(?:(?:jsonl|csv|tsv)(?:\.gz|\.zst)?|parquet)$")
 _PATTERNS = (
     "{split}/{name}.*", "{name}/{split}.*", "{name}/{split}-*", "{name}/{split}/*", "data/{split}_{name}-*",
+    "{name}.{split}.*",
 )  # fmt: skip
 _TEST_ONLY = ("{name}.*", "data/{name}.*")
 
@@ -54,6 +56,8 @@ class RowSource:
     """The hub's name of the split."""
     files: str = ""
     """Pattern of files in the hub's repository, where these are read directly."""
+    quoted_tsv: bool = False
+    """Whether local tsv files have quotation marks as csv has them."""
 
 
 class Record:
@@ -133,7 +137,10 @@ def rows(source: RowSource) -> Iterator[Row]:
         return _hub_rows(source)
     found = _local_files(folder, [source.language, source.config or source.language], source.split)
     if found:
-        return (row for part in file_parts(found) for row in part_rows(part))
+        parts = file_parts(found)
+        if source.quoted_tsv:
+            parts = [replace(part, kind="quoted_tsv") if part.kind == "tsv" else part for part in parts]
+        return (row for part in parts for row in part_rows(part))
     if _is_repository(folder):
         options = {"config": source.config, "split": source.hub_split, "revision": None, "stream": ""}
         return numbered(load_dataset(source.source, options), f"{source.source} ({source.language}, {source.split})")
@@ -154,7 +161,10 @@ def local_languages(source: str) -> list[str] | None:
     if not folder.is_dir():
         return None
     content = [path for path in folder.iterdir() if not is_macos(path.name)]
-    names = {found["stem"] for path in content if path.is_file() and (found := _ENDING.match(path.name))}
+    stems = {found["stem"] for path in content if path.is_file() and (found := _ENDING.match(path.name))}
+    # en.train and en.dev are other splits of en.test.
+    tested = {stem.removesuffix(".test") for stem in stems if stem.endswith(".test")}
+    names = tested | {stem for stem in stems if stem.rpartition(".")[0] not in tested}
     for sub in filter(Path.is_dir, content):
         inside = [
             found["stem"] for path in sub.iterdir() if (found := _ENDING.match(path.name)) and not is_macos(path.name)

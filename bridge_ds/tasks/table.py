@@ -41,10 +41,14 @@ class TableTask:
     """The label texts."""
     codes: ClassVar[tuple[str, ...]]
     """Languages of the hub's data, English first."""
+    configs: ClassVar[dict[str, str]] = {}
+    """Language -> the hub's name of its configuration, where that is another one; both name the language."""
     prompt: ClassVar[str]
     """With fields in braces. No space at its end: the target's first token has its own."""
     columns: ClassVar[dict[str, str]]
     """Field -> column on the hub, for every field of the prompt and the answer's."""
+    quoted_tsv: ClassVar[bool] = False
+    """Whether its tsv files have quotation marks as csv has them (pandas writes such)."""
     parallel: ClassVar[bool] = True
     """Whether row N is the same sample in every language."""
     has_train: ClassVar[bool] = True
@@ -87,9 +91,13 @@ class TableTask:
         """One of the labels."""
         return 1 / len(self.labels)
 
+    def code_of(self, language: str) -> str:
+        """The task's code of a language that may be given by the hub's name of it (`sin_Sinh` -> `si`)."""
+        return next((code for code, config in self.configs.items() if config == language), language)
+
     def config_of(self, language: str) -> str | None:
         """The hub's name of the configuration that holds a language."""
-        return language
+        return self.configs.get(language, language)
 
     def split_of(self, language: str, split: str) -> str:
         """The hub's name of a split."""
@@ -136,6 +144,7 @@ class TableTask:
             ConfigError: the data lacks the language.
             DataError: the data cannot be loaded or is not as expected.
         """
+        language = self.code_of(language)
         if language not in self.languages:
             raise ConfigError(
                 f"language {language!r} is not in {self.name} ({self.source}); expected one of "
@@ -167,7 +176,7 @@ class TableTask:
             files = "{config}/{split}/*.parquet"
         hub_split = self.split_of(language, split)
         files = files.format(config=config or "default", split=hub_split)
-        return RowSource(self.name, self.source, revision, language, split, config, hub_split, files)
+        return RowSource(self.name, self.source, revision, language, split, config, hub_split, files, self.quoted_tsv)
 
     def _examples(self, language: str, split: str) -> Iterator[Example]:
         columns = self.columns | self.given.fields

@@ -42,6 +42,10 @@ class ConstructedTask:
         """One of the labels, which are balanced."""
         return 1 / len(self.labels)
 
+    def code_of(self, language: str) -> str:
+        """Each has one name."""
+        return language
+
     def examples(self, language: str, limit: int) -> list[Example]:
         """The first `limit` test samples (0 = 300)."""
         found = testbed.examples(self.subject, language, "test", limit or DEFAULT_SAMPLES)

@@ -37,8 +37,28 @@ def test_every_task_keeps_the_contract(name: str) -> None:
 
 def test_languages_of_the_benchmarks() -> None:
     counts = {"xnli": 15, "indicxnli": 11, "sinhala_news": 2, "amazon_reviews": 6, "belebele": 122, "xcopa": 11,
-              "mgsm": 11, "msvamp": 10}  # fmt: skip
+              "mgsm": 11, "msvamp": 10, "sib200": 205, "masakhanews": 16, "afrixnli": 19, "afrimgsm": 19,
+              "xstorycloze": 11,
+              "global_mmlu": 42}  # fmt: skip
     assert {name: len(TASKS[name].languages) for name in counts} == counts
+
+
+def test_languages_have_two_letters_where_there_are_some_and_the_hubs_name_too(tmp_path: Path) -> None:
+    from bridge_ds.evaluation.jobs import wanted
+
+    for name in ("belebele", "sib200"):
+        task = TASKS[name]
+        assert task.languages[0] == "en" and {"si", "ta", "sw", "bo", "shn_Mymr"} <= set(task.languages)
+        assert task.code_of("sin_Sinh") == task.code_of("si") == "si" and task.code_of("xx") == "xx"
+    assert TASKS["afrixnli"].code_of("swa") == TASKS["masakhanews"].code_of("swa") == "sw"
+    tasks = [TASKS["sib200"], TASKS["afrixnli"]]
+    assert [(task.name, code) for task, code in wanted(tasks, ["swh_Latn", "zu"])] == [
+        ("sib200", "sw"), ("sib200", "zu"), ("afrixnli", "zu")
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="names si twice"):
+        wanted([TASKS["sib200"]], ["si", "sin_Sinh"])
+    with pytest.raises(ConfigError, match="'sin_Shin', which no task has"):
+        wanted(tasks, ["sin_Shin"])
 
 
 @pytest.mark.parametrize("kind", testbed.TASKS)
@@ -171,6 +191,57 @@ def test_maths(tmp_path: Path) -> None:
         given("mgsm", tmp_path / "mgsm").examples("bn", 0)
 
 
+def test_topics(tmp_path: Path) -> None:
+    """The releases' own files."""
+    head, line = "index_id\tcategory\ttext\n", '7\tscience/technology\t"පරමාණු ""q"""\n'
+    for split in ("train", "dev", "test"):
+        (tmp_path / f"eng_Latn.{split}.tsv").write_text(head + "7\ttravel\tA road.\n")
+        (tmp_path / f"sin_Sinh.{split}.tsv").write_text(head + line)
+    task = given("sib200", tmp_path)
+    assert task.languages == ("en", "si")
+    for language in ("si", "sin_Sinh"):
+        (example,) = task.examples(language, 0)
+        assert (example.source, example.target) == ('Sentence: පරමාණු "q" Topic:', "science/technology")
+        assert (example.key, example.language, example.null) == ("sib200-7", "si", "Sentence: Topic:")
+    assert [example.target for example in task.train()] == ["travel"]
+
+    path = tmp_path / "news" / "swa" / "test.tsv"
+    path.parent.mkdir(parents=True)
+    path.write_text("category\theadline\ttext\turl\nsports\tTimu yashinda\tJana ...\thttps://a/b\n")
+    (example,) = given("masakhanews", tmp_path / "news").examples("sw", 0)
+    assert (example.source, example.target) == ("Headline: Timu yashinda Topic:", "sports")
+    local.parquet(tmp_path / "hub" / "swa" / "test" / "0000.parquet", [{"label": 5, "headline": "Timu", "text": "..."}])
+    assert given("masakhanews", tmp_path / "hub").examples("sw", 0)[0].target == "sports"
+
+
+def test_afrixnli_and_afrimgsm_read_as_xnli_and_mgsm(tmp_path: Path) -> None:
+    row = {"premise": "A", "hypothesis": "B", "label": 2}
+    local.jsonl(tmp_path / "nli" / "test" / "zul.jsonl", [row])
+    (example,) = given("afrixnli", tmp_path / "nli").examples("zu", 0)
+    assert example.source == "Premise: A Hypothesis: B Label:" and example.target == "Contradiction"
+    local.jsonl(tmp_path / "sums" / "test" / "zul.jsonl", [{"question": "Q?", "answer": None, "answer_number": 18}])
+    (example,) = given("afrimgsm", tmp_path / "sums").examples("zu", 0)
+    assert (example.source, example.target) == ("Question: Q?\nStep-by-Step Answer:", "18")
+
+
+def test_xstorycloze_continues_the_story(tmp_path: Path) -> None:
+    row = {"story_id": "ab", "answer_right_ending": 2, "sentence_quiz1": "He left.", "sentence_quiz2": "He ate."}
+    row |= {f"input_sentence_{number}": f"S{number}." for number in range(1, 5)}
+    local.jsonl(tmp_path / "my.jsonl", [row])
+    (example,) = given("xstorycloze", tmp_path).examples("my", 0)
+    assert (example.source, example.choices) == ("S1. S2. S3. S4.", ("He left.", "He ate."))
+    assert (example.target, example.label, example.key, example.null) == ("He ate.", 1, "xstorycloze-ab", "")
+
+
+def test_global_mmlu_asks_for_letters(tmp_path: Path) -> None:
+    row = {"sample_id": "anatomy/test/0", "question": "Q?", "answer": "B"}
+    row |= {f"option_{letter}": letter * 2 for letter in "abcd"}
+    local.jsonl(tmp_path / "si.jsonl", [row])
+    (example,) = given("global_mmlu", tmp_path).examples("si", 0)
+    assert example.source == "Q?\nA. aa\nB. bb\nC. cc\nD. dd\nAnswer:"
+    assert (example.target, example.label, example.key) == ("B", 1, "global_mmlu-anatomy/test/0")
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -237,6 +308,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         ("mgsm", "bn", ("parquet", {"data_files": {"test": "hf://datasets/juletxara/mgsm@refs/convert/parquet/bn/test/"
                                                    "*.parquet"}, "split": "test"})),
         ("msvamp", "sw", ("Mathoctopus/MSVAMP", "sw", {"split": "test"})),
+        ("sib200", "si", ("Davlan/sib200", "sin_Sinh", {"split": "test"})),
+        ("masakhanews", "yo", ("parquet", {"data_files": {"test": "hf://datasets/masakhane/masakhanews@refs/convert/"
+                                                          "parquet/yor/test/*.parquet"}, "split": "test"})),
+        ("afrixnli", "wo", ("masakhane/afrixnli", "wol", {"split": "test"})),
+        ("afrimgsm", "wo", ("masakhane/afrimgsm", "wol", {"split": "test"})),
+        ("xstorycloze", "my", ("parquet", {"data_files": {"test": "hf://datasets/juletxara/xstory_cloze@refs/convert/"
+                                                          "parquet/my/eval/*.parquet"}, "split": "test"})),
+        ("global_mmlu", "si", ("CohereLabs/Global-MMLU", "si", {"split": "test"})),
     ],
 )  # fmt: skip
 def test_what_is_asked_of_the_hub(

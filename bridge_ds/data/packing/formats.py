@@ -37,7 +37,7 @@ class Part:
     """A piece of the input that is read from its beginning to its end by one process."""
 
     kind: str
-    """One of FORMATS, or `dataset`."""
+    """One of FORMATS, `dataset`, or `quoted_tsv` (quotation marks as in csv, which pandas writes)."""
     name: str
     """Path of the file, or the id of the data set."""
     start: int = 0
@@ -63,7 +63,7 @@ def part_rows(part: Part, fields: Collection[str] = ()) -> Iterator[Row]:
     if part.kind in ("parquet", "dataset"):
         yield from (_parquet if part.kind == "parquet" else _dataset)(part, set(fields))
     else:
-        yield from {"jsonl": _jsonl, "text": _paragraphs, "csv": _csv, "tsv": _tsv}[part.kind](part)
+        yield from {"jsonl": _jsonl, "text": _paragraphs, "csv": _csv, "tsv": _tsv, "quoted_tsv": _csv}[part.kind](part)
 
 
 def _open(part: Part) -> IO[bytes]:
@@ -159,7 +159,8 @@ def _tsv(part: Part) -> Iterator[Row]:
 
 def _csv(part: Part) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)
-    rows = csv.reader((line for _, line in _lines(part)), strict=True)
+    sign = "\t" if part.kind == "quoted_tsv" else ","
+    rows = csv.reader((line for _, line in _lines(part)), strict=True, delimiter=sign)
     header: list[str] = []
     first = 1  # line at which a record begins; a quoted field may span several
     try:
