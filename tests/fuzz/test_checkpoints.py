@@ -292,7 +292,7 @@ def sentence(error: BridgeError) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [(checkpoint, 55), (export, 40), (study, 35)], ids=lambda v: getattr(v, "__name__", "")
+    ("kind", "count"), [(checkpoint, 90), (export, 70), (study, 40)], ids=lambda v: getattr(v, "__name__", "")
 )
 def test_tampered(kind: Callable[[Whole, Path, random.Random], str], count: int, whole: Whole, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
