@@ -34,6 +34,9 @@ class FakeTask:
     def chance(self) -> float:
         return 1 / len(self.labels)
 
+    def code_of(self, language: str) -> str:
+        return language
+
     def examples(self, language: str, limit: int) -> list[Example]:
         count = min(limit or self.sizes[language], self.sizes[language])
         return [
