@@ -83,8 +83,9 @@ def check_base(base: BaseModel, run: bool = False) -> Checked:
             "it names, or pytorch_model.bin; download them (hf download), or give the folder that holds them."
         )
     size = sum(path.stat().st_size for path in files)
-    stored = stored_tensors(base.key, [path for path in files if not path.name.startswith("adapter_")])
-    stored_tensors(base.key, files)
+    adapter = [path for path in files if path.name.startswith("adapter_")]
+    stored = stored_tensors(base.key, [path for path in files if path not in adapter])
+    stored_tensors(base.key, adapter)  # peft loads them; here they only have to be whole
     quantized = getattr(base.config, "quantization_config", None)
     if quantized is not None:
         remark = _check_quantized(base, quantized)
