@@ -13,7 +13,7 @@ from typing import Any
 
 from bridge_ds.config.text import Unusable, named, printable, shown
 
-__all__ = ["faults", "is_number", "read_by_engine", "without_effect"]
+__all__ = ["faults", "is_number", "leaves", "read_by_engine", "without_effect"]
 
 _LARGEST = 2**63 - 1
 _BUFFERS = {
@@ -143,7 +143,8 @@ def faults(values: Mapping[str, Any], owned: Mapping[str, str]) -> Iterator[str]
     yield from _misfits({key: v for key, v in values.items() if key not in _ELSEWHERE}, known, list(owned), "")
     for section, keys in _INSIDE.items():
         yield from _misfits(values.get(section, {}), keys, [], f"{section}.")
-    yield from _leaves(values, "")
+    for where, value in leaves(values):
+        yield from _unfit(where, value)
     zero = values.get("zero_optimization")
     if isinstance(zero, dict):
         yield from _zero(values, zero)
@@ -165,16 +166,22 @@ def _misfits(
             yield f"has the key {shown(where + key)}, which DeepSpeed does not know; {hint}"
 
 
-def _leaves(value: Any, where: str) -> Iterator[str]:
-    """Numbers that are none or too large, and texts that no file can hold, wherever they are."""
-    key = named(where)
+def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """What JSON holds besides objects and lists, each with its keys on the way from the top (`a.b[0]`)."""
     if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{where}.{name}" if where else name)
+        for key, inner in value.items():
+            yield from leaves(inner, f"{where}.{key}" if where else key)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{where}[{index}]")
-    elif isinstance(value, str):
+            yield from leaves(inner, f"{where}[{index}]")
+    else:
+        yield where, value
+
+
+def _unfit(where: str, value: Any) -> Iterator[str]:
+    """A number that is none or too large, or a text that no file can hold."""
+    key = named(where)
+    if isinstance(value, str):
         try:
             printable(value)
         except Unusable as error:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.config.ds_file import faults, read_by_engine
+from bridge_ds.config.ds_file import faults, leaves, read_by_engine
 from bridge_ds.config.files import is_file, read_text
 from bridge_ds.config.schema import Config
 from bridge_ds.config.text import named, short, shown
@@ -100,7 +100,7 @@ def read_ds_config(name: str) -> dict[str, Any]:
     removed += [f"zero_optimization.{key}" for key in _REMOVED_ZERO if key in zero]
     if removed:
         raise ConfigError(f"{path} has {', '.join(removed)}, which DeepSpeed has removed (issue #8489); take it out.")
-    if auto := [named(where) for where, value in _walk(values, "") if value == "auto"]:
+    if auto := [named(where) for where, value in leaves(values) if value == "auto"]:
         also = f" (also {short(', '.join(auto[1:]))})" if auto[1:] else ""
         raise ConfigError(
             f'{path} has {auto[0]} = "auto"{also}, which only the Hugging Face Trainer resolves; write a value'
@@ -272,14 +272,3 @@ def _find(name: str) -> Path:
             return path
     names = ", ".join(sorted(p.name for p in SHIPPED.glob("*.json"))) or "none found"
     raise ConfigError(f"no DeepSpeed config {shown(name)}; expected a JSON file or one of ds_configs/ ({names}).")
-
-
-def _walk(value: Any, where: str) -> Any:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _walk(inner, f"{where}.{key}" if where else key)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _walk(inner, f"{where}[{index}]")
-    else:
-        yield where, value
