@@ -18,6 +18,7 @@ __all__ = [
     "LaunchError",
     "Preempted",
     "TrainingError",
+    "brief",
     "last_words",
 ]
 
@@ -57,6 +58,11 @@ class TrainingError(BridgeError):
 
 class Preempted(Exception):
     """All ranks have agreed to stop early (a signal asked for it); a checkpoint is saved if one could be."""
+
+
+def brief(error: object, most: int = 200) -> str:
+    """What a library said, on one line, its first `most` characters: for a sentence in parentheses."""
+    return " ".join(str(error).split())[:most]
 
 
 def last_words(text: str, status: int) -> None:

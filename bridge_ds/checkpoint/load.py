@@ -16,7 +16,7 @@ from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
 from bridge_ds.checkpoint.state import MOMENTS, restore_moments, trained
 from bridge_ds.engine.distributed import whole_shape
-from bridge_ds.errors import CheckpointError
+from bridge_ds.errors import CheckpointError, brief
 
 __all__ = [
     "Checkpoint", "find", "find_start", "load_bridge", "load_optimizer", "newest", "put_trained", "refuse_other_run",
@@ -105,7 +105,7 @@ def _numbers_wrong(folder: Path) -> str:
         )
         return f"is of a step that was not finite: {fault}" if fault else ""
     except (OSError, SafetensorError) as error:
-        return f"has tensors that cannot be read ({' '.join(str(error).split())[:200]})"
+        return f"has tensors that cannot be read ({brief(error)})"
 
 
 def find_start(start_from: str) -> Checkpoint | None:
@@ -230,7 +230,7 @@ def _opened(paths: Sequence[Path]) -> Iterator[list[Any]]:
             try:
                 files.append(stack.enter_context(safe_open(path, framework="pt")))
             except (OSError, SafetensorError) as error:
-                reason = " ".join(str(error).split())[:200]
+                reason = brief(error)
                 raise CheckpointError(
                     f"{path} cannot be read ({reason}); expected safetensors; get the file again."
                 ) from None

@@ -32,7 +32,7 @@ from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import atomic_folder, missing_or_empty, real
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.setup import base_identities, build_model
-from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.errors import CheckpointError, ConfigError, brief
 from bridge_ds.llm.frozen import load_llm
 
 __all__ = ["Conversion", "prepare", "refuse_used"]
@@ -102,7 +102,7 @@ class Conversion:
                 save_config(config, temporary / "config.yaml")
         except (OSError, SafetensorError) as error:
             raise ConfigError(
-                f"{output} cannot be written ({' '.join(str(error).split())[:200]}); expected a disk with room for "
+                f"{output} cannot be written ({brief(error)}); expected a disk with room for "
                 "complete models; choose another --output."
             ) from error
 

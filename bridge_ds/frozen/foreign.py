@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, brief
 from bridge_ds.reading import decoded
 
 __all__ = ["AGAIN", "refuse_foreign", "stored_json"]
@@ -61,6 +61,6 @@ def stored_json(key: str, path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__}")
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error)
         raise ConfigError(f"{key}: {path} is not a JSON object ({reason}); {AGAIN}.") from None
     return value

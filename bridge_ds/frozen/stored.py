@@ -10,7 +10,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError, safe_open
 
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, brief
 from bridge_ds.frozen.foreign import AGAIN, refuse_foreign
 
 __all__ = ["stored_tensors"]
@@ -72,5 +72,5 @@ def _of_torch(key: str, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _damaged(key: str, path: Path, error: object, expected: str) -> ConfigError:
-    reason = " ".join(str(error).split())[:160]
+    reason = brief(error, 160)
     return ConfigError(f"{key}: {path} cannot be read ({reason}); expected {expected}; it was cut or damaged: {AGAIN}.")

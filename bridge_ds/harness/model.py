@@ -20,7 +20,7 @@ from bridge_ds.data.text.chat import render
 from bridge_ds.data.text.prompting import parse
 from bridge_ds.data.text.truncate import LOST, side_of
 from bridge_ds.engine.distributed import device_of, init_distributed
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, brief
 from bridge_ds.harness.answerer import Answerer
 from bridge_ds.harness.ranks import Ranks
 from bridge_ds.harness.requests import Asked, ScoringPlan, of_task, plan, plan_texts, windows
@@ -286,7 +286,7 @@ class BridgeLM(Ranks, LM):
         except ValueError as error:
             raise ConfigError(
                 f"--apply_chat_template needs a chat template of {self.config.model.llm} "
-                f"({' '.join(str(error).split())[:120]}); leave the option out, or choose an instruction-tuned LLM."
+                f"({brief(error, 120)}); leave the option out, or choose an instruction-tuned LLM."
             ) from None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

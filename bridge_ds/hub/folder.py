@@ -25,7 +25,7 @@ from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.finite import fault_in, fault_in_files
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.disk import real
-from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.errors import CheckpointError, ConfigError, brief
 from bridge_ds.frozen.verify import model_file, why_no_hub
 from bridge_ds.hub.card import HERE
 from bridge_ds.hub.config import CONFIG, MODEL_TYPE, BridgeConfig, save_config, settings_sha256
@@ -192,7 +192,7 @@ def _check(name: str, paths: Sequence[Path], config: BridgeConfig) -> None:
                 )
             fault = fault_in_files([path])
         except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = brief(error)
             raise CheckpointError(f"{path} cannot be read ({reason}); expected safetensors; get it again.") from None
         if fault:
             raise CheckpointError(f"{name}: {fault}; expected finite numbers; export another checkpoint of the run.")
@@ -212,7 +212,7 @@ def find_file(name: str, filename: str, revision: str | None, hub: Mapping[str, 
             "a folder written by save_pretrained, or a hub id."
         ) from None
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = brief(error, 300)
         raise ConfigError(
             f"{name!r} cannot be found ({reason}); give a run folder, a folder written by save_pretrained, or a hub id."
         ) from None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le
 from pydantic import FiniteFloat
 
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, brief
 from bridge_ds.typed import Share, typed_object
 
 __all__ = ["read_generation"]
@@ -83,7 +83,7 @@ def read_generation(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror or error}); expected JSON; get it again.") from None
     except (ValueError, TypeError, AttributeError) as error:  # what GenerationConfig makes of foreign values
-        reason = " ".join(str(error).split())[:300]
+        reason = brief(error, 300)
         raise ConfigError(
             f"{path} {reason.rstrip('.')}; expected options of transformers' generate, as save_pretrained writes them."
         ) from None

@@ -17,7 +17,7 @@ from bridge_ds.data.loading.collate import pad
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, ContextIds
-from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.errors import ConfigError, DataError, brief
 from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import CONFIG, BridgeConfig, save_config, to_run
@@ -185,7 +185,7 @@ class BridgeProcessor(ProcessorMixin):
             ]
         except ValueError as error:
             raise ConfigError(
-                f"the tokenizer of {self.config.llm!r} cannot render a chat ({' '.join(str(error).split())[:120]}); "
+                f"the tokenizer of {self.config.llm!r} cannot render a chat ({brief(error, 120)}); "
                 "expected a chat template; give plain texts, or choose an instruction-tuned LLM."
             ) from None
         return self._features(contexts, None, max_new_tokens, return_tensors)

@@ -9,7 +9,7 @@ from torch import nn
 
 from bridge_ds.config.build import NO_PEFT
 from bridge_ds.config.schema import LoraConfig
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, brief
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.bias import has_bias, keep_biases, train_biases
 from bridge_ds.llm.frozen import FrozenLLM
@@ -48,7 +48,7 @@ def add_lora(llm: LLM, config: LoraConfig, seed: int) -> None:
         try:
             peft.inject_adapter_in_model(wanted, llm.model)
         except ValueError as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = brief(error, 300)
             raise ConfigError(
                 f"lora.targets {list(config.targets)} do not fit the LLM ({reason}); "
                 "expected endings of names of its linear layers; leave it empty for all of them."

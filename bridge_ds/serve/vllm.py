@@ -22,7 +22,7 @@ import httpx
 import torch
 from pydantic import BaseModel, Field
 
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, brief
 from bridge_ds.serve.access import check_key
 from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.batching import Row
@@ -98,7 +98,7 @@ class VllmClient:
             return str(answer.json()["data"][0]["id"])
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(
-                f"no vLLM server answers at {self.url} ({' '.join(str(error).split())[:200]}); expected one; start it "
+                f"no vLLM server answers at {self.url} ({brief(error)}); expected one; start it "
                 "with: vllm serve LLM --enable-prompt-embeds"
             ) from None
 
@@ -124,7 +124,7 @@ class VllmClient:
                         yield event
             raise _upstream_error("the vLLM server closed the connection in the middle of an answer.")
         except (httpx.HTTPError, ValueError) as error:
-            message = " ".join(str(error).split())[:200] or type(error).__name__
+            message = brief(error) or type(error).__name__
             raise _upstream_error(f"the vLLM server cannot be used ({message}).") from None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge_ds.data.text.plain import NONCHARACTERS, guarded
-from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.errors import ConfigError, DataError, brief
 
 __all__ = [
     "MARKS",
@@ -86,7 +86,7 @@ def frame_of(tokenizer: Any, chat_template: bool, system: str) -> Frame:
     except (ValueError, DataError) as error:
         raise ConfigError(
             f"data.chat_template is true and the tokenizer of the LLM cannot render a chat "
-            f"({' '.join(str(error).split())[:120]}); expected a chat template; set data.chat_template=false, or "
+            f"({brief(error, 120)}); expected a chat template; set data.chat_template=false, or "
             "choose an instruction-tuned LLM."
         ) from None
     return Frame(head, tail)
@@ -183,7 +183,7 @@ def render(
     except TemplateError as error:
         raise DataError(
             f"the chat template of the LLM does not take this chat ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); expected one that it takes; change the messages or the options "
+            f"{brief(error)}); expected one that it takes; change the messages or the options "
             "of the template, or give plain text."
         ) from None
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.names import resolve
 from bridge_ds.data.text.plain import BREAK, control_tokens, frame
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, brief
 from bridge_ds.frozen.foreign import refuse_foreign
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def with_spiece(
     try:
         exact = SentencePieceTokenizer(tokenizer, path)
     except (RuntimeError, OSError) as error:  # of the SentencePiece library
-        reason = " ".join(str(error).split())[:160]
+        reason = brief(error, 160)
         raise ConfigError(
             f"the tokenizer of model.encoder: {path} cannot be read ({reason}); expected a model of SentencePiece; "
             "download it again, or remove it to use tokenizer.json alone."
