@@ -50,7 +50,8 @@ def check_trackers(config: Config) -> None:
             near = difflib.get_close_matches(name, TRACKERS, n=1)
             mean = f"; did you mean {near[0]!r}?" if near else "."
             raise ConfigError(f"track.to has {name!r}; expected names among {', '.join(TRACKERS)}{mean}")
-        if importlib.util.find_spec(name) is None:
+        unused = name == "mlflow" and config.track.uri.lower() == "none"
+        if not unused and importlib.util.find_spec(name) is None:
             raise ConfigError(
                 f"track.to has {name!r}, which needs the package {name}; expected it to be installed; pip install "
                 f"'bridge_ds[{name}]', or take {name!r} out."

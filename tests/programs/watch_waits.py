@@ -1,6 +1,8 @@
 """train.py, where an operator inside a micro-batch for which the host would wait for a GPU ends the run.
 
 The encoder reads micro-batches together, before their forward and in threads of its own, so it is watched by itself.
+On a GPU torch itself says where the host waits (torch.cuda.set_sync_debug_mode); the run goes on, and the report has
+the places.
 
 Usage: watch_waits.py REPORT TRAIN_ARGUMENTS...; writes REPORT.<rank> as JSON: what was watched, and the settings.
 """
@@ -10,9 +12,13 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import traceback
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -29,6 +35,37 @@ from tests.host_waits import NoHostWait
 UNWATCHED = 3
 """First micro-batches: in these ZeRO-3 writes down the order of the modules and compares it between the ranks."""
 SEEN: dict[str, Any] = {"forward": 0, "backward": 0, "encoder": 0, "threads": 0, "encoder_operators": []}
+if torch.cuda.is_available():
+    SEEN["waits"] = Counter()
+
+
+class CudaWaits:
+    """While open, waits of the host for the GPU are counted by place, in SEEN["waits"]."""
+
+    operators = 0
+
+    def __enter__(self) -> CudaWaits:
+        self._shown = warnings.showwarning
+        self._filters = warnings.filters[:]
+        warnings.simplefilter("always")
+        warnings.showwarning = self._note  # type: ignore[assignment]
+        torch.cuda.set_sync_debug_mode("warn")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        warnings.showwarning = self._shown
+        warnings.filters[:] = self._filters
+
+    def _note(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        if "synchronizing CUDA operation" in str(message):
+            places = [f"{line.filename}:{line.lineno}" for line in traceback.extract_stack()[:-1]]
+            SEEN["waits"][" < ".join(reversed(places[-4:]))] += 1
+
+
+def mode() -> Any:
+    """What refuses waits, or counts them on a GPU."""
+    return CudaWaits() if torch.cuda.is_available() else NoHostWait()
 
 
 def watched(engine: Any, name: str) -> Callable[..., Any]:
@@ -37,7 +74,7 @@ def watched(engine: Any, name: str) -> Callable[..., Any]:
 
     def call(*args: Any, **options: Any) -> Any:
         SEEN[name] += 1
-        with NoHostWait() if SEEN[name] > UNWATCHED else nullcontext():
+        with mode() if SEEN[name] > UNWATCHED else nullcontext():
             return action(*args, **options)
 
     return call
@@ -50,9 +87,9 @@ def watch_encoder() -> None:
     def call(*args: Any, **options: Any) -> Any:
         SEEN["encoder"] += 1
         SEEN["threads"] += threading.current_thread().name == "lockstep"
-        with NoHostWait() as mode:
+        with mode() as watch:
             states = forward(*args, **options)
-        SEEN["encoder_operators"].append(mode.operators)
+        SEEN["encoder_operators"].append(watch.operators)
         return states
 
     Encoder.forward = call  # type: ignore[method-assign]

@@ -15,7 +15,10 @@ others use too, time is only ever added, so the fastest says more about the code
 per second, as a share of the copy speed measured in the same run (2 passes forward and 2 backward for
 transformer_softmax, 1 and 1 for global_softmax); and the peak extra memory, less the parameters' gradients, in units of
 tokens x width elements. All of one shape is measured in one run, in turns, so that a slow moment hits all of it; each
-measurement follows an unmeasured call of the same, as steps of training follow each other.
+measurement follows an unmeasured call of the same, as steps of training follow each other. On a GPU these are wall
+times, in which the host's launches count; device_ms is what the kernels of forward + backward take by themselves (from
+torch.profiler), states_ms what those take that read the states, and states_share_of_copy_speed the bytes of the states
+that these must read, per second, beside the copy speed. What does not fit into the device's memory has no row.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ from tools.bench.bench_rows import append, provenance  # noqa: E402
 CSV = Path(__file__).with_suffix(".csv")
 PASSES = {"global_softmax": (1, 2), "transformer_softmax": (2, 4), "last_layer": (0, 0)}
 """Passes over the states in forward, and in forward + backward."""
+READERS = {"attend", "attend_backward", "mix", "dots"}
+"""Triton kernels that read the states."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,6 +100,9 @@ def measure(
     }
     found: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in candidates}
     copies = []
+    for key in [key for key, module in candidates.items() if not fits(module, states, mask, upstream, device)]:
+        print(f"L={layers} N={tokens} D={width}: {' '.join(key)} does not fit into the device's memory")
+        del candidates[key], found[key]
     for turn in range(options.repeat):
         copies.append(copy_bytes_per_second(layers * tokens * width, dtype, device))
         for key, module in candidates.items():
@@ -106,12 +114,13 @@ def measure(
                 if call:  # the first compiles, or finds the memory as another candidate left it
                     found[key].append(times)
     memory = {key: extra_memory(module, states, mask, upstream, device) for key, module in candidates.items()}
+    kernels = {key: kernel_times(module, states, mask, upstream, device) for key, module in candidates.items()}
     interpreter = os.environ.get("TRITON_INTERPRET", "0")
     common = provenance(device, options.threads) | {"interpreter": interpreter} | {
         "layers": layers, "tokens": tokens, "width": width, "dtype": str(dtype).removeprefix("torch."),
         "copy_gb_per_s": round(statistics.median(copies) / 1e9, 2),
     }  # fmt: skip
-    return [common | row for row in make_rows(found, memory, layers * tokens * width * dtype.itemsize, copies)]
+    return [common | row for row in make_rows(found, memory, kernels, layers * tokens * width * dtype.itemsize, copies)]
 
 
 def paths(device: torch.device, options: argparse.Namespace) -> list[str]:
@@ -150,6 +159,36 @@ def time_module(
     return (middle - began) * 1e3, (time.perf_counter() - began) * 1e3
 
 
+def fits(
+    module: Any, states: list[torch.Tensor], mask: torch.Tensor, upstream: torch.Tensor, device: torch.device
+) -> bool:
+    """Whether a first call finds memory enough, where that is a GPU's."""
+    if device.type != "cuda":
+        return True
+    try:
+        time_module(module, states, mask, upstream, device)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+    return True
+
+
+def kernel_times(
+    module: Any, states: list[torch.Tensor], mask: torch.Tensor, upstream: torch.Tensor, device: torch.device
+) -> tuple[float, float] | None:
+    """Milliseconds of all kernels of forward + backward, and of our kernels that read states; None without a GPU."""
+    if device.type != "cuda":
+        return None
+    calls = 5
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(calls):
+            time_module(module, states, mask, upstream, device)
+    events = [event for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    ours = [event for event in events if event.key in READERS]
+    return tuple(sum(e.self_device_time_total for e in found) / 1e3 / calls for found in (events, ours))  # type: ignore[return-value]
+
+
 def extra_memory(
     module: Any, states: list[torch.Tensor], mask: torch.Tensor, upstream: torch.Tensor, device: torch.device
 ) -> float | str:
@@ -175,6 +214,7 @@ def extra_memory(
 def make_rows(
     found: dict[tuple[str, str], list[tuple[float, float]]],
     memory: dict[tuple[str, str], float | str],
+    kernels: dict[tuple[str, str], tuple[float, float] | None],
     state_bytes: int,
     copies: list[float],
 ) -> list[dict[str, Any]]:
@@ -186,13 +226,15 @@ def make_rows(
     )
     rows = []
     for (name, path), (forward, both) in middle.items():
-        slow, best = middle[name, "reference"], fastest[name, path]
+        slow, best = middle.get((name, "reference")), fastest[name, path]
+        of_kernels = kernels[name, path]
         reads = [passes * state_bytes / (ms / 1e3) for passes, ms in zip(PASSES[name], (forward, both), strict=True)]
         row: dict[str, Any] = {
             "fusion": name, "path": path, "forward_ms": round(forward, 3), "both_ms": round(both, 3),
             "fastest_both_ms": round(best[1], 3),
-            "forward_vs_reference": round(slow[0] / forward, 2), "both_vs_reference": round(slow[1] / both, 2),
-            "fastest_both_vs_reference": round(fastest[name, "reference"][1] / best[1], 2),
+            "forward_vs_reference": round(slow[0] / forward, 2) if slow else "",
+            "both_vs_reference": round(slow[1] / both, 2) if slow else "",
+            "fastest_both_vs_reference": round(fastest[name, "reference"][1] / best[1], 2) if slow else "",
         }  # fmt: skip
         for other in ("compiled reference", "compiled formula"):
             for prefix, of in (("", middle), ("fastest_", fastest)):
@@ -203,6 +245,12 @@ def make_rows(
         row["forward_share_of_copy_speed"] = round(reads[0] / copy, 3)
         row["both_share_of_copy_speed"] = round(reads[1] / copy, 3)
         row["peak_extra_nd"] = memory[name, path]
+        row["device_ms"] = round(of_kernels[0], 3) if of_kernels else ""
+        row["states_ms"] = round(of_kernels[1], 3) if of_kernels and of_kernels[1] else ""
+        row["states_share_of_copy_speed"] = (
+            round(PASSES[name][1] * state_bytes / (of_kernels[1] / 1e3) / copy, 3)
+            if of_kernels and of_kernels[1] else ""
+        )  # fmt: skip
         rows.append(row)
     return rows
 

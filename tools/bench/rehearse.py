@@ -91,7 +91,8 @@ def write_model(shape: Shape, folder: Path) -> None:
     with torch.device("meta"):
         model = made(config)
     sizes = {name: p.shape for name, p in model.named_parameters()}  # named once where tied
-    generator = torch.Generator().manual_seed(0)
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # a CPU draws 3 billion numbers in minutes
+    generator = torch.Generator(device).manual_seed(0)
     where: dict[str, str] = {}
     batch: dict[str, torch.Tensor] = {}
 
@@ -102,7 +103,7 @@ def write_model(shape: Shape, folder: Path) -> None:
         batch.clear()
 
     for name, size in sizes.items():
-        batch[name] = torch.randn(size, generator=generator, dtype=torch.float32).mul_(0.02).to(torch.bfloat16)
+        batch[name] = torch.randn(size, generator=generator, device=device).mul_(0.02).to("cpu", torch.bfloat16)
         if sum(2 * tensor.numel() for tensor in batch.values()) >= _SHARD:
             flush()
     if batch:
