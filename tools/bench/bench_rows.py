@@ -33,7 +33,7 @@ def provenance(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append to the CSV. Where it has other columns, it is written anew with all of them, empty where a row has none."""
+    """Append to the CSV. If its columns differ, it is rewritten with all of them, empty where a row has none."""
     columns, known = list(rows[0]), []
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:

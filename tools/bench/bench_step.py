@@ -5,31 +5,31 @@ examples:
   python tools/bench/bench_step.py                                   # testbed-sized models
   python tools/bench/bench_step.py --sizes mt5-large+1b --layers 2   # real widths, two layers of each model
   python tools/bench/bench_step.py --sizes mt5-small+1b,mt5-xl+1b --batch 2,8,32 --source 512 --target 64
-  python tools/bench/bench_step.py --sizes mt5-base6+106m --source 9-59 --target 2 --vocabulary 32000,128256 --against paper
+  python tools/bench/bench_step.py --sizes mt5-base6+106m --source 9-59 --target 2 --vocabulary 32000 --against paper
   python tools/bench/bench_step.py --compile                         # and with layers compiled by torch.compile
   python tools/bench/bench_step.py --quick                           # seconds; shows that everything runs
 
-Models have random weights: speed does not depend on their values. All variants take turns in one process, so that a slow
-moment hits all of them. Each batch appends a row for each variant to bench_step.csv beside this file:
+Models have random weights: speed does not depend on their values. All variants take turns in one process, so that a
+slow moment hits all of them. Each batch appends a row for each variant to bench_step.csv beside this file:
 
-  way               ours, compiled (ours with the layers of encoder and LLM compiled one by one, dynamic shapes), or paper
-                    (as the public code of arXiv 2508.09091 does it, tools/bench/paper_step.py)
-  step_ms           median milliseconds of a step
-  vs_last_layer     median over the turns of the ratio to the same way's last_layer in the same turn
-  speedup           median over the turns of the ratio of the paper's step (without --against paper: of ours, not
-                    compiled) with the same fusion to this one; speedup_medians: the ratio of the medians
-  source_tokens_per_s, and mfu = floating-point operations that the models need / (seconds x peak). The need per token is
-                    2 x parameters for the frozen encoder's forward, 4 x parameters for the LLM (forward, and the
-                    gradient through it to the soft prompt; the vocabulary projection at target tokens only) and 6 x
-                    parameters of the bridge; embeddings count nowhere. The peak is that of a large matrix product
-                    measured in the same run.
-  peak_gib          of the device on CUDA, else the process's resident memory, which never falls
-  first_s           seconds of the variant's first step with this batch: kernels and layers are compiled there
-  tokenize_ms       median milliseconds of the paper's tokenizing, part of its step. Ours has its ids from data workers.
-  graphs            graphs that torch.compile had made for both models after this batch's first step
-  recompiled        graphs that two batches of other lengths added
-  gradient_error    |g - g'| / |g| over all trained parameters, compiled against not compiled, without dropout
-  error             why there are no times: the device had too little memory
+  way              ours, paper (as the public code of arXiv 2508.09091 does it, tools/bench/paper_step.py), or compiled
+                   (ours, with the layers of encoder and LLM compiled one by one, for any shape)
+  step_ms          median milliseconds of a step
+  vs_last_layer    median over the turns of the ratio to the same way's last_layer in the same turn
+  speedup          median over the turns of the ratio of the paper's step with the same fusion to this one; where that
+                   was not measured, of ours; speedup_medians: the ratio of the medians
+  source_tokens_per_s, mfu: floating-point operations that the models need / (seconds x peak). The need per token is 2 x
+                   parameters for the frozen encoder's forward, 4 x parameters for the LLM (forward, and the gradient
+                   through it to the soft prompt; its vocabulary projection at target tokens only) and 6 x parameters
+                   of the bridge; embeddings count nowhere. The peak is that of a large matrix product measured in the
+                   same run.
+  tokenize_ms      median milliseconds of tokenizing, part of the paper's step. Ours has its ids from data workers.
+  first_s          seconds of the first step with this batch: kernels and layers are compiled there
+  peak_gib         of the device on CUDA, else the process's resident memory, which never falls
+  graphs           graphs that torch.compile had made for both models after the first step with this batch
+  recompiled       graphs that two batches of other lengths added
+  gradient_error   |g - g'| / |g| over all trained parameters, compiled against not compiled, without dropout
+  error            why there are no times: the device had too little memory
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--feedforward", type=int, default=0, help="fusion.feedforward; 0 = as the recipe has it")
     add("--repeat", type=int, default=15, help="measured steps of each variant (default: 15)")
     own = cpu_threads(len(os.sched_getaffinity(0)), 1, 1)
-    add("--threads", type=int, default=own, help=f"CPU threads (default: the trainer's own, {own} beside a data worker)")
+    add(
+        "--threads", type=int, default=own, help=f"CPU threads (default: the trainer's own, {own} beside a data worker)"
+    )
     add("--quick", action="store_true", help="tiny models, two steps")
     add("--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench/bench_step.csv)")
     options = parser.parse_args(argv)
@@ -118,9 +120,8 @@ def measure(
     dtype = models.DTYPES[options.dtype]
     encoder, llm = models.frozen_pair(sizes, device, dtype, options.layers, vocabulary)
     feedforward = options.feedforward or models.FEEDFORWARD.get(sizes, 2048)
-    variants = make_variants(
-        options.fusions.split(","), feedforward, encoder, llm, device, dtype, options.against is not None, options.compile
-    )
+    ways = ["ours", *(["paper"] if options.against else []), *(["compiled"] if options.compile else [])]
+    variants = make_variants(ways, options.fusions.split(","), feedforward, encoder, llm)
     sync(device)
     print(f"{sizes}: models made in {time.perf_counter() - began:.1f} s", flush=True)
     known = provenance(device, options.threads) | {

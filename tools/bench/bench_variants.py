@@ -5,11 +5,13 @@ A variant is one way with one fusion: its own bridge and optimizer on the same f
 
 from __future__ import annotations
 
+import gc
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,14 +32,20 @@ OTHER_SOURCES = ("5-21", "12-40")
 class Compiled:
     """The layers of encoder and LLM, each compiled by itself with dynamic shapes.
 
-    Only a layer's `forward` is replaced, and only while asked for: hooks on the layer (those by which transformers
-    keeps the hidden states, ZeRO-3's) stay outside of what is compiled, and all variants share the weights.
+    Only a layer's `forward` is replaced, and only while asked for: hooks on the layer (that by which transformers keeps
+    the hidden states, ZeRO-3's) stay outside of what is compiled, and all variants share the weights.
     """
 
-    def __init__(self, encoder: FrozenEncoder, llm: FrozenLLM) -> None:
+    def __init__(self, encoder: FrozenEncoder, llm: FrozenLLM, backend: str = "inductor") -> None:
+        """Args:
+        backend: of torch.compile.
+        """
         torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        # Else a dimension that happens to be as long as another in the first batch is taken to be always so.
+        torch.fx.experimental._config.use_duck_shape = False
         self.layers = [*encoder.model.encoder.block, *llm.model.model.layers]
-        self.forwards = [torch.compile(layer.forward, dynamic=True) for layer in self.layers]
+        self.forwards = [torch.compile(layer.forward, dynamic=True, backend=backend) for layer in self.layers]
 
     def use(self, wanted: bool) -> None:
         """Run them compiled, or as they are."""
@@ -45,6 +53,10 @@ class Compiled:
             vars(layer).pop("forward", None)
             if wanted:
                 layer.forward = forward
+                for inner in layer.children():
+                    # transformers' hooks for attention weights, which nobody asks for, would cut the layer in pieces.
+                    for module in inner.modules():
+                        module._forward_hooks.clear()
 
     @staticmethod
     def graphs() -> int:
@@ -99,19 +111,13 @@ class Variant:
 
 
 def make_variants(
-    fusions: list[str],
-    feedforward: int,
-    encoder: FrozenEncoder,
-    llm: FrozenLLM,
-    device: torch.device,
-    dtype: torch.dtype,
-    paper: bool,
-    compiled: bool,
+    ways: list[str], fusions: list[str], feedforward: int, encoder: FrozenEncoder, llm: FrozenLLM
 ) -> list[Variant]:
-    """Ours with each fusion, then those of the paper and the compiled ones, if wanted."""
-    layers = Compiled(encoder, llm) if compiled else None
+    """Each way with each fusion that it has, on the device of the pair, the paper's in its dtype too."""
+    device, dtype = llm.model.device, llm.model.dtype
+    layers = Compiled(encoder, llm) if "compiled" in ways else None
     found = []
-    for way in ("ours", *(["paper"] if paper else []), *(["compiled"] if compiled else [])):
+    for way in ways:
         for fusion in fusions:
             if way != "paper":
                 model: Any = make_model(fusion, feedforward, encoder, llm, device)
@@ -135,7 +141,7 @@ def take_turns(variants: list[Variant], texts: Texts, batch: Batch, repeat: int,
         for each in variants:
             if each.error:
                 continue
-            took = attempt(each, device, lambda each=each: each.step(texts, batch, device))
+            took = attempt(each, device, partial(each.step, texts, batch, device))
             if turn and took is not None:
                 each.seconds.append(took)
             elif took is not None:
@@ -146,7 +152,7 @@ def take_turns(variants: list[Variant], texts: Texts, batch: Batch, repeat: int,
         if each.way == "paper" and not each.error:
             each.more["tokenize_ms"] = round(tokenize_ms(each.model, texts, repeat), 3)
         if each.way == "compiled" and not each.error:
-            attempt(each, device, lambda each=each: compare(each, texts, batch, device))
+            attempt(each, device, partial(compare, each, texts, batch, device))
 
 
 def attempt(variant: Variant, device: torch.device, work: Callable[[], Any]) -> Any:
@@ -158,6 +164,7 @@ def attempt(variant: Variant, device: torch.device, work: Callable[[], Any]) -> 
     # Here, since the exception held what the step had computed.
     variant.optimizer.zero_grad()
     variant.seconds = []
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
