@@ -2,7 +2,8 @@
 # Everything that only a GPU can show, in one go (under ten minutes on an H100): tools/bench/bench_gpu.sh [FOLDER]
 #   1. the kernels against the float64 reference, on the device
 #   2. rows of tools/bench/bench_fusion.csv: mT5-small, large and XL at 1k, 4k and 16k tokens, and their share of the copy speed
-#   3. rows of tools/bench/bench_step.csv: whole steps of mT5-small, large and XL with a 1B Llama, 1k, 4k and 16k tokens
+#   3. rows of tools/bench/bench_step.csv: whole steps of mT5-small, large and XL with a 1B Llama, 1k, 4k and 16k tokens,
+#      beside the paper's own
 #   4. 20 steps of ZeRO-3 over NCCL on every GPU of this machine, memory beside the plan's
 #   5. the same run twice with run.deterministic: losses equal to the last digit
 # FOLDER (default: a temporary one) takes random models of 6 GB and the runs.
@@ -21,11 +22,7 @@ fi
 
 "$python" -m pytest -q -m gpu tests/fusion
 "$python" tools/bench/bench_fusion.py
-for sizes in mt5-small+1b mt5-large+1b mt5-xl+1b; do
-    for rows in 2 8 32; do
-        "$python" tools/bench/bench_step.py --sizes "$sizes" --batch "$rows" --source 512 --target 64 --repeat 5
-    done
-done
+"$python" tools/bench/bench_step.py --sizes mt5-small+1b,mt5-large+1b,mt5-xl+1b --batch 2,8,32 --source 512 --target 64 --repeat 5 --against paper
 "$python" tools/bench/rehearse.py --folder "$folder" --cuda --ranks "$gpus" --steps 20 --source 512 --target 64 --no-unsharded
 for turn in 1 2; do
     "$python" -m deepspeed.launcher.runner --num_gpus "$gpus" bridge_ds/train.py --ds_config zero3.json \
