@@ -35,6 +35,7 @@ slow moment hits all of them. Each batch appends a row for each variant to bench
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import statistics
 import sys
@@ -116,6 +117,7 @@ def measure(
     options: argparse.Namespace, device: torch.device, sizes: str, vocabulary: int, peak: float
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of each batch; all variants in turns on the same frozen pair."""
+    gc.collect()  # of the pair before this one, so that its memory does not count
     began = time.perf_counter()
     dtype = models.DTYPES[options.dtype]
     encoder, llm = models.frozen_pair(sizes, device, dtype, options.layers, vocabulary)
