@@ -34,8 +34,17 @@ from bridge_ds.data.loading.batch import Batch  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.inference.score import score_choices  # noqa: E402
+from tools.bench.bench_models import (  # noqa: E402
+    DTYPES,
+    FEEDFORWARD,
+    SIZES,
+    VOCABULARY,
+    frozen_pair,
+    make_batch,
+    make_model,
+    make_texts,
+)
 from tools.bench.bench_rows import append, provenance  # noqa: E402
-from tools.bench.bench_step import FEEDFORWARD, SIZES, VOCABULARY, frozen_pair, make_batch, make_model  # noqa: E402
 
 CSV = Path(__file__).with_suffix(".csv")
 
@@ -71,9 +80,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """All numbers of labels in turns on the same models and batch."""
-    encoder, llm = frozen_pair(options, device)
+    dtype = DTYPES["bfloat16" if device.type == "cuda" else "float32"]
+    encoder, llm = frozen_pair(options.sizes, device, dtype, options.layers)
     model = make_model("transformer_softmax", FEEDFORWARD.get(options.sizes, 2048), encoder, llm, device).eval()
-    batch = make_batch(options).to(device)
+    texts = make_texts(options.batch, str(options.source), options.target)
+    batch = make_batch(texts).to(device)
     counts = sorted({1, *map(int, options.labels.split(","))})
     labels = torch.randint(3, VOCABULARY, (counts[-1], options.target)).tolist()
     times: dict[int, list[float]] = {count: [] for count in counts}

@@ -2,7 +2,8 @@
 # Everything that only a GPU can show, in one go (some five minutes on an H100): tools/bench/bench_gpu.sh [FOLDER]
 #   1. the kernels against the float64 reference, on the device
 #   2. rows of tools/bench/bench_fusion.csv: mT5-small, large and XL at 1k, 4k and 16k tokens, and their share of the copy speed
-#   3. rows of tools/bench/bench_step.csv: whole steps of mT5-small, large and XL with a 1B Llama, 1k, 4k and 16k tokens
+#   3. rows of tools/bench/bench_step.csv: whole steps of mT5-small, large and XL with a 1B Llama, 1k, 4k and 16k tokens,
+#      beside the paper's own
 #   4. 20 steps of ZeRO-3 over NCCL on every GPU of this machine, memory beside the plan's
 #   5. a run whose micro-batches are watched for waits of the host
 #   6. the same run twice with run.deterministic: losses equal to the last digit; and once more, stopped and resumed

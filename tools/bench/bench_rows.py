@@ -33,10 +33,18 @@ def provenance(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append to the CSV, with a header where the file is new."""
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        if new:
+    """Append to the CSV. If its columns differ, it is rewritten with all of them, empty where a row has none."""
+    columns, known = list(rows[0]), []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            known, found = list(reader), list(reader.fieldnames or [])
+        columns = found + [name for name in columns if name not in found]
+        known = known if columns != found else []
+    if known or not path.is_file():
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
-        writer.writerows(rows)
+            writer.writerows(known)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, columns).writerows(rows)

@@ -1,0 +1,212 @@
+"""The ways to take a training step that bench_step.py compares, and their turns.
+
+A variant is one way with one fusion: its own bridge and optimizer on the same frozen pair.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from bridge_ds.data.loading.batch import Batch
+from bridge_ds.encoder.frozen import FrozenEncoder
+from bridge_ds.llm.frozen import FrozenLLM
+from tools.bench.bench_models import make_batch, make_model, make_texts, tokenizers, trained
+from tools.bench.paper_step import PAPER_FUSIONS, PaperStep
+
+__all__ = ["Variant", "make_variants", "sync", "take_turns"]
+
+Texts = tuple[list[str], list[str]]
+OTHER_SOURCES = ("5-21", "12-40")
+"""Lengths of the batches that show whether compiled layers are compiled again."""
+
+
+class Compiled:
+    """The layers of encoder and LLM, each compiled by itself with dynamic shapes.
+
+    Only a layer's `forward` is replaced, and only while asked for: hooks on the layer (that by which transformers keeps
+    the hidden states, ZeRO-3's) stay outside of what is compiled, and all variants share the weights.
+    """
+
+    def __init__(self, encoder: FrozenEncoder, llm: FrozenLLM, backend: str = "inductor") -> None:
+        """Args:
+        backend: of torch.compile.
+        """
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        # Else a dimension that happens to be as long as another in the first batch is taken to be always so.
+        torch.fx.experimental._config.use_duck_shape = False
+        self.layers = [*encoder.model.encoder.block, *llm.model.model.layers]
+        self.forwards = [torch.compile(layer.forward, dynamic=True, backend=backend) for layer in self.layers]
+
+    def use(self, wanted: bool) -> None:
+        """Run them compiled, or as they are."""
+        for layer, forward in zip(self.layers, self.forwards, strict=True):
+            vars(layer).pop("forward", None)
+            if wanted:
+                layer.forward = forward
+                for inner in layer.children():
+                    # transformers' hooks for attention weights, which nobody asks for, would cut the layer in pieces.
+                    for module in inner.modules():
+                        module._forward_hooks.clear()
+
+    @staticmethod
+    def graphs() -> int:
+        """Made so far."""
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+@dataclass
+class Variant:
+    """One way with one fusion, and what was measured of it with the last batch."""
+
+    way: str
+    """`ours`, `compiled` or `paper`."""
+    fusion: str
+    model: Any
+    optimizer: torch.optim.Optimizer
+    compiled: Compiled | None = None
+    """Layers to switch."""
+    seconds: list[float] = field(default_factory=list)
+    """Of each turn."""
+    first: float = 0.0
+    """Seconds of the first step."""
+    memory: float = 0.0
+    """Peak, GiB."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Other columns."""
+    error: str = ""
+
+    def loss(self, texts: Texts, batch: Batch, tokens: int) -> torch.Tensor:
+        """Mean negative log-likelihood over the target tokens. Ours gets ids, the paper's the texts."""
+        if self.way == "paper":
+            return self.model(*texts)
+        return self.model(batch.to(self.model.device)) / tokens
+
+    def step(self, texts: Texts, batch: Batch, device: torch.device) -> float:
+        """Seconds of one step, the device's work included."""
+        self.model.train()  # the paper's turns the dropout of the shared encoder on, ours off
+        if self.compiled:
+            self.compiled.use(self.way == "compiled")
+        tokens = batch.target_tokens
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        sync(device)
+        began = time.perf_counter()
+        self.optimizer.zero_grad()
+        self.loss(texts, batch, tokens).backward()
+        self.optimizer.step()
+        sync(device)
+        took = time.perf_counter() - began
+        self.memory = peak_gib(device)
+        return took
+
+
+def make_variants(
+    ways: list[str], fusions: list[str], feedforward: int, encoder: FrozenEncoder, llm: FrozenLLM
+) -> list[Variant]:
+    """Each way with each fusion that it has, on the device of the pair, the paper's in its dtype too."""
+    device, dtype = llm.model.device, llm.model.dtype
+    layers = Compiled(encoder, llm) if "compiled" in ways else None
+    found = []
+    for way in ways:
+        for fusion in fusions:
+            if way != "paper":
+                model: Any = make_model(fusion, feedforward, encoder, llm, device)
+                optimizer = torch.optim.AdamW(trained(model), fused=True)
+            elif fusion in PAPER_FUSIONS:
+                model = PaperStep(fusion, encoder.model, llm.model, tokenizers(), 10**6, feedforward)
+                model = model.to(device=device, dtype=dtype)
+                optimizer = torch.optim.AdamW(trained(model))
+            else:
+                continue
+            found.append(Variant(way, fusion, model, optimizer, layers))
+    return found
+
+
+def take_turns(variants: list[Variant], texts: Texts, batch: Batch, repeat: int, device: torch.device) -> None:
+    """One step to warm up, then `repeat` measured turns of all variants. One that needs too much memory is left out
+    from then on."""
+    for each in variants:
+        each.seconds, each.more, each.error = [], {}, ""
+    for turn in range(repeat + 1):
+        for each in variants:
+            if each.error:
+                continue
+            took = attempt(each, device, partial(each.step, texts, batch, device))
+            if turn and took is not None:
+                each.seconds.append(took)
+            elif took is not None:
+                each.first = took
+                if each.way == "compiled":
+                    each.more["graphs"] = Compiled.graphs()
+    for each in variants:
+        if each.way == "paper" and not each.error:
+            each.more["tokenize_ms"] = round(tokenize_ms(each.model, texts, repeat), 3)
+        if each.way == "compiled" and not each.error:
+            attempt(each, device, partial(compare, each, texts, batch, device))
+
+
+def attempt(variant: Variant, device: torch.device, work: Callable[[], Any]) -> Any:
+    """What `work` returns; None, and the variant's error, if the device has too little memory."""
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        variant.error = "out of memory"
+    # Here, since the exception held what the step had computed.
+    variant.optimizer.zero_grad()
+    variant.seconds = []
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def compare(variant: Variant, texts: Texts, batch: Batch, device: torch.device) -> None:
+    """Gradients with and without compiled layers, and graphs that other lengths add."""
+    assert variant.compiled
+    variant.model.eval()  # no dropout in the fusion; the frozen models have none
+    found = []
+    for wanted in (False, True):
+        variant.compiled.use(wanted)
+        variant.optimizer.zero_grad()
+        variant.loss(texts, batch, batch.target_tokens).backward()
+        found.append(torch.cat([p.grad.flatten().double() for p in trained(variant.model) if p.grad is not None]))
+    variant.more["gradient_error"] = f"{float((found[1] - found[0]).norm() / found[0].norm()):.1e}"
+    known = Compiled.graphs()
+    for seed, source in enumerate(OTHER_SOURCES):
+        other = make_texts(len(texts[0]) + 1 + seed, source, 3 + seed, seed)
+        variant.step(other, make_batch(other), device)
+    variant.more["recompiled"] = Compiled.graphs() - known
+
+
+def tokenize_ms(model: PaperStep, texts: Texts, repeat: int) -> float:
+    """Median milliseconds."""
+    took = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        model.source_features(texts[0])
+        model.target_features(texts[1])
+        took.append(time.perf_counter() - began)
+    return statistics.median(took) * 1e3
+
+
+def sync(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_gib(device: torch.device) -> float:
+    """Peak memory so far, GiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
