@@ -3,14 +3,14 @@
 #   1. the kernels against the float64 reference, on the device
 #   2. rows of tools/bench/bench_fusion.csv: mT5-small, large and XL at 1k, 4k and 16k tokens, and their share of the copy speed
 #   3. rows of tools/bench/bench_step.csv: whole steps of mT5-small, large and XL with a 1B Llama, 1k, 4k and 16k tokens,
-#      beside the paper's own
+#      beside the paper's own; ragged short rows beside the paper's; and ours with compiled layers
 #   4. 20 steps of ZeRO-3 over NCCL on every GPU of this machine, memory beside the plan's
 #   5. a run whose micro-batches are watched for waits of the host
 #   6. the same run twice with run.deterministic: losses equal to the last digit; and once more, stopped and resumed
 #   7. the README's first command, with evaluation
 # Each part goes on where another failed; what failed is said at the end. FOLDER (default: a temporary one) takes random
 # models of 6 GB, the runs and their logs. ROWS (default: tools/bench) is where the rows are appended. PARTS chooses among
-# kernels, fusion, step, waits, deterministic, memory and main (default: all); PORT is that of DeepSpeed's launcher.
+# kernels, fusion, step, ragged, compile, waits, deterministic, memory and main (default: all); PORT is that of DeepSpeed's launcher.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 python=${PYTHON:-python3}
@@ -31,7 +31,7 @@ failed=()
 part() { # NAME COMMAND...: its output goes to FOLDER/NAME.log, and the last lines of it are shown
     local name=$1 began=$SECONDS status=0
     shift
-    [[ " ${PARTS:-${name%%-*}} " == *" ${name%%-*} "* ]] || return 0
+    [[ " ${PARTS:-$name} " == *" $name "* ]] || return 0
     "$@" >"$folder/$name.log" 2>&1 || status=$?
     echo "== $name: status $status, $((SECONDS - began)) s"
     tail -n "${LINES_SHOWN:-12}" "$folder/$name.log"
@@ -90,10 +90,12 @@ EOF
 
 part kernels "$python" -m pytest -q -m gpu tests/fusion ${XDIST:+-n "$XDIST"}
 part fusion "$python" tools/bench/bench_fusion.py --output "$rows/bench_fusion.csv"
-for sizes in mt5-small+1b mt5-large+1b mt5-xl+1b; do
-    part "step-$sizes" "$python" tools/bench/bench_step.py --sizes "$sizes" --batch 2,8,32 --source 512 --target 64 --repeat 5 \
-        --output "$rows/bench_step.csv"
-done
+step=("$python" tools/bench/bench_step.py --output "$rows/bench_step.csv" --fusions last_layer,global_softmax,transformer_softmax)
+LINES_SHOWN=70 part step "${step[@]}" --sizes mt5-small+1b,mt5-large+1b,mt5-xl+1b --batch 2,8,32 --source 512 --target 64 \
+    --repeat 5 --against paper
+LINES_SHOWN=14 part ragged "${step[@]}" --sizes mt5-base6+106m --batch 16 --source 9-59 --target 2 --vocabulary 32000,128256 \
+    --repeat 9 --against paper
+part compile "${step[@]}" --sizes mt5-large+1b --batch 8 --source 512 --target 64 --repeat 5 --compile
 part waits waits
 part deterministic deterministic
 part memory "$python" tools/bench/rehearse.py --folder "$folder" --cuda --ranks "$gpus" --steps 20 --source 512 --target 64 \
