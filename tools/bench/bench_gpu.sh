@@ -90,7 +90,7 @@ EOF
 
 part kernels "$python" -m pytest -q -m gpu tests/fusion ${XDIST:+-n "$XDIST"}
 part fusion "$python" tools/bench/bench_fusion.py --output "$rows/bench_fusion.csv"
-step=("$python" tools/bench/bench_step.py --output "$rows/bench_step.csv" --fusions last_layer,global_softmax,transformer_softmax)
+step=("$python" tools/bench/bench_step.py --output "$rows/bench_step.csv" --fusions "last_layer,global_softmax,transformer_softmax")
 LINES_SHOWN=70 part step "${step[@]}" --sizes mt5-small+1b,mt5-large+1b,mt5-xl+1b --batch 2,8,32 --source 512 --target 64 \
     --repeat 5 --against paper
 LINES_SHOWN=14 part ragged "${step[@]}" --sizes mt5-base6+106m --batch 16 --source 9-59 --target 2 --vocabulary 32000,128256 \
