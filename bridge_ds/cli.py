@@ -120,6 +120,9 @@ def train_parser(prog: str = "train.py") -> Parser:
         action="store_true",
         help="resolve and check the config, print it, and stop (seconds: DeepSpeed reads its file)",
     )
+    parser.add_argument(
+        "--finetune", action="store_true", help="train the LLM alone on the same samples, as bridge-ds finetune does"
+    )
     # The deepspeed launcher adds it; the rank comes from the environment.
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     return parser

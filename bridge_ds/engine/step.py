@@ -208,7 +208,7 @@ def read_together(encoder: Encoder, config: Config) -> int:
     """Most micro-batches that a frozen encoder encodes together, by the config's numbers: the same on every rank."""
     data, train = config.data, config.train
     # Dropout would depend on what is encoded together.
-    if not train.encode_once or (config.encoder.dropout and not config.encoder.trainable):
+    if not train.encode_once or not encoder.blocks or (config.encoder.dropout and not config.encoder.trainable):
         return 1
     tokens = data.tokens_per_micro_batch or train.micro_batch * data.max_source_tokens
     size = DTYPES[config.model.dtype].itemsize

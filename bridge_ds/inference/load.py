@@ -24,7 +24,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.engine.distributed import on_main
 from bridge_ds.engine.setup import base_identities, quiet_transformers
-from bridge_ds.errors import CheckpointError
+from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.device_map import describe_devices
 from bridge_ds.inference.bases import Placing, load_bases
 from bridge_ds.world import World
@@ -68,6 +68,11 @@ def open_run(
                 f"{change.new!r}; the checkpoint's is used."
             )
     config = with_places(trained, now)
+    if not config.model.has_encoder:
+        raise ConfigError(
+            f"{run} trained the LLM alone (bridge-ds finetune); expected the run of a bridge; the LLM itself is in "
+            f"{run / 'llm'}: train a bridge to it with --set model.llm={run / 'llm'}."
+        )
     config = replace(config, model=found_beside(config.model, run))
     asked = overridden(config, overrides) if overrides else config
     for change in changes(config, asked):
