@@ -166,8 +166,8 @@ class BridgeModel(nn.Module):
 
 
 class LLMAlone(BridgeModel):
-    """The LLM without a bridge, which is trained on prompt and target as text (`model.encoder: none`). No batch of it has
-    an encoder token, so that nothing calls what is absent."""
+    """The LLM without a bridge, which is trained on prompt and target as text (`model.encoder: none`). No batch of it
+    has an encoder token, so that nothing calls what is absent."""
 
     bases = ("llm",)
 

@@ -11,4 +11,4 @@ __all__ = ["main"]
 
 def main(argv: list[str] | None = None) -> int:
     """As :mod:`bridge_ds.commands.train`, with `--finetune`."""
-    return train(["--finetune", *(sys.argv[1:] if argv is None else argv)])
+    return train(["--finetune", *(sys.argv[1:] if argv is None else argv)], "bridge-ds finetune")

@@ -11,9 +11,8 @@ __all__ = ["finetune_config"]
 
 _ALWAYS = ("model.encoder=none", "run.start_from=", "evaluation.languages=[en]")
 _LORA = ("lora.rank=16", "lora.alpha=32")
-_RATES = {True: "train.lr=2e-5", False: "train.lr=2e-4"}
-"""All of the LLM, LoRA: usual rates. That of a bridge's recipe was chosen for the bridge."""
-_SCALES = ("llm.lr_scale=1", "lora.lr_scale=1")
+_RATES = {True: ("train.lr=2e-5", "llm.lr_scale=1"), False: ("train.lr=2e-4", "lora.lr_scale=1")}
+"""All of the LLM is trained -> usual rates for that, or for LoRA. That of a bridge's recipe was chosen for the bridge."""
 
 
 def finetune_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Config:
@@ -36,5 +35,5 @@ def finetune_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> C
     asked = load_config(recipe, overrides)
     lora = () if asked.lora.rank or asked.llm.trainable else _LORA
     output = f"run.output={plain.run.output.rstrip('/')}_llm"
-    ours = (*_ALWAYS, output, *lora, _RATES[asked.llm.trainable], *_SCALES)
+    ours = (*_ALWAYS, output, *lora, *_RATES[asked.llm.trainable])
     return load_config(recipe, [*ours, *overrides])

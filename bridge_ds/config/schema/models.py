@@ -24,7 +24,7 @@ from bridge_ds.config.schema.fields import (
 from bridge_ds.fusion import BACKENDS, FUSIONS
 from bridge_ds.mapping import END_INITS, MAPPINGS
 
-__all__ = ["EncoderConfig", "FusionConfig", "LlmConfig", "LoraConfig", "MappingConfig", "ModelConfig", "NO_ENCODER"]
+__all__ = ["NO_ENCODER", "EncoderConfig", "FusionConfig", "LlmConfig", "LoraConfig", "MappingConfig", "ModelConfig"]
 
 
 if TYPE_CHECKING:

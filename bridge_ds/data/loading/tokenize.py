@@ -257,11 +257,9 @@ def tokenize_samples(
     else:
         texts = [(sample["source"], sample["target"]) for sample in samples]
         prompts = [sample.get("prompt") or sample["source"] for sample in samples]
-    read = [source for source, _ in texts]
+    languages = [_language(sample, data) for sample in samples]
     try:
-        sources = (
-            tokenizers.sources(read, [_language(each, data) for each in samples]) if tokenizers.has_encoder else []
-        )
+        sources = tokenizers.sources([source for source, _ in texts], languages) if tokenizers.has_encoder else []
     except DataError as error:
         if len(samples) == 1:
             return [BadSample("malformed", f"cannot be tokenized: {error}")]
