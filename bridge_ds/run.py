@@ -160,8 +160,7 @@ class Run:
             unvalidated=self.unvalidated,
         )
         self.done = max(self.done, self.config.train.steps)
-        # What follows may take long without progress.
-        self.watchdog.arm(False)
+        self.watchdog.arm(False)  # what follows may take long without progress
         set_timeout(INIT_TIMEOUT.total_seconds())
 
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:

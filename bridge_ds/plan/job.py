@@ -150,12 +150,9 @@ class Job:
     @property
     def may_encode_once(self) -> bool:
         """Whether `encode_once` changes anything."""
-        return (
-            self.encoder.layers > 0
-            and self.stage == 3
-            and min(self.accumulation, self._fitting) > 1
-            and not self.encoder_trained
-        )
+        if self.stage != 3 or self.encoder_trained or not self.encoder.layers:
+            return False
+        return min(self.accumulation, self._fitting) > 1
 
     @property
     def together(self) -> int:
