@@ -183,7 +183,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
                 tokens[side] += count
         around = sum(map(len, self._tokenizers.frame_ids)) if self._tokenizers.frame else 0
         read, written = (count / length for count, length in zip(tokens, characters, strict=True))
-        return TokenCost(read, written, around) if self._tokenizers.has_encoder else TokenCost(0, read, around)
+        return TokenCost(read, written, around) if self._tokenizers.has_encoder else TokenCost(0.0, read, around)
 
     def _show(self, sample: TokenizedSample, location: str) -> str:
         parts = [
