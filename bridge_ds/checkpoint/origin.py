@@ -92,11 +92,9 @@ def find_origin(config: Config, folder: Path) -> Origin:
 
 def _refuse_other_kind(trained: Config, config: Config, where: Path, key: str) -> None:
     if trained.model.has_encoder != config.model.has_encoder:
-        kinds = "a bridge (bridge-ds train)", "the LLM alone (bridge-ds finetune)"
-        found, wanted = kinds if trained.model.has_encoder else reversed(kinds)
-        raise CheckpointError(
-            f"{where} was written in a training of {found}; this is one of {wanted}; set another {key}."
-        )
+        kinds = ["a bridge (bridge-ds train)", "the LLM alone (bridge-ds finetune)"]
+        found, wanted = kinds if trained.model.has_encoder else kinds[::-1]
+        raise CheckpointError(f"{where} is of a training of {found}; this is one of {wanted}; set another {key}.")
 
 
 def config_in(checkpoint: Checkpoint) -> Config:

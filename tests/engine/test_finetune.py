@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from bridge_ds.bridge import LLMAlone
+from bridge_ds.checkpoint.origin import find_origin
 from bridge_ds.config.finetune import finetune_config
 from bridge_ds.config.load import load_config, load_run_config
 from bridge_ds.config.names import resolve
@@ -26,9 +27,8 @@ from bridge_ds.data.loading.steps import StepDataset
 from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.engine.setup import base_identities, build_model
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.hub.source import open_source
-from bridge_ds.inference.load import open_run
 from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.llm.positions import check_positions, positions_taken
 from bridge_ds.world import World
@@ -122,8 +122,8 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The testbed's LLM, with noise on its matrices: it has to learn its tasks again."""
     from transformers import AutoModelForCausalLM
 
-    folder, source = tmp_path_factory.mktemp("noisy") / "llm", Path(resolve("testbed/llm"))
-    shutil.copytree(source, folder)
+    folder = tmp_path_factory.mktemp("noisy") / "llm"
+    shutil.copytree(resolve("testbed/llm"), folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -133,32 +133,31 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings(run: Path, *more: str) -> list[str]:
-    values = [f"run.output={run}", "track.uri=none", "data.workers=0", "train.global_batch=16", *more]
-    return ["--finetune", *(part for value in values for part in ("--set", value))]
+def settings(*more: str) -> list[str]:
+    return [part for value in ("track.uri=none", "data.workers=0", *more) for part in ("--set", value)]
 
 
 @pytest.fixture(scope="module")
 def learned(llm: Path) -> Path:
-    """LoRA on two ranks under ZeRO-3, scored before and after."""
+    """LoRA on one rank, scored before and after."""
     run = llm.parent / "run"
-    more = ("train.steps=40", "train.lr=5e-3", "lora.dropout=0.1", "evaluation.tasks=[testbed_news]",
-            "evaluation.limit=40", "checkpoint.every=36", "checkpoint.keep_last=0")  # fmt: skip
-    said = launch.succeed(launch.train(settings(run, f"model.llm={llm}", *more), 2, run.parent / "logs")).text
+    more = settings(f"run.output={run}", f"model.llm={llm}", "train.steps=24", "train.global_batch=16", "train.lr=5e-3",
+                    "evaluation.tasks=[testbed_news]", "evaluation.limit=20")  # fmt: skip
+    words = ["--finetune", "--ds_config", "zero2.json", *more]
+    said = launch.succeed(launch.train(words, 1, run.parent / "logs")).text
     assert f"the LLM is in {run}/llm; train a bridge to it with --set model.llm={run}/llm" in said
     assert "LoRA on the LLM, float32" in said and "fusion" not in said and "encoder" not in said
-    shutil.copytree(run, run.with_name("killed"), ignore=shutil.ignore_patterns("heartbeat", "llm", "step-00000040"))
     return run
 
 
 @pytest.mark.slow
 def test_english_is_learned_and_the_folder_is_that_llm(learned: Path, llm: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     results = json.loads((learned / "evaluation.json").read_text())
     assert set(results) == {"llm", "finetuned", "chance"}
     before, after = (results[system]["testbed_news"]["en"]["acc"] for system in ("llm", "finetuned"))
-    assert before < 0.5 and after > 0.8
+    assert before < 0.5 and after > 0.7
     record = lines(learned)[0]
     assert record["source_tokens"] > record["target_tokens"] > 0 and record["layer_weights"] == []
 
@@ -167,65 +166,58 @@ def test_english_is_learned_and_the_folder_is_that_llm(learned: Path, llm: Path)
     for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (learned / "llm" / name).read_bytes() == (llm / name).read_bytes(), name
     card = (learned / "llm" / "README.md").read_text()
-    assert "LoRA of rank 16, merged" in card and "640 in 40 steps of 16" in card and "fusion" not in card
-    merged = AutoModelForCausalLM.from_pretrained(learned / "llm", dtype=torch.float32)
-    assert AutoTokenizer.from_pretrained(learned / "llm").get_vocab() == AutoTokenizer.from_pretrained(llm).get_vocab()
-    updates = load_file(learned / "checkpoints" / "step-00000040" / "lora.safetensors")
+    assert "LoRA of rank 16, merged" in card and "384 in 24 steps of 16" in card and "fusion" not in card
+    updates = load_file(learned / "checkpoints" / f"step-{24:08d}" / "lora.safetensors")
     first = "llm.model.model.layers.0.mlp.up_proj"
     update = 2 * updates[f"{first}.lora_B.default.weight"] @ updates[f"{first}.lora_A.default.weight"]
-    plain = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
-    found, was = (each.model.layers[0].mlp.up_proj.weight for each in (merged, plain))
+    found, was = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).model.layers[0].mlp.up_proj.weight
+        for folder in (learned / "llm", llm)
+    )
     assert torch.allclose(found, was + update, atol=1e-6) and not torch.allclose(found, was, atol=1e-3)
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_exactly_and_a_bridge_is_trained_to_it(learned: Path, tmp_path: Path) -> None:
-    run = learned.with_name("killed")
-    config = load_run_config(learned)
-    assert config.model.encoder == "none"
-    more = [f"model.llm={config.model.llm}", "train.steps=40", "train.lr=5e-3", "lora.dropout=0.1",
-            "evaluation.tasks=[]", "checkpoint.every=36", "checkpoint.keep_last=0"]  # fmt: skip
-    said = launch.succeed(launch.train(settings(run, *more), 2, tmp_path / "again")).text
-    assert "(step 36, " in said
-    assert [line["loss"] for line in lines(run)] == [line["loss"] for line in lines(learned)]
-    for name in ("checkpoints/step-00000040/lora.safetensors", "checkpoints/step-00000040/optimizer.safetensors",
-                 "llm/model.safetensors"):  # fmt: skip
-        assert (run / name).read_bytes() == (learned / name).read_bytes(), name
-
-    bridge = tmp_path / "bridge"
-    arguments = settings(bridge, f"model.llm={learned / 'llm'}", "train.steps=2", "evaluation.tasks=[]")[1:]
-    launch.succeed(launch.train(arguments, 1, tmp_path / "logs"))
-    assert len(lines(bridge)) == 2 and load_run_config(bridge).model.llm == str(learned / "llm")
-    # Neither goes on in the folder of the other, and no other command takes the LLM alone for a bridge.
-    for folder, words, what in (
-        (learned, arguments, "the LLM alone"),
-        (bridge, ["--finetune", *arguments], "a bridge"),
-    ):
-        words = [*words, "--set", f"run.output={folder}"]
-        outcome = launch.train(words, 1, tmp_path / "refused")
-        assert outcome.codes == [2] and f"is of a training of {what}" in outcome.text
+def test_a_bridge_is_trained_to_it_and_neither_is_taken_for_the_other(learned: Path, tmp_path: Path) -> None:
+    run = tmp_path / "bridge"
+    more = (f"model.llm={learned / 'llm'}", f"data.shards={learned / 'shards'}", "train.steps=2",
+            "train.global_batch=8", "evaluation.tasks=[]")  # fmt: skip
+    launch.succeed(launch.train(settings(f"run.output={run}", *more), 1, tmp_path / "logs"))
+    assert len(lines(run)) == 2 and load_run_config(run).model.llm == str(learned / "llm")
+    for folder, make, what in ((learned, load_config, "the LLM alone"), (run, finetune_config, "a bridge")):
+        with pytest.raises(CheckpointError, match=f"step-0.* is of a training of {what} .*; set another run.output"):
+            find_origin(make("testbed", [f"run.output={folder}"]), folder)
+        with pytest.raises(CheckpointError, match=f"step-0.* is of a training of {what} .*; set another run.start_f"):
+            find_origin(make("testbed", [f"run.start_from={folder}"]), tmp_path)
+    for name in (learned, learned / "checkpoints" / f"step-{24:08d}"):
+        with pytest.raises(ConfigError, match=r"trained the LLM alone.*--set model.llm=.*run/llm"):
+            open_source(str(name))
 
 
 @pytest.mark.slow
-def test_all_weights_under_stage_2_in_bfloat16(tmp_path: Path, small_run: list[str]) -> None:
+def test_all_weights_under_stage_3_killed_and_resumed_exactly(tmp_path: Path, small_run: list[str]) -> None:
     from transformers import AutoModelForCausalLM
 
-    run = tmp_path / "run"
-    more: dict[str, Any] = {"run.output": run, "llm.trainable": "true", "model.dtype": "bfloat16", "train.steps": STEPS,
-                            "model.activation_checkpointing": "true", "data.validation_percent": 10}  # fmt: skip
-    words = [part for key, value in more.items() for part in ("--set", f"{key}={value}")]
-    launch.succeed(launch.train(["--finetune", "--ds_config", "zero2.json", *small_run, *words], 1, tmp_path / "logs"))
+    run, again = tmp_path / "run", tmp_path / "again"
+    more: dict[str, Any] = {"llm.trainable": "true", "model.dtype": "bfloat16", "train.steps": STEPS, "data.workers": 0,
+                            "model.activation_checkpointing": "true", "data.validation_percent": 10,
+                            "checkpoint.every": 2, "checkpoint.keep_last": 0}  # fmt: skip
+    words = [*small_run, *(part for key, value in more.items() for part in ("--set", f"{key}={value}"))]
+    for folder in (run, again):
+        words = ["--finetune", *words, "--set", f"run.output={folder}"]
+        said = launch.succeed(launch.train(words, 2, tmp_path / f"{folder.name}-logs")).text
+        if folder == run:
+            left_out = shutil.ignore_patterns("heartbeat", "llm", f"step-{STEPS:08d}")
+            shutil.copytree(run, again, ignore=left_out)
+    assert "(step 2, " in said
+    assert [line["loss"] for line in lines(again)] == [line["loss"] for line in lines(run)]
     assert lines(run)[-1]["validation_loss"] < lines(run)[0]["loss"]
-    held = load_file(run / "checkpoints" / f"step-{STEPS:08d}" / "llm.safetensors")
-    assert load_file(run / "checkpoints" / f"step-{STEPS:08d}" / "bridge.safetensors") == {}
+    last = Path("checkpoints") / f"step-{STEPS:08d}"
+    for name in (last / "llm.safetensors", last / "optimizer.safetensors", "llm/model.safetensors"):
+        assert (again / name).read_bytes() == (run / name).read_bytes(), name
+    held = load_file(run / last / "llm.safetensors")
+    assert load_file(run / last / "bridge.safetensors") == {}
     model = AutoModelForCausalLM.from_pretrained(run / "llm")
     assert model.dtype == torch.bfloat16 and model.config.use_cache
     for name, weight in model.named_parameters():
         assert torch.equal(weight, held[f"llm.model.{name}"].bfloat16()), name
-
-
-def test_other_commands_want_a_bridge(learned: Path) -> None:
-    for ask in (lambda: open_run(learned), lambda: open_source(str(learned)),
-                lambda: open_source(str(learned / "checkpoints" / "step-00000040"))):  # fmt: skip
-        with pytest.raises(ConfigError, match=r"trained the LLM alone.*--set model.llm=.*run/llm"):
-            ask()
