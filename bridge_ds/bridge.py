@@ -1,4 +1,4 @@
-"""The complete model: encoder -> fusion -> mapping -> splice -> LLM -> loss.
+"""The complete model: encoder -> fusion -> mapping -> splice -> LLM -> loss. Or, in its place, the LLM alone.
 
 Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens, X spliced length, H LLM width, C labels.
 """
@@ -6,7 +6,7 @@ Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens, X splic
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from bridge_ds.llm.splice import Segment, Spliced, splice
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.mapping.projector import Projector
 
-__all__ = ["TRAINABLE", "BridgeModel", "Ids", "build_bridge"]
+__all__ = ["TRAINABLE", "BridgeModel", "Ids", "LLMAlone", "build_bridge"]
 
 Ids: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Token ids and mask, both [B, K]."""
@@ -36,6 +36,9 @@ TRAINABLE = ("fusion.", "mapping.")
 
 class BridgeModel(nn.Module):
     """Both base models, frozen unless the run trains one (or LoRA's updates), and the bridge between them."""
+
+    bases: tuple[str, ...] = ("encoder", "llm")
+    """Attributes that hold a base model."""
 
     def __init__(self, encoder: Encoder, fusion: nn.Module, mapping: Projector, llm: LLM, bos: int | None) -> None:
         """Args:
@@ -156,10 +159,32 @@ class BridgeModel(nn.Module):
         head = Segment(embeds[0], head_mask)
         prompt = Segment(embeds[1], batch.prompt_mask)
         target = Segment(embeds[2], batch.target_mask, batch.target_ids if batch.target_ids.shape[1] else None)
-        if batch.layout is None and not bool(batch.source_mask.any()):
+        if not batch.source_mask.shape[1] or (batch.layout is None and not bool(batch.source_mask.any())):
             return [head, prompt, target]
         soft = self.soft(batch, states)
         return [head, replace(soft, embeds_BKH=soft.embeds_BKH.to(head.embeds_BKH.dtype)), prompt, target]
+
+
+class LLMAlone(BridgeModel):
+    """The LLM without a bridge, which is trained on prompt and target as text (`model.encoder: none`). No batch of it
+    has an encoder token, so that nothing calls what is absent."""
+
+    bases = ("llm",)
+
+    def __init__(self, llm: LLM, bos: int | None) -> None:
+        absent: Any = _Absent()
+        super().__init__(absent, absent, absent, llm, bos)
+
+
+class _Absent(nn.Module):
+    """What is asked of an encoder, a fusion and a mapping where there is none."""
+
+    blocks, fixed_length = 0, 0
+    by_layer = None
+
+    def weights(self) -> torch.Tensor:
+        """Of no layer."""
+        return torch.zeros(0)
 
 
 def _source_rows(batch: Batch) -> Rows | None:

@@ -47,6 +47,27 @@ From a checkout, and with another launcher:
 The same command again continues a run that was stopped (run.resume, default auto).
 Every key that --set takes is described in docs/configuration.md."""
 
+_FINETUNE_HELP = """\
+Teach the LLM the task in English first, before a bridge is trained to it: train it alone on a run's English samples. It
+reads prompt and source as text, as "the LLM alone" does in an evaluation; the loss is that of the targets. RUN/llm is
+then a folder of transformers (LoRA's updates merged into the weights), which the bridge's run names.
+
+examples:
+  bridge-ds finetune --recipe my.yaml
+      LoRA of rank 16 with train.lr 2e-4, in the run folder of my.yaml with _llm at its end
+  bridge-ds train --recipe my.yaml --set model.llm=runs/my_llm/llm
+      the bridge, to that LLM
+  bridge-ds finetune --recipe my.yaml --set llm.trainable=true
+      all of its weights, with train.lr 2e-5
+  bridge-ds finetune --recipe xnli_llama1b_english
+      a recipe of its own (model.encoder: none), whose settings are taken as they are
+  bridge-ds finetune --num_gpus 2 --recipe my.yaml --ds_config zero3.json --set train.steps=500
+
+With another launcher:
+  deepspeed bridge_ds/train.py --finetune --recipe my.yaml
+
+The data, lengths, batches and steps are the recipe's; --set wins over all. The same command again continues."""
+
 
 _MESSAGE = 500
 """Most characters of a message about an option."""
@@ -113,12 +134,16 @@ def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
 
 def train_parser(prog: str = "train.py") -> Parser:
     """The parser of the trainer's options."""
-    parser = Parser(prog=prog, description=_TRAIN_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    text = _FINETUNE_HELP if prog.endswith("finetune") else _TRAIN_HELP
+    parser = Parser(prog=prog, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_options(parser)
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="resolve and check the config, print it, and stop (seconds: DeepSpeed reads its file)",
+    )
+    parser.add_argument(
+        "--finetune", action="store_true", help="train the LLM alone on the same samples, as bridge-ds finetune does"
     )
     # The deepspeed launcher adds it; the rank comes from the environment.
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bridge_ds.checkpoint.bases import restore
@@ -117,7 +118,7 @@ class Run:
         self.validation = make_validation(config, self.world, self.tokenizers, corpus)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         self._leave_if_asked()
-        for part in ("encoder", "llm"):
+        for part in model.bases:
             sizes = getattr(model, part).vocab_size, f"model.{part}"
             on_all(partial(check_vocabulary, getattr(self.tokenizers, part), *sizes), self.world)
         recorded = found.manifest["base"] if (found := checkpoint or start) else None
@@ -130,7 +131,7 @@ class Run:
         scales = None
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
-        elif self.config.mapping.match_embedding_rms and not start:
+        elif self.config.model.has_encoder and self.config.mapping.match_embedding_rms and not start:
             rows = on_all(lambda: loader.first_rows(CALIBRATION_ROWS), self.world)
             scales = calibrate(self.engine, rows.to(self.device))
         self._leave_if_asked()
@@ -158,6 +159,9 @@ class Run:
             validation=self.validation,
             unvalidated=self.unvalidated,
         )
+        self.done = max(self.done, self.config.train.steps)
+        self.watchdog.arm(False)  # what follows may take long without progress
+        set_timeout(INIT_TIMEOUT.total_seconds())
 
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:
         for batch in batches:
@@ -165,14 +169,17 @@ class Run:
                 _log.info("one sample as the models see it:\n  " + batch.example.replace("\n", "\n  "))
             yield batch
 
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the newest checkpoint, once the run is trained."""
+        return step_folder(self.folder / "checkpoints", self.done)
+
     def evaluate(self) -> None:
         """Score the recipe's tasks in all their languages, the LLM alone and the bridge."""
         if not self.config.evaluation.tasks:
             return
         from bridge_ds.evaluation.scoring import score_run
 
-        self.watchdog.arm(False)
-        set_timeout(INIT_TIMEOUT.total_seconds())
         self.engine.eval()
         results = score_run(
             self.engine.module,
@@ -182,7 +189,7 @@ class Run:
             self.device,
             partial(self._leave_if_asked, f"while scoring, after step {self.config.train.steps}"),
             run=self.folder,
-            checkpoint=step_folder(self.folder, max(self.done, self.config.train.steps)).name,
+            checkpoint=self.checkpoint.name,
             base=self.base,
         )
         if self.world.is_main:
@@ -226,7 +233,7 @@ class Run:
 
     def _choose_backend(self) -> str:
         """The fusion's backend, chosen before the slow parts of the start; empty if it has none."""
-        if "backend" not in FUSIONS[self.config.fusion.name].options:
+        if not self.config.model.has_encoder or "backend" not in FUSIONS[self.config.fusion.name].options:
             return ""
         try:
             backend = choose_backend(self.config.fusion.backend, self.device.type)

@@ -23,11 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     world = World.detect()
     from bridge_ds.config.ds_file import without_effect
     from bridge_ds.config.effect import idle
+    from bridge_ds.config.finetune import finetune_config
     from bridge_ds.config.load import load_config
     from bridge_ds.config.names import with_full_paths
     from bridge_ds.config.zero import accumulation, read_ds_config, resolve_hpz, resolve_micro_batch
 
-    given = load_config(options.recipe, options.overrides)
+    given = (finetune_config if options.finetune else load_config)(options.recipe, options.overrides)
     config = resolve_micro_batch(replace(given, model=with_full_paths(given.model)), world.size)
     ds_values = resolve_hpz(read_ds_config(config.run.ds_config), world.size, world.local_size)
     accumulation(config, world.size)
@@ -55,6 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run.prepare()
         run.fit()
+        if not config.model.has_encoder:
+            from bridge_ds.hub.llm import save_llm
+
+            save_llm(run.config, run.checkpoint, run.folder / "llm", world)
         run.evaluate()
     except Preempted:
         run.close("killed", together=True)

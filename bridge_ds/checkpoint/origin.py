@@ -74,6 +74,7 @@ def find_origin(config: Config, folder: Path) -> Origin:
     found = find(config.run.resume, folder / "checkpoints")
     if found:
         trained = config_in(found)
+        _refuse_other_kind(trained, config, found.folder, "run.output")
         config = followed(config, found.manifest["config"])
         differing = changes(trained, config)
         refuse_changed(differing, config.run.allow_changes, found.folder, config.train.steps - found.step)
@@ -84,8 +85,16 @@ def find_origin(config: Config, folder: Path) -> Origin:
     if start is None:
         return Origin(None, None, config, ())
     trained = config_in(start)
+    _refuse_other_kind(trained, config, start.folder, "run.start_from")
     config = followed(config, start.manifest["config"])
     return Origin(None, start, config, tuple(refuse_other_bridge(trained, config, start.folder)))
+
+
+def _refuse_other_kind(trained: Config, config: Config, where: Path, key: str) -> None:
+    if trained.model.has_encoder != config.model.has_encoder:
+        kinds = ["a bridge (bridge-ds train)", "the LLM alone (bridge-ds finetune)"]
+        found, wanted = kinds if trained.model.has_encoder else kinds[::-1]
+        raise CheckpointError(f"{where} is of a training of {found}; this is one of {wanted}; set another {key}.")
 
 
 def config_in(checkpoint: Checkpoint) -> Config:

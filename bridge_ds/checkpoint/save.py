@@ -65,7 +65,7 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
     state = state | {"optimizer_step": snapshot.optimizer_step}
     with atomic_folder(final, replace=True, fsync=True) as temporary:
         file_of = layout.files_of(snapshot.trained)
-        for file in dict.fromkeys(file_of.values()):
+        for file in dict.fromkeys([layout.BRIDGE, *file_of.values()]):  # the bridge's holds nothing where there is none
             tensors = {name: each for name, each in snapshot.trained.items() if file_of[name] == file}
             save_file(tensors, temporary / file)
         save_file(snapshot.moments, temporary / layout.OPTIMIZER)

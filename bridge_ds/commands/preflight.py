@@ -136,6 +136,8 @@ def encoder_loads(subject: Subject) -> str:
     """The encoder's files are whole and fit its config; its forward pass runs, without numbers."""
     from bridge_ds.encoder.frozen import encoder_base
 
+    if not subject.config.model.has_encoder:
+        return "none: the LLM alone is trained"
     return _loads(subject, "encoder", encoder_base)
 
 
@@ -177,8 +179,8 @@ def tokenizers_match(subject: Subject) -> str:
         if rows := getattr(subject.bases.get(what), "vocab_size", None):
             check_vocabulary(tokenizer, rows, f"model.{what}")
     done = f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
-    if len(subject.bases) == 2 and (subject.step or 0) < subject.config.train.steps:
-        both = subject.bases["encoder"], subject.bases["llm"]
+    if len(subject.bases) == 1 + tokenizers.has_encoder and (subject.step or 0) < subject.config.train.steps:
+        both = subject.bases.get("encoder"), subject.bases["llm"]
         done += "".join(map(_remark, check_positions(subject.config, *both, tokenizers, subject.step is not None)))
     return done
 

@@ -13,11 +13,11 @@ __all__ = ["main", "split"]
 _TRAINER = Path(__file__).parents[1] / "train.py"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "bridge-ds train") -> int:
     """Start the processes; does not return where it hands over to DeepSpeed's launcher."""
     words = sys.argv[1:] if argv is None else argv
-    own, launcher = split(words)
-    options = train_parser("bridge-ds train").parse_args(own)
+    own, launcher = split(words, prog)
+    options = train_parser(prog).parse_args(own)
     # torchrun, deepspeed or srun has started this process as one of several.
     launched = "RANK" in os.environ or {"SLURM_STEP_ID", "SLURM_PROCID"} <= os.environ.keys()
     if launched or (options.dry_run and not launcher):
@@ -30,10 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     os.execv(sys.executable, [sys.executable, "-P", "-m", "deepspeed.launcher.runner", *launcher, str(_TRAINER), *own])
 
 
-def split(words: list[str]) -> tuple[list[str], list[str]]:
+def split(words: list[str], prog: str = "bridge-ds train") -> tuple[list[str], list[str]]:
     """Options of the trainer, and those of DeepSpeed's launcher (`--num_gpus N`, and what follows `--`)."""
     own, launcher = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    processes = Parser(add_help=False, allow_abbrev=False, prog="bridge-ds train")
+    processes = Parser(add_help=False, allow_abbrev=False, prog=prog)
     processes.add_argument("--num_gpus", "--num_accelerators", type=positive(int, most=10_000))
     found, own = processes.parse_known_args(own)
     if found.num_gpus is not None:

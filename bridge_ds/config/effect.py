@@ -117,6 +117,10 @@ RULES: tuple[NoEffect, ...] = (
         _keys("fusion", "include_embeddings", "lr_scale"),
         lambda c: "" if FUSIONS[c.fusion.name].mixes_layers else f"fusion.name is {c.fusion.name}",
     ),
+    NoEffect(
+        ("encoder.trainable", "data.augment_prompt", "data.source_language"),
+        _when(lambda c: not c.model.has_encoder, "model.encoder is none"),
+    ),
     NoEffect(("model.encoder_revision",), _folder("encoder")),
     NoEffect(("model.llm_revision",), _folder("llm")),
     NoEffect(("data.shards",), _when(lambda c: bool(c.data.mixture), "data.mixture names the data sets")),

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bridge_ds.bridge import BridgeModel, build_bridge
+from bridge_ds.bridge import BridgeModel, LLMAlone, build_bridge
 from bridge_ds.compat.deepspeed import import_deepspeed, reuse_hpz_group
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
@@ -44,6 +44,7 @@ __all__ = [
 END_IDS = "llm_end_ids"
 """Beside the hashes of the base models: the ids that end an answer, for they come from the LLM's generation_config.json
 too, of which nothing else is used."""
+_WHAT = {"encoder": "encoder", "llm": "LLM"}
 
 
 def build_model(
@@ -65,22 +66,27 @@ def build_model(
     quiet_transformers(world)
     if ds_values is not None and stage(ds_values) == 3:
         _prepare_hpz(hpz_size(ds_values), world)
-    keep_alive = _sharding(config, ds_values, "float32" if config.encoder.trainable else config.model.dtype)
-    encoder = load_encoder(config.model, config.encoder)
+    encoder = None
+    if config.model.has_encoder:
+        keep_alive = _sharding(config, ds_values, "float32" if config.encoder.trainable else config.model.dtype)
+        encoder = load_encoder(config.model, config.encoder)
     keep_alive = _sharding(config, ds_values, "float32" if config.llm.trainable else config.model.dtype)
     llm = load_llm(config.model, config.llm)
-    model = build_bridge(config, encoder, llm, bos)
+    model = build_bridge(config, encoder, llm, bos) if encoder else LLMAlone(llm, bos)
     model.keep_alive = keep_alive  # type: ignore[assignment]
-    if ds_values is not None:
-        for what, part, name, revision in (
-            ("encoder", encoder.model, config.model.encoder, config.model.encoder_revision),
-            ("LLM", llm.model, config.model.llm, config.model.llm_revision),
-        ):
-            files = weight_files(resolve(name), revision) if world.is_main else []
-            files = agree(files, world)  # type: ignore[assignment]
-            on_all(partial(verify_weights, what, part, files, world.is_main), world)
+    for key, part, name, revision in _bases(config, model) if ds_values is not None else ():
+        files = weight_files(name, revision) if world.is_main else []
+        files = agree(files, world)  # type: ignore[assignment]
+        on_all(partial(verify_weights, _WHAT[key], part, files, world.is_main), world)
     add_lora(llm, config.lora, config.run.seed)
     return model
+
+
+def _bases(config: Config, model: BridgeModel) -> Iterator[tuple[str, Any, str, str | None]]:
+    """Each base model: its attribute, the transformers model, where it is, and its revision."""
+    of = config.model
+    for key in model.bases:
+        yield key, getattr(model, key).model, resolve(getattr(of, key)), getattr(of, f"{key}_revision")
 
 
 def _prepare_hpz(size: int, world: World) -> None:
@@ -222,17 +228,14 @@ def base_identities(
             same, is given as it was recorded.
         hub: see :func:`bridge_ds.frozen.verify.weight_files`.
     """
-    of, like = config.model, like or {}
+    like = like or {}
     found = {}
-    for key, part, name, revision, tokenizer in (
-        ("encoder", model.encoder.model, resolve(of.encoder), of.encoder_revision, tokenizers.encoder),
-        ("llm", model.llm.model, resolve(of.llm), of.llm_revision, tokenizers.llm),
-    ):
+    for key, part, name, revision in _bases(config, model):
         config_json, before = published_config(name, revision, hub), like.get(key, "")
-        first = as_first_recorded(part.config, of.dtype) if before else ""
+        first = as_first_recorded(part.config, config.model.dtype) if before else ""
         found[key] = model_identity(config_json, name, revision, hub, like=before, first=first)
         both = f"{key}_tokenizer"
-        found[both] = tokenizer_identity(tokenizer, name, revision, hub, like.get(both, ""))
+        found[both] = tokenizer_identity(getattr(tokenizers, key), name, revision, hub, like.get(both, ""))
     if not like or END_IDS in like:  # older checkpoints did not record them
         ends = model.llm.end_ids(tokenizers.eos_id)
         found[END_IDS] = ",".join(map(str, sorted(ends)))
@@ -283,7 +286,7 @@ def trainable_table(model: BridgeModel) -> str:
     frozen. Call before initialize."""
     lines = [f"{'trained parameter':<46} {'shape':<16} {'dtype':<9} {'count':>12}"]
     rest = {"encoder": "encoder, trained", "llm": "LoRA on the LLM" if model.llm.original else "LLM, trained"}
-    counts = {part: [0, 0] for part in rest}
+    counts = {part: [0, 0] for part in model.bases}
     total = 0
     for name, parameter in model.named_parameters():
         shape, part = whole_shape(parameter), name.partition(".")[0]

@@ -48,6 +48,11 @@ class StepTotals:
     """Ranks that were asked to save and stop."""
 
     @property
+    def read_tokens(self) -> int:
+        """Encoder tokens; where the LLM alone is trained, which has none, the LLM's tokens of the same texts."""
+        return self.source_tokens or self.prompt_tokens
+
+    @property
     def padding_share(self) -> float:
         """Share of positions that hold padding, 0 to 1."""
         return 1 - (self.target_tokens + self.source_tokens + self.prompt_tokens) / max(1, self.positions)
@@ -164,12 +169,12 @@ def train_step(
         "lr": lr,
         "grad_norm": float(sums[0]),
         "target_tokens": totals.target_tokens,
-        "source_tokens": totals.source_tokens,
+        "source_tokens": totals.read_tokens,
         "ids_hash": batches.ids_hash,
         "consumed": batches.consumed,
         "seconds": seconds,
         "target_tokens_per_s": totals.target_tokens / seconds,
-        "source_tokens_per_s": totals.source_tokens / seconds,
+        "source_tokens_per_s": totals.read_tokens / seconds,
         "padding_share": totals.padding_share,
         "data_wait_share": float(by_rank[:, 1].max()) / max(seconds, 1e-9),
         "peak_memory_gib": float(by_rank[:, 0].max()),
@@ -208,7 +213,7 @@ def read_together(encoder: Encoder, config: Config) -> int:
     """Most micro-batches that a frozen encoder encodes together, by the config's numbers: the same on every rank."""
     data, train = config.data, config.train
     # Dropout would depend on what is encoded together.
-    if not train.encode_once or (config.encoder.dropout and not config.encoder.trainable):
+    if not train.encode_once or not encoder.blocks or (config.encoder.dropout and not config.encoder.trainable):
         return 1
     tokens = data.tokens_per_micro_batch or train.micro_batch * data.max_source_tokens
     size = DTYPES[config.model.dtype].itemsize

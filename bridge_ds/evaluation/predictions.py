@@ -116,8 +116,8 @@ class Scored:
     """A system and what it was scored on."""
 
     __pydantic_config__ = CLOSED
-    system: Literal["bridge", "llm"]
-    """`bridge`, or `llm` for the LLM alone."""
+    system: Literal["bridge", "llm", "finetuned"]
+    """`bridge`, `llm` for the LLM alone, or `finetuned` for the LLM that a run without a bridge has trained."""
     name: Annotated[str, MaxLen(200)]
     """For reports: the fusion's name, or `LLM alone`."""
     seed: Count

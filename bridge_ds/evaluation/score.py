@@ -55,7 +55,8 @@ def compare(
         stores: of the bridge and of the LLM alone, where the main rank keeps the predictions; None = nowhere.
 
     Returns:
-        evaluation.json's content: `{"bridge": SystemScores, "llm": SystemScores, "chance": {task: share}}`.
+        evaluation.json's content: `{"bridge": SystemScores, "llm": SystemScores, "chance": {task: share}}`, with the
+        systems that `stores` are of.
 
     Raises:
         ConfigError: a language that no task has, or a task without any of the languages.
@@ -69,8 +70,8 @@ def compare(
     )
     jobs = load_jobs(tasks, languages, limit, world)
     results: dict[str, Any] = {
-        key: _score(system, jobs, batch, world, before_batch, store)
-        for key, system, store in zip(("bridge", "llm"), (bridge, llm), stores, strict=True)
+        store.scored.system: _score(system, jobs, batch, world, before_batch, store)
+        for system, store in zip((bridge, llm), stores, strict=True)
         if system is not None
     }
     for store in stores:

@@ -43,15 +43,17 @@ class Scorer:
         any_of: Callable[[bool], bool] = bool,
     ) -> None:
         """Args:
-        bridge: True = soft prompt, and the text prompt where the run has one; False = the LLM reads the source itself.
+        bridge: True = as the run was trained: soft prompt, and the text prompt where the run has one; False = the LLM
+            alone reads the source itself.
         calibrate: score every choice after a null source too.
         max_new_tokens: most tokens of a written answer.
         any_of: whether a flag is set on some rank (a collective), see :class:`bridge_ds.inference.generator.Generator`.
         """
-        self.model, self.tokenizers, self.device, self.bridge = model, tokenizers, device, bridge
+        self.model, self.tokenizers, self.device = model, tokenizers, device
+        self.bridge = bridge and tokenizers.has_encoder
         self.calibrate, self.max_new_tokens, self.any_of = calibrate, max_new_tokens, any_of
         positions, soft = model.llm.positions, model.mapping.fixed_length
-        self.prompts = PromptBuilder.of(data, tokenizers, positions, soft, bridge=bridge)
+        self.prompts = PromptBuilder.of(data, tokenizers, positions, soft, bridge=self.bridge)
         self.generator = Generator(model, tokenizers, bridge=bridge, any_of=any_of)
         self._null: dict[tuple[str, tuple[str, ...]], tuple[float, ...]] = {}
 

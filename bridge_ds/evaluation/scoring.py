@@ -118,10 +118,13 @@ def _stores(
         trained["llm"] = values["llm"]
     folder = None if run is None else run / "evaluation"
     seed = config.run.seed
+    ours = Scored("bridge", config.fusion.name, seed, checkpoint)
+    if not config.model.has_encoder:
+        ours = Scored("finetuned", "finetuned LLM", seed, checkpoint)
     return (
         PredictionStore(
-            Scored("bridge", config.fusion.name, seed, checkpoint),
-            folder and folder / "bridge",
+            ours,
+            folder and folder / ours.system,
             shared | {"bridge": trained, "seed": seed},
         ),
         PredictionStore(

@@ -17,7 +17,18 @@ from bridge_ds.frozen.verify import model_file
 from bridge_ds.hub.config import BridgeConfig
 from bridge_ds.metrics import METRICS
 
-__all__ = ["ELSEWHERE", "HERE", "INSIDE", "MERGED", "UPDATES", "CardFacts", "exported", "licence", "model_card"]
+__all__ = [
+    "ELSEWHERE",
+    "HERE",
+    "INSIDE",
+    "MERGED",
+    "UPDATES",
+    "CardFacts",
+    "exported",
+    "licence",
+    "llm_card",
+    "model_card",
+]
 
 HERE = "HERE"
 """Placeholder in the card for the repository's name."""
@@ -80,6 +91,18 @@ These are scores of {{ scored or "a checkpoint that is not recorded" }}; the wei
 {{ table([head] + rows) }}
 {% endfor %}{% else %}The run was not scored.
 {% endif %}"""
+_LLM_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ llm }}, finetuned
+
+Trained on a task in English ({{ how }}) by [bridge_ds](https://arxiv.org/abs/2508.09091), before a bridge from a \
+multilingual encoder is trained to it. The licence of {{ llm }} holds: {{ licence }}.
+
+{{ table }}
+"""
 
 
 @dataclass(frozen=True)
@@ -148,6 +171,24 @@ def model_card(shared: BridgeConfig, facts: CardFacts) -> str:
         scored=facts.scored,
         checkpoint=facts.checkpoint,
         table=_table,
+    )
+    return str(card).rstrip("\n") + "\n"
+
+
+def llm_card(config: Config, step: int, state: Mapping[str, Any]) -> str:
+    """README.md of an LLM that was trained by itself; arguments as of :class:`CardFacts`."""
+    name, licence_ = config.model.llm, licence(config.model.llm, config.model.llm_revision)
+    how = f"LoRA of rank {config.lora.rank}, merged into the weights" if config.lora.rank else "all of its weights"
+    rows = [(key, value) for key, value in _training(CardFacts(config.run.output, config, step, state))
+            if not key.startswith(("fusion", "mapping", "the LLM reads"))]  # fmt: skip
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["bridge_ds"],
+        base_model=None if Path(name).is_dir() or resolve(name) != name else name,
+    )
+    card = ModelCard.from_template(
+        data, template_str=_LLM_TEMPLATE, llm=_shown(name), licence=licence_, how=how, table=_table([("", ""), *rows])
     )
     return str(card).rstrip("\n") + "\n"
 

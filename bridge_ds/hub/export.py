@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.names import resolve
-from bridge_ds.data.text.spiece import find_spiece
 from bridge_ds.disk import atomic_folder, missing_or_empty
 from bridge_ds.errors import BridgeError, CheckpointError, ConfigError
 from bridge_ds.frozen.digest import KEPT
-from bridge_ds.frozen.identity import model_identity, published_config, tokenizer_files
-from bridge_ds.frozen.verify import model_file, weight_files
+from bridge_ds.frozen.identity import model_identity, published_config
+from bridge_ds.frozen.verify import weight_files
 from bridge_ds.hub.card import exported
 from bridge_ds.hub.config import to_run
 from bridge_ds.hub.folder import SharedBridge, write_folder
+from bridge_ds.hub.llm import LICENCES, copy_beside
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.llm.frozen import load_llm
@@ -26,7 +26,7 @@ __all__ = ["PARTS", "export"]
 
 PARTS = ("encoder", "llm")
 """Folders of the base models in an exported folder; its config.json names them so."""
-_DOCUMENTS = ("README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "USE_POLICY.md")
+_DOCUMENTS = ("README.md", *LICENCES)
 _CONFIGS = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 
@@ -99,16 +99,8 @@ def _write_base(model: BridgeForCausalLM, part: str, folder: Path, merged: bool)
         if part == "llm" and model.bridge.llm.trained:
             loaded = load_llm(to_run(model.config).model).model  # without peft's modules
         loaded.save_pretrained(folder)
-    for file in (*_CONFIGS, *_DOCUMENTS) if weights else _DOCUMENTS:
-        found = model_file(name, file, revision)
-        if found is not None:
-            shutil.copyfile(found, folder / file)
-    for file, path in tokenizer_files(getattr(model.tokenizers, part), name, revision).items():
-        (folder / file).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / file)
-    spiece = find_spiece(published, revision)
-    if spiece and not (folder / spiece.name).exists():
-        shutil.copyfile(spiece, folder / spiece.name)
+    files = (*_CONFIGS, *_DOCUMENTS) if weights else _DOCUMENTS
+    copy_beside(getattr(model.tokenizers, part), published, revision, folder, files)
     if merged:
         return "saved with the updates merged into it"
     return "copied byte for byte" if weights else "saved as safetensors, since it is published in another format"

@@ -24,7 +24,7 @@ from bridge_ds.hub.card import CardFacts, model_card
 from bridge_ds.hub.config import CONFIG, BridgeConfig, from_run
 from bridge_ds.hub.folder import CARD, GENERATION, find_file, read_config, tensor_files
 from bridge_ds.hub.generation import read_generation
-from bridge_ds.inference.load import open_run
+from bridge_ds.inference.load import open_run, refuse_llm_alone
 from bridge_ds.metrics import read_results
 from bridge_ds.reading import NotText, decoded
 from bridge_ds.track.metrics_file import iter_metrics
@@ -116,6 +116,7 @@ def _found(name: str, revision: str | None, hub: Mapping[str, Any], config: Brid
     if (folder / layout.MANIFEST).is_file():
         checkpoint, run = Checkpoint.read(folder), folder.absolute().parents[1]
         trained = config_in(checkpoint)
+        refuse_llm_alone(trained, run)
         trained = replace(trained, model=found_beside(trained.model, run))
         return _of_checkpoint(name, run, checkpoint, trained, config)
     _refuse_misspelt(folder)

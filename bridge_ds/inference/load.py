@@ -24,12 +24,12 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
 from bridge_ds.engine.distributed import on_main
 from bridge_ds.engine.setup import base_identities, quiet_transformers
-from bridge_ds.errors import CheckpointError
+from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.device_map import describe_devices
 from bridge_ds.inference.bases import Placing, load_bases
 from bridge_ds.world import World
 
-__all__ = ["LoadedBridge", "load_model", "load_trained", "open_run"]
+__all__ = ["LoadedBridge", "load_model", "load_trained", "open_run", "refuse_llm_alone"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,12 +68,23 @@ def open_run(
                 f"{change.new!r}; the checkpoint's is used."
             )
     config = with_places(trained, now)
+    refuse_llm_alone(config, run)
     config = replace(config, model=found_beside(config.model, run))
     asked = overridden(config, overrides) if overrides else config
     for change in changes(config, asked):
         if change.in_function:
             note(f"{change.key} is {change.new!r} as asked; {checkpoint.folder.name} was written with {change.old!r}.")
     return asked, checkpoint
+
+
+def refuse_llm_alone(config: Config, run: Path) -> None:
+    """Raises ConfigError if a run has no bridge (`bridge-ds finetune`)."""
+    if not config.model.has_encoder:
+        llm = run / "llm"
+        raise ConfigError(
+            f"{run} trained the LLM alone (bridge-ds finetune); expected the run of a bridge; the LLM itself is in "
+            f"{llm}: train a bridge to it with --set model.llm={llm}."
+        )
 
 
 def _checkpoint_of(run: Path, which: str, finite: bool, note: Callable[[str], None]) -> Checkpoint:

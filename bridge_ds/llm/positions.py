@@ -26,7 +26,7 @@ def check_positions(
 
     Args:
         config: the run.
-        encoder_config: transformers config of the encoder.
+        encoder_config: transformers config of the encoder; None = there is none.
         llm_config: of the LLM.
         tokenizers: both, with the run's chat template.
         resumes: the run goes on from a checkpoint, which records the lengths.
@@ -38,7 +38,7 @@ def check_positions(
         ConfigError: a sample that is as long as allowed would have no place in a model's table.
     """
     data, fixed = config.data, config.mapping.fixed_length
-    most = encoder_table(config, encoder_config)
+    most = encoder_table(config, encoder_config) if encoder_config else 0
     if most and data.max_source_tokens > most:
         raise ConfigError(
             f"data.max_source_tokens is {data.max_source_tokens}, and the encoder {config.model.encoder!r} has a table "
@@ -55,8 +55,8 @@ def check_positions(
         ]
     if taken <= table:
         return []
-    soft = 0 if fixed else data.max_source_tokens
-    prompt = data.max_prompt_tokens * data.augment_prompt
+    parts = _taken(config, tokenizers)
+    soft, prompt = 0 if fixed else parts["soft prompt"], parts["prompt"]
     room = table - (taken - soft - prompt)
     keys = ["max_source_tokens"] * bool(soft) + ["max_prompt_tokens"] * bool(prompt)
     if room < 2 * len(keys) or not keys:
@@ -80,7 +80,9 @@ def notes_on_bases(config: Config, tokenizers: Tokenizers, resumes: bool = False
         ConfigError: see there; or a model's config is unusable.
     """
     of = config.model
-    encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
+    encoder = None
+    if of.has_encoder:
+        encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
     llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)
     notes = check_positions(config, encoder, llm, tokenizers, resumes)
     remark = check_llm(of.llm, llm, of.trust_remote_code)
@@ -114,11 +116,12 @@ def encoder_table(config: Config, encoder_config: Any) -> int:
 def _taken(config: Config, tokenizers: Tokenizers) -> dict[str, int]:
     data = config.data
     head, tail = tokenizers.frame_ids if tokenizers.frame else ([0] * (tokenizers.bos_id is not None), [])
+    bridge = config.model.has_encoder
     return {
         "opening": len(head),
-        "soft prompt": config.mapping.fixed_length or data.max_source_tokens,
-        "its end vector": 1,
-        "prompt": data.max_prompt_tokens * data.augment_prompt,
+        "soft prompt": (config.mapping.fixed_length or data.max_source_tokens) * bridge,
+        "its end vector": int(bridge),
+        "prompt": data.max_prompt_tokens * (data.augment_prompt or not bridge),
         "chat template": len(tail),
         "target": data.max_target_tokens,
     }

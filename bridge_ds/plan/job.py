@@ -130,8 +130,8 @@ class Job:
 
     @property
     def soft(self) -> int:
-        """LLM tokens of a sample's soft prompt and its end vector."""
-        return 1 + (self.mapping.fixed_length or self.source)
+        """LLM tokens of a sample's soft prompt and its end vector; 0 = no encoder, the LLM alone is trained."""
+        return 1 + (self.mapping.fixed_length or self.source) if self.encoder.layers else 0
 
     @property
     def shards(self) -> int:
@@ -150,7 +150,9 @@ class Job:
     @property
     def may_encode_once(self) -> bool:
         """Whether `encode_once` changes anything."""
-        return self.stage == 3 and min(self.accumulation, self._fitting) > 1 and not self.encoder_trained
+        if self.stage != 3 or self.encoder_trained or not self.encoder.layers:
+            return False
+        return min(self.accumulation, self._fitting) > 1
 
     @property
     def together(self) -> int:
@@ -179,6 +181,8 @@ class Job:
 
 def bridge_parameters(job: Job) -> int:
     """Trained parameters of the bridge, and of LoRA's updates."""
+    if not job.encoder.layers:
+        return lora_parameters(job.llm, job.lora, job.lora_bias)
     fusion = FUSIONS[job.fusion.name].parameters(job.states, job.encoder.width, job.fusion)
     mapping = MAPPINGS[job.mapping.kind].parameters(job.encoder.width, job.llm.width, job.mapping)
     end_vector = job.llm.width
@@ -197,7 +201,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
     Raises:
         ConfigError: the shape of a model is not known, or there is no such DeepSpeed file.
     """
-    data, train = config.data, config.train
+    data, train, bridge = config.data, config.train, config.model.has_encoder
     job = Job(
         encoder=find_shape(config.model.encoder, ENCODERS),
         llm=find_shape(config.model.llm, LLMS),
@@ -205,8 +209,8 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         gpus=gpus,
         fusion=config.fusion,
         mapping=config.mapping,
-        source=data.max_source_tokens,
-        prompt=data.max_prompt_tokens if data.augment_prompt else 0,
+        source=data.max_source_tokens * bridge,
+        prompt=data.max_prompt_tokens if data.augment_prompt or not bridge else 0,
         target=data.max_target_tokens,
         global_batch=train.global_batch,
         bytes=4 if config.model.dtype == "float32" else 2,

@@ -171,6 +171,8 @@ def _activations(job: Job) -> float:
 
 
 def _bridge_activations(job: Job) -> float:
+    if not job.soft:
+        return 0.0
     # What the fusion and the mapping say of themselves. Every mapping keeps its float32 input and output, and the soft
     # prompt in the model's dtype.
     width, tokens, soft = job.encoder.width, job.micro_batch * job.source, job.micro_batch * (job.soft - 1)

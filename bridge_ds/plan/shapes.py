@@ -11,6 +11,7 @@ from typing import Any
 
 from bridge_ds.config.build import one_of
 from bridge_ds.config.names import resolve
+from bridge_ds.config.schema.models import NO_ENCODER
 from bridge_ds.encoder.families import FAMILIES
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.foreign import stored_json
@@ -102,6 +103,8 @@ def find_shape(name: str, known: dict[str, Shape]) -> Shape:
                 f"{path} has a size that cannot be used ({type(error).__name__}: {error}); expected whole numbers; "
                 "download it again."
             ) from None
+    if known is ENCODERS and name == NO_ENCODER:
+        return Shape(name, layers=0, width=0, ffn=0, q=0, kv=0, vocab=0, heads=0, source=name)
     if name.lower() in known:
         return known[name.lower()]
     if "/" in name:  # a name alone with such an ending would not say which repository is meant

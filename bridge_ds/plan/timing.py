@@ -114,7 +114,7 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
     reading = (4 if job.encoder_checkpointing else 3) if job.encoder_trained else 1
     flops = 2 * samples * (reading * job.source * encoder + passes * job.spliced * llm)
     flops += 4 * samples * job.target * job.llm.embedding
-    flops += 6 * samples * job.source * bridge_parameters(job)
+    flops += 6 * samples * (job.source or job.spliced) * bridge_parameters(job)
     compute = flops / (gpu.tflops * 1e12 * network.compute_share)
     launch = operators(job) * network.launch * 1e-6
     step = max(compute, gather, launch)

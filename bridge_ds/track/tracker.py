@@ -41,7 +41,7 @@ UNITS = {
     "lr": "learning rate",
     "grad_norm": "global norm before clipping",
     "target_tokens": "LLM tokens with a loss in the step, all ranks",
-    "source_tokens": "encoder tokens in the step, all ranks",
+    "source_tokens": "encoder tokens in the step (of the LLM alone: prompt tokens), all ranks",
     "consumed": "samples since the start of the run",
     "seconds": "s, wall time of the step",
     "target_tokens_per_s": "tokens/s, all ranks",

@@ -105,6 +105,11 @@ class Config:
                 f"train.validate_every is {train.validate_every}, but data.validation_percent is 0 and holds nothing "
                 "out; expected 1 or more of it; a run that has begun without cannot change it."
             )
+        if not (self.model.has_encoder or self.lora.rank or self.llm.trainable):
+            yield (
+                "model.encoder is none, and nothing of the LLM is trained; expected lora.rank above 0 or "
+                "llm.trainable=true; set one, or name an encoder."
+            )
         if self.lora.rank and self.llm.trainable:
             yield (
                 f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "

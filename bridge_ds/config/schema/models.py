@@ -24,7 +24,7 @@ from bridge_ds.config.schema.fields import (
 from bridge_ds.fusion import BACKENDS, FUSIONS
 from bridge_ds.mapping import END_INITS, MAPPINGS
 
-__all__ = ["EncoderConfig", "FusionConfig", "LlmConfig", "LoraConfig", "MappingConfig", "ModelConfig"]
+__all__ = ["NO_ENCODER", "EncoderConfig", "FusionConfig", "LlmConfig", "LoraConfig", "MappingConfig", "ModelConfig"]
 
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ else:  # a new fusion or mapping is one line in its table
     MappingKind, EndInit = Literal[*MAPPINGS], Literal[*END_INITS]
 
 
+NO_ENCODER = "none"
+"""The value of `model.encoder` for a run of the LLM alone."""
 _WIDEST = 262_144
 """Most numbers of a token inside a layer of the bridge; the widest models have about 100,000 in their MLPs."""
 
@@ -46,7 +48,8 @@ class ModelConfig:
     """The two base models, frozen unless `encoder`, `llm` or `lora` say otherwise."""
 
     encoder: Annotated[Path, NEITHER] = "testbed/encoder"
-    """Multilingual encoder (hub id, local folder, or `testbed/encoder`); only its encoder half is loaded."""
+    """Multilingual encoder (hub id, local folder, or `testbed/encoder`); only its encoder half is loaded. `none` = the
+    LLM alone is trained, and reads the samples as text (bridge-ds finetune)."""
     llm: Annotated[Path, NEITHER] = "testbed/llm"
     """Causal language model (hub id, local folder, or `testbed/llm`)."""
     encoder_revision: Annotated[OptionalText, NEITHER] = None
@@ -59,6 +62,11 @@ class ModelConfig:
     """Recompute the LLM's layers in the backward pass instead of keeping their activations."""
     trust_remote_code: Annotated[Flag, NEITHER] = False
     """Run Python code that comes with a hub model."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether there is a bridge; otherwise the LLM alone is trained."""
+        return self.encoder != NO_ENCODER
 
 
 @dataclass(frozen=True, kw_only=True)

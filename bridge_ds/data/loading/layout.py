@@ -87,14 +87,15 @@ def layout_of(
     """The layout of a right-padded batch, see :class:`bridge_ds.data.loading.batch.Batch`.
 
     Args:
+        source_mask: [B, 0] where the LLM alone is trained: there is no soft prompt then, and no end vector.
         opening: whether the LLM has a BOS, which comes first.
         head_mask: of what comes before the soft prompt, BOS included, where that is more than BOS.
         fixed_length: soft tokens of each row, the end vector aside; 0 = one for each of its encoder tokens.
     """
-    one_B1 = torch.ones_like(source_mask[:, :1])
+    one_B1 = source_mask.new_ones(len(source_mask), 1)
     head_BK = one_B1[:, : int(opening)] if head_mask is None else head_mask
-    soft_BF = one_B1.expand(-1, fixed_length) if fixed_length else source_mask
-    order = close_up(torch.cat([head_BK, soft_BF, one_B1, prompt_mask, target_mask], dim=1))
+    soft = [one_B1.expand(-1, fixed_length) if fixed_length else source_mask, one_B1] if source_mask.shape[1] else []
+    order = close_up(torch.cat([head_BK, *soft, prompt_mask, target_mask], dim=1))
     wanted_BT = target_mask.bool()
     rows, targets = wanted_BT.shape
     starts_B = torch.arange(rows, device=target_mask.device) * order.index_BX.shape[1]

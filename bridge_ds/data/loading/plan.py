@@ -29,7 +29,7 @@ class TokenCost(NamedTuple):
     """From characters to tokens, to estimate what a sample costs where data.tokens_per_micro_batch is set."""
 
     encoder: float = 1.0
-    """Tokens per character of a source."""
+    """Tokens per character of a source; 0 = the LLM reads it, as a prompt."""
     llm: float = 1.0
     """Tokens per character of a prompt or target."""
     around: int = 0
@@ -97,6 +97,6 @@ class StepPlan:
             target = source  # either part of the text may be the longer one
         total = np.minimum(np.ceil(source * cost.encoder) + 1, data.max_source_tokens) + cost.around
         total += np.minimum(np.ceil(target * cost.llm) + 1, data.max_target_tokens)
-        if data.augment_prompt:
+        if data.augment_prompt or not cost.encoder:
             total += np.minimum(np.ceil(np.where(prompt > 0, prompt, source) * cost.llm), data.max_prompt_tokens)
         return total.astype(np.int64)

@@ -120,7 +120,10 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         )
 
     def _empty(self) -> TokenizedSample:
-        return TokenizedSample([self._tokenizers.encoder_pad_id], [], [], ())
+        of = self._tokenizers
+        if of.has_encoder:
+            return TokenizedSample([of.encoder_pad_id], [], [], ())
+        return TokenizedSample([], [of.pad_id], [], ())
 
     def first_rows(self, count: int) -> Batch:
         """The first `count` good samples of the run's first step, the same on every rank and at every world size.
@@ -179,7 +182,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
                 characters[side] += len(made)
                 tokens[side] += count
         around = sum(map(len, self._tokenizers.frame_ids)) if self._tokenizers.frame else 0
-        return TokenCost(tokens[0] / characters[0], tokens[1] / characters[1], around)
+        read, written = (count / length for count, length in zip(tokens, characters, strict=True))
+        return TokenCost(read, written, around) if self._tokenizers.has_encoder else TokenCost(0.0, read, around)
 
     def _show(self, sample: TokenizedSample, location: str) -> str:
         parts = [

@@ -77,6 +77,8 @@ class Tokenizers:
     """Replaces the white space at the end of a prompt; `keep` = leave it as it is."""
     languages: SourceLanguages | None = None
     """Ids that the encoder tokenizer puts around a text in each language; None if it has no language tags."""
+    has_encoder: bool = True
+    """False = the LLM alone reads the texts (`model.encoder: none`); its tokenizer stands in for the encoder's."""
     frame: Frame = NO_FRAME
     """The run's own chat template around a source (`data.chat_template`); empty = none."""
 
@@ -170,8 +172,10 @@ def load_tokenizers(
     Raises:
         ConfigError: one cannot be loaded, or the LLM's has no end token, or no BOS where the run wants one.
     """
-    encoder = load_tokenizer("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code, hub)
-    encoder = with_spiece(encoder, model.encoder, model.encoder_revision, hub)
+    encoder: Any = None
+    if model.has_encoder:
+        encoder = load_tokenizer("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code, hub)
+        encoder = with_spiece(encoder, model.encoder, model.encoder_revision, hub)
     llm = load_tokenizer("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
     data = data or DataConfig()
     eos_id = llm.eos_token_id
@@ -180,6 +184,7 @@ def load_tokenizers(
             f"the tokenizer of model.llm {model.llm!r} has no end token; targets must end with one: "
             "set eos_token in its tokenizer_config.json or choose another model."
         )
+    encoder = encoder or llm
     return Tokenizers(
         encoder=encoder,
         llm=llm,
@@ -191,7 +196,8 @@ def load_tokenizers(
         special=frozenset(encoder.all_special_ids),
         end=data.target_end,
         separator=data.separator,
-        languages=find_languages(encoder),
+        languages=find_languages(encoder) if model.has_encoder else None,
+        has_encoder=model.has_encoder,
         frame=frame_of(llm, data.chat_template, data.system_prompt),
     )
 
@@ -251,8 +257,9 @@ def tokenize_samples(
     else:
         texts = [(sample["source"], sample["target"]) for sample in samples]
         prompts = [sample.get("prompt") or sample["source"] for sample in samples]
+    languages = [_language(sample, data) for sample in samples]
     try:
-        sources = tokenizers.sources([source for source, _ in texts], [_language(sample, data) for sample in samples])
+        sources = tokenizers.sources([source for source, _ in texts], languages) if tokenizers.has_encoder else []
     except DataError as error:
         if len(samples) == 1:
             return [BadSample("malformed", f"cannot be tokenized: {error}")]
@@ -261,10 +268,11 @@ def tokenize_samples(
             for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
         ]
     targets = answers(tokenizers, [target for _, target in texts], tokenizers.frame.before_answer, parted=parted)
-    shown = tokenizers.prompts(prompts) if data.augment_prompt else [[] for _ in samples]
+    nothing: list[list[int]] = [[] for _ in samples]
+    shown = tokenizers.prompts(prompts) if data.augment_prompt or not tokenizers.has_encoder else nothing
     return [
         _truncated(source, prompt, target, tokenizers, data)
-        for source, prompt, target in zip(sources, shown, targets, strict=True)
+        for source, prompt, target in zip(sources or nothing, shown, targets, strict=True)
     ]
 
 
@@ -275,9 +283,10 @@ def _language(sample: dict[str, Any], data: DataConfig) -> object:
 def _truncated(
     source: list[int], prompt: list[int], target: list[int], tokenizers: Tokenizers, data: DataConfig
 ) -> TokenizedSample | BadSample:
-    if not source:
+    reader, read = ("encoder", source) if tokenizers.has_encoder else ("LLM", prompt)
+    if not read:
         return BadSample(
-            "empty", "has a source without any token of the encoder; expected text that its tokenizer knows"
+            "empty", f"has a source without any token of the {reader}; expected text that its tokenizer knows"
         )
     source, prompt, shortened = fit(source, prompt, Limits.of(data), tokenizers.kept_ends(source))
     kept = truncated(target, data.max_target_tokens, "right", closing=len(tokenizers.closing))

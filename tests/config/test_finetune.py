@@ -1,0 +1,57 @@
+"""What `bridge-ds finetune` makes of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge_ds.cli import parse_train
+from bridge_ds.commands import finetune
+from bridge_ds.config.effect import idle
+from bridge_ds.config.finetune import finetune_config
+from bridge_ds.config.load import flatten, load_config
+from bridge_ds.errors import ConfigError
+
+
+def test_a_bridges_recipe_gives_the_data_and_finetune_what_is_trained() -> None:
+    bridge, ours = flatten(load_config("testbed")), flatten(finetune_config("testbed"))
+    assert {key: ours[key] for key in ours if ours[key] != bridge[key]} == {
+        "model.encoder": "none", "run.output": "runs/testbed_llm", "lora.rank": 16, "lora.alpha": 32, "train.lr": 2e-4,
+        "evaluation.languages": ["en"],
+    }  # fmt: skip
+    whole = finetune_config("testbed", ["llm.trainable=true", "run.output=mine"])
+    assert (whole.lora.rank, whole.train.lr, whole.llm.lr_scale, whole.run.output) == (0, 2e-5, 1, "mine")
+    asked = finetune_config("testbed", ["model.encoder=x", "lora.rank=4", "train.lr=1e-3", "evaluation.languages=[si]"])
+    assert not asked.model.has_encoder
+    assert (asked.lora.rank, asked.lora.alpha, asked.train.lr) == (4, 16, 1e-3)
+    assert asked.evaluation.languages == ("si",)
+
+
+def test_the_second_stage_of_a_bridge_does_not_begin_with_its_first() -> None:
+    assert load_config("mindmerger_augmentation").run.start_from
+    config = finetune_config("mindmerger_augmentation")
+    assert config.run.start_from == "" and any(line.startswith("data.augment_prompt has no") for line in idle(config))
+
+
+def test_a_recipe_without_an_encoder_is_taken_as_it_is(tmp_path: Path) -> None:
+    config = finetune_config("xnli_llama1b_english")
+    assert config == load_config("xnli_llama1b_english") and config.lora.targets == ("q_proj", "k_proj", "v_proj")
+    assert (config.data.shards, config.train.lr) == (load_config("xnli_mt5xl_llama1b").data.shards, 2e-5)
+    with pytest.raises(ConfigError, match=r"model.encoder is none, and nothing of the LLM is trained; expected lora"):
+        finetune_config("xnli_llama1b_english", ["lora.rank=0"])
+
+
+def test_the_command_is_the_trainers_with_an_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda _, words: started.append(words))
+    finetune.main(["--recipe", "testbed", "--num_gpus", "2"])
+    (words,) = started
+    assert words[2:4] == ["-m", "deepspeed.launcher.runner"] and words[4] == "--num_gpus=2"
+    assert words[5].endswith("bridge_ds/train.py") and words[6:] == ["--finetune", "--recipe", "testbed"]
+    assert parse_train(words[6:]).finetune and not parse_train([]).finetune
+    assert finetune.main(["--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "encoder: none" in said and "output: runs/testbed_llm" in said and "read from the models" not in said

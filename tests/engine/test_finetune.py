@@ -1,0 +1,223 @@
+"""The LLM alone is trained on what it reads in an evaluation, on real processes, and becomes a folder that a bridge is
+trained to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from bridge_ds.bridge import LLMAlone
+from bridge_ds.checkpoint.origin import find_origin
+from bridge_ds.config.finetune import finetune_config
+from bridge_ds.config.load import load_config, load_run_config
+from bridge_ds.config.names import resolve
+from bridge_ds.config.schema import Config
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.corpus import open_corpus
+from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.loading.steps import StepDataset
+from bridge_ds.data.loading.tokenize import load_tokenizers
+from bridge_ds.data.text.prompting import Context
+from bridge_ds.engine.setup import base_identities, build_model
+from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.hub.source import open_source
+from bridge_ds.inference.prompt import PromptBuilder
+from bridge_ds.llm.positions import check_positions, positions_taken
+from bridge_ds.world import World
+from tests import launch, tiny
+from tests.engine.test_runs import lines
+from tests.samples import tokenize_sample
+
+SAMPLES = [
+    {"source": "the cat sat on the mat and looked at the dog again and again Label:", "target": "Entailment"},
+    {"source": "x", "target": "no"},
+]
+CHAT = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }} </s>{% endfor %}<s>assistant:"
+
+
+def both(folder: Path, kind: str, *more: str) -> tuple[Config, Config]:
+    """A bridge's config, and that of its LLM alone."""
+    models = (f"model.encoder={tiny.make_encoder('t5', folder / 'encoder')}",
+              f"model.llm={tiny.make_llm(kind, folder / 'llm')}")  # fmt: skip
+    settings = [*models, "model.dtype=float32", "lora.rank=2", *more]
+    return load_config("testbed", settings), finetune_config("testbed", settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("llama", ["data.max_prompt_tokens=12"]),
+        ("gpt2", ["data.max_prompt_tokens=9", "data.truncation_side=left", "data.separator=:"]),
+        ("llama", ["data.chat_template=true", "data.system_prompt=be brief"]),
+    ],
+)
+def test_it_reads_and_predicts_what_the_llm_alone_does_in_an_evaluation(
+    kind: str, more: list[str], tmp_path: Path
+) -> None:
+    bridge, ours = both(tmp_path, kind, *more)
+    if bridge.data.chat_template:
+        path = tmp_path / "llm" / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": CHAT}))
+    whole, alone = load_tokenizers(bridge.model, data=bridge.data), load_tokenizers(ours.model, data=ours.data)
+    assert (alone.bos_id is None) == (kind == "gpt2")
+    model = build_model(ours, alone.bos_id)
+    assert isinstance(model, LLMAlone) and not any(name.startswith("fusion") for name, _ in model.named_parameters())
+    prompts = PromptBuilder.of(bridge.data, whole, model.llm.positions, bridge=False)
+    rows = [prompts.ids(Context(sample["source"]), 8) for sample in SAMPLES]
+    targets = prompts.answers([sample["target"] for sample in SAMPLES])
+    assert rows[0].truncated == (() if bridge.data.chat_template else ("prompt",))
+    scored = model.spliced(prompts.batch(rows, targets))
+    made = [tokenize_sample(sample, alone, ours.data) for sample in SAMPLES]
+    batch = collate(made, alone.encoder_pad_id, alone.pad_id, opening=alone.bos_id is not None)
+    assert batch.source_tokens == 0 and batch.target_tokens == sum(map(len, targets))
+    trained = model.spliced(batch)
+    for name, tensor in vars(scored).items():
+        assert torch.equal(getattr(trained, name), tensor), name
+
+    expected = 0.0
+    for row, target in zip(rows, targets, strict=True):
+        before = [*(row.head or [alone.bos_id] * (alone.bos_id is not None)), *row.prompt, *row.tail]
+        with torch.no_grad():
+            logits = model.llm.model(input_ids=torch.tensor([before + target])).logits[0, len(before) - 1 : -1]
+        expected += float(F.cross_entropy(logits, torch.tensor(target), reduction="sum"))
+    assert model(batch).item() == pytest.approx(expected, rel=1e-5)
+    assert model(replace(batch, layout=None)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_lengths_and_identities_are_those_of_the_llm(tmp_path: Path, shards: Path) -> None:
+    bridge, ours = both(tmp_path, "gpt2", f"data.shards={shards}", "data.tokens_per_micro_batch=140",
+                        "train.global_batch=8", "train.micro_batch=8",
+                        "data.max_prompt_tokens=60", "data.workers=0")  # fmt: skip
+    tokenizers = load_tokenizers(ours.model, data=ours.data)
+    assert positions_taken(ours, tokenizers) == 60 + ours.data.max_target_tokens
+    assert positions_taken(bridge, load_tokenizers(bridge.model)) == 48 + 1 + ours.data.max_target_tokens
+    model = build_model(ours, tokenizers.bos_id)
+    long = replace(ours, data=replace(ours.data, max_prompt_tokens=125))
+    with pytest.raises(ConfigError, match=r"133 positions of the LLM \(prompt 125, target 8\).*max_prompt_tokens=120"):
+        check_positions(long, None, model.llm.model.config, tokenizers)
+    assert set(base_identities(ours, model, tokenizers)) == {"llm", "llm_tokenizer", "llm_end_ids"}
+    # A token budget is one of prompt and target, and a rank that has only bad samples still has a row to run.
+    (step, *_) = make_loader(ours, World(), tokenizers, 0, corpus=(corpus := open_corpus(ours.data, 0, World())))
+    assert len(step.micro) > 1 and all(
+        batch.positions <= 140 and batch.source_ids.shape[1] == 0 for batch in step.micro
+    )
+    dataset = StepDataset(ours, World(), tokenizers, corpus, 1)
+    empty = dataset._collate([dataset._empty()])
+    assert model(empty).item() == 0 and empty.target_tokens == 0
+
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The testbed's LLM, with noise on its matrices: it has to learn its tasks again."""
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("noisy") / "llm"
+    shutil.copytree(resolve("testbed/llm"), folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in (each for each in model.model.layers.parameters() if each.dim() == 2):
+            weight.add_(torch.randn_like(weight), alpha=1.5 * float(weight.std()))
+    model.save_pretrained(folder)
+    return folder
+
+
+def settings(*more: str) -> list[str]:
+    return [part for value in ("track.uri=none", "data.workers=0", *more) for part in ("--set", value)]
+
+
+@pytest.fixture(scope="module")
+def learned(llm: Path) -> Path:
+    """LoRA on one rank, scored before and after."""
+    run = llm.parent / "run"
+    more = settings(f"run.output={run}", f"model.llm={llm}", "train.steps=24", "train.global_batch=16", "train.lr=5e-3",
+                    "evaluation.tasks=[testbed_news]", "evaluation.limit=20")  # fmt: skip
+    words = ["--finetune", "--ds_config", "zero2.json", *more]
+    said = launch.succeed(launch.train(words, 1, run.parent / "logs")).text
+    assert f"the LLM is in {run}/llm; train a bridge to it with --set model.llm={run}/llm" in said
+    assert "LoRA on the LLM, float32" in said and "fusion" not in said and "encoder" not in said
+    return run
+
+
+@pytest.mark.slow
+def test_english_is_learned_and_the_folder_is_that_llm(learned: Path, llm: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    results = json.loads((learned / "evaluation.json").read_text())
+    assert set(results) == {"llm", "finetuned", "chance"}
+    before, after = (results[system]["testbed_news"]["en"]["acc"] for system in ("llm", "finetuned"))
+    assert before < 0.5 and after > 0.7
+    record = lines(learned)[0]
+    assert record["source_tokens"] > record["target_tokens"] > 0 and record["layer_weights"] == []
+
+    files = {path.name for path in (learned / "llm").iterdir()}
+    assert files >= {"config.json", "generation_config.json", "model.safetensors", "README.md", "tokenizer.json"}
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (learned / "llm" / name).read_bytes() == (llm / name).read_bytes(), name
+    card = (learned / "llm" / "README.md").read_text()
+    assert "LoRA of rank 16, merged" in card and "384 in 24 steps of 16" in card and "fusion" not in card
+    updates = load_file(learned / "checkpoints" / f"step-{24:08d}" / "lora.safetensors")
+    first = "llm.model.model.layers.0.mlp.up_proj"
+    update = 2 * updates[f"{first}.lora_B.default.weight"] @ updates[f"{first}.lora_A.default.weight"]
+    found, was = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).model.layers[0].mlp.up_proj.weight
+        for folder in (learned / "llm", llm)
+    )
+    assert torch.allclose(found, was + update, atol=1e-6) and not torch.allclose(found, was, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_bridge_is_trained_to_it_and_neither_is_taken_for_the_other(learned: Path, tmp_path: Path) -> None:
+    run = tmp_path / "bridge"
+    more = (f"model.llm={learned / 'llm'}", f"data.shards={learned / 'shards'}", "train.steps=2",
+            "train.global_batch=8", "evaluation.tasks=[]")  # fmt: skip
+    launch.succeed(launch.train(settings(f"run.output={run}", *more), 1, tmp_path / "logs"))
+    assert len(lines(run)) == 2 and load_run_config(run).model.llm == str(learned / "llm")
+    for folder, make, what in ((learned, load_config, "the LLM alone"), (run, finetune_config, "a bridge")):
+        with pytest.raises(CheckpointError, match=f"step-0.* is of a training of {what} .*; set another run.output"):
+            find_origin(make("testbed", [f"run.output={folder}"]), folder)
+        with pytest.raises(CheckpointError, match=f"step-0.* is of a training of {what} .*; set another run.start_f"):
+            find_origin(make("testbed", [f"run.start_from={folder}"]), tmp_path)
+    for name in (learned, learned / "checkpoints" / f"step-{24:08d}"):
+        with pytest.raises(ConfigError, match=r"trained the LLM alone.*--set model.llm=.*run/llm"):
+            open_source(str(name))
+
+
+@pytest.mark.slow
+def test_all_weights_under_stage_3_killed_and_resumed_exactly(tmp_path: Path, small_run: list[str]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    run, again = tmp_path / "run", tmp_path / "again"
+    more: dict[str, Any] = {"llm.trainable": "true", "model.dtype": "bfloat16", "train.steps": STEPS, "data.workers": 0,
+                            "model.activation_checkpointing": "true", "data.validation_percent": 10,
+                            "checkpoint.every": 2, "checkpoint.keep_last": 0}  # fmt: skip
+    words = [*small_run, *(part for key, value in more.items() for part in ("--set", f"{key}={value}"))]
+    for folder in (run, again):
+        words = ["--finetune", *words, "--set", f"run.output={folder}"]
+        said = launch.succeed(launch.train(words, 2, tmp_path / f"{folder.name}-logs")).text
+        if folder == run:
+            left_out = shutil.ignore_patterns("heartbeat", "llm", f"step-{STEPS:08d}")
+            shutil.copytree(run, again, ignore=left_out)
+    assert "(step 2, " in said
+    assert [line["loss"] for line in lines(again)] == [line["loss"] for line in lines(run)]
+    assert lines(run)[-1]["validation_loss"] < lines(run)[0]["loss"]
+    last = Path("checkpoints") / f"step-{STEPS:08d}"
+    for name in (last / "llm.safetensors", last / "optimizer.safetensors", "llm/model.safetensors"):
+        assert (again / name).read_bytes() == (run / name).read_bytes(), name
+    held = load_file(run / last / "llm.safetensors")
+    assert load_file(run / last / "bridge.safetensors") == {}
+    model = AutoModelForCausalLM.from_pretrained(run / "llm")
+    assert model.dtype == torch.bfloat16 and model.config.use_cache
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, held[f"llm.model.{name}"].bfloat16()), name
