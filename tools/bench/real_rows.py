@@ -32,7 +32,7 @@ def row(folder: Path, llm: str, system: str, seed: int | str, key: str = "bridge
     others = [value for code, value in right.items() if code != "en"]
     head = {"llm": llm, "system": system, "seed": seed, "n": min(score["n"] for score in found.values())}
     means = {"others": round(mean(others), 3)} if others else {}
-    return head | means | right | record_of(folder)
+    return head | means | right | record_of(folder) | ({} if key == "bridge" else {"seconds": ""})
 
 
 def table(rows: list[dict[str, Any]]) -> str:

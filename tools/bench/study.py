@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 from bridge_ds.errors import TrainingError
+from bridge_ds.report.__main__ import main as report
 from tools.bench.bench_rows import provenance
 
 __all__ = ["ROOT", "Arm", "Job", "OutOfTime", "Outcome", "Processes", "Runs", "archive", "record_of", "run_jobs"]
@@ -49,7 +50,7 @@ class Arm:
     folder: str
     """Of its runs, before the seed."""
     settings: tuple[str, ...] = ()
-    """Those that make it: KEY=VALUE."""
+    """Those that make it: KEY=VALUE. They win over those of all runs."""
     llm: str = ""
     """Which LLM; the LLM alone answers the same in all arms with one LLM."""
 
@@ -206,7 +207,7 @@ class Runs:
         folder = self.folder(arm, seed)
         same = [(other, n) for other, n in self if other.llm == arm.llm and self.folder(other, n) != folder]
         scored = next((self.folder(other, n) for other, n in same if self.is_scored(other, n)), None)
-        settings = [*arm.settings, *self.settings, *([f"evaluation.llm_from={scored}"] if scored else [])]
+        settings = [*self.settings, *arm.settings, *([f"evaluation.llm_from={scored}"] if scored else [])]
         if not (folder / "evaluation.json").is_file():
             self.train(folder, [f"run.seed={seed}", *settings])
         if not self.is_scored(arm, seed):
@@ -238,8 +239,7 @@ class Runs:
     def report(self, name: str = "report") -> int:
         """Compare the runs of the whole seeds, in OUTPUT/NAME; the report command's exit status."""
         runs = [f"{arm.name}={self.folder(arm, seed)}" for seed in self.whole_seeds() for arm in self.arms]
-        command = [sys.executable, "-m", "bridge_ds.evaluation", "report", *runs, "--output", str(self.output / name)]
-        return subprocess.run(command, cwd=ROOT).returncode
+        return report([*runs, "--output", str(self.output / name)])
 
 
 def archive(runs: Sequence[Runs], path: Path) -> None:
