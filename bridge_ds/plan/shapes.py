@@ -211,6 +211,12 @@ def _roberta(source: str, layers: int, width: int, heads: int, vocab: int = 2500
     return _encoder_shape(config | {"vocab_size": vocab}, source.split("/")[-1], source)
 
 
+def _bert(source: str, layers: int, width: int, heads: int, vocab: int) -> Shape:
+    sizes = {"num_attention_heads": heads, "intermediate_size": 4 * width, "max_position_embeddings": 512}
+    config = {"model_type": "bert", "num_hidden_layers": layers, "hidden_size": width, "type_vocab_size": 2} | sizes
+    return _encoder_shape(config | {"vocab_size": vocab}, source.split("/")[-1], source)
+
+
 def _nllb(name: str, source: str, layers: int, width: int, ffn: int) -> Shape:
     config = {"model_type": "m2m_100", "encoder_layers": layers, "d_model": width, "encoder_ffn_dim": ffn}
     return _encoder_shape(config | {"encoder_attention_heads": 16, "vocab_size": 256206}, name, source)
@@ -239,6 +245,7 @@ ENCODERS = {
         _roberta("FacebookAI/xlm-roberta-base", 12, 768, 12),
         _roberta("FacebookAI/xlm-roberta-large", 24, 1024, 16),
         _roberta("facebook/xlm-roberta-xl", 36, 2560, 32, vocab=250880),
+        _bert("intfloat/multilingual-e5-small", 12, 384, 12, 250037),
         _nllb("nllb-600m", "facebook/nllb-200-distilled-600M", 12, 1024, 4096),
         _nllb("nllb-1.3b", "facebook/nllb-200-1.3B", 24, 1024, 8192),
         _nllb("nllb-3.3b", "facebook/nllb-200-3.3B", 24, 2048, 8192),
@@ -248,6 +255,7 @@ ENCODERS = {
 LLMS = {
     shape.name: shape
     for shape in (
+        _llm("smollm2-135m", "HuggingFaceTB/SmolLM2-135M", 30, 576, 1536, 9, 3, 49152, tied=True),
         _llm("llama-3.2-1b", "meta-llama/Llama-3.2-1B", 16, 2048, 8192, 32, 8, 128256, tied=True),
         _llm("llama-3.2-3b", "meta-llama/Llama-3.2-3B", 28, 3072, 8192, 24, 8, 128256, tied=True),
         _llm("llama-2-7b", "meta-llama/Llama-2-7b-hf", 32, 4096, 11008, 32, 32, 32000),

@@ -25,14 +25,18 @@ WORDS = {
     "qaa": "කගජ ටඩත දනප බමය රලව",
     "xx": "blip blop blup",
 }
-LABELS = {"xnli": ("Entailment", "Neutral", "Contradiction"), "testbed_news": ("sport", "weather")}
+LABELS = {
+    "xnli": ("Entailment", "Neutral", "Contradiction"),
+    "testbed_news": ("sport", "weather"),
+    "sib200": ("travel", "health"),
+}
 TASKS = {
     "xnli": ("en", "ar", "ur", "th", "sw", "xx"),
     "testbed_news": ("en", "qaa"),
     "belebele": ("eng_Latn", "sin_Sinh"),
     "mgsm": ("en", "th"),
 }
-KINDS = {"xnli": "labels", "testbed_news": "labels", "belebele": "choices", "mgsm": "number"}
+KINDS = {"xnli": "labels", "testbed_news": "labels", "sib200": "labels", "belebele": "choices", "mgsm": "number"}
 EVIL = "<script>document.title='bad'</script><img src=x onerror=alert(1)> | **bold** `code` & \" ' ‮"
 
 

@@ -1,51 +1,66 @@
-"""The testbed study: what it runs, what it does not repeat, and that its report comes out; training is stood in for."""
+"""The studies: what they run, what they do not repeat, and that their reports come out; training is stood in for."""
 
 from __future__ import annotations
 
 import csv
 import json
+import tarfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bridge_ds.entry import exit_status
+from bridge_ds.errors import TrainingError
 from bridge_ds.evaluation.predictions import read_predictions
-from tests.report.studies import write_run
-from tools.bench import study_testbed
+from tests.report.studies import FUSIONS, write_run
+from tools.bench import study_real, study_testbed
+from tools.bench.study import Job, OutOfTime, Processes, Runs, run_jobs
+
+Call = tuple[str, list[str], tuple[str, ...]]
+"""Of `Runs.train`: name of the run folder, settings, arguments."""
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, list[str]]]:
-    """Calls of `train`, which writes predictions as the main job does."""
-    calls: list[tuple[str, str, str, list[str]]] = []
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """Calls of `Runs.train`, which writes predictions as the main job does, or the LLM of stage 0."""
+    calls: list[Call] = []
 
-    def train(folder: Path, fusion: str, seed: str, overrides: list[str], *_: object) -> None:
-        calls.append((folder.name, fusion, seed, overrides))
-        write_run(folder, fusion, int(seed), 10, {"testbed_news": ("en", "qaa")})
+    def train(runs: Runs, folder: Path, settings: Sequence[str], *arguments: str) -> None:
+        calls.append((folder.name, list(settings), arguments))
+        given = dict(text.split("=", 1) for text in settings)
+        if arguments:
+            (folder / "llm").mkdir(parents=True)
+            (folder / "llm" / "config.json").write_text("{}")
+            return
+        languages = given.get("evaluation.languages")
+        task, codes = ("sib200", languages.strip("[]").split(",")) if languages else ("testbed_news", ["en", "qaa"])
+        fusion = given["fusion.name"]
+        write_run(folder, fusion, int(given["run.seed"]), 10, {task: codes}, FUSIONS.get(fusion, 0.6))
         counted = {
-            system: {"testbed_news": {code: shares(folder / "evaluation" / system, code) for code in ("en", "qaa")}}
+            system: {task: {code: shares(folder / "evaluation" / system, task, code) for code in codes}}
             for system in ("bridge", "llm")
         }
-        (folder / "evaluation.json").write_text(json.dumps(counted | {"chance": {"testbed_news": 0.2}}))
+        (folder / "evaluation.json").write_text(json.dumps(counted | {"chance": {task: 0.2}}))
 
-    def shares(folder: Path, code: str) -> dict[str, float]:
-        right = [p.correct() for p in read_predictions(folder, "testbed_news", code)]
+    def shares(folder: Path, task: str, code: str) -> dict[str, float]:
+        right = [p.correct() for p in read_predictions(folder, task, code)]
         return {"acc": sum(right) / len(right), "n": len(right)}
 
-    monkeypatch.setattr(study_testbed, "train", train)
+    monkeypatch.setattr(Runs, "train", train)
     return calls
 
 
-def test_it_trains_every_arm_and_reports(trained: list, tmp_path: Path) -> None:
+def test_it_trains_every_arm_and_reports(trained: list[Call], tmp_path: Path) -> None:
     assert study_testbed.main(["--quick", "--output", str(tmp_path), "--jobs", "2", "--set", "train.lr=1e-3"]) == 0
     assert {name for name, *_ in trained} == {f"{arm.folder}-{seed}" for arm in study_testbed.ARMS for seed in range(2)}
-    by_name = {name: (fusion, seed, overrides) for name, fusion, seed, overrides in trained}
-    fusion, seed, overrides = by_name["transformer_softmax-rms-1"]
-    assert (fusion, seed) == ("transformer_softmax", "1")
-    shards = f"data.shards={tmp_path / 'shards'}"
-    assert overrides[:-1] == ["fusion.state_norm=rms", shards, *study_testbed.QUICK, "train.lr=1e-3"]
+    settings = {name: settings for name, settings, _ in trained}["transformer_softmax-rms-1"]
+    common = [f"data.shards={tmp_path / 'shards'}", *study_testbed.QUICK, "train.lr=1e-3"]
+    assert settings[:-1] == ["run.seed=1", *common, "fusion.name=transformer_softmax", "fusion.state_norm=rms"]
     # The LLM alone has answered in one of the runs before.
-    assert overrides[-1] == f"evaluation.llm_from={tmp_path / 'last_layer-0'}"
+    assert settings[-1] == f"evaluation.llm_from={tmp_path / 'last_layer-0'}"
     results = json.loads((tmp_path / "report" / "report.json").read_text())
     assert results["systems"] == ["LLM alone", *(arm.name for arm in study_testbed.ARMS)]
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
@@ -60,30 +75,151 @@ def test_it_trains_every_arm_and_reports(trained: list, tmp_path: Path) -> None:
 
     del trained[:]
     assert study_testbed.main(["--seeds", "3", "--output", str(tmp_path)]) == 0
-    assert {seed for _, _, seed, _ in trained} == {"2"}  # the others are not repeated
+    assert {settings[0] for _, settings, _ in trained} == {"run.seed=2"}  # the others are not repeated
 
 
-def test_it_reports_whole_seeds_only(trained: list, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_reports_whole_seeds_only(trained: list[Call], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "last_layer-0", "last_layer", 0, 10, {"testbed_news": ("en",)})
     assert exit_status(lambda: study_testbed.main(["--report-only", "--output", str(tmp_path)])) == 2
     assert "holds no seed that all of 5 arms were scored with" in capfd.readouterr().err
     assert trained == []
 
 
-def test_a_run_without_predictions_is_scored(trained: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_predictions_is_scored(
+    trained: list[Call], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "last_layer-0"
     folder.mkdir()
     (folder / "evaluation.json").write_text("{}")
-    commands: list[list[str]] = []
-    monkeypatch.setattr(study_testbed, "run_logged", lambda command, *_: commands.append(command))
-    study_testbed.prepare(tmp_path, study_testbed.ARMS[0], 0, "zero2.json", [], 1)
+    commands: list[Sequence[str]] = []
+    monkeypatch.setattr(Processes, "run", lambda _, command, log: commands.append(command))
+    Runs(tmp_path, study_testbed.ARMS, [0]).prepare(study_testbed.ARMS[0], 0)
     assert trained == [] and commands == [["-m", "bridge_ds.evaluation", "--run", str(folder)]]
 
 
 def test_a_run_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "run.log"
-    program = "import os, sys; print('no luck'); sys.exit(3 if os.environ['OMP_NUM_THREADS'] == '2' else 0)"
-    with pytest.raises(SystemExit, match=r"-c ended with status 3 \(no luck; all it said is in .*\); expected 0"):
-        study_testbed.run_logged(["-c", program], 2, log)
-    study_testbed.run_logged(["-c", "print('fine')"], 1, log)
-    assert log.read_text().splitlines()[-1] == "fine"
+    program = (
+        "import os, sys; print('no luck', os.environ['MASTER_PORT'], os.environ['A']); "
+        "sys.exit(3 if os.environ['OMP_NUM_THREADS'] == '2' else 0)"
+    )
+    with pytest.raises(
+        TrainingError, match=r"-c ended with status 3 \(no luck \d+ b; all it said is in .*\); expected 0"
+    ):
+        Processes(2, (("A", "b"),)).run(["-c", program], log)
+    assert 0 < Processes(1, (("A", "b"),)).run(["-c", program], log) < 60
+    first, second = (int(line.split()[2]) for line in log.read_text().splitlines())
+    assert 20_000 <= first < second < 32_768  # ports of their own
+
+
+def test_a_run_ends_when_the_time_is_over(tmp_path: Path) -> None:
+    program = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit('saved')); time.sleep(60)"
+    began = time.monotonic()
+    with pytest.raises(OutOfTime):
+        Processes(until=began + 1.5).run(["-c", program], tmp_path / "run.log")
+    assert time.monotonic() - began < 20
+    assert (tmp_path / "run.log").read_text() == "saved\n"
+
+
+def test_jobs_run_when_what_they_need_is_done() -> None:
+    order: list[str] = []
+
+    def job(name: str, *needs: str, error: Exception | None = None) -> Job:
+        def action() -> None:
+            order.append(name)
+            if error:
+                raise error
+
+        return Job(name, action, needs)
+
+    jobs = [job("c", "b"), job("b", "a"), job("a"), job("d", error=TrainingError("d broke")), job("e", "d")]
+    jobs.append(job("f", error=OutOfTime()))
+    done = run_jobs(jobs, 1)
+    assert order == ["a", "b", "c", "d", "f"]
+    assert done.failed == ["d broke"] and done.left == ["f", "e"]
+    assert run_jobs(jobs, 4, until=time.monotonic()).left == [job.name for job in jobs]
+
+
+def real(folder: Path) -> Path:
+    """Local data as the release has it: English alone."""
+    folder.mkdir()
+    head = "index_id\tcategory\ttext\n"
+    for split, label in (("train", "travel"), ("dev", "sports"), ("test", "health")):
+        (folder / f"eng_Latn.{split}.tsv").write_text(f"{head}7\t{label}\tIt is far.\n8\tpolitics\t{split} speaks.\n")
+    return folder
+
+
+def test_the_real_study(trained: list[Call], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    output, data = tmp_path / "study", real(tmp_path / "data")
+    packed = tmp_path / "packed.tar.xz"
+    options = ["--encoder", "E", "--llm", "L", "--data", str(data), "--languages", "en,si,sw", "--seeds", "2"]
+    more = ["--set", "train.steps=7", "--stage0-set", "lora.rank=4", "--archive", str(packed)]
+    assert study_real.main(["--output", str(output), *options, *more]) == 0
+    names = [name for name, *_ in trained]
+    # One at a time: stage 0, then the first run on each LLM, in which the LLM alone answers too.
+    assert names[:3] == ["stage0", "last_layer-0", "last_layer-raw-0"] and len(names) == 13
+    by_name = {name: settings for name, settings, _ in trained}
+    shards = f"data.shards={output / 'shards'}"
+    assert trained[0] == ("stage0", ["model.llm=L", shards, "lora.rank=4", "evaluation.tasks=[]"], ("--finetune",))
+    assert by_name["layer_attention-1"] == [
+        "run.seed=1", "model.encoder=E", f"evaluation.data.sib200.source={data}", "evaluation.languages=[en,si,sw]",
+        shards, "train.steps=7", "fusion.name=layer_attention", f"model.llm={output / 'stage0' / 'llm'}",
+        f"evaluation.llm_from={output / 'last_layer-0'}",
+    ]  # fmt: skip
+    raw = by_name["transformer_softmax-raw-0"]
+    assert "model.llm=L" in raw and raw[-1] == f"evaluation.llm_from={output / 'last_layer-raw-0'}"
+    assert not any(text.startswith("evaluation.llm_from") for text in by_name["last_layer-0"])
+
+    rows = list(csv.DictReader((output / "results.csv").open()))
+    assert [(row["llm"], row["system"], row["seed"]) for row in rows[:3]] == [
+        ("taught", "LLM alone", ""), ("taught", "last_layer", "0"), ("taught", "last_layer", "1"),
+    ]  # fmt: skip
+    assert len(rows) == 14 and rows[9]["llm"] == "raw"
+    for report, start in (("report", 1), ("report-raw", 10)):
+        found = json.loads((output / report / "report.json").read_text())["tasks"]["sib200"]["accuracy"]["last_layer"]
+        for row in rows[start : start + 2]:
+            wanted = {code: 100 * found[code]["seeds"][int(row["seed"])] for code in ("en", "si", "sw")}
+            assert {code: float(row[code]) for code in wanted} == pytest.approx(wanted, abs=0.051)
+            assert float(row["others"]) == pytest.approx((wanted["si"] + wanted["sw"]) / 2, abs=0.051)
+    table = capfd.readouterr().out.partition("| LLM | system | en | si | sw | others |")[2]
+    assert table.count("| taught |") == 5 and table.count("| raw |") == 3
+
+    # The archive alone gives the same report; what the LLM alone answered is in it once for each LLM.
+    del trained[:]
+    with tarfile.open(packed) as tar:
+        assert not any(".tar" in name or name.endswith(".safetensors") for name in tar.getnames())
+        tar.extractall(tmp_path / "again", filter="data")
+    assert study_real.main(["--report-only", "--seeds", "2", "--output", str(tmp_path / "again")]) == 0
+    assert trained == [] and capfd.readouterr().out.endswith(table)
+    assert (tmp_path / "again" / "results.csv").read_text() == (output / "results.csv").read_text()
+
+
+def test_the_real_study_reports_nothing_of_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(lambda: study_real.main(["--report-only", "--output", str(tmp_path)])) == 2
+    assert "holds no seed that all arms were scored with" in capfd.readouterr().err
+
+
+def test_the_search_reads_english_validation_alone(
+    trained: list[Call], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = real(tmp_path / "data")
+    options = ["--output", str(tmp_path), "--encoder", "E", "--llm", "L", "--data", str(data), "--search"]
+    assert study_real.main([*options, "--set", "train.lr=1"]) == 0
+    lines = (tmp_path / "english_validation" / "en.jsonl").read_text().splitlines()
+    assert [(row["category"], row["text"]) for row in map(json.loads, lines)] == [
+        ("sports", "It is far."), ("politics", "dev speaks."),
+    ]  # fmt: skip
+    assert len(trained) == len(study_real.SEARCH)
+    for name, settings, _ in trained:
+        given = dict(text.split("=", 1) for text in settings)
+        assert given["evaluation.data.sib200.source"] == str(tmp_path / "english_validation"), name
+        assert (given["evaluation.languages"], given["model.llm"]) == ("[en]", "L")
+    assert dict(text.split("=", 1) for text in trained[1][1])["train.lr"] == "3e-4"  # the search's own wins
+    found = json.loads((tmp_path / "search-raw.json").read_text())["found"]
+    assert {each["name"] for each in found} == set(study_real.SEARCH)
+    ranks: list[Any] = [(-each["acc"], each["loss"]) for each in found]
+    assert ranks == sorted(ranks) and ranks[0] < ranks[-1]
+    one = next(each for each in found if each["name"] == "slow fusion")
+    evaluation = json.loads((tmp_path / "search-raw" / "slow_fusion-0" / "evaluation.json").read_text())
+    assert one["acc"] == pytest.approx(100 * evaluation["bridge"]["sib200"]["en"]["acc"]) and one["n"] == 10
+    assert capfd.readouterr().out.splitlines()[-len(found)].startswith(found[0]["name"])

@@ -9,9 +9,9 @@ from statistics import mean
 from typing import Any
 
 from bridge_ds.metrics import current_names
-from tools.bench.bench_rows import provenance
+from tools.bench.study import record_of
 
-__all__ = ["row", "table", "write"]
+__all__ = ["percent", "row", "spread", "table", "write"]
 
 
 def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
@@ -22,8 +22,6 @@ def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
         system: name of the fusion with what was set besides.
         seed: run.seed.
     """
-    import torch
-
     results = current_names(json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
     found: dict[str, Any] = {"system": system, "seed": seed}
     for task, chance in results["chance"].items():
@@ -38,10 +36,7 @@ def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
         found[f"{name} carried over"] = percent((unseen - chance) / max(english - chance, 1e-9))
         found[f"{name} LLM alone off chance"] = percent(max(abs(llm[x]["acc"] - chance) for x in others))
         found[f"{name} n"] = bridge["en"]["n"]
-    seconds = folder / "seconds.json"
-    found["seconds"] = round(json.loads(seconds.read_text(encoding="utf-8"))) if seconds.is_file() else ""
-    where = provenance(torch.device("cpu"), torch.get_num_threads())
-    return found | {name: where[name] for name in ("date", "machine", "torch", "commit")}
+    return found | record_of(folder)
 
 
 def percent(share: float) -> float:
@@ -66,11 +61,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         own = [r for r in rows if r["system"] == system]
         for task in tasks:
             columns = ("English, LLM", "English", "unseen", "carried over")
-            cells = [_spread([r[f"{task} {column}"] for r in own]) for column in columns]
+            cells = [spread([r[f"{task} {column}"] for r in own]) for column in columns]
             lines.append(f"| {system if task == tasks[0] else ''} | {task} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: list[float]) -> str:
+    """Mean of the seeds, with their range where they differ."""
     low, high = min(values), max(values)
     return f"{mean(values):.1f}" + (f" ({low:.1f} to {high:.1f})" if high > low else "")
