@@ -1,4 +1,4 @@
-"""One row of a benchmark, read by the task's names of fields: what is missing or wrong is one sentence with its place."""
+"""One row of a benchmark, read by the task's names of fields. What is wrong is one sentence with its place."""
 
 from __future__ import annotations
 
@@ -37,6 +37,20 @@ class Record:
         ]
         return ", ".join(found)
 
+    def at(self, column: str) -> tuple[bool, Any]:
+        """Whether there is such a column of the data, and its value."""
+        if column in self.values:
+            return True, self.values[column]
+        found: Any = self.values
+        for part in column.split("."):
+            if isinstance(found, dict) and part in found:
+                found = found[part]
+            elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+                found = found[int(part)]
+            else:
+                return False, None
+        return True, found
+
     def value(self, field: str) -> Any:
         """The value of the field's column.
 
@@ -44,7 +58,7 @@ class Record:
             DataError: there is no such column, or it is empty.
         """
         column = self.columns[field]
-        there, value = _at(self.values, column)
+        there, value = self.at(column)
         if value is None:
             raise DataError(
                 f"{self.where} has {'an empty' if there else 'no'} column {column!r}; it has {self.names}; expected "
@@ -54,7 +68,7 @@ class Record:
 
     def has(self, field: str) -> bool:
         """Whether the row has the field's column."""
-        return _at(self.values, self.columns[field])[1] is not None
+        return self.at(self.columns[field])[1] is not None
 
     def text(self, field: str) -> str:
         """The field as text without leading and trailing white space.
@@ -101,18 +115,3 @@ class Record:
         if found is None:
             raise DataError(f"{self.where} has the answer {str(value)[:80]!r}; expected a number; correct the data.")
         return plain(found)
-
-
-def _at(values: Any, column: str) -> tuple[bool, Any]:
-    """Whether there is such a column, and its value."""
-    if column in values:
-        return True, values[column]
-    found = values
-    for part in column.split("."):
-        if isinstance(found, dict) and part in found:
-            found = found[part]
-        elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-            found = found[int(part)]
-        else:
-            return False, None
-    return True, found

@@ -7,8 +7,8 @@ tsv, parquet, and the first three also with .gz or .zst):
     LANGUAGE.SPLIT.EXT
     LANGUAGE.EXT   data/LANGUAGE.EXT                                             (these two for the test split only)
 
-LANGUAGE is the task's code, or that of the hub's repository. Where the rows of all languages are together, the files are
-SPLIT.EXT, SPLIT-*.EXT or SPLIT/*.EXT, in the folder or in its folder data.
+LANGUAGE is the task's code, or that of the hub's repository. Where the rows of all languages are together, the files
+are SPLIT.EXT, SPLIT-*.EXT or SPLIT/*.EXT, in the folder or in its folder data.
 """
 
 from __future__ import annotations
@@ -137,9 +137,7 @@ def local_languages(source: str) -> list[str] | None:
     return sorted(names) if names or not _is_repository(folder) else None
 
 
-def _local_files(
-    folder: Path, names: Iterable[str], split: str, patterns: tuple[str, ...] = _PATTERNS
-) -> list[Path]:
+def _local_files(folder: Path, names: Iterable[str], split: str, patterns: tuple[str, ...] = _PATTERNS) -> list[Path]:
     for pattern in (*patterns, *(_TEST_ONLY if split == "test" and patterns is _PATTERNS else ())):
         for name in names:
             found = [

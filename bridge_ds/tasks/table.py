@@ -63,8 +63,7 @@ class TableTask:
             near = difflib.get_close_matches(wrong[0], self.columns, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "rename it."
             raise ConfigError(
-                f"{self.settings}.fields has {wrong[0]!r}; expected some of "
-                f"{', '.join(self.columns)}; {hint}"
+                f"{self.settings}.fields has {wrong[0]!r}; expected some of {', '.join(self.columns)}; {hint}"
             )
         unknown = [name for name in self._slots() if name not in self.columns]
         if unknown:
@@ -213,6 +212,5 @@ class TableTask:
             return [str(name) for _, name, _, _ in found]
         except ValueError as error:
             raise ConfigError(
-                f"{self.settings}.prompt {template!r} is no template ({error}); expected fields in "
-                "braces; correct it."
+                f"{self.settings}.prompt {template!r} is no template ({error}); expected fields in braces; correct it."
             ) from None

@@ -142,8 +142,8 @@ def _unwrapped(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-SECTIONS: dict[str, type] = {name: hint for name, hint in _hints(Config).items() if dataclasses.is_dataclass(hint)}
-"""Name -> class of each section. (`tasks` is none: its keys are names.)"""
+SECTIONS: dict[str, type] = {name: hint for name, hint in _hints(Config).items() if name != "tasks"}
+"""Name -> class of each section; the keys of `tasks` are names."""
 KINDS: dict[str, Kind] = {
     f"{section}.{key}": kind
     for section, of in SECTIONS.items()

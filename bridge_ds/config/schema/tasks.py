@@ -33,8 +33,8 @@ def _same(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """A task of your own, declared as `tasks: {NAME: {...}}` in a recipe, or in a YAML file that holds nothing else. Its
-    name can stand wherever a built-in task's can."""
+    """A task of your own, declared as `tasks: {NAME: {...}}` in a recipe, or in a YAML file that holds nothing else.
+    Its name can stand wherever a built-in task's can."""
 
     kind: Literal["labels", "choices", "number"] = "labels"
     """`labels`: the same labels for every sample; `choices`: choices of each sample's own; `number`: the model writes a
@@ -53,8 +53,8 @@ class TaskConfig:
     all languages are in the same files (test.csv, train.csv). A dot leads into a nested column: {label: answers.label},
     {answer: answers.0}."""
     labels: Annotated[dict[Text, Text], Table, BeforeValidator(_numbered)] = field(default_factory=dict)
-    """Value in the data -> label that the model answers, such as {0: Business, 1: Sports} or {biz: Business}; or a list,
-    whose labels the data names or numbers from 0. Several values may have one label. For ClassLabel columns of
+    """Value in the data -> label that the model answers, such as {0: Business, 1: Sports} or {biz: Business}; or a
+    list, whose labels the data names or numbers from 0. Several values may have one label. For ClassLabel columns of
     `datasets`: numbers or names."""
     choices: Texts = ()
     """The column that holds a sample's choices as a list, or several columns with one choice each (kind choices)."""
@@ -88,7 +88,10 @@ class TaskConfig:
                 f"{key}.prompt is {shown(self.prompt)}; expected a text with columns in braces, such as "
                 '"News: {text} Topic:"; write one.'
             )
-        for kind, setting, example in (("labels", "labels", "{0: Business, 1: Sports}"), ("choices", "choices", "[a, b]")):
+        for kind, setting, example in (
+            ("labels", "labels", "{0: Business, 1: Sports}"),
+            ("choices", "choices", "[a, b]"),
+        ):
             if self.kind == kind and not getattr(self, setting):
                 yield f"{key}.{setting} is empty; expected something such as {example} for kind {kind}; add it."
             if self.kind != kind and getattr(self, setting):
