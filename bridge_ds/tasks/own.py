@@ -18,7 +18,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import json_value
 from bridge_ds.tasks.base import Example
 from bridge_ds.tasks.record import Record
-from bridge_ds.tasks.rows import RowSource, class_names
+from bridge_ds.tasks.rows import RowSource, class_names, local_languages
 from bridge_ds.tasks.table import TableTask
 
 __all__ = ["OwnTask", "own_task"]
@@ -54,10 +54,11 @@ class OwnTask(TableTask):
                     f"{', '.join(special)}; {f'did you mean {near[0]!r}?' if near else 'take it out.'}"
                 )
         super().__post_init__()
-        if not Path(self.source).is_dir() and not self.codes:
-            file = Path(self.source).is_file()
+        folder = Path(self.source).is_dir()
+        if not self.codes and not (folder and (self._together or local_languages(self.source) is not None)):
+            what = "a copy from the hub" if folder else "a file" if Path(self.source).is_file() else "no folder here"
             raise ConfigError(
-                f"{self.settings}.source is {self.source!r}, {'a file' if file else 'no folder here'}, and "
+                f"{self.settings}.source is {self.source!r}, {what}, and "
                 f"{self.settings}.languages is empty; expected a folder with LANGUAGE.csv (or test.csv with a column "
                 "that fields.language names), or a hub id with its languages, such as [en, si]; correct it."
             )
@@ -142,7 +143,7 @@ class OwnTask(TableTask):
         text = str(value).strip()
         whole = re.fullmatch(r"(-?[0-9]+)\.0*", text)  # pandas writes so where a value is missing
         found: list[str] = [text, whole[1]] if whole else [text]
-        if found[-1].isdecimal() and not isinstance(value, bool):
+        if re.fullmatch("[0-9]{1,6}", found[-1]):
             names, number = class_names(row.source, row.columns["label"]), int(found[-1])
             found += names[number : number + 1]
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from bridge_ds.config.text import short
 from bridge_ds.errors import DataError
 from bridge_ds.tasks.numbers import answer_of, plain
 from bridge_ds.tasks.rows import RowSource
@@ -35,7 +36,7 @@ class Record:
             for name, value in self.values.items()
             for inner in (value if isinstance(value, dict) and value else ("",))
         ]
-        return ", ".join(found)
+        return short(", ".join(found), 300)
 
     def at(self, column: str) -> tuple[bool, Any]:
         """Whether there is such a column of the data, and its value."""

@@ -212,8 +212,12 @@ def test_some_languages_of_some_tasks(run: Path, zygote: Zygote, tmp_path: Path)
         "indicxnli": ["ta"], "sinhala_news": ["si"]
     }  # fmt: skip
     assert results["llm"]["indicxnli"]["ta"]["n"] == 4
-    succeed(score(zygote, other, 1, "--tasks", "indicxnli", "--languages", "bn"))
-    assert read_index(other / "evaluation" / "bridge").tasks["indicxnli"].samples == {"ta": 4, "bn": 10}
+    more = tmp_path / "more.yaml"  # a task that the run's config does not declare
+    more.write_text(RECIPE.format(folder=run.parent / "news").replace("my_news", "more_news"), encoding="utf-8")
+    succeed(score(zygote, other, 1, "--tasks", f"indicxnli,{more}", "--languages", "bn,si"))
+    tasks = read_index(other / "evaluation" / "bridge").tasks
+    assert tasks["indicxnli"].samples == {"ta": 4, "bn": 10} and tasks["more_news"].samples == {"si": 5}
+    assert tasks["more_news"].labels == ("Business", "Sports") and tasks["more_news"].chance == 0.5
 
 
 @pytest.mark.parametrize(
@@ -221,6 +225,7 @@ def test_some_languages_of_some_tasks(run: Path, zygote: Zygote, tmp_path: Path)
     [
         (["--languages", "xx"], "evaluation.languages has 'xx', which no task has"),
         (["--tasks", "xnil"], "unknown task 'xnil'"),
+        (["--tasks", "testbed.yaml"], "--tasks testbed.yaml declares no tasks; expected `tasks:` in it"),
         (["--set", "evaluation.data.xnli.sorce=x"], "unknown key 'evaluation.data.xnli.sorce'; did you mean"),
         (["--set", "evaluation.llm_from=nowhere"], "nowhere/evaluation/llm/index.json cannot be read"),
     ],

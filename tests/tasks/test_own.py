@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bridge_ds.config.load import load_config, load_run_config, save_config
+from bridge_ds.config.effect import idle
+from bridge_ds.config.load import load_config, load_run_config, overridden, save_config
 from bridge_ds.errors import BridgeError, ConfigError, DataError
 from bridge_ds.evaluation.jobs import load_jobs
 from bridge_ds.tasks import Task, find_tasks, tasks_of
@@ -95,6 +96,17 @@ def test_values_become_labels(tmp_path: Path, labels: str, value: Any, right: in
     local.jsonl(tmp_path / "en.jsonl", [{"text": "a", "label": value}])
     (example,) = declared(tmp_path, **NEWS | {"labels": labels}).examples("en", 0)
     assert example.label == right
+
+
+def test_a_copy_of_the_hub_needs_its_languages_and_a_revision_is_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("a copy")
+    with pytest.raises(ConfigError, match=r"a copy from the hub, and tasks.mine.languages is empty"):
+        declared(tmp_path, **NEWS)
+    assert declared(tmp_path, **NEWS, languages="si,en").languages == ("en", "si")
+    config = load_config("testbed", [f"tasks.mine.{k}={v}" for k, v in (NEWS | {"source": tmp_path}).items()])
+    assert not [line for line in idle(config) if "tasks" in line]
+    config = overridden(config, ["tasks.mine.revision=main"])
+    assert f"tasks.mine.revision has no effect, as {tmp_path} is a folder." in idle(config)
 
 
 def test_nested_columns_and_parallel_ids(tmp_path: Path) -> None:

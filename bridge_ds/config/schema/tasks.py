@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from pydantic import BeforeValidator
 
 from bridge_ds.config.schema.fields import Flag, OptionalText, Path, Table, Text, Texts, Whole
-from bridge_ds.config.text import parsed, shown
+from bridge_ds.config.text import Typed, parsed, shown
 from bridge_ds.reading import twice
 
 __all__ = ["TaskConfig"]
@@ -21,14 +21,20 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 def _numbered(value: Any) -> Any:
     """A list as a mapping from its indices."""
-    value = parsed(value)
+    value = _listed(value)
     return {str(index): item for index, item in enumerate(value)} if isinstance(value, list | tuple) else value
 
 
 def _same(value: Any) -> Any:
     """A list as a mapping of each value to itself."""
-    value = parsed(value)
+    value = _listed(value)
     return {str(item): item for item in value} if isinstance(value, list | tuple) else value
+
+
+def _listed(value: Any) -> Any:
+    """A list that was typed with or without brackets."""
+    value = parsed(value)
+    return [Typed(part.strip()) for part in value.split(",")] if isinstance(value, Typed) else value
 
 
 @dataclass(frozen=True, kw_only=True)
