@@ -224,11 +224,9 @@ class Run:
         if self.config.evaluation.tasks:
             from bridge_ds.evaluation.jobs import wanted
             from bridge_ds.evaluation.store import llm_of
-            from bridge_ds.tasks import find_tasks
+            from bridge_ds.tasks import tasks_of
 
-            wanted(
-                find_tasks(self.config.evaluation.tasks, self.config.evaluation.data), self.config.evaluation.languages
-            )
+            wanted(tasks_of(self.config), self.config.evaluation.languages)
             llm_of(self.config.evaluation.llm_from)
 
     def _choose_backend(self) -> str:

@@ -110,6 +110,12 @@ def prepare(name: str, folder: Path) -> None:
         rows = [{"question": f"How many are {n} and {n}?", "answer": str(2 * n)} for n in range(40)]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "train.jsonl").write_text(text, encoding="utf-8")
+    if name == "own task":
+        (yaml,) = re.findall(r"```yaml\n(# my_news.yaml\n.+?)```", TEXTS["evaluation.md"], re.DOTALL)
+        (folder / "my_news.yaml").write_text(yaml, encoding="utf-8")
+        (folder / "news" / "train").mkdir(parents=True)
+        for place in ("en", "si", "ta", "train/en"):
+            (folder / "news" / f"{place}.csv").write_text("headline,topic\nA team won,1\nA law passed,2\n")
     if name == "inference":
         rows = [{"source": "News Sentence: a text Category:"}] * 3
         text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -45,6 +45,9 @@ examples:
   bridge-ds pack task:xnli --output shards/ --limit 100000 --shuffle 0
   bridge-ds pack task:xnli --output shards/ --dataset FOLDER --map premise=sentence1
 
+  # a task of your own, declared under `tasks:` in a recipe or in a file of its own (docs/evaluation.md):
+  bridge-ds pack task:my_news --tasks my_tasks.yaml --output shards/ --shuffle 0
+
   # a data set of the Hugging Face hub, or a local folder that `datasets` reads:
   bridge-ds pack --dataset facebook/xnli --config en --split train --output shards/ \\
       --map source=premise --map target=hypothesis
@@ -76,6 +79,8 @@ def _pack(options: argparse.Namespace) -> None:
     if options.task:
         _pack_task(options)
         return
+    if options.tasks:
+        raise DataError("--tasks has tasks, of which none is named; expected task:NAME with it.")
     if bool(options.input) == bool(options.dataset):
         raise DataError("pack needs one kind of input; expected either --input FILE... or --dataset ID.")
     if options.format == "dataset" and not options.dataset:
@@ -108,10 +113,11 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _pack_task(options: argparse.Namespace) -> None:
+    from bridge_ds.config.load import load_config
     from bridge_ds.config.schema import TaskDataConfig
     from bridge_ds.data.packing import write
     from bridge_ds.data.packing.sources import parse_map
-    from bridge_ds.tasks import TASKS, TableTask, find_tasks
+    from bridge_ds.tasks import TableTask, find_tasks
 
     name = options.task.removeprefix(_TASK)
     if options.input or not options.task.startswith(_TASK):
@@ -120,12 +126,13 @@ def _pack_task(options: argparse.Namespace) -> None:
         raise DataError(
             f"{options.task} has keys, splits and columns of its own; leave out --key, --config, --format and --split."
         )
-    if isinstance(table := TASKS.get(name), TableTask):
-        fields = parse_map(options.map, table.columns)
+    own = load_config(options.tasks).tasks if options.tasks else {}
+    place = {name: TaskDataConfig(source=options.dataset)} if options.dataset and name in own else None
+    (task,) = find_tasks([name], place, own)
+    if isinstance(task, TableTask):
+        fields = parse_map(options.map, task.columns)
         given = TaskDataConfig(source=options.dataset or "", revision=options.revision, fields=fields)
-        (task,) = find_tasks([name], {name: given})
-    else:
-        (task,) = find_tasks([name])
+        (task,) = find_tasks([name], {name: given}, own)
     if not isinstance(task, TableTask):
         raise DataError(
             f"{name} makes its own samples; expected a benchmark; data.shards=testbed/english trains on it."
@@ -196,6 +203,11 @@ def _pack_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     pack.add_argument("task", nargs="?", default="", metavar="task:NAME", help="a benchmark's English train split")
+    pack.add_argument(
+        "--tasks",
+        metavar="FILE",
+        help="a recipe, or a YAML file, whose `tasks:` declares the task NAME (docs/evaluation.md)",
+    )
     pack.add_argument(
         "--input", action="extend", nargs="+", type=Path, metavar="FILE",
         help="jsonl, text, csv, tsv (also .gz, .zst) or parquet",

@@ -53,8 +53,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """`{"train.lr": 3e-5, ...}`: every key as a user types it."""
-    return {f"{part}.{key}": value for part, keys in to_dict(config).items() for key, value in keys.items()}
+    """`{"train.lr": 3e-5, ...}`: every key of the sections as a user types it."""
+    values = to_dict(config)
+    return {f"{part}.{key}": value for part in SECTIONS for key, value in values[part].items()}
 
 
 @functools.cache

@@ -127,6 +127,7 @@ def with_places(trained: Config, now: Config) -> Config:
         if kind == NEITHER:
             part, name = key.split(".")
             values[part][name] = last[part][name]
+    values["tasks"] = last["tasks"]
     return from_dict(values)
 
 

@@ -46,6 +46,9 @@ def idle(config: Config) -> list[str]:
             lines.append(_line([f"evaluation.data.{task}"], f"evaluation.tasks has no {task}"))
         elif data.revision is not None and data.source and Path(data.source).is_dir():
             lines.append(_line([f"evaluation.data.{task}.revision"], f"{data.source} is a folder"))
+    for name, own in config.tasks.items():
+        if own.revision is not None and Path(own.source).is_dir():
+            lines.append(_line([f"tasks.{name}.revision"], f"{own.source} is a folder"))
     return lines
 
 

@@ -11,7 +11,7 @@ import json
 import typing
 
 from bridge_ds.config.build import adapter, bounds, to_dict
-from bridge_ds.config.schema import SECTIONS, TaskDataConfig, metadata
+from bridge_ds.config.schema import SECTIONS, TaskConfig, TaskDataConfig, metadata
 from bridge_ds.config.schema.fields import Kind, OrNone, read_path
 from bridge_ds.entry import run_command
 
@@ -43,6 +43,7 @@ def page() -> str:
         parts.append(_table(name, section, (name,)))
         if name == "evaluation":
             parts.append(_table("evaluation.data.TASK", TaskDataConfig, (name, "data", "TASK")))
+    parts.append(_table("tasks.TASK", TaskConfig, ("tasks", "TASK")))
     return "\n".join(parts)
 
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from bridge_ds.entry import run_command
 from bridge_ds.world import World
 
 if TYPE_CHECKING:
-    from bridge_ds.config.schema import Config
+    from bridge_ds.config.schema import Config, TaskConfig
 
 _log = logging.getLogger(__name__)
 _HELP = """\
@@ -27,6 +28,7 @@ examples:
   bridge-ds evaluate --run runs/testbed
   bridge-ds evaluate --run runs/testbed --tasks testbed_news --languages qaa,qab --limit 100
   bridge-ds evaluate --run runs/xnli --tasks xnli,indicxnli --batch 16 --null-scores
+  bridge-ds evaluate --run runs/mine --tasks my_tasks.yaml    (tasks of your own; docs/evaluation.md)
   bridge-ds evaluate --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
   torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele
   bridge-ds evaluate --run runs/70b --tasks xnli --device-map auto --max-memory 0=60GiB,1=75GiB,2=75GiB
@@ -46,7 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         "--checkpoint", default="", metavar="NAME",
         help="`best` (lowest validation loss, or training loss), or a folder in RUN/checkpoints (default: the newest)",
     )  # fmt: skip
-    parser.add_argument("--tasks", "--task", help="comma-separated task names (default: those of the run's config)")
+    parser.add_argument(
+        "--tasks", "--task", metavar="NAMES",
+        help="comma-separated task names, or YAML files whose `tasks:` are scored (default: those of the run's config)",
+    )  # fmt: skip
     parser.add_argument("--languages", help="comma-separated language codes (default: all of each task)")
     parser.add_argument(
         "--limit", type=positive(int, zero=True), help="samples per task and language, 0 = all (default: the run's)"
@@ -113,20 +118,41 @@ def _asked(config: Config, options: argparse.Namespace) -> Config:
     from bridge_ds.errors import ConfigError
     from bridge_ds.evaluation.jobs import wanted
     from bridge_ds.evaluation.store import llm_of
-    from bridge_ds.tasks import find_tasks
+    from bridge_ds.tasks import tasks_of
 
     changed: dict[str, Any] = {
         key: tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
         for key in ("tasks", "languages", "limit", "batch", "null_scores")
         if (value := getattr(options, key)) is not None
     }
-    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changed))
+    own = config.tasks
+    if "tasks" in changed:
+        changed["tasks"], own = _with_files(changed["tasks"], own)
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changed), tasks=own)
     check(config)
     if not config.evaluation.tasks:
         raise ConfigError("the run's config names no evaluation.tasks; give some with --tasks.")
-    wanted(find_tasks(config.evaluation.tasks, config.evaluation.data), config.evaluation.languages)
+    wanted(tasks_of(config), config.evaluation.languages)
     llm_of(config.evaluation.llm_from)
     return config
+
+
+def _with_files(names: tuple[str, ...], own: Mapping[str, TaskConfig]) -> tuple[tuple[str, ...], dict[str, TaskConfig]]:
+    """The names, with those of a file's tasks in its place, and the tasks that are declared."""
+    from bridge_ds.config.load import load_config
+    from bridge_ds.errors import ConfigError
+
+    found, declared = [], dict(own)
+    for name in names:
+        if not name.endswith((".yaml", ".yml")):
+            found.append(name)
+            continue
+        tasks = load_config(name).tasks
+        if not tasks:
+            raise ConfigError(f"--tasks {name} declares no tasks; expected `tasks:` in it; give another file.")
+        found += tasks
+        declared |= tasks
+    return tuple(found), declared
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from bridge_ds.evaluation.score import compare
 from bridge_ds.evaluation.scorer import Scorer
 from bridge_ds.evaluation.store import PredictionStore, llm_of
 from bridge_ds.inference.prompt import truncation_lines
-from bridge_ds.tasks import find_tasks
+from bridge_ds.tasks import tasks_of
 from bridge_ds.world import World
 
 __all__ = ["score_run"]
@@ -74,11 +74,10 @@ def score_run(
         print(
             "the LLM alone is not scored, for this run trained it; evaluation.llm_from=RUN takes another run's answers"
         )
-    tasks = find_tasks(wanted.tasks, wanted.data)
     results = compare(
         bridge,
         llm if alone else None,
-        tasks,
+        tasks_of(config),
         wanted.languages,
         wanted.limit,
         wanted.batch,

@@ -22,7 +22,7 @@ from bridge_ds.errors import DataError
 from bridge_ds.evaluation.jobs import ScoringJob
 from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index, read_predictions
 from bridge_ds.partial import PartFile, writing
-from bridge_ds.tasks.base import Task
+from bridge_ds.tasks.base import Example, Task
 from bridge_ds.typed import Count, typed
 
 __all__ = ["Answers", "PredictionStore", "llm_of"]
@@ -103,15 +103,16 @@ class PredictionStore:
         if self.folder is None:
             return set()
         part = self._parts[job.task.name, job.language] = PartFile(
-            self.folder / job.task.name / f".{job.language}.part", json.dumps({"identity": self._identity})
+            self.folder / job.task.name / f".{job.language}.part",
+            json.dumps({"identity": self._identity, "labels": job.task.labels}),
         )
-        expected = {example.key: (example.source, example.target) for example in job.examples}
+        expected = {example.key: _asked(example) for example in job.examples}
         done: set[str] = set()
 
         def parse(line: str) -> Answers:
             answers = Answers.parse(line)
             keys = {p.key for p in answers.predictions}
-            if keys & done or any(expected.get(p.key) != (p.source, p.answer) for p in answers.predictions):
+            if keys & done or any(expected.get(p.key) != _asked(p) for p in answers.predictions):
                 raise ValueError("other samples under the same keys: the data has changed")
             done.update(keys)
             return answers
@@ -148,11 +149,10 @@ class PredictionStore:
     def _from_other_run(self, folder: Path, job: ScoringJob) -> Answers | None:
         """The answers to all samples of a job, if they exist with this identity and for these samples."""
         task = read_index(folder).tasks.get(job.task.name)
-        if task is None or task.identities.get(job.language) != self._identity:
+        if task is None or task.identities.get(job.language) != self._identity or task.labels != job.task.labels:
             return None
         made = list(read_predictions(folder, job.task.name, job.language))
-        asked = [(example.key, example.source, example.target) for example in job.examples]
-        return Answers(made) if [(p.key, p.source, p.answer) for p in made] == asked else None
+        return Answers(made) if [_asked(p) for p in made] == [_asked(example) for example in job.examples] else None
 
     def _write_index(self, folder: Path, job: ScoringJob) -> None:
         """Add a language to the index; other languages of the same checkpoint stay."""
@@ -184,6 +184,12 @@ class PredictionStore:
             index = dataclasses.replace(self.scored, tasks=tasks)
             text = json.dumps(dataclasses.asdict(index), indent=1, ensure_ascii=False)
             write_text(folder / "index.json", text + "\n")
+
+
+def _asked(sample: Example | Prediction) -> tuple[str, str, str, tuple[str, ...]]:
+    """What a score depends on besides model and settings: a task of the user's own may have been written anew."""
+    right = sample.target if isinstance(sample, Example) else sample.answer
+    return sample.key, sample.source, right, sample.choices
 
 
 def _in_order(by_language: dict[str, _Value], task: Task) -> dict[str, _Value]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 
 from bridge_ds.tasks.flores import by_code
-from bridge_ds.tasks.rows import Record
+from bridge_ds.tasks.record import Record
 from bridge_ds.tasks.table import TableTask
 
 __all__ = ["TASKS", "Belebele"]

@@ -7,7 +7,7 @@ paper and of lm-evaluation-harness; the log-probabilities of the letters are com
 
 from __future__ import annotations
 
-from bridge_ds.tasks.rows import Record
+from bridge_ds.tasks.record import Record
 from bridge_ds.tasks.table import TableTask
 
 __all__ = ["TASKS", "GlobalMmlu"]

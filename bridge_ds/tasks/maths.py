@@ -9,14 +9,11 @@ MindMerger train on MetaMathQA). The prompt is LangBridge's without an instructi
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from bridge_ds.errors import DataError
 from bridge_ds.tasks.base import Example
-from bridge_ds.tasks.numbers import numbers, plain
-from bridge_ds.tasks.rows import PARQUET, Record
+from bridge_ds.tasks.record import Record
+from bridge_ds.tasks.rows import PARQUET
 from bridge_ds.tasks.table import TableTask
 
 __all__ = ["TASKS", "Mgsm", "Msvamp"]
@@ -41,28 +38,8 @@ class Mgsm(TableTask):
 
     def example(self, row: Record, language: str, key: str) -> Example:
         """The question; its number as text."""
-        given = row.value("answer")
-        found = _number(given)
-        if found is None:
-            raise DataError(f"{row.where} has the answer {str(given)[:80]!r}; expected a number; correct the data.")
         source, null = self.render(row)
-        return Example(source, plain(found), -1, language, key, null=null)
-
-
-def _number(value: Any) -> Decimal | None:
-    """The last number of a text, or a number itself."""
-    if isinstance(value, str) and not _EXPONENT.fullmatch(value):
-        found = numbers(value)
-        return found[-1][0] if found else None
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    number = Decimal(str(value).strip())
-    return number if number.is_finite() and number.adjusted() < _DIGITS else None
-
-
-_EXPONENT = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]+)?[eE][-+]?[0-9]{1,3}\s*")
-_DIGITS = 100
-"""Most digits of an answer before its point."""
+        return Example(source, row.number("answer"), -1, language, key, null=null)
 
 
 class Msvamp(Mgsm):

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from typing import Any
 
-__all__ = ["is_right", "numbers", "plain"]
+__all__ = ["answer_of", "is_right", "numbers", "plain"]
 
 _GROUP = ",'’٬，\u00a0\u2009\u202f"
 """Separators of groups of digits (without the plain space, which also separates two numbers)."""
 _POINT = ".٫．"
 _DIGITS = re.compile(rf"\d+(?:[{re.escape(_GROUP + _POINT)}]\d+)*")
 _MINUS = re.compile(r"(?<![^\W_])[-−－﹣][$€£¥₹]?$")
+_EXPONENT = re.compile(r"\s*[-+]?[0-9]+(\.[0-9]+)?[eE][-+]?[0-9]{1,3}\s*")
+_MOST = 100
+"""Most digits of an answer before its point."""
 
 
 def numbers(text: str) -> list[tuple[Decimal, ...]]:
@@ -40,6 +44,17 @@ def is_right(text: str, answer: str) -> bool:
     """
     found, right = numbers(text), numbers(answer)
     return bool(found and right) and right[-1][0] in found[-1]
+
+
+def answer_of(value: Any) -> Decimal | None:
+    """A number, or the last number of a text; none for all else."""
+    if isinstance(value, str) and not _EXPONENT.fullmatch(value):
+        found = numbers(value)
+        return found[-1][0] if found else None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    number = Decimal(str(value).strip())
+    return number if number.is_finite() and number.adjusted() < _MOST else None
 
 
 def plain(value: Decimal) -> str:

@@ -7,11 +7,13 @@ tsv, parquet, and the first three also with .gz or .zst):
     LANGUAGE.SPLIT.EXT
     LANGUAGE.EXT   data/LANGUAGE.EXT                                             (these two for the test split only)
 
-LANGUAGE is the task's code, or that of the hub's repository.
+LANGUAGE is the task's code, or that of the hub's repository. Where the rows of all languages are together, the files
+are SPLIT.EXT, SPLIT-*.EXT or SPLIT/*.EXT, in the folder or in its folder data.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -19,12 +21,12 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.data.packing.formats import Row, load_dataset, numbered, part_rows
+from bridge_ds.data.packing.formats import Part, Row, load_dataset, numbered, parquet_file, part_rows
 from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.errors import DataError
-from bridge_ds.reading import is_macos, refuse_surrogates
+from bridge_ds.reading import is_macos, json_value, refuse_surrogates
 
-__all__ = ["PARQUET", "Record", "RowSource", "local_languages", "rows"]
+__all__ = ["PARQUET", "RowSource", "class_names", "local_languages", "rows"]
 
 PARQUET = "refs/convert/parquet"
 """Revision that the hub converts repositories with a loading script to: CONFIG/SPLIT/*.parquet."""
@@ -34,6 +36,7 @@ _PATTERNS = (
     "{name}.{split}.*",
 )  # fmt: skip
 _TEST_ONLY = ("{name}.*", "data/{name}.*")
+_TOGETHER = ("{split}.*", "{split}-*", "{split}/*", "data/{split}.*", "data/{split}-*")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class RowSource:
 
     task: str
     """The task's name, for messages."""
+    settings: str
+    """Where its settings are, for messages: `evaluation.data.xnli`."""
     source: str
     """Hub id or local folder."""
     revision: str | None
@@ -58,72 +63,8 @@ class RowSource:
     """Pattern of files in the hub's repository, where these are read directly."""
     quoted_tsv: bool = False
     """Whether local tsv files have quotation marks as csv has them."""
-
-
-class Record:
-    """One row, read by the task's names of fields."""
-
-    def __init__(self, task: str, where: str, values: Any, columns: dict[str, str]) -> None:
-        """Args:
-        where: file and line, for messages.
-        columns: field of the task -> column of the data.
-        """
-        if not isinstance(values, dict):
-            raise DataError(f"{where} is a {type(values).__name__}; expected named columns; correct {task}'s data.")
-        self.task, self.where, self.values, self.columns = task, where, values, columns
-
-    def value(self, field: str) -> Any:
-        """The value of the field's column.
-
-        Raises:
-            DataError: there is no such column, or it is empty.
-        """
-        column = self.columns[field]
-        if self.values.get(column) is None:
-            found = "an empty" if column in self.values else "no"
-            raise DataError(
-                f"{self.where} has {found} column {column!r}; it has {', '.join(map(str, self.values))}; expected the "
-                f"{field} of {self.task}: name its column in evaluation.data.{self.task}.fields."
-            )
-        return self.values[column]
-
-    def has(self, field: str) -> bool:
-        """Whether the row has the field's column."""
-        return self.values.get(self.columns[field]) is not None
-
-    def text(self, field: str) -> str:
-        """The field as text without leading and trailing white space.
-
-        Raises:
-            DataError: as :meth:`value`, or it is no text.
-        """
-        value = self.value(field)
-        if not isinstance(value, str):
-            raise DataError(
-                f"{self.where} has {type(value).__name__} in column {self.columns[field]!r}; expected text, the "
-                f"{field} of {self.task}; correct the data or evaluation.data.{self.task}.fields."
-            )
-        return value.strip()
-
-    def label(self, field: str, labels: tuple[str, ...], first: int = 0) -> int:
-        """The field as an index into `labels`: a whole number counted from `first`, or a label's text.
-
-        Raises:
-            DataError: as :meth:`value`, or not one of the labels.
-        """
-        value = self.value(field)
-        text = str(value).strip() if isinstance(value, str | int | float) else ""
-        names = [label.casefold() for label in labels]
-        if text.casefold() in names:
-            return names.index(text.casefold())
-        number = float(text) if re.fullmatch(r"[0-9]{1,3}(\.0*)?", text) else -1.0
-        if isinstance(value, bool) or not 0 <= number - first < len(labels):
-            named = ", ".join(f"{index} ({label})" for index, label in enumerate(labels, first))
-            raise DataError(
-                f"{self.where} has the label {repr(value)[:80]}; expected one of {named}; correct the data of "
-                f"{self.task}."
-            )
-        return int(number) - first
+    together: bool = False
+    """Whether the rows of all languages are in the same files; all of them are read."""
 
 
 def rows(source: RowSource) -> Iterator[Row]:
@@ -132,23 +73,35 @@ def rows(source: RowSource) -> Iterator[Row]:
     Raises:
         DataError: they cannot be loaded.
     """
-    folder = Path(source.source)
-    if not folder.is_dir():
-        return _hub_rows(source)
-    found = _local_files(folder, [source.language, source.config or source.language], source.split)
-    if found:
-        parts = file_parts(found)
-        if source.quoted_tsv:
-            parts = [replace(part, kind="quoted_tsv") if part.kind == "tsv" else part for part in parts]
+    parts = _local_parts(source)
+    if parts:
         return (row for part in parts for row in part_rows(part))
-    if _is_repository(folder):
-        options = {"config": source.config, "split": source.hub_split, "revision": None, "stream": ""}
-        return numbered(load_dataset(source.source, options), f"{source.source} ({source.language}, {source.split})")
-    example = f"{source.language}.jsonl" if source.split == "test" else f"{source.split}/{source.language}.jsonl"
-    raise DataError(
-        f"{folder} has no {source.split} file for the language {source.language!r} of {source.task}; expected "
-        f"{example} or csv, tsv, parquet; add it, or leave the language out."
-    )
+    return numbered(_data_set(source), f"{source.source} ({source.language}, {source.split})")
+
+
+@functools.lru_cache(maxsize=32)
+def class_names(source: RowSource, column: str) -> tuple[str, ...]:
+    """Names of the numbers in a ClassLabel column of `datasets`, which its parquet files have too; else none.
+
+    Args:
+        source: which rows.
+        column: a dot leads into a nested one.
+
+    Raises:
+        DataError: as :func:`rows`.
+    """
+    parts = _local_parts(source)
+    try:
+        if parts:
+            described = parquet_file(Path(parts[0].name)).schema_arrow.metadata if parts[0].kind == "parquet" else None
+            found = json_value((described or {})[b"huggingface"])["info"]["features"]
+        else:
+            found = _data_set(source).features.to_dict()
+        for part in column.split("."):
+            found = found[part]
+        return tuple(map(str, found["names"])) if found["_type"] == "ClassLabel" else ()
+    except (KeyError, TypeError, ValueError):  # nothing is said of the column
+        return ()
 
 
 def local_languages(source: str) -> list[str] | None:
@@ -184,8 +137,8 @@ def local_languages(source: str) -> list[str] | None:
     return sorted(names) if names or not _is_repository(folder) else None
 
 
-def _local_files(folder: Path, names: Iterable[str], split: str) -> list[Path]:
-    for pattern in (*_PATTERNS, *(_TEST_ONLY if split == "test" else ())):
+def _local_files(folder: Path, names: Iterable[str], split: str, patterns: tuple[str, ...] = _PATTERNS) -> list[Path]:
+    for pattern in (*patterns, *(_TEST_ONLY if split == "test" and patterns is _PATTERNS else ())):
         for name in names:
             found = [
                 path
@@ -207,22 +160,43 @@ def _is_repository(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("README.md", "state.json", "dataset_dict.json"))
 
 
-def _hub_rows(source: RowSource) -> Iterator[Row]:
+def _local_parts(source: RowSource) -> list[Part]:
+    """The files of a local folder; none where `datasets` is to read it, or the hub."""
+    folder = Path(source.source)
+    if not folder.is_dir():
+        return []
+    names = [source.language, source.config or source.language]
+    found = _local_files(folder, names, source.split, _TOGETHER if source.together else _PATTERNS)
+    if not found and not _is_repository(folder):
+        example = f"{source.language}.jsonl" if source.split == "test" else f"{source.split}/{source.language}.jsonl"
+        example = f"{source.split}.jsonl" if source.together else example
+        raise DataError(
+            f"{folder} has no {source.split} file for the language {source.language!r} of {source.task}; expected "
+            f"{example} or csv, tsv, parquet; add it, or leave the language out."
+        )
+    parts = file_parts(found)
+    return [replace(part, kind="quoted_tsv") if source.quoted_tsv and part.kind == "tsv" else part for part in parts]
+
+
+def _data_set(source: RowSource) -> Any:
+    """What `datasets` loads."""
+    config = None if source.together else source.config
+    if Path(source.source).is_dir():
+        options = {"config": config, "split": source.hub_split, "revision": None, "stream": ""}
+        return load_dataset(source.source, options)
     from datasets import load_dataset as load
 
-    where = f"{source.source} ({source.language}, {source.split})"
     try:
         if source.files:
             revision = f"@{source.revision}" if source.revision else ""
             url = f"hf://datasets/{source.source}{revision}/{source.files}"
             kind = "parquet" if source.files.endswith("parquet") else "json"
-            found = load(kind, data_files={source.split: url}, split=source.split)
-        else:
-            found = load(source.source, source.config, split=source.hub_split, revision=source.revision)
+            return load(kind, data_files={source.split: url}, split=source.split)
+        return load(source.source, config, split=source.hub_split, revision=source.revision)
     except Exception as error:  # datasets, the hub client and its transport each have their own errors
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(
-            f"{where} could not be loaded ({why}); expected the hub, or a copy in the cache of datasets; run it once "
-            f"where there is network, with the same HF_HOME, or set evaluation.data.{source.task}.source to a folder."
+            f"{source.source} ({source.language}, {source.split}) could not be loaded ({why}); expected the hub, or a "
+            "copy in the cache of datasets; run it once where there is network, with the same HF_HOME, or set "
+            f"{source.settings}.source to a folder."
         ) from error
-    return numbered(found, where)

@@ -9,7 +9,7 @@ LLM; AfroBench's (arXiv 2311.07978), which lists the categories, can be set as `
 from __future__ import annotations
 
 from bridge_ds.tasks.flores import by_code
-from bridge_ds.tasks.rows import Record
+from bridge_ds.tasks.record import Record
 from bridge_ds.tasks.table import TableTask
 
 __all__ = ["TASKS", "Sib200"]

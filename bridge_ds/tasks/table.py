@@ -15,7 +15,8 @@ from typing import ClassVar
 from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.errors import ConfigError
 from bridge_ds.tasks.base import Example
-from bridge_ds.tasks.rows import PARQUET, Record, RowSource, local_languages, rows
+from bridge_ds.tasks.record import Record
+from bridge_ds.tasks.rows import PARQUET, RowSource, local_languages, rows
 
 __all__ = ["TableTask"]
 
@@ -29,6 +30,8 @@ class TableTask:
 
     name: ClassVar[str]
     """Name in ``TASKS``."""
+    section: ClassVar[str] = "evaluation.data"
+    """Where its settings are, for messages."""
     hub: ClassVar[str]
     """Hub id."""
     revision: ClassVar[str | None] = None
@@ -60,15 +63,19 @@ class TableTask:
             near = difflib.get_close_matches(wrong[0], self.columns, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "rename it."
             raise ConfigError(
-                f"evaluation.data.{self.name}.fields has {wrong[0]!r}; expected some of "
-                f"{', '.join(self.columns)}; {hint}"
+                f"{self.settings}.fields has {wrong[0]!r}; expected some of {', '.join(self.columns)}; {hint}"
             )
         unknown = [name for name in self._slots() if name not in self.columns]
         if unknown:
             raise ConfigError(
-                f"evaluation.data.{self.name}.prompt has {{{unknown[0]}}}; expected some of "
+                f"{self.settings}.prompt has {{{unknown[0]}}}; expected some of "
                 f"{', '.join(f'{{{name}}}' for name in self.columns)}; correct the prompt."
             )
+
+    @property
+    def settings(self) -> str:
+        """The key of its settings, for messages."""
+        return f"{self.section}.{self.name}"
 
     @property
     def source(self) -> str:
@@ -176,13 +183,21 @@ class TableTask:
             files = "{config}/{split}/*.parquet"
         hub_split = self.split_of(language, split)
         files = files.format(config=config or "default", split=hub_split)
-        return RowSource(self.name, self.source, revision, language, split, config, hub_split, files, self.quoted_tsv)
+        place = (self.source, revision, language, split, config, hub_split, files)
+        return RowSource(self.name, self.settings, *place, quoted_tsv=self.quoted_tsv)
+
+    def records(self, source: RowSource) -> Iterator[Record]:
+        """The rows of a split in a language.
+
+        Raises:
+            DataError: they cannot be loaded, or one is no row.
+        """
+        columns = self.columns | self.given.fields
+        return (Record(source, where, values, columns) for where, values in rows(source))
 
     def _examples(self, language: str, split: str) -> Iterator[Example]:
-        columns = self.columns | self.given.fields
         keys: Counter[str] = Counter()
-        for number, (where, values) in enumerate(rows(self.row_source(language, split))):
-            row = Record(self.name, where, values, columns)
+        for number, row in enumerate(self.records(self.row_source(language, split))):
             key = self.key_of(row, number, language)
             keys[key] += 1
             # Keys are unique: runs are compared by them.
@@ -197,6 +212,5 @@ class TableTask:
             return [str(name) for _, name, _, _ in found]
         except ValueError as error:
             raise ConfigError(
-                f"evaluation.data.{self.name}.prompt {template!r} is no template ({error}); expected fields in "
-                "braces; correct it."
+                f"{self.settings}.prompt {template!r} is no template ({error}); expected fields in braces; correct it."
             ) from None

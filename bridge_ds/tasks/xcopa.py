@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.tasks.base import Example
-from bridge_ds.tasks.rows import Record
+from bridge_ds.tasks.record import Record
 from bridge_ds.tasks.table import TableTask
 
 __all__ = ["TASKS", "Xcopa"]

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from bridge_ds.tasks.base import Example
-from bridge_ds.tasks.rows import PARQUET, Record
+from bridge_ds.tasks.record import Record
+from bridge_ds.tasks.rows import PARQUET
 from bridge_ds.tasks.table import TableTask
 
 __all__ = ["TASKS", "XStoryCloze"]

@@ -17,7 +17,7 @@ from bridge_ds.config.build import bounds, from_dict
 from bridge_ds.config.ds_file import read_by_engine, without_effect
 from bridge_ds.config.ds_models import check_kernels, check_with_deepspeed
 from bridge_ds.config.load import load_config, load_run_config, save_config
-from bridge_ds.config.schema import SECTIONS, Config, TaskDataConfig, metadata
+from bridge_ds.config.schema import SECTIONS, Config, TaskConfig, TaskDataConfig, metadata
 from bridge_ds.config.text import parse
 from bridge_ds.config.zero import engine_config, read_ds_config, resolve_micro_batch, shard_config
 from bridge_ds.entry import exit_status
@@ -26,6 +26,7 @@ from bridge_ds.train import main as train
 
 LEAVES = [(name, field.name) for name, section in SECTIONS.items() for field in dataclasses.fields(section)]
 LEAVES += [("evaluation", "data", "TASK", field.name) for field in dataclasses.fields(TaskDataConfig)]
+LEAVES += [("tasks", "TASK", field.name) for field in dataclasses.fields(TaskConfig)]
 
 
 def inner(loc: tuple[str | int, ...]) -> tuple[typing.Any, ...]:
@@ -45,12 +46,15 @@ def test_every_number_has_a_least_and_a_most_and_every_text_is_one_that_files_ho
         least = min(getattr(bound, "ge", getattr(bound, "gt", 0)) for bound in of[1:])
         most = min(getattr(bound, "le", getattr(bound, "lt", float("inf"))) for bound in of[1:])
         for wrong in (least - 1, most * 2 + 1, float("inf"), float("nan"), 10**400):
+            value: typing.Any = [wrong, wrong] if loc[1] == "betas" else wrong
+            for part in reversed(loc):
+                value = {part: value}
             with pytest.raises(ConfigError):
-                from_dict({loc[0]: {loc[1]: [wrong, wrong] if loc[1] == "betas" else wrong}})
+                from_dict(value)
     elif of[0] is str:
         for wrong in ("a\0b", "a\ud800b", "a" * 100_001):
             outer = metadata(loc)[0]
-            value: typing.Any = [wrong] if typing.get_origin(outer) is tuple else wrong
+            value = [wrong] if typing.get_origin(outer) is tuple else wrong
             value = {"premise": wrong} if typing.get_origin(outer) is dict else value
             for part in reversed(loc):
                 value = {part: value}

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,36 @@ def test_a_benchmark_is_packed_as_it_is_scored(tmp_path: Path) -> None:
     assert _tool("pack", "task:xnli", *arguments).returncode == 0
     sample = SampleReader(load_index(tmp_path / "mapped"), "task").read(0, 0)
     assert sample == {"source": "Premise: A Hypothesis: B Label:", "target": "Neutral"}
+
+
+def test_a_task_of_the_users_own_is_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bridge_ds.commands.pack import main
+    from bridge_ds.entry import exit_status
+
+    (tmp_path / "news" / "train").mkdir(parents=True)
+    (tmp_path / "news" / "train" / "en.csv").write_text("text,topic\n one,0\ntwo,1\n")
+    settings = f"{{source: {tmp_path}/news, prompt: '{{text}} Topic:', labels: [Business, Sports]"
+    tasks = tmp_path / "tasks.yaml"
+    tasks.write_text(f"tasks:\n  mine: {settings}, fields: {{label: topic}}}}\n  wrong: {settings}}}\n")
+    given = ["--tasks", str(tasks), "--output", str(tmp_path / "out")]
+    assert main(["task:mine", *given]) == 0
+    index = load_index(tmp_path / "out")
+    samples = [SampleReader(index, "task").read(0, number) for number in range(2)]
+    assert samples == [{"source": "one Topic:", "target": "Business"}, {"source": "two Topic:", "target": "Sports"}]
+    assert index.shards[0].source == f"mine, train split of {tmp_path}/news"
+    (tmp_path / "other" / "train").mkdir(parents=True)
+    (tmp_path / "other" / "train" / "en.csv").write_text("text,label\nthree,Football\n")
+    for arguments, words in (
+        (["task:wrong"], "en.csv:2 has no column 'label'; it has text, topic; expected the label of wrong: name its"),
+        (["task:mine", "--dataset", str(tmp_path / "other"), "--map", "label=label"],
+         "en.csv:2 has the label 'Football' in column 'label'; expected one of 0 (Business), 1 (Sports); the values"),
+        (["task:min"], "did you mean 'mine'?"),
+        (["--input", "x.txt"], "--tasks has tasks, of which none is named; expected task:NAME"),
+    ):  # fmt: skip
+        run = partial(main, [*arguments, *given, "--overwrite"])
+        assert exit_status(run) == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("error:") == 1 and "Traceback" not in said
 
 
 @pytest.mark.parametrize(

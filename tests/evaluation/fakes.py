@@ -25,6 +25,7 @@ class FakeTask:
     labels: tuple[str, ...] = ("a", "b", "c")
     sizes: dict[str, int] = field(default_factory=lambda: {"en": 7, "xx": 1, "yy": 10})
     kind: str = "labels"
+    choices: tuple[str, ...] = ()
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -40,7 +41,8 @@ class FakeTask:
     def examples(self, language: str, limit: int) -> list[Example]:
         count = min(limit or self.sizes[language], self.sizes[language])
         return [
-            Example("x" * (1 + 7 * k % 5), self.labels[k % 3], k % 3, language, f"{language}-{k}") for k in range(count)
+            Example("x" * (1 + 7 * k % 5), self.labels[k % 3], k % 3, language, f"{language}-{k}", self.choices)
+            for k in range(count)
         ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from pathlib import Path
@@ -18,14 +19,26 @@ from tools.pack_shards import main as pack
 
 pytestmark = pytest.mark.slow
 
-TASKS = ("xnli", "indicxnli", "sinhala_news", "amazon_reviews", "xcopa", "mgsm")
+RECIPE = """
+base: testbed
+tasks:
+  my_news:
+    source: {folder}
+    prompt: "News: {{headline}} Topic:"
+    fields: {{label: topic}}
+    labels: {{0: Business, 1: Sports}}
+"""
+
+TASKS = ("xnli", "indicxnli", "sinhala_news", "amazon_reviews", "xcopa", "mgsm", "my_news")
 LANGUAGES = {"xnli": {"en", "ar", "de", "th"}, "indicxnli": {"bn", "ta"}, "sinhala_news": {"en", "si"},
-             "amazon_reviews": {"en", "ja"}, "xcopa": {"ta"}, "mgsm": {"de"}}  # fmt: skip
+             "amazon_reviews": {"en", "ja"}, "xcopa": {"ta"}, "mgsm": {"de"},
+             "my_news": {"en", "si", "ta"}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, small_run: list[str]) -> Path:
-    """A run on shards of task:xnli, trained for a few steps by two ranks under ZeRO-3 and scored by them."""
+    """A run on shards of task:xnli and of a task of the user's own, declared in YAML, whose news are three CSV files;
+    trained for a few steps by two ranks under ZeRO-3 and scored by them."""
     root = tmp_path_factory.mktemp("evidence")
     folders = local.all_four(root)
     folders["xcopa"], folders["mgsm"] = root / "xcopa", root / "mgsm"
@@ -39,9 +52,17 @@ def run(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, small_run: lis
     assert (
         pack(["task:xnli", "--dataset", str(folders["xnli"]), "--output", str(root / "shards"), "--shuffle", "0"]) == 0
     )
+    for place in ("train/en", "en", "si", "ta"):
+        lines = [f"{local.text(random.Random(f'{place} {n}'), place[-2:])},{n % 2}" for n in range(5)]
+        path = root / "news" / f"{place}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(["headline,topic", *lines, ""]), encoding="utf-8")
+    recipe = root / "recipe.yaml"
+    recipe.write_text(RECIPE.format(folder=root / "news"), encoding="utf-8")
+    assert pack(["task:my_news", "--tasks", str(recipe), "--output", str(root / "news_shards")]) == 0
     settings = {
         "run.output": root / "run",
-        "data.shards": root / "shards",
+        "data.mixture": f"[{root / 'shards'}=1,{root / 'news_shards'}=1]",
         "train.steps": 3,
         "evaluation.batch": 4,
         "evaluation.tasks": ",".join(TASKS),
@@ -50,7 +71,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, small_run: lis
     }
     settings |= {f"evaluation.data.{name}.source": folder for name, folder in folders.items()}  # fmt: skip
     arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    succeed(zygote.start([*small_run, "--ds_config", "zero3.json", *arguments], 2, root / "logs").wait())
+    command = ["--recipe", str(recipe), *small_run, "--ds_config", "zero3.json", *arguments]
+    succeed(zygote.start(command, 2, root / "logs").wait())
     return root / "run"
 
 
@@ -164,7 +186,8 @@ def test_killed_in_the_middle_and_started_again(run: Path, zygote: Zygote, tmp_p
 
 
 def test_what_was_scored_is_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The four benchmarks and two more, from packing to the report, whose numbers are those of evaluation.json."""
+    """The four benchmarks, two more and the user's own, from packing to the report, whose numbers are those of
+    evaluation.json."""
     output = tmp_path / "report"
     assert evaluation(["report", f"one={run}", f"two={run}", "--baseline", "one", "--output", str(output)]) == 0
     report, scored = json.loads((output / "report.json").read_text()), json.loads((run / "evaluation.json").read_text())
@@ -178,7 +201,7 @@ def test_what_was_scored_is_reported(run: Path, tmp_path: Path, capsys: pytest.C
     verdicts = {cell["verdict"] for of_task in report["tests"]["two"].values() for cell in of_task.values()}
     assert verdicts == {"undecided"}  # a system differs in nothing from itself
     text = (output / "report.html").read_text()
-    assert all(word in text for word in ("sinhala_news", "Sinhala", "amazon_reviews"))
+    assert all(word in text for word in ("sinhala_news", "Sinhala", "amazon_reviews", "my_news"))
 
 
 def test_some_languages_of_some_tasks(run: Path, zygote: Zygote, tmp_path: Path) -> None:
@@ -189,8 +212,12 @@ def test_some_languages_of_some_tasks(run: Path, zygote: Zygote, tmp_path: Path)
         "indicxnli": ["ta"], "sinhala_news": ["si"]
     }  # fmt: skip
     assert results["llm"]["indicxnli"]["ta"]["n"] == 4
-    succeed(score(zygote, other, 1, "--tasks", "indicxnli", "--languages", "bn"))
-    assert read_index(other / "evaluation" / "bridge").tasks["indicxnli"].samples == {"ta": 4, "bn": 10}
+    more = tmp_path / "more.yaml"  # a task that the run's config does not declare
+    more.write_text(RECIPE.format(folder=run.parent / "news").replace("my_news", "more_news"), encoding="utf-8")
+    succeed(score(zygote, other, 1, "--tasks", f"indicxnli,{more}", "--languages", "bn,si"))
+    tasks = read_index(other / "evaluation" / "bridge").tasks
+    assert tasks["indicxnli"].samples == {"ta": 4, "bn": 10} and tasks["more_news"].samples == {"si": 5}
+    assert tasks["more_news"].labels == ("Business", "Sports") and tasks["more_news"].chance == 0.5
 
 
 @pytest.mark.parametrize(
@@ -198,6 +225,7 @@ def test_some_languages_of_some_tasks(run: Path, zygote: Zygote, tmp_path: Path)
     [
         (["--languages", "xx"], "evaluation.languages has 'xx', which no task has"),
         (["--tasks", "xnil"], "unknown task 'xnil'"),
+        (["--tasks", "testbed.yaml"], "--tasks testbed.yaml declares no tasks; expected `tasks:` in it"),
         (["--set", "evaluation.data.xnli.sorce=x"], "unknown key 'evaluation.data.xnli.sorce'; did you mean"),
         (["--set", "evaluation.llm_from=nowhere"], "nowhere/evaluation/llm/index.json cannot be read"),
     ],
@@ -218,10 +246,13 @@ def test_a_wrong_label_or_column_is_one_sentence_on_all_ranks(run: Path, zygote:
     for name, words, settings in (
         ("label", "de.jsonl:3 has the label 7; expected one of 0 (Entailment)", [f"source={tmp_path / 'data'}"]),
         ("column", "has no column 'gold'", ["fields={label: gold}"]),
-    ):
+        ("own", "has the label '1' in column 'topic'; expected one of 0 (Business), 2 (Sports); the values there are "
+                "0 (3), 1 (2): map each in tasks.my_news.labels", ["labels={0: Business, 2: Sports}"]),
+    ):  # fmt: skip
         other = copy(run, tmp_path / name)
-        changed = [part for text in settings for part in ("--set", f"evaluation.data.xnli.{text}")]
-        outcome = score(zygote, other, 2, "--tasks", "xnli", *changed)
+        task, key = ("my_news", "tasks.my_news") if name == "own" else ("xnli", "evaluation.data.xnli")
+        changed = [part for text in settings for part in ("--set", f"{key}.{text}")]
+        outcome = score(zygote, other, 2, "--tasks", task, *changed)
         assert set(outcome.codes) == {2}, outcome.text[-3000:]
         assert words in outcome.outputs[0] and "Traceback" not in outcome.text
         assert sum(line.startswith("error:") for line in outcome.outputs[0].splitlines()) == 1

@@ -91,6 +91,10 @@ def test_work_of_another_model_or_other_samples_is_thrown_away(tmp_path: Path) -
     part = tmp_path / "bridge" / "fake" / ".en.part"
     part.write_text(part.read_text().replace('\\"source\\": \\"', '\\"source\\": \\"another '))
     assert len(_run(tmp_path)) == 10
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, stop_after=3)
+    part.write_text(part.read_text().replace('["a", "b", "c"]', '["a", "b", "d"]', 1))  # the task's labels
+    assert len(_run(tmp_path)) == 10
 
 
 def test_languages_of_one_checkpoint_gather_in_the_index(tmp_path: Path) -> None:
@@ -107,10 +111,10 @@ def test_answers_of_the_llm_alone_are_taken_from_another_run(tmp_path: Path) -> 
     other, llm = tmp_path / "other", FakeSystem()
     _run(other)
 
-    def again(name: str, identity: str = "one", **more: object) -> list[list[str]]:
+    def again(name: str, identity: str = "one", task: FakeTask | None = None, **more: object) -> list[list[str]]:
         llm.calls.clear()
         found = stores(tmp_path / name, identity, other / "llm")
-        results = compare(FakeSystem(), llm, [FakeTask()], stores=found, batch=2, **more)  # type: ignore[arg-type]
+        results = compare(FakeSystem(), llm, [task or FakeTask()], stores=found, batch=2, **more)  # type: ignore[arg-type]
         assert {code: line["n"] for code, line in results["llm"]["fake"].items()} == (
             {"en": 7, "xx": 1, "yy": 10} if not more else {"en": 3, "xx": 1, "yy": 3}
         )
@@ -120,6 +124,9 @@ def test_answers_of_the_llm_alone_are_taken_from_another_run(tmp_path: Path) -> 
     index = "llm/index.json"  # the fake LLM has layer weights, which a real one has not and which are not taken
     assert files(tmp_path / "same") | {index: ""} == files(other) | {index: ""}
     assert len(again("settings", identity="two")) == 10  # other settings: made again
+    # A task of the user's own with one more label, and with other choices.
+    assert len(again("labels", task=FakeTask(labels=("a", "b", "c", "d")))) == 10
+    assert len(again("choices", task=FakeTask(choices=("a", "b", "c")))) == 10
     assert len(again("fewer", limit=3)) == 4  # other samples: made again, but for the language that has only one
 
 

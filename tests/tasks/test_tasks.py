@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bridge_ds import testbed
-from bridge_ds.config.schema import TaskDataConfig
+from bridge_ds.config.schema import TaskConfig, TaskDataConfig
 from bridge_ds.errors import BridgeError, ConfigError, DataError
 from bridge_ds.tasks import TASKS, TableTask, Task, find_tasks
 from bridge_ds.tasks.base import KINDS
@@ -324,6 +325,21 @@ def test_what_is_asked_of_the_hub(
     with pytest.raises(BridgeError, match=rf"\({language}, test\) could not be loaded .*no route to host.*source to a"):
         TASKS[name].examples(language, 1)
     assert asked == [expected]
+
+
+def test_what_a_users_task_asks_of_the_hub(asked: list[tuple[Any, ...]]) -> None:
+    own = TaskConfig(
+        source="me/news", revision="abc", prompt="{text}", labels={"0": "a", "1": "b"}, languages={"si": "sin_Sinh"},
+        test_split="validation", fields={"text": "title"},
+    )  # fmt: skip
+    for config in (own, dataclasses.replace(own, fields={"language": "lang"})):
+        (task,) = find_tasks(["mine"], own={"mine": config})
+        with pytest.raises(DataError, match=r"me/news \(si, test\) could not be loaded .* set tasks.mine.source to a"):
+            task.examples("sin_Sinh", 1)
+    assert asked == [
+        ("me/news", "sin_Sinh", {"split": "validation", "revision": "abc"}),
+        ("me/news", None, {"split": "validation", "revision": "abc"}),
+    ]
 
 
 def test_another_id_and_revision(asked: list[tuple[Any, ...]]) -> None:

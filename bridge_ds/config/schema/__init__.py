@@ -12,11 +12,11 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import ConfigDict
 
-from bridge_ds.config.schema.fields import Kind
+from bridge_ds.config.schema.fields import NEITHER, Kind, Section, Table, Text
 from bridge_ds.config.schema.models import (
     EncoderConfig,
     FusionConfig,
@@ -26,6 +26,7 @@ from bridge_ds.config.schema.models import (
     ModelConfig,
 )
 from bridge_ds.config.schema.runs import EvaluationConfig, RunConfig, TaskDataConfig, TrackConfig
+from bridge_ds.config.schema.tasks import TaskConfig
 from bridge_ds.config.schema.training import CheckpointConfig, DataConfig, TrainConfig
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "MappingConfig",
     "ModelConfig",
     "RunConfig",
+    "TaskConfig",
     "TaskDataConfig",
     "TrackConfig",
     "TrainConfig",
@@ -83,12 +85,16 @@ class Config:
     """Recording."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Scoring."""
+    tasks: Annotated[dict[Text, Annotated[TaskConfig, Section]], Table, NEITHER] = field(default_factory=dict)
+    """Tasks of the user's own, by name."""
 
     def conflicts(self) -> Iterator[str]:
         """A sentence for each two settings that contradict each other."""
         yield from self.data.conflicts()
         yield from self.lora.conflicts()
         yield from self.mapping.conflicts()
+        for name, task in self.tasks.items():
+            yield from task.conflicts(name)
         data, train = self.data, self.train
         if data.length_window > 1 and train.global_batch % data.length_chunk:
             yield (
@@ -141,8 +147,8 @@ def _unwrapped(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-SECTIONS: dict[str, type] = {name: hint for name, hint in _hints(Config).items()}
-"""Name -> class of each section."""
+SECTIONS: dict[str, type] = {name: hint for name, hint in _hints(Config).items() if name != "tasks"}
+"""Name -> class of each section; the keys of `tasks` are names."""
 KINDS: dict[str, Kind] = {
     f"{section}.{key}": kind
     for section, of in SECTIONS.items()

@@ -98,7 +98,7 @@ class EvaluationConfig:
     """The tasks scored after training, in every language they have."""
 
     tasks: Annotated[Texts, NEITHER] = ()
-    """Names in bridge_ds.tasks.TASKS; empty = no evaluation at the end."""
+    """Names of built-in tasks or of `tasks`; empty = no evaluation at the end."""
     languages: Annotated[Texts, NEITHER] = ()
     """Language codes; empty = every language of each task."""
     limit: Annotated[NonNegativeInt, NEITHER] = 0

@@ -1,0 +1,252 @@
+"""A task of the user's own, declared in YAML: what files may look like, and what is wrong in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge_ds.config.effect import idle
+from bridge_ds.config.load import load_config, load_run_config, overridden, save_config
+from bridge_ds.errors import BridgeError, ConfigError, DataError
+from bridge_ds.evaluation.jobs import load_jobs
+from bridge_ds.tasks import Task, find_tasks, tasks_of
+from bridge_ds.tasks.own import OwnTask
+from bridge_ds.world import World
+
+from . import local
+
+NEWS = {"prompt": "News: {text} Topic:", "labels": "{0: Business, 1: Sports}"}
+
+
+def declared(source: Path | str, **settings: Any) -> OwnTask:
+    """`tasks.mine` with these settings, as a recipe or a command line gives them."""
+    values = {"source": source} | settings
+    config = load_config("testbed", [f"tasks.mine.{key}={value}" for key, value in values.items()])
+    (task,) = find_tasks(["mine"], own=config.tasks)
+    assert isinstance(task, OwnTask) and isinstance(task, Task)
+    return task
+
+
+def csv(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_a_recipe_declares_a_task_that_others_inherit_and_a_run_folder_remembers(tmp_path: Path) -> None:
+    for language in ("si", "en"):
+        csv(tmp_path / "news" / f"{language}.csv", "headline,topic", f"{language} one, biz ", f"{language} two,Sports")
+    csv(tmp_path / "news" / "train" / "en.csv", "headline,topic", "x,SPORT")
+    text = f"""
+base: testbed
+tasks:
+  my_news:
+    source: {tmp_path}/news
+    prompt: "News: {{text}} Topic:"
+    fields: {{text: headline, label: topic}}
+    labels: {{biz: Business, sport: Sports}}
+"""
+    (tmp_path / "tasks.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text("base: tasks.yaml\nevaluation: {tasks: [my_news, testbed_news]}\n")
+    config = load_config(str(tmp_path / "mine.yaml"))
+    save_config(config, tmp_path / "config.yaml")
+    assert load_run_config(tmp_path) == config
+    news, other = tasks_of(config)
+    assert (news.name, other.name, news.kind, news.labels) == (
+        "my_news",
+        "testbed_news",
+        "labels",
+        ("Business", "Sports"),
+    )
+    assert news.languages == ("en", "si") and news.chance == 0.5
+    (first, second) = news.examples("si", 0)
+    assert (first.source, first.null) == ("News: si one Topic:", "News: Topic:")
+    assert [(e.target, e.label, e.key) for e in (first, second)] == [
+        ("Business", 0, "my_news-si-0"), ("Sports", 1, "my_news-si-1")
+    ]  # fmt: skip
+    assert isinstance(news, OwnTask) and [e.target for e in news.train()] == ["Sports"]
+    assert [(job.language, len(job.examples)) for job in load_jobs([news], [], 1, World())] == [("en", 1), ("si", 1)]
+    moved = tasks_of(load_config(str(tmp_path / "mine.yaml"), [f"evaluation.data.my_news.source={tmp_path / 'x'}",
+                                                              "tasks.my_news.languages=[en]"]))  # fmt: skip
+    assert isinstance(moved[0], OwnTask) and moved[0].source == f"{tmp_path / 'x'}"
+
+
+def test_a_task_has_no_built_in_name_and_is_offered_by_its_own(tmp_path: Path) -> None:
+    own = load_config("testbed", [f"tasks.xnli.source={tmp_path}", "tasks.xnli.prompt={a}", "tasks.xnli.labels=[a, b]"])
+    with pytest.raises(ConfigError, match=r"tasks.xnli has the name of a built-in task; expected another; rename it"):
+        find_tasks([], own=own.tasks)
+    own = load_config(
+        "testbed", [f"tasks.my_news.{key}={value}" for key, value in {"source": tmp_path, **NEWS}.items()]
+    )
+    with pytest.raises(ConfigError, match=r"unknown task 'my_new'; .*, my_news; did you mean 'my_news'\?"):
+        find_tasks(["my_new"], own=own.tasks)
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "right"),
+    [
+        ("{0: Business, 1: Sports}", 1, 1), ("{0: Business, 1: Sports}", "1.0", 1), ("[Business, Sports]", 1, 1),
+        ("[Business, Sports]", "sports ", 1), ("{a: Bad, b: Good, c: Bad}", "C", 0), ("{true: Yes, no: No}", True, 0),
+        ("{0: '1', 1: '0'}", 0, 0), ("{-1: Bad, 1: Good}", -1, 0), ("{2.5: Low, 5.0: High}", 5.0, 1),
+    ],
+)  # fmt: skip
+def test_values_become_labels(tmp_path: Path, labels: str, value: Any, right: int) -> None:
+    local.jsonl(tmp_path / "en.jsonl", [{"text": "a", "label": value}])
+    (example,) = declared(tmp_path, **NEWS | {"labels": labels}).examples("en", 0)
+    assert example.label == right
+
+
+def test_a_copy_of_the_hub_needs_its_languages_and_a_revision_is_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("a copy")
+    with pytest.raises(ConfigError, match=r"a copy from the hub, and tasks.mine.languages is empty"):
+        declared(tmp_path, **NEWS)
+    assert declared(tmp_path, **NEWS, languages="si,en").languages == ("en", "si")
+    config = load_config("testbed", [f"tasks.mine.{k}={v}" for k, v in (NEWS | {"source": tmp_path}).items()])
+    assert not [line for line in idle(config) if "tasks" in line]
+    config = overridden(config, ["tasks.mine.revision=main"])
+    assert f"tasks.mine.revision has no effect, as {tmp_path} is a folder." in idle(config)
+
+
+def test_nested_columns_and_parallel_ids(tmp_path: Path) -> None:
+    rows = [{"id": f"n{n}", "news": {"title": f"t{n}"}, "answers": {"label": [n]}} for n in (1, 0)]
+    for language in ("en", "sin_Sinh"):
+        local.jsonl(tmp_path / "test" / f"{language}.jsonl", rows)
+    fields = "{text: news.title, label: answers.label.0, id: id}"
+    task = declared(tmp_path, **NEWS, fields=fields, languages="{si: sin_Sinh, en: en}", parallel="true")
+    assert task.languages == ("en", "si") and task.code_of("sin_Sinh") == "si"
+    assert [(e.source, e.label, e.key) for e in task.examples("si", 0)] == [
+        ("News: t1 Topic:", 1, "mine-n1"), ("News: t0 Topic:", 0, "mine-n0")
+    ]  # fmt: skip
+
+
+def test_class_labels_are_known_by_their_names(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "topic": ClassLabel(names=["biz", "sport"])})
+    rows = Dataset.from_dict({"text": ["a", "b"], "topic": [1, 0]}, features=features)
+    rows.to_parquet(tmp_path / "files" / "en.parquet")
+    rows.save_to_disk(tmp_path / "saved" / "copy")
+    for folder in (tmp_path / "files", tmp_path / "saved" / "copy"):
+        fields = {"fields": "{label: topic}", "languages": "[en]"}
+        named = declared(folder, **NEWS | fields | {"labels": "{sport: Sports, biz: Business}"}, test_split="train")
+        assert [e.target for e in named.examples("en", 0)] == ["Sports", "Business"]
+        assert [e.target for e in declared(folder, **NEWS | fields, test_split="train").examples("en", 0)] == [
+            "Sports", "Business"
+        ]  # fmt: skip
+        wrong = declared(
+            folder, **NEWS | fields | {"labels": "{sport: Sports, business: Business}"}, test_split="train"
+        )
+        with pytest.raises(
+            DataError, match=r"the label 0 .*; the values there are 1 = sport \(1\), 0 = biz \(1\): map"
+        ):
+            wrong.examples("en", 0)
+
+
+def test_rows_of_all_languages_in_one_file(tmp_path: Path) -> None:
+    csv(tmp_path / "test.csv", "text,label,lang", "a,0,Sinhala", "b,1,English", "c,1,Sinhala")
+    csv(tmp_path / "train.csv", "text,label,lang", "d,0,Sinhala", "e,1,English")
+    task = declared(tmp_path, **NEWS, fields="{language: lang}", languages="{si: Sinhala, en: English}")
+    assert [(e.source[6], e.key) for e in task.examples("si", 0)] == [("a", "mine-si-0"), ("c", "mine-si-1")]
+    assert [e.source[6] for e in task.train()] == ["e"]
+    assert declared(tmp_path, **NEWS, fields="{language: lang}").languages == ("English", "Sinhala")
+    with pytest.raises(DataError, match=r"test.csv:2 has no column 'lng'; it has text, label, lang; expected the lang"):
+        _ = declared(tmp_path, **NEWS, fields="{language: lng}").languages
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "right"),
+    [
+        ({"choices": "[a, b]"}, {"a": "x", "b": "y", "answer": 1}, 1),
+        ({"choices": "[a, b]", "first_choice": 1}, {"a": "x", "b": "y", "answer": "2"}, 1),
+        ({"choices": "[options]"}, {"options": ["x", "y", "z"], "answer": "c"}, 2),
+        ({"choices": "[options.text]"}, {"options": {"text": ["3", "1"]}, "answer": "1"}, 1),
+        ({"choices": "[options.text]"}, {"options": {"text": ["3", "1"]}, "answer": 0}, 0),
+        ({"choices": "[options]"}, {"options": '["x", "y"]', "answer": "y"}, 1),
+    ],
+)
+def test_choices_of_each_samples_own(tmp_path: Path, settings: dict[str, Any], row: dict[str, Any], right: int) -> None:
+    local.jsonl(tmp_path / "en.jsonl", [row | {"question": "Q?"}])
+    task = declared(tmp_path, kind="choices", prompt="{question}", **settings)
+    (example,) = task.examples("en", 0)
+    assert (example.label, example.target) == (right, example.choices[right]) and task.labels == ()
+    assert task.chance == pytest.approx(1 / len(example.choices))
+
+
+def test_a_number_is_read_as_those_of_mgsm(tmp_path: Path) -> None:
+    csv(tmp_path / "en.csv", "question,solution", '"2 + 2?","So #### 1,004"')
+    task = declared(tmp_path, kind="number", prompt="{question}", fields="{answer: solution}")
+    (example,) = task.examples("en", 0)
+    assert (example.target, example.label, example.choices, task.chance) == ("1004", -1, (), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"source": ""}, "tasks.mine.source is empty; expected a folder"),
+        ({"prompt": "News"}, "tasks.mine.prompt is 'News'; expected a text with columns in braces"),
+        ({"prompt": "{text} {label}"}, "has {label}, which is the right answer"),
+        (
+            {"prompt": "{text.a}"},
+            "has {text.a}, which is not one column; expected columns such as {text}, nested ones by",
+        ),
+        ({"prompt": "{text} {"}, "tasks.mine.prompt '{text} {' is no template"),
+        (
+            {"fields": "{txt: a}"},
+            "tasks.mine.fields has 'txt'; expected names in the prompt's braces, or one of label, id",
+        ),
+        ({"labels": "{}"}, "tasks.mine.labels is empty; expected something such as {0: Business, 1: Sports}"),
+        ({"labels": "[a]"}, "tasks.mine.labels has ['a']; expected two or more"),
+        ({"labels": "{a: x, A: y}"}, "tasks.mine.labels has 'a' twice, in other letters"),
+        ({"kind": "choices", "labels": "{}"}, "tasks.mine.choices is empty"),
+        ({"choices": "[a, b]"}, "tasks.mine has choices and is of kind labels"),
+        ({"languages": "{si: x, ta: x}"}, "tasks.mine.languages has 'x' twice"),
+        ({"lables": "[a]"}, "unknown key 'tasks.mine.lables'; did you mean 'tasks.mine.labels'?"),
+        ({"kind": "label"}, "tasks.mine.kind is 'label'; expected one of labels, choices, number"),
+        ({"source": "a/hub-id"}, "tasks.mine.source is 'a/hub-id', no folder here, and tasks.mine.languages is empty"),
+        ({"source": __file__}, ", a file, and tasks.mine.languages is empty; expected a folder with LANGUAGE.csv"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(tmp_path: Path, settings: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        declared(**{"source": tmp_path} | NEWS | settings)  # type: ignore[arg-type]
+    assert words in str(found.value) and "\n" not in str(found.value)
+
+
+CHOICES = {"kind": "choices", "labels": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "words"),
+    [
+        ({}, {"txt": "a", "label": 0},
+         "no column 'text'; it has txt, label; expected the text of mine: name its column in tasks.mine.fields."),
+        ({"fields": "{label: n.topic}"}, {"text": "a", "n": {"topics": 0, "m": 1}},
+         "no column 'n.topic'; it has text, n.topics, n.m; expected the label of mine"),
+        ({}, {"text": "a", "label": "Sport"},
+         "has the label 'Sport' in column 'label'; expected one of 0 (Business), 1 (Sports); the values there are "
+         "1 (2), Sport (1): map each in tasks.mine.labels, such as {Sport: Sports}."),
+        ({}, {"text": "a", "label": [0]},
+         "has [0] in column 'label'; expected one value, the label of mine; name a part of it in tasks.mine.fields, "
+         "such as {label: label.0}."),
+        (CHOICES | {"choices": "[a, b]"}, {"text": "t", "a": "x", "c": "y", "answer": 0},
+         "no column 'b'; it has text, a, c, answer; expected a choice of mine: name the columns in "
+         "tasks.mine.choices."),
+        (CHOICES | {"choices": "[o]"}, {"text": "t", "o": "x;y", "answer": 0},
+         "has ['x;y'] in 'o'; expected two or more choices"),
+        (CHOICES | {"choices": "[o]"}, {"text": "t", "o": ["x", "y"], "answer": 2},
+         "has the answer 2 in column 'answer'; expected the text, the letter or the number (0 to 1) of one of its "
+         "choices ('x', 'y'); correct the data, tasks.mine.fields or tasks.mine.first_choice."),
+        ({"kind": "number", "labels": "{}"}, {"text": "t", "answer": "none"},
+         "has the answer 'none'; expected a number"),
+    ],
+)  # fmt: skip
+def test_wrong_rows_are_one_sentence_with_their_place(
+    tmp_path: Path, settings: dict[str, str], row: dict[str, Any], words: str
+) -> None:
+    good = {"text": "a", "label": 1, "n": {"topic": 1}, "a": "x", "b": "y", "o": ["x", "y"], "answer": 1}
+    path = local.jsonl(tmp_path / "en.jsonl", [good, row, good])
+    with pytest.raises(BridgeError) as found:
+        declared(tmp_path, **NEWS | settings).examples("en", 0)
+    assert str(found.value).startswith(f"{path}:2 ") and words in str(found.value) and "\n" not in str(found.value)
