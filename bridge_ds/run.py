@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge_ds.checkpoint.bases import restore
 from bridge_ds.checkpoint.hook import CheckpointHook
-from bridge_ds.checkpoint.layout import step_folder
+from bridge_ds.checkpoint.layout import step_folder, trained_files
 from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run
 from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.compat.torch import set_timeout
@@ -174,6 +174,7 @@ class Run:
         self.watchdog.arm(False)
         set_timeout(INIT_TIMEOUT.total_seconds())
         self.engine.eval()
+        step = max(self.done, self.config.train.steps)
         results = score_run(
             self.engine.module,
             self.tokenizers,
@@ -182,15 +183,20 @@ class Run:
             self.device,
             partial(self._leave_if_asked, f"while scoring, after step {self.config.train.steps}"),
             run=self.folder,
-            checkpoint=step_folder(self.folder, max(self.done, self.config.train.steps)).name,
+            checkpoint=step_folder(self.folder, step).name,
             base=self.base,
         )
         if self.world.is_main:
             from bridge_ds.evaluation.score import write_evaluation
             from bridge_ds.evaluation.table import table
+            from bridge_ds.inference.choice import Measured
+            from bridge_ds.report.choose import after_scoring
 
             write_evaluation(self.folder / "evaluation.json", results)
             print(table(results), flush=True)
+            files = trained_files(step_folder(self.folder / "checkpoints", step))
+            measured = partial(Measured.of, files[0].parent.name, files, self.base, self.config.data)
+            after_scoring(self.folder, results, measured if self.config.evaluation.choose else None)
         self.hooks.on_evaluation(results)
 
     def _leave_if_asked(self, when: str = "during the start; nothing was written") -> None:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _HELP = """\
 Score the newest checkpoint of a run, and the LLM alone, in every language of its tasks; print one table and write
-evaluation.json, evaluation/ (one line per sample) and plots/accuracy.png into the run folder. One process, or several
+evaluation.json, evaluation/ (one line per sample) and plots/accuracy.png into the run folder. Say in which languages
+the bridge is better than the LLM alone, and in which worse; --choose writes that to choice.json. One process, or more
 under a launcher, each with whole models in memory and its share of the samples. One process splits models that are too
 large for one GPU over several with --device-map auto. After an interruption, the same command resumes.
 
@@ -27,6 +29,7 @@ examples:
   bridge-ds evaluate --run runs/testbed
   bridge-ds evaluate --run runs/testbed --tasks testbed_news --languages qaa,qab --limit 100
   bridge-ds evaluate --run runs/xnli --tasks xnli,indicxnli --batch 16 --null-scores
+  bridge-ds evaluate --run runs/xnli --tasks xnli --choose
   bridge-ds evaluate --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
   torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele
   bridge-ds evaluate --run runs/70b --tasks xnli --device-map auto --max-memory 0=60GiB,1=75GiB,2=75GiB
@@ -61,6 +64,10 @@ def main(argv: list[str] | None = None) -> int:
         help="also score the choices after an empty prompt (acc_mutual_info)",
     )
     parser.add_argument("--calibrate", dest="null_scores", action="store_true", default=None, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--choose", action="store_true", default=None,
+        help="write RUN/choice.json: where the LLM alone is better, for generate and serve with --choose",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="where to write the scores (default: RUN/evaluation.json)")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
@@ -79,12 +86,15 @@ def _score(options: argparse.Namespace, world: World) -> None:
 
     _asked(load_run_config(options.run, options.overrides), options)  # wrong names are reported before anything slow
 
+    from bridge_ds.checkpoint.layout import trained_files
     from bridge_ds.engine.distributed import device_of, init_distributed, shutdown
     from bridge_ds.evaluation.score import write_evaluation
     from bridge_ds.evaluation.scoring import score_run
     from bridge_ds.evaluation.table import table
     from bridge_ds.inference.bases import one_process
+    from bridge_ds.inference.choice import Measured
     from bridge_ds.inference.load import load_trained, open_run
+    from bridge_ds.report.choose import after_scoring
     from bridge_ds.track.plots import plot_accuracy
 
     one_process(options.device_map, world)
@@ -103,6 +113,9 @@ def _score(options: argparse.Namespace, world: World) -> None:
         write_evaluation(options.output or options.run / "evaluation.json", results)
         plot_accuracy(results, options.run / "plots" / "accuracy.png")
         print(table(results))
+        files, base = trained_files(checkpoint.folder), checkpoint.manifest["base"]
+        measured = partial(Measured.of, checkpoint.folder.name, files, base, config.data)
+        after_scoring(options.run, results, measured if config.evaluation.choose else None)
     if world.size > 1:
         shutdown()
 
@@ -117,7 +130,7 @@ def _asked(config: Config, options: argparse.Namespace) -> Config:
 
     changed: dict[str, Any] = {
         key: tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-        for key in ("tasks", "languages", "limit", "batch", "null_scores")
+        for key in ("tasks", "languages", "limit", "batch", "null_scores", "choose")
         if (value := getattr(options, key)) is not None
     }
     config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, **changed))
