@@ -19,22 +19,15 @@ from bridge_ds.config.schema import DataConfig
 from bridge_ds.data.text.convention import READ
 from bridge_ds.data.text.truncate import side_of
 from bridge_ds.disk import file_sha256, write_text
-from bridge_ds.errors import CheckpointError, DataError
+from bridge_ds.errors import CheckpointError, ConfigError, DataError
 from bridge_ds.reading import decoded
 from bridge_ds.tasks.flores import find_variety
 from bridge_ds.typed import CLOSED, Count, FileName, Share, typed
 
 __all__ = [
-    "BRIDGE",
-    "CHOICE",
-    "LLM",
-    "ChoiceTable",
-    "Comparison",
-    "Measured",
-    "read_choice",
-    "refuse_stale",
+    "BRIDGE", "CHOICE", "LLM", "ChoiceTable", "Comparison", "Measured", "expected", "read_choice", "refuse_stale",
     "write_choice",
-]
+]  # fmt: skip
 
 CHOICE = "choice.json"
 """In a run folder or an exported folder."""
@@ -113,6 +106,11 @@ class ChoiceTable:
         name = find_variety(language, self.languages) if language else None
         return LLM if name is not None and self.languages[name].verdict == LLM else BRIDGE
 
+    @property
+    def of_chats(self) -> bool:
+        """Whether it was measured with the LLM's chat template."""
+        return bool(self.measured.settings.get("chat_template"))
+
     def sentence(self, language: str) -> str:
         """Who answers a text in a language, and why."""
         name = find_variety(language, self.languages) if language else None
@@ -150,6 +148,16 @@ def read_choice(path: Path) -> ChoiceTable:
     raise DataError(
         f"{path} {why}; expected the table of an evaluation; write it again with bridge-ds evaluate --choose."
     )
+
+
+def expected(table: ChoiceTable | None, run: object) -> ChoiceTable:
+    """The table that is to be followed. Raises ConfigError if there is none."""
+    if table is None:
+        raise ConfigError(
+            f"--choose follows {CHOICE}, and {run} has none; expected that of an evaluation; write it with bridge-ds "
+            f"evaluate --run {run} --choose, or leave --choose out."
+        )
+    return table
 
 
 def refuse_stale(path: Path, measured: Measured, loaded: Measured) -> None:

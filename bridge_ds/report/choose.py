@@ -129,7 +129,8 @@ def study_advice(study: Study, metric: str) -> dict[str, Any]:
     """The comparison of every trained system of a report with the LLM alone; empty if that was not scored.
 
     Returns:
-        `{system: {"languages": {code: Comparison}, "tasks": {task: {code: Comparison}}, "halves": crossfitted()}}`.
+        `{system: {"languages": {code: Comparison}, "tasks": {task: {code: Comparison}}, "halves": crossfitted()}}`; each
+        comparison also has its difference as `value`.
     """
     alone = next((system for system in study.systems.values() if system.runs[0].index.system == LLM), None)
     found: dict[str, Any] = {}
@@ -144,11 +145,15 @@ def study_advice(study: Study, metric: str) -> dict[str, Any]:
         }
         tasks, languages = advise(cells)
         found[name] = {
-            "languages": {code: asdict(of) for code, of in languages.items()},
-            "tasks": {task: {code: asdict(of) for code, of in codes.items()} for task, codes in tasks.items()},
+            "languages": _values(languages),
+            "tasks": {task: _values(codes) for task, codes in tasks.items()},
             "halves": crossfitted(cells),
         }
     return found
+
+
+def _values(languages: Mapping[str, Comparison]) -> dict[str, dict[str, Any]]:
+    return {code: asdict(of) | {"value": of.difference} for code, of in languages.items()}
 
 
 def advise(cells: Cells) -> tuple[dict[str, dict[str, Comparison]], dict[str, Comparison]]:
