@@ -129,8 +129,8 @@ def study_advice(study: Study, metric: str) -> dict[str, Any]:
     """The comparison of every trained system of a report with the LLM alone; empty if that was not scored.
 
     Returns:
-        `{system: {"languages": {code: Comparison}, "tasks": {task: {code: Comparison}}, "halves": crossfitted()}}`; each
-        comparison also has its difference as `value`.
+        `{system: {"languages": {code: Comparison}, "tasks": {task: {code: Comparison}}, "halves": crossfitted()}}`, the
+        difference of a comparison also as `value`.
     """
     alone = next((system for system in study.systems.values() if system.runs[0].index.system == LLM), None)
     found: dict[str, Any] = {}
