@@ -10,8 +10,12 @@ def compared(verdict: str) -> Comparison:
     return Comparison(verdict, 0.2, 0.6, -0.4, -0.6, -0.2, 30, 0.0, 12.0, 0.0005, 0.001)  # type: ignore[arg-type]
 
 
-def table(measured: Measured | None = None, **verdicts: str) -> ChoiceTable:
+MEASURED = {"chat_template": False}
+"""Prompt settings."""
+
+
+def table(settings: dict[str, bool] | None = None, **verdicts: str) -> ChoiceTable:
     """By language."""
-    measured = measured or Measured("step-00000001", {}, {"llm": "0"}, {"chat_template": False})
+    measured = Measured("step-00000001", {}, {"llm": "0"}, dict(settings or MEASURED))
     languages = {code: compared(verdict) for code, verdict in verdicts.items()}
     return ChoiceTable(measured, "acc", languages, {"news": languages})
