@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import pytest
+
+from bridge_ds.checkpoint.layout import trained_files
+from bridge_ds.entry import exit_status
 from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
-from bridge_ds.inference.choice import LLM
+from bridge_ds.inference.choice import LLM, Measured, write_choice
+from bridge_ds.inference.load import open_run
+from bridge_ds.serve.__main__ import KEY, _load, _parse, main
 from bridge_ds.serve.backends import LocalBackend, ServedModel
 from tests.choices import MEASURED, table
 from tests.serve.served import served
@@ -46,3 +55,18 @@ def test_the_language_of_a_request_decides(answerer: Pipeline) -> None:
         assert body["choices"][0]["message"]["content"] == offline(chat, "llm", chat=True)
     with served(answerer) as (client, _):
         assert HEADER not in client.complete(texts, language="si")[1]
+
+
+def test_the_command_reads_the_table_of_its_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    copy = shutil.copytree(run, tmp_path / "run")
+    assert exit_status(lambda: main(["--run", str(copy), "--port", "0", "--choose"])) == 2
+    assert f"--choose follows choice.json, and {copy} has none" in capsys.readouterr().err
+    config, checkpoint = open_run(copy)
+    files, base = trained_files(checkpoint.folder), checkpoint.manifest["base"]
+    valid = dataclasses.replace(table(si="llm"), measured=Measured.of(checkpoint.folder.name, files, base, config.data))
+    write_choice(copy, valid)
+    assert _load(_parse(["--run", str(copy), "--choose"]), "").model.choice == valid
+    assert "the bridge answers every chat" in capsys.readouterr().err
