@@ -17,6 +17,7 @@ from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask
 from bridge_ds.inference.choice import CHOICE, Measured, read_choice
 from bridge_ds.report.choose import Paired, advise, after_scoring, crossfitted
 from bridge_ds.report.statistics import unseen_share
+from bridge_ds.tasks.flores import find_variety
 
 Counts = tuple[int, int, int, int]
 """Samples that both have right, only the bridge, only the LLM alone, neither."""
@@ -130,3 +131,12 @@ def test_only_what_was_scored_alike_counts(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / CHOICE).write_text((tmp_path / CHOICE).read_text().replace('"bridge"', '"both"'))
     with pytest.raises(DataError, match=r"choice.json has languages.si.verdict 'both'; expected 'bridge', 'llm'"):
         read_choice(tmp_path / CHOICE)
+
+
+def test_a_language_is_found_by_any_code() -> None:
+    known = ["si", "zh", "zho_Hant", "taq_Latn", "taq_Tfng", "ary_Arab", "qaa"]
+    expected = {
+        "sin": "si", "sin_Sinh": "si", "si-LK": "si", "sin_Latn": None, "zh-CN": "zh", "zh_TW": "zho_Hant", "tw": None,
+        "taq": None, "taq_Tfng": "taq_Tfng", "ary": "ary_Arab", "qaa": "qaa", "xx": None, "": None,
+    }  # fmt: skip
+    assert {code: find_variety(code, known) for code in expected} == expected
