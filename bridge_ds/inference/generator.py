@@ -78,15 +78,10 @@ class Generator:
         """Of the LLM; 0 = unknown."""
 
     def alone(self) -> Self:
-        """The same for the LLM alone, as it was loaded; its prompts are those of a PromptBuilder with `bridge=False`.
-
-        Raises:
-            ConfigError: the LLM itself was trained.
-        """
+        """The same for the LLM alone, as it was loaded; its prompts are those of :meth:`PromptBuilder.alone`."""
         found = copy.copy(self)
         found.bridge = False
-        with found._llm():
-            return found
+        return found
 
     def prefix(self, batch: Batch, device: torch.device | str | None = None) -> Spliced:
         """What the LLM reads before an answer, left-padded.

@@ -103,24 +103,28 @@ def scored_cells(run: Path, results: Mapping[str, Any]) -> dict[tuple[str, str],
     found = {name: read_index(folder).tasks for name, folder in folders.items()}
     task, code = next((task, code) for task, codes in results[BRIDGE].items() for code in codes)
     now = {name: tasks[task].identities[code] for name, tasks in found.items()}
-    return {
-        (task, code): _paired(folders, task, code)
-        for task, of in found[BRIDGE].items()
-        for code in of.samples
-        if task in found[LLM] and all(found[name][task].identities.get(code) == now[name] for name in found)
-    }
+    cells = {}
+    for task, code in ((task, code) for task, of in found[BRIDGE].items() for code in of.samples):
+        if task in found[LLM] and all(found[name][task].identities.get(code) == now[name] for name in found):
+            paired = _paired(folders, task, code)
+            if paired is not None:
+                cells[task, code] = paired
+            elif code in results[BRIDGE].get(task, {}):
+                raise DataError(
+                    f"the bridge and the LLM alone were not scored on the same samples of {task} in {code}; expected "
+                    "the same; score both again with bridge-ds evaluate."
+                )
+    return cells
 
 
-def _paired(folders: Mapping[str, Path], task: str, code: str) -> Paired:
+def _paired(folders: Mapping[str, Path], task: str, code: str) -> Paired | None:
+    """None if the two were scored on other samples, as an evaluation leaves them that was killed between the two."""
     bridge, llm = (
         {p.key: (p.source, p.correct(METRIC)) for p in read_predictions(folder, task, code)}
         for folder in folders.values()
     )
     if {key: source for key, (source, _) in bridge.items()} != {key: source for key, (source, _) in llm.items()}:
-        raise DataError(
-            f"the bridge and the LLM alone were not scored on the same samples of {task} in {code}; expected the same; "
-            "score both again with bridge-ds evaluate."
-        )
+        return None
     right = [np.array([[answers[key][1] for key in bridge]], dtype=float) for answers in (bridge, llm)]
     return Paired(list(bridge), *right)
 

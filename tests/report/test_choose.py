@@ -128,6 +128,9 @@ def test_only_what_was_scored_alike_counts(tmp_path: Path, capsys: pytest.Captur
     path.write_text(path.read_text().replace("text 3", "another"))
     with pytest.raises(DataError, match="not scored on the same samples of news in si"):
         after_scoring(tmp_path, results)
+    # Of an earlier evaluation that was killed: left out.
+    after_scoring(tmp_path, {system: {"news": {"ta": {}}} for system in ("bridge", "llm")})
+    assert "ta +90.0" in (said := capsys.readouterr().out) and "si +" not in said
     (tmp_path / CHOICE).write_text((tmp_path / CHOICE).read_text().replace('"bridge"', '"both"'))
     with pytest.raises(DataError, match=r"choice.json has languages.si.verdict 'both'; expected 'bridge', 'llm'"):
         read_choice(tmp_path / CHOICE)
