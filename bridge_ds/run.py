@@ -195,9 +195,11 @@ class Run:
         if self.world.is_main:
             from bridge_ds.evaluation.score import write_evaluation
             from bridge_ds.evaluation.table import table
+            from bridge_ds.report.choose import after_scoring, measured_if_chosen
 
             write_evaluation(self.folder / "evaluation.json", results)
             print(table(results), flush=True)
+            after_scoring(self.folder, results, measured_if_chosen(self.config, self.checkpoint, self.base))
         self.hooks.on_evaluation(results)
 
     def _leave_if_asked(self, when: str = "during the start; nothing was written") -> None:

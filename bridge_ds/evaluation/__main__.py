@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _HELP = """\
 Score the newest checkpoint of a run, and the LLM alone, in every language of its tasks; print one table and write
-evaluation.json, evaluation/ (one line per sample) and plots/accuracy.png into the run folder. One process, or several
+evaluation.json, evaluation/ (one line per sample) and plots/accuracy.png into the run folder. Say in which languages
+the bridge is better than the LLM alone, and in which worse; --choose writes that to choice.json. One process, or more
 under a launcher, each with whole models in memory and its share of the samples. One process splits models that are too
 large for one GPU over several with --device-map auto. After an interruption, the same command resumes.
 
@@ -29,6 +30,7 @@ examples:
   bridge-ds evaluate --run runs/testbed --tasks testbed_news --languages qaa,qab --limit 100
   bridge-ds evaluate --run runs/xnli --tasks xnli,indicxnli --batch 16 --null-scores
   bridge-ds evaluate --run runs/mine --tasks my_tasks.yaml    (tasks of your own; docs/evaluation.md)
+  bridge-ds evaluate --run runs/xnli --tasks xnli --choose
   bridge-ds evaluate --run runs/xnli --tasks xnli --languages sw --set evaluation.data.xnli.source=data/xnli
   torchrun --nproc_per_node 8 -m bridge_ds.evaluation --run runs/xnli --tasks belebele
   bridge-ds evaluate --run runs/70b --tasks xnli --device-map auto --max-memory 0=60GiB,1=75GiB,2=75GiB
@@ -66,6 +68,10 @@ def main(argv: list[str] | None = None) -> int:
         help="also score the choices after an empty prompt (acc_mutual_info)",
     )
     parser.add_argument("--calibrate", dest="null_scores", action="store_true", default=None, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--choose", action="store_true", default=None,
+        help="write RUN/choice.json: where the LLM alone is better, for generate and serve with --choose",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="where to write the scores (default: RUN/evaluation.json)")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
@@ -90,6 +96,7 @@ def _score(options: argparse.Namespace, world: World) -> None:
     from bridge_ds.evaluation.table import table
     from bridge_ds.inference.bases import one_process
     from bridge_ds.inference.load import load_trained, open_run
+    from bridge_ds.report.choose import after_scoring, measured_if_chosen
     from bridge_ds.track.plots import plot_accuracy
 
     one_process(options.device_map, world)
@@ -108,6 +115,8 @@ def _score(options: argparse.Namespace, world: World) -> None:
         write_evaluation(options.output or options.run / "evaluation.json", results)
         plot_accuracy(results, options.run / "plots" / "accuracy.png")
         print(table(results))
+        measured = measured_if_chosen(config, checkpoint.folder, checkpoint.manifest["base"])
+        after_scoring(options.run, results, measured)
     if world.size > 1:
         shutdown()
 
@@ -122,7 +131,7 @@ def _asked(config: Config, options: argparse.Namespace) -> Config:
 
     changed: dict[str, Any] = {
         key: tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-        for key in ("tasks", "languages", "limit", "batch", "null_scores")
+        for key in ("tasks", "languages", "limit", "batch", "null_scores", "choose")
         if (value := getattr(options, key)) is not None
     }
     own = config.tasks

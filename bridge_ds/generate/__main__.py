@@ -22,6 +22,7 @@ examples:
   bridge-ds generate --run runs/testbed --prompt "a text in any language"
   bridge-ds generate --run runs/testbed                      (a line, an answer; Ctrl-D ends it)
   bridge-ds generate --run runs/mine --input questions.jsonl --output answers.jsonl --batch 32
+  bridge-ds generate --run runs/mine --input questions.jsonl --output answers.jsonl --choose --language bn
   bridge-ds generate --run runs/mine --prompt "..." --chat --system "Answer briefly." --max-new-tokens 256
   bridge-ds generate --run someone/bridge-sw --prompt "..." --device-map auto --load-in 4bit --temperature 0.7
 
@@ -62,8 +63,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--system", default="", help="system message for the LLM, in its own language (implies --chat)")
     what.add_argument(
         "--language", default="", metavar="CODE",
-        help="language of the texts, for an encoder that is told it (NLLB, M2M-100, mBART); a line's own field "
-        "`language` comes first",
+        help="language of the texts, for an encoder that is told it (NLLB, M2M-100, mBART) and for --choose; a line's "
+        "own field `language` comes first",
+    )  # fmt: skip
+    what.add_argument(
+        "--choose", action="store_true",
+        help="let the LLM alone answer in the languages in which it was better beyond doubt (choice.json, which "
+        "bridge-ds evaluate --choose writes); lines of --output then say who answered, in `answered_by`",
     )  # fmt: skip
     how = parser.add_argument_group("how to write")
     tokens = positive(int, most=1_000_000)

@@ -31,6 +31,8 @@ LANGUAGE = "language"
 """Field of the input that holds the text's language, for an encoder that is told it."""
 ANSWER = "answer"
 """Field of the output that holds the answer."""
+ANSWERED_BY = "answered_by"
+"""Field of the output that says who answered, `bridge` or `llm`, where choice.json is followed."""
 
 
 def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batch: int) -> None:
@@ -50,20 +52,23 @@ def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batc
     """
     if output.exists():
         raise ConfigError(f"{output} is there already; expected none; remove it or choose another --output.")
-    content, items = read_items(source, field)
-    rows = []
+    written = (ANSWER, ANSWERED_BY) if pipeline.choice else (ANSWER,)
+    content, items = read_items(source, field, written)
+    rows, ways = [], []
     for number, item in items:
         try:
             rows.append(pipeline.row(item[field], _language(item)))
+            ways.append(pipeline.way(_language(item)))
         except DataError as error:
             raise DataError(f"{source} line {number}: {error}") from None
-    plan = batches([len(row.head) + len(row.source) + len(row.prompt) + len(row.tail) for row in rows], batch)
+    plan = batches([len(row.head) + len(row.source) + len(row.prompt) + len(row.tail) for row in rows], batch, ways)
     identity = hashlib.sha256(f"{pipeline.identity()}/{hashlib.sha256(content).hexdigest()}/{field}/{batch}".encode())
     part = PartFile(output.with_name(f".{output.name}.part"), identity.hexdigest())
     with _locked(part.path):
-        answers = _answers(pipeline, rows, plan, part)
+        answers = _answers(pipeline, rows, plan, ways, part)
         lines = (
-            json.dumps(item | {ANSWER: answers[index]}, ensure_ascii=False) for index, (_, item) in enumerate(items)
+            json.dumps(item | dict(zip(written, (answers[index], ways[index]), strict=False)), ensure_ascii=False)
+            for index, (_, item) in enumerate(items)
         )
         with writing(output):
             write_text(output, "".join(line + "\n" for line in lines))
@@ -72,7 +77,7 @@ def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batc
 
 
 def _answers(
-    pipeline: Pipeline, rows: Sequence[ContextIds], plan: Sequence[Sequence[int]], part: PartFile
+    pipeline: Pipeline, rows: Sequence[ContextIds], plan: Sequence[Sequence[int]], ways: Sequence[str], part: PartFile
 ) -> dict[int, str]:
     """Row -> its answer; those of an earlier start are in the part file."""
     expected = iter(plan)
@@ -93,7 +98,7 @@ def _answers(
         print(f"resuming after {len(answers)} of {len(rows)} texts", file=sys.stderr)
     with tqdm(total=len(rows), initial=len(answers), desc="answers", unit="text", disable=None) as bar:
         for number in range(len(done), len(plan)):
-            texts = pipeline.write([rows[index] for index in plan[number]], seed=number)
+            texts = pipeline.write([rows[index] for index in plan[number]], number, ways[plan[number][0]])
             part.add(json.dumps(texts, ensure_ascii=False))
             answers |= zip(plan[number], texts, strict=True)
             bar.update(len(texts))
@@ -111,17 +116,21 @@ def _language(item: dict[str, Any]) -> str:
     return language
 
 
-def batches(lengths: list[int], size: int) -> list[list[int]]:
-    """Indices in batches of `size`, texts of similar length together. The longest first: they need the most memory."""
+def batches(lengths: Sequence[int], size: int, ways: Sequence[str] = ()) -> list[list[int]]:
+    """Indices in batches of `size`, texts of similar length together. The longest first: they need the most memory.
+    A batch has one way of `ways` (default: all are alike)."""
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    groups = [[index for index in order if ways[index] == way] for way in sorted(set(ways))] if ways else [order]
+    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
 
 
-def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[str, Any]]]]:
+def read_items(
+    source: Path, field: str, written: Sequence[str] = (ANSWER,)
+) -> tuple[bytes, list[tuple[int, dict[str, Any]]]]:
     """The file's bytes, and (line number from 1, object) of each line that is not blank.
 
     Raises:
-        DataError: the file cannot be read, or a line is no JSON object with that field, or has an answer already.
+        DataError: the file cannot be read, or a line is no JSON object with that field, or has a field of `written`.
     """
     try:
         if stat.S_ISDIR(mode := source.stat().st_mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
@@ -151,8 +160,9 @@ def read_items(source: Path, field: str) -> tuple[bytes, list[tuple[int, dict[st
             raise DataError(
                 f"{source} line {number} has no {field!r}; expected an object with it; name it with --field."
             )
-        if ANSWER in item:
-            raise DataError(f"{source} line {number} has an {ANSWER!r} already; expected none; rename or remove it.")
+        for name in written:
+            if name in item:
+                raise DataError(f"{source} line {number} has an {name!r} already; expected none; rename or remove it.")
         items.append((number, item))
     if not items:
         raise DataError(f"{source} holds no line; expected at least one.")

@@ -18,6 +18,7 @@ from bridge_ds.data.text.prompting import Context, ContextIds
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
+from bridge_ds.inference.choice import BRIDGE, CHOICE, ChoiceTable, expected
 from bridge_ds.inference.generator import Sampling, mixed_seed
 from bridge_ds.inference.stops import answers_criterion
 
@@ -47,7 +48,9 @@ class GenerateOptions:
     system: str = ""
     """System message of a chat that has none."""
     language: str = ""
-    """Of the texts, for encoders that are told it; empty = not known."""
+    """Of the texts, for encoders that are told it, and for `choose`; empty = not known."""
+    choose: bool = False
+    """Let the LLM alone answer in languages in which it is better (choice.json)."""
 
     def generation(self) -> dict[str, Any]:
         """As options of transformers' generate, but for the stop strings."""
@@ -60,6 +63,7 @@ class Pipeline:
 
     def __init__(self, model: BridgeForCausalLM, processor: BridgeProcessor, options: GenerateOptions) -> None:
         self.model, self.processor, self.options = model, processor, options
+        self.choice = _choice(model, options) if options.choose else None
 
     @classmethod
     def load(cls, run: str, options: GenerateOptions, **loading: Any) -> Pipeline:
@@ -71,7 +75,9 @@ class Pipeline:
             loading: more options of from_pretrained.
 
         Raises:
-            ConfigError: a chat is asked for and there is no chat template; or as from_pretrained.
+            ConfigError: a chat is asked for and there is no chat template, or a choice and there is no choice.json; or
+                as from_pretrained.
+            CheckpointError: choice.json was measured with other weights or settings; or as from_pretrained.
         """
         from transformers.utils import logging as hf_logging
 
@@ -86,6 +92,10 @@ class Pipeline:
             )
         return cls(BridgeForCausalLM.from_pretrained(run, **loading), processor, options)
 
+    def way(self, language: str = "") -> str:
+        """BRIDGE, or LLM where choice.json is followed and the LLM alone answers; the language as of :meth:`row`."""
+        return self.choice.way(language or self.options.language) if self.choice else BRIDGE
+
     def row(self, text: Any, language: str = "") -> ContextIds:
         """Token ids of one text, or with `chat` of one list of messages.
 
@@ -97,6 +107,7 @@ class Pipeline:
             DataError: neither of these, or a language that the encoder does not have.
         """
         language = language or self.options.language
+        prompts = self.processor.prompts if self.way(language) == BRIDGE else self.processor.prompts.alone()
         if not self.options.chat:
             if not isinstance(text, str):
                 raise DataError(f"{str(text)[:80]!r} is no text; expected one (a list of messages needs --chat).")
@@ -105,13 +116,13 @@ class Pipeline:
             history = messages_of([{"role": "user", "content": text}] if isinstance(text, str) else text)
             if self.options.system and history[0]["role"] != "system":
                 history.insert(0, {"role": "system", "content": self.options.system})
-            context = self.processor.prompts.chat(history, language=language)
+            context = prompts.chat(history, language=language)
         else:
             raise DataError(f"{str(text)[:80]!r} is no chat; expected a text or messages with role and content.")
-        return self.processor.context_ids(context, self.options.max_new_tokens)
+        return self.processor.context_ids(context, self.options.max_new_tokens, prompts)
 
     def check_language(self) -> None:
-        """Warn that a language has no effect on this encoder.
+        """Warn that a language has no effect on this encoder, or say whether the bridge answers in it.
 
         Raises:
             ConfigError: the encoder does not have the language of the options.
@@ -119,37 +130,41 @@ class Pipeline:
         languages = self.processor.tokenizers.languages
         if languages:
             languages.check("--language", self.options.language)
-        elif self.options.language:
+        elif self.options.language and not self.choice:
             print("note: this encoder is not told a language; --language changes nothing.", file=sys.stderr)
+        if self.choice:
+            print(f"note: {self.choice.sentence(self.options.language)}", file=sys.stderr)
 
-    def write(self, rows: Sequence[ContextIds], seed: int = 0) -> list[str]:
+    def write(self, rows: Sequence[ContextIds], seed: int = 0, way: str = BRIDGE) -> list[str]:
         """Answers to rows, in their order.
 
         Args:
             rows: of :meth:`row`.
             seed: added to that of the options; the same rows and seed give the same answers.
+            way: who answers, see :meth:`way`; the same for all rows.
 
         Raises:
             LaunchError: the device's memory does not suffice.
         """
         stops = self.options.stop
-        written = self._generate(rows, seed, **({"stop_strings": list(stops)} if stops else {}))
+        written = self._generate(rows, seed, way, **({"stop_strings": list(stops)} if stops else {}))
         return self.model.generator.texts(written.tolist(), stops, self.options.chat)
 
-    def stream(self, row: ContextIds, seed: int, take: Callable[[str], Any]) -> None:
+    def stream(self, row: ContextIds, seed: int, take: Callable[[str], Any], way: str = BRIDGE) -> None:
         """One answer, handed to `take` in pieces as soon as they are certain; arguments as of :meth:`write`."""
         if self.options.beams > 1:  # none of the beams is the answer before the end
-            take(self.write([row], seed)[0])
+            take(self.write([row], seed, way)[0])
             return
         answer = self.model.generator.answer(stops=self.options.stop, chat=self.options.chat, streamed=True)
         criterion = answers_criterion([answer], lambda _, text: take(text) or True)
-        self._generate([row], seed, stopping_criteria=StoppingCriteriaList([criterion]))
+        self._generate([row], seed, way, stopping_criteria=StoppingCriteriaList([criterion]))
         take(answer.finish())
 
     @torch.no_grad()
-    def _generate(self, rows: Sequence[ContextIds], seed: int, **options: Any) -> torch.Tensor:
+    def _generate(self, rows: Sequence[ContextIds], seed: int, way: str, **options: Any) -> torch.Tensor:
         torch.manual_seed(mixed_seed(self.options.seed, seed))
-        generator, options = self.model.generator, self.options.generation() | options
+        generator = self.model.generator if way == BRIDGE else self.model.generator.alone()
+        options = self.options.generation() | options
         try:
             prefix = generator.prefix(self.processor.prompts.batch(rows))
             written: torch.Tensor = generator.generate(prefix, None, self.model.generation_config, **options)
@@ -167,9 +182,10 @@ class Pipeline:
             digest.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
         dtypes = [str(part.model.dtype) for part in (self.model.bridge.encoder, self.model.bridge.llm)]
         options = dataclasses.asdict(self.options)
-        if not options["language"]:
-            del options["language"]  # as before the option existed, so that a file begun then is completed
-        facts = [self.model.config.to_json_string(), dtypes, options]
+        for name in ("language", "choose"):
+            if not options[name]:
+                del options[name]  # as before the option existed, so that a file begun then is completed
+        facts = [self.model.config.to_json_string(), dtypes, options, *([self.choice] if self.choice else [])]
         quantized = getattr(self.model.bridge.llm.model.config, "quantization_config", None)
         digest.update(repr([*facts, str(quantized), self.model.generation_config.to_json_string()]).encode())
         return digest.hexdigest()
@@ -178,3 +194,13 @@ class Pipeline:
         """Say on stderr how many texts were truncated."""
         for line in self.processor.prompts.truncation_lines():
             print(line, file=sys.stderr)
+
+
+def _choice(model: BridgeForCausalLM, options: GenerateOptions) -> ChoiceTable:
+    table = expected(model.choice, model.config.name_or_path)
+    if options.chat and not table.of_chats:
+        raise ConfigError(
+            f"--chat and --choose are given, and {CHOICE} was measured without the chat template; expected one of "
+            "them; leave the other out."
+        )
+    return table

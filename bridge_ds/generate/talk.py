@@ -15,7 +15,7 @@ __all__ = ["say", "talk"]
 
 def say(pipeline: Pipeline, text: str, seed: int = 0) -> None:
     """Print the answer to one text."""
-    pipeline.stream(pipeline.row(text), seed, lambda piece: print(piece, end="", flush=True))
+    pipeline.stream(pipeline.row(text), seed, lambda piece: print(piece, end="", flush=True), pipeline.way())
     print(flush=True)
 
 

@@ -16,7 +16,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from bridge_ds.config.build import check
 from bridge_ds.config.load import from_dict, to_dict
 from bridge_ds.config.schema import Config
-from bridge_ds.data.text.convention import WRITTEN
+from bridge_ds.data.text.convention import READ
 from bridge_ds.data.text.truncate import side_of
 from bridge_ds.errors import ConfigError
 from bridge_ds.typed import typed
@@ -34,11 +34,6 @@ _NOT_SHARED = {
     "mapping": ("match_embedding_rms", "end_init", "dropout"),
 }
 """Keys of the recipe that matter only in training."""
-_DATA = (
-    "augment_prompt", *WRITTEN, "chat_template", "system_prompt", "source_language", "max_source_tokens",
-    "max_prompt_tokens",
-)  # fmt: skip
-"""Keys of the recipe's `data:` part that decide what the models read and write."""
 _NO_SETTING = (
     "architectures", "encoder", "encoder_revision", "files", "llm", "llm_revision", "model_type", "settings_sha256",
     "transformers_version",
@@ -165,7 +160,7 @@ def from_run(config: Config, base: Mapping[str, str]) -> BridgeConfig:
         llm_revision=config.model.llm_revision,
         base=dict(base),
         base_dtype=config.model.dtype,
-        **{key: values["data"][key] for key in _DATA},
+        **{key: values["data"][key] for key in READ},
         truncation_side=side_of(config.data),
         encoder_training=training if config.encoder.trainable else {},
         llm_training=llm if config.llm.trainable else {},
@@ -200,7 +195,7 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Config:
             "lora": config.lora,
             "fusion": config.fusion,
             "mapping": config.mapping,
-            "data": {key: getattr(config, key) for key in (*_DATA, "truncation_side")},
+            "data": {key: getattr(config, key) for key in (*READ, "truncation_side")},
         }
     )
     check(found)

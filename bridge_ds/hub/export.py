@@ -15,7 +15,7 @@ from bridge_ds.frozen.identity import model_identity, published_config
 from bridge_ds.frozen.verify import weight_files
 from bridge_ds.hub.card import exported
 from bridge_ds.hub.config import to_run
-from bridge_ds.hub.folder import SharedBridge, write_folder
+from bridge_ds.hub.folder import SharedBridge, valid_choice, write_folder
 from bridge_ds.hub.llm import LICENCES, copy_beside
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
@@ -82,7 +82,9 @@ def _write(model: BridgeForCausalLM, folder: Path, merge: bool) -> list[str]:
         config.base = {**config.base, part: identity}
         setattr(config, part, part)
         setattr(config, f"{part}_revision", None)
-    write_folder(folder, SharedBridge(config, model.bridge, model.generation_config, card))
+    # Where the updates are merged into it, the LLM alone is another.
+    choice = None if merge else valid_choice(lambda: model.choice)
+    write_folder(folder, SharedBridge(config, model.bridge, model.generation_config, card, choice))
     return lines
 
 

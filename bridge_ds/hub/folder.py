@@ -4,12 +4,14 @@ config.json               :class:`bridge_ds.hub.config.BridgeConfig`, with the h
 generation_config.json    options of generate that belong to the bridge
 bridge.safetensors        and encoder, llm or lora.safetensors, as in a checkpoint
 README.md                 the model card
+choice.json               where the LLM alone is better, if the run has such a table
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,17 +27,19 @@ from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.finite import fault_in, fault_in_files
 from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.disk import real
-from bridge_ds.errors import CheckpointError, ConfigError, brief
+from bridge_ds.errors import BridgeError, CheckpointError, ConfigError, brief
 from bridge_ds.frozen.verify import model_file, why_no_hub
 from bridge_ds.hub.card import HERE
 from bridge_ds.hub.config import CONFIG, MODEL_TYPE, BridgeConfig, save_config, settings_sha256
+from bridge_ds.inference.choice import CHOICE, ChoiceTable, write_choice
 from bridge_ds.typed import typed_object
 
 __all__ = [
     "CARD", "CONFIG", "GENERATION", "SharedBridge", "find_file", "read_config", "tensor_files", "upload",
-    "write_folder",
+    "valid_choice", "write_folder",
 ]  # fmt: skip
 
+_log = logging.getLogger(__name__)
 GENERATION, CARD = "generation_config.json", "README.md"
 
 
@@ -49,6 +53,8 @@ class SharedBridge:
     generation: GenerationConfig
     card: str
     """Model card, Markdown."""
+    choice: ChoiceTable | None = None
+    """By which `generate` and `serve` may choose between the bridge and the LLM alone."""
 
 
 def write_folder(folder: Path, shared: SharedBridge) -> None:
@@ -74,10 +80,21 @@ def write_folder(folder: Path, shared: SharedBridge) -> None:
         save_config(shared.config, folder, {name: layout.entry_of(folder / name) for name in sorted(files)})
         shared.generation.save_pretrained(folder)
         (folder / CARD).write_text(shared.card, encoding="utf-8")
+        if shared.choice is not None:
+            write_choice(folder, shared.choice.moved([folder / name for name in files], shared.config.base))
     except OSError as error:
         raise ConfigError(
             f"{folder} cannot be written ({error.strerror or error}); expected a writable folder; choose another."
         ) from None
+
+
+def valid_choice(read: Callable[[], ChoiceTable | None]) -> ChoiceTable | None:
+    """The table that `read` gives; none, with a warning, where it is not valid for the bridge that is shared."""
+    try:
+        return read()
+    except BridgeError as error:
+        _log.warning("%s is left out: %s", CHOICE, error)
+        return None
 
 
 def upload(

@@ -19,10 +19,11 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.hub.config import BridgeConfig, to_run
-from bridge_ds.hub.folder import SharedBridge, upload, write_folder
+from bridge_ds.hub.folder import SharedBridge, upload, valid_choice, write_folder
 from bridge_ds.hub.inputs import batch_of, refuse_token_options
 from bridge_ds.hub.source import check_bases, hub_options, open_source
 from bridge_ds.inference.bases import Placing, quantization
+from bridge_ds.inference.choice import ChoiceTable
 from bridge_ds.inference.generator import Generator
 from bridge_ds.inference.load import LoadedBridge, load_model
 from bridge_ds.llm.loss import nll_sum, predicting
@@ -50,12 +51,14 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         loaded: LoadedBridge | None = None,
         generation: Mapping[str, Any] | None = None,
         card: Callable[[BridgeConfig], str] | None = None,
+        choice: Callable[[], ChoiceTable | None] | None = None,
     ) -> None:
         """Args:
             config: of the bridge.
             loaded: all four stages and both tokenizers.
             generation: options of GenerationConfig that belong to the bridge.
             card: makes the model card, on first use.
+            choice: reads choice.json, on first use.
 
         Raises:
             ConfigError: nothing is loaded.
@@ -71,7 +74,7 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             loaded.tokenizers,
             Generator(loaded.model, loaded.tokenizers),
         )
-        self._make_card = card
+        self._make_card, self._read_choice = card, choice
         self.generation_config = self.generator.config(**(generation or {}))
         self.eval()
 
@@ -79,6 +82,16 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def card(self) -> str:
         """The model card, Markdown: made from the run, or the one that the bridge was loaded with."""
         return self._make_card(self.config) if self._make_card else ""
+
+    @functools.cached_property
+    def choice(self) -> ChoiceTable | None:
+        """In which languages the LLM alone is better (choice.json); None = there is no such table.
+
+        Raises:
+            CheckpointError: it was measured with other weights, base models or prompt settings.
+            DataError: it cannot be read.
+        """
+        return self._read_choice() if self._read_choice else None
 
     @property
     def device(self) -> torch.device:
@@ -149,17 +162,17 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             quantization=quantization(quantization_config, load_in_4bit, load_in_8bit, run.model.dtype),
             llm_options={"attn_implementation": attention} if attention else {},
         )
-        loaded = load_model(
-            run,
-            source.tensors(),
-            source.config.base,
-            lambda found: check_bases(source, found, allow_base_mismatch),
-            placing,
-            hub,
-            remedy="it must have been made for this {} and these widths",
-        )
+        tensors, base = source.tensors(), dict[str, str]()
+
+        def check(found: Mapping[str, str]) -> None:
+            base.update(found)
+            check_bases(source, found, allow_base_mismatch)
+
+        fit = "it must have been made for this {} and these widths"
+        loaded = load_model(run, tensors, source.config.base, check, placing, hub, remedy=fit)
         source.config.name_or_path = source.name
-        return cls(source.config, loaded, source.generation, source.card)
+        choice = functools.partial(source.read_choice, tensors, base, run.data)
+        return cls(source.config, loaded, source.generation, source.card, choice)
 
     def save_pretrained(  # type: ignore[override]
         self,
@@ -204,7 +217,8 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return upload(repo_id, self._shared(), **options)
 
     def _shared(self) -> SharedBridge:
-        return SharedBridge(self.config, self.bridge, self.generation_config, self.card)
+        choice = valid_choice(lambda: self.choice)
+        return SharedBridge(self.config, self.bridge, self.generation_config, self.card, choice)
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """Of the LLM."""

@@ -254,11 +254,13 @@ class BridgeProcessor(ProcessorMixin):
     def __repr__(self) -> str:
         return f"BridgeProcessor(encoder={self.config.encoder!r}, llm={self.config.llm!r})"
 
-    def context_ids(self, context: Context, max_new_tokens: int | None = None) -> ContextIds:
-        """Token ids of a context, truncated so that `max_new_tokens` positions stay free (default: as for a text)."""
-        return self.prompts.ids(
-            context, self.prompts.room(self.max_new_tokens if max_new_tokens is None else max_new_tokens)
-        )
+    def context_ids(
+        self, context: Context, max_new_tokens: int | None = None, prompts: PromptBuilder | None = None
+    ) -> ContextIds:
+        """Token ids of a context, truncated so that `max_new_tokens` positions stay free (default: as for a text);
+        `prompts` makes them (default: those of the bridge)."""
+        prompts = prompts or self.prompts
+        return prompts.ids(context, prompts.room(self.max_new_tokens if max_new_tokens is None else max_new_tokens))
 
     def _features(
         self,

@@ -17,13 +17,14 @@ from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.checkpoint.origin import config_in
 from bridge_ds.config.names import found_beside
-from bridge_ds.config.schema import Config, ModelConfig
+from bridge_ds.config.schema import Config, DataConfig, ModelConfig
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.hub.card import CardFacts, model_card
 from bridge_ds.hub.config import CONFIG, BridgeConfig, from_run
 from bridge_ds.hub.folder import CARD, GENERATION, find_file, read_config, tensor_files
 from bridge_ds.hub.generation import read_generation
+from bridge_ds.inference.choice import CHOICE, ChoiceTable, Measured, read_choice, refuse_stale
 from bridge_ds.inference.load import open_run, refuse_llm_alone
 from bridge_ds.metrics import read_results
 from bridge_ds.reading import NotText, decoded
@@ -54,8 +55,31 @@ class BridgeSource:
     """Gives bridge.safetensors and those of a trained encoder, LLM or LoRA, downloaded if on the hub."""
     generation: dict[str, Any]
     """Options of transformers' GenerationConfig that belong to the bridge."""
+    choice: Callable[[], Path | None]
+    """Gives choice.json, downloaded if on the hub; None = there is none."""
+    checkpoint: str
+    """Name of the checkpoint's folder; empty where that is not recorded."""
     card: Callable[[BridgeConfig], str]
     """The model card: read, or made for a config (which may name the base models otherwise than the training)."""
+
+    def read_choice(self, tensors: Sequence[Path], base: Mapping[str, str], data: DataConfig) -> ChoiceTable | None:
+        """The table in choice.json; None = there is none.
+
+        Args:
+            tensors: files of what was trained.
+            base: hashes of the base models that are loaded.
+            data: settings that are used.
+
+        Raises:
+            CheckpointError: it was measured with others.
+            DataError: it cannot be read.
+        """
+        path = self.choice()
+        if path is None:
+            return None
+        table = read_choice(path)
+        refuse_stale(path, table.measured, Measured.of(self.checkpoint, tensors, base, data))
+        return table
 
 
 def hub_options(of: Callable[..., Any], options: Mapping[str, Any], args: Sequence[Any] = ()) -> dict[str, Any]:
@@ -151,6 +175,8 @@ def _of_checkpoint(
         lambda: layout.trained_files(checkpoint.folder),
         # As long as the longest target of the training: an answer that does not end is truncated there.
         {"max_new_tokens": run_config.data.max_target_tokens},
+        lambda: find_file(str(run), CHOICE, None, {}),
+        checkpoint.folder.name,
         lambda shared: model_card(shared, _facts(run, run_config, checkpoint)),
     )
 
@@ -165,6 +191,8 @@ def _of_export(name: str, revision: str | None, hub: Mapping[str, Any], config: 
         {"encoder": there.encoder, "llm": there.llm},
         lambda: tensor_files(name, shared, revision, hub),
         read_generation(generation) if generation else {},
+        lambda: find_file(name, CHOICE, revision, hub),
+        "",
         lambda _: _text(card) if card else "",
     )
 

@@ -12,7 +12,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -76,6 +76,12 @@ class Generator:
         """Ids that end an answer."""
         self.positions = model.llm.positions
         """Of the LLM; 0 = unknown."""
+
+    def alone(self) -> Self:
+        """The same for the LLM alone, as it was loaded; its prompts are those of :meth:`PromptBuilder.alone`."""
+        found = copy.copy(self)
+        found.bridge = False
+        return found
 
     def prefix(self, batch: Batch, device: torch.device | str | None = None) -> Spliced:
         """What the LLM reads before an answer, left-padded.

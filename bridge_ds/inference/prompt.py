@@ -59,6 +59,10 @@ class PromptBuilder:
         limits = replace(Limits.of(data), positions=positions, soft=soft)
         return cls(tokenizers, limits, bridge, data.augment_prompt, data.system_prompt, data.source_language)
 
+    def alone(self) -> PromptBuilder:
+        """The same for the LLM alone, which reads the source itself; both count truncated texts together."""
+        return replace(self, bridge=False)
+
     def chat(
         self, messages: Sequence[Mapping[str, Any]], answering: bool = True, language: str = "", **options: Any
     ) -> Context:

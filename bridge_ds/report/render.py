@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from bridge_ds.disk import real, write_text
 from bridge_ds.metrics import CHOICE_METRICS, METRICS
 from bridge_ds.report.languages import GROUPS
-from bridge_ds.report.results import ALPHA
+from bridge_ds.report.statistics import ALPHA
 
 __all__ = ["render", "write_report"]
 

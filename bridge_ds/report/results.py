@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from bridge_ds import __version__
 from bridge_ds.errors import DataError
 from bridge_ds.report import analysis
+from bridge_ds.report.choose import study_advice
 from bridge_ds.report.languages import GROUPS, find_language
 from bridge_ds.report.statistics import (
+    ALPHA,
+    DRAWS,
     LEVEL,
     holm,
     interval,
@@ -31,14 +34,10 @@ from bridge_ds.report.statistics import (
 )
 from bridge_ds.report.study import Study
 
-__all__ = ["ALPHA", "DRAWS", "FORMAT", "study_results"]
+__all__ = ["FORMAT", "study_results"]
 
 FORMAT = 2
 """Of report.json."""
-DRAWS = 2000
-"""Bootstrap draws."""
-ALPHA = 0.05
-"""A corrected p-value below it is a finding."""
 REPORTED: tuple[dict[str, Any], ...] = (
     {
         "task": "xnli",
@@ -99,6 +98,7 @@ def study_results(study: Study, metric: str = "acc") -> dict[str, Any]:
         "tasks": tasks,
         **_compare_languages(study, metric),
         "averages": _compare_averages(tasks),
+        "advice": study_advice(study, metric),
         "layers": analysis.layers(study),
         "reported": list(REPORTED),
     }

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "ALPHA",
+    "DRAWS",
     "LEVEL",
     "holm",
     "interval",
@@ -30,6 +32,10 @@ __all__ = [
 
 LEVEL = 0.95
 """Confidence level of every interval."""
+DRAWS = 2000
+"""Bootstrap draws."""
+ALPHA = 0.05
+"""A corrected p-value below it is a finding."""
 Floats = NDArray[np.float64]
 
 _CHUNK = 4_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ examples:
   bridge-ds serve --run runs/mine                          (on http://127.0.0.1:8000)
   bridge-ds serve --run runs/mine --device-map auto        (over all GPUs of this machine)
   BRIDGE_DS_API_KEY=... bridge-ds serve --run runs/mine --host 0.0.0.0 --port 9000
+  bridge-ds serve --run runs/mine --choose                 (the LLM alone where it was better; see choice.json)
   vllm serve LLM --enable-prompt-embeds --port 8001                  (elsewhere; the LLM that the bridge names)
   bridge-ds serve --run runs/mine --vllm http://127.0.0.1:8001
 
@@ -70,6 +72,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         ("--max-body", 1 << 20, 1 << 30, "bytes of a request"),
     ):
         load.add_argument(name, type=positive(int, most=most), default=default, help=f"{what} (default: {default})")
+    parser.add_argument(
+        "--choose", action="store_true",
+        help="let the LLM alone answer requests whose field `language` names a language in which it was better beyond "
+        "doubt (choice.json, which bridge-ds evaluate --choose writes); the header X-Bridge-Answered-By says who did",
+    )  # fmt: skip
     other = parser.add_argument_group("the LLM elsewhere")
     other.add_argument("--vllm", metavar="URL", help="a vLLM server with --enable-prompt-embeds that runs the LLM")
     at_once = positive(int, most=10_000)
@@ -93,8 +100,10 @@ def _check(options: argparse.Namespace, key: str) -> None:
 
 
 def _load(options: argparse.Namespace, key: str) -> Service:
+    from bridge_ds.data.text.chat import has_template
     from bridge_ds.engine.setup import quiet_transformers
     from bridge_ds.hub.model import BridgeForCausalLM
+    from bridge_ds.inference.choice import CHOICE, expected
     from bridge_ds.serve.app import Service
     from bridge_ds.serve.backends import LocalBackend, ServedModel
     from bridge_ds.serve.batching import Backend, RequestQueue, Scheduler
@@ -102,7 +111,11 @@ def _load(options: argparse.Namespace, key: str) -> Service:
     from bridge_ds.serve.vllm import VllmBackend, VllmClient
 
     quiet_transformers()
-    model = ServedModel(BridgeForCausalLM.from_pretrained(options.run, **loading(options)))
+    loaded = BridgeForCausalLM.from_pretrained(options.run, **loading(options))
+    choice = expected(loaded.choice, options.run) if options.choose else None
+    model = ServedModel(loaded, choice)
+    if choice and not choice.of_chats and has_template(model.tokenizers.llm):
+        print(f"note: {CHOICE} was measured without the chat template: the bridge answers every chat.", file=sys.stderr)
     model.default_tokens = min(model.default_tokens, options.max_tokens)
     backend: Backend = LocalBackend(model)
     concurrency = 1

@@ -166,7 +166,8 @@ async def _answer(service: Service, request: Request, kind: type[GenerationReque
 
     rows = await run_in_threadpool(service.model.rows, asked, sink)
     queue.offer(rows)
-    reply = Reply(service.name, asked.chat, [row.length for row in rows], sum(row.truncated for row in rows))
+    way = rows[0].way if service.model.choice else ""
+    reply = Reply(service.name, asked.chat, [row.length for row in rows], sum(row.truncated for row in rows), way)
     if asked.stream:
         stream = _stream(service, request, asked, reply, rows, events, began)
         headers = {"Cache-Control": "no-cache", **reply.headers}

@@ -13,6 +13,7 @@ from bridge_ds.data.text.prompting import Context, DoesNotFit
 from bridge_ds.errors import BridgeError
 from bridge_ds.hub.config import to_run
 from bridge_ds.hub.model import BridgeForCausalLM
+from bridge_ds.inference.choice import BRIDGE, ChoiceTable
 from bridge_ds.inference.generator import Generator, mixed_seed
 from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.inference.stops import Decoder, answers_criterion
@@ -36,8 +37,13 @@ class _LockedDecoder(Decoder):
 class ServedModel(Generator):
     """A loaded bridge that many threads ask for prompts. A lock guards the tokenizers, which are not thread-safe."""
 
-    def __init__(self, loaded: BridgeForCausalLM) -> None:
+    def __init__(self, loaded: BridgeForCausalLM, choice: ChoiceTable | None = None) -> None:
+        """Args:
+        loaded: the bridge.
+        choice: decides by the language of a request whether the LLM alone answers; None = the bridge always does.
+        """
         super().__init__(loaded.bridge, loaded.tokenizers)
+        self.choice = choice
         self.defaults = loaded.generation_config
         """Of the bridge: its generation_config.json."""
         self.default_tokens = int(self.defaults.max_new_tokens or 128)
@@ -52,6 +58,13 @@ class ServedModel(Generator):
     def decoder(self, chat: bool = False) -> Decoder:
         """Of :class:`Generator`; takes the lock."""
         return _LockedDecoder(self.tokenizers, chat, self._lock)
+
+    def way(self, request: GenerationRequest) -> str:
+        """Who answers a request, BRIDGE or LLM. The bridge answers what the table was not measured on: a chat where the
+        run has no chat template."""
+        if self.choice is None or not request.language or (request.chat and not self.choice.of_chats):
+            return BRIDGE
+        return self.choice.way(request.language)
 
     def rows(self, request: GenerationRequest, sink: Callable[[Event], None]) -> list[Row]:
         """A row for each text, with the ids that `bridge-ds generate` gives it, truncated as in training.
@@ -75,10 +88,11 @@ class ServedModel(Generator):
 
     def _row(self, request: GenerationRequest, index: int, sink: Callable[[Event], None]) -> Row:
         text, language, param = request.inputs[index], request.language or "", "messages" if request.chat else "prompt"
-        limit = request.token_limit or self.default_tokens
+        limit, way = request.token_limit or self.default_tokens, self.way(request)
+        prompts = self.prompts if way == BRIDGE else self.prompts.alone()
         try:
-            context = self.prompts.chat(text, language=language) if request.chat else Context(text, language=language)
-            ids = self.prompts.ids(context, self.prompts.room(limit))
+            context = prompts.chat(text, language=language) if request.chat else Context(text, language=language)
+            ids = prompts.ids(context, prompts.room(limit))
         except BridgeError as error:
             code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None
             raise APIError(str(error), param=param, code=code) from None
@@ -89,7 +103,7 @@ class ServedModel(Generator):
             raise APIError("the text leaves the LLM no room to answer.", code="context_length_exceeded", param=param)
         answer = self.answer(limit, request.stop or (), request.chat, bool(request.stream))
         seed = request.seed if request.temperature else None
-        return Row(ids, length, limit, answer, request.sampling, seed, index, sink)
+        return Row(ids, length, limit, answer, request.sampling, seed, index, sink, way)
 
     @torch.no_grad()
     def prefix_of(self, rows: Sequence[Row]) -> Spliced:
@@ -136,10 +150,11 @@ class LocalBackend:
             seed = rows[0].seed
             torch.manual_seed(int(torch.seed()) >> 1 if seed is None else mixed_seed(seed))
         config = self.model.config(max_new_tokens=max(row.limit for row in rows), **rows[0].sampling.options())
-        self.model.generate(
-            self.model.prefix_of(rows),
+        model = self.model if rows[0].way == BRIDGE else self.model.alone()
+        model.generate(
+            model.prefix_of(rows),
             config,
-            self.model.defaults,
+            model.defaults,
             stopping_criteria=[answers_criterion([row.answer for row in rows], take)],
         )
         for row in rows:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from bridge_ds.data.text.prompting import ContextIds
 from bridge_ds.errors import BridgeError
+from bridge_ds.inference.choice import BRIDGE
 from bridge_ds.inference.generator import Sampling
 from bridge_ds.inference.stops import Answer
 from bridge_ds.serve.protocol import APIError
@@ -41,6 +42,8 @@ class Row:
     """In its request."""
     sink: Callable[[Event], None]
     """Takes events, from any thread."""
+    way: str = BRIDGE
+    """Who answers: BRIDGE, or LLM for the LLM alone."""
     cancelled: bool = False
     """Nobody waits for it any more."""
     number: int = field(default_factory=lambda: next(_numbers))
@@ -52,9 +55,9 @@ class Row:
         return bool(self.ids.truncated)
 
     @property
-    def key(self) -> tuple[Sampling, int]:
+    def key(self) -> tuple[Sampling, str, int]:
         """The same in all rows of a batch."""
-        return self.sampling, -1 if self.seed is None else self.number
+        return self.sampling, self.way, -1 if self.seed is None else self.number
 
     def send(self, text: str, tokens: int | None = None) -> None:
         """Send text that is new, and the end if the answer is finished.
@@ -76,7 +79,7 @@ class Row:
 
 
 def choose_batch(rows: Sequence[Row], size: int, positions: int) -> list[Row]:
-    """The row that has waited longest, and rows with the same sampling that are nearest to it in length.
+    """The row that has waited longest, and rows with the same sampling and way that are nearest to it in length.
 
     Padding takes positions, so rows only share a batch where each can still write as much as alone; its answer is then
     the one that it would get alone.

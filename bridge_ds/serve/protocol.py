@@ -149,7 +149,7 @@ class GenerationRequest(BaseModel):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     language: Text | None = None
-    """Of the input, for an encoder that is told it. Not a field of OpenAI's."""
+    """Of the input, for an encoder that is told it, and for the choice by language. Not a field of OpenAI's."""
     user: Any = None
     metadata: Any = None
     n: Annotated[Any, _only(1)] = None

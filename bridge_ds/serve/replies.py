@@ -18,6 +18,8 @@ __all__ = ["Event", "Reply"]
 
 TRUNCATED = "X-Bridge-Truncated"
 """Response header with the number of texts that were truncated; absent if none was."""
+ANSWERED_BY = "X-Bridge-Answered-By"
+"""Response header with `bridge` or `llm`, where the server chooses by language."""
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -40,15 +42,16 @@ class Event:
 class Reply:
     """The reply to one request, collected from its events."""
 
-    def __init__(self, model: str, chat: bool, lengths: Sequence[int], truncated: int) -> None:
+    def __init__(self, model: str, chat: bool, lengths: Sequence[int], truncated: int, way: str = "") -> None:
         """Args:
         model: its name.
         chat: whether the request was a chat.
         lengths: LLM positions of each prompt, those of the soft prompt included.
         truncated: number of texts that were truncated.
+        way: who answers; empty = not said.
         """
         self.truncated, self.written = truncated, 0
-        self.headers = {TRUNCATED: str(truncated)} if truncated else {}
+        self.headers = ({TRUNCATED: str(truncated)} if truncated else {}) | ({ANSWERED_BY: way} if way else {})
         self._chat, self._read = chat, sum(lengths)
         self._texts = ["" for _ in lengths]
         self._reasons: list[str | None] = [None for _ in lengths]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["by_code"]
+from bridge_ds.data.text.languages import HANT, code_parts
+
+__all__ = ["by_code", "find_variety", "variety"]
 
 _USUAL = """
     af:afr_Latn ak:aka_Latn am:amh_Ethi ar:arb_Arab as:asm_Beng ay:ayr_Latn az:azj_Latn ba:bak_Cyrl be:bel_Cyrl
@@ -25,6 +27,8 @@ _USUAL = """
 """
 """Two-letter code (ISO 639-1) -> the variant that is the usual one of its language."""
 _TWO = {variant: two for two, variant in (pair.split(":") for pair in _USUAL.split())}
+_SCRIPTS = {language: script for language, script in map(code_parts, _TWO)}
+"""Language -> its usual script."""
 
 
 def by_code(variants: Iterable[str]) -> dict[str, str]:
@@ -35,3 +39,22 @@ def by_code(variants: Iterable[str]) -> dict[str, str]:
     """
     ordered = sorted(variants, key=lambda variant: (variant != "eng_Latn", variant))
     return {_TWO.get(variant, variant): variant for variant in ordered}
+
+
+def variety(code: str) -> tuple[str, str]:
+    """Language and script by any code: `si`, `sin_Sinh` and `si-LK` are `("si", "sinh")`, `sin_Latn` is not.
+
+    The script is empty where the code has none and no usual one is known.
+    """
+    language, *rest = code_parts(code)
+    script = next((part for part in rest if len(part) == 4), "hant" if {*rest} & {*HANT} else "")
+    return language, script or _SCRIPTS.get(language, "")
+
+
+def find_variety(code: str, known: Iterable[str]) -> str | None:
+    """The one of some codes that names the same language in the same script; None if none does, or several may."""
+    language, script = variety(code)
+    same = {name: of[1] for name in known if (of := variety(name))[0] == language}
+    exact = [name for name in same if same[name] == script]
+    unclear = [name for name in same if not (script and same[name])]
+    return exact[0] if exact else unclear[0] if len(unclear) == 1 else None

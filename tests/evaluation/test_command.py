@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from bridge_ds.checkpoint.layout import trained_files
 from bridge_ds.entry import exit_status
 from bridge_ds.evaluation.__main__ import main as evaluation
 from bridge_ds.evaluation.predictions import Prediction, read_index, read_predictions
+from bridge_ds.inference.choice import CHOICE, Measured, read_choice
+from bridge_ds.inference.load import open_run
 from tests.launch import Outcome, Zygote, succeed
 from tests.tasks import local
 from tools.pack_shards import main as pack
@@ -67,6 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, small_run: lis
         "evaluation.batch": 4,
         "evaluation.tasks": ",".join(TASKS),
         "evaluation.null_scores": "true",
+        "evaluation.choose": "true",
         "evaluation.max_new_tokens": 5,
     }
     settings |= {f"evaluation.data.{name}.source": folder for name, folder in folders.items()}  # fmt: skip
@@ -139,6 +143,11 @@ def test_the_job_leaves_predictions(run: Path) -> None:
                 assert counted["acc"] == sum(p.correct() for p in lines) / len(lines)
                 assert ("acc_mutual_info" in counted) == ("acc_norm_tokens" in counted) == (scored.kind != "number")
                 assert all(p.source_tokens > 1 for p in lines)
+    table, (config, checkpoint) = read_choice(run / CHOICE), open_run(run)
+    files, base = trained_files(checkpoint.folder), checkpoint.manifest["base"]
+    assert table.measured == Measured.of("step-00000003", files, base, config.data)
+    assert {task: set(found) for task, found in table.tasks.items()} == LANGUAGES
+    assert set(table.languages) == set().union(*LANGUAGES.values())
     assert {task: scored.kind for task, scored in index.tasks.items()} == {
         name: {"xcopa": "choices", "mgsm": "number"}.get(name, "labels") for name in TASKS
     }

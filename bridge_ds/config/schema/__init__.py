@@ -121,6 +121,11 @@ class Config:
                 f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
                 "it trained; set one of them to 0 or false."
             )
+        if self.evaluation.choose and self.llm.trainable:
+            yield (
+                "evaluation.choose is true and llm.trainable is true; expected a frozen LLM, because a trained one can "
+                "no longer answer as it was; set evaluation.choose to false."
+            )
 
 
 @functools.cache

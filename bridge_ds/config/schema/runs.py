@@ -113,5 +113,8 @@ class EvaluationConfig:
     llm_from: Annotated[Path, NEITHER] = ""
     """Another scored run: its answers of the LLM alone are reused where models, settings and samples are the same (in a
     comparison of bridges on one LLM they are the same for every run)."""
+    choose: Annotated[Flag, NEITHER] = False
+    """Write RUN/choice.json: in which languages the LLM alone is better than the bridge beyond doubt. `generate` and
+    `serve` follow it with --choose."""
     data: Annotated[dict[Text, Annotated[TaskDataConfig, Section]], Table, NEITHER] = field(default_factory=dict)
     """By task: other rows than the hub's, such as {xnli: {source: FOLDER, fields: {premise: sentence1}}}."""

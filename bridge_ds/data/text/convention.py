@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
     from bridge_ds.data.loading.tokenize import Tokenizers
 
-__all__ = ["KEEP", "WRITTEN", "begins_with_space", "opening", "settled"]
+__all__ = ["KEEP", "READ", "WRITTEN", "begins_with_space", "opening", "settled"]
 
 WRITTEN = ("bos", "separator", "target_space", "target_end")
 """Keys of `data` that decide it."""
+READ = (
+    "augment_prompt", *WRITTEN, "chat_template", "system_prompt", "source_language", "max_source_tokens",
+    "max_prompt_tokens",
+)  # fmt: skip
+"""Keys of `data` that decide what the models read and write; beside them, the side on which a text is truncated."""
 KEEP = "keep"
 """Value of `data.separator` that leaves the white space at a prompt's end as it is."""
 

@@ -21,7 +21,7 @@ from bridge_ds.data.text.plain import frame
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.world import World
 
-__all__ = ["SHARD_LANGUAGE", "SourceLanguages", "find_languages"]
+__all__ = ["HANT", "SHARD_LANGUAGE", "SourceLanguages", "code_parts", "find_languages"]
 
 _log = logging.getLogger(__name__)
 SHARD_LANGUAGE = "__shard_language__"
@@ -41,7 +41,8 @@ _SAME = """
 """
 """Codes of one language: ISO 639-1, 639-3, and those of the variety that FLORES and NLLB have of it."""
 _FIRST = {code: codes.split()[0] for codes in _SAME.split(",") for code in codes.split()}
-_HANT = ("hant", "tw", "hk", "mo")
+HANT = ("hant", "tw", "hk", "mo")
+"""Traditional Chinese: its script, and the regions that write it."""
 _TAG = re.compile(r"(?:__)?[a-z]{2,3}(?:_[A-Z][A-Za-z]{1,3})?(?:__)?")
 
 
@@ -62,12 +63,12 @@ class SourceLanguages:
         return self._found[language]
 
     def _find(self, language: str) -> str | None:
-        parts = _parts(language)
-        same = [name for name in self.frames if _parts(name)[0] == parts[0]]
-        exact = [name for name in self.frames if _parts(name) == parts]
+        parts = code_parts(language)
+        same = [name for name in self.frames if code_parts(name)[0] == parts[0]]
+        exact = [name for name in self.frames if code_parts(name) == parts]
         if len(same) > 1 and not exact:  # several scripts
-            script = "hant" if set(parts) & set(_HANT) else "hans"
-            exact = [name for name in same if script in _parts(name)]
+            script = "hant" if set(parts) & set(HANT) else "hans"
+            exact = [name for name in same if script in code_parts(name)]
         return next(iter(exact or same), None)
 
     def tag(self, language: object) -> str:
@@ -81,7 +82,7 @@ class SourceLanguages:
             return self.default
         found = self.find(language) if isinstance(language, str) else None
         if found is None:
-            own = {_parts(name)[0] for name in self.frames}
+            own = {code_parts(name)[0] for name in self.frames}
             names = [*self.frames, *(code for code, first in _FIRST.items() if first in own)]
             near = difflib.get_close_matches(str(language), names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else "choose one of them."
@@ -140,8 +141,8 @@ def find_languages(tokenizer: Any) -> SourceLanguages | None:
     return SourceLanguages(default, frames) if len(set(frames.values())) > 1 else None
 
 
-def _parts(language: str) -> tuple[str, ...]:
-    """Language, script and region in lower case, the language by its first code: `("si", "sinh")`."""
+def code_parts(language: str) -> tuple[str, ...]:
+    """Language, script and region in lower case, the language by its first code: `sin_Sinh` -> `("si", "sinh")`."""
     first, *rest = language.strip("_").replace("-", "_").lower().split("_")
     return (_FIRST.get(first, first), *rest)
 
