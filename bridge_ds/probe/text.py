@@ -34,7 +34,7 @@ def page(title: str, found: Sequence[LanguageProbe], count: int) -> str:
         [
             title,
             f"Retrieval in %, among {count} sentences, 95 % interval at most +/- {margin:.1f}.",
-            "best, last: both directions, at the best and the last layer; to en, en to: one of them, at the best layer.",
+            "best, last: both directions, at the best and last layer; to en, en to: one of them, at the best layer.",
             "tok/word, tok/en: tokens for a word, and for an English token. unknown: % of tokens. lost: % of letters.",
             *([f"The verdicts are meant for {SENTENCES} sentences."] if count != SENTENCES else []),
             "",
