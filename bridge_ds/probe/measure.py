@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridge_ds.probe.parallel import Parallel
 from bridge_ds.probe.reader import FUSION, MAPPING, Reader
@@ -111,49 +111,52 @@ class LanguageProbe:
         }  # fmt: skip
 
 
+class _Read(NamedTuple):
+    """The sentences of a language as the reader has read them."""
+
+    code: str
+    texts: Sequence[str]
+    rows: Sequence[list[int]]
+    tokens: Sequence[list[int]]
+    """Of `rows`, without special ones."""
+    vectors: Sequence[Floats]
+
+
 def probe(reader: Reader, parallel: Parallel) -> list[LanguageProbe]:
     """All languages, English first."""
     from tqdm import tqdm
 
     total = sum(map(len, parallel.texts.values()))
+    special = set(reader.tokenizer.all_special_ids) - {reader.tokenizer.unk_token_id}
     found: list[LanguageProbe] = []
-    english: list[Floats] = []
-    english_tokens = 0
+    english: _Read | None = None
     with tqdm(total=total, unit="sentence", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         for code, texts in parallel.texts.items():
             bar.set_postfix_str(code)
             rows = reader.ids(texts, code)
-            vectors = reader.vectors(rows, bar.update)
-            english = english or vectors
-            tokens = [_without_special(row, reader.tokenizer) for row in rows]
-            english_tokens = english_tokens or sum(map(len, tokens))
-            found.append(_language(code, texts, tokens, rows, reader, vectors, english, english_tokens))
+            tokens = [[each for each in row if each not in special] for row in rows]
+            own = _Read(code, texts, rows, tokens, reader.vectors(rows, bar.update))
+            english = english or own
+            found.append(_measured(reader, own, english))
     return found
 
 
-def _language(
-    code: str,
-    texts: Sequence[str],
-    tokens: Sequence[list[int]],
-    rows: Sequence[list[int]],
-    reader: Reader,
-    vectors: Sequence[Floats],
-    english: Sequence[Floats],
-    english_tokens: int,
-) -> LanguageProbe:
-    count = sum(map(len, tokens))
+def _measured(reader: Reader, own: _Read, english: _Read) -> LanguageProbe:
+    count, english_count = (sum(map(len, of.tokens)) for of in (own, english))
+    words = sum(len(text.split()) for text in own.texts)
     unknown = reader.tokenizer.unk_token_id
-    pairs = list(zip(reader.places, vectors, english, strict=True))
+    known = [[each for each in row if each != unknown] for row in own.tokens]
+    pairs = list(zip(reader.places, own.vectors, english.vectors, strict=True))
     return LanguageProbe(
-        code=code,
+        code=own.code,
         tokens=count,
-        per_word=count / sum(len(text.split()) for text in texts) if find_language(code).has_spaces else None,
-        per_english=count / max(1, english_tokens),
-        unknown=sum(each == unknown for row in tokens for each in row) / max(1, count),
-        lost=letters_lost(texts, [[each for each in row if each != unknown] for row in tokens], reader.tokenizer),
-        truncated=fmean(len(reader.cut(row)) < len(row) for row in rows),
-        retrieval={place: retrieval(own, of_english) for place, own, of_english in pairs},
-        centered={place: retrieval(centered(own), centered(of_english)).both for place, own, of_english in pairs},
+        per_word=count / words if find_language(own.code).has_spaces else None,
+        per_english=count / max(1, english_count),
+        unknown=1 - sum(map(len, known)) / max(1, count),
+        lost=letters_lost(own.texts, known, reader.tokenizer),
+        truncated=fmean(len(reader.cut(row)) < len(row) for row in own.rows),
+        retrieval={place: retrieval(one, other) for place, one, other in pairs},
+        centered={place: retrieval(centered(one), centered(other)).both for place, one, other in pairs},
     )
 
 
@@ -178,8 +181,3 @@ def letters_lost(texts: Sequence[str], tokens: Sequence[list[int]], tokenizer: A
 def _letters(text: str) -> Counter[str]:
     plain = unicodedata.normalize("NFKD", text).lower()
     return Counter(sign for sign in plain if unicodedata.category(sign)[0] in "LMN")
-
-
-def _without_special(row: Sequence[int], tokenizer: Any) -> list[int]:
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    return [each for each in row if each not in special]

@@ -144,9 +144,10 @@ def _of_task(
 def _of_folder(folder: Path, languages: Sequence[str]) -> dict[str, dict[Any, str]]:
     files = {path.stem: path for path in sorted(folder.glob("*.txt")) if not is_macos(path.name)}
     if not files:
-        near = [name for name in PARALLEL_TASKS if any(folder.glob("*.tsv")) or any(folder.glob("*.jsonl"))]
-        hint = f"for a copy of a benchmark: --data {near[0]} --source {folder}" if near else "write them"
-        raise DataError(f"{folder} has no file LANGUAGE.txt; expected one for each language; {hint}.")
+        raise DataError(
+            f"{folder} has no file LANGUAGE.txt; expected one for each language; write them, or, for a copy of a "
+            f"benchmark, give --data {next(iter(PARALLEL_TASKS))} --source {folder}."
+        )
     found: dict[str, dict[Any, str]] = {}
     counts: dict[str, int] = {}
     for code in _chosen(list(files), languages, str(folder)):

@@ -100,7 +100,7 @@ class Reader:
 
     @torch.no_grad()
     def _means(self, rows: Sequence[list[int]]) -> Iterator[Floats]:
-        device, longest = input_device(self.encoder.model), max(map(len, rows))
+        device, longest = input_device(self.encoder.model), max(1, *map(len, rows))
         pad = self.tokenizer.pad_token_id or 0
         ids_BS = torch.tensor([row + [pad] * (longest - len(row)) for row in rows], device=device)
         mask_BS = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
