@@ -24,7 +24,7 @@ def page(title: str, found: Sequence[LanguageProbe], count: int) -> str:
     """
     # The widest a 95 % interval can be, at 50 %.
     margin = 100 * 1.96 * math.sqrt(0.25 / count)
-    more = [place for place in (FUSION, MAPPING) if place in found[0].retrieval]
+    more = _after(found[0])
     head = (
         f"{'language':<16} {'code':<9} {'verdict':<7} {'best':>5} {'layer':>5} {'to en':>5} {'en to':>5} {'last':>5} "
         + "".join(f"{place:>8}" for place in more)
@@ -67,6 +67,7 @@ def _words(found: Sequence[LanguageProbe]) -> list[str]:
     """The languages that are read well together, then a sentence for each other one."""
     others = ranked(found)[1:]
     well = [of for of in others if of.verdict == "well" and of.lost < NOTED and of.per_english < LONG]
+    well = [of for of in well if all(of.retrieval[place].both >= WELL for place in _after(of))]
     lines = [f"Read well ({100 * WELL:.0f} % or more): {', '.join(_name(of) for of in well)}."] if well else []
     return lines + [sentence(of) for of in others if of not in well]
 
@@ -82,10 +83,12 @@ def sentence(of: LanguageProbe) -> str:
     finds = f"{100 * of.best:.0f} % of its sentences find their translation (layer {of.best_layer})"
     text = {
         "well": f"{name}: read well: {finds}",
-        "partly": f"{name}: read in part: {finds}; expect as much less of a bridge than in English",
+        "partly": f"{name}: read in part: {finds}; expect a part of the accuracy in English",
         "barely": f"{name}: barely read: {finds}, fewer than {100 * PARTLY:.0f} %; expect little of a bridge, and try "
         f"another encoder; see {_PAGE}",
     }[verdict]
+    if after := _after(of):
+        text += "; " + ", ".join(f"after the {place} {100 * of.retrieval[place].both:.0f} %" for place in after)
     if of.lost >= NOTED:
         text += f"; {shares}"
     if of.per_english >= LONG:
@@ -93,6 +96,11 @@ def sentence(of: LanguageProbe) -> str:
     if of.truncated:
         text += f"; {100 * of.truncated:.0f} % of its sentences are truncated"
     return f"{text}."
+
+
+def _after(of: LanguageProbe) -> list[str]:
+    """Places after the encoder."""
+    return [place for place in (FUSION, MAPPING) if place in of.retrieval]
 
 
 def _name(of: LanguageProbe) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,9 @@ def _language(best: float, lost: float = 0.0, per_english: float = 1.0) -> Langu
 def test_verdicts(best: float, lost: float, verdict: str, words: str) -> None:
     of = _language(best, lost)
     assert of.verdict == verdict and words in sentence(of)
+    run = replace(of, retrieval=of.retrieval | {"fusion": Retrieval(0.71, 1, 1), "mapping": Retrieval(0.62, 1, 1)})
+    assert run.verdict == verdict and run.mean == of.mean
+    assert ("; after the fusion 71 %, after the mapping 62 %" in sentence(run)) == (verdict != "unread")
     assert of.best_layer == "2" and of.mean == pytest.approx((0.1 + 2 * best) / 3)
     assert ("3.5 tokens for an English one" in sentence(_language(best, lost, 3.5))) == (verdict != "unread")
 
