@@ -9,8 +9,8 @@ examples:
   bridge-ds probe --encoder google/mt5-xl --data parallel/         (en.txt, si.txt, ...: line N is the same sentence)
   bridge-ds probe --encoder google/mt5-xl --data parallel.tsv      (a column for each language: en, si, ...)
   bridge-ds probe --run runs/mine --data sib200 --source data/sib200
-  bridge-ds probe --run runs/seed-0 --data sib200 --against runs/seed-0 runs/seed-1
-      also: does it order the languages as the bridges' accuracies do? (rank correlation)
+  bridge-ds probe --probe runs/probe/probe.json --against runs/seed-0 runs/seed-1
+      did it order the languages as the accuracies of trained bridges do? (rank correlation; also with --run, --encoder)
 
 It was the command that prints versions and devices; that is bridge-ds env now.
 """
@@ -28,16 +28,19 @@ from bridge_ds.errors import ConfigError
 if TYPE_CHECKING:
     from bridge_ds.probe.measure import LanguageProbe
 
-_ASKED = "nothing to probe is named (--encoder or --run)"
+_ASKED = "nothing to probe is named (--encoder, --run, or --probe)"
 _HINT = "versions and devices are printed by: bridge-ds env"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Probe, write, print; returns the exit status."""
     options = _parser().parse_args(argv)
-    if bool(options.encoder) == bool(options.run):
-        found = "both --encoder and --run are given" if options.run else _ASKED
-        raise ConfigError(f"{found}; expected one of them, and --data; {_HINT}.")
+    given = [name for name in ("encoder", "run", "probe") if getattr(options, name)]
+    if len(given) != 1:
+        found = f"both --{given[0]} and --{given[1]} are given" if given else _ASKED
+        raise ConfigError(f"{found}; expected one of them; {_HINT}.")
+    if options.probe:
+        return _correlate(options)
     if not options.data:
         raise ConfigError(
             "--data is missing; expected sib200, belebele, a folder of LANGUAGE.txt or a table; name one."
@@ -50,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="bridge-ds probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", help="hub id or folder of an encoder")
     parser.add_argument("--run", type=Path, help="run folder: its encoder, fusion and mapping (its LLM is loaded too)")
+    parser.add_argument("--probe", type=Path, metavar="FILE", help="probe.json of an earlier probe, for --against")
     parser.add_argument("--data", help="sib200, belebele, a folder of LANGUAGE.txt, or a tsv, csv, jsonl or parquet")
     parser.add_argument(
         "--source", default="", help="folder or hub id of sib200 or belebele (default: the run's, else the hub's)"
@@ -70,6 +74,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _correlate(options: argparse.Namespace) -> int:
+    from bridge_ds.probe.against import compared, lines
+    from bridge_ds.probe.measure import read_probe
+
+    if not options.against:
+        raise ConfigError("--probe is given without --against; expected scored runs to compare it with; name them.")
+    against = compared(read_probe(options.probe), options.against, options.task, options.data or "")
+    print(json.dumps(against, indent=2, ensure_ascii=False) if options.json else "\n".join(lines(against)))
+    return 0
+
+
 def _probe(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
@@ -77,7 +92,7 @@ def _probe(options: argparse.Namespace) -> None:
     from bridge_ds.config.schema import TaskDataConfig
     from bridge_ds.disk import real, write_text
     from bridge_ds.engine.distributed import device_of
-    from bridge_ds.probe.against import accuracies, correlations, lines
+    from bridge_ds.probe.against import accuracies, compared, lines
     from bridge_ds.probe.measure import probe
     from bridge_ds.probe.parallel import read_parallel
     from bridge_ds.probe.plots import draw_probe
@@ -86,7 +101,8 @@ def _probe(options: argparse.Namespace) -> None:
     from bridge_ds.world import World
 
     # What can be wrong in the data is said before models are loaded.
-    task, accuracy = accuracies(options.against, options.task, options.data) if options.against else ("", {})
+    if options.against:
+        accuracies(options.against, options.task, options.data)
     given = dict(load_run_config(options.run).evaluation.data) if options.run else {}
     if options.source:
         given[options.data] = replace(given.get(options.data, TaskDataConfig()), source=options.source)
@@ -100,8 +116,7 @@ def _probe(options: argparse.Namespace) -> None:
     text = page(f"{what} on {parallel.name}", found, count)
     content = _content(options, reader, parallel, found)
     if options.against:
-        against = {"runs": [str(run) for run in options.against], "task": task, "metric": "acc"}
-        content["against"] = against = {**against, **correlations(found, accuracy, task)}
+        content["against"] = against = compared(found, options.against, options.task, options.data)
         text = "\n".join([text, "", *lines(against)])
     output = options.output or (options.run / "probe" if options.run else Path("runs/probe"))
     real(output).mkdir(parents=True, exist_ok=True)

@@ -21,21 +21,21 @@ from bridge_ds.report.languages import find_language
 from bridge_ds.report.statistics import LEVEL
 from bridge_ds.tasks import TASKS
 
-__all__ = ["accuracies", "correlations", "lines", "spearman"]
+__all__ = ["accuracies", "compared", "lines", "spearman"]
 
 Floats = NDArray[np.float64]
 _LEAST = 5
+_METRIC = "acc"
 _DRAWS = 10_000
 
 
-def accuracies(runs: Sequence[Path], task: str, data: str, metric: str = "acc") -> tuple[str, dict[str, float]]:
+def accuracies(runs: Sequence[Path], task: str, data: str) -> tuple[str, dict[str, float]]:
     """The task, and by language the mean accuracy of the runs' bridges, of the languages that all of them have.
 
     Args:
         runs: run folders with an evaluation.json.
         task: which; empty = `data` if the runs have it, else their only one.
         data: what was probed.
-        metric: name of the accuracy.
 
     Raises:
         ConfigError: a run has no accuracy on the task.
@@ -50,24 +50,29 @@ def accuracies(runs: Sequence[Path], task: str, data: str, metric: str = "acc") 
                 f"--against {run} has accuracies on {', '.join(tasks) or 'no task'}; expected {task or 'one'}; name "
                 "one with --task, or score the run: bridge-ds evaluate."
             )
-    codes = [code for code in first[task] if all(code in tasks[task] for tasks in scored.values())]
-    return task, {code: fmean(tasks[task][code][metric] for tasks in scored.values()) for code in codes}
+    codes = [
+        code for code in scored[runs[0]][task] if all(_METRIC in tasks[task].get(code, {}) for tasks in scored.values())
+    ]
+    return task, {code: fmean(tasks[task][code][_METRIC] for tasks in scored.values()) for code in codes}
 
 
-def correlations(found: Sequence[LanguageProbe], accuracy: Mapping[str, float], task: str = "") -> dict[str, Any]:
-    """Spearman's rank correlation of each measurement with the accuracy, English left out.
+def compared(found: Sequence[LanguageProbe], runs: Sequence[Path], task: str, data: str) -> dict[str, Any]:
+    """Spearman's rank correlation of each measurement with the runs' mean accuracy (`acc`), English left out.
 
     Args:
-        found: the probe.
-        accuracy: by language.
-        task: the codes of `accuracy` are this task's; those of the probe may be its other names (`sin_Sinh`, `si`).
+        found: the probe. Its codes may be the task's other names of its languages (`sin_Sinh`, `si`).
+        runs: see :func:`accuracies`; likewise the others.
+        task: see `runs`.
+        data: see `runs`.
 
     Returns:
-        `languages` (codes of the probe) and `of`: measurement -> rho, low, high.
+        runs, task, metric, `languages` (codes of the probe), and `of`: measurement -> rho, low, high.
 
     Raises:
-        ConfigError: fewer than five languages in common.
+        ConfigError: as :func:`accuracies`, or fewer than five languages in common.
+        DataError: as :func:`accuracies`.
     """
+    task, accuracy = accuracies(runs, task, data)
     known = TASKS.get(task)
     named = {of.code: known.code_of(of.code) if known else of.code for of in found}
     common = [of for of in found if named[of.code] in accuracy and find_language(of.code).group != "English"]
@@ -81,18 +86,19 @@ def correlations(found: Sequence[LanguageProbe], accuracy: Mapping[str, float], 
         "retrieval, best layer": [of.best for of in common],
         "retrieval, last layer": [of.last for of in common],
         "retrieval, mean of layers": [of.mean for of in common],
-        "letters lost": [of.lost for of in common],
-        "unknown tokens": [of.unknown for of in common],
-        "tokens for an English token": [of.per_english for of in common],
+        "letters lost": [of.lost_letters for of in common],
+        "unknown tokens": [of.unknown_tokens for of in common],
+        "tokens for an English token": [of.tokens_per_english_token for of in common],
     }
     for place in (FUSION, MAPPING):
-        if place in common[0].retrieval:
+        if all(place in of.retrieval for of in common):
             measured[f"retrieval, {place}"] = [of.retrieval[place].both for of in common]
     of_each: dict[str, Any] = {}
     for name, values in measured.items():
         rho, low, high = spearman(np.array(values), right_N)
         of_each[name] = {"rho": rho, "low": low, "high": high}
-    return {"languages": [of.code for of in common], "of": of_each}
+    head = {"runs": [str(run) for run in runs], "task": task, "metric": _METRIC}
+    return {**head, "languages": [of.code for of in common], "of": of_each}
 
 
 def spearman(first_N: Floats, second_N: Floats, seed: int = 0) -> tuple[float | None, float | None, float | None]:
@@ -123,10 +129,9 @@ def spearman(first_N: Floats, second_N: Floats, seed: int = 0) -> tuple[float | 
 def lines(against: Mapping[str, Any]) -> list[str]:
     """For the terminal."""
     count = len(against["languages"])
-    runs = "a run" if len(against["runs"]) == 1 else f"{len(against['runs'])} runs"
+    runs = "one run" if len(against["runs"]) == 1 else f"mean of {len(against['runs'])} runs"
     found = [
-        f"Spearman's rank correlation with the accuracy ({against['metric']}) of the bridge on {against['task']}, mean "
-        f"of {runs},",
+        f"Spearman's rank correlation with the bridge's accuracy ({against['metric']}) on {against['task']}, {runs},",
         f"over {count} languages without English; 95 % interval by bootstrap over languages:",
     ]
     for name, of in against["of"].items():

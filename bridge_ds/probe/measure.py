@@ -6,14 +6,18 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from bridge_ds.errors import DataError
 from bridge_ds.probe.parallel import Parallel
 from bridge_ds.probe.reader import FUSION, MAPPING, Reader
 from bridge_ds.probe.retrieval import Floats, Retrieval, centered, retrieval
+from bridge_ds.reading import decoded
 from bridge_ds.report.languages import find_language
+from bridge_ds.typed import Count, Share, typed
 
 __all__ = [
     "LONG",
@@ -25,6 +29,7 @@ __all__ = [
     "LanguageProbe",
     "letters_lost",
     "probe",
+    "read_probe",
 ]
 
 SENTENCES = 100
@@ -47,21 +52,21 @@ class LanguageProbe:
 
     code: str
     """As the data writes it."""
-    tokens: int
+    tokens: Count
     """Of all sentences, without special ones."""
-    per_word: float | None
+    tokens_per_word: float | None
     """Tokens for a word; None where words are not separated by spaces."""
-    per_english: float
+    tokens_per_english_token: float
     """Tokens for one token of the same sentences in English."""
-    unknown: float
+    unknown_tokens: Share
     """Share of tokens that are the unknown token (one stands for a character, or for a word)."""
-    lost: float
+    lost_letters: Share
     """Share of letters and digits that no token stands for, see :func:`letters_lost`."""
-    truncated: float
+    truncated: Share
     """Share of sentences that were too long for the encoder (or the run's data.max_source_tokens)."""
     retrieval: dict[str, Retrieval]
     """By place, cosines of the states as they are."""
-    centered: dict[str, float]
+    retrieval_centered: dict[str, Share]
     """`both` of retrieval by place, each language's mean taken away first. For comparison; decides nothing."""
 
     @property
@@ -92,23 +97,36 @@ class LanguageProbe:
     @property
     def verdict(self) -> str:
         """`well`, `partly`, `barely` or `unread`."""
-        if self.lost >= LOST:
+        if self.lost_letters >= LOST:
             return "unread"
         return "well" if self.best >= WELL else "partly" if self.best >= PARTLY else "barely"
 
     def as_json(self) -> dict[str, Any]:
-        """For probe.json."""
-        directions = ("both", "to_english", "from_english")
-        return {
-            "name": find_language(self.code).name, "verdict": self.verdict,
-            "best": self.best, "best_layer": self.best_layer, "last": self.last, "mean": self.mean,
-            "tokens": self.tokens, "tokens_per_word": self.per_word, "tokens_per_english_token": self.per_english,
-            "unknown_tokens": self.unknown, "lost_letters": self.lost, "truncated": self.truncated,
-            "retrieval": {
-                name: {place: getattr(found, name) for place, found in self.retrieval.items()} for name in directions
-            },
-            "retrieval_centered": self.centered,
-        }  # fmt: skip
+        """For probe.json: what was measured, and what follows."""
+        follows = ("verdict", "best", "best_layer", "last", "mean")
+        return {"name": find_language(self.code).name, **{key: getattr(self, key) for key in follows}, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    languages: dict[str, LanguageProbe]
+
+
+def read_probe(path: Path) -> list[LanguageProbe]:
+    """The languages of a probe.json.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
+    try:
+        found = typed(decoded(path.read_bytes()), _Stored).languages
+        if not found or not all(of.layers for of in found.values()):
+            raise ValueError("has a language without encoder layers")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); expected a probe.json; check the path.") from None
+    except ValueError as error:
+        raise DataError(f"{path} {error}; expected a probe.json as bridge-ds probe writes it; probe again.") from None
+    return list(found.values())
 
 
 class _Read(NamedTuple):
@@ -150,13 +168,13 @@ def _measured(reader: Reader, own: _Read, english: _Read) -> LanguageProbe:
     return LanguageProbe(
         code=own.code,
         tokens=count,
-        per_word=count / words if find_language(own.code).has_spaces else None,
-        per_english=count / max(1, english_count),
-        unknown=1 - sum(map(len, known)) / max(1, count),
-        lost=letters_lost(own.texts, known, reader.tokenizer),
+        tokens_per_word=count / words if find_language(own.code).has_spaces else None,
+        tokens_per_english_token=count / max(1, english_count),
+        unknown_tokens=1 - sum(map(len, known)) / max(1, count),
+        lost_letters=letters_lost(own.texts, known, reader.tokenizer),
         truncated=fmean(len(reader.cut(row)) < len(row) for row in own.rows),
         retrieval={place: retrieval(one, other) for place, one, other in pairs},
-        centered={place: retrieval(centered(one), centered(other)).both for place, one, other in pairs},
+        retrieval_centered={place: retrieval(centered(one), centered(other)).both for place, one, other in pairs},
     )
 
 

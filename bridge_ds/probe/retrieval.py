@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bridge_ds.typed import Share
+
 __all__ = ["Retrieval", "centered", "retrieval"]
 
 Floats = NDArray[np.float64]
@@ -21,12 +23,12 @@ _DIGITS = 6
 class Retrieval:
     """Shares of the sentences, 0 to 1."""
 
-    both: float
+    both: Share
     """More similar to their translation than to any other English sentence, and their translation more similar to them
     than to any other of their language: the score of MEXA (arXiv 2410.05873). By chance 1 / (2N - 1)."""
-    to_english: float
+    to_english: Share
     """More similar to their translation than to any other English sentence."""
-    from_english: float
+    from_english: Share
     """The other direction."""
 
 

@@ -54,19 +54,22 @@ def ranked(found: Sequence[LanguageProbe]) -> list[LanguageProbe]:
 
 def _row(of: LanguageProbe, more: Sequence[str]) -> str:
     at = of.retrieval[of.best_layer]
-    words = "-" if of.per_word is None else f"{of.per_word:.2f}"
+    words = "-" if of.tokens_per_word is None else f"{of.tokens_per_word:.2f}"
     return (
         f"{find_language(of.code).name[:16]:<16} {of.code[:9]:<9} {of.verdict:<7} {100 * of.best:>5.0f} "
         f"{of.best_layer:>5} {100 * at.to_english:>5.0f} {100 * at.from_english:>5.0f} {100 * of.last:>5.0f} "
         + "".join(f"{100 * of.retrieval[place].both:>8.0f}" for place in more)
-        + f" {words:>9} {of.per_english:>6.2f} {100 * of.unknown:>8.1f} {100 * of.lost:>5.1f}"
+        + f" {words:>9} {of.tokens_per_english_token:>6.2f}"
+        + f" {100 * of.unknown_tokens:>8.1f} {100 * of.lost_letters:>5.1f}"
     )
 
 
 def _words(found: Sequence[LanguageProbe]) -> list[str]:
     """The languages that are read well together, then a sentence for each other one."""
     others = ranked(found)[1:]
-    well = [of for of in others if of.verdict == "well" and of.lost < NOTED and of.per_english < LONG]
+    well = [
+        of for of in others if of.verdict == "well" and of.lost_letters < NOTED and of.tokens_per_english_token < LONG
+    ]
     well = [of for of in well if all(of.retrieval[place].both >= WELL for place in _after(of))]
     lines = [f"Read well ({100 * WELL:.0f} % or more): {', '.join(_name(of) for of in well)}."] if well else []
     return lines + [sentence(of) for of in others if of not in well]
@@ -75,7 +78,8 @@ def _words(found: Sequence[LanguageProbe]) -> list[str]:
 def sentence(of: LanguageProbe) -> str:
     """What was found for one language, and what to do."""
     name, verdict = _name(of), of.verdict
-    shares = f"{100 * of.unknown:.0f} % of its tokens are unknown, {100 * of.lost:.0f} % of its letters are lost"
+    unknown, lost = 100 * of.unknown_tokens, 100 * of.lost_letters
+    shares = f"{unknown:.0f} % of its tokens are unknown, {lost:.0f} % of its letters are lost"
     if verdict == "unread":
         return (
             f"{name}: this encoder does not read it ({shares}); choose an encoder that knows its script; see {_PAGE}."
@@ -89,10 +93,10 @@ def sentence(of: LanguageProbe) -> str:
     }[verdict]
     if after := _after(of):
         text += "; " + ", ".join(f"after the {place} {100 * of.retrieval[place].both:.0f} %" for place in after)
-    if of.lost >= NOTED:
+    if of.lost_letters >= NOTED:
         text += f"; {shares}"
-    if of.per_english >= LONG:
-        text += f"; it takes {of.per_english:.1f} tokens for an English one"
+    if of.tokens_per_english_token >= LONG:
+        text += f"; it takes {of.tokens_per_english_token:.1f} tokens for an English one"
     if of.truncated:
         text += f"; {100 * of.truncated:.0f} % of its sentences are truncated"
     return f"{text}."

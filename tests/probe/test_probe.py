@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+CODES = [*LANGUAGES[1:], "bo"]
+
+
 @pytest.fixture(scope="module")
-def probed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders with accuracies."""
+    root = tmp_path_factory.mktemp("runs")
+    # The mean of both decides: of `two` alone, Tibetan is the best.
+    accuracies = {
+        "one": {"en": 1.0, **dict.fromkeys(CODES, 0.9), "bo": 0.5},
+        "two": {"en": 0.1, **dict.fromkeys(CODES, 0.6), "bo": 0.7},
+        "few": {"en": 1.0, "qaa": 0.5},
+    }
+    for name, accuracy in accuracies.items():
+        (root / name).mkdir()
+        scores = {"sib200": {code: {"acc": value, "exact_match": 0.0, "n": 9} for code, value in accuracy.items()}}
+        (root / name / "evaluation.json").write_text(json.dumps({"bridge": scores, "chance": {"sib200": 0.1}}))
+    return {name: str(root / name) for name in accuracies}
+
+
+@pytest.fixture(scope="module")
+def probed(
+    folder: Path, scored: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path]:
     output = tmp_path_factory.mktemp("out") / "probe"
-    assert main(["probe", "--encoder", "testbed/encoder", "--data", str(folder), "--output", str(output)]) == 0
+    words = ["probe", "--encoder", "testbed/encoder", "--data", str(folder), "--output", str(output)]
+    assert main([*words, "--against", scored["one"], scored["two"]]) == 0
     return json.loads((output / "probe.json").read_text(encoding="utf-8")), output
 
 
@@ -84,7 +108,7 @@ def test_a_runs_fusion_and_mapping(folder: Path, tmp_path: Path) -> None:
     content = json.loads((run / "probe" / "probe.json").read_text(encoding="utf-8"))
     assert content["places"][-2:] == ["fusion", "mapping"] and content["checkpoint"] == "step-00000001"
     for of in content["languages"].values():
-        assert of["retrieval"]["both"]["fusion"] == of["last"] > 0.5
+        assert of["retrieval"]["fusion"]["both"] == of["last"] > 0.5
     reader = run_reader(run, CPU)
     *_, last, fused, mapped = reader.vectors(reader.ids(["a", "the old king sleeps"], "en"))
     assert reader.bridge is not None
@@ -158,30 +182,29 @@ def test_rank_correlation_is_that_of_scipy() -> None:
     assert spearman(np.ones(9), np.arange(9.0)) == (None, None, None)
 
 
-def test_against_accuracies(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(name: str, accuracy: dict[str, float]) -> str:
-        (tmp_path / name).mkdir()
-        scores = {"sib200": {code: {"acc": value, "exact_match": 0.0, "n": 9} for code, value in accuracy.items()}}
-        (tmp_path / name / "evaluation.json").write_text(json.dumps({"bridge": scores, "chance": {"sib200": 0.1}}))
-        return str(tmp_path / name)
-
-    codes = [*LANGUAGES[1:], "bo"]
-    one = run("one", {"en": 1.0, **dict.fromkeys(codes, 0.9), "bo": 0.5})
-    # The mean of both decides: of `two` alone, Tibetan is the best.
-    two = run("two", {"en": 0.1, **dict.fromkeys(codes, 0.6), "bo": 0.7})
-    few = run("few", {"en": 1.0, "qaa": 0.5})
-    words = ["probe", "--encoder", "testbed/encoder", "--data", str(folder), "--output", str(tmp_path / "out")]
-    assert main([*words, "--sentences", "20", "--against", one, two]) == 0
-    against = json.loads((tmp_path / "out" / "probe.json").read_text(encoding="utf-8"))["against"]
-    assert against["languages"] == sorted(codes) and against["task"] == "sib200" and against["runs"] == [one, two]
+def test_against_accuracies(
+    probed: tuple[dict[str, Any], Path], scored: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, output = probed
+    against = content["against"]
+    assert against["languages"] == sorted(CODES) and against["task"] == "sib200"
+    assert against["runs"] == [scored["one"], scored["two"]]
     assert against["of"]["letters lost"]["rho"] == pytest.approx(-1.0)  # Tibetan alone differs, in both
-    assert against["of"]["retrieval, last layer"]["rho"] > 0.5
+    assert against["of"]["retrieval, last layer"]["rho"] > 0.5 and len(against["of"]) == 6
+    later = ["probe", "--probe", str(output / "probe.json"), "--against"]
+    assert main([*later, scored["one"], scored["two"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == against
+    assert main([*later, scored["two"], "--task", "sib200"]) == 0
     said = capsys.readouterr().out
-    assert "on sib200, mean of 2 runs,\nover 6 languages without English" in said and "letters lost" in said
-    assert exit_status(lambda: main([*words, "--sentences", "20", "--against", few])) == 2
-    assert "have 1 languages in common" in capsys.readouterr().err
-    assert exit_status(lambda: main([*words, "--against", one, "--task", "xnli"])) == 2
-    assert "has accuracies on sib200; expected xnli" in capsys.readouterr().err
+    assert "on sib200, one run,\nover 6 languages without English" in said
+    assert re.search(r"letters lost +1\.00 \[1\.00, 1\.00\]", said)
+    for words, message in (
+        ([scored["few"]], "have 1 languages in common"),
+        ([scored["one"], "--task", "xnli"], "has accuracies on sib200; expected xnli"),
+        ([scored["one"], str(output)], "has accuracies on no task"),
+    ):
+        assert exit_status(lambda words=words: main([*later, *words])) == 2  # type: ignore[misc]
+        assert message in capsys.readouterr().err
 
 
 def test_a_benchmarks_parallel_texts(tmp_path: Path) -> None:
@@ -229,6 +252,9 @@ def test_tables_and_folders(tmp_path: Path) -> None:
         ([], "versions and devices are printed by: bridge-ds env"),
         (["--encoder", "testbed/encoder", "--run", "x"], "both --encoder and --run are given"),
         (["--encoder", "testbed/encoder"], "--data is missing"),
+        (["--probe", "T"], "--probe is given without --against"),
+        (["--probe", "none.json", "--against", "F"], "none.json cannot be read"),
+        (["--probe", "J", "--against", "F"], "J.jsonl has no languages; expected a probe.json"),
         (["--encoder", "testbed/encoder", "--data", "nothing"], "--data is 'nothing'; expected sib200 or belebele, a"),
         (["--encoder", "testbed/encoder", "--data", "F", "--languages", "xx"], "--languages names 'xx', and"),
         (
