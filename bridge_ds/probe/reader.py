@@ -163,5 +163,5 @@ def _batches(rows: Sequence[list[int]]) -> Iterator[list[int]]:
 def _mean(states_BSD: torch.Tensor, mask_BS: torch.Tensor) -> Floats:
     kept_BS1 = mask_BS[..., None].to(torch.float32)
     summed_BD = states_BSD.float().masked_fill(kept_BS1 == 0, 0).sum(1)
-    means: Floats = (summed_BD / kept_BS1.sum(1).clamp(min=1)).double().cpu().numpy()
+    means: Floats = (summed_BD / kept_BS1.sum(1).clamp(min=1)).cpu().double().numpy()
     return means
