@@ -27,7 +27,8 @@ COMMANDS = {
     "export": ("bridge_ds.commands.export", "write bridge, base models and tokenizers into one folder"),
     "plan": ("bridge_ds.commands.plan", "estimate memory and time of a run on a cluster"),
     "preflight": ("bridge_ds.commands.preflight", "check a run's config, models, data and disk, before it starts"),
-    "probe": ("bridge_ds.commands.probe", "print versions, devices and extras of this machine"),
+    "probe": ("bridge_ds.commands.probe", "measure which languages an encoder, or a run, reads; before training"),
+    "env": ("bridge_ds.commands.env", "print versions, devices and extras of this machine"),
     "slurm": ("bridge_ds.commands.slurm", "copy the Slurm launchers into a folder"),
     "sync": ("bridge_ds.track.sync", "send to MLflow (or other trackers) what a run could not send"),
 }

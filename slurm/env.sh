@@ -17,7 +17,7 @@ set -uo pipefail
 : "${SITE_SETUP:=}"                              # a shell file sourced now: `module load ...`, activate an environment
 : "${PYTHON:=}"                                  # interpreter; default .venv/bin/python of that folder, else python3
 : "${CONTAINER:=}"                               # words before the interpreter, as: apptainer exec --nv image.sif
-: "${RECIPE:=testbed}"                           # name of a shipped recipe (bridge-ds probe), or a YAML file
+: "${RECIPE:=testbed}"                           # name of a shipped recipe (bridge-ds env), or a YAML file
 : "${OUTPUT:=runs/$(basename "$RECIPE" .yaml)}"  # run folder, on a file system that all nodes share
 : "${LOCAL_DISK:=}"                              # node-local folder; set with SHARDS: they are copied there first
 : "${SHARDS:=}"                                  # folder of shards; default: the recipe's data.shards

@@ -34,7 +34,7 @@ LAYERS = [
     {"inference"},
     {"evaluation"},
     {"report"},
-    {"cli", "run", "harness", "doctor", "convert", "hub"},
+    {"cli", "run", "harness", "doctor", "probe", "convert", "hub"},
     {"train", "generate"},
     {"serve"},
     {"commands"},

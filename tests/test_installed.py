@@ -63,8 +63,8 @@ def test_the_wheel_trains_the_testbed_from_an_empty_folder(installed: Path, tmp_
     assert call(installed, tmp_path, "slurm", "copy", "site").returncode == 0
     for path in (ROOT / "slurm").glob("*.sh"):
         assert (tmp_path / "site" / "slurm" / path.name).read_bytes() == path.read_bytes()
-    probe = call(installed, tmp_path, "probe")
-    assert probe.returncode == 0 and "testbed" in probe.stdout and "zero3.json" in probe.stdout
+    env = call(installed, tmp_path, "env")
+    assert env.returncode == 0 and "testbed" in env.stdout and "zero3.json" in env.stdout
 
 
 def test_launchers_that_were_changed_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,8 +86,8 @@ def test_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["--version"]) == 0 and capsys.readouterr().out.startswith("bridge_ds ")
 
 
-def test_probe_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["probe"]) == 0
+def test_env_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
     rows = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
     assert {"bridge_ds", "packages", "cpu", "kernels", "recipes", "ds_configs"} <= rows
 
@@ -107,7 +107,7 @@ assert not slow & set(sys.modules), slow & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    for name in ("train", "pack", "doctor", "convert", "export", "plan", "preflight", "probe", "slurm"):
+    for name in ("train", "pack", "doctor", "convert", "export", "plan", "preflight", "probe", "env", "slurm"):
         assert f"usage: bridge-ds {name}" in done.stdout
     seconds = []
     for _ in range(5):
@@ -140,8 +140,8 @@ def test_launcher_options_and_trainer_options() -> None:
     assert split(["--num_accelerators=3"]) == ([], ["--num_gpus=3"])
 
 
-def test_probe_lists_the_extras_of_setup() -> None:
-    from bridge_ds.commands.probe import _EXTRAS
+def test_env_lists_the_extras_of_setup() -> None:
+    from bridge_ds.commands.env import _EXTRAS
 
     setup = (ROOT / "setup.py").read_text(encoding="utf-8")
     extras = setup[setup.index("extras_require") : setup.index("entry_points")]

@@ -1,93 +1,155 @@
-"""What this machine and this installation can do: versions, devices, kernels, extras."""
+"""Which languages does an encoder, or a trained run, read? Measured on parallel sentences, before any training.
+
+For each language: the share of sentences that are nearer to their English translation than to any other sentence (as in
+MEXA, arXiv 2410.05873), by encoder layer, and of a run after the fusion and after the mapping; tokens for a word; what
+the tokenizer loses. Writes probe.json, probe.txt and probe.png.
+
+examples:
+  bridge-ds probe --encoder intfloat/multilingual-e5-small --data sib200 --languages si,ta,bo
+  bridge-ds probe --encoder google/mt5-xl --data parallel/         (en.txt, si.txt, ...: line N is the same sentence)
+  bridge-ds probe --encoder google/mt5-xl --data parallel.tsv      (a column for each language: en, si, ...)
+  bridge-ds probe --run runs/mine --data sib200 --source data/sib200
+  bridge-ds probe --probe runs/probe/probe.json --against runs/seed-0 runs/seed-1
+      did it order the languages as the accuracies of trained bridges do? (rank correlation; also with --run, --encoder)
+
+It was the command that prints versions and devices; that is bridge-ds env now.
+"""
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import importlib.util
-import os
-import platform
-import shutil
-from collections.abc import Iterator
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bridge_ds.cli import Parser
+from bridge_ds.cli import Parser, positive
+from bridge_ds.errors import ConfigError
 
-__all__ = ["main", "probed"]
+if TYPE_CHECKING:
+    from bridge_ds.probe.measure import LanguageProbe
 
-_HELP = """\
-Print what this machine and this installation can do; nothing is loaded, and no process group is started.
-bridge-ds preflight checks one run; bridge-ds doctor looks into a finished one."""
-_PACKAGES = ("torch", "transformers", "deepspeed", "safetensors", "webdataset", "mlflow")
-_EXTRAS = {
-    "kernels": "triton",
-    "lora": "peft",
-    "serve": "starlette",
-    "harness": "lm_eval",
-    "quantized": "bitsandbytes",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "docs": "mkdocs",
-    "s3": "s3fs",
-}
-"""Extra of setup.py -> a module that it brings."""
+_ASKED = "nothing to probe is named (--encoder, --run, or --probe)"
+_HINT = "versions and devices are printed by: bridge-ds env"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the page; returns the exit status."""
-    Parser(prog="bridge-ds probe", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
-        argv
-    )
-    for name, text in probed():
-        print(f"{name:<11} {text}", flush=True)
+    """Probe, write, print; returns the exit status."""
+    options = _parser().parse_args(argv)
+    given = [name for name in ("encoder", "run", "probe") if getattr(options, name)]
+    if len(given) != 1:
+        found = f"both --{given[0]} and --{given[1]} are given" if given else _ASKED
+        raise ConfigError(f"{found}; expected one of them; {_HINT}.")
+    if options.probe:
+        return _correlate(options)
+    if not options.data:
+        raise ConfigError(
+            "--data is missing; expected sib200, belebele, a folder of LANGUAGE.txt or a table; name one."
+        )
+    _probe(options)
     return 0
 
 
-def probed() -> Iterator[tuple[str, str]]:
-    """Name and sentence of everything that is looked at."""
-    import bridge_ds
-    from bridge_ds.config.load import RECIPES
-    from bridge_ds.shipped import shipped
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="bridge-ds probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", help="hub id or folder of an encoder")
+    parser.add_argument("--run", type=Path, help="run folder: its encoder, fusion and mapping (its LLM is loaded too)")
+    parser.add_argument("--probe", type=Path, metavar="FILE", help="probe.json of an earlier probe, for --against")
+    parser.add_argument("--data", help="sib200, belebele, a folder of LANGUAGE.txt, or a tsv, csv, jsonl or parquet")
+    parser.add_argument(
+        "--source", default="", help="folder or hub id of sib200 or belebele (default: the run's, else the hub's)"
+    )
+    parser.add_argument("--languages", default="", help="comma-separated language codes (default: all of the data)")
+    parser.add_argument(
+        "--sentences", type=positive(int, least=20, most=1000), default=100,
+        help="sentences of each language (default: 100, for which the verdicts are meant)",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, help="folder (default: RUN/probe, or runs/probe)")
+    parser.add_argument("--device", help="torch device (default: the GPU if there is one, else the CPU)")
+    parser.add_argument(
+        "--against", nargs="+", type=Path, default=[], metavar="RUN",
+        help="scored runs: print the rank correlation of what is measured with their accuracy, over languages",
+    )  # fmt: skip
+    parser.add_argument("--task", default="", help="task of --against (default: that of --data, or the runs' only one)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
+    return parser
 
-    yield "bridge_ds", f"{bridge_ds.__version__}, Python {platform.python_version()}, {platform.system()}"
-    yield "packages", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)
-    yield from _devices()
-    there = [name for name, module in _EXTRAS.items() if importlib.util.find_spec(module)]
-    missing = [name for name in _EXTRAS if name not in there]
-    yield "extras", f"installed: {', '.join(there) or 'none'}; not installed: {', '.join(missing) or 'none'}"
-    yield "recipes", ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    yield "ds_configs", ", ".join(sorted(path.name for path in shipped("ds_configs").glob("*.json")))
-    offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)]
-    yield "hub", f"offline ({', '.join(offline)} is set)" if offline else "online, unless HF_HUB_OFFLINE is set"
-    slurm = shutil.which("sbatch")
-    yield "slurm", "sbatch is here; bridge-ds slurm copy DIR copies the launchers" if slurm else "no sbatch here"
+
+def _correlate(options: argparse.Namespace) -> int:
+    from bridge_ds.probe.against import compared, lines
+    from bridge_ds.probe.measure import read_probe
+
+    if not options.against:
+        raise ConfigError("--probe is given without --against; expected scored runs to compare it with; name them.")
+    against = compared(read_probe(options.probe), options.against, options.task, options.data or "")
+    print(json.dumps(against, indent=2, ensure_ascii=False) if options.json else "\n".join(lines(against)))
+    return 0
 
 
-def _devices() -> Iterator[tuple[str, str]]:
+def _probe(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from bridge_ds.config.load import load_run_config
+    from bridge_ds.config.schema import TaskDataConfig
+    from bridge_ds.disk import real, write_text
+    from bridge_ds.engine.distributed import device_of
+    from bridge_ds.probe.against import accuracies, compared, lines
+    from bridge_ds.probe.measure import probe
+    from bridge_ds.probe.parallel import read_parallel
+    from bridge_ds.probe.plots import draw_probe
+    from bridge_ds.probe.reader import encoder_reader, run_reader
+    from bridge_ds.probe.text import page
+    from bridge_ds.world import World
+
+    # What can be wrong in the data is said before models are loaded.
+    if options.against:
+        accuracies(options.against, options.task, options.data)
+    given = dict(load_run_config(options.run).evaluation.data) if options.run else {}
+    if options.source:
+        given[options.data] = replace(given.get(options.data, TaskDataConfig()), source=options.source)
+    languages = [part.strip() for part in options.languages.split(",") if part.strip()]
+    parallel = read_parallel(options.data, options.sentences, languages, given)
+    count = len(parallel.texts[parallel.english])
+    device = _device(options.device) if options.device else device_of(World())
+    reader = run_reader(options.run, device) if options.run else encoder_reader(options.encoder, device)
+    found = probe(reader, parallel)
+    what = f"{options.run} at {reader.checkpoint}" if options.run else reader.name
+    text = page(f"{what} on {parallel.name}", found, count)
+    content = _content(options, reader, parallel, found)
+    if options.against:
+        content["against"] = against = compared(found, options.against, options.task, options.data)
+        text = "\n".join([text, "", *lines(against)])
+    output = options.output or (options.run / "probe" if options.run else Path("runs/probe"))
+    real(output).mkdir(parents=True, exist_ok=True)
+    printed = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(output / "probe.json", f"{printed}\n")
+    write_text(output / "probe.txt", f"{text}\n")
+    if len(found) > 1:
+        draw_probe(f"{what}: retrieval among {count} sentences", found, output / "probe.png")
+    print(printed if options.json else f"{text}\n\nwritten: {output}")
+
+
+def _device(name: str) -> Any:
     import torch
 
-    from bridge_ds.fusion.kernels import choose_backend, why_no_triton
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield "cpu", f"{cores} cores for this process, {torch.get_num_threads()} threads in torch"
-    found = torch.cuda.is_available()
-    for index in range(torch.cuda.device_count() if found else 0):
-        of = torch.cuda.get_device_properties(index)
-        bfloat16 = "bfloat16" if of.major >= 8 or torch.version.hip else "no fast bfloat16"
-        yield f"gpu {index}", f"{of.name}, {of.total_memory / 2**30:.1f} GiB, compute {of.major}.{of.minor}, {bfloat16}"
-    if found:
-        built = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
-        nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "none"
-        yield "gpus", f"{built}, NCCL {nccl}: training runs over NCCL, one process for each GPU"
-    else:
-        yield "gpus", "none seen: training runs on the CPU, over gloo"
-    device = "cuda" if found else "cpu"
-    chosen = choose_backend("auto", device)
-    reason = why_no_triton() or ("" if found else "runs on GPUs only")
-    yield "kernels", f"auto is {chosen}" + (f": triton {reason}" if chosen != "triton" and reason else "")
-
-
-def _version(package: str) -> str:
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "(missing)"
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120].rstrip(".")
+        raise ConfigError(f"--device is {name!r} ({reason}); expected cpu, cuda or cuda:N; correct it.") from None
+
+
+def _content(options: argparse.Namespace, reader: Any, parallel: Any, found: list[LanguageProbe]) -> dict[str, Any]:
+    from bridge_ds.probe.measure import LOST, PARTLY, SENTENCES, WELL
+    from bridge_ds.probe.text import sentence
+
+    return {
+        "encoder": reader.name,
+        "run": str(options.run) if options.run else None,
+        "checkpoint": reader.checkpoint or None,
+        "data": parallel.name,
+        "sentences": len(parallel.texts[parallel.english]),
+        "english": parallel.english,
+        "places": reader.places,
+        "thresholds": {"well": WELL, "partly": PARTLY, "unread_lost_letters": LOST, "for_sentences": SENTENCES},
+        "languages": {of.code: {**of.as_json(), "says": sentence(of)} for of in found},
+    }

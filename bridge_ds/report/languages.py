@@ -25,7 +25,8 @@ GROUPS: dict[str, str] = {
 """Name of a group -> description, in the order of reports."""
 
 # ISO 639-1 code (or -), ISO 639-3 codes (variants that the list does not distinguish), English name.
-_CLASSES: dict[int, str] = {
+# None: the class was not looked up.
+_CLASSES: dict[int | None, str] = {
     5: """en eng English; es spa Spanish; de deu German; ja jpn Japanese; fr fra French; ar ara,arb Arabic;
         zh zho,cmn Chinese""",
     4: """pt por Portuguese; it ita Italian; nl nld Dutch; ru rus Russian; pl pol Polish; sv swe Swedish;
@@ -49,6 +50,7 @@ _CLASSES: dict[int, str] = {
         - ilo Ilocano; - war Waray; mi mri Maori; gn grn Guarani; qu que,quy Quechua; ay aym Aymara;
         eo epo Esperanto; nb nob Norwegian Bokmål; nn nno Norwegian Nynorsk; lb ltz Luxembourgish;
         gd gla Scottish Gaelic; yi yid Yiddish; ug uig Uyghur; tt tat Tatar""",
+    None: """- sat Santali; - nqo N'Ko; - taq Tamasheq; - tzm Central Atlas Tamazight""",
 }
 _WITHOUT_SPACES = (
     "zh", "zho", "cmn", "ja", "jpn", "th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo",

@@ -12,7 +12,7 @@ from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
 from bridge_ds.data.text.convention import KEEP, begins_with_space, opening
-from bridge_ds.data.text.languages import SHARD_LANGUAGE, SourceLanguages, find_languages
+from bridge_ds.data.text.languages import SHARD_LANGUAGE, SourceLanguages, find_languages, source_ids
 from bridge_ds.data.text.plain import ids_after, text_ids
 from bridge_ds.data.text.prompting import answers, frame_ids
 from bridge_ds.data.text.spiece import with_spiece
@@ -88,20 +88,8 @@ class Tokenizers:
         return frame_ids(self, self.frame)
 
     def sources(self, texts: Sequence[str], languages: Sequence[object] | None = None) -> list[list[int]]:
-        """Encoder ids of source texts, the tokenizer's own special tokens included, not truncated.
-
-        Args:
-            texts: the source texts.
-            languages: of each, for an encoder with language tags; empty = unknown. None = the tokenizer's default.
-
-        Raises:
-            DataError: a language that the encoder does not have.
-        """
-        if self.languages is None or languages is None:
-            return text_ids(self.encoder, texts, special=True)
-        frames = [self.languages.frames[self.languages.tag(language)] for language in languages]
-        bare = text_ids(self.encoder, texts, special=False)
-        return [[*before, *ids, *after] for ids, (before, after) in zip(bare, frames, strict=True)]
+        """:func:`~bridge_ds.data.text.languages.source_ids` with the encoder's tokenizer."""
+        return source_ids(self.encoder, self.languages, texts, languages)
 
     def kept_ends(self, ids: Sequence[int]) -> tuple[int, int]:
         """How many ids truncation must keep at a source's beginning (a language tag) and at its end (an end token)."""

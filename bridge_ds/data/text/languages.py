@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridge_ds.data.text.plain import frame
+from bridge_ds.data.text.plain import frame, text_ids
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.world import World
 
-__all__ = ["HANT", "SHARD_LANGUAGE", "SourceLanguages", "code_parts", "find_languages"]
+__all__ = ["HANT", "SHARD_LANGUAGE", "SourceLanguages", "code_parts", "find_languages", "source_ids"]
 
 _log = logging.getLogger(__name__)
 SHARD_LANGUAGE = "__shard_language__"
@@ -139,6 +139,27 @@ def find_languages(tokenizer: Any) -> SourceLanguages | None:
     finally:
         tokenizer.src_lang = default
     return SourceLanguages(default, frames) if len(set(frames.values())) > 1 else None
+
+
+def source_ids(
+    tokenizer: Any, found: SourceLanguages | None, texts: Sequence[str], languages: Sequence[object] | None = None
+) -> list[list[int]]:
+    """Encoder ids of source texts, the tokenizer's own special tokens included, not truncated.
+
+    Args:
+        tokenizer: of the encoder.
+        found: its source languages, of :func:`find_languages`.
+        texts: the source texts.
+        languages: of each, for an encoder with language tags; empty = unknown. None = the tokenizer's default.
+
+    Raises:
+        DataError: a language that the encoder does not have.
+    """
+    if found is None or languages is None:
+        return text_ids(tokenizer, texts, special=True)
+    frames = [found.frames[found.tag(language)] for language in languages]
+    bare = text_ids(tokenizer, texts, special=False)
+    return [[*before, *ids, *after] for ids, (before, after) in zip(bare, frames, strict=True)]
 
 
 def code_parts(language: str) -> tuple[str, ...]:
