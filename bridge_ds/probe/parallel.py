@@ -15,7 +15,8 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import NotText, decoded, is_macos
 from bridge_ds.report.languages import find_language
 from bridge_ds.tasks import TableTask, find_tasks
-from bridge_ds.tasks.rows import Record, rows
+from bridge_ds.tasks.record import Record
+from bridge_ds.tasks.rows import rows
 
 __all__ = ["LEAST", "PARALLEL_TASKS", "Parallel", "read_parallel"]
 
