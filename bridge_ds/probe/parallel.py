@@ -15,8 +15,6 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import NotText, decoded, is_macos
 from bridge_ds.report.languages import find_language
 from bridge_ds.tasks import TableTask, find_tasks
-from bridge_ds.tasks.record import Record
-from bridge_ds.tasks.rows import rows
 
 __all__ = ["LEAST", "PARALLEL_TASKS", "Parallel", "read_parallel"]
 
@@ -127,14 +125,12 @@ def _of_task(
     (task,) = find_tasks([name], given)
     assert isinstance(task, TableTask)
     how = PARALLEL_TASKS[name]
-    columns = dict(task.columns) | task.given.fields
     found: dict[str, dict[Any, str]] = {}
     for code in _chosen(task.languages, [task.code_of(each) for each in languages], f"{name} ({task.source})"):
         texts: dict[str, str] = {}
         for split, hub_split in how.splits:
             source = dataclasses.replace(task.row_source(code, split), hub_split=hub_split)
-            for where, values in rows(source):
-                row = Record(name, where, values, columns)
+            for row in task.records(source):
                 texts.setdefault(str(row.value(how.number)), row.text(how.text))
             if len(texts) >= count:
                 break
