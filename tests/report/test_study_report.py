@@ -14,7 +14,7 @@ import pytest
 from bridge_ds.evaluation.__main__ import main
 from bridge_ds.evaluation.predictions import read_predictions
 from bridge_ds.report.languages import GROUPS, find_language
-from bridge_ds.report.statistics import holm, mcnemar_exact
+from bridge_ds.report.statistics import holm, mcnemar_exact, method_test
 
 from .studies import EVIL, TASKS, rewrite, write_run, write_study
 
@@ -105,6 +105,21 @@ def test_llm_alone_is_shown_and_not_tested(results: dict[str, Any]) -> None:
     assert results["tasks"]["mgsm"]["accuracy"]["LLM alone"]["en"]["value"] == 0
     assert results["tasks"]["mgsm"]["accuracy"]["LLM alone"]["en"]["high"] > 0.05  # 40 samples without one right
     assert "LLM alone" not in results["tests"]
+
+
+def test_every_system_is_compared_with_the_llm_alone(study: Path, results: dict[str, Any]) -> None:
+    assert list(results["advice"]) == ["last_layer", "global_softmax", "transformer_softmax"]
+    found = results["advice"]["transformer_softmax"]
+    assert list(found["languages"]) == ["en", "ar", "ur", "th", "sw", "xx", "qaa", "sin_Sinh"], "en is eng_Latn, too"
+    assert found["languages"]["en"]["samples"] == 4 * 40 and found["languages"]["th"]["samples"] == 2 * 40
+    llm = _right(study, "last_layer-0", "xnli", "sw", "llm").astype(float)
+    gaps = np.array([_right(study, f"transformer_softmax-{seed}", "xnli", "sw") - llm for seed in range(3)])
+    cell = found["tasks"]["xnli"]["sw"]
+    assert cell["p"] == method_test(gaps) and cell["difference"] == cell["value"] == pytest.approx(gaps.mean())
+    assert [of["holm"] for of in found["languages"].values()] == holm([of["p"] for of in found["languages"].values()])
+    page = (study / "report" / "report.html").read_text(encoding="utf-8")
+    assert "transformer_softmax against the LLM alone over 4 tasks" in page.replace("<wbr>", "")
+    assert f"{100 * found['halves']['chosen']:.1f}" in page.partition("chosen by language")[2]
 
 
 def test_traits(study: Path, results: dict[str, Any]) -> None:
