@@ -104,7 +104,7 @@ def _probe(options: argparse.Namespace) -> None:
     given = dict(load_run_config(options.run).evaluation.data) if options.run else {}
     if options.source and options.data not in PARALLEL_TASKS:
         raise ConfigError(
-            f"--source is given with --data {options.data!r}; expected {' or '.join(PARALLEL_TASKS)} with it; leave it out."
+            f"--source is given with --data {options.data!r}; expected {' or '.join(PARALLEL_TASKS)}; leave it out."
         )
     if options.source:
         given[options.data] = replace(given.get(options.data, TaskDataConfig()), source=options.source)
