@@ -92,23 +92,31 @@ def _probe(options: argparse.Namespace) -> None:
     from bridge_ds.config.schema import TaskDataConfig
     from bridge_ds.disk import real, write_text
     from bridge_ds.engine.distributed import device_of
-    from bridge_ds.probe.against import accuracies, compared, lines
+    from bridge_ds.partial import writing
+    from bridge_ds.probe.against import compared, lines, scored
     from bridge_ds.probe.measure import probe
-    from bridge_ds.probe.parallel import read_parallel
+    from bridge_ds.probe.parallel import PARALLEL_TASKS, read_parallel
     from bridge_ds.probe.plots import draw_probe
     from bridge_ds.probe.reader import encoder_reader, run_reader
     from bridge_ds.probe.text import page
     from bridge_ds.world import World
 
-    # What can be wrong in the data is said before models are loaded.
-    if options.against:
-        accuracies(options.against, options.task, options.data)
     given = dict(load_run_config(options.run).evaluation.data) if options.run else {}
+    if options.source and options.data not in PARALLEL_TASKS:
+        raise ConfigError(
+            f"--source is given with --data {options.data!r}; expected {' or '.join(PARALLEL_TASKS)}; leave it out."
+        )
     if options.source:
         given[options.data] = replace(given.get(options.data, TaskDataConfig()), source=options.source)
     languages = [part.strip() for part in options.languages.split(",") if part.strip()]
     parallel = read_parallel(options.data, options.sentences, languages, given)
     count = len(parallel.texts[parallel.english])
+    # What can be wrong is said before anything slow.
+    if options.against:
+        scored(options.against, options.task, options.data, list(parallel.texts))
+    output = options.output or (options.run / "probe" if options.run else Path("runs/probe"))
+    with writing(output):
+        real(output).mkdir(parents=True, exist_ok=True)
     device = _device(options.device) if options.device else device_of(World())
     reader = run_reader(options.run, device) if options.run else encoder_reader(options.encoder, device)
     found = probe(reader, parallel)
@@ -118,13 +126,12 @@ def _probe(options: argparse.Namespace) -> None:
     if options.against:
         content["against"] = against = compared(found, options.against, options.task, options.data)
         text = "\n".join([text, "", *lines(against)])
-    output = options.output or (options.run / "probe" if options.run else Path("runs/probe"))
-    real(output).mkdir(parents=True, exist_ok=True)
     printed = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(output / "probe.json", f"{printed}\n")
-    write_text(output / "probe.txt", f"{text}\n")
-    if len(found) > 1:
-        draw_probe(f"{what}: retrieval among {count} sentences", found, output / "probe.png")
+    with writing(output):
+        write_text(output / "probe.json", f"{printed}\n")
+        write_text(output / "probe.txt", f"{text}\n")
+        if len(found) > 1:
+            draw_probe(f"{what}: retrieval among {count} sentences", found, output / "probe.png")
     print(printed if options.json else f"{text}\n\nwritten: {output}")
 
 

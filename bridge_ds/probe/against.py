@@ -21,7 +21,7 @@ from bridge_ds.report.languages import find_language
 from bridge_ds.report.statistics import LEVEL
 from bridge_ds.tasks import TASKS
 
-__all__ = ["accuracies", "compared", "lines", "spearman"]
+__all__ = ["compared", "lines", "scored", "spearman"]
 
 Floats = NDArray[np.float64]
 _LEAST = 5
@@ -29,39 +29,50 @@ _METRIC = "acc"
 _DRAWS = 10_000
 
 
-def accuracies(runs: Sequence[Path], task: str, data: str) -> tuple[str, dict[str, float]]:
-    """The task, and by language the mean accuracy of the runs' bridges, of the languages that all of them have.
+def scored(runs: Sequence[Path], task: str, data: str, codes: Sequence[str]) -> tuple[str, dict[str, float]]:
+    """The task, and by language the mean accuracy (`acc`) of the runs' bridges, English left out.
 
     Args:
         runs: run folders with an evaluation.json.
         task: which; empty = `data` if the runs have it, else their only one.
-        data: what was probed.
+        data: what is probed.
+        codes: languages that are probed; they may be the task's other names of its languages (`sin_Sinh`, `si`).
 
     Raises:
-        ConfigError: a run has no accuracy on the task.
+        ConfigError: a run has no accuracy on the task, or fewer than five languages are in common.
         DataError: an evaluation.json cannot be read.
     """
-    scored = {run: read_results(run).get("bridge", {}) for run in runs}
-    first = scored[runs[0]]
+    found = {run: read_results(run).get("bridge", {}) for run in runs}
+    first = found[runs[0]]
     task = task or (data if data in first else next(iter(first)) if len(first) == 1 else "")
-    for run, tasks in scored.items():
+    for run, tasks in found.items():
         if task not in tasks:
             raise ConfigError(
                 f"--against {run} has accuracies on {', '.join(tasks) or 'no task'}; expected {task or 'one'}; name "
                 "one with --task, or score the run: bridge-ds evaluate."
             )
-    codes = [
-        code for code in scored[runs[0]][task] if all(_METRIC in tasks[task].get(code, {}) for tasks in scored.values())
-    ]
-    return task, {code: fmean(tasks[task][code][_METRIC] for tasks in scored.values()) for code in codes}
+    known = TASKS.get(task)
+    named = {code: known.code_of(code) if known else code for code in codes}
+    accuracy = {
+        code: fmean(tasks[task][name][_METRIC] for tasks in found.values())
+        for code, name in named.items()
+        if find_language(code).group != "English"
+        and all(tasks[task].get(name, {}).get(_METRIC) is not None for tasks in found.values())
+    }
+    if len(accuracy) < _LEAST:
+        raise ConfigError(
+            f"--against: probe and accuracies have {len(accuracy)} languages in common, English aside; expected "
+            f"{_LEAST} or more; probe the languages that were scored."
+        )
+    return task, accuracy
 
 
 def compared(found: Sequence[LanguageProbe], runs: Sequence[Path], task: str, data: str) -> dict[str, Any]:
     """Spearman's rank correlation of each measurement with the runs' mean accuracy (`acc`), English left out.
 
     Args:
-        found: the probe. Its codes may be the task's other names of its languages (`sin_Sinh`, `si`).
-        runs: see :func:`accuracies`; likewise the others.
+        found: the probe.
+        runs: see :func:`scored`; likewise the others.
         task: see `runs`.
         data: see `runs`.
 
@@ -69,19 +80,11 @@ def compared(found: Sequence[LanguageProbe], runs: Sequence[Path], task: str, da
         runs, task, metric, `languages` (codes of the probe), and `of`: measurement -> rho, low, high.
 
     Raises:
-        ConfigError: as :func:`accuracies`, or fewer than five languages in common.
-        DataError: as :func:`accuracies`.
+        ConfigError: as :func:`scored`; likewise DataError.
     """
-    task, accuracy = accuracies(runs, task, data)
-    known = TASKS.get(task)
-    named = {of.code: known.code_of(of.code) if known else of.code for of in found}
-    common = [of for of in found if named[of.code] in accuracy and find_language(of.code).group != "English"]
-    if len(common) < _LEAST:
-        raise ConfigError(
-            f"--against: probe and accuracies have {len(common)} languages in common, English aside; expected "
-            f"{_LEAST} or more; probe the languages that were scored."
-        )
-    right_N = np.array([accuracy[named[of.code]] for of in common])
+    task, accuracy = scored(runs, task, data, [of.code for of in found])
+    common = [of for of in found if of.code in accuracy]
+    right_N = np.array([accuracy[of.code] for of in common])
     measured = {
         "retrieval, best layer": [of.best for of in common],
         "retrieval, last layer": [of.last for of in common],

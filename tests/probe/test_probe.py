@@ -252,6 +252,7 @@ def test_tables_and_folders(tmp_path: Path) -> None:
         ([], "versions and devices are printed by: bridge-ds env"),
         (["--encoder", "testbed/encoder", "--run", "x"], "both --encoder and --run are given"),
         (["--encoder", "testbed/encoder"], "--data is missing"),
+        (["--encoder", "testbed/encoder", "--data", "F", "--source", "E"], "--source is given with --data 'F'"),
         (["--probe", "T"], "--probe is given without --against"),
         (["--probe", "none.json", "--against", "F"], "none.json cannot be read"),
         (["--probe", "J", "--against", "F"], "J.jsonl has no languages; expected a probe.json"),
@@ -268,6 +269,10 @@ def test_tables_and_folders(tmp_path: Path) -> None:
         (["--encoder", "testbed/encoder", "--data", "E"], "has no file LANGUAGE.txt"),
         (["--encoder", "no/such", "--data", "F", "--languages", "si"], "model.encoder 'no/such' cannot be found"),
         (["--encoder", "testbed/encoder", "--data", "F", "--languages", "si", "--device", "q"], "--device is 'q'"),
+        (
+            ["--encoder", "testbed/encoder", "--data", "F", "--languages", "si", "--output", "T.tsv/x"],
+            "cannot be written",
+        ),
         (["--run", "nowhere", "--data", "F"], "nowhere"),
     ],
 )
@@ -287,7 +292,7 @@ def test_what_cannot_be_probed(
     assert exit_status(lambda: main(["probe", *(named.get(word, word) for word in words)])) == 2
     said = capsys.readouterr().err
     assert message in said and said.startswith("error: ") and said.count("\n") == 1
-    assert not Path("runs").exists()
+    assert not Path("runs", "probe", "probe.json").exists()
 
 
 def test_language_tags_and_long_sentences() -> None:
