@@ -16,6 +16,7 @@ from bridge_ds.entry import exit_status
 from bridge_ds.errors import TrainingError
 from bridge_ds.evaluation.predictions import read_predictions
 from tests.report.studies import FUSIONS, write_run
+from tests.tiny import make_encoder, make_llm
 from tools.bench import study_real, study_testbed
 from tools.bench.study import Job, OutOfTime, Processes, Runs, run_jobs
 
@@ -198,6 +199,22 @@ def test_the_real_study(trained: list[Call], tmp_path: Path, capfd: pytest.Captu
             wanted = {code: 100 * found[code]["seeds"][int(row["seed"])] for code in ("en", "si", "sw")}
             assert {code: float(row[code]) for code in wanted} == pytest.approx(wanted, abs=0.051)
             assert float(row["others"]) == pytest.approx((wanted["si"] + wanted["sw"]) / 2, abs=0.051)
+
+
+@pytest.mark.slow
+def test_the_quick_study_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_encoder("bert", tmp_path / "e")
+    make_llm("llama", tmp_path / "l")
+    data = real(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    options = ["--encoder", "e", "--llm", "l", "--taught", "l", "--data", "data", "--languages", "en", "--seeds", "1"]
+    more = ["--set", "data.max_source_tokens=64", "--set", "model.dtype=float32", "--set", "fusion.feedforward=8"]
+    assert study_real.main(["--quick", "--output", "study", *options, *more]) == 0
+    rows = list(csv.DictReader((tmp_path / "study" / "results.csv").open()))
+    assert [row["system"] for row in rows] == ["LLM alone", "last_layer", "transformer_softmax"]
+    assert all(row["n"] == "2" and 0 <= float(row["en"]) <= 100 for row in rows)
+    assert all(float(row["seconds"]) > 0 and row["machine"] for row in rows[1:])
+    assert str(data) in (tmp_path / "study" / "last_layer-0" / "config.yaml").read_text()
 
 
 def test_the_real_study_reports_nothing_of_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

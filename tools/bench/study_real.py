@@ -88,10 +88,13 @@ def main(argv: list[str] | None = None) -> int:
     arms = [arm for arm in ARMS if not options.quick or arm.folder in ("last_layer", "transformer_softmax")]
     if options.report_only:
         return report(by_llm(Runs(output, arms, options.seeds)))
+    bases = {name: getattr(options, name) for name in ("encoder", "llm", "data")}
+    local = all(map(os.path.isdir, bases.values()))
+    # Runs start in another folder.
+    vars(options).update({name: os.path.abspath(of) if os.path.isdir(of) else of for name, of in bases.items()})
     shards = output / "shards"
     if not (shards / "index.json").is_file():
         pack(["task:sib200", "--output", str(shards), "--shuffle", "0", "--dataset", options.data])
-    local = all(map(os.path.isdir, (options.encoder, options.llm, options.data)))
     processes = Processes(
         max(1, len(os.sched_getaffinity(0)) // options.jobs),
         (("HF_HUB_OFFLINE", "1"),) * local,  # nothing waits for a network
