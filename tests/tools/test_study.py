@@ -16,6 +16,7 @@ from bridge_ds.entry import exit_status
 from bridge_ds.errors import TrainingError
 from bridge_ds.evaluation.predictions import read_predictions
 from tests.report.studies import FUSIONS, write_run
+from tests.tiny import make_encoder, make_llm
 from tools.bench import study_real, study_testbed
 from tools.bench.study import Job, OutOfTime, Processes, Runs, run_jobs
 
@@ -175,23 +176,45 @@ def test_the_real_study(trained: list[Call], tmp_path: Path, capfd: pytest.Captu
         ("taught", "LLM alone", ""), ("taught", "last_layer", "0"), ("taught", "last_layer", "1"),
     ]  # fmt: skip
     assert len(rows) == 14 and rows[9]["llm"] == "raw"
-    for report, start in (("report", 1), ("report-raw", 10)):
-        found = json.loads((output / report / "report.json").read_text())["tasks"]["sib200"]["accuracy"]["last_layer"]
-        for row in rows[start : start + 2]:
-            wanted = {code: 100 * found[code]["seeds"][int(row["seed"])] for code in ("en", "si", "sw")}
-            assert {code: float(row[code]) for code in wanted} == pytest.approx(wanted, abs=0.051)
-            assert float(row["others"]) == pytest.approx((wanted["si"] + wanted["sw"]) / 2, abs=0.051)
+    assert not (output / "report").exists()
     table = capfd.readouterr().out.partition("| LLM | system | en | si | sw | others |")[2]
     assert table.count("| taught |") == 5 and table.count("| raw |") == 3
 
-    # The archive alone gives the same report; what the LLM alone answered is in it once for each LLM.
+    # Reports are made of the archive alone; what the LLM alone answered is in it once for each LLM.
     del trained[:]
     with tarfile.open(packed) as tar:
-        assert not any(".tar" in name or name.endswith(".safetensors") for name in tar.getnames())
+        names = tar.getnames()
+        assert not any(".tar" in name or name.endswith(".safetensors") for name in names)
+        links = [member for member in tar if member.islnk() and "/llm/sib200/" in member.name]
+        assert len(links) == 3 * (12 - 1)
         tar.extractall(tmp_path / "again", filter="data")
     assert study_real.main(["--report-only", "--seeds", "2", "--output", str(tmp_path / "again")]) == 0
     assert trained == [] and capfd.readouterr().out.endswith(table)
     assert (tmp_path / "again" / "results.csv").read_text() == (output / "results.csv").read_text()
+    for report, start in (("report", 1), ("report-raw", 10)):
+        found = json.loads((tmp_path / "again" / report / "report.json").read_text())["tasks"]["sib200"]["accuracy"][
+            "last_layer"
+        ]
+        for row in rows[start : start + 2]:
+            wanted = {code: 100 * found[code]["seeds"][int(row["seed"])] for code in ("en", "si", "sw")}
+            assert {code: float(row[code]) for code in wanted} == pytest.approx(wanted, abs=0.051)
+            assert float(row["others"]) == pytest.approx((wanted["si"] + wanted["sw"]) / 2, abs=0.051)
+
+
+@pytest.mark.slow
+def test_the_quick_study_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_encoder("bert", tmp_path / "e")
+    make_llm("llama", tmp_path / "l")
+    data = real(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    options = ["--encoder", "e", "--llm", "l", "--taught", "l", "--data", "data", "--languages", "en", "--seeds", "1"]
+    more = ["--set", "data.max_source_tokens=64", "--set", "model.dtype=float32", "--set", "fusion.feedforward=8"]
+    assert study_real.main(["--quick", "--output", "study", *options, *more]) == 0
+    rows = list(csv.DictReader((tmp_path / "study" / "results.csv").open()))
+    assert [row["system"] for row in rows] == ["LLM alone", "last_layer", "transformer_softmax"]
+    assert all(row["n"] == "2" and 0 <= float(row["en"]) <= 100 for row in rows)
+    assert all(float(row["seconds"]) > 0 and row["machine"] for row in rows[1:])
+    assert str(data) in (tmp_path / "study" / "last_layer-0" / "config.yaml").read_text()
 
 
 def test_the_real_study_reports_nothing_of_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -18,9 +19,8 @@ __all__ = ["append", "provenance"]
 def provenance(device: torch.device, threads: int) -> dict[str, Any]:
     """Date, machine, threads, load (of the last minute), torch and commit."""
     root = Path(__file__).resolve().parents[2]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, encoding="utf-8"
-    )
+    command = ["git", "rev-parse", "--short", "HEAD"] if shutil.which("git") else ["true"]
+    commit = subprocess.run(command, cwd=root, capture_output=True, text=True, encoding="utf-8")
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
     return {
         "date": time.strftime("%Y-%m-%d"),

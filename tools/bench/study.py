@@ -31,7 +31,7 @@ __all__ = ["ROOT", "Arm", "Job", "OutOfTime", "Outcome", "Processes", "Runs", "a
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = "study.json"
 """In a run folder: how long its process took, and where."""
-_LEAVE = 20.0
+_LEAVE = 10.0
 """Seconds for a run to save and leave when the time is over."""
 _ports = itertools.count(20_000 + os.getpid() % 8_000)
 """Below those that systems give to connections (32,768 up): each process gets one of its own to try."""
@@ -129,8 +129,10 @@ class Processes:
             TrainingError: it failed.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
+        # DeepSpeed has functions to be compiled by dynamo, whose imports take seconds; nothing here calls them.
+        quick = {"TORCHDYNAMO_DISABLE": "1"}
         own = {"OMP_NUM_THREADS": str(self.threads), "MASTER_PORT": str(_free_port())}
-        environment = os.environ | own | dict(self.environment)
+        environment = quick | os.environ | own | dict(self.environment)
         began = time.monotonic()
         with log.open("a", encoding="utf-8") as file:
             process = subprocess.Popen(

@@ -88,10 +88,13 @@ def main(argv: list[str] | None = None) -> int:
     arms = [arm for arm in ARMS if not options.quick or arm.folder in ("last_layer", "transformer_softmax")]
     if options.report_only:
         return report(by_llm(Runs(output, arms, options.seeds)))
+    bases = {name: getattr(options, name) for name in ("encoder", "llm", "data")}
+    local = all(map(os.path.isdir, bases.values()))
+    # Runs start in another folder.
+    vars(options).update({name: os.path.abspath(of) if os.path.isdir(of) else of for name, of in bases.items()})
     shards = output / "shards"
     if not (shards / "index.json").is_file():
         pack(["task:sib200", "--output", str(shards), "--shuffle", "0", "--dataset", options.data])
-    local = all(map(os.path.isdir, (options.encoder, options.llm, options.data)))
     processes = Processes(
         max(1, len(os.sched_getaffinity(0)) // options.jobs),
         (("HF_HUB_OFFLINE", "1"),) * local,  # nothing waits for a network
@@ -119,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     say(done)
     if options.archive:
         archive(groups, options.archive)
-    return report(groups) or bool(done.failed)
+    return report(groups, pages=not options.archive) or bool(done.failed)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -134,12 +137,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--languages", help="comma-separated codes (default: 36; with --quick en,si)")
     add("--seeds", type=positive(int), help="number of seeds, from 0 (default: 5; with --search 1, with --quick 2)")
     add("--jobs", type=positive(int, most=256), default=1, help="runs at the same time (default: 1)")
-    add("--minutes", type=positive(float), help="end what still runs then, and report what is finished")
+    add("--minutes", type=positive(float), help="end what still runs then (within 10 s), and report what is finished")
     add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="to train.py")
     add("--stage0-set", dest="stage0", action="append", default=[], metavar="KEY=VALUE", help="to stage 0 alone")
     add("--search", choices=(RAW, TAUGHT), nargs="?", const=RAW, help="search settings, on which LLM (default: raw)")
     add("--quick", action="store_true", help="two steps and two arms, to see whether everything works")
-    add("--archive", type=Path, help="also write what reports need as this .tar.xz; unpacked, it is an --output")
+    add(
+        "--archive",
+        type=Path,
+        metavar="FILE",
+        help="write what reports are made from as this .tar.xz instead of reports; unpacked, it is an --output for "
+        "--report-only",
+    )
     add("--report-only", action="store_true", help="train nothing")
     options = parser.parse_args(argv)
     options.seeds = range(options.seeds or (1 if options.search else 2 if options.quick else 5))
@@ -190,7 +199,7 @@ def search(runs: Runs, llms: dict[str, str], options: argparse.Namespace, stage0
     say(done)
     found = [scores(runs, arm) for arm in arms if any(runs.is_scored(arm, seed) for seed in runs.seeds)]
     found.sort(key=lambda each: (-each["acc"], each["loss"]))
-    result = {"llm": llms[options.search], "split": "English validation", "found": found}
+    result = {"llm": llms[options.search], "split": "English validation", "given": options.overrides, "found": found}
     write_text(runs.output.with_suffix(".json"), json.dumps(result, indent=2) + "\n")
     for one in found:
         print(
@@ -230,14 +239,15 @@ def say(done: Outcome) -> None:
         print(f"not done: {', '.join(done.left)}; the same command continues.", file=sys.stderr)
 
 
-def report(groups: Sequence[Runs]) -> int:
-    """Rows, table and reports of the seeds that all arms on an LLM have; exit status of the report command."""
+def report(groups: Sequence[Runs], pages: bool = True) -> int:
+    """Rows and table of the seeds that all arms on an LLM have, and reports as `pages`; the exit status."""
     found, status = [], 0
     for runs in groups:
         whole, llm = runs.whole_seeds(), runs.arms[0].llm
         if whole:
             found.append(real_rows.row(runs.folder(runs.arms[0], whole[0]), llm, "LLM alone", "", "llm"))
-            status = max(status, runs.report("report" if llm == TAUGHT else f"report-{llm}"))
+            name = "report" if llm == TAUGHT else f"report-{llm}"
+            status = max(status, runs.report(name) if pages else 0)
         found += [real_rows.row(runs.folder(arm, seed), llm, arm.name, seed) for arm in runs.arms for seed in whole]
     if not found:
         print(f"error: {groups[0].output} holds no seed that all arms were scored with; train some.", file=sys.stderr)
