@@ -56,7 +56,9 @@ def test_attention_on_a_cpu_runs_in_float32_where_a_bfloat16_llm_is_trained_thro
         assert dtypes == [llm.model.dtype] * 2
         for given in (None, mask):
             dtypes.clear()
-            llm.logits_at(embeds.requires_grad_(), torch.tensor([5, 11]), attention_mask=given)[0].float().sum().backward()
+            llm.logits_at(embeds.requires_grad_(), torch.tensor([5, 11]), attention_mask=given)[
+                0
+            ].float().sum().backward()
             assert dtypes == [torch.float32] * 2
         gradients[dtype] = embeds.grad.float()
     assert torch.allclose(gradients["bfloat16"], gradients["float32"], atol=0.05 * float(gradients["float32"].std()))

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 __all__ = [
-    "attend_in_float32", "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known", "quiet",
-    "set_recomputing", "unsharded",
+    "attend_in_float32", "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known",
+    "quiet", "set_recomputing", "unsharded",
 ]  # fmt: skip
 
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")

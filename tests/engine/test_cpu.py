@@ -11,7 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.engine.cpu import cpu_threads
+from bridge_ds.config.schema import ModelConfig
+from bridge_ds.encoder.frozen import load_encoder
+from bridge_ds.engine.cpu import LARGE_MODEL, cpu_threads, slow_dtype
+from bridge_ds.engine.layers import layer_weights
+from bridge_ds.llm.frozen import load_llm
 
 
 @given(st.integers(1, 256), st.integers(1, 16), st.integers(0, 8))
@@ -21,6 +25,23 @@ def test_ranks_share_the_cores_and_leave_one_to_their_workers(cores: int, ranks:
     assert threads * ranks <= max(cores, ranks)
     if workers and cores >= 2 * ranks:
         assert (threads + 1) * ranks <= cores
+
+
+def test_workers_get_no_core_of_their_own_beside_large_models() -> None:
+    """The testbed keeps one thread of two; multilingual-e5-small (21 million weights) and SmolLM2 (106) get both."""
+    weights = layer_weights(load_encoder(ModelConfig()), load_llm(ModelConfig()))
+    assert 2_000_000 < weights < LARGE_MODEL < 127_000_000
+    assert [cpu_threads(2, 1, 1, each) for each in (weights, 127_000_000)] == [1, 2]
+    assert [cpu_threads(8, 2, 2, each) for each in (weights, 127_000_000)] == [3, 4]
+    assert cpu_threads(2, 1, 0, weights) == 2 and cpu_threads(1, 4, 1, 127_000_000) == 1
+
+
+def test_bfloat16_without_its_instructions_is_said() -> None:
+    older = {"avx2": True, "avx512_bf16": False, "amx_bf16": False}
+    assert "set model.dtype=float32" in slow_dtype("bfloat16", older)
+    assert not slow_dtype("float32", older)
+    for has in ({**older, "avx512_bf16": True}, {"neon": True, "bf16": True}, {}):
+        assert not slow_dtype("bfloat16", has)
 
 
 FAULTS = """
