@@ -94,6 +94,15 @@ class Scorer:
             {"texts": len(rows)} | {name: sum(name in row.truncated for row in rows) for name in read},
         )
 
+    def count_tokens(self, examples: Sequence[Example]) -> list[int]:
+        """LLM or encoder tokens that are read of each source."""
+        of, limits = self.tokenizers, self.prompts.limits
+        if not self.bridge:
+            return [min(limits.prompt, len(of.prompt_ids(example.source))) for example in examples]
+        return [
+            min(limits.source, len(of.source_ids(example.source, self._tag(example.language)))) for example in examples
+        ]
+
     def _choices(
         self, examples: Sequence[Example], task: Task, prefix: Spliced, ids: Sequence[Sequence[Sequence[int]]]
     ) -> list[Prediction]:
