@@ -139,7 +139,7 @@ def _progress(
         return len(block.examples) * (max(count(block.examples)) if count and shown else 1)
 
     total, unit = sum(work(block) for part in blocks for block in part), "token" if count else "sample"
-    options = {"unit": unit, "unit_scale": True, "disable": not shown, "dynamic_ncols": True}
+    options: dict[str, Any] = {"unit": unit, "unit_scale": True, "disable": not shown, "dynamic_ncols": True}
     with tqdm(total=total, desc=name, **options) as bar:
         yield bar, work
 
