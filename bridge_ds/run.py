@@ -29,6 +29,7 @@ from bridge_ds.data.shards.index import INDEX_NAME
 from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import real
 from bridge_ds.engine.calibrate import calibrate
+from bridge_ds.engine.cpu import slow_dtype
 from bridge_ds.engine.distributed import (
     INIT_TIMEOUT,
     agree,
@@ -86,6 +87,8 @@ class Run:
         on_all(self._check_evaluation, self.world)
         self.fusion_backend = on_all(self._choose_backend, self.world)
         self._leave_if_asked()
+        if self.device.type == "cpu" and (slow := slow_dtype(self.config.model.dtype)):
+            _log.info(f"note: {slow}")
         on_main(self.run_folder.check, self.world)
         self.origin: Origin = on_main(lambda: find_origin(self.config, self.folder), self.world)
         checkpoint, start = self.origin.checkpoint, self.origin.start

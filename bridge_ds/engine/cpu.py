@@ -1,13 +1,19 @@
-"""Threads and allocator of a process that trains on the CPU."""
+"""Threads, allocator and number format of a process that trains on the CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-__all__ = ["cpu_threads", "keep_freed_memory", "settle_on_cpu"]
+__all__ = ["cpu_threads", "keep_freed_memory", "set_threads", "settle_on_cpu", "slow_dtype"]
+
+LARGE_MODEL = 20_000_000
+"""Weights that each token is multiplied by, from which a step takes so much longer than reading its samples that data
+workers need no core of their own. The testbed's models have 3 million, multilingual-e5-small and SmolLM2-135M 128."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
@@ -19,19 +25,46 @@ a large model leaves would fragment the space between its shards (glibc by itsel
 
 
 def settle_on_cpu(local_ranks: int, workers: int) -> None:
-    """Threads by :func:`cpu_threads`, unless OMP_NUM_THREADS is set, and :func:`keep_freed_memory`."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cpu_threads(len(os.sched_getaffinity(0)), local_ranks, workers))
+    """:func:`set_threads` for loading the models, and :func:`keep_freed_memory`."""
+    set_threads(local_ranks, workers)
     keep_freed_memory()
 
 
-def cpu_threads(cores: int, local_ranks: int, workers: int) -> int:
+def set_threads(local_ranks: int, workers: int, weights: int = 0) -> None:
+    """Threads by :func:`cpu_threads`, unless OMP_NUM_THREADS is set."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cpu_threads(len(os.sched_getaffinity(0)), local_ranks, workers, weights))
+
+
+def cpu_threads(cores: int, local_ranks: int, workers: int, weights: int = 0) -> int:
     """Threads of one rank that trains on the CPU: its share of the cores, less one where data workers need it.
 
     Waiting OpenMP threads spin; on a core that a worker shares they make every operator wait for it (on 2 cores the
-    testbed's step took 1.5 times as long with 2 threads as with 1).
+    testbed's step took 1.5 times as long with 2 threads as with 1). Workers of large models are idle nearly always.
+    Sums, and with them the last bits of a loss, depend on the number of threads: it must follow from config and
+    machine, never from what was measured, so that a resumed run computes what it did before.
+
+    Args:
+        weights: of the layers of both models (:func:`bridge_ds.engine.layers.layer_weights`).
     """
-    return max(1, cores // local_ranks - (workers > 0))
+    return max(1, cores // local_ranks - (workers > 0 and weights < LARGE_MODEL))
+
+
+def slow_dtype(dtype: str, capabilities: Mapping[str, Any] | None = None) -> str:
+    """What to do about a `model.dtype` that this CPU has no instructions for, for the user; empty = nothing.
+
+    Args:
+        capabilities: as of torch.cpu.get_capabilities(), which torch 2.11 does not have.
+    """
+    if capabilities is None:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    known = [has for name, has in capabilities.items() if name.endswith("bf16")]
+    if dtype != "bfloat16" or not known or any(known):
+        return ""
+    return (
+        "this CPU has no instructions for bfloat16 (AVX512-BF16, AMX-BF16), so that steps take longer than in float32; "
+        "set model.dtype=float32."
+    )
 
 
 def keep_freed_memory() -> bool:

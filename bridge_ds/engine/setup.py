@@ -20,7 +20,9 @@ from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, fill_sizes, hpz_size, shard_config, stage
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
+from bridge_ds.engine.cpu import set_threads
 from bridge_ds.engine.distributed import agree, on_all, whole_shape
+from bridge_ds.engine.layers import largest_layer, layer_weights, layers_of
 from bridge_ds.errors import LaunchError
 from bridge_ds.frozen.gather import LayerGather
 from bridge_ds.frozen.identity import as_first_recorded, is_weak, model_identity, published_config, tokenizer_identity
@@ -79,6 +81,8 @@ def build_model(
         files = agree(files, world)  # type: ignore[assignment]
         on_all(partial(verify_weights, _WHAT[key], part, files, world.is_main), world)
     add_lora(llm, config.lora, config.run.seed)
+    if ds_values is not None and not torch.cuda.is_available():
+        set_threads(world.local_size, config.data.workers, layer_weights(encoder, llm))
     return model
 
 
@@ -134,7 +138,7 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
         _gather_by_layer(model.llm)
     optimizer = make_optimizer(model, config)
     with _encoder_apart(model, ds_values):
-        ds_values = fill_sizes(ds_values, _largest_layer(model.encoder, model.llm))
+        ds_values = fill_sizes(ds_values, largest_layer(model.encoder, model.llm))
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -178,21 +182,8 @@ def _gather_by_layer(part: torch.nn.Module) -> None:
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    for layer in _layers(part):
+    for layer in layers_of(part):
         set_z3_leaf_module(layer, True)
-
-
-def _layers(part: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    for child in part.children():
-        yield from child if isinstance(child, torch.nn.ModuleList) else _layers(child)
-
-
-def _largest_layer(*parts: torch.nn.Module) -> int:
-    """Elements, however they are sharded."""
-    return max(
-        (sum(math.prod(whole_shape(p)) for p in layer.parameters()) for part in parts for layer in _layers(part)),
-        default=0,
-    )
 
 
 def gathering(engine: Any, ds_values: dict[str, Any]) -> dict[str, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from bridge_ds.world import World
 __all__ = ["System", "SystemScores", "compare", "write_evaluation"]
 
 System = Callable[[Sequence[Example], Task], Answers]
-"""Answers B samples of a task. Called on every rank equally often, never with no samples."""
+"""Answers B samples of a task. Called on every rank equally often, never with no samples. One with a method
+`count_tokens(examples)` says what each source costs it, for the progress bar."""
 
 SystemScores = dict[str, dict[str, dict[str, float]]]
 """`{task: {language: {"acc": share, "exact_match": share, "n": samples, ...}}}`; shares are 0 to 1. Where there are
@@ -97,10 +99,7 @@ def _score(
     blocks = [blocks_of(number, job, size, done[number]) for number, job in enumerate(jobs)]
     left = [len(part) for part in blocks]
     found: SystemScores = {}
-    shown = world.is_main and sys.stderr.isatty()
-    from tqdm import tqdm
-
-    with tqdm(total=sum(left), desc=store.scored.name, unit="batch", disable=not shown, dynamic_ncols=True) as bar:
+    with _progress(system, blocks, store.scored.name, world) as (bar, work):
         for _, group in itertools.groupby(range(len(jobs)), lambda number: jobs[number].task.name):
             numbers = list(group)
             task = jobs[numbers[0]].task
@@ -113,7 +112,7 @@ def _score(
                     if world.is_main:
                         store.add(jobs[block.job], answers)
                     bar.set_postfix_str(f"{task.name} {jobs[block.job].language}")
-                    bar.update(1)
+                    bar.update(work(block))
                     left[block.job] -= 1
                     if not left[block.job]:
                         _finish(store, jobs[block.job], found, world)
@@ -124,6 +123,26 @@ def _score(
     for job in jobs if world.is_main else ():
         in_order.setdefault(job.task.name, {})[job.language] = found[job.task.name][job.language]
     return agree(in_order, world)  # type: ignore[return-value]
+
+
+@contextmanager
+def _progress(
+    system: System, blocks: Sequence[Sequence[Block]], name: str, world: World
+) -> Iterator[tuple[Any, Callable[[Block], int]]]:
+    """A bar over the positions that the blocks take, padding included, and how many one of them takes: a language whose
+    texts are many tokens is as slow as it looks. Over samples, where the system counts no tokens."""
+    from tqdm import tqdm
+
+    count: Callable[[Sequence[Example]], list[int]] | None = getattr(system, "count_tokens", None)
+    shown = world.is_main and sys.stderr.isatty()
+
+    def work(block: Block) -> int:
+        return len(block.examples) * (max(count(block.examples)) if count and shown else 1)
+
+    total, unit = sum(work(block) for part in blocks for block in part), "token" if count else "sample"
+    options: dict[str, Any] = {"unit": unit, "unit_scale": True, "disable": not shown, "dynamic_ncols": True}
+    with tqdm(total=total, desc=name, **options) as bar:
+        yield bar, work
 
 
 def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[Answers]:

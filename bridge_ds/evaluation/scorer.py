@@ -17,6 +17,7 @@ from bridge_ds.evaluation.store import Answers
 from bridge_ds.evaluation.written import Wanted
 from bridge_ds.inference.generator import Generator
 from bridge_ds.inference.prompt import PromptBuilder
+from bridge_ds.inference.score import Read
 from bridge_ds.llm.splice import Spliced
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.tasks.numbers import is_right
@@ -95,15 +96,24 @@ class Scorer:
             {"texts": len(rows)} | {name: sum(name in row.truncated for row in rows) for name in read},
         )
 
+    def count_tokens(self, examples: Sequence[Example]) -> list[int]:
+        """LLM or encoder tokens that are read of each source."""
+        of, limits = self.tokenizers, self.prompts.limits
+        if not self.bridge:
+            return [min(limits.prompt, len(of.prompt_ids(example.source))) for example in examples]
+        return [
+            min(limits.source, len(of.source_ids(example.source, self._tag(example.language)))) for example in examples
+        ]
+
     def _choices(
         self, examples: Sequence[Example], task: Task, prefix: Spliced, ids: Sequence[Sequence[Sequence[int]]]
     ) -> list[Prediction]:
         texts = [example.choices or task.labels for example in examples]
-        scores, greedy, begins = self.generator.score(prefix, ids)
+        scores, greedy, begins, read = self.generator.score(prefix, ids)
         labels = [example.label for example in examples]
         right = [own[label] for own, label in zip(texts, labels, strict=True)]
         usual = [row[label] for row, label in zip(greedy, labels, strict=True)]
-        exact = self._written(prefix, right, usual, begins)
+        exact = self._written(prefix, right, usual, begins, read)
         nulls = self._nulls(examples, task, ids) if self.calibrate else [()] * len(examples)
         return [
             Prediction(
@@ -134,7 +144,7 @@ class Scorer:
         ]
 
     def _written(
-        self, prefix: Spliced, targets: Sequence[str], greedy: Sequence[bool], begins: list[int]
+        self, prefix: Spliced, targets: Sequence[str], greedy: Sequence[bool], begins: list[int], read: Read | None
     ) -> list[bool]:
         """Whether greedy decoding writes each row's right text, in whatever tokens and white space around it.
 
@@ -143,6 +153,7 @@ class Scorer:
             targets: the right texts.
             greedy: whether its usual tokens are what is written.
             begins: each row's first token.
+            read: the prefix, if it can be continued as it was read.
         """
         of = self.tokenizers
         wanted = [Wanted(target, of) for target in targets]
@@ -151,10 +162,15 @@ class Scorer:
             not sure and bool(row) and each.open(row) for sure, each, row in zip(greedy, wanted, ids, strict=True)
         ]
         if self.any_of(any(unsure)):  # seldom: other answers begin otherwise
+            asked = [row for row, open_ in enumerate(unsure) if open_] or [0]  # another rank has some
             longer = self.generator.greedy(
-                prefix, self.max_new_tokens, lambda row, so_far: unsure[row] and wanted[row].open(so_far)
+                prefix.rows(asked),
+                self.max_new_tokens,
+                lambda place, so_far: unsure[asked[place]] and wanted[asked[place]].open(so_far),
+                read=read and read.rows(asked),
             )
-            ids = [new if row else old for row, new, old in zip(unsure, longer, ids, strict=True)]
+            for row, new in zip(asked, longer, strict=True):
+                ids[row] = new if unsure[row] else ids[row]
         return [sure or each.done(row) for sure, each, row in zip(greedy, wanted, ids, strict=True)]
 
     def _choice_ids(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:

@@ -47,7 +47,7 @@ class Answerer:
             for context, of in zip(contexts, continuations, strict=True)
         ]
         prefix = self._prefix(contexts, [max(map(len, own), default=0) for own in ids])
-        scores, greedy, _ = self.generator.score(prefix, ids)
+        scores, greedy, *_ = self.generator.score(prefix, ids)
         return [list(zip(*own, strict=True)) for own in zip(scores, greedy, strict=True)]
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.errors import DataError
 from bridge_ds.inference.greedy import decode_greedily
-from bridge_ds.inference.score import score_choices
+from bridge_ds.inference.score import Read, score_choices
 from bridge_ds.inference.stops import Answer, Decoder, StopStrings, stop_criterion
 from bridge_ds.llm.splice import Spliced
 
@@ -96,13 +96,13 @@ class Generator:
 
     def score(
         self, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]]
-    ) -> tuple[list[list[float]], list[list[bool]], list[int]]:
+    ) -> tuple[list[list[float]], list[list[bool]], list[int], Read | None]:
         """For each row: log-probabilities (nats) and greedy matches of its choices, and its likeliest first token, see
-        :func:`bridge_ds.inference.score.score_choices`."""
+        :func:`bridge_ds.inference.score.score_choices`. And the prefixes as they were read, for :meth:`greedy`."""
         with self._llm():
             found, counts = score_choices(self.model.llm, prefix, choices, self.any_of), list(map(len, choices))
         scores = [part.tolist() for part in found.log_p.cpu().split(counts)]
-        return scores, [part.tolist() for part in found.greedy.cpu().split(counts)], found.first
+        return scores, [part.tolist() for part in found.greedy.cpu().split(counts)], found.first, found.read
 
     def greedy(
         self,
@@ -110,11 +110,12 @@ class Generator:
         max_new_tokens: int,
         going: Callable[[int, list[int]], bool] | None = None,
         keep_end: bool = False,
+        read: Read | None = None,
     ) -> list[list[int]]:
         """See :func:`bridge_ds.inference.greedy.decode_greedily`: every rank runs the model equally often."""
         with self._llm():
             return decode_greedily(
-                self.model.llm, prefix, self.ends, max_new_tokens, self.any_of, going, keep_end=keep_end
+                self.model.llm, prefix, self.ends, max_new_tokens, self.any_of, going, keep_end, read
             )
 
     def config(self, **options: Any) -> GenerationConfig:

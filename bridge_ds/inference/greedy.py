@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 import torch
 
-from bridge_ds.inference.score import read_prefix, read_whole
+from bridge_ds.inference.score import Read, read_prefix, read_whole
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.splice import Spliced
 
@@ -26,6 +26,7 @@ def decode_greedily(
     any_of: Callable[[bool], bool] = bool,
     going: Callable[[int, list[int]], bool] | None = None,
     keep_end: bool = False,
+    read: Read | None = None,
 ) -> list[list[int]]:
     """The argmax token each step.
 
@@ -38,12 +39,13 @@ def decode_greedily(
         going: whether a row is still wanted, called with its number and what it has written, before its first token
             and after each one; None = all are.
         keep_end: return the end token too.
+        read: the prefixes, if they have been read, on all ranks; it can be used once.
 
     Returns:
         For each row the ids up to the end token.
     """
-    logits_BV, cache = read_prefix(llm, prefix)
-    mask_BX, position_B = prefix.mask_BX, prefix.mask_BX.sum(1)
+    logits_BV, cache, mask_BX = read or Read(*read_prefix(llm, prefix), prefix.mask_BX)
+    position_B = prefix.mask_BX.sum(1)
     rows, positions = mask_BX.shape[0], llm.positions or 1 << 30
     written: list[list[int]] = [[] for _ in range(rows)]
     used = position_B.tolist()

@@ -7,17 +7,36 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from bridge_ds.llm.base import LLM
+from bridge_ds.llm.beside import side_by_side
 from bridge_ds.llm.splice import Segment, Spliced, splice
 
-__all__ = ["ChoiceScores", "read_prefix", "read_whole", "score_choices"]
+__all__ = ["ChoiceScores", "Read", "read_prefix", "read_whole", "score_choices"]
 
 _ROWS = 1024
 """Rows of logits that are cast to float32 at a time."""
+
+
+class Read(NamedTuple):
+    """Prefixes that have been read."""
+
+    logits_BV: torch.Tensor
+    """Of the first token after each."""
+    cache: Any
+    """Of the LLM, for :attr:`mask_BX`."""
+    mask_BX: torch.Tensor
+    """1 on the positions of the cache that are the prefix."""
+
+    def rows(self, numbers: Sequence[int]) -> Read:
+        """Some rows; the cache is no more that of the others."""
+        chosen = torch.tensor(numbers, device=self.mask_BX.device)
+        if numbers != list(range(len(self.mask_BX))):
+            self.cache.reorder_cache(chosen)
+        return Read(self.logits_BV[chosen], self.cache, self.mask_BX[chosen])
 
 
 class ChoiceScores(NamedTuple):
@@ -30,6 +49,8 @@ class ChoiceScores(NamedTuple):
     exactly this choice."""
     first: list[int]
     """For each row the id of the likeliest first token; empty if there is nothing to score."""
+    read: Read | None = None
+    """The prefixes as they were read, to be continued otherwise; None = they are to be read again."""
 
 
 @torch.no_grad()
@@ -41,6 +62,7 @@ def score_choices(
 ) -> ChoiceScores:
     """Log-probability and greedy match of each row's own choices. The model runs twice, however many there are (once if
     none has two tokens); the second time from the prefix's cache, or over all of it where the LLM's cannot be shared.
+    Memory: the cache of the prefixes; where choices cannot be read side by side it is copied for each.
 
     Args:
         prefix: left-padded, see :func:`bridge_ds.llm.splice.splice`.
@@ -67,9 +89,12 @@ def score_choices(
     log_p_R, greedy_R = _look_up(first_BV[row_R], ids_RT[:, 0])
     if not real_RT[:, 0].all():
         log_p_R, greedy_R = log_p_R.where(real_RT[:, 0], 0.0), greedy_R | ~real_RT[:, 0]
+    read = Read(first_BV, cache, prefix.mask_BX) if llm.behavior.beside else None
     if longest == 1:
-        return ChoiceScores(log_p_R, greedy_R, first)
-    if llm.behavior.reuse:
+        return ChoiceScores(log_p_R, greedy_R, first, read)
+    if read:
+        rest_NV, read = _read_beside(llm, prefix, choices, read)
+    elif llm.behavior.reuse:
         rest_NV = _read_choices(llm, prefix, row_R, ids_RT, real_RT, cache)
     else:
         del cache
@@ -77,7 +102,7 @@ def score_choices(
     log_p_N, greedy_N = _look_up(rest_NV, ids_RT[:, 1:][real_RT[:, 1:]])
     log_p_RT = log_p_R.new_zeros(real_RT[:, 1:].shape).masked_scatter(real_RT[:, 1:], log_p_N)
     greedy_RT = torch.ones_like(real_RT[:, 1:]).masked_scatter(real_RT[:, 1:], greedy_N)
-    return ChoiceScores(log_p_R + log_p_RT.sum(-1), greedy_R & greedy_RT.all(-1), first)
+    return ChoiceScores(log_p_R + log_p_RT.sum(-1), greedy_R & greedy_RT.all(-1), first, read)
 
 
 def read_prefix(llm: LLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
@@ -131,6 +156,20 @@ def _look_up(logits_NV: torch.Tensor, ids_N: torch.Tensor) -> tuple[torch.Tensor
         logits = logits.float()
         parts.append((logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1), logits.argmax(1) == ids))
     return torch.cat([log_p for log_p, _ in parts]), torch.cat([hit for _, hit in parts])
+
+
+def _read_beside(
+    llm: LLM, prefix: Spliced, choices: Sequence[Sequence[Sequence[int]]], read: Read
+) -> tuple[torch.Tensor, Read]:
+    """As :func:`_read_choices`, all choices of a row side by side after the one cache: it is not copied. And the
+    prefixes with the cache that it now is, in which the choices are masked out."""
+    rest = [[ids[:-1] for ids in row] for row in choices]
+    idle = not any(ids for row in rest for ids in row)  # another rank has some to read
+    given = side_by_side(prefix.mask_BX, [[[0]]] * len(rest) if idle else rest, prefix.embeds_BXH.dtype)
+    places_N = given.places_N[: 0 if idle else None]
+    logits_NV, cache = llm.logits_at(llm.embed(given.ids_BC), places_N, read.cache, **given.options())
+    mask_BX = torch.cat([prefix.mask_BX, torch.zeros_like(given.ids_BC)], dim=1)
+    return logits_NV, Read(read.logits_BV, cache, mask_BX)
 
 
 def _read_choices(

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from bridge_ds.compat.transformers import cache_of, generate_from_embeds, given_cache, masks_known
+from bridge_ds.compat.transformers import (
+    attend_in_float32,
+    cache_of,
+    generate_from_embeds,
+    given_cache,
+    masks_known,
+)
 from bridge_ds.llm.support import Behavior, positions_of
 
 __all__ = ["LLM"]
@@ -32,6 +38,7 @@ class LLM(nn.Module):
         super().__init__()
         self.model = model
         generate_from_embeds(model)
+        attend_in_float32()
 
     def without_adapters(self, wanted: bool = True) -> AbstractContextManager[None]:
         """Disable the adapters while open, if `wanted`: the LLM is then the base model.

@@ -41,6 +41,13 @@ class Spliced:
     labels_BX: torch.Tensor
     """[B, X], the token id AT a position, IGNORE if it is not to be predicted or padding."""
 
+    def rows(self, numbers: Sequence[int]) -> Spliced:
+        """Some rows, without positions that hold padding in all of them."""
+        mask_BX = self.mask_BX[list(numbers)]
+        used_X = mask_BX.any(0)
+        embeds_BXH, labels_BX = (part[list(numbers)][:, used_X] for part in (self.embeds_BXH, self.labels_BX))
+        return Spliced(embeds_BXH, mask_BX[:, used_X], labels_BX)
+
 
 def splice(segments: Sequence[Segment], side: str = "right", order: Order | None = None) -> Spliced:
     """Join segments in order, row by row, contiguous and without a gap.

@@ -18,6 +18,7 @@ import torch
 
 from bridge_ds.compat.transformers import cache_of, generate_from_embeds, given_cache, quiet
 from bridge_ds.errors import ConfigError
+from bridge_ds.llm.beside import sees_all, side_by_side
 from bridge_ds.llm.tiny_copy import VOCABULARY, in_table, llm_class, tiny_copy
 
 __all__ = ["Behavior", "behavior_of", "check_llm", "llm_table", "positions_of"]
@@ -43,6 +44,8 @@ class Behavior:
     """The mask of all positions is given then; False = none is (state-space models, whose state holds no padding)."""
     reuse: bool = True
     """It can be continued by several tokens, for each row several times."""
+    beside: bool = False
+    """And by all of a row's continuations at once (:mod:`bridge_ds.llm.beside`)."""
     spare: int | None = None
     """It has a table of positions, which ends so many after `max_position_embeddings`; None = it has none."""
     remark: str = ""
@@ -50,7 +53,7 @@ class Behavior:
 
 
 _ANEW = Behavior(
-    False, False, False, None, "it is computed anew for each token and choice: evaluation and greedy decoding are slow"
+    False, False, False, remark="it is computed anew for each token and choice: evaluation and greedy decoding are slow"
 )
 
 
@@ -197,10 +200,10 @@ class _Probe:
         reuse = self._reuse(alone)
         spare = self._spare()
         if steps and reuse:
-            return Behavior(spare=spare)
+            return Behavior(spare=spare, beside=sees_all(self.model.config) and self._beside(alone))
         remark = "its cache cannot be shared by choices: evaluation runs the whole prompt anew for each choice"
         remark += "" if steps or maskless else ", and greedy decoding for each token"
-        return Behavior(steps or maskless, not maskless, reuse, spare, remark)
+        return Behavior(steps or maskless, not maskless, reuse, False, spare, remark)
 
     def _spare(self) -> int | None:
         if not positions_of(self.model.config):
@@ -266,6 +269,15 @@ class _Probe:
         except Exception:
             return False
         return all(self._same(logits[n : n + 1], alone[r][:, _CUT - _LENGTH :]) for n, r in enumerate(rows))
+
+    def _beside(self, alone: list[torch.Tensor]) -> bool:
+        one, two = self.ids[:, _CUT:].tolist()
+        given = side_by_side(self.mask[:, :_CUT], [[one[:2], one], [two[:2], two]], self.soft.dtype)
+        options = given_cache(self.model, self._prefix(_CUT)) | given.options()
+        output = self._try(lambda: self.model(inputs_embeds=self.embed(given.ids_BC), return_dict=True, **options))
+        return output is not None and all(
+            self._same(output.logits[row : row + 1, 2:], alone[row][:, _CUT - _LENGTH :]) for row in (0, 1)
+        )
 
     def _prefix(self, length: int) -> object:
         output = self.model(

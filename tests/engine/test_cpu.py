@@ -8,10 +8,15 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.engine.cpu import cpu_threads
+from bridge_ds.config.schema import Config
+from bridge_ds.engine.cpu import LARGE_MODEL, cpu_threads, set_threads, slow_dtype
+from bridge_ds.engine.layers import layer_weights
+from bridge_ds.engine.setup import build_model
+from bridge_ds.world import World
 
 
 @given(st.integers(1, 256), st.integers(1, 16), st.integers(0, 8))
@@ -21,6 +26,33 @@ def test_ranks_share_the_cores_and_leave_one_to_their_workers(cores: int, ranks:
     assert threads * ranks <= max(cores, ranks)
     if workers and cores >= 2 * ranks:
         assert (threads + 1) * ranks <= cores
+
+
+def test_workers_get_no_core_of_their_own_beside_large_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The testbed keeps one thread of two; multilingual-e5-small (21 million weights) and SmolLM2 (106) get both."""
+    found: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    model = build_model(Config(), None, {"zero_optimization": {"stage": 2}}, World())
+    weights = layer_weights(model.encoder, model.llm)
+    assert found == [7] and 2_000_000 < weights < LARGE_MODEL < 127_000_000
+    monkeypatch.setattr("bridge_ds.engine.cpu.LARGE_MODEL", weights)
+    set_threads(2, 2, weights)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    set_threads(1, 2, weights)
+    assert found == [7, 4]
+    monkeypatch.undo()
+    assert [cpu_threads(2, 1, 1, each) for each in (weights, 127_000_000)] == [1, 2]
+    assert cpu_threads(2, 1, 0, weights) == 2 and cpu_threads(1, 4, 1, 127_000_000) == 1
+
+
+def test_bfloat16_without_its_instructions_is_said() -> None:
+    older = {"avx2": True, "avx512_bf16": False, "amx_bf16": False}
+    assert "set model.dtype=float32" in slow_dtype("bfloat16", older)
+    assert not slow_dtype("float32", older)
+    for has in ({**older, "avx512_bf16": True}, {"neon": True, "bf16": True}, {}):
+        assert not slow_dtype("bfloat16", has)
 
 
 FAULTS = """

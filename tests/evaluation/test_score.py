@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.evaluation.jobs import ScoringJob, blocks_of
 from bridge_ds.evaluation.score import compare, write_evaluation
 from bridge_ds.evaluation.store import Answers
+from bridge_ds.tasks.base import Example
 
 from .fakes import FakeSystem, FakeTask, evaluate, is_right, run_rank, stores
 
@@ -106,3 +109,20 @@ def test_languages_and_data_that_are_not_there() -> None:
     with pytest.raises(DataError, match="no test samples in en"):
         evaluate(system, [FakeTask(sizes={"en": 0})])
     assert system.calls == []
+
+
+def test_the_progress_bar_counts_tokens_with_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counting(FakeSystem):
+        def count_tokens(self, examples: Sequence[Example]) -> list[int]:
+            return [len(example.source) for example in examples]
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    evaluate(Counting(), [FakeTask(sizes={"en": 5})], batch=2)  # sources of 5, 4, 3, 2 and 1 characters
+    assert "17.0/17.0" in terminal.getvalue() and "token/s" in terminal.getvalue()
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    evaluate(FakeSystem(), [FakeTask(sizes={"en": 5})], batch=2)
+    assert "5.00/5.00" in terminal.getvalue() and "sample/s" in terminal.getvalue()

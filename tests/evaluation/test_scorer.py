@@ -127,6 +127,9 @@ def test_tokens_of_the_whole_source_and_unknown_ones_are_counted(
     answers = short(examples(), AnyTask())
     assert [p.source_tokens for p in answers.predictions] == full and max(full) > 4
     assert answers.tokens == sum(min(4, count) for count in full)
+    assert short.count_tokens(examples()) == [min(4, count) for count in full]
+    alone = Scorer(model, tokenizers, DataConfig(max_prompt_tokens=3), CPU, bridge=False)
+    assert alone.count_tokens(examples()) == [min(3, len(tokenizers.prompt_ids(source))) for source in SOURCES]
     assert all(p.unknown == 0 for p in answers.predictions)
     unknown = tokenizers.source_ids("the")[0]
     monkeypatch.setattr(type(tokenizers.encoder), "unk_token_id", unknown, raising=False)

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge_ds.config.schema import ModelConfig
+from bridge_ds.inference.greedy import decode_greedily
 from bridge_ds.inference.score import score_choices
 from bridge_ds.llm.frozen import FrozenLLM, load_llm
 from bridge_ds.llm.splice import Segment, splice
@@ -32,7 +33,7 @@ def test_each_choice_is_scored_as_it_is_alone(llm: FrozenLLM, rows: list[tuple[l
     mask = torch.arange(longest) < torch.tensor([[len(prefix)] for prefix, _ in rows])
     with torch.no_grad():
         together = splice([Segment(llm.embed(padded), mask.long())], side="left")
-        scores, greedy, _ = score_choices(llm, together, [own for _, own in rows])
+        scores, greedy, *_ = score_choices(llm, together, [own for _, own in rows])
         flat = [(prefix, choice) for prefix, own in rows for choice in own]
         assert len(scores) == len(greedy) == len(flat)
         for (prefix, choice), score, exact in zip(flat, scores, greedy, strict=True):
@@ -58,5 +59,7 @@ def test_a_rank_whose_choices_have_one_token_runs_the_model_as_often_as_the_othe
     assert len(calls) == 1
     among = score_choices(llm, prefix, choices, lambda _: True)
     handle.remove()
-    assert len(calls) == 3
+    assert len(calls) == 3 and llm.behavior.beside and among.read
+    written = decode_greedily(llm, prefix, (), 3)
+    assert decode_greedily(llm, prefix, (), 3, read=among.read) == written
     assert torch.allclose(alone[0], among[0], atol=1e-5) and torch.equal(alone[1], among[1]) and alone[2] == among[2]

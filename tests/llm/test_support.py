@@ -83,10 +83,14 @@ def compare(llm: FrozenLLM) -> None:
     prefix: Spliced = splice([Segment(soft, mask), Segment(llm.embed(ids), torch.ones_like(ids))], side="left")
     choices = [[[11, 12, 13], [14]], [[15, 16], [17, 18, 19], [20]]]
     with torch.no_grad():
-        found = score_choices(llm, prefix, choices).log_p.tolist()
+        scored = score_choices(llm, prefix, choices)
+        found = scored.log_p.tolist()
         alone = [likelihood(llm, rows[row], choice)[0] for row, own in enumerate(choices) for choice in own]
         assert found == pytest.approx(alone, abs=2e-2, rel=1e-3)
         written = decode_greedily(llm, prefix, (), 4)
+        assert bool(scored.read) == llm.behavior.beside
+        if scored.read:  # after the choices, which are in the cache too, and for some rows
+            assert decode_greedily(llm, prefix.rows([1]), (), 4, read=scored.read.rows([1])) == written[1:]
         for row, answer in zip(rows, written, strict=True):
             logits = likelihood(llm, row, answer)[1][:-1]
             chosen = logits[range(4), answer]
@@ -100,6 +104,7 @@ def compare(llm: FrozenLLM) -> None:
 def test_a_family_that_is_accepted_scores_and_writes_as_it_does_alone(family: str) -> None:
     llm = llm_of(family)
     assert llm.behavior.reuse == (family in SHARED)
+    assert llm.behavior.beside == (family in ("llama", "gpt2"))  # the others have layers with a window
     compare(llm)
     llm.behavior = Behavior(steps=False, reuse=False)  # what is done of a class that nothing is known of
     compare(llm)
