@@ -82,7 +82,7 @@ def build_model(
         on_all(partial(verify_weights, _WHAT[key], part, files, world.is_main), world)
     add_lora(llm, config.lora, config.run.seed)
     if ds_values is not None and not torch.cuda.is_available():
-        set_threads(world.local_size, config.data.workers, layer_weights(encoder, llm))
+        set_threads(world.local_size, config.data.workers, layer_weights(*filter(None, (encoder, llm))))
     return model
 
 
