@@ -59,8 +59,9 @@ class CudaWaits:
 
     def _note(self, message: Warning | str, *_: Any, **__: Any) -> None:
         if "synchronizing CUDA operation" in str(message):
-            places = [f"{line.filename}:{line.lineno}" for line in traceback.extract_stack()[:-1]]
-            SEEN["waits"][" < ".join(reversed(places[-4:]))] += 1
+            outside = (f"{torch.__path__[0]}/", warnings.__file__)
+            places = [line for line in traceback.extract_stack()[:-1] if not line.filename.startswith(outside)]
+            SEEN["waits"][f"{places[-1].filename}:{places[-1].lineno}"] += 1
 
 
 def mode() -> Any:

@@ -81,10 +81,12 @@ import json
 import sys
 
 seen = json.load(open(sys.argv[1], encoding="utf-8"))
-print(f"waits of the host inside {seen['forward']} micro-batches: {sum(seen['waits'].values())}")
+ours = {place: count for place, count in seen["waits"].items() if "/deepspeed/" not in place}
+theirs = sum(seen["waits"].values()) - sum(ours.values())
+print(f"waits of the host inside {seen['forward']} micro-batches: {sum(ours.values())}; {theirs} more are DeepSpeed's own")
 for place, count in seen["waits"].items():
     print(f"  {count} at {place}")
-sys.exit(bool(seen["waits"]))
+sys.exit(bool(ours))
 EOF
 }
 

@@ -69,14 +69,15 @@ SEARCH = {
     "lr 3e-4": ("train.lr=3e-4",),
     "lr 3e-3": ("train.lr=3e-3",),
     "100 steps": ("train.steps=100",),
-    "400 steps": ("train.steps=400",),
-    "32 samples a step": ("train.global_batch=32",),
     "slow fusion": ("fusion.lr_scale=0.1",),
     "weight decay 0.1": ("train.weight_decay=0.1",),
     "weight decay 1": ("train.weight_decay=1",),
-    "text too": ("data.augment_prompt=true",),
     "rms": ("fusion.state_norm=rms",),
+    "lr 3e-3, slow fusion": ("train.lr=3e-3", "fusion.lr_scale=0.1"),
+    "lr 3e-3, weight decay 1": ("train.lr=3e-3", "train.weight_decay=1"),
     "last_layer": ("fusion.name=last_layer",),
+    "last_layer, lr 3e-4": ("fusion.name=last_layer", "train.lr=3e-4"),
+    "last_layer, lr 3e-3": ("fusion.name=last_layer", "train.lr=3e-3"),
 }
 """What the search changes of the recipe, one thing at a time; combine by --set, which holds for all."""
 
