@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 __all__ = [
-    "attend_in_float32", "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known",
-    "quiet", "set_recomputing", "unsharded",
+    "CACHE_NAMES", "attend_in_float32", "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache",
+    "masks_known", "quiet", "record_layers_only", "set_recomputing", "unsharded",
 ]  # fmt: skip
 
-_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """Names of the cache, in forward() and in what it returns: transformers 5.24 renames the later ones, which it warns of
 and gives up in 5.40, to the first."""
 
@@ -76,16 +76,35 @@ def _in_float32(part: Any) -> Any:
     return part.float() if isinstance(part, torch.Tensor) and part.is_floating_point() else part
 
 
+def record_layers_only(model: Any) -> None:
+    """Drop the hooks by which transformers (5.24 at least) records what is inside of a layer, attention weights: it
+    puts them on all modules when hidden states are first asked for, and torch.compile cannot trace them.
+
+    The hooks for hidden states stay. tests/test_compat.py fails when the others no longer keep a layer from being
+    compiled.
+    """
+    try:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+    except ImportError:  # a version without such hooks
+        return
+    maybe_install_capturing_hooks(model)
+    for module in model.modules():
+        for handle, hook in list(module._forward_hooks.items()):
+            if hook.__module__ == maybe_install_capturing_hooks.__module__:
+                if inspect.getclosurevars(hook).nonlocals.get("key") != "hidden_states":
+                    del module._forward_hooks[handle]
+
+
 def given_cache(model: Any, cache: object) -> dict[str, object]:
     """A cache as an argument of the model's forward, by the name that it has there."""
     taken = inspect.signature(model.forward).parameters
-    return {next((name for name in _CACHE_NAMES if name in taken), _CACHE_NAMES[0]): cache}
+    return {next((name for name in CACHE_NAMES if name in taken), CACHE_NAMES[0]): cache}
 
 
 def cache_of(output: Any) -> Any:
     """The cache in a model's output; None if it has none."""
     # Not getattr: the old names are properties, which warn.
-    return next((vars(output)[name] for name in _CACHE_NAMES if vars(output).get(name) is not None), None)
+    return next((vars(output)[name] for name in CACHE_NAMES if vars(output).get(name) is not None), None)
 
 
 def generate_from_embeds(model: Any) -> None:

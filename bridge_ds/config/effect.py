@@ -87,6 +87,12 @@ def _encodes_apart(config: Config) -> str:
     return "" if config.train.encode_once else "train.encode_once is false"
 
 
+def _none_compiled(config: Config) -> str:
+    encoder = config.model.has_encoder and not (config.encoder.trainable or config.encoder.dropout)
+    llm = not (config.llm.trainable or config.lora.rank)
+    return "" if encoder or llm else "no base model is frozen, without dropout and without LoRA"
+
+
 def _no_cache(config: Config) -> str:
     data = config.data
     if data.stage_dir:
@@ -136,6 +142,7 @@ RULES: tuple[NoEffect, ...] = (
     NoEffect(("data.length_chunk",), _when(lambda c: c.data.length_window == 1, "data.length_window is 1")),
     NoEffect(("data.prefetch",), _when(lambda c: not c.data.workers, "data.workers is 0")),
     NoEffect(("train.encode_once_gib",), _encodes_apart),
+    NoEffect(("train.compile",), _none_compiled),
     NoEffect(
         ("train.micro_batch",),
         _when(lambda c: c.data.tokens_per_micro_batch > 0, "data.tokens_per_micro_batch cuts micro-batches"),

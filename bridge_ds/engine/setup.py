@@ -20,6 +20,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, fill_sizes, hpz_size, shard_config, stage
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
+from bridge_ds.engine.compiled import CompiledLayers
 from bridge_ds.engine.cpu import set_threads
 from bridge_ds.engine.distributed import agree, on_all, whole_shape
 from bridge_ds.engine.layers import largest_layer, layer_weights, layers_of
@@ -145,6 +146,8 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
             config=engine_config(config, ds_values, world.size),
             dist_init_required=False,
         )
+    if config.train.compile == "frozen":
+        CompiledLayers(model)
     engine.train()
     return engine
 

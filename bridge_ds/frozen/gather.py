@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from bridge_ds.frozen.lockstep import lockstep, pause
@@ -165,7 +166,7 @@ def _watching(touch: Callable[[Any], None]) -> Callable[[nn.Module], Any]:
     class Watching(ZeROOrderedDict):
         def __getitem__(self, name: str) -> Any:
             parameter: Any = OrderedDict.__getitem__(self, name)
-            if parameter is not None:
+            if parameter is not None and not torch.compiler.is_compiling():  # traced, it would be a guard of the graph
                 touch(parameter)
             return parameter
 

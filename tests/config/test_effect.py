@@ -46,6 +46,8 @@ CASES = {
                  ["data.workers=2"]),
     "together": (["encoder.dropout=true", "train.encode_once_gib=9"],
                  "train.encode_once_gib has no effect, as encoder.dropout is true.", ["encoder.dropout=false"]),
+    "compile": (["encoder.dropout=true", "lora.rank=4", "train.compile=frozen"], "train.compile has no effect, as no "
+                "base model is frozen, without dropout and without LoRA.", ["lora.rank=0"]),
     "micro": (["train.micro_batch=2", "data.tokens_per_micro_batch=9000"], "train.micro_batch has no effect, as "
               "data.tokens_per_micro_batch cuts micro-batches.", ["data.tokens_per_micro_batch=0"]),
     "samples": (["train.validation_samples=9"], "train.validation_samples has no effect, as data.validation_percent is "

@@ -7,7 +7,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import torch
 from tools.bench.bench_models import frozen_pair, make_batch, make_model, make_texts, tokenizers
 from tools.bench.bench_rows import append
 from tools.bench.bench_step import figures
-from tools.bench.bench_variants import Compiled, make_variants, take_turns
+from tools.bench.bench_variants import make_variants, take_turns
 from tools.bench.paper_step import PAPER_FUSIONS, PaperStep
 
 ROOT = Path(__file__).parents[2]
@@ -101,13 +100,12 @@ def test_the_papers_step_has_our_loss_and_gradients(fusion: str) -> None:
 
 
 @pytest.mark.slow
-def test_layers_are_compiled_once_for_all_shapes() -> None:
+def test_compiled_layers_take_turns_with_the_others() -> None:
     """A T5 block with position bias, one without, and a Llama layer; source as long as the model is wide."""
+    torch._dynamo.reset()
     encoder, llm = frozen_pair("tiny", torch.device("cpu"), torch.float32)
+    eager, compiled = make_variants(["ours", "compiled"], ["last_layer"], 32, encoder, llm, backend="eager")
     texts = make_texts(3, "20-32", 3)
-    (eager,) = make_variants(["ours"], ["last_layer"], 32, encoder, llm)
-    eager.compiled = Compiled(encoder, llm, backend="eager")
-    compiled = replace(eager, way="compiled", more={}, seconds=[])
     take_turns([eager, compiled], texts, make_batch(texts), 1, torch.device("cpu"))
     assert compiled.more["graphs"] == 3 and compiled.more["recompiled"] == 0
     assert float(compiled.more["gradient_error"]) < 1e-6

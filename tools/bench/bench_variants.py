@@ -18,6 +18,7 @@ import torch
 
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.encoder.frozen import FrozenEncoder
+from bridge_ds.engine.compiled import CompiledLayers
 from bridge_ds.llm.frozen import FrozenLLM
 from tools.bench.bench_models import make_batch, make_model, make_texts, tokenizers, trained
 from tools.bench.paper_step import PAPER_FUSIONS, PaperStep
@@ -29,41 +30,6 @@ OTHER_SOURCES = ("5-21", "12-40")
 """Lengths of the batches that show whether compiled layers are compiled again."""
 
 
-class Compiled:
-    """The layers of encoder and LLM, each compiled by itself with dynamic shapes.
-
-    Only a layer's `forward` is replaced, and only while asked for: hooks on the layer (that by which transformers keeps
-    the hidden states, ZeRO-3's) stay outside of what is compiled, and all variants share the weights.
-    """
-
-    def __init__(self, encoder: FrozenEncoder, llm: FrozenLLM, backend: str = "inductor") -> None:
-        """Args:
-        backend: of torch.compile.
-        """
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        # Else a dimension that happens to be as long as another in the first batch is taken to be always so.
-        torch.fx.experimental._config.use_duck_shape = False
-        self.layers = [*encoder.model.encoder.block, *llm.model.model.layers]
-        self.forwards = [torch.compile(layer.forward, dynamic=True, backend=backend) for layer in self.layers]
-
-    def use(self, wanted: bool) -> None:
-        """Run them compiled, or as they are."""
-        for layer, forward in zip(self.layers, self.forwards, strict=True):
-            vars(layer).pop("forward", None)
-            if wanted:
-                layer.forward = forward
-                for inner in layer.children():
-                    # transformers' hooks for attention weights, which nobody asks for, would cut the layer in pieces.
-                    for module in inner.modules():
-                        module._forward_hooks.clear()
-
-    @staticmethod
-    def graphs() -> int:
-        """Made so far."""
-        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
 @dataclass
 class Variant:
     """One way with one fusion, and what was measured of it with the last batch."""
@@ -73,7 +39,7 @@ class Variant:
     fusion: str
     model: Any
     optimizer: torch.optim.Optimizer
-    compiled: Compiled | None = None
+    compiled: CompiledLayers | None = None
     """Layers to switch."""
     seconds: list[float] = field(default_factory=list)
     """Of each turn."""
@@ -95,7 +61,7 @@ class Variant:
         """Seconds of one step, the device's work included."""
         self.model.train()  # the paper's turns the dropout of the shared encoder on, ours off
         if self.compiled:
-            self.compiled.use(self.way == "compiled")
+            self.compiled.on = self.way == "compiled"
         tokens = batch.target_tokens
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -111,17 +77,28 @@ class Variant:
 
 
 def make_variants(
-    ways: list[str], fusions: list[str], feedforward: int, encoder: FrozenEncoder, llm: FrozenLLM
+    ways: list[str],
+    fusions: list[str],
+    feedforward: int,
+    encoder: FrozenEncoder,
+    llm: FrozenLLM,
+    backend: str = "inductor",
 ) -> list[Variant]:
-    """Each way with each fusion that it has, on the device of the pair, the paper's in its dtype too."""
+    """Each way with each fusion that it has, on the device of the pair, the paper's in its dtype too.
+
+    Args:
+        backend: of torch.compile.
+    """
     device, dtype = llm.model.device, llm.model.dtype
-    layers = Compiled(encoder, llm) if "compiled" in ways else None
+    layers: CompiledLayers | None = None
     found = []
     for way in ways:
         for fusion in fusions:
             if way != "paper":
                 model: Any = make_model(fusion, feedforward, encoder, llm, device)
                 optimizer = torch.optim.AdamW(trained(model), fused=True)
+                if "compiled" in ways and layers is None:  # all variants share the layers
+                    layers = CompiledLayers(model, training_only=False, backend=backend)
             elif fusion in PAPER_FUSIONS:
                 model = PaperStep(fusion, encoder.model, llm.model, tokenizers(), 10**6, feedforward)
                 model = model.to(device=device, dtype=dtype)
@@ -146,8 +123,8 @@ def take_turns(variants: list[Variant], texts: Texts, batch: Batch, repeat: int,
                 each.seconds.append(took)
             elif took is not None:
                 each.first = took
-                if each.way == "compiled":
-                    each.more["graphs"] = Compiled.graphs()
+                if each.compiled and each.way == "compiled":
+                    each.more["graphs"] = each.compiled.graphs
     for each in variants:
         if each.way == "paper" and not each.error:
             each.more["tokenize_ms"] = round(tokenize_ms(each.model, texts, repeat), 3)
@@ -176,16 +153,16 @@ def compare(variant: Variant, texts: Texts, batch: Batch, device: torch.device) 
     variant.model.eval()  # no dropout in the fusion; the frozen models have none
     found = []
     for wanted in (False, True):
-        variant.compiled.use(wanted)
+        variant.compiled.on = wanted
         variant.optimizer.zero_grad()
         variant.loss(texts, batch, batch.target_tokens).backward()
         found.append(torch.cat([p.grad.flatten().double() for p in trained(variant.model) if p.grad is not None]))
     variant.more["gradient_error"] = f"{float((found[1] - found[0]).norm() / found[0].norm()):.1e}"
-    known = Compiled.graphs()
+    known = variant.compiled.graphs
     for seed, source in enumerate(OTHER_SOURCES):
         other = make_texts(len(texts[0]) + 1 + seed, source, 3 + seed, seed)
         variant.step(other, make_batch(other), device)
-    variant.more["recompiled"] = Compiled.graphs() - known
+    variant.more["recompiled"] = variant.compiled.graphs - known
 
 
 def tokenize_ms(model: PaperStep, texts: Texts, repeat: int) -> float:

@@ -139,6 +139,10 @@ class TrainConfig:
     encode_once_gib: Annotated[NonNegativeFloat, NEITHER] = 4.0
     """Memory for encoder states on a rank (GiB; 0 = those of one micro-batch). A micro-batch counts as (layers + 1) x
     rows x data.max_source_tokens x width x 2 bytes (4 in float32), however short its texts are."""
+    compile: Annotated[Literal["off", "frozen"], TRAINING] = "off"
+    """frozen: in training, run the layers of a frozen encoder and LLM through torch.compile, each by itself. Steps are
+    faster and keep less, the first takes half a minute longer or more, and results change by rounding. Needs a C
+    compiler. A trained model, LoRA's LLM and an encoder with dropout run as they are."""
     lr: Annotated[Real, Ge(0), Le(1e38), TRAINING] = 3e-5
     """Peak learning rate of AdamW."""
     betas: Annotated[tuple[Probability, Probability], Pair, TRAINING] = (0.8, 0.999)
