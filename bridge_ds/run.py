@@ -17,7 +17,7 @@ from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run
 from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
-from bridge_ds.config.names import is_embedded
+from bridge_ds.config.names import made_at_start
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import read_ds_config, stage
 from bridge_ds.data.loading.batch import StepBatches
@@ -259,10 +259,10 @@ class Run:
                 _log.info(f"note: {note}")
 
     def _with_shards(self) -> Config:
-        """The config with the name of the embedded shards replaced by their folder."""
-        if not is_embedded(self.config.data.shards):
+        """The config with the name of shards that a start makes replaced by their folder."""
+        if not made_at_start(self.config.data.shards):
             return self.config
-        folder = on_main(self.run_folder.embedded_shards, self.world)
+        folder = on_main(partial(self.run_folder.made_shards, self.config), self.world)
         return replace(self.config, data=replace(self.config.data, shards=str(folder)))
 
     def _open_corpus(self, config: Config) -> Corpus:

@@ -35,8 +35,8 @@ class DataConfig:
     """The English shards and how samples become batches."""
 
     shards: Annotated[Path, NEITHER] = "testbed/english"
-    """Folder of webdataset tars with index.json (made by bridge-ds pack), the URL of one (https://, s3://,
-    hf://), or `testbed/english`."""
+    """Folder of webdataset tars with index.json (made by bridge-ds pack), the URL of one (https://, s3://, hf://), or
+    what the first start writes to RUN/shards: `testbed/english`, or `task:NAME` for a task's English train split."""
     mixture: Annotated[Paths, NEITHER] = ()
     """Several data sets instead of `shards`: a list of FOLDER=WEIGHT, drawn from in the ratio of the weights (each at
     least 1/20,000 of their sum)."""
