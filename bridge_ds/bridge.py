@@ -5,6 +5,7 @@ Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens, X splic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -25,7 +26,7 @@ from bridge_ds.llm.splice import Segment, Spliced, splice
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.mapping.projector import Projector
 
-__all__ = ["TRAINABLE", "BridgeModel", "Ids", "build_bridge"]
+__all__ = ["TRAINABLE", "BridgeModel", "Ids", "build_bridge", "joined"]
 
 Ids: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Token ids and mask, both [B, K]."""
@@ -73,7 +74,7 @@ class BridgeModel(nn.Module):
         segments = [replace(segment, labels_BK=None) for segment in self._segments(batch, states)]
         embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
         # Right padding and a causal model: no real position ever attends to padding, so no mask is needed.
-        logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.positions, use_cache=False)
+        logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.positions, packed=layout.packed, use_cache=False)
         nll = nll_sum(logits_NV, layout.labels)
         return torch.stack([nll, (logits_NV.argmax(-1) == layout.labels).sum().float()]) if counted else nll
 
@@ -121,12 +122,17 @@ class BridgeModel(nn.Module):
 
     def encode(self, batch: Batch) -> States:
         """The encoder's states of the batch, L tensors [B, S, D]."""
-        return self.encoder(*self.encoder_input(batch))
+        inputs = self.encoder_inputs(batch)
+        return self.encoder(*inputs[0]) if len(inputs) == 1 else joined(batch, self.encoder.encode_all(inputs))
 
-    def encoder_input(self, batch: Batch) -> Input:
-        """Arguments of the encoder, from the batch."""
+    def encoder_inputs(self, batch: Batch) -> list[Input]:
+        """Arguments of the encoder, from the batch: of all rows together, or of each group of them that is to be read
+        together. Where one is trained they are not, for ranks must call it equally often."""
+        if batch.layout and batch.layout.groups and not self.encoder.trained:
+            ids, mask = batch.source_ids.flatten(), batch.source_mask.flatten()
+            return [(ids[group], mask[group], True) for group in batch.layout.groups]
         rows = _source_rows(batch)
-        return batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None
+        return [(batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None)]
 
     def head(self, batch: Batch) -> Ids:
         """LLM ids before the soft prompt: those of the batch, else BOS if the LLM has one."""
@@ -160,6 +166,19 @@ class BridgeModel(nn.Module):
             return [head, prompt, target]
         soft = self.soft(batch, states)
         return [head, replace(soft, embeds_BKH=soft.embeds_BKH.to(head.embeds_BKH.dtype)), prompt, target]
+
+
+def joined(batch: Batch, parts: Sequence[States]) -> States:
+    """The states [B, S, D] of a batch from those of its groups of rows; 0 on padding that no group has."""
+    if len(parts) == 1:
+        return parts[0]
+    assert batch.layout is not None
+    found, index = [], torch.cat([group.flatten() for group in batch.layout.groups])
+    for layer in zip(*parts, strict=True):
+        state_MD = torch.cat([state.flatten(0, 1) for state in layer])
+        whole = state_MD.new_zeros(batch.source_ids.numel(), state_MD.shape[-1])
+        found.append(whole.index_copy_(0, index, state_MD).unflatten(0, batch.source_ids.shape))
+    return tuple(found)
 
 
 def _source_rows(batch: Batch) -> Rows | None:

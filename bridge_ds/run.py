@@ -49,6 +49,7 @@ from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose_backend, why_no_triton
+from bridge_ds.llm.packing import packing_of
 from bridge_ds.llm.positions import notes_on_bases
 from bridge_ds.start import RunFolder, versions
 from bridge_ds.track.trackers import check_trackers, feeds
@@ -104,9 +105,16 @@ class Run:
             refuse_other_run(checkpoint, self.state)  # base models are compared after loading
         self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
+        packing = on_all(lambda: packing_of(self.config, self.device.type), self.world)
         loader = on_all(
             lambda: make_loader(
-                config, self.world, self.tokenizers, self.done, corpus=corpus, pin_memory=self.device.type == "cuda"
+                config,
+                self.world,
+                self.tokenizers,
+                self.done,
+                corpus=corpus,
+                pin_memory=self.device.type == "cuda",
+                packing=packing,
             ),
             self.world,
         )
@@ -114,7 +122,7 @@ class Run:
         # connects, see init_distributed.
         self.batches = iter(loader)
         self._leave_if_asked()
-        self.validation = make_validation(config, self.world, self.tokenizers, corpus)
+        self.validation = make_validation(config, self.world, self.tokenizers, corpus, packing)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         self._leave_if_asked()
         for part in ("encoder", "llm"):

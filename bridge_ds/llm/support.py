@@ -11,13 +11,14 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from bridge_ds.compat.transformers import cache_of, generate_from_embeds, given_cache, quiet
 from bridge_ds.errors import ConfigError
+from bridge_ds.llm.packed import packs_and_trims
 from bridge_ds.llm.tiny_copy import VOCABULARY, in_table, llm_class, tiny_copy
 
 __all__ = ["Behavior", "behavior_of", "check_llm", "llm_table", "positions_of"]
@@ -47,6 +48,10 @@ class Behavior:
     """It has a table of positions, which ends so many after `max_position_embeddings`; None = it has none."""
     remark: str = ""
     """For the user: what this costs; empty = nothing."""
+    packs: bool = False
+    """Rows that are joined end to end are computed as each alone."""
+    trims: bool = False
+    """Then its last layer may be computed at the wanted positions only (:mod:`bridge_ds.llm.trim`)."""
 
 
 _ANEW = Behavior(
@@ -146,7 +151,9 @@ def _observe(of: _Keyed) -> Behavior | str:
         return _ANEW
     try:
         with torch.no_grad():
-            return _Probe(model, embed).behavior()
+            behavior = _Probe(model, embed).behavior()
+        packs, trims = packs_and_trims(of.kind, of.config)
+        return replace(behavior, packs=packs, trims=trims)
     except _Refused as refused:
         return str(refused)
 

@@ -35,12 +35,15 @@ import torch  # noqa: E402
 
 from bridge_ds.bridge import BridgeModel  # noqa: E402
 from bridge_ds.data.loading.batch import Batch  # noqa: E402
+from bridge_ds.data.loading.bins import Packing  # noqa: E402
 from bridge_ds.data.loading.layout import layout_of  # noqa: E402
 from bridge_ds.encoder.frozen import FrozenEncoder  # noqa: E402
 from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.llm.frozen import FrozenLLM  # noqa: E402
+from bridge_ds.llm.packing import packing_for  # noqa: E402
+from bridge_ds.llm.support import behavior_of  # noqa: E402
 from bridge_ds.mapping.projector import Projector  # noqa: E402
 from tools.bench.bench_rows import append, provenance  # noqa: E402
 
@@ -88,6 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--threads", type=int, default=own, help=f"CPU threads (default: the trainer's own, {own} beside a data worker)"
     )
+    parser.add_argument("--packing", type=int, default=1, help="train.packing: 1 or 0 (default: 1)")
     parser.add_argument("--quick", action="store_true", help="tiny models, two steps")
     parser.add_argument(
         "--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench/bench_step.csv)"
@@ -110,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
 def measure(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
     """All fusions in turns on the same frozen pair."""
     encoder, llm = frozen_pair(options, device)
-    batch = make_batch(options).to(device)
+    packing = packing_for(encoder.model.config, llm.model.config, device.type) if options.packing else None
+    batch = make_batch(options, packing).to(device)
     names = options.fusions.split(",")
     models = {name: make_model(name, options.feedforward, encoder, llm, device) for name in names}
     optimizers = {name: torch.optim.AdamW(trained(model), fused=True) for name, model in models.items()}
@@ -157,7 +162,9 @@ def frozen_pair(options: argparse.Namespace, device: torch.device) -> tuple[Froz
     pair: tuple[Any, Any] = (encoder, llm)
     for model in pair:
         model.requires_grad_(False).to(device=device, dtype=dtype)
-    return FrozenEncoder(encoder), FrozenLLM(llm)
+    frozen = FrozenEncoder(encoder), FrozenLLM(llm)
+    frozen[1].behavior = behavior_of("llama", llm.config)
+    return frozen
 
 
 def make_model(
@@ -177,7 +184,7 @@ def trained(model: BridgeModel) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def make_batch(options: argparse.Namespace) -> Batch:
+def make_batch(options: argparse.Namespace, packing: Packing | None = None) -> Batch:
     """Random ids; sources between half and full length, no prompt."""
     torch.manual_seed(1)
     lengths = torch.randint(options.source // 2, options.source + 1, (options.batch, 1))
@@ -186,7 +193,7 @@ def make_batch(options: argparse.Namespace) -> Batch:
     nothing = torch.zeros(options.batch, 0, dtype=torch.long)
     mask = (torch.arange(options.source) < lengths).long()
     target_mask = torch.ones_like(target)
-    layout = layout_of(mask, nothing, target_mask, target, opening=True)
+    layout = layout_of(mask, nothing, target_mask, target, opening=True, packing=packing)
     return Batch(source, mask, nothing, nothing, target, target_mask, layout=layout)
 
 
@@ -226,6 +233,7 @@ def facts(options: argparse.Namespace, device: torch.device, encoder: FrozenEnco
         "sizes": options.sizes, "encoder_layers": encoder.num_layers, "encoder_width": encoder.width,
         "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width,
         "feedforward": options.feedforward, "batch": options.batch, "source": options.source, "target": options.target,
+        "packing": options.packing,
     }  # fmt: skip
 
 
