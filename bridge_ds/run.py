@@ -106,18 +106,8 @@ class Run:
         self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
         packing = on_all(lambda: packing_of(self.config, self.device.type), self.world)
-        loader = on_all(
-            lambda: make_loader(
-                config,
-                self.world,
-                self.tokenizers,
-                self.done,
-                corpus=corpus,
-                pin_memory=self.device.type == "cuda",
-                packing=packing,
-            ),
-            self.world,
-        )
+        make = partial(make_loader, config, self.world, self.tokenizers, self.done, corpus=corpus, packing=packing)
+        loader = on_all(lambda: make(pin_memory=self.device.type == "cuda"), self.world)
         # Workers start here: they prepare the first steps while the models load, and must be forked before NCCL
         # connects, see init_distributed.
         self.batches = iter(loader)

@@ -11,8 +11,8 @@ from functools import cache, wraps
 from typing import Any
 
 __all__ = [
-    "CACHE_NAMES", "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known", "quiet", "set_recomputing",
-    "unsharded",
+    "CACHE_NAMES", "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known", "quiet",
+    "set_recomputing", "unsharded",
 ]  # fmt: skip
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from bridge_ds.bridge import BridgeModel, build_bridge
-from bridge_ds.config.load import load_config
-from bridge_ds.config.schema import Config, EncoderConfig, FusionConfig, LlmConfig, LoraConfig, ModelConfig, TrainConfig
+from bridge_ds.config.schema import Config, EncoderConfig, FusionConfig, LlmConfig, LoraConfig, ModelConfig
 from bridge_ds.data.loading.batch import Batch, StepBatches
-from bridge_ds.data.loading.bins import Packing, groups, sequences
+from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import collate, unwrap, wrap
 from bridge_ds.data.loading.tokenize import TokenizedSample
 from bridge_ds.encoder.frozen import load_encoder
@@ -80,7 +79,7 @@ def step(model: BridgeModel, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def differs(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> float:
-    """Relative difference of the loss or of all gradients (the norm of the difference over the norm), the larger one."""
+    """Relative difference of the loss or of all gradients (norm of the difference over norm), the larger one."""
     assert found.keys() == wanted.keys()
     both = [
         torch.cat([each[name].double().flatten() for name in sorted(wanted) if name != "loss"])

@@ -233,7 +233,6 @@ def facts(options: argparse.Namespace, device: torch.device, encoder: FrozenEnco
         "sizes": options.sizes, "encoder_layers": encoder.num_layers, "encoder_width": encoder.width,
         "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width,
         "feedforward": options.feedforward, "batch": options.batch, "source": options.source, "target": options.target,
-        "packing": options.packing,
     }  # fmt: skip
 
 

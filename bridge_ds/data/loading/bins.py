@@ -22,7 +22,7 @@ class Packing:
     """What is packed, and the costs by which it is arranged; they change speed and rounding alone."""
 
     llm_keys: float = 0.0
-    """So many keys of a query cost as much as all matrices of the LLM for that position; 0 = its rows are not packed."""
+    """So many keys of a query cost as much as all matrices of the LLM for a position; 0 = its rows are not packed."""
     encoder_keys: float = 0.0
     """The same of the encoder; 0 = all of its rows run together."""
     encoder_call: float = 0.0

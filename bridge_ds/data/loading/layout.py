@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -71,8 +72,8 @@ class Layout:
     packed: PackedRows | None = None
     """None = each row is a sequence."""
     groups: tuple[torch.Tensor, ...] = ()
-    """Of rows that the encoder reads together: [rows, tokens] int64, flat positions among B x S; none = it reads all rows
-    together."""
+    """Of rows that the encoder reads together: [rows, tokens] int64, flat positions among B x S; none = it reads all
+    rows together."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name."""
@@ -173,7 +174,7 @@ def _packed(layout: Layout, real_BK: torch.Tensor, found: Sequence[Sequence[int]
     begins = torch.zeros(rows, dtype=torch.int64)
     for number, each in enumerate(found):
         begins[each[0]] = number * longest
-        for before, row in zip(each, each[1:], strict=False):
+        for before, row in pairwise(each):
             begins[row] = begins[before] + layout.lengths[before]
     # Where each position of a row goes, among all positions of the sequences.
     to_BX = begins[:, None] + torch.arange(width)
