@@ -120,3 +120,18 @@ def test_whatever_is_trained(folders: dict[str, Path], parts: dict[str, Any]) ->
     wanted = step(model, batch_of(RAGGED, None))
     worst = differs(step(model, batch_of(RAGGED, PACKED)), wanted)
     assert worst < 1e-6
+
+
+def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
+    def packing(llm: str = "llama", **sections: Any) -> Packing | None:
+        names = ModelConfig(encoder=str(folders["mt5"]), llm=str(folders[llm]))
+        return packing_of(Config(model=names, **sections), "cpu")
+
+    whole, bloom = packing(), packing("bloom")
+    assert whole and bloom and whole.llm_keys == (4 * tiny.H + 3 * 48) / (2 * 3.0)
+    assert bloom == replace(whole, llm_keys=0.0)  # its positions are a bias by place
+    for encoder in (EncoderConfig(trainable=True), EncoderConfig(dropout=True)):
+        assert packing(encoder=encoder) == replace(whole, encoder_keys=0.0)
+    assert packing(train=TrainConfig(packing=False)) is None
+    batch = batch_of(RAGGED, bloom)
+    assert batch.layout and batch.layout.packed is None
