@@ -86,7 +86,8 @@ class BridgeModel(nn.Module):
                 prompt.
             side: of the padding: `right` to train, `left` to generate.
         """
-        order = batch.layout.splice_order() if batch.layout and side == "right" else None
+        known = batch.layout is not None and batch.layout.packed is None and side == "right"
+        order = batch.layout.splice_order() if batch.layout and known else None
         return splice(self._segments(batch), side, order)
 
     def prefix(self, batch: Batch) -> Spliced:

@@ -105,7 +105,7 @@ class LLM(nn.Module):
         """The last decoder layer, if it may run at the wanted positions only."""
         layer = last_layer(self.model) if self.behavior.trims else None
         # DeepSpeed gathers each module of a layer in which something is trained, in an order that it records.
-        sharded = self.trained and any(hasattr(parameter, "ds_id") for parameter in self.model.parameters())
+        sharded = self.trained and hasattr(next(self.model.parameters()), "ds_id")
         return None if sharded else layer
 
 

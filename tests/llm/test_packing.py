@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bridge_ds.bridge import BridgeModel, build_bridge
-from bridge_ds.config.schema import Config, EncoderConfig, FusionConfig, LlmConfig, LoraConfig, ModelConfig
+from bridge_ds.config.schema import Config, EncoderConfig, FusionConfig, LlmConfig, LoraConfig, ModelConfig, TrainConfig
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import collate, unwrap, wrap
@@ -135,3 +135,12 @@ def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
     assert packing(train=TrainConfig(packing=False)) is None
     batch = batch_of(RAGGED, bloom)
     assert batch.layout and batch.layout.packed is None
+
+
+def test_no_value_of_a_packed_batch_is_needed(folders: dict[str, Path]) -> None:
+    """As on a GPU: torch's meta device has no values to wait for."""
+    model, _ = make(folders)
+    batch = batch_of(RAGGED, PACKED).to("meta")
+    assert batch.layout and batch.layout.groups and batch.layout.packed
+    model.to("meta")(batch).backward()
+    assert all(p.grad is not None and p.grad.is_meta for p in model.parameters() if p.requires_grad)

@@ -62,8 +62,8 @@ def test_what_an_llm_without_a_plain_cache_costs_is_a_note_at_the_start(
     CONFIG_MAPPING["mamba"]().save_pretrained(tmp_path)
     mamba = replace(config, model=replace(config.model, llm=str(tmp_path)))
     note, padded = notes_on_bases(mamba, tokenizers)
-    assert padded.startswith(
-        "of the LLM: its class does not compute joined rows as each alone, so that they are padded"
+    assert padded == (
+        "of the LLM: its class does not compute joined rows as each alone, so that they are padded (train.packing)."
     )
     assert notes_on_bases(replace(mamba, train=TrainConfig(packing=False)), tokenizers) == [note]
     assert note == (
