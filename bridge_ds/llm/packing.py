@@ -33,8 +33,9 @@ def packing_of(config: Config, device: str) -> Packing | None:
     of = config.model
     llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)
     encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
-    packing = packing_for(encoder, llm, device)
-    if not behavior_of(of.llm, llm, of.trust_remote_code).packs:
+    behavior = behavior_of(of.llm, llm, of.trust_remote_code)
+    packing = replace(packing_for(encoder, llm, device), llm_scores=behavior.eager)
+    if not behavior.packs:
         packing = replace(packing, llm_keys=0.0)
     # Ranks must call a trained encoder equally often, and dropout would depend on what is read together.
     grouped = not (config.encoder.trainable or config.encoder.dropout)

@@ -50,6 +50,8 @@ class Behavior:
     """For the user: what this costs; empty = nothing."""
     packs: bool = False
     """Rows that are joined end to end are computed as each alone."""
+    eager: bool = False
+    """It computes attention as transformers' eager code, which keeps the scores for backward (soft caps: Gemma 2)."""
     trims: bool = False
     """Then its last layer may be computed at the wanted positions only (:mod:`bridge_ds.llm.trim`)."""
 
@@ -153,7 +155,8 @@ def _observe(of: _Keyed) -> Behavior | str:
         with torch.no_grad():
             behavior = _Probe(model, embed).behavior()
         packs, trims = packs_and_trims(of.kind, of.config)
-        return replace(behavior, packs=packs, trims=trims)
+        eager = model.config.get_text_config()._attn_implementation == "eager"
+        return replace(behavior, packs=packs, trims=trims, eager=eager)
     except _Refused as refused:
         return str(refused)
 

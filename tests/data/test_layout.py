@@ -105,6 +105,11 @@ def test_rows_are_joined_where_it_costs_less() -> None:
     assert sequences([5, 5], 0.0) == [[0], [1]] == sequences([5, 5], 4.9)
     assert sequences(lengths, 9.0) == [[0, 3], [1, 2]]
     assert sequences([3], 1e6) == [[0]]
+    # 4 x 9 x 9 = 324 scores apart, 2 x 11 x 11 = 242, 1 x 22 x 22 = 484.
+    assert sequences(lengths, 1e9, scores=True) == [[0, 3], [1, 2]]
+    assert sequences([8, 8, 7], 1e9, scores=True) == [[0], [1], [2]] != sequences([8, 8, 7], 1e9)
+    assert sequences([300, 200, 250], 1e9) == [[0, 1, 2]]
+    assert sequences([3000, 2000, 2500], 1e9) == [[0], [1], [2]]  # for a mask of 7500 x 7500
     # Of rows 9, 7, 4, 2: together 36, in two groups 18 + 8 and a call, alone 22 and three calls.
     assert groups(lengths, 1e6, 0.0) == [[0], [2], [1], [3]]
     assert groups(lengths, 1e6, 4.0) == [[0, 2], [1, 3]]

@@ -1,8 +1,8 @@
 """One rank that encodes with sharded encoders: encode_sharded.py FOLDER...
 
 Prints a JSON line for each encoder under each DeepSpeed file: whether the states of 1, 2 and 4 inputs (one more on each
-further rank, as rows in groups of similar length make it), encoded together, equal those of the whole model in every bit, also after an error; how often each parameter was gathered; and
-elements that were whole at once.
+further rank, as groups of rows of similar length make it), encoded together, equal those of the whole model in every
+bit, also after an error; how often each parameter was gathered; and elements that were whole at once.
 """
 
 from __future__ import annotations

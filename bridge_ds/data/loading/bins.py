@@ -23,23 +23,30 @@ class Packing:
 
     llm_keys: float = 0.0
     """So many keys of a query cost as much as all matrices of the LLM for a position; 0 = its rows are not packed."""
+    llm_scores: bool = False
+    """The LLM keeps its attention's scores for backward (eager attention): never more of them than padded rows have."""
     encoder_keys: float = 0.0
     """The same of the encoder; 0 = all of its rows run together."""
     encoder_call: float = 0.0
     """So many positions cost as much as one more call of an encoder layer."""
 
 
-def sequences(lengths: Sequence[int], keys: float) -> list[list[int]]:
+_LONGEST = 4096
+"""Longest sequence of several rows: the mask has its square."""
+
+
+def sequences(lengths: Sequence[int], keys: float, scores: bool = False) -> list[list[int]]:
     """Rows -> sequences of about the same length, each a list of rows in order.
 
     Args:
         lengths: positions of each row.
         keys: :attr:`Packing.llm_keys`.
+        scores: :attr:`Packing.llm_scores`.
     """
     by_length = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     best = [[row] for row in range(len(lengths))]
     longest, count = max(lengths), len(lengths)
-    cost = count * longest * (keys + longest)
+    cost, squares = count * longest * (keys + longest), count * longest**2
     while count > 1:
         count = max(1, min(count - 1, count * 4 // 5))
         load = [(0, number) for number in range(count)]
@@ -49,7 +56,8 @@ def sequences(lengths: Sequence[int], keys: float) -> list[list[int]]:
             found[number].append(row)
             heapq.heapreplace(load, (total + lengths[row], number))
         width = max(load)[0]
-        if (new := count * width * (keys + width)) < cost:
+        new, fits = count * width * (keys + width), not scores or count * width**2 <= squares
+        if new < cost and fits and width <= max(longest, _LONGEST):
             best, cost = [sorted(rows) for rows in found], new
     return best
 

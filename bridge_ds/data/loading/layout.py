@@ -150,7 +150,7 @@ def layout_of(
         labels=target_ids[wanted_BT],
     )
     if packing and packing.llm_keys:
-        layout = _packed(layout, real_BK, sequences(order.length_B.tolist(), packing.llm_keys))
+        layout = _packed(layout, real_BK, sequences(order.length_B.tolist(), packing.llm_keys, packing.llm_scores))
     if packing and packing.encoder_keys:
         lengths = source_mask.sum(1).tolist()
         found = groups(lengths, packing.encoder_keys, packing.encoder_call)
