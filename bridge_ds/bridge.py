@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -123,8 +123,8 @@ class BridgeModel(nn.Module):
 
     def encode(self, batch: Batch) -> States:
         """The encoder's states of the batch, L tensors [B, S, D]."""
-        inputs = self.encoder_inputs(batch)
-        return self.encoder(*inputs[0]) if len(inputs) == 1 else joined(batch, self.encoder.encode_all(inputs))
+        inputs, encoder = self.encoder_inputs(batch), cast(Any, self.encoder)
+        return encoder(*inputs[0]) if len(inputs) == 1 else joined(batch, encoder.encode_all(inputs))
 
     def encoder_inputs(self, batch: Batch) -> list[Input]:
         """Arguments of the encoder, from the batch: of all rows together, or of each group of them that is to be read

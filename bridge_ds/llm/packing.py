@@ -14,7 +14,7 @@ __all__ = ["packing_for", "packing_of"]
 
 _ATTENTION = 3.0
 """Seconds of an operation in attention over those of one in a large matrix product: 1.9 to 3.6 on CPUs."""
-_CALL = {"cpu": 5e7, "cuda": 3e10}
+_CALL = {"cpu": 1e8, "cuda": 3e10}
 """Operations that take as long as one more call of an encoder layer does beside its products (CPU: measured on the
 testbed's encoder; CUDA: 0.15 ms of launches)."""
 

@@ -99,7 +99,8 @@ PACKED = Packing(llm_keys=1e6, encoder_keys=1e6, encoder_call=1e-3)
 def test_packed_rows_are_padded_ones(folders: dict[str, Path], encoder: str, llm: str) -> None:
     model, config = make(folders, encoder, llm)
     assert (model.llm.behavior.packs, model.llm.behavior.trims) == (True, True)
-    assert packing_of(config, "cpu").llm_keys > 0  # type: ignore[union-attr]
+    chosen = packing_of(config, "cpu")
+    assert chosen and chosen.llm_keys > 0 and chosen.llm_scores == (llm == "gemma2")
     for name, rows in SHAPES.items():
         wanted = step(model, batch_of(rows, None))
         for packing in (PACKED, replace(PACKED, llm_keys=20.0))[: 1 + (rows is RAGGED)]:
@@ -129,7 +130,7 @@ def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
 
     whole, bloom = packing(), packing("bloom")
     assert whole and bloom and whole.llm_keys == (4 * tiny.H + 3 * 48) / (2 * 3.0)
-    assert bloom == replace(whole, llm_keys=0.0)  # its positions are a bias by place
+    assert bloom == replace(whole, llm_keys=0.0, llm_scores=True)  # its positions are a bias by place
     for encoder in (EncoderConfig(trainable=True), EncoderConfig(dropout=True)):
         assert packing(encoder=encoder) == replace(whole, encoder_keys=0.0)
     assert packing(train=TrainConfig(packing=False)) is None
