@@ -52,7 +52,7 @@ def packing_for(encoder: Any, llm: Any, device: str) -> Packing:
     """
     keys, weights = _cost(encoder)
     call = _CALL.get(device, _CALL["cuda"]) / (2 * weights)
-    return Packing(_cost(llm.get_text_config())[0], keys, call)
+    return Packing(llm_keys=_cost(llm.get_text_config())[0], encoder_keys=keys, encoder_call=call)
 
 
 def _cost(config: Any) -> tuple[float, float]:

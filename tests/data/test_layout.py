@@ -68,7 +68,8 @@ def test_packed_rows_are_the_same_rows_end_to_end(
 ) -> None:
     made = [TokenizedSample(*row, ()) for row in rows]
     plain = collate(made, 0, 1, True, fixed)
-    batch = unwrap(wrap(StepBatches(1, [collate(made, 0, 1, True, fixed, Packing(keys, keys, call))], "", 0))).micro[0]
+    packing = Packing(llm_keys=keys, encoder_keys=keys, encoder_call=call)
+    batch = unwrap(wrap(StepBatches(1, [collate(made, 0, 1, True, fixed, packing)], "", 0))).micro[0]
     before, layout = plain.layout, batch.layout
     assert before and layout and layout.packed and torch.equal(layout.labels, before.labels)
     packed, (count, longest) = layout.packed, layout.order.shape

@@ -130,6 +130,8 @@ def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
 
     whole, bloom = packing(), packing("bloom")
     assert whole and bloom and whole.llm_keys == (4 * tiny.H + 3 * 48) / (2 * 3.0)
+    assert whole.encoder_keys == (4 * tiny.D + 3 * 32) / (2 * 3.0)
+    assert whole.encoder_call == pytest.approx(1e8 / (2 * tiny.D * (4 * tiny.D + 3 * 32)))
     assert bloom == replace(whole, llm_keys=0.0, llm_scores=True)  # its positions are a bias by place
     for encoder in (EncoderConfig(trainable=True), EncoderConfig(dropout=True)):
         assert packing(encoder=encoder) == replace(whole, encoder_keys=0.0)

@@ -17,7 +17,7 @@ import numpy as np
 __all__ = ["Packing", "groups", "sequences"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Packing:
     """What is packed, and the costs by which it is arranged; they change speed and rounding alone."""
 
