@@ -42,7 +42,7 @@ class StepTotals:
     prompt_tokens: int
     """Real LLM tokens around the soft prompt."""
     positions: int
-    """Positions of all three tensors, padding included."""
+    """All of these tokens, and the padding in encoder and LLM."""
     bad: tuple[int, ...]
     """Bad samples left out, by kind in the order of :data:`bridge_ds.data.shards.samples.KINDS`."""
     stopping: int = 0

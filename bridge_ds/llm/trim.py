@@ -70,7 +70,7 @@ def trimmed(layer: nn.Module, packed: PackedRows, places_N: torch.Tensor) -> Ite
     """
     whole, before, done = layer.forward, dict(vars(layer)), [False]
     names = list(inspect.signature(whole).parameters)
-    cache = next((name for name in CACHE_NAMES if name in names), "")
+    cache = next((name for name in (*CACHE_NAMES, "layer_past") if name in names), "")
 
     def forward(*given: Any, **options: Any) -> Any:
         taken = dict(zip(names, given, strict=False)) | options

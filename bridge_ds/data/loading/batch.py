@@ -75,17 +75,13 @@ class Batch:
 
     @property
     def positions(self) -> int:
-        """Positions of all ids, padding included; that of joined rows where they are packed."""
-        llm = [mask for mask in (self.prompt_mask, self.target_mask, self.head_mask) if mask is not None]
-        around = sum(mask.numel() for mask in llm)
-        source = self.source_mask.numel()
-        if self.layout and self.layout.packed:
-            around = (
-                self.prompt_tokens + self.target_tokens + self.layout.order.numel() - int(self.layout.lengths.sum())
-            )
-        if self.layout and self.layout.groups:
-            source = sum(group.numel() for group in self.layout.groups)
-        return source + around
+        """Tokens of all ids, and the positions of both models that are padding."""
+        if self.layout is None:
+            masks = (self.source_mask, self.prompt_mask, self.target_mask, self.head_mask)
+            return sum(mask.numel() for mask in masks if mask is not None)
+        read = sum(group.numel() for group in self.layout.groups) or self.source_mask.numel()
+        padding = self.layout.order.numel() - int(self.layout.lengths.sum())
+        return read + self.prompt_tokens + self.target_tokens + padding
 
     @property
     def source_tokens(self) -> int:
