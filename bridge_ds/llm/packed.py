@@ -18,7 +18,7 @@ _TOLERANCE = 1e-4
 """Largest difference of logits that is rounding, in standard deviations of the logits."""
 _LENGTHS = 12, 9
 _WINDOW = 5
-"""Keys that a layer with a sliding window sees: fewer than a row has."""
+"""Keys that a layer with a sliding window or chunks sees: fewer than a row has."""
 
 
 def packs_and_trims(kind: Any, config: Any) -> tuple[bool, bool]:
@@ -30,8 +30,9 @@ def packs_and_trims(kind: Any, config: Any) -> tuple[bool, bool]:
     """
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    if isinstance(getattr(text, "sliding_window", None), int):
-        text.sliding_window = _WINDOW
+    for name in ("sliding_window", "attention_chunk_size"):
+        if isinstance(getattr(text, name, None), int):
+            setattr(text, name, _WINDOW)
     try:
         return _observe(tiny_copy(kind, config))
     except Exception:  # whatever a class raises that cannot do it
