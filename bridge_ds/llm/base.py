@@ -82,7 +82,8 @@ class LLM(nn.Module):
             embeds_BXH: input embeddings.
             places_N: flat indices into B x X of the positions whose next token is wanted.
             cache: of the positions before; None = there are none.
-            packed: of sequences that are several rows, end to end.
+            packed: of sequences that are several rows, end to end; or, beside an attention_mask, where each is a row
+                and what is wanted of it.
             options: passed to the model (attention_mask, position_ids, use_cache).
 
         Returns:

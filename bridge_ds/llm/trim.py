@@ -32,17 +32,18 @@ class _Other(Exception):
 
 
 class _Keys:
-    """Stands for the cache of one layer."""
+    """Stands for the cache of one layer, and passes on to it what it gets."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Any) -> None:
+        self.cache = cache
         self.found: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *at: Any, **how: Any) -> Any:
         """As of transformers' Cache: all keys and values that there are."""
-        if self.found is not None:
-            return self.found
-        self.found = keys, values
-        raise _Kept
+        if self.found is None:
+            self.found = (keys, values) if self.cache is None else self.cache.update(keys, values, *at, **how)
+            raise _Kept
+        return self.found
 
     def __getattr__(self, name: str) -> Any:
         raise _Other
@@ -69,16 +70,16 @@ def trimmed(layer: nn.Module, packed: PackedRows, places_N: torch.Tensor) -> Ite
         a list that gets a true once the layer has run so.
     """
     whole, before, done = layer.forward, dict(vars(layer)), [False]
-    names = list(inspect.signature(whole).parameters)
+    names = list(inspect.signature(type(layer).forward).parameters)[1:]
     cache = next((name for name in (*CACHE_NAMES, "layer_past") if name in names), "")
 
     def forward(*given: Any, **options: Any) -> Any:
         taken = dict(zip(names, given, strict=False)) | options
-        hidden, keys = taken[names[0]], _Keys()
+        hidden, keys = taken[names[0]], _Keys(taken.get(cache))
         if not cache or not any(_is_mask(value) for value in taken.values()):
             return whole(*given, **options)
         try:
-            return whole(**taken | {cache: keys})  # it took no cache
+            return whole(**taken | {cache: keys})  # it hands nothing to a cache
         except _Other:
             return whole(*given, **options)
         except _Kept:

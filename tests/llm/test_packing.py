@@ -16,6 +16,7 @@ from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import collate, unwrap, wrap
 from bridge_ds.data.loading.tokenize import TokenizedSample
 from bridge_ds.encoder.frozen import load_encoder
+from bridge_ds.inference.score import read_prefix
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
 from bridge_ds.llm.packing import packing_of
@@ -147,3 +148,23 @@ def test_no_value_of_a_packed_batch_is_needed(folders: dict[str, Path]) -> None:
     assert batch.layout and batch.layout.groups and batch.layout.packed
     model.to("meta")(batch).backward()
     assert all(p.grad is not None and p.grad.is_meta for p in model.parameters() if p.requires_grad)
+
+
+def test_the_last_layer_runs_at_wanted_positions_in_training_and_scoring(folders: dict[str, Path]) -> None:
+    model, _ = make(folders, family="llama")
+    seen: list[list[int]] = []
+    for layer in model.llm.model.model.layers:
+        layer.mlp.register_forward_hook(lambda _module, _inputs, out: seen.append(list(out.shape[:2])))
+    batch = batch_of(RAGGED, PACKED)
+    step(model, batch)
+    assert batch.layout and seen == [list(batch.layout.order.shape), [1, batch.target_tokens]]
+    prefix = model.prefix(replace(batch, layout=None))
+    rows, length = prefix.mask_BX.shape
+    assert not prefix.mask_BX.all()
+    del seen[:]
+    logits, cache = read_prefix(model.llm, prefix)
+    assert seen == [[rows, length], [rows, 1]] and cache.layers[1].keys.shape[2] == length  # type: ignore[attr-defined]
+    model.llm.behavior = replace(model.llm.behavior, trims=False)
+    whole, kept = read_prefix(model.llm, prefix)
+    assert torch.allclose(logits, whole, atol=1e-6)
+    assert torch.equal(cache.layers[1].values, kept.layers[1].values)  # type: ignore[attr-defined]
