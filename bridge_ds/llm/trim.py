@@ -76,7 +76,7 @@ def trimmed(layer: nn.Module, packed: PackedRows, places_N: torch.Tensor) -> Ite
     def forward(*given: Any, **options: Any) -> Any:
         taken = dict(zip(names, given, strict=False)) | options
         hidden, keys = taken[names[0]], _Keys(taken.get(cache))
-        if not cache or not any(_is_mask(value) for value in taken.values()):
+        if not cache or hidden.shape[1] == 1 or not any(_is_mask(value) for value in taken.values()):
             return whole(*given, **options)
         try:
             return whole(**taken | {cache: keys})  # it hands nothing to a cache
