@@ -51,6 +51,7 @@ from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose_backend, why_no_triton
+from bridge_ds.llm.packing import packing_of
 from bridge_ds.llm.positions import notes_on_bases
 from bridge_ds.start import RunFolder, versions
 from bridge_ds.track.trackers import check_trackers, feeds
@@ -108,17 +109,14 @@ class Run:
             refuse_other_run(checkpoint, self.state)  # base models are compared after loading
         self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
-        loader = on_all(
-            lambda: make_loader(
-                config, self.world, self.tokenizers, self.done, corpus=corpus, pin_memory=self.device.type == "cuda"
-            ),
-            self.world,
-        )
+        packing = on_all(lambda: packing_of(self.config, self.device.type), self.world)
+        make = partial(make_loader, config, self.world, self.tokenizers, self.done, corpus=corpus, packing=packing)
+        loader = on_all(lambda: make(pin_memory=self.device.type == "cuda"), self.world)
         # Workers start here: they prepare the first steps while the models load, and must be forked before NCCL
         # connects, see init_distributed.
         self.batches = iter(loader)
         self._leave_if_asked()
-        self.validation = make_validation(config, self.world, self.tokenizers, corpus)
+        self.validation = make_validation(config, self.world, self.tokenizers, corpus, packing)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         self._leave_if_asked()
         for part in model.bases:
@@ -147,10 +145,9 @@ class Run:
         if self.done >= self.config.train.steps:
             _log.info(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
         _log.info(f"start-up took {time.perf_counter() - self.began:.1f} s")
-        batches = self._shown(self.batches)
         fit(
             self.engine,
-            batches,
+            self._shown(self.batches),
             self.config,
             self.world,
             self.device,

@@ -13,38 +13,41 @@ from typing import Any
 import torch
 
 __all__ = [
-    "attend_in_float32", "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache", "masks_known",
-    "quiet", "set_recomputing", "unsharded",
+    "CACHE_NAMES", "attend_in_float32", "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache",
+    "masks_known", "quiet", "set_recomputing", "unsharded",
 ]  # fmt: skip
 
-_CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """Names of the cache, in forward() and in what it returns: transformers 5.24 renames the later ones, which it warns of
 and gives up in 5.40, to the first."""
 
 _PADDED: ContextVar[bool | None] = ContextVar("padded", default=None)
+_PACKED: ContextVar[bool] = ContextVar("packed", default=False)
 
 
 @contextmanager
-def masks_known(padded: bool) -> Iterator[None]:
+def masks_known(padded: bool, packed: bool = False) -> Iterator[None]:
     """While open, transformers does not look into masks and positions of the models that run; the caller knows them.
 
     transformers (5.17 to 5.24 at least) asks the device in every forward pass of a model: whether a padding mask masks
     anything (`_ignore_bidirectional_mask_sdpa`), and, where no mask is given, whether the position ids restart within a
     row (`find_packed_sequence_indices`). On a GPU the host waits for each answer. Here the first is answered by
-    `padded`, the second by no: the rows of this project are never packed. The masks that come out are the same. A
-    ready 4-D mask would spare the first look too, but models with local attention (ModernBERT) take it for all layers.
+    `padded`, the second by `packed`. The masks that come out are the same. A ready 4-D mask would spare both looks, but
+    models with local attention (ModernBERT, Gemma) take it for all layers.
 
     It can go when tests/test_host_waits.py passes without it.
 
     Args:
         padded: whether the mask that the model gets masks anything.
+        packed: whether its position ids restart within a row, as those of rows that are joined end to end.
     """
     _install()
-    token = _PADDED.set(padded)
+    tokens = _PADDED.set(padded), _PACKED.set(packed)
     try:
         yield
     finally:
-        _PADDED.reset(token)
+        _PADDED.reset(tokens[0])
+        _PACKED.reset(tokens[1])
 
 
 @cache
@@ -79,13 +82,13 @@ def _in_float32(part: Any) -> Any:
 def given_cache(model: Any, cache: object) -> dict[str, object]:
     """A cache as an argument of the model's forward, by the name that it has there."""
     taken = inspect.signature(model.forward).parameters
-    return {next((name for name in _CACHE_NAMES if name in taken), _CACHE_NAMES[0]): cache}
+    return {next((name for name in CACHE_NAMES if name in taken), CACHE_NAMES[0]): cache}
 
 
 def cache_of(output: Any) -> Any:
     """The cache in a model's output; None if it has none."""
     # Not getattr: the old names are properties, which warn.
-    return next((vars(output)[name] for name in _CACHE_NAMES if vars(output).get(name) is not None), None)
+    return next((vars(output)[name] for name in CACHE_NAMES if vars(output).get(name) is not None), None)
 
 
 def generate_from_embeds(model: Any) -> None:
@@ -151,7 +154,10 @@ def _install() -> None:
         return False if padded else ignore(None, *args, **options)  # type: ignore[misc]
 
     def packed_known(position_ids: Any, *args: Any, **options: Any) -> Any:
-        return packed(position_ids, *args, **options) if _PADDED.get() is None else None  # type: ignore[misc]
+        if _PADDED.get() is None:
+            return packed(position_ids, *args, **options)  # type: ignore[misc]
+        # As it is there, without the look at whether there is one sequence alone.
+        return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1) if _PACKED.get() else None
 
     if ignore:
         masking_utils._ignore_bidirectional_mask_sdpa = wraps(ignore)(ignore_known)
