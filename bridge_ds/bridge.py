@@ -5,8 +5,9 @@ Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens, X splic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from bridge_ds.llm.splice import Segment, Spliced, splice
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.mapping.projector import Projector
 
-__all__ = ["TRAINABLE", "BridgeModel", "Ids", "LLMAlone", "build_bridge"]
+__all__ = ["TRAINABLE", "BridgeModel", "Ids", "LLMAlone", "build_bridge", "joined"]
 
 Ids: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Token ids and mask, both [B, K]."""
@@ -76,7 +77,7 @@ class BridgeModel(nn.Module):
         segments = [replace(segment, labels_BK=None) for segment in self._segments(batch, states)]
         embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
         # Right padding and a causal model: no real position ever attends to padding, so no mask is needed.
-        logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.positions, use_cache=False)
+        logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.positions, packed=layout.packed, use_cache=False)
         nll = nll_sum(logits_NV, layout.labels)
         return torch.stack([nll, (logits_NV.argmax(-1) == layout.labels).sum().float()]) if counted else nll
 
@@ -88,7 +89,8 @@ class BridgeModel(nn.Module):
                 prompt.
             side: of the padding: `right` to train, `left` to generate.
         """
-        order = batch.layout.splice_order() if batch.layout and side == "right" else None
+        known = batch.layout is not None and batch.layout.packed is None and side == "right"
+        order = batch.layout.splice_order() if batch.layout and known else None
         return splice(self._segments(batch), side, order)
 
     def prefix(self, batch: Batch) -> Spliced:
@@ -124,12 +126,17 @@ class BridgeModel(nn.Module):
 
     def encode(self, batch: Batch) -> States:
         """The encoder's states of the batch, L tensors [B, S, D]."""
-        return self.encoder(*self.encoder_input(batch))
+        inputs, encoder = self.encoder_inputs(batch), cast(Any, self.encoder)
+        return encoder(*inputs[0]) if len(inputs) == 1 else joined(batch, encoder.encode_all(inputs))
 
-    def encoder_input(self, batch: Batch) -> Input:
-        """Arguments of the encoder, from the batch."""
+    def encoder_inputs(self, batch: Batch) -> list[Input]:
+        """Arguments of the encoder, from the batch: of all rows together, or of each group of them that is to be read
+        together. Where one is trained they are not, for ranks must call it equally often."""
+        if batch.layout and batch.layout.groups and not self.encoder.trained:
+            ids, mask = batch.source_ids.flatten(), batch.source_mask.flatten()
+            return [(ids[group], mask[group], True) for group in batch.layout.groups]
         rows = _source_rows(batch)
-        return batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None
+        return [(batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None)]
 
     def head(self, batch: Batch) -> Ids:
         """LLM ids before the soft prompt: those of the batch, else BOS if the LLM has one."""
@@ -185,6 +192,19 @@ class _Absent(nn.Module):
     def weights(self) -> torch.Tensor:
         """Of no layer."""
         return torch.zeros(0)
+
+
+def joined(batch: Batch, parts: Sequence[States]) -> States:
+    """The states [B, S, D] of a batch from those of its groups of rows; 0 on padding that no group has."""
+    if len(parts) == 1:
+        return parts[0]
+    assert batch.layout is not None
+    found, index = [], torch.cat([group.flatten() for group in batch.layout.groups])
+    for layer in zip(*parts, strict=True):
+        state_MD = torch.cat([state.flatten(0, 1) for state in layer])
+        whole = state_MD.new_zeros(batch.source_ids.numel(), state_MD.shape[-1])
+        found.append(whole.index_copy_(0, index, state_MD).unflatten(0, batch.source_ids.shape))
+    return tuple(found)
 
 
 def _source_rows(batch: Batch) -> Rows | None:

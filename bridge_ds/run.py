@@ -17,7 +17,7 @@ from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run
 from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
-from bridge_ds.config.names import is_embedded
+from bridge_ds.config.names import made_at_start
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import read_ds_config, stage
 from bridge_ds.data.loading.batch import StepBatches
@@ -52,6 +52,7 @@ from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels import choose_backend, why_no_triton
+from bridge_ds.llm.packing import packing_of
 from bridge_ds.llm.positions import notes_on_bases
 from bridge_ds.start import RunFolder, versions
 from bridge_ds.track.trackers import check_trackers, feeds
@@ -110,17 +111,14 @@ class Run:
             refuse_other_run(checkpoint, self.state)  # base models are compared after loading
         self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None
         self.bad_samples = checkpoint.state.get("bad_samples", {}) if checkpoint else {}
-        loader = on_all(
-            lambda: make_loader(
-                config, self.world, self.tokenizers, self.done, corpus=corpus, pin_memory=self.device.type == "cuda"
-            ),
-            self.world,
-        )
+        packing = on_all(lambda: packing_of(self.config, self.device.type), self.world)
+        make = partial(make_loader, config, self.world, self.tokenizers, self.done, corpus=corpus, packing=packing)
+        loader = on_all(lambda: make(pin_memory=self.device.type == "cuda"), self.world)
         # Workers start here: they prepare the first steps while the models load, and must be forked before NCCL
         # connects, see init_distributed.
         self.batches = iter(loader)
         self._leave_if_asked()
-        self.validation = make_validation(config, self.world, self.tokenizers, corpus)
+        self.validation = make_validation(config, self.world, self.tokenizers, corpus, packing)
         model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
         self._leave_if_asked()
         for part in model.bases:
@@ -149,10 +147,9 @@ class Run:
         if self.done >= self.config.train.steps:
             _log.info(f"nothing to train: step {self.done} of {self.config.train.steps} is already done.")
         _log.info(f"start-up took {time.perf_counter() - self.began:.1f} s")
-        batches = self._shown(self.batches)
         fit(
             self.engine,
-            batches,
+            self._shown(self.batches),
             self.config,
             self.world,
             self.device,
@@ -261,10 +258,10 @@ class Run:
                 _log.info(f"note: {note}")
 
     def _with_shards(self) -> Config:
-        """The config with the name of the embedded shards replaced by their folder."""
-        if not is_embedded(self.config.data.shards):
+        """The config with the name of shards that a start makes replaced by their folder."""
+        if not made_at_start(self.config.data.shards):
             return self.config
-        folder = on_main(self.run_folder.embedded_shards, self.world)
+        folder = on_main(partial(self.run_folder.made_shards, self.config), self.world)
         return replace(self.config, data=replace(self.config.data, shards=str(folder)))
 
     def _open_corpus(self, config: Config) -> Corpus:

@@ -14,7 +14,7 @@ from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.disk import atomic_write, real, remove
 from bridge_ds.engine.heartbeat import await_leaving, claim, living
 from bridge_ds.errors import LaunchError
-from bridge_ds.testbed import ENGLISH_ROWS, english_rows
+from bridge_ds.tasks.shards import rows_at_start
 
 __all__ = ["RunFolder", "versions"]
 
@@ -47,12 +47,14 @@ class RunFolder:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise self._unwritable(f"{folder} is not writable by this user")
 
-    def embedded_shards(self) -> Path:
-        """The folder with the testbed's shards, which are written unless they exist.
+    def made_shards(self, config: Config) -> Path:
+        """The folder with the shards that :func:`.names.made_at_start` means, which are written unless they exist.
 
         The loader's workers read them before the models are loaded, so before the start is accepted.
 
         Raises:
+            ConfigError: there is no such task, or it has no English train split.
+            DataError: its rows cannot be read.
             LaunchError: they cannot be written.
         """
         shards = self.path / "shards"
@@ -61,7 +63,8 @@ class RunFolder:
                 self._make_folder()
                 if not shards.exists():
                     self._made.append(real(shards))
-                pack_rows(english_rows(ENGLISH_ROWS), shards)
+                rows, source = rows_at_start(config)
+                pack_rows(rows, shards, language="en" if source else "", source=source)
             except OSError as error:
                 raise self._unwritable(error.strerror or str(error)) from None
         return shards

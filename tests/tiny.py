@@ -71,8 +71,15 @@ def make_llm(kind: str, folder: Path, **more: Any) -> Path:
               "pad_token_id": tokenizer.pad_token_id} | more  # fmt: skip
     made: dict[str, Any] = {
         "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**common)),
-        "mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(**common, sliding_window=64)),
+        "mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(**{"sliding_window": 64} | common)),
         "qwen2": lambda: tf.Qwen2ForCausalLM(tf.Qwen2Config(**common)),
+        "qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**common, head_dim=16)),
+        "gemma3": lambda: tf.Gemma3ForCausalLM(
+            tf.Gemma3TextConfig(**common, head_dim=16, layer_types=["sliding_attention", "full_attention"])
+        ),
+        "bloom": lambda: tf.BloomForCausalLM(
+            tf.BloomConfig(vocab_size=len(tokenizer) + 8, hidden_size=H, n_layer=2, n_head=2)
+        ),
         "gemma2": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**common, head_dim=16)),
         "gpt2": lambda: tf.GPT2LMHeadModel(
             tf.GPT2Config(

@@ -118,6 +118,7 @@ def _pack_task(options: argparse.Namespace) -> None:
     from bridge_ds.data.packing import write
     from bridge_ds.data.packing.sources import parse_map
     from bridge_ds.tasks import TableTask, find_tasks
+    from bridge_ds.tasks.shards import train_rows
 
     name = options.task.removeprefix(_TASK)
     if options.input or not options.task.startswith(_TASK):
@@ -133,12 +134,8 @@ def _pack_task(options: argparse.Namespace) -> None:
         fields = parse_map(options.map, task.columns)
         given = TaskDataConfig(source=options.dataset or "", revision=options.revision, fields=fields)
         (task,) = find_tasks([name], {name: given}, own)
-    if not isinstance(task, TableTask):
-        raise DataError(
-            f"{name} makes its own samples; expected a benchmark; data.shards=testbed/english trains on it."
-        )
+    rows, source = train_rows(task)
     write.check_output(options.output, options.overwrite)
-    rows = ({"source": example.source, "target": example.target} for example in task.train())
     index = write.pack_rows(
         _chosen(rows, options.shuffle, options.limit),
         options.output,
@@ -146,7 +143,7 @@ def _pack_task(options: argparse.Namespace) -> None:
         shard_bytes=int(options.shard_size * write.MIB),
         overwrite=options.overwrite,
         language="en",
-        source=options.source or f"{name}, train split of {task.source}",
+        source=options.source or source,
     )
     _print_packed(index, options.output)
 

@@ -21,7 +21,7 @@ from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
 from bridge_ds.config import zero
 from bridge_ds.config.ds_models import check_with_deepspeed
 from bridge_ds.config.load import load_config
-from bridge_ds.config.names import is_embedded
+from bridge_ds.config.names import made_at_start
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.errors import BridgeError, ConfigError, DataError, LaunchError
@@ -189,11 +189,13 @@ def shards_verify(subject: Subject) -> str:
     """Every data set has an index; local shards have its sizes and, with --hashes, its sha256."""
     from bridge_ds.data.loading.corpus import locations, open_index
     from bridge_ds.data.shards.verify import verify
+    from bridge_ds.tasks.shards import rows_at_start
 
     data, samples, shards = subject.config.data, 0, 0
     for location in locations(data)[0]:
-        if is_embedded(location):
-            return "embedded, written at the first start"
+        if made_at_start(location):
+            rows_at_start(subject.config)
+            return f"{location}, written at the first start"
         # Not staged: a login node does not have the local disk of a compute node.
         index = open_index(dataclasses.replace(data, stage_dir=""), location)
         samples, shards = samples + index.samples, shards + len(index.shards)

@@ -22,29 +22,32 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 and gives up in 5.40, to the first."""
 
 _PADDED: ContextVar[bool | None] = ContextVar("padded", default=None)
+_PACKED: ContextVar[bool] = ContextVar("packed", default=False)
 
 
 @contextmanager
-def masks_known(padded: bool) -> Iterator[None]:
+def masks_known(padded: bool, packed: bool = False) -> Iterator[None]:
     """While open, transformers does not look into masks and positions of the models that run; the caller knows them.
 
     transformers (5.17 to 5.24 at least) asks the device in every forward pass of a model: whether a padding mask masks
     anything (`_ignore_bidirectional_mask_sdpa`), and, where no mask is given, whether the position ids restart within a
     row (`find_packed_sequence_indices`). On a GPU the host waits for each answer. Here the first is answered by
-    `padded`, the second by no: the rows of this project are never packed. The masks that come out are the same. A
-    ready 4-D mask would spare the first look too, but models with local attention (ModernBERT) take it for all layers.
+    `padded`, the second by `packed`. The masks that come out are the same. A ready 4-D mask would spare both looks, but
+    models with local attention (ModernBERT, Gemma) take it for all layers.
 
     It can go when tests/test_host_waits.py passes without it.
 
     Args:
         padded: whether the mask that the model gets masks anything.
+        packed: whether its position ids restart within a row, as those of rows that are joined end to end.
     """
     _install()
-    token = _PADDED.set(padded)
+    tokens = _PADDED.set(padded), _PACKED.set(packed)
     try:
         yield
     finally:
-        _PADDED.reset(token)
+        _PADDED.reset(tokens[0])
+        _PACKED.reset(tokens[1])
 
 
 @cache
@@ -170,7 +173,10 @@ def _install() -> None:
         return False if padded else ignore(None, *args, **options)  # type: ignore[misc]
 
     def packed_known(position_ids: Any, *args: Any, **options: Any) -> Any:
-        return packed(position_ids, *args, **options) if _PADDED.get() is None else None  # type: ignore[misc]
+        if _PADDED.get() is None:
+            return packed(position_ids, *args, **options)  # type: ignore[misc]
+        # As it is there, without the look at whether there is one sequence alone.
+        return (position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1).cumsum(-1) if _PACKED.get() else None
 
     if ignore:
         masking_utils._ignore_bidirectional_mask_sdpa = wraps(ignore)(ignore_known)

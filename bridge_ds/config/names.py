@@ -9,17 +9,26 @@ from pathlib import Path
 
 from bridge_ds.config.schema import ModelConfig
 
-__all__ = ["EMBEDDED_SHARDS", "found_beside", "is_embedded", "resolve", "with_full_paths"]
+__all__ = ["EMBEDDED_SHARDS", "found_beside", "made_at_start", "resolve", "task_of_shards", "with_full_paths"]
 
 EMBEDDED_SHARDS = "testbed/english"
 """The value of `data.shards` that stands for the testbed's English shards (written at first use)."""
 
+TASK_SHARDS = "task:"
+"""Begins a value of `data.shards` that stands for a task's English train split."""
+
 _EMBEDDED_MODELS = {"testbed/encoder": "encoder", "testbed/llm": "llm"}
 
 
-def is_embedded(shards: str) -> bool:
-    """Whether `data.shards` means the embedded data set (a local folder of that name wins)."""
-    return shards == EMBEDDED_SHARDS and not Path(shards).is_dir()
+def made_at_start(shards: str) -> bool:
+    """Whether `data.shards` means samples that the first start writes to RUN/shards: the embedded data set, or those of
+    a task (a local folder of that name wins)."""
+    return (shards == EMBEDDED_SHARDS or bool(task_of_shards(shards))) and not Path(shards).is_dir()
+
+
+def task_of_shards(shards: str) -> str:
+    """NAME of `task:NAME`; else empty."""
+    return shards.removeprefix(TASK_SHARDS) if shards.startswith(TASK_SHARDS) else ""
 
 
 def resolve(name: str) -> str:

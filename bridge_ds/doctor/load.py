@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from bridge_ds.bridge import BridgeModel, build_bridge
 from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.load import Checkpoint
 from bridge_ds.compat.deepspeed import import_deepspeed
-from bridge_ds.config.names import is_embedded, resolve
+from bridge_ds.config.names import made_at_start, resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary
@@ -27,7 +28,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.inference.bases import Placing
 from bridge_ds.inference.load import load_model, open_run
-from bridge_ds.testbed import english_rows
+from bridge_ds.tasks.shards import rows_at_start
 from bridge_ds.track.metrics_file import iter_metrics
 from bridge_ds.world import World
 
@@ -134,9 +135,9 @@ def training_samples(run: Path, config: Config, count: int) -> tuple[list[dict[s
         DataError: the shards cannot be read here.
     """
     written = run / "shards"
-    if is_embedded(config.data.shards):
+    if made_at_start(config.data.shards):
         if not (written / "index.json").is_file():
-            return list(english_rows(count)), list(range(count))
+            return list(itertools.islice(rows_at_start(config)[0], count)), list(range(count))
         shards = str(written)
     else:
         shards = config.data.shards

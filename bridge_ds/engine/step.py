@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 
-from bridge_ds.bridge import BridgeModel
+from bridge_ds.bridge import BridgeModel, joined
 from bridge_ds.compat.torch import free_workspaces
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import encoded_together
@@ -41,7 +42,7 @@ class StepTotals:
     prompt_tokens: int
     """Real LLM tokens around the soft prompt."""
     positions: int
-    """Positions of all three tensors, padding included."""
+    """All of these tokens, and the padding in encoder and LLM."""
     bad: tuple[int, ...]
     """Bad samples left out, by kind in the order of :data:`bridge_ds.data.shards.samples.KINDS`."""
     stopping: int = 0
@@ -225,6 +226,8 @@ def encoded(model: BridgeModel, micro: list[Batch]) -> list[States | None]:
     encoder: Any = model.encoder
     if len(micro) == 1 or encoder.by_layer is None:  # where nothing is gathered, it would only cost memory
         return [None] * len(micro)
-    states = encoder.encode_all([model.encoder_input(batch) for batch in micro])
+    inputs = [model.encoder_inputs(batch) for batch in micro]
+    found = iter(encoder.encode_all([each for of in inputs for each in of]))
+    states = [joined(batch, list(islice(found, len(of)))) for batch, of in zip(micro, inputs, strict=True)]
     free_workspaces()
     return list(states)

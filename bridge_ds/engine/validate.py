@@ -11,6 +11,7 @@ import torch
 
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import StepBatches
+from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.corpus import Corpus
 from bridge_ds.data.loading.loader import held_out
 from bridge_ds.data.loading.tokenize import Tokenizers
@@ -98,11 +99,14 @@ class Validation:
         }
 
 
-def make_validation(config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus) -> Validation | None:
+def make_validation(
+    config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus, packing: Packing | None = None
+) -> Validation | None:
     """Read and tokenize the held-out samples (a collective); none where the run has no validation.
 
     Args:
         corpus: the run's training data.
+        packing: how the rows of a micro-batch are packed.
 
     Raises:
         DataError: a sample cannot be read, more than `data.max_bad_samples` are bad, or `train.validate_every` asks for
@@ -111,7 +115,7 @@ def make_validation(config: Config, world: World, tokenizers: Tokenizers, corpus
     every = validates_every(config)
     if not every:
         return None
-    part = on_all(lambda: held_out(config, world, tokenizers, corpus), world)
+    part = on_all(lambda: held_out(config, world, tokenizers, corpus, packing), world)
     if part is None:
         found = f"no sample is held out (data.validation_percent {config.data.validation_percent} of {corpus.samples})"
         if config.train.validate_every:

@@ -7,6 +7,7 @@ Dimensions: B batch, X prefix length and what has been written, H LLM width, V v
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 
@@ -66,13 +67,14 @@ def decode_greedily(
         mask_BX = torch.cat([mask_BX, mask_BX.new_ones(rows, 1)], dim=1)
         ids_BT = torch.cat([ids_BT, next_B[:, None]], dim=1)
         if llm.behavior.steps:
+            mask: dict[str, Any] = {"attention_mask": mask_BX} if llm.behavior.step_mask else {}
             logits_BV, cache = llm.logits_at(
                 llm.embed(next_B[:, None]),
                 row_B,
                 cache,
                 position_ids=(position_B + step).clamp(max=positions - 1)[:, None],
                 use_cache=True,
-                **({"attention_mask": mask_BX} if llm.behavior.step_mask else {}),
+                **mask,
             )
         else:
             fits_BT = position_B[:, None] + torch.arange(step + 1, device=row_B.device) < positions

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bridge_ds.data.loading.layout import PackedRows
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.beside import side_by_side
 from bridge_ds.llm.splice import Segment, Spliced, splice
@@ -116,9 +117,9 @@ def read_prefix(llm: LLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
     rows, length = prefix.mask_BX.shape
     last_B = torch.arange(1, rows + 1, device=prefix.mask_BX.device) * length - 1
     positions_BX = (prefix.mask_BX.cumsum(1) - 1).clamp(min=0)
-    return llm.logits_at(
-        prefix.embeds_BXH, last_B, attention_mask=prefix.mask_BX, position_ids=positions_BX, use_cache=True
-    )
+    numbers = torch.arange(rows, device=last_B.device)
+    packed = PackedRows(positions_BX, torch.full_like(numbers, length - 1)[:, None], numbers)
+    return llm.logits_at(prefix.embeds_BXH, last_B, packed=packed, attention_mask=prefix.mask_BX, use_cache=True)
 
 
 def read_whole(

@@ -19,7 +19,9 @@ from bridge_ds.compat.transformers import (
     given_cache,
     masks_known,
 )
+from bridge_ds.data.loading.layout import PackedRows
 from bridge_ds.llm.support import Behavior, positions_of
+from bridge_ds.llm.trim import last_layer, trimmed
 
 __all__ = ["LLM"]
 
@@ -74,7 +76,12 @@ class LLM(nn.Module):
         return self.model.get_input_embeddings()(ids)
 
     def logits_at(
-        self, embeds_BXH: torch.Tensor, places_N: torch.Tensor, cache: object = None, **options: Any
+        self,
+        embeds_BXH: torch.Tensor,
+        places_N: torch.Tensor,
+        cache: object = None,
+        packed: PackedRows | None = None,
+        **options: Any,
     ) -> tuple[torch.Tensor, Any]:
         """Run the model and its vocabulary projection at the chosen positions only.
 
@@ -82,16 +89,32 @@ class LLM(nn.Module):
             embeds_BXH: input embeddings.
             places_N: flat indices into B x X of the positions whose next token is wanted.
             cache: of the positions before; None = there are none.
+            packed: of sequences that are several rows, end to end; or, beside an attention_mask, where each is a row
+                and what is wanted of it.
             options: passed to the model (attention_mask, position_ids, use_cache).
 
         Returns:
             logits [N, V] in the order of `places_N`, and the cache with these positions, if the model gives one.
         """
         options |= {} if cache is None else given_cache(self.model, cache)
-        known = masks_known(padded=False) if options.get("attention_mask") is None else nullcontext()
-        with known, _projecting_only(self.model.get_output_embeddings(), places_N):
+        known: AbstractContextManager[None] = nullcontext()
+        if options.get("attention_mask") is None:
+            known = masks_known(padded=False, packed=packed is not None)
+        trimming: AbstractContextManager[Any] = nullcontext()
+        if packed is not None:
+            options["position_ids"] = packed.position_ids_BX
+            if (layer := self._trimmed_layer()) is not None:
+                trimming = trimmed(layer, packed, places_N)
+        with known, trimming, _projecting_only(self.model.get_output_embeddings(), places_N):
             output = self.model(inputs_embeds=embeds_BXH, return_dict=True, **options)
         return output.logits[0], cache_of(output)
+
+    def _trimmed_layer(self) -> nn.Module | None:
+        """The last decoder layer, if it may run at the wanted positions only."""
+        layer = last_layer(self.model) if self.behavior.trims else None
+        # DeepSpeed gathers each module of a layer in which something is trained, in an order that it records.
+        sharded = self.trained and hasattr(next(self.model.parameters()), "ds_id")
+        return None if sharded else layer
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.encoder.families import family_of
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.configs import base_config
-from bridge_ds.llm.support import check_llm, llm_table, positions_of
+from bridge_ds.llm.support import behavior_of, llm_table, positions_of
 from bridge_ds.llm.tiny_copy import in_table, tiny_copy
 
 __all__ = ["check_positions", "encoder_table", "notes_on_bases", "positions_taken"]
@@ -71,7 +71,7 @@ def check_positions(
 
 
 def notes_on_bases(config: Config, tokenizers: Tokenizers, resumes: bool = False) -> list[str]:
-    """:func:`check_positions` and :func:`~bridge_ds.llm.support.check_llm` at the start of a run.
+    """:func:`check_positions` and :func:`~bridge_ds.llm.support.behavior_of` at the start of a run.
 
     Returns:
         notes for the user, a sentence each.
@@ -85,8 +85,11 @@ def notes_on_bases(config: Config, tokenizers: Tokenizers, resumes: bool = False
         encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
     llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)
     notes = check_positions(config, encoder, llm, tokenizers, resumes)
-    remark = check_llm(of.llm, llm, of.trust_remote_code)
-    return [*notes, f"of the LLM: {remark}."] if remark else notes
+    behavior = behavior_of(of.llm, llm, of.trust_remote_code)
+    remarks = [behavior.remark] if behavior.remark else []
+    if config.train.packing and not behavior.packs:
+        remarks.append("its class does not compute joined rows as each alone, so that they are padded (train.packing)")
+    return [*notes, *(f"of the LLM: {remark}." for remark in remarks)]
 
 
 def positions_taken(config: Config, tokenizers: Tokenizers) -> int:

@@ -11,14 +11,16 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from bridge_ds.compat.transformers import cache_of, generate_from_embeds, given_cache, quiet
 from bridge_ds.errors import ConfigError
+from bridge_ds.llm.behavior import Behavior
 from bridge_ds.llm.beside import sees_all, side_by_side
+from bridge_ds.llm.packed import packs_and_trims
 from bridge_ds.llm.tiny_copy import VOCABULARY, in_table, llm_class, tiny_copy
 
 __all__ = ["Behavior", "behavior_of", "check_llm", "llm_table", "positions_of"]
@@ -32,24 +34,6 @@ _SHIFT, _SOFT, _LENGTH, _CUT = 3, 3, 12, 8
 
 class _Refused(Exception):
     """Why a class cannot be used."""
-
-
-@dataclass(frozen=True)
-class Behavior:
-    """What may be done with the cache of an LLM; what may not is computed anew, which is slower and exact."""
-
-    steps: bool = True
-    """It can be continued by one token at a time, after a left-padded prefix."""
-    step_mask: bool = True
-    """The mask of all positions is given then; False = none is (state-space models, whose state holds no padding)."""
-    reuse: bool = True
-    """It can be continued by several tokens, for each row several times."""
-    beside: bool = False
-    """And by all of a row's continuations at once (:mod:`bridge_ds.llm.beside`)."""
-    spare: int | None = None
-    """It has a table of positions, which ends so many after `max_position_embeddings`; None = it has none."""
-    remark: str = ""
-    """For the user: what this costs; empty = nothing."""
 
 
 _ANEW = Behavior(
@@ -149,7 +133,10 @@ def _observe(of: _Keyed) -> Behavior | str:
         return _ANEW
     try:
         with torch.no_grad():
-            return _Probe(model, embed).behavior()
+            behavior = _Probe(model, embed).behavior()
+        packs, trims = packs_and_trims(of.kind, of.config)
+        eager = model.config.get_text_config()._attn_implementation == "eager"
+        return replace(behavior, packs=packs, trims=trims, eager=eager)
     except _Refused as refused:
         return str(refused)
 

@@ -46,7 +46,7 @@ UNITS = {
     "seconds": "s, wall time of the step",
     "target_tokens_per_s": "tokens/s, all ranks",
     "source_tokens_per_s": "tokens/s, all ranks",
-    "padding_share": "0 to 1, of all positions in source, prompt and target",
+    "padding_share": "0 to 1: padding in encoder and LLM, of it and all tokens",
     "data_wait_share": "0 to 1, of the step's wall time, the slowest rank",
     "peak_memory_gib": "GiB, the fullest rank",
     "layer_weights_entropy": "nats",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
 from bridge_ds.data.loading.batch import Batch, StepBatches
+from bridge_ds.data.loading.bins import Packing, groups, sequences
 from bridge_ds.data.loading.collate import collate, unwrap, wrap
 from bridge_ds.data.loading.tokenize import TokenizedSample
 from bridge_ds.llm.loss import predicting
@@ -49,6 +50,72 @@ def test_a_layout_is_what_the_masks_say(
     positions, wanted = predicting(expected.labels_BX)
     assert torch.equal(layout.positions, positions) and torch.equal(layout.labels, wanted)
     assert len(layout.order.unique()) == layout.order.numel()  # index_select's backward then adds to each once
+
+
+def by_row(order: torch.Tensor, lengths: torch.Tensor) -> list[list[int]]:
+    return [row[:length].tolist() for row, length in zip(order, lengths.tolist(), strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=samples,
+    fixed=st.sampled_from([0, 2]),
+    keys=st.sampled_from([1.0, 12.0, 1e6]),
+    call=st.sampled_from([0.0, 2.0, 1e6]),
+)
+def test_packed_rows_are_the_same_rows_end_to_end(
+    rows: list[tuple[list[int], list[int], list[int]]], fixed: int, keys: float, call: float
+) -> None:
+    made = [TokenizedSample(*row, ()) for row in rows]
+    plain = collate(made, 0, 1, True, fixed)
+    packing = Packing(llm_keys=keys, encoder_keys=keys, encoder_call=call)
+    batch = unwrap(wrap(StepBatches(1, [collate(made, 0, 1, True, fixed, packing)], "", 0))).micro[0]
+    before, layout = plain.layout, batch.layout
+    assert before and layout and layout.packed and torch.equal(layout.labels, before.labels)
+    packed, (count, longest) = layout.packed, layout.order.shape
+    assert len(layout.order.unique()) == layout.order.numel() <= before.order.numel()
+    found, restarts = [], packed.position_ids_BX == 0
+    for sequence in range(count):
+        begins = [at for at in range(int(layout.lengths[sequence])) if restarts[sequence, at]]
+        for begin, end in zip(begins, [*begins[1:], int(layout.lengths[sequence])], strict=True):
+            found.append(layout.order[sequence, begin:end].tolist())
+            assert packed.position_ids_BX[sequence, begin:end].tolist() == list(range(end - begin))
+        assert restarts[sequence, int(layout.lengths[sequence]) :].all()
+    assert sorted(found) == sorted(by_row(before.order, before.lengths))
+    # The same positions are asked for, in the same order, and the last layer finds them.
+    assert torch.equal(layout.order.flatten()[layout.positions], before.order.flatten()[before.positions])
+    flat = (packed.asked_BQ + torch.arange(count)[:, None] * longest).flatten()
+    assert torch.equal(flat[packed.asked_N], layout.positions)
+    # Each token of the encoder is in one group, among rows that are as long as the longest.
+    parts = layout.groups or (torch.arange(batch.source_ids.numel()).view_as(batch.source_ids),)
+    read = torch.cat([group.flatten() for group in parts])
+    assert len(read.unique()) == len(read)
+    assert set(layout.source_rows.tolist()) <= set(read.tolist())
+    assert all(bool(batch.source_mask.flatten()[group].any(0).all()) for group in parts)
+    real = batch.source_tokens + int(layout.lengths.sum())
+    assert batch.positions - batch.source_tokens - batch.prompt_tokens - batch.target_tokens == (
+        len(read) + layout.order.numel() - real
+    )
+
+
+def test_rows_are_joined_where_it_costs_less() -> None:
+    # Keys cost nothing: all in one. Keys are all that costs: none. Between them, by hand: 4 x 9 x (9 + 9) = 648 apart,
+    # 3 x 9 x (9 + 9) = 486, 2 x 11 x (9 + 11) = 440, 1 x 22 x (9 + 22) = 682.
+    lengths = [9, 4, 7, 2]
+    assert sequences([9, 4, 7, 3], 1e6) == [[0, 1, 2, 3]]
+    assert sequences([5, 5], 0.0) == [[0], [1]] == sequences([5, 5], 4.9)
+    assert sequences(lengths, 9.0) == [[0, 3], [1, 2]]
+    assert sequences([3], 1e6) == [[0]]
+    # 4 x 9 x 9 = 324 scores apart, 2 x 11 x 11 = 242, 1 x 22 x 22 = 484.
+    assert sequences(lengths, 1e9, scores=True) == [[0, 3], [1, 2]]
+    assert sequences([8, 8, 7], 1e9, scores=True) == [[0], [1], [2]] != sequences([8, 8, 7], 1e9)
+    assert sequences([300, 200, 250], 1e9) == [[0, 1, 2]]
+    assert sequences([3000, 2000, 2500], 1e9) == [[0], [1], [2]]  # for a mask of 7500 x 7500
+    # Of rows 9, 7, 4, 2: together 36, in two groups 18 + 8 and a call, alone 22 and three calls.
+    assert groups(lengths, 1e6, 0.0) == [[0], [2], [1], [3]]
+    assert groups(lengths, 1e6, 4.0) == [[0, 2], [1, 3]]
+    assert groups(lengths, 1e6, 11.0) == [[0, 2, 1, 3]]
+    assert groups([6, 6, 6], 1e6, 0.0) == [[0, 1, 2]]
 
 
 def test_a_batch_moves_in_one_copy() -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from bridge_ds.config.schema import Config, DataConfig, MappingConfig, ModelConfig
+from bridge_ds.config.schema import Config, DataConfig, MappingConfig, ModelConfig, TrainConfig
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.errors import ConfigError
 from bridge_ds.llm.positions import check_positions, encoder_table, notes_on_bases, positions_taken
@@ -61,7 +61,11 @@ def test_what_an_llm_without_a_plain_cache_costs_is_a_note_at_the_start(
     assert notes_on_bases(config, tokenizers) == []
     CONFIG_MAPPING["mamba"]().save_pretrained(tmp_path)
     mamba = replace(config, model=replace(config.model, llm=str(tmp_path)))
-    (note,) = notes_on_bases(mamba, tokenizers)
+    note, padded = notes_on_bases(mamba, tokenizers)
+    assert padded == (
+        "of the LLM: its class does not compute joined rows as each alone, so that they are padded (train.packing)."
+    )
+    assert notes_on_bases(replace(mamba, train=TrainConfig(packing=False)), tokenizers) == [note]
     assert note == (
         "of the LLM: its cache cannot be shared by choices: evaluation runs the whole prompt anew for each choice."
     )

@@ -1,8 +1,8 @@
 """One rank that encodes with sharded encoders: encode_sharded.py FOLDER...
 
-Prints a JSON line for each encoder under each DeepSpeed file: whether the states of 1, 2 and 4 inputs, encoded
-together, equal those of the whole model in every bit, also after an error; how often each parameter was gathered; and
-elements that were whole at once.
+Prints a JSON line for each encoder under each DeepSpeed file: whether the states of 1, 2 and 4 inputs (one more on each
+further rank, as groups of rows of similar length make it), encoded together, equal those of the whole model in every
+bit, also after an error; how often each parameter was gathered; and elements that were whole at once.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ def report(encoder: Any, whole: Any, ahead: bool) -> dict[str, Any]:
         assert count != 2 or fail_inside(encoder)
         assert all(parameter.ds_status.name == "NOT_AVAILABLE" for parameter in every)
         seen["gathers"].clear()
+        count += torch.distributed.get_rank()
         found = encoder.encode_all(inputs(count))
         gathers.append([seen["gathers"][parameter.ds_id] for parameter in every])
         for states, source in zip(found, inputs(count), strict=True):

@@ -13,11 +13,13 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.data.loading.batch import Batch
+from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import collate
 from bridge_ds.data.loading.tokenize import TokenizedSample
 from bridge_ds.encoder.frozen import FrozenEncoder
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.llm.frozen import FrozenLLM
+from bridge_ds.llm.support import behavior_of
 from bridge_ds.mapping.projector import Projector
 from bridge_ds.testbed import ENCODER_PATH, ENGLISH, LLM_PATH
 from bridge_ds.testbed.languages import word_list
@@ -98,7 +100,9 @@ def frozen_pair(
     pair: tuple[Any, Any] = (encoder, llm)
     for model in pair:
         model.requires_grad_(False)
-    return FrozenEncoder(encoder), FrozenLLM(llm)
+    frozen = FrozenLLM(llm)
+    frozen.behavior = behavior_of("llama", llm.config)  # as load_llm does
+    return FrozenEncoder(encoder), frozen
 
 
 def make_model(
@@ -141,7 +145,7 @@ def make_texts(rows: int, source: str, target: int, seed: int = 1) -> tuple[list
     )
 
 
-def make_batch(texts: tuple[list[str], list[str]]) -> Batch:
+def make_batch(texts: tuple[list[str], list[str]], packing: Packing | None = None) -> Batch:
     """These texts as the data workers would give them, on the CPU, without a prompt."""
     of_encoder, of_llm = tokenizers()
     sources = of_encoder(texts[0]).input_ids
@@ -150,7 +154,7 @@ def make_batch(texts: tuple[list[str], list[str]]) -> Batch:
         for text in texts[1]
     ]
     rows = [TokenizedSample(one, [], other, ()) for one, other in zip(sources, targets, strict=True)]
-    return collate(rows, of_encoder.pad_token_id, of_llm.eos_token_id, opening=True)
+    return collate(rows, of_encoder.pad_token_id, of_llm.eos_token_id, opening=True, packing=packing)
 
 
 def needed_flops(model: BridgeModel, batch: Batch) -> float:

@@ -28,6 +28,7 @@ slow moment hits all of them. Each batch appends a row for each variant to bench
   peak_gib         of the device on CUDA, else the process's resident memory, which never falls
   graphs           graphs that torch.compile had made for both models after the first step with this batch
   recompiled       graphs that two batches of other lengths added
+  packing          1 = rows of ours were joined (train.packing)
   gradient_error   |g - g'| / |g| over all trained parameters, compiled against not compiled, without dropout
   error            why there are no times: the device had too little memory
 """
@@ -54,6 +55,7 @@ from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.engine.gpu import grow_segments  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
+from bridge_ds.llm.packing import packing_for  # noqa: E402
 from tools.bench import bench_models as models  # noqa: E402
 from tools.bench.bench_rows import append, provenance  # noqa: E402
 from tools.bench.bench_variants import Variant, make_variants, sync, take_turns  # noqa: E402
@@ -99,6 +101,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--threads", type=int, default=own, help=f"CPU threads (default: the trainer's own, {own} beside a data worker)"
     )
+    add("--packing", type=int, choices=(0, 1), help="train.packing of ours (default: 1 on a CPU, else 0)")
     add("--quick", action="store_true", help="tiny models, two steps")
     add("--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench/bench_step.csv)")
     options = parser.parse_args(argv)
@@ -130,13 +133,15 @@ def measure(
         "sizes": sizes, "encoder_layers": encoder.num_layers, "encoder_width": encoder.width,
         "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width, "feedforward": feedforward,
     }  # fmt: skip
+    packs = device.type == "cpu" if options.packing is None else bool(options.packing)
+    packing = packing_for(encoder.model.config, llm.model.config, device.type) if packs else None
     for count in map(int, options.batch.split(",")):
         texts = models.make_texts(count, options.source, options.target)
-        batch = models.make_batch(texts)
+        batch = models.make_batch(texts, packing)
         take_turns(variants, texts, batch, options.repeat, device)
         need = models.needed_flops(next(each for each in variants if each.way == "ours").model, batch)
         facts = known | {"batch": count, "source": options.source, "target": options.target}
-        facts |= {"vocabulary": vocabulary, "dtype": options.dtype}
+        facts |= {"vocabulary": vocabulary, "dtype": options.dtype, "packing": int(packs)}
         yield [facts | figures(each, variants, batch.source_tokens, need / peak) for each in variants]
 
 

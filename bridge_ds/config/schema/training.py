@@ -35,8 +35,8 @@ class DataConfig:
     """The English shards and how samples become batches."""
 
     shards: Annotated[Path, NEITHER] = "testbed/english"
-    """Folder of webdataset tars with index.json (made by bridge-ds pack), the URL of one (https://, s3://,
-    hf://), or `testbed/english`."""
+    """Folder of webdataset tars with index.json (made by bridge-ds pack), the URL of one (https://, s3://, hf://), or
+    what the first start writes to RUN/shards: `testbed/english`, or `task:NAME` for a task's English train split."""
     mixture: Annotated[Paths, NEITHER] = ()
     """Several data sets instead of `shards`: a list of FOLDER=WEIGHT, drawn from in the ratio of the weights (each at
     least 1/20,000 of their sum)."""
@@ -139,6 +139,11 @@ class TrainConfig:
     encode_once_gib: Annotated[NonNegativeFloat, NEITHER] = 4.0
     """Memory for encoder states on a rank (GiB; 0 = those of one micro-batch). A micro-batch counts as (layers + 1) x
     rows x data.max_source_tokens x width x 2 bytes (4 in float32), however short its texts are."""
+    packing: Annotated[Flag | None, NEITHER] = None
+    """Join the rows of a micro-batch end to end where the LLM's class computes them exactly so (seen on a tiny copy of
+    it), each row attending to itself alone, with its last layer at the predicted positions only; and let a frozen
+    encoder read rows of similar length together. Next to nothing is then computed on padding. It changes
+    rounding. null = on a CPU; on GPUs it has not been measured."""
     compile: Annotated[Literal["off", "frozen"], TRAINING] = "off"
     """frozen: in training, run the layers of a frozen encoder and LLM through torch.compile, each by itself. Steps are
     faster and keep less, the first takes half a minute longer or more, and results change by rounding. Needs a C

@@ -42,15 +42,13 @@ class Batch:
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name."""
         own = {name: value for name, value in vars(self).items() if name != "layout" and value is not None}
-        return own | (vars(self.layout) if self.layout else {})
+        return own | (self.layout.tensors() if self.layout else {})
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Batch:
         """The batch that has these :meth:`tensors`."""
-        inner = {each.name for each in fields(Layout)}
-        layout = {name: tensor for name, tensor in tensors.items() if name in inner}
-        own = {name: tensor for name, tensor in tensors.items() if name not in inner}
-        return cls(**own, layout=Layout(**layout) if layout else None)
+        own = {each.name: tensors[each.name] for each in fields(cls) if each.name in tensors}
+        return cls(**own, layout=Layout.of(tensors))
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`: one copy where the tensors are views of one flat buffer, as the loader's are.
@@ -77,9 +75,13 @@ class Batch:
 
     @property
     def positions(self) -> int:
-        """Positions of all ids, padding included."""
-        masks = (self.source_mask, self.prompt_mask, self.target_mask, self.head_mask)
-        return sum(mask.numel() for mask in masks if mask is not None)
+        """Tokens of all ids, and the positions of both models that are padding."""
+        if self.layout is None:
+            masks = (self.source_mask, self.prompt_mask, self.target_mask, self.head_mask)
+            return sum(mask.numel() for mask in masks if mask is not None)
+        read = sum(group.numel() for group in self.layout.groups) or self.source_mask.numel()
+        padding = self.layout.order.numel() - int(self.layout.lengths.sum())
+        return read + self.prompt_tokens + self.target_tokens + padding
 
     @property
     def source_tokens(self) -> int:

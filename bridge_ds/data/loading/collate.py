@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from bridge_ds.data.loading.batch import Batch, StepBatches, split_buffer
+from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.layout import layout_of
 from bridge_ds.data.loading.tokenize import TokenizedSample
 
@@ -41,12 +42,14 @@ def collate(
     llm_pad_id: int,
     opening: bool | None = None,
     fixed_length: int = 0,
+    packing: Packing | None = None,
 ) -> Batch:
     """One micro-batch of B samples: sources [B, S], prompts [B, P] (P may be 0), targets [B, T].
 
     Args:
         opening: whether the LLM has a BOS; if given, the batch has its layout, as training needs it.
         fixed_length: as of :func:`bridge_ds.data.loading.layout.layout_of`.
+        packing: of the same; for a batch with a layout.
     """
     source_ids, source_mask = pad([row.source for row in rows], encoder_pad_id)
     prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
@@ -54,9 +57,7 @@ def collate(
     head_ids, head_mask = pad([row.head for row in rows], llm_pad_id) if any(row.head for row in rows) else (None, None)
     layout = None
     if opening is not None:
-        layout = layout_of(
-            source_mask, prompt_mask, target_mask, target_ids, opening, head_mask, fixed_length=fixed_length
-        )
+        layout = layout_of(source_mask, prompt_mask, target_mask, target_ids, opening, head_mask, fixed_length, packing)
     return Batch(
         source_ids=source_ids,
         source_mask=source_mask,

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import accumulation
 from bridge_ds.data.loading.batch import Batch, StepBatches
+from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import PackedBatch, unwrap
 from bridge_ds.data.loading.corpus import Corpus, open_corpus
 from bridge_ds.data.loading.steps import StepDataset
@@ -104,6 +105,7 @@ def make_loader(
     *,
     corpus: Corpus | None = None,
     pin_memory: bool = False,
+    packing: Packing | None = None,
 ) -> StepLoader:
     """The loader of the steps start_step + 1 .. train.steps of this rank.
 
@@ -114,6 +116,7 @@ def make_loader(
         start_step: optimizer steps already done: samples consumed // train.global_batch.
         corpus: the data; by default opened as `config.data` says.
         pin_memory: whether to hand out page-locked tensors (needs an accelerator).
+        packing: how the rows of a micro-batch are packed; None = they are not.
 
     Raises:
         LaunchError: the batch sizes do not fit the world.
@@ -123,7 +126,7 @@ def make_loader(
     accumulation(config, world.size)
     corpus = corpus or open_corpus(config.data, config.run.seed, world)
     _check_languages(config, tokenizers, corpus)
-    dataset = StepDataset(config, world, tokenizers, corpus, start_step + 1)
+    dataset = StepDataset(config, world, tokenizers, corpus, start_step + 1, packing)
     steps = range(start_step + 1, config.train.steps + 1)
     return StepLoader(dataset, steps, workers=config.data.workers, prefetch=config.data.prefetch, pin_memory=pin_memory)
 
@@ -140,7 +143,9 @@ def _check_languages(config: Config, tokenizers: Tokenizers, corpus: Corpus) -> 
                 )
 
 
-def held_out(config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus) -> StepBatches | None:
+def held_out(
+    config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus, packing: Packing | None = None
+) -> StepBatches | None:
     """This rank's part of the samples for validation, whatever the run's seed; None if none is held out.
 
     Args:
@@ -148,6 +153,7 @@ def held_out(config: Config, world: World, tokenizers: Tokenizers, corpus: Corpu
         world: which rank of how many.
         tokenizers: from `load_tokenizers`.
         corpus: the training data.
+        packing: as of :func:`make_loader`.
 
     Raises:
         DataError: a sample cannot be read or is not what was indexed.
@@ -157,7 +163,7 @@ def held_out(config: Config, world: World, tokenizers: Tokenizers, corpus: Corpu
         return None
     # Where prefix_lm splits a text depends on the seed, and validation losses of runs are to be compared.
     config = replace(config, run=replace(config.run, seed=0))
-    return StepDataset(config, world, tokenizers, found, first_step=1).once(config.train.validation_samples)
+    return StepDataset(config, world, tokenizers, found, 1, packing).once(config.train.validation_samples)
 
 
 def _unwrap_all(items: Iterator[PackedBatch | BridgeError]) -> Generator[StepBatches, None, None]:

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import Batch, StepBatches
+from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import PackedBatch, collate, wrap
 from bridge_ds.data.loading.corpus import Corpus, CorpusRows
 from bridge_ds.data.loading.plan import StepPlan, TokenCost
@@ -30,13 +31,22 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
     A user error is returned, not raised: torch would wrap one that leaves a worker in the text of a traceback.
     """
 
-    def __init__(self, config: Config, world: World, tokenizers: Tokenizers, corpus: Corpus, first_step: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        tokenizers: Tokenizers,
+        corpus: Corpus,
+        first_step: int,
+        packing: Packing | None = None,
+    ) -> None:
         """Args:
         config: sections `data`, `train`, `mapping` and `run.seed` are used.
         world: whose rows to make.
         tokenizers: both tokenizers.
         corpus: the data.
         first_step: the step that carries a readable example.
+        packing: how rows are packed; None = they are not.
 
         Raises:
             DataError: a token budget is set, and the samples to estimate tokens from cannot be read.
@@ -46,6 +56,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         self._tokenizers = tokenizers
         self._corpus = corpus
         self._first_step = first_step
+        self._packing = packing
         cost = self._token_cost() if config.data.tokens_per_micro_batch else None
         self._plan = StepPlan(config, corpus, cost)
 
@@ -141,7 +152,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
     def _collate(self, samples: Sequence[TokenizedSample]) -> Batch:
         of = self._tokenizers
         fixed = self._config.mapping.fixed_length
-        return collate(samples, of.encoder_pad_id, of.pad_id, opening=of.bos_id is not None, fixed_length=fixed)
+        opening = of.bos_id is not None
+        return collate(samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing)
 
     def _tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
         found: dict[int, TokenizedSample | BadSample] = {}
