@@ -29,7 +29,6 @@ from bridge_ds.data.shards.index import INDEX_NAME
 from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import real
 from bridge_ds.engine.calibrate import calibrate
-from bridge_ds.engine.compiled import check_compiler
 from bridge_ds.engine.cpu import slow_dtype
 from bridge_ds.engine.distributed import (
     INIT_TIMEOUT,
@@ -88,7 +87,6 @@ class Run:
         on_main(lambda: check_trackers(self.config), self.world)
         on_all(self._check_evaluation, self.world)
         self.fusion_backend = on_all(self._choose_backend, self.world)
-        on_all(lambda: check_compiler(self.config.train.compile, self.device.type), self.world)
         self._leave_if_asked()
         if self.device.type == "cpu" and (slow := slow_dtype(self.config.model.dtype)):
             _log.info(f"note: {slow}")

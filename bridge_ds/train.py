@@ -50,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
 
     check_with_deepspeed(config, ds_values, world.size)
     check_kernels(config, ds_values)
+    from bridge_ds.engine.compiled import check_compiler
     from bridge_ds.run import Run
 
+    check_compiler(config.train.compile)
     run = Run(config, ds_values, world, stop)
     try:
         run.prepare()

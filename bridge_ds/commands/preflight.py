@@ -122,6 +122,14 @@ def deepspeed_config(subject: Subject) -> str:
     return subject.config.run.ds_config
 
 
+def compiler_found(subject: Subject) -> str:
+    """What train.compile needs is on this machine."""
+    from bridge_ds.engine.compiled import check_compiler
+
+    check_compiler(subject.config.train.compile)
+    return f"train.compile is {subject.config.train.compile}"
+
+
 def run_goes_on(subject: Subject) -> str:
     """The run folder, or run.start_from, can be continued with these settings."""
     from bridge_ds.checkpoint.origin import find_origin
@@ -276,6 +284,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "config": config_resolves,
     "batch": batch_divides,
     "deepspeed": deepspeed_config,
+    "compiler": compiler_found,
     "run": run_goes_on,
     "encoder": encoder_loads,
     "llm": llm_loads,

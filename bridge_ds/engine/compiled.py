@@ -34,22 +34,24 @@ GRAPHS = 32
 _CACHES = (*CACHE_NAMES, "layer_past")
 
 
-def check_compiler(device: str) -> None:
-    """Whether torch.compile can compile for a device on this machine.
+def check_compiler(choice: str) -> None:
+    """Whether torch.compile finds the compiler that it needs on this machine.
 
     Args:
-        device: its type.
+        choice: `train.compile`.
 
     Raises:
-        ConfigError: it finds no compiler.
+        ConfigError: it finds none.
     """
-    why = why_no_triton() if device == "cuda" else ""
     named = os.environ.get("CXX", "g++")  # as torch._inductor.config.cpp.cxx
-    if device == "cpu" and not shutil.which(named):
-        why = f"needs a C++ compiler and finds no {named}"
+    if choice == "off":
+        return
+    if torch.cuda.is_available():
+        why = (why := why_no_triton()) and f"triton {why}"
+    else:
+        why = "" if shutil.which(named) else f"torch.compile needs a C++ compiler and finds no {named}"
     if why:
-        what = "triton" if device == "cuda" else "torch.compile"
-        raise ConfigError(f"train.compile is frozen: {what} {why}; install it, or set train.compile=off.")
+        raise ConfigError(f"train.compile is {choice}: {why}; install it, or set train.compile=off.")
 
 
 class CompiledLayers:
