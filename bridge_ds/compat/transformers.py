@@ -83,19 +83,21 @@ def record_layers_only(model: Any) -> None:
     """Drop the hooks by which transformers (5.24 at least) records what is inside of a layer, attention weights: it
     puts them on all modules when hidden states are first asked for, and torch.compile cannot trace them.
 
-    The hooks for hidden states stay. tests/test_compat.py fails when the others no longer keep a layer from being
-    compiled.
+    The hooks for hidden states stay. tests/engine/test_compiled.py fails when the others no longer keep a layer from
+    being compiled.
     """
     try:
         from transformers.utils.output_capturing import maybe_install_capturing_hooks
     except ImportError:  # a version without such hooks
         return
-    maybe_install_capturing_hooks(model)
-    for module in model.modules():
+    modules = list(model.modules())
+    if not any(getattr(module, "_output_capturing_hooks_installed", False) for module in modules):
+        maybe_install_capturing_hooks(model)  # a second time it would add them again
+    for module in modules:
         for handle, hook in list(module._forward_hooks.items()):
-            if hook.__module__ == maybe_install_capturing_hooks.__module__:
-                if inspect.getclosurevars(hook).nonlocals.get("key") != "hidden_states":
-                    del module._forward_hooks[handle]
+            ours = getattr(hook, "__module__", "") != maybe_install_capturing_hooks.__module__
+            if not ours and inspect.getclosurevars(hook).nonlocals.get("key") != "hidden_states":
+                del module._forward_hooks[handle]
 
 
 def given_cache(model: Any, cache: object) -> dict[str, object]:

@@ -104,11 +104,10 @@ class CompiledLayers:
                 try:
                     return compiled(*given, **options)
                 except self._faults as error:
-                    self.refused[kind] = one_line(error) or type(error).__name__
-                    _log.info(
-                        f"note: layers of class {kind.__name__} run uncompiled, as torch.compile cannot take them whole "
-                        f"({self.refused[kind]})."
-                    )
+                    # What dynamo advises is for the author of the layer.
+                    why = one_line(RuntimeError(str(error).partition("\n  Hint:")[0])).rstrip(".")
+                    self.refused[kind] = why or type(error).__name__
+                    _log.info(f"note: layers of class {kind.__name__} run uncompiled; torch.compile says: {why}.")
             return plain(*given, **options)
 
         return forward

@@ -1,10 +1,11 @@
 """Whole runs with `train.encode_once`: the same losses, one gather of each of the encoder's parameters a step, or as
-few as `train.encode_once_gib` allows; and the plan knows how many."""
+few as `train.encode_once_gib` allows, with compiled layers (`train.compile`) too; and the plan knows how many."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,14 @@ from tests.engine.test_bad_input import settings
 from tests.engine.test_runs import lines
 
 STEPS = 3
+COMPILE = "off", "frozen"
 VARIANTS = {
     # family, accumulation on each of two ranks, DeepSpeed file, micro-batches that the limit allows (none = all of
     # them; 0 = not encode_once)
     "each": ("mt5", 4, "zero3.json", 0),
     "once": ("mt5", 4, "zero3.json", None),
     "twice": ("mt5", 4, "zero3.json", 3),
+    "compiled": ("mt5", 4, "zero3.json", None),  # and activation checkpointing
     "offload": ("mt5", 4, "zero3_offload.json", None),
     "xlm-r each": ("xlm-roberta", 2, "zero3.json", 1),
     "xlm-r once": ("xlm-roberta", 2, "zero3.json", None),
@@ -76,12 +79,16 @@ def test_the_same_losses_and_one_gather_of_each_parameter_a_step(
             run__output=run, model__encoder=folders[family], train__encode_once=room != 0, train__steps=STEPS,
             train__global_batch=4 * accumulation, data__workers=0, checkpoint__every=STEPS,
             encoder__trainable=name == "trained", data__max_source_tokens=512, **limits,
+            model__activation_checkpointing=name == "compiled", train__compile=COMPILE[name == "compiled"],
         )  # fmt: skip
         counts = tmp_path / f"{name}-gathers"
-        job = zygote.start(
-            ["--ds_config", ds, *small_run, *values], 2, tmp_path / f"{name}-logs", {"ENCODER_GATHERS": str(counts)}
-        )
-        launch.succeed(job.wait())
+        # Compiled to torch's own operators: in seconds, and with the same bits.
+        env = {"ENCODER_GATHERS": str(counts), "COMPILE_BACKEND": "aot_eager"}
+        job = zygote.start(["--ds_config", ds, *small_run, *values], 2, tmp_path / f"{name}-logs", env)
+        said = launch.succeed(job.wait()).text
+        graphs = [int(found) for found in re.findall(r"^graphs: (\d+)$", said, re.MULTILINE)]
+        assert len(graphs) == 2 and (min(graphs) >= 3 if name == "compiled" else not any(graphs))
+        assert "uncompiled" not in said
         for rank in range(2):
             gathers = [json.loads(line) for line in Path(f"{counts}.{rank}").read_text().splitlines()]
             assert len(gathers) == STEPS
@@ -91,6 +98,7 @@ def test_the_same_losses_and_one_gather_of_each_parameter_a_step(
                 assert {count for step in gathers for count in step} == {math.ceil(accumulation / together)}, name
         losses[name] = [line["loss"] for line in lines(run)]
         ends[name] = (run / "checkpoints" / f"step-{STEPS:08d}" / "bridge.safetensors").read_bytes()
-    for one, other in (("each", "once"), ("each", "twice"), ("each", "offload"), ("xlm-r each", "xlm-r once")):
+    same = [("each", other) for other in ("once", "twice", "offload", "compiled")] + [("xlm-r each", "xlm-r once")]
+    for one, other in same:
         assert losses[one] == losses[other] and ends[one] == ends[other], other
     assert ends["each"] != ends["xlm-r each"]

@@ -6,7 +6,8 @@ as program `evaluation`, of bridge_ds.evaluation; as a path, that file) as it st
 With RECORD in its environment it also appends what each finished step was trained on to the file RECORD.RANK: {"step",
 "rows"}, a row being the encoder ids of one source; with ENCODER_GATHERS how often the step gathered each parameter of
 the encoder to ENCODER_GATHERS.RANK: a list of counts. With GATHERS, see watch_gathers.py. With SLOW_VALIDATION each
-micro-batch of a validation waits so many seconds.
+micro-batch of a validation waits so many seconds. With COMPILE_BACKEND `train.compile` uses that backend of
+torch.compile, which takes seconds where inductor takes a minute, and the rank's last line says how many graphs it made.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import torch
 import transformers
 
 import bridge_ds.run
 from bridge_ds.compat.deepspeed import import_deepspeed
-from bridge_ds.engine import loop, validate
+from bridge_ds.engine import loop, setup, validate
+from bridge_ds.engine.compiled import CompiledLayers
 from bridge_ds.entry import exit_status
 from bridge_ds.evaluation.__main__ import main as evaluate
 from bridge_ds.log import setup_logging
@@ -121,6 +124,8 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
         count_encoder_gathers(f"{os.environ['ENCODER_GATHERS']}.{rank}")
     if "SLOW_VALIDATION" in os.environ:
         slow_validation(float(os.environ["SLOW_VALIDATION"]))
+    if "COMPILE_BACKEND" in os.environ:
+        setup.CompiledLayers = functools.partial(CompiledLayers, backend=os.environ["COMPILE_BACKEND"])  # type: ignore
     code = 1
     try:
         if job["program"].endswith(".py"):
@@ -135,6 +140,8 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
+        if "COMPILE_BACKEND" in os.environ:
+            print(f"graphs: {torch._dynamo.utils.counters['stats']['unique_graphs']}")
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
