@@ -126,8 +126,7 @@ def compiler_found(subject: Subject) -> str:
     """What train.compile needs is on this machine."""
     from bridge_ds.engine.compiled import check_compiler
 
-    check_compiler(subject.config.train.compile)
-    return f"train.compile is {subject.config.train.compile}"
+    return check_compiler(subject.config.train.compile)
 
 
 def run_goes_on(subject: Subject) -> str:

@@ -29,29 +29,32 @@ __all__ = ["CompiledLayers", "check_compiler", "compiled_parts"]
 
 _log = logging.getLogger(__name__)
 GRAPHS = 32
-"""Most graphs of both models: by class and kind of layer (T5's first, sliding windows), mask or none, one row or more."""
-
+"""Most of both models: by class and kind of layer (T5's first, sliding windows), mask or none, one row or more."""
 _CACHES = (*CACHE_NAMES, "layer_past")
 
 
-def check_compiler(choice: str) -> None:
+def check_compiler(choice: str) -> str:
     """Whether torch.compile finds the compiler that it needs on this machine.
 
     Args:
         choice: `train.compile`.
 
+    Returns:
+        what it is; for people.
+
     Raises:
-        ConfigError: it finds none.
+        ConfigError: there is none.
     """
-    named = os.environ.get("CXX", "g++")  # as torch._inductor.config.cpp.cxx
     if choice == "off":
-        return
+        return "none needed"
+    named = os.environ.get("CXX", "g++")  # as torch._inductor.config.cpp.cxx
     if torch.cuda.is_available():
-        why = (why := why_no_triton()) and f"triton {why}"
+        named, why = "triton", why_no_triton() and f"triton {why_no_triton()}"
     else:
         why = "" if shutil.which(named) else f"torch.compile needs a C++ compiler and finds no {named}"
     if why:
         raise ConfigError(f"train.compile is {choice}: {why}; install it, or set train.compile=off.")
+    return named
 
 
 class CompiledLayers:
