@@ -197,6 +197,6 @@ def _data_set(source: RowSource) -> Any:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(
             f"{source.source} ({source.language}, {source.split}) could not be loaded ({why}); expected the hub, or a "
-            "copy in the cache of datasets; run it once where there is network, with the same HF_HOME, or set "
-            f"{source.settings}.source to a folder."
+            "copy in the cache of datasets; run it once where there is network, with the same HF_HOME, or name a "
+            f"folder of the data ({source.settings}.source in a recipe or --set; pack: --dataset; probe: --source)."
         ) from error
