@@ -53,7 +53,7 @@ def _repeated(english: LanguageProbe) -> list[str]:
         return []
     return [
         f"{_name(english)}: only {100 * english.best:.0f} % of its sentences differ from all others for this encoder; "
-        "the others are repeated, or differ in what the tokenizer loses; no language can find more; use other sentences."
+        "the others are repeated, or differ in what the tokenizer loses; no language can find more; use others."
     ]
 
 
