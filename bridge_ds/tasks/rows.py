@@ -184,6 +184,11 @@ def _data_set(source: RowSource) -> Any:
     if Path(source.source).is_dir():
         options = {"config": config, "split": source.hub_split, "revision": None, "stream": ""}
         return load_dataset(source.source, options)
+    if Path(source.source).is_file():
+        raise DataError(
+            f"{source.settings}.source is the file {source.source}; expected a folder with a file a language, or "
+            "with test.csv and train.csv that have a column for it, or a hub id; name the folder."
+        )
     from datasets import load_dataset as load
 
     try:
