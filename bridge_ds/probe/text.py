@@ -37,6 +37,7 @@ def page(title: str, found: Sequence[LanguageProbe], count: int) -> str:
             "best, last: both directions, at the best and last layer; to en, en to: one of them, at the best layer.",
             "tok/word, tok/en: tokens for a word, and for an English token. unknown: % of tokens. lost: % of letters.",
             *([f"The verdicts are meant for {SENTENCES} sentences."] if count != SENTENCES else []),
+            *_repeated(found[0]),
             "",
             head,
             *(_row(each, more) for each in ranked(found)),
@@ -44,6 +45,16 @@ def page(title: str, found: Sequence[LanguageProbe], count: int) -> str:
             *_words(found),
         ]
     )
+
+
+def _repeated(english: LanguageProbe) -> list[str]:
+    """A sentence finds itself, unless another one is the same: then no language can find it either."""
+    if english.best == 1:
+        return []
+    return [
+        f"{_name(english)}: only {100 * english.best:.0f} % of its sentences differ from all others for this encoder; "
+        "the others are repeated, or differ in what the tokenizer loses; no language can find more; use others."
+    ]
 
 
 def ranked(found: Sequence[LanguageProbe]) -> list[LanguageProbe]:

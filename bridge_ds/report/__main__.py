@@ -28,8 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, or NAME=FOLDER to name its system")
     parser.add_argument("--output", type=Path, default=Path("runs/report"), help="folder (default: runs/report)")
     parser.add_argument(
-        "--baseline", default="last_layer", help="name of the system to compare with (default: last_layer)"
-    )
+        "--baseline", default="", metavar="NAME",
+        help="name of the system to compare with (default: last_layer, or the first run's where none is of it)",
+    )  # fmt: skip
     parser.add_argument(
         "--metric", "--scores", default="acc", type=metric_name, choices=CHOICE_METRICS,
         help="which choice counts as the answer (default: acc, the highest log-probability)",

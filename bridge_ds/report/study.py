@@ -105,12 +105,13 @@ class Study:
         return [name for name in trained if name != self.baseline]
 
 
-def read_study(runs: Sequence[str], baseline: str) -> Study:
+def read_study(runs: Sequence[str], baseline: str = "") -> Study:
     """Read the predictions of several runs and check that they answer the same questions.
 
     Args:
         runs: run folders, or NAME=FOLDER to name a system (two runs of one fusion that differ in something else).
-        baseline: name of the system that the others are compared with.
+        baseline: name of the system that the others are compared with; empty = last_layer, or the first run's where
+            none is of it.
 
     Raises:
         DataError: no predictions, or runs that cannot be compared (seeds, tasks, languages or samples differ).
@@ -124,6 +125,7 @@ def read_study(runs: Sequence[str], baseline: str) -> Study:
         groups[alone.name] = [StudyRun(llm, alone, alone.name)]
     for run in bridges:
         groups.setdefault(run.name, []).append(run)
+    baseline = baseline or ("last_layer" if "last_layer" in groups else reference.name)
     if baseline not in groups:
         raise DataError(
             f"none of the runs is of {baseline!r}, the baseline; found {', '.join(groups)}; add such runs or name "

@@ -184,6 +184,11 @@ def _data_set(source: RowSource) -> Any:
     if Path(source.source).is_dir():
         options = {"config": config, "split": source.hub_split, "revision": None, "stream": ""}
         return load_dataset(source.source, options)
+    if Path(source.source).is_file():
+        raise DataError(
+            f"{source.settings}.source is the file {source.source}; expected a folder with a file a language, or "
+            "with test.csv and train.csv that have a column for it, or a hub id; name the folder."
+        )
     from datasets import load_dataset as load
 
     try:
@@ -197,6 +202,6 @@ def _data_set(source: RowSource) -> Any:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(
             f"{source.source} ({source.language}, {source.split}) could not be loaded ({why}); expected the hub, or a "
-            "copy in the cache of datasets; run it once where there is network, with the same HF_HOME, or set "
-            f"{source.settings}.source to a folder."
+            "copy in the cache of datasets; run it once where there is network, with the same HF_HOME, or name a "
+            f"folder of the data ({source.settings}.source in a recipe or --set; pack: --dataset; probe: --source)."
         ) from error

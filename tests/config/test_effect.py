@@ -60,6 +60,8 @@ CASES = {
     "track": (["track.uri=none", "track.name=mine"], "track.name has no effect, as track.uri is none.", ["track.uri="]),
     "scoring": (["evaluation.tasks=[]", "evaluation.limit=9"], "evaluation.limit has no effect, as evaluation.tasks is "
                 "empty: nothing is scored after training.", ["evaluation.tasks=[testbed_news]"]),
+    "llm alone": (["model.encoder=none", "llm.trainable=true", "data.augment_prompt=true"],
+                  "data.augment_prompt has no effect, as model.encoder is none.", ["model.encoder=testbed/encoder"]),
     "task": (["evaluation.tasks=[xnli]", "evaluation.data.xcopa.source=f"],
              "evaluation.data.xcopa has no effect, as evaluation.tasks has no xcopa.",
              ["evaluation.tasks=[xnli,xcopa]"]),

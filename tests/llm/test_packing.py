@@ -125,9 +125,9 @@ def test_whatever_is_trained(folders: dict[str, Path], parts: dict[str, Any]) ->
 
 
 def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
-    def packing(llm: str = "llama", **sections: Any) -> Packing | None:
+    def packing(llm: str = "llama", device: str = "cpu", **sections: Any) -> Packing | None:
         names = ModelConfig(encoder=str(folders["mt5"]), llm=str(folders[llm]))
-        return packing_of(Config(model=names, **sections), "cpu")
+        return packing_of(Config(model=names, **sections), device)
 
     whole, bloom = packing(), packing("bloom")
     assert whole and bloom and whole.llm_keys == (4 * tiny.H + 3 * 48) / (2 * 3.0)
@@ -135,8 +135,10 @@ def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
     assert whole.encoder_call == pytest.approx(1e8 / (2 * tiny.D * (4 * tiny.D + 3 * 32)))
     assert bloom == replace(whole, llm_keys=0.0, llm_scores=True)  # its positions are a bias by place
     for encoder in (EncoderConfig(trainable=True), EncoderConfig(dropout=True)):
-        assert packing(encoder=encoder) == replace(whole, encoder_keys=0.0)
+        assert packing(encoder=encoder) == replace(whole, encoder_keys=0.0, encoder_call=0.0)
     assert packing(train=TrainConfig(packing=False)) is None
+    assert packing(device="cuda") is None
+    assert packing(device="cuda", train=TrainConfig(packing=True)) is not None
     batch = batch_of(RAGGED, bloom)
     assert batch.layout and batch.layout.packed is None
 

@@ -83,6 +83,7 @@ def test_what_is_read_and_what_is_not(probed: tuple[dict[str, Any], Path]) -> No
     assert found["bo"]["tokens_per_word"] is None and found["qaa"]["tokens_per_word"] >= 1
     text = (output / "probe.txt").read_text(encoding="utf-8")
     assert "Tibetan (bo): this encoder does not read it (" in text and "meant for 100 sentences" in text
+    assert "differ from all others" not in text
     assert (output / "probe.png").stat().st_size > 10_000
 
 
@@ -96,6 +97,19 @@ def test_vectors_are_the_means_of_the_models_own_states(folder: Path) -> None:
         alone = reader.encoder.model(input_ids=torch.tensor([rows[number]]), output_hidden_states=True).hidden_states
         for place, state in zip(found, alone[1:], strict=True):
             np.testing.assert_allclose(place[number], state[0].mean(0).numpy(), atol=1e-5)
+
+
+def test_sentences_that_the_encoder_cannot_tell_apart_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The testbed's tokenizer has no digits: of 30 sentences, three are then the same."""
+    (tmp_path / "in").mkdir()
+    texts = [example.source for example in examples("news", "en", "test", 27)]
+    for code in ("en", "qaa"):
+        (tmp_path / "in" / f"{code}.txt").write_text("\n".join([*texts, "the bank 1", "the bank 2", "the bank 3"]))
+    words = ["probe", "--encoder", "testbed/encoder", "--data", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "English (en): only 90 % of its sentences differ from all others for this encoder" in capsys.readouterr().out
 
 
 def test_a_runs_fusion_and_mapping(folder: Path, tmp_path: Path) -> None:

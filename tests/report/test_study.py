@@ -138,6 +138,14 @@ def test_what_the_command_line_gets_wrong(tmp_path: Path, capsys: pytest.Capture
         assert told in capsys.readouterr().err
 
 
+def test_without_a_baseline_last_layer_is_it_or_the_first_run(tmp_path: Path) -> None:
+    texts = [str(path) for path in write_study(tmp_path, seeds=(0,), samples=10, tasks=SMALL)]
+    others = [text for text in texts if "last_layer" not in text][::-1]
+    assert read_study(texts).baseline == "last_layer"
+    study = read_study([others[0], f"mine={others[1]}"])
+    assert study.baseline == Path(others[0]).name.rpartition("-")[0] and study.rivals == ["mine"]
+
+
 def test_samples_in_another_order_are_paired_by_key(tmp_path: Path) -> None:
     runs = write_study(tmp_path, seeds=(0,), samples=10, tasks=SMALL)
     before = read_study([str(run) for run in runs], "last_layer")

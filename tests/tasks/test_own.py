@@ -109,6 +109,13 @@ def test_a_copy_of_the_hub_needs_its_languages_and_a_revision_is_of_the_hub(tmp_
     assert f"tasks.mine.revision has no effect, as {tmp_path} is a folder." in idle(config)
 
 
+def test_a_file_is_no_source(tmp_path: Path) -> None:
+    file = csv(tmp_path / "news.csv", "text,lang,label", "Stocks fall,English,Business")
+    task = declared(file, **NEWS, fields="{language: lang}", languages="{en: English, si: Sinhala}")
+    with pytest.raises(DataError, match=r"source is the file .*news.csv; expected a folder with a file a language"):
+        task.examples("en", 0)
+
+
 def test_nested_columns_and_parallel_ids(tmp_path: Path) -> None:
     rows = [{"id": f"n{n}", "news": {"title": f"t{n}"}, "answers": {"label": [n]}} for n in (1, 0)]
     for language in ("en", "sin_Sinh"):
