@@ -60,6 +60,8 @@ def attend_in_float32() -> None:
     from transformers import AttentionInterface
 
     sdpa: Any = AttentionInterface()["sdpa"]
+    if hasattr(sdpa, "__wrapped__"):
+        return  # it was asked for before
 
     @wraps(sdpa)
     def attend(module: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:

@@ -10,13 +10,18 @@ from bridge_ds.data.loading.bins import Packing
 from bridge_ds.frozen.configs import base_config
 from bridge_ds.llm.support import behavior_of
 
-__all__ = ["packing_for", "packing_of"]
+__all__ = ["is_wanted", "packing_for", "packing_of"]
 
 _ATTENTION = 3.0
 """Seconds of an operation in attention over those of one in a large matrix product: 1.9 to 3.6 on CPUs."""
 _CALL = {"cpu": 1e8, "cuda": 3e10}
 """Operations that take as long as one more call of an encoder layer does beside its products (CPU: measured on the
 testbed's encoder; CUDA: 0.15 ms of launches)."""
+
+
+def is_wanted(config: Config, device: str) -> bool:
+    """Whether `train.packing` asks for it on that type of device."""
+    return device == "cpu" if config.train.packing is None else config.train.packing
 
 
 def packing_of(config: Config, device: str) -> Packing | None:
@@ -28,8 +33,7 @@ def packing_of(config: Config, device: str) -> Packing | None:
     Raises:
         ConfigError: a model's config is unusable.
     """
-    wanted = config.train.packing
-    if not (device == "cpu" if wanted is None else wanted):
+    if not is_wanted(config, device):
         return None
     of = config.model
     llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)

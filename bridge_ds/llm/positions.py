@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.encoder.families import family_of
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.configs import base_config
+from bridge_ds.llm.packing import is_wanted
 from bridge_ds.llm.support import behavior_of, llm_table, positions_of
 from bridge_ds.llm.tiny_copy import in_table, tiny_copy
 
@@ -87,7 +90,7 @@ def notes_on_bases(config: Config, tokenizers: Tokenizers, resumes: bool = False
     notes = check_positions(config, encoder, llm, tokenizers, resumes)
     behavior = behavior_of(of.llm, llm, of.trust_remote_code)
     remarks = [behavior.remark] if behavior.remark else []
-    if config.train.packing and not behavior.packs:
+    if is_wanted(config, "cuda" if torch.cuda.is_available() else "cpu") and not behavior.packs:
         remarks.append("its class does not compute joined rows as each alone, so that they are padded (train.packing)")
     return [*notes, *(f"of the LLM: {remark}." for remark in remarks)]
 

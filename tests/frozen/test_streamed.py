@@ -50,6 +50,7 @@ def test_no_rank_ever_holds_a_whole_model(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     more = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 6, "vocab_size": 8192}
+    more |= {"num_attention_heads": 16, "num_key_value_heads": 8}  # with two heads no copy of it would be tiny
     folder = tiny.make_llm("llama", tmp_path / "llm", **more)
     file = folder / "model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, {"format": "pt"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -88,6 +88,16 @@ def through_encoder(model: Any, trained: bool) -> tuple[Counted, Counted]:
         if trained:
             out.float().sum().backward()
     return forward, backward
+
+
+@pytest.fixture(autouse=True)
+def attention_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without the casts of bfloat16 attention on a CPU."""
+    ours = tf.AttentionInterface()["sdpa"]
+    monkeypatch.setattr("bridge_ds.llm.base.attend_in_float32", lambda: None)
+    tf.AttentionInterface.register("sdpa", getattr(ours, "__wrapped__", ours))
+    yield
+    tf.AttentionInterface.register("sdpa", ours)
 
 
 def of_a_layer(run: Callable[[int], tuple[Counted, Counted]]) -> tuple[int, int]:
