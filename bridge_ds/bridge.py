@@ -89,8 +89,8 @@ class BridgeModel(nn.Module):
                 prompt.
             side: of the padding: `right` to train, `left` to generate.
         """
-        known = batch.layout is not None and batch.layout.packed is None and side == "right"
-        order = batch.layout.splice_order() if batch.layout and known else None
+        layout = batch.layout
+        order = layout.splice_order() if layout and not layout.packed and side == "right" else None
         return splice(self._segments(batch), side, order)
 
     def prefix(self, batch: Batch) -> Spliced:

@@ -17,7 +17,6 @@ from bridge_ds.errors import DataError
 if TYPE_CHECKING:
     from bridge_ds.data.shards.index import ShardIndex
 
-_TASK = "task:"
 _USAGE = """bridge-ds pack (--input FILE ... | --dataset ID | task:NAME) --output DIR [OPTIONS]
        bridge-ds pack index DIR [OPTIONS]
        bridge-ds pack verify DIR"""
@@ -114,14 +113,15 @@ def _pack(options: argparse.Namespace) -> None:
 
 def _pack_task(options: argparse.Namespace) -> None:
     from bridge_ds.config.load import load_config
+    from bridge_ds.config.names import TASK_SHARDS, task_of_shards
     from bridge_ds.config.schema import TaskDataConfig
     from bridge_ds.data.packing import write
     from bridge_ds.data.packing.sources import parse_map
     from bridge_ds.tasks import TableTask, find_tasks
     from bridge_ds.tasks.shards import train_rows
 
-    name = options.task.removeprefix(_TASK)
-    if options.input or not options.task.startswith(_TASK):
+    name = task_of_shards(options.task)
+    if options.input or not options.task.startswith(TASK_SHARDS):
         raise DataError(f"pack has {options.task!r}; expected task:NAME without --input, such as task:xnli.")
     if options.key or options.config or options.format != "auto" or options.split != "train":
         raise DataError(

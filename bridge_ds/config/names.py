@@ -9,13 +9,21 @@ from pathlib import Path
 
 from bridge_ds.config.schema import ModelConfig
 
-__all__ = ["EMBEDDED_SHARDS", "found_beside", "made_at_start", "resolve", "task_of_shards", "with_full_paths"]
+__all__ = [
+    "EMBEDDED_SHARDS",
+    "TASK_SHARDS",
+    "found_beside",
+    "made_at_start",
+    "resolve",
+    "task_of_shards",
+    "with_full_paths",
+]
 
 EMBEDDED_SHARDS = "testbed/english"
 """The value of `data.shards` that stands for the testbed's English shards (written at first use)."""
 
 TASK_SHARDS = "task:"
-"""Begins a value of `data.shards` that stands for a task's English train split."""
+"""Begins what stands for a task's English train split, in `data.shards` and in `bridge-ds pack`."""
 
 _EMBEDDED_MODELS = {"testbed/encoder": "encoder", "testbed/llm": "llm"}
 

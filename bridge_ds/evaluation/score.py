@@ -139,10 +139,10 @@ def _progress(
     def work(block: Block) -> int:
         return len(block.examples) * (max(count(block.examples)) if count and shown else 1)
 
-    total, unit = sum(work(block) for part in blocks for block in part), "token" if count else "sample"
-    options: dict[str, Any] = {"unit": unit, "unit_scale": True, "disable": not shown, "dynamic_ncols": True}
-    with tqdm(total=total, desc=name, **options) as bar:
-        yield bar, work
+    of = {id(block): work(block) for part in blocks for block in part}  # once: it tokenizes them
+    options: dict[str, Any] = {"unit": "token" if count else "sample", "unit_scale": True, "dynamic_ncols": True}
+    with tqdm(total=sum(of.values()), desc=name, disable=not shown, **options) as bar:
+        yield bar, lambda block: of[id(block)]
 
 
 def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[Answers]:

@@ -114,8 +114,9 @@ def measured_if_chosen(config: Config, checkpoint: Path, base: Mapping[str, str]
         checkpoint: the step folder that was scored.
         base: hashes of the base models, as in its manifest.
     """
-    files = trained_files(checkpoint)
-    return partial(Measured.of, checkpoint.name, files, base, config.data) if config.evaluation.choose else None
+    if not config.evaluation.choose:
+        return None
+    return partial(Measured.of, checkpoint.name, trained_files(checkpoint), base, config.data)
 
 
 def scored_cells(run: Path, results: Mapping[str, Any]) -> dict[tuple[str, str], Paired]:

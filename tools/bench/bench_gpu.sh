@@ -46,11 +46,12 @@ train() { # OUTPUT SETTINGS...
 }
 
 deterministic() { # the same twice; then stopped after 10 steps, and resumed
-    train "$folder/deterministic-1" "${small[@]}" --set run.deterministic=true --set train.steps=20 --set checkpoint.every=10 &&
+    local same=("${small[@]}" --set run.deterministic=true --set train.steps=20 --set checkpoint.every=10)
+    train "$folder/deterministic-1" "${same[@]}" &&
         cp -r "$folder/deterministic-1" "$folder/deterministic-3" &&
         rm -rf "$folder"/deterministic-3/checkpoints/{step-00000020,best} &&
-        train "$folder/deterministic-2" "${small[@]}" --set run.deterministic=true --set train.steps=20 --set checkpoint.every=10 &&
-        train "$folder/deterministic-3" "${small[@]}" --set run.deterministic=true --set train.steps=20 --set checkpoint.every=10 &&
+        train "$folder/deterministic-2" "${same[@]}" &&
+        train "$folder/deterministic-3" "${same[@]}" &&
         "$python" - "$folder" <<'EOF'
 import json
 import sys
