@@ -1,4 +1,5 @@
-"""The config of `bridge-ds finetune`: a recipe's data, lengths and batches, with the LLM alone trained on them."""
+"""The config of `bridge-ds finetune`, and of the same as the first stage of a bridge's run (`llm.finetune`): a recipe's
+data, lengths and batches, with the LLM alone trained on them."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ from collections.abc import Sequence
 from bridge_ds.config.load import load_config
 from bridge_ds.config.schema import Config
 
-__all__ = ["finetune_config"]
+__all__ = ["finetune_config", "first_config"]
 
-_ALONE = "model.encoder=none"
+_FIRST = "finetune"
+"""In the folder of a run with llm.finetune: the run that teaches the LLM."""
+_ALONE = ("model.encoder=none", "llm.finetune=false")
 _OURS = ("run.start_from=", "evaluation.languages=[en]")
 _LORA = ("lora.rank=16", "lora.alpha=32")
 _RATES = {True: ("train.lr=2e-5", "llm.lr_scale=1"), False: ("train.lr=2e-4", "lora.lr_scale=1")}
@@ -21,7 +24,8 @@ def finetune_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> C
 
     A recipe without an encoder (`model.encoder: none`) is taken as it is. Over that of a bridge come settings of our
     own, unless `overrides` name them: run.output with `_llm` at its end, LoRA of rank 16 unless the LLM is trained
-    already, its learning rate, and scores in English. An encoder that they name is that of the bridge.
+    already, its learning rate, scores in English, and the recipe's llm.finetune_settings. An encoder that `overrides`
+    name is that of the bridge.
 
     Args:
         recipe: as of :func:`bridge_ds.config.load.load_config`; likewise `overrides`.
@@ -32,9 +36,31 @@ def finetune_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> C
     """
     plain = load_config(recipe)
     if not plain.model.has_encoder:
-        return load_config(recipe, [*overrides, _ALONE])
+        return load_config(recipe, [*overrides, *_ALONE])
     asked = load_config(recipe, overrides)
-    lora = () if asked.lora.rank or asked.llm.trainable else _LORA
     output = f"run.output={plain.run.output.rstrip('/')}_llm"
-    ours = (*_OURS, output, *lora, *_RATES[asked.llm.trainable])
-    return load_config(recipe, [*ours, *overrides, _ALONE])
+    settings = asked.llm.finetune_settings
+    return load_config(recipe, [output, *_ours([*settings, *overrides], recipe), *settings, *overrides, *_ALONE])
+
+
+def first_config(recipe: str, overrides: Sequence[str], asked: Config) -> Config:
+    """The first stage of a run with llm.finetune, in RUN/finetune: as :func:`finetune_config`, but `overrides` are
+    meant for the bridge, so that llm.finetune_settings and settings of our own win over them. It is not scored.
+
+    Args:
+        recipe: of the run; likewise `overrides`.
+        overrides: see `recipe`.
+        asked: what they resolve to.
+
+    Raises:
+        ConfigError: as :func:`bridge_ds.config.load.load_config`.
+    """
+    first = f"run.output={asked.run.output.rstrip('/')}/{_FIRST}", "evaluation.tasks=[]", "evaluation.choose=false"
+    settings = asked.llm.finetune_settings
+    return load_config(recipe, [*overrides, *_ours([*overrides, *settings], recipe), *settings, *first, *_ALONE])
+
+
+def _ours(given: Sequence[str], recipe: str) -> tuple[str, ...]:
+    """What a bridge's recipe says otherwise than the LLM alone needs it."""
+    asked = load_config(recipe, given)
+    return (*_OURS, *(() if asked.lora.rank or asked.llm.trainable else _LORA), *_RATES[asked.llm.trainable])

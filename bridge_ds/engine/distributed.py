@@ -26,6 +26,7 @@ __all__ = [
     "everyones",
     "init_distributed",
     "name_interface",
+    "next_port",
     "on_all",
     "on_main",
     "peak_memory_gib",
@@ -180,6 +181,11 @@ def shutdown() -> None:
     """Destroy the process group; only after success (after an error a rank may hang in it: pytorch#76287)."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def next_port(world: World) -> int:
+    """A port that is free on rank 0's host, on every rank (a collective): for the next group of the same processes."""
+    return int(agree(_free_port(), world))  # type: ignore[call-overload, no-any-return]
 
 
 def whole_shape(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -116,6 +116,11 @@ class Config:
                 "model.encoder is none, and nothing of the LLM is trained; expected lora.rank above 0 or "
                 "llm.trainable=true; set one, or name an encoder."
             )
+        if self.llm.finetune and not self.model.has_encoder:
+            yield (
+                "llm.finetune is true and model.encoder is none, so there is no bridge to train after it; expected an "
+                "encoder; set llm.finetune to false, as this run is that of the LLM."
+            )
         if self.lora.rank and self.llm.trainable:
             yield (
                 f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "

@@ -107,6 +107,11 @@ class LlmConfig:
     """AdamW's decoupled weight decay of the LLM's matrices, in place of train.weight_decay."""
     dropout: Annotated[Flag, TRAINING] = False
     """The LLM's own dropout in training, where it has any."""
+    finetune: Annotated[Flag, NEITHER] = False
+    """Teach the LLM the task first: a run of `bridge-ds finetune` on the same samples, in RUN/finetune, comes before
+    that of the bridge, whose model.llm is then RUN/finetune/llm."""
+    finetune_settings: Annotated[Texts, NEITHER] = ()
+    """Settings of that first run as KEY=VALUE, such as [train.steps=80, train.lr=1e-3], over those of this run."""
 
 
 @dataclass(frozen=True, kw_only=True)

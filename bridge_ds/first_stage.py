@@ -1,0 +1,107 @@
+"""The first stage of a run with llm.finetune: teach the LLM the task in English, then start again for the bridge.
+
+Both stages are whole runs in folders of their own, one after the other in the same processes: each process replaces
+itself (exec) when the first run is finished. Nothing of its engine, device memory or process group is left then, and
+signals still reach the process that the launcher knows.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from bridge_ds.config.changes import changes
+from bridge_ds.config.finetune import first_config
+from bridge_ds.config.load import load_run_config
+from bridge_ds.config.schema import Config
+from bridge_ds.errors import CheckpointError, LaunchError
+
+__all__ = ["FirstStage"]
+
+_AFTER = "BRIDGE_DS_AFTER_FINETUNE"
+"""Environment variable: this process has just done the first stage of the run in this folder."""
+_VISIBLE = 120.0
+"""Most seconds until a folder that another node has written is seen here."""
+
+
+class FirstStage:
+    """Of one run."""
+
+    def __init__(self, config: Config, recipe: str, overrides: Sequence[str]) -> None:
+        """Args:
+        config: of the run, with llm.finetune.
+        recipe: that it was made from; likewise `overrides`.
+        overrides: see `recipe`.
+
+        Raises:
+            ConfigError: llm.finetune_settings cannot be used.
+        """
+        self.given = config
+        self.config = first_config(recipe, overrides, config)
+        self.folder = Path(self.config.run.output).absolute()
+        self.llm = self.folder / "llm"
+
+    @functools.cached_property
+    def is_done(self) -> bool:
+        """Whether the LLM is there, as it was when this was first asked.
+
+        Raises:
+            CheckpointError: it was taught with other settings.
+            LaunchError: this process has just taught it, and does not see it.
+        """
+        until = time.monotonic() + _VISIBLE * (os.environ.get(_AFTER) == str(self.folder))
+        while not (self.llm / "config.json").is_file():
+            if time.monotonic() >= until:
+                if os.environ.get(_AFTER) == str(self.folder):
+                    raise LaunchError(
+                        f"{self.llm} is not seen by this rank {_VISIBLE:.0f} s after rank 0 has written it; expected "
+                        "a run.output that all nodes share; choose one."
+                    )
+                return False
+            time.sleep(0.5)
+        named = {text.partition("=")[0].strip() for text in self.given.llm.finetune_settings} | {"data.shards"}
+        for change in changes(load_run_config(self.folder), self.config):
+            if change.key in named:
+                raise CheckpointError(
+                    f"{self.llm} was taught with {change.key} {change.old!r}; this start has {change.new!r}; expected "
+                    f"the same; restore that value, choose another run.output, or remove {self.folder}."
+                )
+        return True
+
+    def note(self) -> str:
+        """What comes first, or came, for the user."""
+        if self.is_done:
+            return f"the LLM of this run is {self.llm}, which was taught the task first (llm.finetune)."
+        with_ = " with " * bool(self.given.llm.finetune_settings) + ", ".join(self.given.llm.finetune_settings)
+        return f"the LLM is taught the task first, in {self.folder}{with_} (llm.finetune); the bridge comes then."
+
+    def bridge(self) -> Config:
+        """The run's config once the LLM is taught: an ordinary run on that LLM."""
+        given = self.given
+        return replace(
+            given,
+            model=replace(given.model, llm=str(self.llm), llm_revision=None),
+            llm=replace(given.llm, finetune=False, finetune_settings=()),
+        )
+
+    def start_again(self, port: int) -> NoReturn:
+        """Replace this process by the same command, which then trains the bridge.
+
+        Args:
+            port: the same on all ranks, and not the one at which they met before: the store there may still answer.
+        """
+        for worker in multiprocessing.active_children():  # they end with their parent, which stays
+            worker.terminate()
+            worker.join()
+        # torchrun's agent keeps a store with the keys of the first group; rank 0 opens another one.
+        again = {_AFTER: str(self.folder), "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **again})
