@@ -45,7 +45,8 @@ def finetune_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> C
 
 def first_config(recipe: str, overrides: Sequence[str], asked: Config) -> Config:
     """The first stage of a run with llm.finetune, in RUN/finetune: as :func:`finetune_config`, but `overrides` are
-    meant for the bridge, so that llm.finetune_settings and settings of our own win over them. It is not scored.
+    meant for the bridge, so that llm.finetune_settings and settings of our own win over them. It is not scored unless
+    the former say so.
 
     Args:
         recipe: of the run; likewise `overrides`.
@@ -55,9 +56,10 @@ def first_config(recipe: str, overrides: Sequence[str], asked: Config) -> Config
     Raises:
         ConfigError: as :func:`bridge_ds.config.load.load_config`.
     """
-    first = f"run.output={asked.run.output.rstrip('/')}/{_FIRST}", "evaluation.tasks=[]", "evaluation.choose=false"
+    output = f"run.output={asked.run.output.rstrip('/')}/{_FIRST}"
     settings = asked.llm.finetune_settings
-    return load_config(recipe, [*overrides, *_ours([*overrides, *settings], recipe), *settings, *first, *_ALONE])
+    ours = *_ours([*overrides, *settings], recipe), "evaluation.tasks=[]", "evaluation.choose=false"
+    return load_config(recipe, [*overrides, *ours, *settings, output, *_ALONE])
 
 
 def _ours(given: Sequence[str], recipe: str) -> tuple[str, ...]:

@@ -160,11 +160,12 @@ def test_the_real_study(trained: list[Call], tmp_path: Path, capfd: pytest.Captu
     # One at a time: stage 0, then the first run on each LLM, in which the LLM alone answers too.
     assert names[:3] == ["stage0", "last_layer-0", "last_layer-raw-0"] and len(names) == 13
     by_name = {name: settings for name, settings, _ in trained}
-    shards = f"data.shards={output / 'shards'}"
-    assert trained[0] == ("stage0", ["model.llm=L", shards, "lora.rank=4", "evaluation.tasks=[]"], ("--finetune",))
+    shards, alone = f"data.shards={output / 'shards'}", "llm.finetune=false"
+    stage0 = ["model.llm=L", shards, alone, "lora.rank=4", "evaluation.tasks=[]"]
+    assert trained[0] == ("stage0", stage0, ("--finetune",))
     assert by_name["layer_attention-1"] == [
         "run.seed=1", "model.encoder=E", f"evaluation.data.sib200.source={data}", "evaluation.languages=[en,si,sw]",
-        shards, "train.steps=7", "fusion.name=layer_attention", f"model.llm={output / 'stage0' / 'llm'}",
+        shards, alone, "train.steps=7", "fusion.name=layer_attention", f"model.llm={output / 'stage0' / 'llm'}",
         f"evaluation.llm_from={output / 'last_layer-0'}",
     ]  # fmt: skip
     raw = by_name["transformer_softmax-raw-0"]
