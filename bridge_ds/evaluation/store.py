@@ -174,6 +174,11 @@ class PredictionStore:
             old = tasks.get(task.name)
             if old is None or (old.kind, old.labels) != (task.kind, task.labels):
                 old = ScoredTask(task.kind, task.labels, task.chance, {})  # type: ignore[arg-type]
+            if (lost := old.samples.get(job.language, 0)) > len(job.examples):
+                _log.info(
+                    f"note: {self.scored.name}, {task.name} in {job.language}: the predictions of {len(job.examples)} "
+                    f"samples replace those of {lost} that were there (evaluation.limit)."
+                )
             tasks[task.name] = dataclasses.replace(
                 old,
                 chance=task.chance,
