@@ -125,8 +125,11 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
 def _gathered(job: Job) -> float:
     """Bytes of weights that a step's micro-batches gather under stage 3."""
     encoder = (2 if job.encoder_trained else 1) * job.encoder.parameters * job.encoder_bytes
-    llm = 2 * job.llm.parameters * job.llm_bytes
-    return llm * job.accumulation + encoder * job.readings
+    llm = 2 * job.llm.parameters
+    if not (job.llm.tied or job.llm_trained):
+        # Backward does not come to a frozen input table, and finds the projection still there: each is gathered once.
+        llm -= 2 * job.llm.embedding
+    return llm * job.llm_bytes * job.accumulation + encoder * job.readings
 
 
 def operators(job: Job) -> float:
