@@ -99,7 +99,11 @@ class Scorer:
         return parts
 
     def _answers(
-        self, examples: Sequence[Example], rows: Sequence[ContextIds], ids: Sequence[Sequence[Sequence[int]]], task: Task
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[ContextIds],
+        ids: Sequence[Sequence[Sequence[int]]],
+        task: Task,
     ) -> Answers:
         """Answers to samples whose prompts and choices are known as ids."""
         prefix = self._prefix(rows)

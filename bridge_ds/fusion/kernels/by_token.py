@@ -7,10 +7,10 @@ the weighted sum. Dropout applies to the same quantities as in torch's layer.
 
 One autograd function from the states to their weighted sum. It reads the states twice in each direction, because a
 matrix product comes between: scores and pooled vector, then the sum; the sum's gradient, then that of the pooled
-vector. It keeps the states (not copied), the attention, the weights and three vectors per token (and what
-the first chunk computed). It keeps parameters as the leaves themselves, never a view: under ZeRO-3 a parameter's
-storage is released after its module's forward, and the leaf (not the view) holds the gathered one again when backward
-comes.
+vector. It keeps the states (not copied, unless they are small and on a CPU), the attention, the weights and three
+vectors per token (and what the first chunk computed). It keeps parameters as the leaves themselves, never a view: under
+ZeRO-3 a parameter's storage is released after its module's forward, and the leaf (not the view) holds the gathered one
+again when backward comes.
 
 Dimensions: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
 attention (0 is the query's own vector c), D width, H heads, F hidden width of the MLP.
@@ -65,7 +65,7 @@ class _FuseByToken(torch.autograd.Function):
         query = _query(p, plan.heads)
         fused_ND = empty_result(plan.rows, hs[0])
         whole = _Joined(plan.rows.count)
-        of_first: tuple[torch.Tensor, ...] = ()
+        of_first: tuple[torch.Tensor | None, ...] = ()
         for lo, hi in plan.chunks(hs[0]) or [(0, 0)]:
             masks = plan.masks(lo, _sizes(plan, p))
             attention_mHP, kept_mHP, pooled_HmD, scale_mL = plan.ops.attend(

@@ -121,7 +121,7 @@ def draw(first: int, count: int, seed: int, dropped: int, dtype: torch.dtype, de
 
 
 def _multiples(count: int, device: torch.device) -> torch.Tensor:
-    """0, STEP, 2 STEP, ...; on a CPU, where chunks are small, the most that were asked for are kept for the next call."""
+    """0, STEP, 2 STEP, ...; on a CPU, where chunks are small, the most that were asked for are kept for other calls."""
     global _known
     if device.type == "cpu" and _known is not None and len(_known) >= count:
         return _known[:count]

@@ -76,8 +76,9 @@ def forward(
         sums_mH: sum of the attention over positions (1 without dropout), which weighs the value's bias.
 
     Returns:
-        the value [m, D] in the products' dtype (none where projections are merged), the inputs of the first and of the second norm [m, D], the scores
-        [m, L], and the hidden units [m, F] as they went into the MLP's second matrix, in the products' dtype.
+        the value [m, D] in the products' dtype (none where projections are merged), the inputs of the first and of the
+        second norm [m, D], the scores [m, L], and the hidden units [m, F] as they went into the MLP's second matrix, in
+        the products' dtype.
     """
     value_mD = None
     if plan.merged:

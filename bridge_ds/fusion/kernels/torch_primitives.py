@@ -10,7 +10,7 @@ Dimensions: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -170,6 +170,7 @@ def mix(
     """
     shared, wide = weights.dim() == 1, weights.dtype
     if shared and not rms and on_cpu(weights):
+        assert not isinstance(states, Near)
         _mix_shared(states, rows, lo, hi, weights, out_ND)
         return None
     scale_mL = weights.new_empty(hi - lo, len(states)) if rms else scale_mL
@@ -199,8 +200,8 @@ def dots(states: States, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor,
 
 
 def dot_totals(
-    states: States, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, scale_mL: torch.Tensor | None,
-    dtype: torch.dtype,
+    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor,
+    scale_mL: torch.Tensor | None, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     """scale_l v . h_l summed over tokens lo..hi: [L] (the backward of :func:`mix` for weights shared by all tokens)."""
     if scale_mL is not None or not on_cpu(vectors_ND):
@@ -234,8 +235,10 @@ def _blocks(states: States, rows: Rows, lo: int, hi: int, dtype: torch.dtype) ->
     size = max(8, CACHE_BYTES // max(1, len(states) * states[0].shape[1] * dtype.itemsize)) if cached else hi - lo
     for first in range(lo, hi, max(1, size)):
         last = min(hi, first + size)
-        take = _gathered(states, rows, first, last, dtype) if cached else [rows.take(s, first, last) for s in states]
-        yield slice(first - lo, last - lo), take
+        if cached:
+            yield slice(first - lo, last - lo), _gathered(states, rows, first, last, dtype)
+        else:
+            yield slice(first - lo, last - lo), [rows.take(state, first, last) for state in states]
 
 
 def _gathered(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> torch.Tensor:
@@ -249,13 +252,15 @@ def _gathered(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, dtyp
     return found_LmD
 
 
-def _slabs(states: States, lo: int, hi: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+def _slabs(states: Sequence[torch.Tensor], lo: int, hi: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
     size = max(8, SLAB_BYTES // (states[0].shape[1] * dtype.itemsize))
     for first in range(lo, hi, size):
         yield first, min(hi, first + size)
 
 
-def _mix_shared(states: States, rows: Rows, lo: int, hi: int, weights_L: torch.Tensor, out_ND: torch.Tensor) -> None:
+def _mix_shared(
+    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_L: torch.Tensor, out_ND: torch.Tensor
+) -> None:
     # Where states are small the interpreter's own steps count: as few as can be for each state.
     factors, wide = weights_L.tolist(), weights_L.dtype
     in_place = rows.index is None and out_ND.dtype == wide
@@ -271,11 +276,13 @@ def _mix_shared(states: States, rows: Rows, lo: int, hi: int, weights_L: torch.T
 def _scores(block: Block, u_HD: torch.Tensor) -> torch.Tensor:
     """u . h of each state and head, [L, m, H]."""
     if isinstance(block, torch.Tensor):
-        flat_MD = block.flatten(0, 1)
-        # A matrix times a vector is faster than a product with one column.
-        found = torch.mv(flat_MD, u_HD[0]) if len(u_HD) == 1 else flat_MD @ u_HD.T
-        return found.view(*block.shape[:2], len(u_HD))
-    return torch.stack([state.to(u_HD.dtype) @ u_HD.T for state in block])
+        return _product(block.flatten(0, 1), u_HD).view(*block.shape[:2], len(u_HD))
+    return torch.stack([_product(state.to(u_HD.dtype), u_HD) for state in block])
+
+
+def _product(state_mD: torch.Tensor, u_HD: torch.Tensor) -> torch.Tensor:
+    # A matrix times a vector is faster than a product with one column.
+    return torch.mv(state_mD, u_HD[0])[:, None] if len(u_HD) == 1 else state_mD @ u_HD.T
 
 
 def _inverse_rms(block: Block, dtype: torch.dtype) -> torch.Tensor:
@@ -305,8 +312,10 @@ def _dots(block: Block, vector_mD: torch.Tensor) -> torch.Tensor:
     found_Lm = vector_mD.new_empty(len(block), len(vector_mD))
     # Several layers at a time where they are small; one product for all, since fresh memory costs more than it does.
     few = max(1, PRODUCT_BYTES // max(1, vector_mD.nbytes)) if isinstance(block, torch.Tensor) else 1
+    parts: Iterable[torch.Tensor] = (
+        block.split(few) if isinstance(block, torch.Tensor) else (state[None] for state in block)
+    )
     product_LmD = vector_mD.new_empty(min(few, len(block)), *vector_mD.shape)
-    parts = block.split(few) if isinstance(block, torch.Tensor) else [state[None] for state in block]
     for states, found in zip(parts, found_Lm.split(few), strict=True):
         torch.sum(torch.mul(states, vector_mD, out=product_LmD[: len(states)]), dim=-1, out=found)
     return found_Lm.T
