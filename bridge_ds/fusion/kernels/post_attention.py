@@ -163,7 +163,8 @@ def unmerge(p: Parameters, totals: PostAttentionTotals, slots: Slots) -> None:
     d_bias_D = sums.pop("merged_value_bias")
     narrow_DD = d_weight_DD.to(output_DD.dtype)
     totals.add_product("self_attn_out_proj_weight", narrow_DD, p["value_weight"].T, slots["self_attn_out_proj_weight"])
-    sums["self_attn_out_proj_weight"].addr_(d_bias_D, p["value_bias"])
+    d_output_DD = sums["self_attn_out_proj_weight"]
+    d_output_DD.addr_(d_bias_D.to(d_output_DD.dtype), p["value_bias"].to(d_output_DD.dtype))
     totals.add_product("value", output_DD.T, narrow_DD, slots["value"])
     sums["value_bias"] = output_DD.T.to(d_bias_D.dtype) @ d_bias_D
     sums["self_attn_out_proj_bias"] = sums.pop("merged_bias")

@@ -1,9 +1,8 @@
 """The primitives in plain torch, for CPU threads and any device.
 
 Work goes in blocks of rows. On a CPU a block's L states are copied next to each other, where they fit in cache together
-and one operator reads all of them. On another device a block is all of the call, nothing is copied, and each state is
-read by operators of its own. A state is widened to float32 a block at a time; no tensor of L x N x D is ever formed,
-unless it is small.
+and one operator reads all of them. On another device a block is all of the call, nothing is copied, and operators read
+one state each. A state is widened to float32 a block at a time; no tensor of L x N x D is formed, unless it is small.
 
 Dimensions: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
 """
@@ -71,9 +70,8 @@ def prepare(
     """
     if rows is None or dtype is None or not on_cpu(states[0]):
         return states
-    if not 0 < len(states) * rows.count * states[0].shape[1] * dtype.itemsize <= KEPT_BYTES:
-        return states
-    return Near(states, rows, dtype, kept)
+    size = len(states) * rows.count * states[0].shape[1] * dtype.itemsize
+    return Near(states, rows, dtype, kept) if 0 < size <= KEPT_BYTES else states
 
 
 def kept(states: States) -> torch.Tensor | None:
