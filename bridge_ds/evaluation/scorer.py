@@ -79,7 +79,8 @@ class Scorer:
         # Where an answer is written, each of its tokens reads all weights: there, larger batches are faster.
         if self.device.type != "cpu" or task.kind == "number":
             return self._answers(examples, rows, ids, task)
-        parts, found = self._parts(rows), []
+        parts = self._parts(rows)
+        found: list[Answers] = []
         # Under ZeRO-3 every rank must run the models as often as the others: one that is done repeats its last part.
         while self.any_of(len(found) < len(parts)):
             part = parts[min(len(found), len(parts) - 1)]
