@@ -25,7 +25,7 @@ from bridge_ds.tasks.numbers import is_right
 
 __all__ = ["Scorer"]
 
-POSITIONS = 4096
+POSITIONS = 2048
 """Positions that a CPU reads together. With more of them, what an operator writes has left the caches when the next one
 reads it."""
 ENGLISH = "en"
