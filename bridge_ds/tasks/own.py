@@ -138,10 +138,9 @@ class OwnTask(TableTask):
     @functools.cached_property
     def _indices(self) -> dict[str, int]:
         """Value in the data, or a label's own text, in lower case -> index of the label."""
-        found = {label.casefold(): index for index, label in enumerate(self.labels)}
-        return found | {
-            value.strip().casefold(): self.labels.index(label.strip()) for value, label in self.config.labels.items()
-        }
+        places = {label: index for index, label in enumerate(self.labels)}
+        found = {label.casefold(): index for label, index in places.items()}
+        return found | {value.strip().casefold(): places[label.strip()] for value, label in self.config.labels.items()}
 
     @functools.cached_property
     def _languages_in_rows(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from bridge_ds.__main__ import main
 from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.entry import exit_status
 from bridge_ds.errors import DataError
+from bridge_ds.probe.against import scored as read_accuracies
 from bridge_ds.probe.against import spearman
 from bridge_ds.probe.measure import LanguageProbe, letters_lost
 from bridge_ds.probe.parallel import read_parallel
@@ -220,6 +221,15 @@ def test_against_accuracies(
     ):
         assert exit_status(lambda words=words: main([*later, *words])) == 2  # type: ignore[misc]
         assert message in capsys.readouterr().err
+
+
+def test_accuracies_on_a_task_of_ones_own_by_any_code_of_the_language(tmp_path: Path) -> None:
+    accuracies = {"en": 0.9, "si": 0.1, "tam": 0.2, "bo": 0.3, "swh_Latn": 0.4, "yo": 0.5}
+    values = {code: {"acc": value, "exact_match": 0.0, "n": 9} for code, value in accuracies.items()}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"bridge": {"mine": values}, "chance": {"mine": 0.1}}))
+    codes = ["eng_Latn", "sin_Sinh", "tam_Taml", "bod_Tibt", "sw", "yor_Latn", "sin_Latn"]
+    found = dict(zip(codes[1:6], (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
+    assert read_accuracies([tmp_path], "", "folder", codes) == ("mine", found)
 
 
 def test_a_benchmarks_parallel_texts(tmp_path: Path) -> None:
