@@ -17,7 +17,8 @@ settings are those of the recipe sib200_small.
 
 Runs that are finished and scored are not repeated, so the same command continues after an interruption. What a run says
 is in OUTPUT/RUN.log. The reports are in OUTPUT/report (on the taught LLM) and OUTPUT/report-raw, a row a run in
-OUTPUT/results.csv. The search writes OUTPUT/search.json. What the figures can and cannot show is in docs/study_real.md.
+OUTPUT/results.csv. The search writes OUTPUT/search-LLM.json. What the figures can and cannot show is in
+docs/study_real.md.
 """
 
 from __future__ import annotations
