@@ -26,6 +26,7 @@ from bridge_ds.errors import CheckpointError, LaunchError
 
 if TYPE_CHECKING:
     from bridge_ds.engine.preempt import StopRequest
+    from bridge_ds.world import World
 
 __all__ = ["FirstStage"]
 
@@ -159,18 +160,21 @@ class FirstStage:
                 "LLM is taught (llm.finetune); choose another run.output, or set llm.finetune=false."
             )
 
-    def start_again(self, port: int, stop: StopRequest) -> NoReturn:
+    def start_again(self, port: int, stop: StopRequest, world: World) -> NoReturn:
         """Replace this process by the same command, which then trains the bridge.
 
         Args:
             port: the same on all ranks, and not the one at which they met before: the store there may still answer.
             stop: a signal that it has noted, or that comes until the new process listens, is noted by that.
+            world: of this process.
         """
         for worker in multiprocessing.active_children():  # they end with their parent, which stays
             worker.terminate()
             worker.join()
         # torchrun's agent keeps a store with the keys of the first group; rank 0 opens another one.
         again = {_AFTER: str(self.folder), "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        # The number of its GPU by now (init_distributed), which is 0 on each rank that sees one alone.
+        again["LOCAL_RANK"] = str(world.local_rank)
         sys.stdout.flush()
         sys.stderr.flush()
         stop.pass_on()

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         check(config, ds_values, world)
         first.check_bridge()
         config, ds_values = resolved(first.config, world)
-        first.start_again(train(config, ds_values, world, stop), stop)
+        first.start_again(train(config, ds_values, world, stop), stop, world)
     train(config, ds_values, world, stop)
     return 0
 

@@ -28,6 +28,7 @@ from bridge_ds.data.loading.loader import make_loader
 from bridge_ds.data.loading.steps import StepDataset
 from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.data.text.prompting import Context
+from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import base_identities, build_model
 from bridge_ds.errors import CheckpointError, ConfigError, LaunchError
 from bridge_ds.first_stage import FirstStage
@@ -296,6 +297,17 @@ def test_what_the_second_stage_would_refuse_is_refused_before_the_first(tmp_path
             refuse(stage(f"run.output={run}"))
     with pytest.raises(LaunchError, match=r"train.global_batch is 6"):
         stage("llm.finetune_settings=[train.global_batch=6]").check(4, 4)
+
+
+def test_the_second_stage_meets_elsewhere_as_the_same_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [f"run.output={tmp_path}", "llm.finetune=true"]
+    first, started = FirstStage(load_config("testbed", given), "testbed", given), []
+    monkeypatch.setattr("os.execve", lambda _, words, env: started.append((words, env)))
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as init_distributed leaves it on a rank that sees one GPU alone
+    first.start_again(1234, StopRequest(), World(rank=7, size=8, local_rank=3, local_size=4, node=1))
+    ((words, env),) = started
+    assert words[1:] == sys.orig_argv[1:] and env["MASTER_PORT"] == "1234"
+    assert World.detect({"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": env["LOCAL_RANK"]}).local_rank == 3
 
 
 AGAIN = """

@@ -146,7 +146,7 @@ def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
 
 
 def test_a_sequence_may_be_longer_than_the_table_of_positions() -> None:
-    """Or its rows are padded: GPT-Neo's causal mask is a table of so many positions, GPT-2's ids restart with each row."""
+    """Or its rows are padded: GPT-Neo's causal mask is a table too. GPT-2's ids restart with each row."""
     common: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 2}
     neo = tf.GPTNeoConfig(**common, max_position_embeddings=40, attention_types=[[["global", "local"], 1]])
     row = torch.arange(25)[None]
