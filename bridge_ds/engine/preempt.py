@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from types import FrameType
 
@@ -36,11 +37,11 @@ class StopRequest:
         return self
 
     def pass_on(self) -> None:
-        """Keep what was noted, and what comes from now on, for the program by which exec replaces this process: a
-        blocked signal waits, through exec too (signal(7)), until the next :meth:`listen`. Main thread only."""
+        """Keep what was noted, and what comes from then on, for the program by which exec replaces this process at
+        once: a blocked signal waits, through exec too (signal(7)), until the next :meth:`listen`. Main thread only."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._listening)
-        if self:
-            os.kill(os.getpid(), signal.Signals[self.signal])
+        if self:  # sent to this thread: one to the process would be taken by another thread, and end with it
+            signal.pthread_kill(threading.get_ident(), signal.Signals[self.signal])
 
     def _note(self, number: int, _: FrameType | None) -> None:
         # A forked process inherits the handler; nobody reads its flag.

@@ -311,11 +311,12 @@ def test_the_second_stage_meets_elsewhere_as_the_same_ranks(tmp_path: Path, monk
 
 
 AGAIN = """
-import os, signal, sys
+import os, signal, sys, threading, time
 from bridge_ds.engine.preempt import StopRequest
 stop = StopRequest().listen(["USR2", "TERM"])
 if sys.argv[-1] != "again":
     if sys.argv[1] == "before":
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # which takes signals too
         os.kill(os.getpid(), signal.SIGUSR2)
     stop.pass_on()
     if sys.argv[1] == "after":
