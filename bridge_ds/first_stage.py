@@ -87,8 +87,8 @@ class FirstStage:
         before, now = taught.model.llm, with_full_paths(self.config.model).llm
         found += [Change("model.llm", before, now)] * (before != now)
         # A folder may have another place in each job (stage_in of slurm/env.sh).
-        before, now = taught.data.shards, self.config.data.shards
-        if made_at_start(before) or made_at_start(now):
+        if made_at_start(taught.data) or made_at_start(self.config.data):
+            before, now = taught.data.shards, self.config.data.shards
             found += [Change("data.shards", before, now)] * (before != now)
         return found
 

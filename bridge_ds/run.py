@@ -253,7 +253,7 @@ class Run:
 
     def _with_shards(self) -> Config:
         """The config with the name of shards that a start makes replaced by their folder."""
-        if self.config.data.mixture or not made_at_start(self.config.data.shards):
+        if not made_at_start(self.config.data):
             return self.config
         folder = on_main(partial(self.run_folder.made_shards, self.config), self.world)
         return replace(self.config, data=replace(self.config.data, shards=str(folder)))

@@ -208,10 +208,10 @@ def shards_verify(subject: Subject) -> str:
     from bridge_ds.tasks.shards import rows_at_start
 
     data, samples, shards = subject.config.data, 0, 0
+    if made_at_start(data):
+        rows_at_start(subject.config)
+        return f"{data.shards}, written at the first start"
     for location in locations(data)[0]:
-        if made_at_start(location):
-            rows_at_start(subject.config)
-            return f"{location}, written at the first start"
         # Not staged: a login node does not have the local disk of a compute node.
         index = open_index(dataclasses.replace(data, stage_dir=""), location)
         samples, shards = samples + index.samples, shards + len(index.shards)

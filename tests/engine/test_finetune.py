@@ -295,7 +295,7 @@ def test_what_the_second_stage_would_refuse_is_refused_before_the_first(tmp_path
     for refuse in (FirstStage.check_bridge, lambda first: first.check(1, 1)):
         with pytest.raises(CheckpointError, match=r"run/checkpoints/step-00000001 is of a bridge, and its LLM is not "):
             refuse(stage(f"run.output={run}"))
-    with pytest.raises(LaunchError, match=r"train.global_batch is 6"):
+    with pytest.raises(LaunchError, match=r"train.global_batch 6 "):
         stage("llm.finetune_settings=[train.global_batch=6]").check(4, 4)
 
 

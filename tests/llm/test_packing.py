@@ -147,13 +147,13 @@ def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
 
 def test_a_sequence_may_be_longer_than_the_table_of_positions() -> None:
     """Or its rows are padded: GPT-Neo's causal mask is a table too. GPT-2's ids restart with each row."""
-    common: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 2}
+    common: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "num_layers": 2, "num_heads": 2}
     neo = tf.GPTNeoConfig(**common, max_position_embeddings=40, attention_types=[[["global", "local"], 1]])
     row = torch.arange(25)[None]
     with torch.no_grad(), pytest.raises(RuntimeError):
         tf.GPTNeoForCausalLM(neo)(input_ids=torch.cat([row, row], 1), position_ids=torch.cat([row, row], 1))
     assert packs_and_trims(tf.GPTNeoForCausalLM, neo) == (False, False)
-    gpt2 = tf.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=40)
+    gpt2 = tf.GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=2, n_positions=40)
     assert packs_and_trims(tf.GPT2LMHeadModel, gpt2) == (True, True)
 
 
