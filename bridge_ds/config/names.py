@@ -29,7 +29,7 @@ _EMBEDDED_MODELS = {"testbed/encoder": "encoder", "testbed/llm": "llm"}
 
 
 def made_at_start(data: DataConfig) -> bool:
-    """Whether a run trains on samples that its first start writes to RUN/shards: those of the embedded data set, or of a
+    """Whether a run trains on samples that its first start writes to RUN/shards: those of the embedded data set or of a
     task (a local folder of that name wins)."""
     shards = data.shards
     named = shards == EMBEDDED_SHARDS or bool(task_of_shards(shards))
