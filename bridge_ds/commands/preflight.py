@@ -51,7 +51,7 @@ class Subject:
     step: int | None = None
     """Of the checkpoint that the run goes on from; None = there is none."""
     first: FirstStage | None = None
-    """What comes before it (llm.finetune); None = nothing, or it is done."""
+    """What comes before it, or came (llm.finetune); None = nothing."""
 
     @property
     def ranks(self) -> int:
@@ -110,8 +110,8 @@ def config_resolves(subject: Subject) -> str:
     recipe, overrides = subject.options.recipe, subject.options.overrides
     subject.config = load_config(recipe, overrides)
     if subject.config.llm.finetune:
-        first = FirstStage(subject.config, recipe, overrides)
-        subject.config, subject.first = (first.bridge(), None) if first.is_done else (subject.config, first)
+        subject.first = FirstStage(subject.config, recipe, overrides)
+        subject.config = subject.first.bridge() if subject.first.is_done else subject.config
     return f"recipe {recipe}, {subject.config.train.steps} steps"
 
 
@@ -140,7 +140,7 @@ def run_goes_on(subject: Subject) -> str:
     """The run folder, or run.start_from, can be continued with these settings."""
     from bridge_ds.checkpoint.origin import find_origin
 
-    if subject.first:
+    if subject.first and not subject.first.is_done:
         return subject.first.check(subject.ranks, subject.gpus)
     origin = find_origin(subject.config, Path(subject.config.run.output))
     subject.config = origin.config

@@ -72,7 +72,7 @@ def attend_in_float32() -> None:
         # Masks and position biases too: torch wants one dtype.
         options = {name: _in_float32(part) for name, part in options.items()}
         # Autocast (of a trained LLM or encoder) would cast all of them back.
-        plain = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+        plain: Any = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
         with plain:
             output, weights = sdpa(module, *map(_in_float32, taken), **options)
         return output.to(query.dtype), weights
