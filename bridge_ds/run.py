@@ -222,14 +222,10 @@ class Run:
             shutdown()
 
     def _check_evaluation(self) -> None:
-        """An unknown task or language is an error before training, not after it."""
         if self.config.evaluation.tasks:
-            from bridge_ds.evaluation.jobs import wanted
-            from bridge_ds.evaluation.store import llm_of
-            from bridge_ds.tasks import tasks_of
+            from bridge_ds.evaluation.store import check_evaluation
 
-            wanted(tasks_of(self.config), self.config.evaluation.languages)
-            llm_of(self.config.evaluation.llm_from)
+            check_evaluation(self.config)
 
     def _choose_backend(self) -> str:
         """The fusion's backend, chosen before the slow parts of the start; empty if it has none."""
@@ -257,7 +253,7 @@ class Run:
 
     def _with_shards(self) -> Config:
         """The config with the name of shards that a start makes replaced by their folder."""
-        if not made_at_start(self.config.data.shards):
+        if not made_at_start(self.config.data):
             return self.config
         folder = on_main(partial(self.run_folder.made_shards, self.config), self.world)
         return replace(self.config, data=replace(self.config.data, shards=str(folder)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from bridge_ds.data.loading.loader import make_loader
 from bridge_ds.data.loading.steps import StepDataset
 from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.data.text.prompting import Context
+from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import base_identities, build_model
 from bridge_ds.errors import CheckpointError, ConfigError, LaunchError
 from bridge_ds.first_stage import FirstStage
@@ -35,6 +38,7 @@ from bridge_ds.llm.positions import check_positions, positions_taken
 from bridge_ds.world import World
 from tests import launch, tiny
 from tests.engine.test_runs import lines
+from tests.made import make_run
 from tests.samples import tokenize_sample
 
 SAMPLES = [
@@ -259,10 +263,70 @@ def test_the_first_stage_is_done_once_and_with_the_same_settings(
     again = stage("llm.finetune_settings=[lora.rank=8]")
     with pytest.raises(CheckpointError, match=r"llm was taught with lora.rank 4; this start has 8; .* remove .*finet"):
         again.is_done  # noqa: B018
+    for setting, was in (("model.llm=x", "testbed/llm"), ("data.shards=task:x", "testbed/english")):
+        key, now = setting.split("=")
+        with pytest.raises(CheckpointError, match=f"was taught with {key} '{was}'; this start has '{now}'; .* restore"):
+            stage(setting).is_done  # noqa: B018
     with pytest.raises(ConfigError, match=r"llm.finetune is true and model.encoder is none"):
         load_config("testbed", ["llm.finetune=true", "model.encoder=none", "lora.rank=1"])
+    with pytest.raises(ConfigError, match=r"run.start_from is 'x', whose bridge belongs to the LLM"):
+        load_config("testbed", ["llm.finetune=true", "run.start_from=x"])
     monkeypatch.setenv("BRIDGE_DS_AFTER_FINETUNE", f"{tmp_path}/other/finetune")
     assert not stage(f"run.output={tmp_path}/other2").is_done  # at once: another run's
     monkeypatch.setattr("bridge_ds.first_stage._VISIBLE", 0.1)
     with pytest.raises(LaunchError, match=r"not seen by this rank .* expected a run.output that all nodes share"):
         stage(f"run.output={tmp_path}/other").is_done  # noqa: B018
+
+
+def test_what_the_second_stage_would_refuse_is_refused_before_the_first(tmp_path: Path) -> None:
+    models = [f"model.encoder={tiny.make_encoder('bert', tmp_path / 'encoder')}",
+              f"model.llm={tiny.make_llm('llama', tmp_path / 'llm')}"]  # fmt: skip
+
+    def stage(*more: str) -> FirstStage:
+        given = [*models, f"run.output={tmp_path}/new", "llm.finetune=true", *more]
+        return FirstStage(load_config("testbed", given), "testbed", given)
+
+    stage("evaluation.tasks=[]").check_bridge()
+    with pytest.raises(ConfigError, match=r"data.max_source_tokens is 90, and the encoder .* positions for 80 tokens"):
+        stage("data.max_source_tokens=90").check_bridge()
+    with pytest.raises(ConfigError, match=r"evaluation.languages has 'xx'"):
+        stage("evaluation.tasks=[testbed_news]", "evaluation.languages=[xx]").check_bridge()
+    run = make_run(tmp_path / "run", models)
+    for refuse in (FirstStage.check_bridge, lambda first: first.check(1, 1)):
+        with pytest.raises(CheckpointError, match=r"run/checkpoints/step-00000001 is of a bridge, and its LLM is not "):
+            refuse(stage(f"run.output={run}"))
+    with pytest.raises(LaunchError, match=r"train.global_batch 6 "):
+        stage("llm.finetune_settings=[train.global_batch=6]").check(4, 4)
+
+
+def test_the_second_stage_meets_elsewhere_as_the_same_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [f"run.output={tmp_path}", "llm.finetune=true"]
+    first, started = FirstStage(load_config("testbed", given), "testbed", given), []
+    monkeypatch.setattr("os.execve", lambda _, words, env: started.append((words, env)))
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as init_distributed leaves it on a rank that sees one GPU alone
+    first.start_again(1234, StopRequest(), World(rank=7, size=8, local_rank=3, local_size=4, node=1))
+    ((words, env),) = started
+    assert words[1:] == sys.orig_argv[1:] and env["MASTER_PORT"] == "1234"
+    assert World.detect({"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": env["LOCAL_RANK"]}).local_rank == 3
+
+
+AGAIN = """
+import os, signal, sys, threading, time
+from bridge_ds.engine.preempt import StopRequest
+stop = StopRequest().listen(["USR2", "TERM"])
+if sys.argv[-1] != "again":
+    if sys.argv[1] == "before":
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # which takes signals too
+        os.kill(os.getpid(), signal.SIGUSR2)
+    stop.pass_on()
+    if sys.argv[1] == "after":
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "again"])
+print(stop.signal or "none")
+"""
+
+
+def test_a_request_to_stop_between_the_stages_reaches_the_second() -> None:
+    said = [subprocess.run([sys.executable, "-c", AGAIN, when], capture_output=True, text=True, timeout=60)
+            for when in ("before", "after", "never")]  # fmt: skip
+    assert [run.stdout.strip() for run in said] == ["SIGUSR2", "SIGTERM", "none"], said[0].stderr

@@ -11,6 +11,7 @@ from bridge_ds.config.effect import idle
 from bridge_ds.config.load import load_config, load_run_config, overridden, save_config
 from bridge_ds.errors import BridgeError, ConfigError, DataError
 from bridge_ds.evaluation.jobs import load_jobs
+from bridge_ds.start import RunFolder
 from bridge_ds.tasks import Task, find_tasks, tasks_of
 from bridge_ds.tasks.own import OwnTask
 from bridge_ds.world import World
@@ -304,3 +305,19 @@ def test_wrong_rows_are_one_sentence_with_their_place(
     with pytest.raises(BridgeError) as found:
         declared(tmp_path, **NEWS | settings).examples("en", 0)
     assert str(found.value).startswith(f"{path}:2 ") and words in str(found.value) and "\n" not in str(found.value)
+
+
+def test_a_run_keeps_the_shards_of_its_first_start_and_refuses_another_tasks(tmp_path: Path) -> None:
+    settings = [f"run.output={tmp_path}/run"]
+    for name in ("one", "two"):
+        csv(tmp_path / name / "train" / "en.csv", "text,label", f"{name} a,0", f"{name} b,1")
+        settings += [f"tasks.{name}.{key}={value}" for key, value in (NEWS | {"source": tmp_path / name}).items()]
+    folder = RunFolder(f"{tmp_path}/run")
+    first = load_config("testbed", [*settings, "data.shards=task:one"])
+    shards = folder.made_shards(first)
+    assert b"News: one a Topic:" in (shards / "shard-000000.tar").read_bytes()
+    before = (shards / "index.json").stat()
+    assert folder.made_shards(first) == shards and (shards / "index.json").stat() == before
+    for other in ("task:two", "testbed/english"):
+        with pytest.raises(DataError, match=rf"for data.shards 'task:one'; this start has '{other}'; .*run/shards.$"):
+            folder.made_shards(load_config("testbed", [*settings, f"data.shards={other}"]))

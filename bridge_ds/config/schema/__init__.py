@@ -121,6 +121,12 @@ class Config:
                 "llm.finetune is true and model.encoder is none, so there is no bridge to train after it; expected an "
                 "encoder; set llm.finetune to false, as this run is that of the LLM."
             )
+        if self.llm.finetune and self.run.start_from:
+            yield (
+                f"llm.finetune is true and run.start_from is {self.run.start_from!r}, whose bridge belongs to the LLM "
+                "that it was trained with, not to one that this run teaches; expected one of them; set llm.finetune to "
+                "false and model.llm to that run's."
+            )
         if self.lora.rank and self.llm.trainable:
             yield (
                 f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
