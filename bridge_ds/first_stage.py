@@ -23,6 +23,7 @@ from bridge_ds.config.load import load_run_config
 from bridge_ds.config.names import made_at_start, with_full_paths
 from bridge_ds.config.schema import Config
 from bridge_ds.errors import CheckpointError, LaunchError
+from bridge_ds.track.mlflow import tracking_uri
 
 if TYPE_CHECKING:
     from bridge_ds.engine.preempt import StopRequest
@@ -49,7 +50,12 @@ class FirstStage:
             ConfigError: llm.finetune_settings cannot be used.
         """
         self.given = config
-        self.config = first_config(recipe, overrides, config)
+        first, run = first_config(recipe, overrides, config), Path(config.run.output)
+        uri = config.track.uri
+        if not (uri or os.environ.get("MLFLOW_TRACKING_URI")):
+            uri = tracking_uri(config.track, run) or ""  # one database for both, beside RUN
+        name = f"{config.track.name or run.absolute().name}, finetune"
+        self.config = replace(first, track=replace(first.track, uri=uri, name=name))
         self.folder = Path(self.config.run.output).absolute()
         self.llm = self.folder / "llm"
 

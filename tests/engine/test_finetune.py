@@ -256,6 +256,7 @@ def test_the_first_stage_is_done_once_and_with_the_same_settings(
     of = begun.config
     assert (of.run.output, of.lora.rank, of.lora.alpha, of.train.lr) == (f"{tmp_path}/finetune", 4, 8, 2e-4)
     assert not (of.model.has_encoder or of.llm.finetune or of.evaluation.tasks)
+    assert of.track.uri == f"sqlite:///{tmp_path.parent}/mlflow.db" and of.track.name == f"{tmp_path.name}, finetune"
     (tmp_path / "finetune" / "llm").mkdir(parents=True)
     (tmp_path / "finetune" / "llm" / "config.json").touch()
     save_config(of, tmp_path / "finetune" / "config.yaml")

@@ -92,9 +92,9 @@ def asked(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def make_models(size: str, folder: Path) -> list[str]:
     """Both models as folders, with the testbed's tokenizers; the settings that name them."""
-    encoder, llm = frozen_pair(size, torch.device("cpu"), torch.float32, vocabulary=32_000)
-    for part, model, tokenizer in zip(("encoder", "llm"), (encoder, llm), tokenizers(), strict=True):
-        model.model.save_pretrained(folder / part)
+    pair: Any = frozen_pair(size, torch.device("cpu"), torch.float32, vocabulary=32_000)
+    for part, frozen, tokenizer in zip(("encoder", "llm"), pair, tokenizers(), strict=True):
+        frozen.model.save_pretrained(folder / part)
         tokenizer.save_pretrained(folder / part)
     return [f"model.encoder={folder / 'encoder'}", f"model.llm={folder / 'llm'}"]
 
