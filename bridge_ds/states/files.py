@@ -75,7 +75,9 @@ class StatesFiles:
         """File of the blocks that this process adds, and the descriptors of it and of its index."""
         self._noted: set[Path] = set()
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Keys that are known."""
         return len(self._blocks)
 
     def __contains__(self, key: str) -> bool:

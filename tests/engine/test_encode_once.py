@@ -110,7 +110,8 @@ def test_the_same_losses_and_one_gather_of_each_parameter_a_step(
                 assert {count for step in gathers for count in step} == {math.ceil(accumulation / together)}, name
         losses[name] = [line["loss"] for line in lines(run)]
         ends[name] = (run / "checkpoints" / f"step-{STEPS:08d}" / "bridge.safetensors").read_bytes()
-    same = [("each", other) for other in ("once", "twice", "offload", "compiled", *KEPT)] + [
+    same = [("each", other) for other in ("once", "twice", "offload", "compiled", *KEPT)]
+    same += [
         ("xlm-r each", "xlm-r once")
     ]
     for one, other in same:

@@ -38,7 +38,7 @@ def test_what_is_written_is_read_by_all(tmp_path: Path, dtype: torch.dtype) -> N
     one, other = opened(tmp_path), opened(tmp_path)
     first, second, third = (states(tokens, tokens, dtype) for tokens in (4, 7, 5))
     assert one.add([("a", first), ("b", second)]) and other.add([("c", third)])
-    assert "c" not in one and len(other) == 1
+    assert "c" not in one and other.count == 1
     for files in (one, other, opened(tmp_path)):
         files.refresh()
         for key, wanted in (("a", first), ("b", second), ("c", third)):
@@ -85,17 +85,17 @@ def test_a_killed_writer_leaves_nothing_that_is_found(tmp_path: Path) -> None:
     blocks, index = (next((tmp_path / "key").glob(f"*.{kind}")) for kind in ("states", "index"))
     lines = index.read_bytes()
     index.write_bytes(lines[:-5])
-    assert len(opened(tmp_path)) == 1
+    assert opened(tmp_path).count == 1
     reader = opened(tmp_path)
     index.write_bytes(lines)  # the rest of the line came
     reader.refresh()
-    assert len(reader) == 2
+    assert reader.count == 2
     blocks.write_bytes(blocks.read_bytes()[:-1])
     assert read(reader, "b", 3) is None and read(reader, "a", 2) is not None
     blocks.unlink()
     index.unlink()
     gone = opened(tmp_path)
-    assert len(gone) == 0 and read(gone, "a", 2) is None
+    assert gone.count == 0 and read(gone, "a", 2) is None
 
 
 def test_the_limit_holds_for_all_keys_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -107,7 +107,7 @@ def test_the_limit_holds_for_all_keys_together(tmp_path: Path, caplog: pytest.Lo
     files = opened(tmp_path, 3 * size)
     assert files.add([("a", states(2, 1))])
     assert not files.add([("b", states(2, 2)), ("c", states(2, 3))])  # all or none
-    assert len(files) == 1 and used_bytes(tmp_path) == 2 * size
+    assert files.count == 1 and used_bytes(tmp_path) == 2 * size
     assert "data.states_cache_gib" in files.full and "the rest is computed" in caplog.text
     assert not files.add([("b", states(2, 2))])  # for good: which texts are kept must not depend on their lengths
 
