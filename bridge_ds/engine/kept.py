@@ -15,7 +15,7 @@ from bridge_ds.data.loading.corpus import Corpus
 from bridge_ds.data.loading.loader import StepLoader
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.encoder.base import Encoder, States
-from bridge_ds.engine.distributed import any_rank, on_all, on_main, sum_counts
+from bridge_ds.engine.distributed import any_rank, on_all, on_main
 from bridge_ds.engine.step import encoded
 from bridge_ds.engine.validate import Validation
 from bridge_ds.states.cache import StatesCache, encoder_key, is_complete, open_cache, texts_key
@@ -70,7 +70,7 @@ class RunStates:
         Raises:
             DataError: a sample cannot be read.
         """
-        if not self._files:
+        if self._files is None:
             return
         self.cache = cache = StatesCache(self._files, encoder, self._config)
         if validation:
@@ -107,14 +107,15 @@ class RunStates:
             device: where they go.
 
         Returns:
-            the batch, and its states; None = the model's forward computes them.
+            the batch, and where the encoder is not loaded its states; else None, and nothing is kept of them: in a
+            first epoch, each text is to be computed in its micro-batch, as without a cache.
 
         Raises:
             DataError: a sample cannot be read; or as :meth:`attached`.
         """
         rows, cache = on_all(lambda: loader.first_rows(count), self._world), self.cache
         batch = rows.to(device)
-        if not cache:
+        if cache is None or cache.runs_encoder:
             return batch, None
         kept = on_all(lambda: cache.read([rows]), self._world)
-        return batch, encoded(model, [batch], kept, sum_counts([kept[0].missing])[0])[0]
+        return batch, encoded(model, [batch], kept)[0]

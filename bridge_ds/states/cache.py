@@ -100,6 +100,7 @@ class KeptStates:
     """Of one micro-batch: what was found, and what remains to be computed."""
 
     cache: StatesCache
+    """Of the run."""
     keys: list[str]
     """Of each row."""
     lengths: list[int]

@@ -111,9 +111,7 @@ def test_the_same_losses_and_one_gather_of_each_parameter_a_step(
         losses[name] = [line["loss"] for line in lines(run)]
         ends[name] = (run / "checkpoints" / f"step-{STEPS:08d}" / "bridge.safetensors").read_bytes()
     same = [("each", other) for other in ("once", "twice", "offload", "compiled", *KEPT)]
-    same += [
-        ("xlm-r each", "xlm-r once")
-    ]
+    same += [("xlm-r each", "xlm-r once")]
     for one, other in same:
         assert losses[one] == losses[other] and ends[one] == ends[other], other
     assert ends["each"] != ends["xlm-r each"]
