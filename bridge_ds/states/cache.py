@@ -163,7 +163,8 @@ class StatesCache:
         """
         self.files = files
         self.runs_encoder = not isinstance(encoder, AbsentEncoder)
-        self.states, self.width, self.dtype = encoder.num_layers, encoder.width, DTYPES[config.model.dtype]
+        self.states = encoder.blocks + int(config.fusion.include_embeddings)
+        self.width, self.dtype = encoder.width, DTYPES[config.model.dtype]
         self.kept = 1 if _states_kept(config) == "last" else self.states
         """N."""
 

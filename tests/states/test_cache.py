@@ -18,6 +18,7 @@ from bridge_ds.data.loading.loader import make_loader
 from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.encoder.absent import AbsentEncoder
+from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.setup import build_model, make_optimizer
 from bridge_ds.engine.step import encoded
 from bridge_ds.errors import DataError, TrainingError
@@ -96,6 +97,9 @@ def test_twenty_steps_agree_over_two_epochs(
     models = models | {"encoder": tiny.make_encoder(kind, tmp_path / "encoder")}
     more = ["fusion.include_embeddings=true"] if fusion == "global_softmax" else []
     run = Trained(models, few, tmp_path, packed, f"fusion.name={fusion}", *more)
+    absent, loaded = AbsentEncoder(run.config.model), load_encoder(run.config.model)
+    assert (absent.blocks, absent.width, absent.vocab_size) == (tiny.LAYERS, tiny.D, loaded.vocab_size)
+    assert not list(absent.parameters())
     plain, kept = (run.train(kept, run.steps) for kept in (False, True))
     # In the first epoch they are computed, a text that comes twice once; then none is.
     assert kept[2][0] == 4 and 40 < sum(kept[2]) <= 48 and not any(kept[2][EPOCH:])
@@ -118,8 +122,6 @@ def test_states_are_kept_in_every_bit(models: dict[str, Path], few: Path, tmp_pa
     model = build_model(run.config, run.tokenizers.bos_id)
     cache = run.cache(model.encoder)
     absent = AbsentEncoder(run.config.model)
-    assert (absent.num_layers, absent.width) == (model.encoder.num_layers, model.encoder.width)
-    assert absent.vocab_size == model.encoder.vocab_size and not list(absent.parameters())
     without = run.cache(absent)
     micro = [*run.steps[0].micro, *run.steps[1].micro]
     with pytest.raises(DataError, match=r"lacks the encoder's states of 8 samples of a step.*remove .*complete-"):
