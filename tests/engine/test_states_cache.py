@@ -12,7 +12,7 @@ import pytest
 from bridge_ds.commands.encode import main
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.entry import exit_status
-from tests import launch
+from tests import launch, tiny
 from tests.conftest import WORDS
 from tests.engine.test_bad_input import settings
 from tests.engine.test_runs import lines
@@ -58,7 +58,8 @@ def test_runs_resume_in_every_bit_and_need_no_encoder_once_all_is_encoded(
     assert main([*encode, "--dry-run"]) == 0 and not list(tmp_path.glob("ahead/*/*.states"))
     assert main([*encode, "--tokens", "200"]) == 0
     files = sorted(tmp_path.glob("ahead/*/*.states"))
-    assert size == sum(path.stat().st_size for path in files)  # all texts, and what stands for a bad one
+    # All texts, and the token of padding that stands for a bad sample.
+    assert sum(path.stat().st_size for path in files) == size + tiny.LAYERS * tiny.D * 4
     assert main(encode) == 0 and sorted(tmp_path.glob("ahead/*/*.states")) == files
     other, said = run("other", "ahead", 2, "zero3.json")
     assert "the encoder is not loaded: bridge-ds encode has written the states of all texts" in said
