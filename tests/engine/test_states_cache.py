@@ -29,7 +29,8 @@ def test_runs_resume_in_every_bit_and_need_no_encoder_once_all_is_encoded(
     pack_rows([{"source": text, "target": WORDS[len(text) % 7]} for text in TEXTS], shards, samples_per_shard=25)
     common = [*small_run, *settings(
         data__shards=shards, data__validation_percent=20, train__steps=STEPS, train__global_batch=BATCH,
-        train__micro_batch=4, train__validate_every=3, checkpoint__every=2, checkpoint__keep_last=0, data__workers=0,
+        train__micro_batch=4, train__validate_every=3, checkpoint__every=2, checkpoint__keep_last=0,
+        fusion__dropout=0, data__workers=0,
     )]  # fmt: skip
 
     def run(name: str, states: str, ranks: int, ds: str) -> tuple[Path, str]:
