@@ -93,8 +93,8 @@ def _page(job: Job, gpu: Gpu, network: Network, found: list[Choice], recipe: str
     lines += [f"  host, {name}: {size:.1f} GiB a node" for name, size in host_gib(best.job).items()]
     if each := job.kept_bytes:
         lines.append(
-            f"Encoder states that data.states_cache keeps: {each:,} bytes a token, {each * job.source / 1e6:.2g} MB a "
-            f"sample of {job.source} tokens, {each * job.source * 1e5 / 2**30:.3g} GiB of disk for 100,000 of these"
+            f"Encoder states on disk (data.states_cache): {each * job.source / 1e6:,.1f} MB a sample of {job.source} "
+            f"tokens, {each * job.source * 1e5 / 2**30:,.0f} GiB for 100,000 of these"
         )
     if best.job.stage == 3:
         lines += [f"DeepSpeed's sizes with {best.ds_config}, elements, from the models (numbers in a file win):"]
