@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Block", "StatesFiles", "key_of", "used_bytes"]
+__all__ = ["StatesBlock", "StatesFiles", "key_of", "used_bytes"]
 
 _log = logging.getLogger(__name__)
 _BLOCKS, _INDEX = ".states", ".index"
 
 
-class Block(NamedTuple):
+class StatesBlock(NamedTuple):
     """Where the states of one text are."""
 
     file: Path
@@ -67,7 +67,7 @@ class StatesFiles:
         self.folder, self.limit = folder, limit
         self.full = ""
         """Why nothing more is added; empty = it may be."""
-        self._blocks: dict[str, list[Block]] = {}
+        self._blocks: dict[str, list[StatesBlock]] = {}
         self._followed: dict[Path, int] = {}
         """Bytes of each index that are read."""
         self._open: dict[Path, int] = {}
@@ -100,7 +100,7 @@ class StatesFiles:
     def _follow(self, blocks: Path, line: bytes) -> None:
         try:
             key, *numbers = json.loads(line)
-            block = Block(blocks, *map(int, numbers))
+            block = StatesBlock(blocks, *map(int, numbers))
             self._blocks.setdefault(str(key), []).append(block)
         except (ValueError, TypeError):
             self._note(blocks.with_suffix(_INDEX), "a line")
@@ -124,7 +124,7 @@ class StatesFiles:
         self._blocks.pop(key, None)
         return False
 
-    def _fill(self, block: Block, parts: Sequence[Any]) -> bool:
+    def _fill(self, block: StatesBlock, parts: Sequence[Any]) -> bool:
         try:
             if block.file not in self._open:
                 self._open[block.file] = os.open(block.file, os.O_RDONLY)
@@ -169,7 +169,7 @@ class StatesFiles:
         offset = os.fstat(blocks).st_size
         added = {}
         for key, states in fresh.items():
-            added[key] = Block(path, offset, states.shape[1], _checksum(states))
+            added[key] = StatesBlock(path, offset, states.shape[1], _checksum(states))
             left = states.view(torch.uint8).numpy().reshape(-1).data
             offset += len(left)
             while left:
