@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("bridge_ds.commands.train", "train a bridge (default: on the embedded testbed)"),
     "finetune": ("bridge_ds.commands.finetune", "teach the LLM a run's task in English first, by itself"),
     "pack": ("bridge_ds.commands.pack", "write samples as webdataset shards; index or verify a folder of shards"),
+    "encode": ("bridge_ds.commands.encode", "write the encoder's states of a run's texts, so that it needs no encoder"),
     "evaluate": ("bridge_ds.evaluation.__main__", "score a run, and the LLM alone, on benchmarks"),
     "report": ("bridge_ds.report.__main__", "compare evaluated runs: an HTML page with plots and significance tests"),
     "generate": ("bridge_ds.generate.__main__", "answer one text, a file of texts, or lines from the terminal"),

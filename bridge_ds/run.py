@@ -28,7 +28,7 @@ from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_t
 from bridge_ds.data.shards.index import INDEX_NAME
 from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import real
-from bridge_ds.engine.calibrate import calibrate
+from bridge_ds.engine.calibrate import CALIBRATION_ROWS, calibrate
 from bridge_ds.engine.cpu import slow_dtype
 from bridge_ds.engine.distributed import (
     INIT_TIMEOUT,
@@ -43,6 +43,7 @@ from bridge_ds.engine.distributed import (
 )
 from bridge_ds.engine.gpu import settle_numbers
 from bridge_ds.engine.hooks import HookList
+from bridge_ds.engine.kept import RunStates
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import as_recorded_now, base_identities, build_model, gathering, initialize, trainable_table
@@ -60,9 +61,6 @@ from bridge_ds.world import World
 __all__ = ["Run"]
 
 _log = logging.getLogger(__name__)
-
-CALIBRATION_ROWS = 16
-"""Samples on which the mapping's initial scale is measured."""
 
 
 class Run:
@@ -117,7 +115,9 @@ class Run:
         self.batches = iter(loader)
         self._leave_if_asked()
         self.validation = make_validation(config, self.world, self.tokenizers, corpus, packing)
-        model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
+        self.states = RunStates(config, self.tokenizers, corpus, self.world)
+        model = build_model(config, self.tokenizers.bos_id, self.ds_values, self.world, self.states.complete)
+        self.states.begin(model.encoder, loader, self.validation)
         self._leave_if_asked()
         for part in model.bases:
             sizes = getattr(model, part).vocab_size, f"model.{part}"
@@ -133,8 +133,7 @@ class Run:
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
         elif self.config.model.has_encoder and self.config.mapping.match_embedding_rms and not start:
-            rows = on_all(lambda: loader.first_rows(CALIBRATION_ROWS), self.world)
-            scales = calibrate(self.engine, rows.to(self.device))
+            scales = calibrate(self.engine, *self.states.first_rows(model, loader, CALIBRATION_ROWS, self.device))
         self._leave_if_asked()
         self.watchdog.start(on_main(lambda: self.run_folder.accept(self.config), self.world))
         self._add_hooks()
@@ -164,7 +163,7 @@ class Run:
         set_timeout(INIT_TIMEOUT.total_seconds())
 
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:
-        for batch in batches:
+        for batch in self.states.attached(batches):
             if batch.example:
                 _log.info("one sample as the models see it:\n  " + batch.example.replace("\n", "\n  "))
             yield batch

@@ -27,7 +27,7 @@ LAYERS = [
     {"frozen"},
     {"data"},
     {"encoder"},
-    {"llm", "plan"},
+    {"llm", "plan", "states"},
     {"bridge"},
     {"engine", "tasks"},
     {"checkpoint", "track", "start"},

@@ -18,7 +18,7 @@ from bridge_ds.config.schema import Config
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 
-__all__ = ["RULES", "NoEffect", "idle"]
+__all__ = ["RULES", "NoEffect", "idle", "why_no_states"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,17 @@ def _no_cache(config: Config) -> str:
     return "" if any("://" in source for source in sources) else "no data set is a URL"
 
 
+def why_no_states(config: Config) -> str:
+    """Why no encoder states can be kept (`data.states_cache`); empty = they can."""
+    if not config.model.has_encoder:
+        return "model.encoder is none"
+    if config.encoder.trainable:
+        return "encoder.trainable is true"
+    if config.encoder.dropout:
+        return "encoder.dropout is true"
+    return "data.objective prefix_lm splits a text anew in each epoch" * (config.data.objective == "prefix_lm")
+
+
 def _when(holds: Callable[[Config], bool], why: str) -> Callable[[Config], str]:
     return lambda config: why if holds(config) else ""
 
@@ -134,6 +145,8 @@ RULES: tuple[NoEffect, ...] = (
     NoEffect(("model.llm_revision",), _folder("llm")),
     NoEffect(("data.shards",), _when(lambda c: bool(c.data.mixture), "data.mixture names the data sets")),
     NoEffect(_keys("data", "cache_dir", "cache_gib"), _no_cache),
+    NoEffect(_keys("data", "states_cache", "states_cache_gib"), why_no_states),
+    NoEffect(("data.states_cache_gib",), _when(lambda c: not c.data.states_cache, "data.states_cache is empty")),
     NoEffect(
         ("data.target_space",),
         _when(lambda c: c.data.chat_template, "data.chat_template is true, which an answer follows at once"),

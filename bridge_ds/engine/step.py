@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.engine.schedule import set_learning_rate
 from bridge_ds.errors import BridgeError, DataError
 from bridge_ds.frozen.load import DTYPES
+from bridge_ds.states.cache import KeptStates
 from bridge_ds.world import World
 
 __all__ = ["StepTotals", "agree_on_data", "allow_bad_samples", "encoded", "read_together", "train_step"]
@@ -47,6 +48,8 @@ class StepTotals:
     """Bad samples left out, by kind in the order of :data:`bridge_ds.data.shards.samples.KINDS`."""
     stopping: int = 0
     """Ranks that were asked to save and stop."""
+    unread: int = 0
+    """Samples whose encoder states `data.states_cache` lacks; where it is not set, 0."""
 
     @property
     def read_tokens(self) -> int:
@@ -75,10 +78,11 @@ def agree_on_data(
     counts = [int(fault is not None)]
     counts += [sum(getattr(b, of) for b in micro) for of in ("target_tokens", "source_tokens", "prompt_tokens")]
     counts += [sum(b.positions for b in micro), int(stop)]
+    counts.append(sum(each.missing for each in batches.kept) if batches else 0)
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
-    faults, targets, sources, prompts, positions, stopping, *bad = sum_counts(counts)
+    faults, targets, sources, prompts, positions, stopping, unread, *bad = sum_counts(counts)
     if not faults:
-        return StepTotals(targets, sources, prompts, positions, tuple(bad), stopping)
+        return StepTotals(targets, sources, prompts, positions, tuple(bad), stopping, unread)
     messages = everyones(str(fault) if fault else "", world)
     raise fault or DataError(next(filter(None, messages)))
 
@@ -152,7 +156,8 @@ def train_step(
         # Set here and not counted by DeepSpeed: with a token budget the number of micro-batches differs by step.
         engine.set_gradient_accumulation_boundary(number == len(micro))
         mark("forward")
-        states = states or encoded(engine.module, micro[number - 1 :][:together])
+        now = slice(number - 1, number - 1 + together)
+        states = states or encoded(engine.module, micro[now], batches.kept[now], totals.unread)
         loss = engine(batch, states.pop(0))  # its states are freed once backward has read them
         mark("backward")
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
@@ -221,13 +226,37 @@ def read_together(encoder: Encoder, config: Config) -> int:
     return encoded_together(train.encode_once_gib, tokens, encoder.blocks, encoder.width, size)
 
 
-def encoded(model: BridgeModel, micro: list[Batch]) -> list[States | None]:
-    """The encoder's states of each of these micro-batches; None where the model's forward computes them."""
+def encoded(
+    model: BridgeModel, micro: list[Batch], kept: Sequence[KeptStates] = (), unread: int = 0
+) -> list[States | None]:
+    """The encoder's states of each of these micro-batches; None where the model's forward computes them.
+
+    Args:
+        micro: on the device.
+        kept: what `data.states_cache` has of each; empty where it is not set.
+        unread: samples that any rank lacks: under ZeRO-3 the encoder's gathers are collectives, which every rank enters
+            where one does.
+    """
     encoder: Any = model.encoder
+    if kept:
+        return _completed(encoder, micro, kept, unread)
     if len(micro) == 1 or encoder.by_layer is None:  # where nothing is gathered, it would only cost memory
         return [None] * len(micro)
     inputs = [model.encoder_inputs(batch) for batch in micro]
     found = iter(encoder.encode_all([each for of in inputs for each in of]))
     states = [joined(batch, list(islice(found, len(of)))) for batch, of in zip(micro, inputs, strict=True)]
+    free_workspaces()
+    return list(states)
+
+
+def _completed(encoder: Any, micro: list[Batch], kept: Sequence[KeptStates], unread: int) -> list[States | None]:
+    inputs = [of.inputs(batch) for of, batch in zip(kept, micro, strict=True)]
+    every = [each for of in inputs for each in of]
+    if unread and not every and encoder.by_layer is not None:
+        one = micro[0].source_ids[:1, :1]
+        every = [(one, torch.ones_like(one), False)]
+    found = iter(encoder.encode_all(every) if every else ())
+    device = micro[0].source_ids.device
+    states = [of.completed(list(islice(found, len(own))), device) for of, own in zip(kept, inputs, strict=True)]
     free_workspaces()
     return list(states)

@@ -99,6 +99,14 @@ class Job:
         return self.encoder.layers + (self.fusion.include_embeddings and FUSIONS[self.fusion.name].mixes_layers)
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes of a token's encoder states that `data.states_cache` keeps; 0 = none can be."""
+        if self.encoder_trained:
+            return 0
+        states = self.states if FUSIONS[self.fusion.name].mixes_layers else min(1, self.states)
+        return states * self.encoder.width * self.bytes
+
+    @property
     def ranks(self) -> int:
         """Processes of the job."""
         return self.nodes * self.gpus

@@ -40,6 +40,10 @@ CASES = {
               ["data.shards=https://a.b/c"]),
     "staged": (["data.shards=https://a.b/c", "data.cache_gib=9", "data.stage_dir=s"],
                "data.cache_gib has no effect, as data.stage_dir is where all shards go.", ["data.stage_dir="]),
+    "states": (["encoder.trainable=true", "data.states_cache=s", "data.states_cache_gib=9"], "data.states_cache, "
+               "data.states_cache_gib have no effect, as encoder.trainable is true.", ["encoder.trainable=false"]),
+    "states limit": (["data.states_cache_gib=9"], "data.states_cache_gib has no effect, as data.states_cache is empty.",
+                     ["data.states_cache=s"]),
     "chunk": (["data.length_chunk=16"], "data.length_chunk has no effect, as data.length_window is 1.",
               ["data.length_window=4"]),
     "prefetch": (["data.workers=0", "data.prefetch=9"], "data.prefetch has no effect, as data.workers is 0.",

@@ -52,6 +52,11 @@ class DataConfig:
     cache_gib: Annotated[PositiveFloat, NEITHER] = 50.0
     """Size limit of the fetched shards on each node, for each data set (GiB); the least recently used are removed
     first."""
+    states_cache: Annotated[Path, NEITHER] = ""
+    """Folder on each node's own disk where the states of a frozen encoder are kept: later epochs, and later runs with
+    the same encoder, read them from there (bridge-ds encode writes them ahead). Empty = none are kept."""
+    states_cache_gib: Annotated[PositiveFloat, NEITHER] = 100.0
+    """Size limit of that folder (GiB); once it is reached, states that are not there are computed each time."""
     source_language: Annotated[Text, FUNCTION] = ""
     """Language of sources that have no field `language`, for an encoder that is told it by a tag (NLLB, M2M-100,
     mBART): its tag or an ISO 639 code, such as en; empty = the index's language of the shard, else the tokenizer's own,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 
@@ -109,6 +110,8 @@ class StepBatches:
     """Location, key and reason of the first of them."""
     example: str = ""
     """For the first step only: one sample in readable form (decoded ids)."""
+    kept: list[Any] = field(default_factory=list)
+    """Of each micro-batch, its :class:`bridge_ds.states.cache.KeptStates`; empty where the run keeps none."""
 
 
 def split_buffer(buffer: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:

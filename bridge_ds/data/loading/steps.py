@@ -100,7 +100,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
 
     def _made(self, step: int, rows: CorpusRows, groups: Sequence[np.ndarray]) -> StepBatches:
         mine = np.concatenate(groups)
-        found = self._tokenize(rows, mine)
+        found = self.tokenize(rows, mine)
         truncated = {"source": 0, "prompt": 0, "target": 0}
         bad: dict[str, int] = {}
         samples: list[TokenizedSample] = []
@@ -143,7 +143,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             DataError: a sample cannot be read or is not what was indexed, or none of the step is good.
         """
         rows = self._corpus.rows(batch_positions(1, self._config.train.global_batch)[:count])
-        found = self._tokenize(rows, np.arange(len(rows.numbers)))
+        found = self.tokenize(rows, np.arange(len(rows.numbers)))
         good = [sample for sample in found if isinstance(sample, TokenizedSample)]
         if not good:
             raise next(sample for sample in found if isinstance(sample, BadSample))
@@ -155,7 +155,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         opening = of.bos_id is not None
         return collate(samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing)
 
-    def _tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
+    def tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
+        """Some of the rows, or why they cannot be used. Raises DataError as :meth:`make`."""
         found: dict[int, TokenizedSample | BadSample] = {}
         good, contents = [], []
         on_disk = np.lexsort((rows.shard_rows[which], rows.shards[which], rows.sets[which]))
