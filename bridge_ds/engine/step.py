@@ -145,7 +145,7 @@ def train_step(
     torch.manual_seed(((seed * 1_000_003 + batches.step) * 65_537 + world.rank) % 2**63)
     targets = max(1, totals.target_tokens)
     skipped_before = engine.skipped_steps
-    nll = torch.zeros((), dtype=torch.float64, device=device)
+    lost = torch.zeros(2, dtype=torch.float64, device=device)
     micro = [batch.to(device) for batch in batches.micro]
     states: list[States | None] = []
     for number, batch in enumerate(micro, start=1):
@@ -153,20 +153,23 @@ def train_step(
         engine.set_gradient_accumulation_boundary(number == len(micro))
         mark("forward")
         states = states or encoded(engine.module, micro[number - 1 :][:together])
-        loss = engine(batch, states.pop(0))  # its states are freed once backward has read them
+        found = engine(batch, states.pop(0))  # its states are freed once backward has read them
+        loss = found if found.dim() == 0 else found[0]
         mark("backward")
         engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
         mark("update")
         engine.step()
-        nll += loss.detach().double()
+        lost += torch.stack([loss, found.reshape(-1)[-1]]).detach().double()
 
     mark("reduce")
-    sums = _report(engine, nll, [peak_memory_gib(), waited], world, device)
+    sums = _report(engine, lost, [peak_memory_gib(), waited], world, device)
     seconds = time.perf_counter() - began + waited
-    by_rank, weights = sums[2 : 2 + 2 * world.size].view(-1, 2), sums[2 + 2 * world.size :] / world.size
+    by_rank, weights = sums[3 : 3 + 2 * world.size].view(-1, 2), sums[3 + 2 * world.size :] / world.size
+    taught = any(batch.lesson for batch in micro)
     return {
         "step": batches.step,
         "loss": float(sums[1]) / targets,
+        **({"kl": float(sums[2]) / targets} if taught else {}),
         "lr": lr,
         "grad_norm": float(sums[0]),
         "target_tokens": totals.target_tokens,
@@ -188,15 +191,15 @@ def train_step(
     }
 
 
-def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, device: torch.device) -> torch.Tensor:
+def _report(engine: Any, lost: torch.Tensor, own: list[float], world: World, device: torch.device) -> torch.Tensor:
     """What is known at the end of a step, over all ranks: one reduction, and the only device synchronization of a step.
 
     Args:
-        nll: this rank's loss, summed.
+        lost: [2], this rank's loss and divergence, summed.
         own: two numbers of this rank, returned beside those of the others.
 
     Returns:
-        float64 on the CPU: the gradient norm, the loss, two numbers for each rank in order, the summed layer weights.
+        float64 on the CPU: the gradient norm, `lost`, two numbers for each rank in order, the summed layer weights.
     """
     norm = engine.get_global_grad_norm()  # the same on every rank
     if not world.is_main:
@@ -205,7 +208,7 @@ def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, devi
     beside[world.rank] = torch.tensor(own, dtype=torch.float64)
     norm = torch.as_tensor(math.nan if norm is None else norm, dtype=torch.float64, device=device)
     weights = engine.module.fusion.weights().to(device, torch.float64)
-    sums = torch.cat([norm.view(1), nll.view(1), beside.flatten().to(device), weights])
+    sums = torch.cat([norm.view(1), lost, beside.flatten().to(device), weights])
     torch.distributed.all_reduce(sums)
     return sums.cpu()
 

@@ -28,6 +28,7 @@ from bridge_ds.config.schema.models import (
 from bridge_ds.config.schema.runs import EvaluationConfig, RunConfig, TaskDataConfig, TrackConfig
 from bridge_ds.config.schema.tasks import TaskConfig
 from bridge_ds.config.schema.training import CheckpointConfig, DataConfig, TrainConfig
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = [
     "KINDS",
@@ -120,6 +121,11 @@ class Config:
             yield (
                 "llm.finetune is true and model.encoder is none, so there is no bridge to train after it; expected an "
                 "encoder; set llm.finetune to false, as this run is that of the LLM."
+            )
+        if OBJECTIVES[data.objective].teaches and (self.lora.rank or self.llm.trainable or not self.model.has_encoder):
+            yield (
+                f"data.objective is {data.objective}, in which the LLM as it is teaches a bridge; expected an encoder "
+                "and a frozen LLM; set lora.rank=0 and llm.trainable=false (llm.finetune may train the LLM before)."
             )
         if self.lora.rank and self.llm.trainable:
             yield (
