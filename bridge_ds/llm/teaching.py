@@ -2,8 +2,8 @@
 
 At each token of the answer the LLM alone gives a distribution over the vocabulary; the bridge is trained so that the
 same LLM gives the same one where it reads the soft prompt in place of the text: KL(alone || bridge) at a temperature T,
-times T^2 (arXiv 1503.02531). With a translation as the source it is FILTER's self-teaching loss (arXiv 2009.05166); with
-the same text, an LLM distilled into itself behind an encoder (arXiv 2406.12739). No label is needed.
+times T^2 (arXiv 1503.02531). With a translation as the source it is FILTER's self-teaching loss (arXiv 2009.05166);
+with the same text, an LLM distilled into itself behind an encoder (arXiv 2406.12739). No label is needed.
 
 Dimensions: N tokens of the answers in the micro-batch, V vocabulary.
 """
