@@ -143,7 +143,7 @@ def _check_lesson(config: Config, tokenizers: Tokenizers, table: int) -> None:
     if config.data.max_prompt_tokens > most:
         raise ConfigError(
             f"data.max_prompt_tokens is {config.data.max_prompt_tokens}, and {config.model.llm!r} has a table "
-            f"of {table} positions, which leave {most} to the text from which it teaches itself (data.objective); expected no more; "
+            f"of {table} positions, which leave {most} to the text that teaches (data.objective); expected no more; "
             + (f"set data.max_prompt_tokens={most}." if most > 0 else "lower data.max_target_tokens.")
         )
 
