@@ -24,7 +24,8 @@ def test_mixed_and_self_taught_runs_resume_bit_for_bit(small_run: list[str], tmp
     def train(name: str, ranks: int, *more: str, ds: str = "zero3.json") -> launch.Outcome:
         return launch.train(arguments(small_run, tmp_path / name, *same, *more, ds=ds), ranks, tmp_path / "logs")
 
-    launch.succeed(train("whole", 2, "train.steps=4"))
+    said = launch.succeed(train("whole", 2, "train.steps=4")).text
+    assert "text of the LLM that teaches (" in said and f"  kl {lines(tmp_path / 'whole')[-1]['kl']:.4f}  lr" in said
     launch.succeed(train("resumed", 2, "train.steps=2"))
     launch.succeed(train("resumed", 2, "train.steps=4"))
     whole, resumed = lines(tmp_path / "whole"), lines(tmp_path / "resumed")
