@@ -143,8 +143,7 @@ def train_step(
     began = time.perf_counter()
     set_learning_rate(engine.optimizer.param_groups, lr)
     torch.manual_seed(((seed * 1_000_003 + batches.step) * 65_537 + world.rank) % 2**63)
-    targets = max(1, totals.target_tokens)
-    skipped_before = engine.skipped_steps
+    targets, skipped_before = max(1, totals.target_tokens), engine.skipped_steps
     lost = torch.zeros(2, dtype=torch.float64, device=device)
     micro = [batch.to(device) for batch in batches.micro]
     states: list[States | None] = []
@@ -153,23 +152,21 @@ def train_step(
         engine.set_gradient_accumulation_boundary(number == len(micro))
         mark("forward")
         states = states or encoded(engine.module, micro[number - 1 :][:together])
-        found = engine(batch, states.pop(0))  # its states are freed once backward has read them
-        loss = found if found.dim() == 0 else found[0]
+        found = engine(batch, states.pop(0)).reshape(-1)  # its states are freed once backward has read them
         mark("backward")
-        engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
+        engine.backward(found[0] * (world.size / targets), scale_wrt_gas=False)
         mark("update")
         engine.step()
-        lost += torch.stack([loss, found.reshape(-1)[-1]]).detach().double()
+        lost += torch.stack([found[0], found[-1]]).detach().double()
 
     mark("reduce")
     sums = _report(engine, lost, [peak_memory_gib(), waited], world, device)
     seconds = time.perf_counter() - began + waited
     by_rank, weights = sums[3 : 3 + 2 * world.size].view(-1, 2), sums[3 + 2 * world.size :] / world.size
-    taught = any(batch.lesson for batch in micro)
     return {
         "step": batches.step,
         "loss": float(sums[1]) / targets,
-        **({"kl": float(sums[2]) / targets} if taught else {}),
+        **({"kl": float(sums[2]) / targets} if micro[0].lesson else {}),
         "lr": lr,
         "grad_norm": float(sums[0]),
         "target_tokens": totals.target_tokens,
