@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": ("bridge_ds.evaluation.__main__", "score a run, and the LLM alone, on benchmarks"),
     "report": ("bridge_ds.report.__main__", "compare evaluated runs: an HTML page with plots and significance tests"),
     "generate": ("bridge_ds.generate.__main__", "answer one text, a file of texts, or lines from the terminal"),
+    "answers": ("bridge_ds.commands.answers", "write what the LLM alone answers to English texts, to be taught"),
     "serve": ("bridge_ds.serve.__main__", "answer requests over HTTP (OpenAI-compatible API)"),
     "harness": ("bridge_ds.harness.__main__", "run lm-evaluation-harness with the model bridge_ds"),
     "doctor": ("bridge_ds.commands.doctor", "find out why a run answers badly, and what to try"),

@@ -100,7 +100,7 @@ class Run:
         self.state = {
             "seed": self.config.run.seed,
             "global_batch": self.config.train.global_batch,
-            "shards_sha256": corpus.identity,
+            **corpus.recorded,
             "order": order_of(config),
         }
         if checkpoint:
@@ -259,13 +259,13 @@ class Run:
 
     def _open_corpus(self, config: Config) -> Corpus:
         corpus: Corpus = on_all(lambda: open_corpus(config.data, config.run.seed, self.world), self.world)
-        expected = agree(corpus.identity, self.world)
+        expected = agree(corpus.recorded, self.world)
 
         def compare() -> None:
-            if corpus.identity != expected:
+            if corpus.recorded != expected:
                 raise DataError(
-                    f"rank {self.world.rank} reads another {INDEX_NAME} of {config.data.shards} than rank 0; expected "
-                    "the same shards on every node: copy them again, and change none during a start."
+                    f"rank {self.world.rank} reads another {INDEX_NAME} of {config.data.shards} or another dictionary "
+                    "than rank 0; expected the same on every node: copy them again, and change none during a start."
                 )
 
         on_all(compare, self.world)

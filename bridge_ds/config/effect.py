@@ -17,6 +17,7 @@ from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = ["RULES", "NoEffect", "idle", "why_no_states"]
 
@@ -109,6 +110,8 @@ def why_no_states(config: Config) -> str:
         return "encoder.trainable is true"
     if config.encoder.dropout:
         return "encoder.dropout is true"
+    if config.data.mix_words:
+        return "data.mix_words changes the sources in each epoch"
     return "data.objective prefix_lm splits a text anew in each epoch" * (config.data.objective == "prefix_lm")
 
 
@@ -140,6 +143,19 @@ RULES: tuple[NoEffect, ...] = (
     NoEffect(
         ("encoder.trainable", "data.augment_prompt", "data.source_language"),
         _when(lambda c: not c.model.has_encoder, "model.encoder is none"),
+    ),
+    NoEffect(("data.mix_words",), _when(lambda c: not c.model.has_encoder, "model.encoder is none")),
+    NoEffect(
+        _keys("data", "mix_words_share", "mix_words_languages"),
+        _when(lambda c: not c.data.mix_words, "data.mix_words is empty"),
+    ),
+    NoEffect(
+        ("train.teaching_weight",),
+        lambda c: "" if c.data.objective == "task_and_self_teaching" else f"data.objective is {c.data.objective}",
+    ),
+    NoEffect(
+        ("train.teaching_temperature",),
+        lambda c: "" if OBJECTIVES[c.data.objective].teaches else f"data.objective is {c.data.objective}",
     ),
     NoEffect(("model.encoder_revision",), _folder("encoder")),
     NoEffect(("model.llm_revision",), _folder("llm")),

@@ -147,9 +147,8 @@ def train_step(
     began = time.perf_counter()
     set_learning_rate(engine.optimizer.param_groups, lr)
     torch.manual_seed(((seed * 1_000_003 + batches.step) * 65_537 + world.rank) % 2**63)
-    targets = max(1, totals.target_tokens)
-    skipped_before = engine.skipped_steps
-    nll = torch.zeros((), dtype=torch.float64, device=device)
+    targets, skipped_before = max(1, totals.target_tokens), engine.skipped_steps
+    lost = torch.zeros(2, dtype=torch.float64, device=device)
     micro = [batch.to(device) for batch in batches.micro]
     states: list[States | None] = []
     for number, batch in enumerate(micro, start=1):
@@ -158,20 +157,21 @@ def train_step(
         mark("forward")
         now = slice(number - 1, number - 1 + together)
         states = states or encoded(engine.module, micro[now], batches.kept[now], totals.unread)
-        loss = engine(batch, states.pop(0))  # its states are freed once backward has read them
+        found = engine(batch, states.pop(0)).reshape(-1)  # its states are freed once backward has read them
         mark("backward")
-        engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
+        engine.backward(found[0] * (world.size / targets), scale_wrt_gas=False)
         mark("update")
         engine.step()
-        nll += loss.detach().double()
+        lost += torch.stack([found[0], found[-1]]).detach().double()
 
     mark("reduce")
-    sums = _report(engine, nll, [peak_memory_gib(), waited], world, device)
+    sums = _report(engine, lost, [peak_memory_gib(), waited], world, device)
     seconds = time.perf_counter() - began + waited
-    by_rank, weights = sums[2 : 2 + 2 * world.size].view(-1, 2), sums[2 + 2 * world.size :] / world.size
+    by_rank, weights = sums[3 : 3 + 2 * world.size].view(-1, 2), sums[3 + 2 * world.size :] / world.size
     return {
         "step": batches.step,
         "loss": float(sums[1]) / targets,
+        **({"kl": float(sums[2]) / targets} if micro[0].lesson else {}),
         "lr": lr,
         "grad_norm": float(sums[0]),
         "target_tokens": totals.target_tokens,
@@ -193,15 +193,15 @@ def train_step(
     }
 
 
-def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, device: torch.device) -> torch.Tensor:
+def _report(engine: Any, lost: torch.Tensor, own: list[float], world: World, device: torch.device) -> torch.Tensor:
     """What is known at the end of a step, over all ranks: one reduction, and the only device synchronization of a step.
 
     Args:
-        nll: this rank's loss, summed.
+        lost: [2], this rank's loss and divergence, summed.
         own: two numbers of this rank, returned beside those of the others.
 
     Returns:
-        float64 on the CPU: the gradient norm, the loss, two numbers for each rank in order, the summed layer weights.
+        float64 on the CPU: the gradient norm, `lost`, two numbers for each rank in order, the summed layer weights.
     """
     norm = engine.get_global_grad_norm()  # the same on every rank
     if not world.is_main:
@@ -210,7 +210,7 @@ def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, devi
     beside[world.rank] = torch.tensor(own, dtype=torch.float64)
     norm = torch.as_tensor(math.nan if norm is None else norm, dtype=torch.float64, device=device)
     weights = engine.module.fusion.weights().to(device, torch.float64)
-    sums = torch.cat([norm.view(1), nll.view(1), beside.flatten().to(device), weights])
+    sums = torch.cat([norm.view(1), lost, beside.flatten().to(device), weights])
     torch.distributed.all_reduce(sums)
     return sums.cpu()
 

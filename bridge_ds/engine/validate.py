@@ -81,7 +81,7 @@ class Validation:
             mark: called with `validate` before each.
         """
         began = time.perf_counter()
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
         engine.eval()
         try:
             states: list[Any] = []
@@ -94,15 +94,18 @@ class Validation:
                 if now:
                     ahead = [batch.to(device) for batch in now]
                     states = list(zip(ahead, encoded(engine.module, ahead, kept, unread), strict=True))
-                sums += engine(*states.pop(0), counted=True).double()
+                found = engine(*states.pop(0), counted=True).double()
+                sums[: len(found)] += found
         finally:
             engine.train()
         mark("reduce")
         torch.distributed.all_reduce(sums)
         targets = max(1, self.totals.target_tokens)
-        nll, right = sums.tolist()
+        loss, right, kl = sums.tolist()
+        taught = any(batch.lesson for batch in self.part.micro)
         return {
-            "validation_loss": nll / targets,
+            "validation_loss": loss / targets,
+            **({"validation_kl": kl / targets} if taught else {}),
             "validation_accuracy": right / targets,
             "validation_samples": self.samples,
             "validation_tokens": self.totals.target_tokens,

@@ -66,6 +66,14 @@ CASES = {
                 "empty: nothing is scored after training.", ["evaluation.tasks=[testbed_news]"]),
     "llm alone": (["model.encoder=none", "llm.trainable=true", "data.augment_prompt=true"],
                   "data.augment_prompt has no effect, as model.encoder is none.", ["model.encoder=testbed/encoder"]),
+    "mixed alone": (["model.encoder=none", "llm.trainable=true", "data.mix_words=w.tsv"],
+                    "data.mix_words has no effect, as model.encoder is none.", ["model.encoder=testbed/encoder"]),
+    "mixed": (["data.mix_words_share=0.3", "data.mix_words_languages=[si]"], "data.mix_words_share, "
+              "data.mix_words_languages have no effect, as data.mix_words is empty.", ["data.mix_words=w.tsv"]),
+    "weight": (["train.teaching_weight=2", "data.objective=self_teaching"], "train.teaching_weight has no effect, as "
+               "data.objective is self_teaching.", ["data.objective=task_and_self_teaching"]),
+    "temperature": (["train.teaching_temperature=2"], "train.teaching_temperature has no effect, as data.objective is "
+                    "task.", ["data.objective=self_teaching"]),
     "task": (["evaluation.tasks=[xnli]", "evaluation.data.xcopa.source=f"],
              "evaluation.data.xcopa has no effect, as evaluation.tasks has no xcopa.",
              ["evaluation.tasks=[xnli,xcopa]"]),

@@ -240,10 +240,11 @@ class Runs:
         """Those with which every arm was scored."""
         return [seed for seed in self.seeds if all(self.is_scored(arm, seed) for arm in self.arms)]
 
-    def report(self, name: str = "report") -> int:
-        """Compare the runs of the whole seeds, in OUTPUT/NAME; the report command's exit status."""
+    def report(self, name: str = "report", *arguments: str) -> int:
+        """Compare the runs of the whole seeds, in OUTPUT/NAME; the report command's exit status. `arguments` are more
+        of that command's."""
         runs = [f"{arm.name}={self.folder(arm, seed)}" for seed in self.whole_seeds() for arm in self.arms]
-        return report([*runs, "--output", str(self.output / name)])
+        return report([*runs, "--output", str(self.output / name), *arguments])
 
 
 def archive(runs: Sequence[Runs], path: Path) -> None:

@@ -28,6 +28,7 @@ from bridge_ds.config.schema.models import (
 from bridge_ds.config.schema.runs import EvaluationConfig, RunConfig, TaskDataConfig, TrackConfig
 from bridge_ds.config.schema.tasks import TaskConfig
 from bridge_ds.config.schema.training import CheckpointConfig, DataConfig, TrainConfig
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = [
     "KINDS",
@@ -126,6 +127,11 @@ class Config:
                 f"llm.finetune is true and run.start_from is {self.run.start_from!r}, whose bridge belongs to the LLM "
                 "that it was trained with, not to one that this run teaches; expected one of them; set llm.finetune to "
                 "false and model.llm to that run's."
+            )
+        if OBJECTIVES[data.objective].teaches and (self.lora.rank or self.llm.trainable or not self.model.has_encoder):
+            yield (
+                f"data.objective is {data.objective}, in which the LLM as it is teaches a bridge; expected an encoder "
+                "and a frozen LLM; set lora.rank=0 and llm.trainable=false (llm.finetune may train the LLM before)."
             )
         if self.lora.rank and self.llm.trainable:
             yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,12 +18,15 @@ from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokeniz
 from bridge_ds.data.sampling.order import batch_positions, ids_hash
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.errors import BridgeError, DataError, LaunchError
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.world import World
 
 __all__ = ["StepDataset"]
 
 # Samples from which tokens per character are estimated, for data.tokens_per_micro_batch.
 _RATIO_SAMPLES = 64
+# And those in which a word of the dictionary must be, for data.mix_words.
+_WORD_SAMPLES = 512
 
 
 class StepDataset(Dataset[PackedBatch | BridgeError]):
@@ -57,6 +61,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         self._corpus = corpus
         self._first_step = first_step
         self._packing = packing
+        self._mixer = corpus.mixer if tokenizers.has_encoder else None
         cost = self._token_cost() if config.data.tokens_per_micro_batch else None
         self._plan = StepPlan(config, corpus, cost)
 
@@ -87,6 +92,26 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         """
         rows = self._plan.rows(step)
         return self._made(step, rows, self._plan.bucket(rows, self._world))
+
+    def check_words(self) -> None:
+        """Look for a word of data.mix_words in the first samples of the run, which are read until one is found.
+
+        Raises:
+            DataError: none of them has one.
+        """
+        if self._mixer is None:
+            return
+        rows = self._corpus.rows(np.arange(min(_WORD_SAMPLES, self._corpus.samples)))
+        for row in range(len(rows.numbers)):
+            with contextlib.suppress(BadSample):
+                sample = self._corpus.read(rows, row)
+                if self._mixer.knows(sample.get("source") or sample.get("text", "")):
+                    return
+        data = self._config.data
+        raise DataError(
+            f"no word of data.mix_words {data.mix_words} is in the first {len(rows.numbers)} sources of the run; "
+            "expected English words in its first column that the texts have; compare it with the shards."
+        )
 
     def once(self, limit: int) -> StepBatches:
         """This rank's part of :meth:`Corpus.once`, as a step of number 0 that consumes them all. Every rank has as many
@@ -133,7 +158,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
     def _empty(self) -> TokenizedSample:
         of = self._tokenizers
         if of.has_encoder:
-            return TokenizedSample([of.encoder_pad_id], [], [], ())
+            lesson = [of.pad_id] if OBJECTIVES[self._config.data.objective].teaches else None
+            return TokenizedSample([of.encoder_pad_id], [], [], (), lesson=lesson)
         return TokenizedSample([], [of.pad_id], [], ())
 
     def first_rows(self, count: int) -> Batch:
@@ -173,6 +199,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             seed=self._config.run.seed,
             epochs=rows.epochs[good].tolist(),
             numbers=rows.numbers[good].tolist(),
+            mixer=self._mixer,
         )
         for row, sample in zip(good, tokenized, strict=True):
             if isinstance(sample, BadSample):
@@ -204,6 +231,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             ("source", self._tokenizers.encoder, sample.source),
             ("prompt", self._tokenizers.llm, sample.prompt),
             ("target", self._tokenizers.llm, sample.target),
+            ("text of the LLM that teaches", self._tokenizers.llm, sample.lesson or []),
         ]
         lines = [f"{name} ({len(ids)} tokens): {tokenizer.decode(ids)}" for name, tokenizer, ids in parts if ids]
         return "\n".join([location, *lines])

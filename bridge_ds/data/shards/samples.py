@@ -9,6 +9,7 @@ from typing import Any
 from bridge_ds.data.shards.tar import BadTar, members
 from bridge_ds.data.text.words import starts
 from bridge_ds.errors import DataError
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import NotText, decoded, is_macos, json_value
 
 __all__ = [
@@ -16,7 +17,6 @@ __all__ = [
     "KINDS",
     "MAPPED",
     "READ",
-    "REQUIRED_FIELDS",
     "BadSample",
     "check_sample",
     "is_skipped",
@@ -32,8 +32,6 @@ MAPPED = (*FIELDS, "language")
 
 READ = ("json", "txt")
 """Suffixes of members that are read."""
-REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {"task": ("source", "target"), "prefix_lm": ("text",)}
-"""What a sample must hold, by `data.objective`. A task sample may also hold `prompt`."""
 
 KINDS = ("malformed", "missing", "empty", "too_long")
 """Kinds of bad samples: no JSON object or not UTF-8 or of wrong type; a field is missing; a text is empty; a text has
@@ -140,7 +138,7 @@ def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
 
     Args:
         sample: parsed JSON.
-        objective: `task` or `prefix_lm`.
+        objective: `data.objective`.
         max_characters: longest allowed text in characters; 0 = any.
 
     Raises:
@@ -148,9 +146,12 @@ def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
     """
     if not isinstance(sample, dict):
         raise BadSample("malformed", f"is a JSON {type(sample).__name__}; expected an object with named fields")
-    required = REQUIRED_FIELDS[objective]
-    optional = ("prompt",) if objective == "task" and sample.get("prompt") is not None else ()
-    for field in required + optional:
+    required, one_of = OBJECTIVES[objective].required, OBJECTIVES[objective].one_of
+    there = [field for field in (*one_of, *OBJECTIVES[objective].optional) if sample.get(field) is not None]
+    if one_of and not set(one_of) & set(there):
+        names = " or ".join(f"`{name}`" for name in one_of)
+        raise BadSample("missing", f"has no {names}; the objective {objective} needs one of them")
+    for field in (*required, *there):
         if field not in sample:
             names = " and ".join(f"`{name}`" for name in required)
             raise BadSample("missing", f"has no `{field}`; the objective {objective} needs {names}")
