@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ConfigError("data.states_cache is empty; expected a folder on this node's disk; add --set.")
     if why := why_no_states(config):
         raise ConfigError(f"no encoder states can be kept, as {why}; expected a frozen encoder; train without this.")
-    if made_at_start(config.data.shards):
+    if made_at_start(config.data):
         raise ConfigError(
             f"data.shards is {config.data.shards}, which the first start of a run writes; expected shards that are "
             "there; name RUN/shards of a run that was started, or pack them with bridge-ds pack."
