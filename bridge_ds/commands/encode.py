@@ -44,8 +44,6 @@ __all__ = ["main"]
 _log = logging.getLogger(__name__)
 _WINDOW = 512
 """Samples that are sorted by length together."""
-_MEASURED = 64
-"""Samples whose tokens are counted to say how large it will be."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,9 +95,8 @@ def _encode(config: Config, world: World, tokens: int, dry_run: bool) -> None:
     corpus = open_corpus(config.data, config.run.seed, world)
     files = open_cache(config, encoder_key(config))
     data = StepDataset(config, World(), tokenizers, corpus, 1)
-    sources = data.first_rows(_MEASURED).source_mask
     sizes = StatesCache(files, AbsentEncoder(config.model), config)
-    _log.info(sizes.describe(float(sources.sum()) / len(sources), corpus.samples))
+    _log.info(sizes.measured(data.first_rows, corpus.samples))
     if dry_run:
         return
     parts = [(data, corpus.once())]

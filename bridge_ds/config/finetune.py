@@ -66,10 +66,8 @@ def first_config(recipe: str, overrides: Sequence[str], asked: Config) -> Config
 
 def _as_task(config: Config, overrides: Sequence[str] = ()) -> tuple[str, ...]:
     """The objective of the LLM alone where it is to teach the bridge: the targets of the same samples."""
-    given = (text.partition("=") for text in overrides)
-    name = ([value.strip() for key, _, value in given if key.strip() == "data.objective"] or [config.data.objective])[
-        -1
-    ]
+    given = {key.strip(): value.strip() for key, _, value in (text.partition("=") for text in overrides)}
+    name = given.get("data.objective", config.data.objective)
     return ("data.objective=task",) if name in OBJECTIVES and OBJECTIVES[name].teaches else ()
 
 

@@ -24,8 +24,6 @@ from bridge_ds.world import World
 __all__ = ["RunStates"]
 
 _log = logging.getLogger(__name__)
-_MEASURED = 64
-"""Most samples whose tokens are counted to say how large the states are."""
 
 
 class RunStates:
@@ -75,12 +73,7 @@ class RunStates:
         self.cache = cache = StatesCache(self._files, encoder, self._config)
         if validation:
             validation.states = cache
-
-        def line() -> str:
-            mask = loader.first_rows(_MEASURED).source_mask
-            return cache.describe(float(mask.sum()) / len(mask), self._samples)
-
-        _log.info(on_main(line, self._world))
+        _log.info(on_main(lambda: cache.measured(loader.first_rows, self._samples), self._world))
         if self.complete:
             _log.info("the encoder is not loaded: bridge-ds encode has written the states of all texts.")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from bridge_ds.states.files import StatesFiles, key_of, used_bytes
 __all__ = ["KeptStates", "StatesCache", "encoder_key", "is_complete", "mark_complete", "open_cache", "texts_key"]
 
 _GIB = 2**30
+_MEASURED = 64
+"""Most samples whose tokens are counted to say how large the states are."""
 _READ = (
     "augment_prompt", "source_language", "max_source_tokens", "max_prompt_tokens", "truncation_side", "objective",
     "max_characters", "validation_percent",
@@ -231,6 +233,15 @@ class StatesCache:
                 block = torch.stack([state[number, : of.lengths[row]] for state in states])
                 added.append((of.keys[row], block.cpu()))
         self.files.add(added)
+
+    def measured(self, first_rows: Callable[[int], Batch], samples: int) -> str:
+        """:meth:`describe` with the mean tokens of the first samples, of which `first_rows` gives as many as asked for.
+
+        Raises:
+            DataError: a sample cannot be read.
+        """
+        mask_BS = first_rows(_MEASURED).source_mask
+        return self.describe(float(mask_BS.sum()) / len(mask_BS), samples)
 
     def describe(self, tokens: float, samples: int) -> str:
         """Size, limit and room, in a line.

@@ -155,6 +155,7 @@ class Processes:
 
 
 def free_port() -> int:
+    """One at which nothing listens, and that this process has not given before."""
     for port in _ports:
         with socket.socket() as found:
             try:

@@ -156,9 +156,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--report-only", action="store_true", help="train nothing")
     options = parser.parse_args(argv)
-    options.arms = (options.arms or ("last_layer,transformer_softmax" if options.quick else ",".join(FOLDERS))).split(
-        ","
-    )
+    default = "last_layer,transformer_softmax" if options.quick else ",".join(FOLDERS)
+    options.arms = (options.arms or default).split(",")
     if unknown := [name for name in options.arms if name not in FOLDERS]:
         parser.error(f"--arms has {unknown[0]!r}; expected some of {', '.join(FOLDERS)}")
     options.seeds = range(options.seeds or (1 if options.search else 2 if options.quick else 5))

@@ -22,6 +22,7 @@ STEP, FIRST_FACTOR, SECOND_FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94
 
 
 _known: torch.Tensor | None = None
+"""The longest result of :func:`_multiples` on a CPU."""
 
 
 @dataclass
