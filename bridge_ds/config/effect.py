@@ -15,6 +15,7 @@ from typing import Any
 from bridge_ds.config.build import flatten
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
+from bridge_ds.config.schema.adapt import ALIGNS, DENOISES
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 
@@ -130,6 +131,23 @@ RULES: tuple[NoEffect, ...] = (
         ("encoder.trainable", "data.augment_prompt", "data.source_language"),
         _when(lambda c: not c.model.has_encoder, "model.encoder is none"),
     ),
+    NoEffect(
+        ("llm.trainable", "data.augment_prompt", "train.packing"),
+        _when(lambda c: not c.model.has_llm, "model.llm is none"),
+    ),
+    NoEffect(
+        _keys("adapt", "mask_share", "span_tokens"),
+        _when(lambda c: c.data.objective not in DENOISES, "data.objective does not have denoise"),
+    ),
+    NoEffect(
+        _keys("adapt", "temperature", "layers", "english_share"),
+        _when(lambda c: c.data.objective not in ALIGNS, "data.objective does not have align"),
+    ),
+    NoEffect(
+        ("adapt.pair_weight",),
+        _when(lambda c: c.data.objective != "denoise_and_align", "data.objective is not denoise_and_align"),
+    ),
+    NoEffect(("adapt.english",), _when(lambda c: c.model.has_llm, "model.llm is not none")),
     NoEffect(("model.encoder_revision",), _folder("encoder")),
     NoEffect(("model.llm_revision",), _folder("llm")),
     NoEffect(("data.shards",), _when(lambda c: bool(c.data.mixture), "data.mixture names the data sets")),

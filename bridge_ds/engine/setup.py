@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bridge_ds.adapt.model import build_encoder_alone
 from bridge_ds.bridge import BridgeModel, LLMAlone, build_bridge
 from bridge_ds.compat.deepspeed import import_deepspeed, reuse_hpz_group
 from bridge_ds.config.names import resolve
@@ -30,6 +31,7 @@ from bridge_ds.frozen.identity import as_first_recorded, is_weak, model_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
+from bridge_ds.llm.updated import Updated
 from bridge_ds.world import World
 
 __all__ = [
@@ -69,6 +71,23 @@ def build_model(
     quiet_transformers(world)
     if ds_values is not None and stage(ds_values) == 3:
         _prepare_hpz(hpz_size(ds_values), world)
+    if config.model.has_llm:
+        model = _with_llm(config, bos, ds_values)
+    else:
+        model = build_encoder_alone(config, partial(_sharding, config, ds_values))
+    for key, part, name, revision in _bases(config, model) if ds_values is not None else ():
+        files = weight_files(name, revision) if world.is_main else []
+        files = agree(files, world)  # type: ignore[assignment]
+        on_all(partial(verify_weights, _WHAT[key], part, files, world.is_main), world)
+    add_lora(model.llm if config.model.has_llm else model.encoder, config.lora, config.run.seed)
+    if ds_values is not None and not torch.cuda.is_available():
+        bases = [getattr(model, part) for part in model.bases]
+        set_threads(world.local_size, config.data.workers, layer_weights(*bases))
+    return model
+
+
+def _with_llm(config: Config, bos: int | None, ds_values: dict[str, Any] | None) -> BridgeModel:
+    """The bridge between two base models, or the LLM alone."""
     encoder = None
     if config.model.has_encoder:
         keep_alive = _sharding(config, ds_values, "float32" if config.encoder.trainable else config.model.dtype)
@@ -77,13 +96,6 @@ def build_model(
     llm = load_llm(config.model, config.llm)
     model = build_bridge(config, encoder, llm, bos) if encoder else LLMAlone(llm, bos)
     model.keep_alive = keep_alive  # type: ignore[assignment]
-    for key, part, name, revision in _bases(config, model) if ds_values is not None else ():
-        files = weight_files(name, revision) if world.is_main else []
-        files = agree(files, world)  # type: ignore[assignment]
-        on_all(partial(verify_weights, _WHAT[key], part, files, world.is_main), world)
-    add_lora(llm, config.lora, config.run.seed)
-    if ds_values is not None and not torch.cuda.is_available():
-        set_threads(world.local_size, config.data.workers, layer_weights(*filter(None, (encoder, llm))))
     return model
 
 
@@ -135,7 +147,7 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
     assert not wrong, f"trained and frozen are mixed up: {wrong[:5]}"
     wrong = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
     assert not wrong, f"trained, but not in float32: {wrong[:5]}"
-    if stage(ds_values) == 3 and not model.llm.trained:
+    if stage(ds_values) == 3 and "llm" in model.bases and not model.llm.trained:
         _gather_by_layer(model.llm)
     optimizer = make_optimizer(model, config)
     with _encoder_apart(model, ds_values):
@@ -230,7 +242,7 @@ def base_identities(
         found[key] = model_identity(config_json, name, revision, hub, like=before, first=first)
         both = f"{key}_tokenizer"
         found[both] = tokenizer_identity(getattr(tokenizers, key), name, revision, hub, like.get(both, ""))
-    if not like or END_IDS in like:  # older checkpoints did not record them
+    if "llm" in model.bases and (not like or END_IDS in like):  # older checkpoints did not record them
         ends = model.llm.end_ids(tokenizers.eos_id)
         found[END_IDS] = ",".join(map(str, sorted(ends)))
     return found
@@ -240,7 +252,9 @@ def as_recorded_now(
     found: Mapping[str, str], config: Config, model: BridgeModel, tokenizers: Tokenizers
 ) -> dict[str, str]:
     """Identities for a new checkpoint: `found` (of :func:`base_identities`), or new ones where some are older."""
-    whole = END_IDS in found and not any(is_weak(each) for key, each in found.items() if key != END_IDS)
+    whole = ("llm" not in model.bases or END_IDS in found) and not any(
+        is_weak(each) for key, each in found.items() if key != END_IDS
+    )
     return dict(found) if whole else base_identities(config, model, tokenizers)
 
 
@@ -268,18 +282,27 @@ def _rates(name: str, config: Config) -> tuple[float, float]:
     """Weight decay of a matrix of that name, and its learning rate as a multiple of train.lr."""
     part, train = name.partition(".")[0], config.train
     if part == "encoder":
-        return config.encoder.weight_decay, config.encoder.lr_scale
+        whole = config.encoder.trainable
+        return (config.encoder.weight_decay, config.encoder.lr_scale) if whole else _updates(config)
     if part == "llm":
         whole = config.llm.trainable
-        return (config.llm.weight_decay, config.llm.lr_scale) if whole else (train.weight_decay, config.lora.lr_scale)
+        return (config.llm.weight_decay, config.llm.lr_scale) if whole else _updates(config)
     return train.weight_decay, config.fusion.lr_scale if part == "fusion" else 1.0
+
+
+def _updates(config: Config) -> tuple[float, float]:
+    return config.train.weight_decay, config.lora.lr_scale
 
 
 def trainable_table(model: BridgeModel) -> str:
     """Names, shapes, dtypes and counts of what is trained (one line for all of a base model), and counts of what is
     frozen. Call before initialize."""
     lines = [f"{'trained parameter':<46} {'shape':<16} {'dtype':<9} {'count':>12}"]
-    rest = {"encoder": "encoder, trained", "llm": "LoRA on the LLM" if model.llm.original else "LLM, trained"}
+    rest = {"encoder": "encoder, trained"}
+    if "llm" in model.bases:
+        rest["llm"] = "LoRA on the LLM" if model.llm.original else "LLM, trained"
+    elif isinstance(model.encoder, Updated):
+        rest["encoder"] = "LoRA on the encoder"
     counts = {part: [0, 0] for part in model.bases}
     total = 0
     for name, parameter in model.named_parameters():

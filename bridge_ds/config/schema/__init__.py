@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict
 
+from bridge_ds.config.schema.adapt import ADAPTS, ALIGNS, AdaptConfig
 from bridge_ds.config.schema.fields import NEITHER, Kind, Section, Table, Text
 from bridge_ds.config.schema.models import (
     EncoderConfig,
@@ -32,6 +33,7 @@ from bridge_ds.config.schema.training import CheckpointConfig, DataConfig, Train
 __all__ = [
     "KINDS",
     "SECTIONS",
+    "AdaptConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -75,6 +77,8 @@ class Config:
     """Layers -> one."""
     mapping: MappingConfig = field(default_factory=MappingConfig)
     """D -> H."""
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    """Training of the encoder alone."""
     data: DataConfig = field(default_factory=DataConfig)
     """Shards and batches."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -93,6 +97,7 @@ class Config:
         yield from self.data.conflicts()
         yield from self.lora.conflicts()
         yield from self.mapping.conflicts()
+        yield from self._conflicts_of_parts()
         for name, task in self.tasks.items():
             yield from task.conflicts(name)
         data, train = self.data, self.train
@@ -111,6 +116,14 @@ class Config:
                 f"train.validate_every is {train.validate_every}, but data.validation_percent is 0 and holds nothing "
                 "out; expected 1 or more of it; a run that has begun without cannot change it."
             )
+        if self.evaluation.choose and self.llm.trainable:
+            yield (
+                "evaluation.choose is true and llm.trainable is true; expected a frozen LLM, because a trained one can "
+                "no longer answer as it was; set evaluation.choose to false."
+            )
+
+    def _conflicts_of_parts(self) -> Iterator[str]:
+        """Of what is there and what is trained."""
         if not (self.model.has_encoder or self.lora.rank or self.llm.trainable):
             yield (
                 "model.encoder is none, and nothing of the LLM is trained; expected lora.rank above 0 or "
@@ -126,10 +139,37 @@ class Config:
                 f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
                 "it trained; set one of them to 0 or false."
             )
-        if self.evaluation.choose and self.llm.trainable:
+        if not self.model.has_llm:
+            yield from self._conflicts_of_adapting()
+        elif self.data.objective in ADAPTS:
             yield (
-                "evaluation.choose is true and llm.trainable is true; expected a frozen LLM, because a trained one can "
-                "no longer answer as it was; set evaluation.choose to false."
+                f"data.objective is {self.data.objective} and model.llm is {self.model.llm}; expected no LLM, for the "
+                "encoder is trained alone then; set model.llm=none, or use bridge-ds adapt."
+            )
+
+    def _conflicts_of_adapting(self) -> Iterator[str]:
+        if not self.model.has_encoder:
+            yield "model.encoder and model.llm are both none; expected one of them to train; name it."
+        if self.data.objective not in ADAPTS:
+            yield (
+                f"model.llm is none and data.objective is {self.data.objective}; expected one of {', '.join(ADAPTS)}, "
+                "which train the encoder alone; set one."
+            )
+        if bool(self.lora.rank) == self.encoder.trainable:
+            yield (
+                f"model.llm is none, lora.rank is {self.lora.rank} and encoder.trainable is "
+                f"{str(self.encoder.trainable).lower()}; expected updates of the encoder, or all of it trained; set "
+                "one of them."
+            )
+        if self.data.objective in ALIGNS and self.train.micro_batch == 1:
+            yield (
+                f"data.objective is {self.data.objective} and train.micro_batch is 1; expected 2 or more, for the "
+                "other English sentences of a micro-batch are the negatives; set train.micro_batch=16."
+            )
+        if self.evaluation.tasks:
+            yield (
+                f"model.llm is none and evaluation.tasks is {', '.join(self.evaluation.tasks)}; expected no tasks, as "
+                "there is nothing that answers; set evaluation.tasks=[]."
             )
 
 

@@ -56,8 +56,11 @@ class DataConfig:
     """Language of sources that have no field `language`, for an encoder that is told it by a tag (NLLB, M2M-100,
     mBART): its tag or an ISO 639 code, such as en; empty = the index's language of the shard, else the tokenizer's own,
     which is logged."""
-    objective: Annotated[Literal["task", "prefix_lm"], FUNCTION] = "task"
-    """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge)."""
+    objective: Annotated[Literal["task", "prefix_lm", "denoise", "align", "denoise_and_align"], FUNCTION] = "task"
+    """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge). Of the
+    encoder alone (bridge-ds adapt): denoise: predict masked tokens or spans of `source` or `text` | align: pull the
+    states of `source` to those of `target`, its English translation | denoise_and_align: the one where a sample has no
+    `target`, else the other."""
     augment_prompt: Annotated[Flag, FUNCTION] = False
     """Also show the LLM the source text with its own embeddings, after the soft prompt (MindMerger)."""
     bos: Annotated[Literal["auto", "always", "never", "unless_eos"], FUNCTION] = "auto"

@@ -8,6 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from bridge_ds.config.schema import Config
+from bridge_ds.data.loading.adapting import AdaptedIds, adapting_batch
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import PackedBatch, collate, wrap
@@ -103,7 +104,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         found = self._tokenize(rows, mine)
         truncated = {"source": 0, "prompt": 0, "target": 0}
         bad: dict[str, int] = {}
-        samples: list[TokenizedSample] = []
+        samples: list[TokenizedSample | AdaptedIds] = []
         example, bad_reason = "", ""
         for which, sample in zip(mine.tolist(), found, strict=True):
             if isinstance(sample, BadSample):
@@ -144,19 +145,21 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         """
         rows = self._corpus.rows(batch_positions(1, self._config.train.global_batch)[:count])
         found = self._tokenize(rows, np.arange(len(rows.numbers)))
-        good = [sample for sample in found if isinstance(sample, TokenizedSample)]
+        good = [sample for sample in found if not isinstance(sample, BadSample)]
         if not good:
             raise next(sample for sample in found if isinstance(sample, BadSample))
         return self._collate(good)
 
-    def _collate(self, samples: Sequence[TokenizedSample]) -> Batch:
+    def _collate(self, samples: Sequence[TokenizedSample | AdaptedIds]) -> Batch:
         of = self._tokenizers
+        if of.adapting:
+            return adapting_batch(samples, of.encoder_pad_id, of.adapting)
         fixed = self._config.mapping.fixed_length
         opening = of.bos_id is not None
         return collate(samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing)
 
-    def _tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
-        found: dict[int, TokenizedSample | BadSample] = {}
+    def _tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | AdaptedIds | BadSample]:
+        found: dict[int, TokenizedSample | AdaptedIds | BadSample] = {}
         good, contents = [], []
         on_disk = np.lexsort((rows.shard_rows[which], rows.shards[which], rows.sets[which]))
         for row in which[on_disk].tolist():
@@ -197,9 +200,9 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         read, written = (count / length for count, length in zip(tokens, characters, strict=True))
         return TokenCost(read, written, around) if self._tokenizers.has_encoder else TokenCost(0.0, read, around)
 
-    def _show(self, sample: TokenizedSample, location: str) -> str:
+    def _show(self, sample: TokenizedSample | AdaptedIds, location: str) -> str:
         parts = [
-            ("head", self._tokenizers.llm, list(sample.head)),
+            ("head", self._tokenizers.llm, [] if self._tokenizers.adapting else list(sample.head)),
             ("source", self._tokenizers.encoder, sample.source),
             ("prompt", self._tokenizers.llm, sample.prompt),
             ("target", self._tokenizers.llm, sample.target),

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.schema import DataConfig, ModelConfig
+from bridge_ds.data.loading.adapting import AdaptedIds, Adapting, adapted_ids
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
 from bridge_ds.data.text.convention import KEEP, begins_with_space, opening
@@ -81,6 +82,9 @@ class Tokenizers:
     """False = the LLM alone reads the texts (`model.encoder: none`); its tokenizer stands in for the encoder's."""
     frame: Frame = NO_FRAME
     """The run's own chat template around a source (`data.chat_template`); empty = none."""
+    adapting: Adapting | None = None
+    """How samples train the encoder alone (`model.llm: none`); its tokenizer then stands in for the LLM's. None = a
+    bridge or an LLM is trained."""
 
     @functools.cached_property
     def frame_ids(self) -> tuple[list[int], list[int]]:
@@ -164,8 +168,10 @@ def load_tokenizers(
     if model.has_encoder:
         encoder = load_tokenizer("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code, hub)
         encoder = with_spiece(encoder, model.encoder, model.encoder_revision, hub)
-    llm = load_tokenizer("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
     data = data or DataConfig()
+    if not model.has_llm:
+        return _of_encoder(encoder)
+    llm = load_tokenizer("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
     eos_id = llm.eos_token_id
     if eos_id is None:
         raise ConfigError(
@@ -187,6 +193,22 @@ def load_tokenizers(
         languages=find_languages(encoder) if model.has_encoder else None,
         has_encoder=model.has_encoder,
         frame=frame_of(llm, data.chat_template, data.system_prompt),
+    )
+
+
+def _of_encoder(encoder: PreTrainedTokenizerBase) -> Tokenizers:
+    """Of a run without an LLM, for which nothing is written."""
+    pad_id = encoder.pad_token_id or 0
+    return Tokenizers(
+        encoder=encoder,
+        llm=encoder,
+        bos_id=None,
+        eos_id=pad_id,
+        pad_id=pad_id,
+        encoder_pad_id=pad_id,
+        leading_space=False,
+        special=frozenset(encoder.all_special_ids),
+        languages=find_languages(encoder),
     )
 
 
@@ -217,7 +239,7 @@ def tokenize_samples(
     seed: int = 0,
     epochs: Sequence[int] | None = None,
     numbers: Sequence[int] | None = None,
-) -> list[TokenizedSample | BadSample]:
+) -> list[TokenizedSample | AdaptedIds | BadSample]:
     """Checked samples as ids, truncated to the lengths of the config; one call of each tokenizer for all of them.
 
     Sources and prompts are truncated by :func:`bridge_ds.data.text.truncate.fit`; end tokens are kept.
@@ -237,6 +259,9 @@ def tokenize_samples(
         return []
     assert bool(tokenizers.frame) == data.chat_template, "load_tokenizers must be given the run's data"
     epochs, numbers = epochs or [0] * len(samples), numbers or [0] * len(samples)
+    languages = [_language(sample, data) for sample in samples]
+    if tokenizers.adapting:
+        return list(adapted_ids(samples, tokenizers, data, languages, seed, epochs, numbers))
     parted = None
     if data.objective == "prefix_lm":
         texts = [split_text(s["text"], seed, e, n) for s, e, n in zip(samples, epochs, numbers, strict=True)]
@@ -245,7 +270,6 @@ def tokenize_samples(
     else:
         texts = [(sample["source"], sample["target"]) for sample in samples]
         prompts = [sample.get("prompt") or sample["source"] for sample in samples]
-    languages = [_language(sample, data) for sample in samples]
     try:
         sources = tokenizers.sources([source for source, _ in texts], languages) if tokenizers.has_encoder else []
     except DataError as error:

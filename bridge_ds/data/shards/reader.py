@@ -31,7 +31,7 @@ class SampleReader:
     def __init__(self, index: ShardIndex, objective: str, *, max_characters: int = 0, open_files: int = 16) -> None:
         """Args:
         index: the shards.
-        objective: `task` or `prefix_lm`; decides which fields a sample must have.
+        objective: `data.objective`; decides which fields a sample must have.
         max_characters: longest allowed text in characters; 0 = any.
         open_files: shards kept open at a time by each process.
         """

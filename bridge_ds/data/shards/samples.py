@@ -22,6 +22,7 @@ __all__ = [
     "is_skipped",
     "join_members",
     "parse",
+    "required_fields",
     "split_name",
 ]
 
@@ -33,7 +34,8 @@ MAPPED = (*FIELDS, "language")
 READ = ("json", "txt")
 """Suffixes of members that are read."""
 REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {"task": ("source", "target"), "prefix_lm": ("text",)}
-"""What a sample must hold, by `data.objective`. A task sample may also hold `prompt`."""
+"""What a sample must hold, by `data.objective`. A task sample may also hold `prompt`; see also
+:func:`required_fields`."""
 
 KINDS = ("malformed", "missing", "empty", "too_long")
 """Kinds of bad samples: no JSON object or not UTF-8 or of wrong type; a field is missing; a text is empty; a text has
@@ -140,7 +142,7 @@ def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
 
     Args:
         sample: parsed JSON.
-        objective: `task` or `prefix_lm`.
+        objective: `data.objective`.
         max_characters: longest allowed text in characters; 0 = any.
 
     Raises:
@@ -148,7 +150,7 @@ def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
     """
     if not isinstance(sample, dict):
         raise BadSample("malformed", f"is a JSON {type(sample).__name__}; expected an object with named fields")
-    required = REQUIRED_FIELDS[objective]
+    required = required_fields(sample, objective)
     optional = ("prompt",) if objective == "task" and sample.get("prompt") is not None else ()
     for field in required + optional:
         if field not in sample:
@@ -168,6 +170,19 @@ def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
     # starts() alone would do; split() is the quick check.
     if objective == "prefix_lm" and len(sample["text"].split(maxsplit=1)) < 2 and len(starts(sample["text"])) < 2:
         raise BadSample("empty", "has fewer than two words in `text`; a prefix and a rest need at least two")
+
+
+def required_fields(sample: Mapping[str, Any], objective: str) -> tuple[str, ...]:
+    """What a sample must hold to be used for `data.objective`.
+
+    The encoder alone is trained on pairs (`source`, `target`), or on unlabeled text: `text` where there is such a field
+    (corpora often name their origin `source` beside it), else `source`.
+    """
+    if objective in REQUIRED_FIELDS:
+        return REQUIRED_FIELDS[objective]
+    if objective == "align" or (objective == "denoise_and_align" and "target" in sample):
+        return REQUIRED_FIELDS["task"]
+    return ("text",) if "text" in sample or "source" not in sample else ("source",)
 
 
 def _object(raw: bytes) -> dict[str, Any]:
