@@ -46,7 +46,8 @@ from bridge_ds.engine.gpu import settle_numbers
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
-from bridge_ds.engine.setup import as_recorded_now, base_identities, build_model, gathering, initialize, trainable_table
+from bridge_ds.engine.setup import as_recorded_now, base_identities, build_model, gathering, initialize
+from bridge_ds.engine.trainable import trainable_table
 from bridge_ds.engine.validate import make_validation
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted
@@ -249,9 +250,8 @@ class Run:
         else as the tokenizer does."""
         self.config = self.origin.config
         self.tokenizers = tokenizers_of(self.config)
-        if not self.origin.checkpoint:
+        if not (resumes := self.origin.checkpoint is not None):
             self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
-        resumes = self.origin.checkpoint is not None
         if self.done < self.config.train.steps:  # else nothing is trained, and scoring truncates
             for note in on_all(lambda: notes_on_bases(self.config, self.tokenizers, resumes), self.world):
                 _log.info(f"note: {note}")
@@ -287,8 +287,7 @@ class Run:
 
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
             facts |= gathering(self.engine, self.ds_values)
-            if self.fusion_backend:
-                facts["fusion backend"] = self.fusion_backend
+            facts |= {"fusion backend": self.fusion_backend} if self.fusion_backend else {}
             hooks += [
                 MetricsLog(self.folder / "metrics.jsonl"),
                 Console(self.config.run.output, facts, self.config.track.every),

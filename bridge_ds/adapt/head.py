@@ -6,7 +6,6 @@ Dimensions: B batch, S encoder tokens, D encoder width, N masked tokens, T token
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -26,7 +25,6 @@ from bridge_ds.frozen.tokenizer import load_tokenizer
 
 __all__ = ["Decoder", "Head", "HeadKind", "TokenHead", "corruption_of", "find_head", "load_head"]
 
-_log = logging.getLogger(__name__)
 _T5 = ("t5", "mt5", "umt5")
 """Types whose decoder was pretrained on spans."""
 
@@ -83,7 +81,7 @@ def corruption_of(config: Config, tokenizer: Any) -> Corruption:
     """
     sentinels, vocabulary = find_head(config.model).sentinels, tokenizer.get_vocab()
     spare = _sentinels(vocabulary)
-    choices = (tokenizer.mask_token_id, *spare[:1], tokenizer.unk_token_id)
+    choices = (getattr(tokenizer, "mask_token_id", None), *spare[:1], tokenizer.unk_token_id)
     mask_id = next((each for each in choices if each is not None), None)
     if mask_id is None:
         raise ConfigError(
@@ -110,9 +108,9 @@ def load_head(config: Config, encoder: Any) -> Head:
         encoder: the transformers model whose embeddings it shares.
     """
     kind = find_head(config.model)
-    _log.info(f"note: {kind.remark}.")
     if kind.base is None:
-        head: Head = TokenHead(_Tied(encoder.get_input_embeddings()))
+        scale = encoder.config.d_model**-0.5 if encoder.config.model_type in _T5 else 1.0
+        head: Head = TokenHead(_Tied(encoder.get_input_embeddings(), scale))
     elif kind.sentinels:
         head = Decoder(_without_encoder(load_complete(kind.base, dtype=torch.float32), encoder))
     else:
@@ -185,8 +183,13 @@ def _sums(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
 class _Tied(nn.Module):
     """Logits by the token embeddings, and a bias of their own."""
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, scale: float) -> None:
+        """Args:
+        table: the token embeddings.
+        scale: of the states (T5's embeddings are as large as the states; its own shared head divides by sqrt(D) too).
+        """
         super().__init__()
+        self.scale = scale
         # A module of its own, since under ZeRO-3 a weight is there inside its module's forward alone.
         self.project = nn.Linear(1, 1)
         self.project.weight = table.weight
@@ -195,7 +198,7 @@ class _Tied(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., V]."""
-        projected: torch.Tensor = self.project(states)
+        projected: torch.Tensor = self.project(states * self.scale)
         return projected
 
 

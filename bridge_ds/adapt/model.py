@@ -5,6 +5,7 @@ Dimensions: B batch, S encoder tokens, L encoder layers, D encoder width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from bridge_ds.adapt.align import infonce
-from bridge_ds.adapt.head import Head, corruption_of, load_head
+from bridge_ds.adapt.head import Head, corruption_of, find_head, load_head
 from bridge_ds.bridge import Absent, BridgeModel
 from bridge_ds.config.schema import Config
 from bridge_ds.config.schema.adapt import ALIGNS, DENOISES, AdaptConfig
@@ -28,6 +29,8 @@ from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.llm.updated import Updated
 
 __all__ = ["EncoderAlone", "UpdatedEncoder", "build_encoder_alone", "tokenizers_of"]
+
+_log = logging.getLogger(__name__)
 
 
 class UpdatedEncoder(Updated, Encoder):
@@ -164,5 +167,7 @@ def tokenizers_of(config: Config) -> Tokenizers:
     if config.model.has_llm:
         return found
     hides = config.data.objective in DENOISES
+    if hides:
+        _log.info(f"note: {find_head(config.model).remark}.")
     corruption = corruption_of(config, found.encoder) if hides else None
     return replace(found, adapting=Adapting(corruption, config.adapt, config.data.objective in ALIGNS))

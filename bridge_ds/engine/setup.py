@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +30,6 @@ from bridge_ds.frozen.identity import as_first_recorded, is_weak, model_identity
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
-from bridge_ds.llm.updated import Updated
 from bridge_ds.world import World
 
 __all__ = [
@@ -43,7 +41,6 @@ __all__ = [
     "initialize",
     "make_optimizer",
     "quiet_transformers",
-    "trainable_table",
 ]
 
 END_IDS = "llm_end_ids"
@@ -292,32 +289,6 @@ def _rates(name: str, config: Config) -> tuple[float, float]:
 
 def _updates(config: Config) -> tuple[float, float]:
     return config.train.weight_decay, config.lora.lr_scale
-
-
-def trainable_table(model: BridgeModel) -> str:
-    """Names, shapes, dtypes and counts of what is trained (one line for all of a base model), and counts of what is
-    frozen. Call before initialize."""
-    lines = [f"{'trained parameter':<46} {'shape':<16} {'dtype':<9} {'count':>12}"]
-    rest = {"encoder": "encoder, trained"}
-    if "llm" in model.bases:
-        rest["llm"] = "LoRA on the LLM" if model.llm.original else "LLM, trained"
-    elif isinstance(model.encoder, Updated):
-        rest["encoder"] = "LoRA on the encoder"
-    counts = {part: [0, 0] for part in model.bases}
-    total = 0
-    for name, parameter in model.named_parameters():
-        shape, part = whole_shape(parameter), name.partition(".")[0]
-        count = math.prod(shape)
-        if part in rest:
-            counts[part][parameter.requires_grad] += count
-        elif parameter.requires_grad:
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            lines.append(f"{name:<46} {'x'.join(map(str, shape)) or '-':<16} {dtype:<9} {count:>12,}")
-        total += count * parameter.requires_grad
-    lines += [f"{rest[part] + ', float32':<73} {trained:>12,}" for part, (_, trained) in counts.items() if trained]
-    lines.append(f"{'all trained':<73} {total:>12,}")
-    lines += [f"{part + ', frozen':<73} {frozen:>12,}" for part, (frozen, _) in counts.items()]
-    return "\n".join(lines)
 
 
 def quiet_transformers(world: World | None = None) -> None:

@@ -36,8 +36,8 @@ _BESIDE = (*LICENCES, "modules.json", "1_Pooling/config.json", "sentence_bert_co
 def save_encoder(config: Config, tokenizers: Tokenizers, checkpoint: Path, folder: Path, world: World) -> None:
     """Write the encoder of a checkpoint; a folder that is there is replaced once the new one is complete.
 
-    A collective; rank 0 makes it of the original's files and the checkpoint, in host memory and without the engine, and reads English
-    sentences before and after.
+    A collective; rank 0 makes it of the original's files and the checkpoint, in host memory and without the engine, and
+    reads English sentences before and after.
 
     Args:
         config: of the run.
