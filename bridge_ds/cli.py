@@ -82,6 +82,8 @@ examples:
       line N of both is the same sentence; or one file (tsv, csv, jsonl, parquet) with the fields source and target
   bridge-ds adapt --text quechua.txt --parallel pairs.tsv --set model.encoder=... --set train.steps=5000
       both: half of each batch is text
+  bridge-ds adapt --text nko.txt --parallel nko_english.tsv --extend-vocabulary 2000 --set model.encoder=...
+      a script that the tokenizer does not have (probe: unread)
   bridge-ds adapt --text quechua.txt --set lora.rank=0 --set encoder.trainable=true
       all weights of the encoder
   bridge-ds train --recipe my.yaml --set model.encoder=runs/quy/encoder
@@ -177,7 +179,7 @@ def train_parser(prog: str = "train.py") -> Parser:
 
 
 def add_adapt_files(parser: argparse.ArgumentParser) -> None:
-    """Options of `bridge-ds adapt`: `--text`, `--parallel`."""
+    """Options of `bridge-ds adapt`: `--text`, `--parallel`, `--extend-vocabulary`."""
     parser.add_argument("--text", metavar="FILE", help="unlabeled text: a .txt, or a table with the field text")
     parser.add_argument(
         "--parallel",
@@ -185,6 +187,10 @@ def add_adapt_files(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="translations: a file and its English, or a table (source, target)",
     )
+    parser.add_argument(
+        "--extend-vocabulary", metavar="N", type=positive(int, most=100_000),
+        help="add up to N pieces with letters that the tokenizer lacks, learned from --text; all weights are trained",
+    )  # fmt: skip
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The encoder alone is trained on real processes, resumed exactly, and becomes a folder that a bridge is trained from."""
+"""The encoder alone is trained on real processes, resumed exactly, and becomes a folder that a bridge's run names."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 from bridge_ds.reading import BOM
 
-__all__ = ["pack_pairs", "pack_text"]
+__all__ = ["pack_pairs", "pack_text", "text_lines"]
 
 
 def pack_text(file: Path, folder: Path) -> None:
@@ -30,6 +30,16 @@ def pack_text(file: Path, folder: Path) -> None:
     """
     rows = ({"text": line} for line in _lines(file) if line) if file.suffix == ".txt" else _rows(file)
     _pack([file], rows, folder)
+
+
+def text_lines(file: Path) -> Iterator[str]:
+    """The texts that :func:`pack_text` packs.
+
+    Raises:
+        DataError: as there.
+    """
+    found = _lines(file) if file.suffix == ".txt" else (row.get("text") for row in _rows(file))
+    return (text for text in found if isinstance(text, str) and text)
 
 
 def pack_pairs(files: Sequence[Path], folder: Path) -> None:
