@@ -153,8 +153,9 @@ def llm_loads(subject: Subject) -> str:
     from bridge_ds.llm.frozen import llm_base
     from bridge_ds.llm.support import check_llm
 
-    done, of = _loads(subject, "llm", llm_base), subject.config.model
-    return done + _remark(check_llm(of.llm, subject.bases["llm"], of.trust_remote_code))
+    if not (of := subject.config.model).has_llm:
+        return "none: the encoder alone is trained"
+    return _loads(subject, "llm", llm_base) + _remark(check_llm(of.llm, subject.bases["llm"], of.trust_remote_code))
 
 
 def _loads(subject: Subject, what: str, base_of: Callable[..., Any]) -> str:
