@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,7 +108,11 @@ def new_rows(table_VD: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
 
 
 def _learn(lines: Sequence[str], letters: frozenset[str], count: int, old: set[str]) -> list[tuple[str, float]]:
-    """New pieces and their scores, the likeliest first; each letter alone is among them."""
+    """New pieces and their scores, the most frequent first; each letter alone is among them.
+
+    They are merges of byte-pair encoding: the trainer of unigram models keeps little but letters of a short text. Their
+    scores are log-probabilities by rank (Zipf's law), so that a longer piece wins over its parts.
+    """
     import sentencepiece
 
     made = io.BytesIO()
@@ -115,8 +120,8 @@ def _learn(lines: Sequence[str], letters: frozenset[str], count: int, old: set[s
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=made,
-            model_type="unigram",
-            vocab_size=count + len({each for line in lines for each in line}) + 3,
+            model_type="bpe",
+            vocab_size=2 * count + len({each for line in lines for each in line}) + 3,
             hard_vocab_limit=False,
             character_coverage=1.0,
             minloglevel=2,
@@ -128,12 +133,11 @@ def _learn(lines: Sequence[str], letters: frozenset[str], count: int, old: set[s
             "some hundred lines of it; give more."
         ) from None
     of = sentencepiece.SentencePieceProcessor(model_proto=made.getvalue())
-    scores = {of.id_to_piece(number): of.get_score(number) for number in range(of.get_piece_size())}
-    lowest = min(scores.values())
-    found = {piece: score for piece, score in scores.items() if letters & set(piece) and piece not in old}
-    alone = {letter: found.pop(letter, lowest) for letter in sorted(letters)}
-    best = sorted(found.items(), key=lambda each: (-each[1], each[0]))[: count - len(alone)]
-    return [*best, *alone.items()]
+    merged = (of.id_to_piece(number) for number in range(of.get_piece_size()))
+    found = [piece for piece in merged if len(piece) > 1 and letters & set(piece) and piece not in old]
+    pieces = [*found[: count - len(letters)], *sorted(letters)]
+    total = math.log(sum(1 / rank for rank in range(1, len(pieces) + 1)))
+    return [(piece, -math.log(rank) - total) for rank, piece in enumerate(pieces, 1)]
 
 
 def _write_tokenizer(model: ModelConfig, pieces: Sequence[tuple[str, float]], first: int, folder: Path) -> None:
