@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def save_encoder(config: Config, tokenizers: Tokenizers, checkpoint: Path, folde
         DataError: English sentences cannot be read.
     """
     found: English | None = on_main(
-        partial(_save, config, tokenizers, Checkpoint.read(checkpoint), folder), world
+        lambda: _save(config, tokenizers, Checkpoint.read(checkpoint), folder), world
     )  # fmt: skip
     if not world.is_main:
         return

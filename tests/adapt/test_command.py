@@ -48,9 +48,9 @@ def test_lines_become_samples(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the input holds no sample"):
         pack_text(write(tmp_path / "e.txt", " "), tmp_path / "empty")
     (tmp_path / "f.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(DataError, match="f.txt is not UTF-8"):
+    with pytest.raises(DataError, match=r"f\.txt is not UTF-8"):
         pack_text(tmp_path / "f.txt", tmp_path / "latin")
-    with pytest.raises(DataError, match="absent.txt cannot be read"):
+    with pytest.raises(DataError, match=r"absent\.txt cannot be read"):
         pack_text(tmp_path / "absent.txt", tmp_path / "absent")
 
 
