@@ -132,7 +132,7 @@ RULES: tuple[NoEffect, ...] = (
         _when(lambda c: not c.model.has_encoder, "model.encoder is none"),
     ),
     NoEffect(
-        ("llm.trainable", "data.augment_prompt", "train.packing"),
+        ("encoder.lr_scale", "encoder.weight_decay", "llm.trainable", "data.augment_prompt", "train.packing"),
         _when(lambda c: not c.model.has_llm, "model.llm is none"),
     ),
     NoEffect(

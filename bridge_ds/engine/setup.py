@@ -279,16 +279,13 @@ def _rates(name: str, config: Config) -> tuple[float, float]:
     """Weight decay of a matrix of that name, and its learning rate as a multiple of train.lr."""
     part, train = name.partition(".")[0], config.train
     if part == "encoder":
-        whole = config.encoder.trainable
-        return (config.encoder.weight_decay, config.encoder.lr_scale) if whole else _updates(config)
+        if not config.model.has_llm:  # there is nothing else that train.lr could be meant for
+            return train.weight_decay, 1.0 if config.encoder.trainable else config.lora.lr_scale
+        return config.encoder.weight_decay, config.encoder.lr_scale
     if part == "llm":
         whole = config.llm.trainable
-        return (config.llm.weight_decay, config.llm.lr_scale) if whole else _updates(config)
+        return (config.llm.weight_decay, config.llm.lr_scale) if whole else (train.weight_decay, config.lora.lr_scale)
     return train.weight_decay, config.fusion.lr_scale if part == "fusion" else 1.0
-
-
-def _updates(config: Config) -> tuple[float, float]:
-    return config.train.weight_decay, config.lora.lr_scale
 
 
 def quiet_transformers(world: World | None = None) -> None:

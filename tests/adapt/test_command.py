@@ -115,6 +115,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ):
         with pytest.raises(ConfigError, match=sentence):
             load_config("adapt", settings)
+    assert idle(load_config("adapt")) == []
     said = idle(load_config("adapt", ["adapt.temperature=1", "adapt.pair_weight=3"]))
     assert any("adapt.temperature has no effect, as data.objective does not have align" in line for line in said)
     assert any("adapt.pair_weight has no effect" in line for line in said)
