@@ -11,6 +11,7 @@ from bridge_ds.data.packing.formats import part_rows
 from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.shards.index import INDEX_NAME, load_index
+from bridge_ds.data.text.words import starts
 from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 from bridge_ds.reading import BOM
@@ -28,18 +29,20 @@ def pack_text(file: Path, folder: Path) -> None:
     Raises:
         DataError: it cannot be read, holds no text, or the folder holds the shards of another file.
     """
-    rows = ({"text": line} for line in _lines(file) if line) if file.suffix == ".txt" else _rows(file)
+    rows = ({"text": line} for line in text_lines(file)) if file.suffix == ".txt" else _rows(file)
     _pack([file], rows, folder)
 
 
 def text_lines(file: Path) -> Iterator[str]:
-    """The texts that :func:`pack_text` packs.
+    """The texts that :func:`pack_text` packs; lines of one word are left out, as of no use to predict a word in.
 
     Raises:
         DataError: as there.
     """
     found = _lines(file) if file.suffix == ".txt" else (row.get("text") for row in _rows(file))
-    return (text for text in found if isinstance(text, str) and text)
+    return (
+        text for text in found if isinstance(text, str) and (len(text.split(maxsplit=1)) > 1 or len(starts(text)) > 1)
+    )
 
 
 def pack_pairs(files: Sequence[Path], folder: Path) -> None:
