@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from bridge_ds.data.text.plain import text_ids
 from bridge_ds.data.text.spiece import find_spiece
 from bridge_ds.encoder.frozen import encoder_base
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.frozen.identity import tokenizer_files
 from bridge_ds.frozen.load import load_complete
 from bridge_ds.frozen.tokenizer import load_tokenizer
 from bridge_ds.frozen.verify import model_file
@@ -71,7 +73,13 @@ def extend_vocabulary(model: ModelConfig, lines: Sequence[str], count: int, fold
     old = tokenizer.get_vocab()
     pieces = _learn(lines, letters, count, set(old))
     first = max(old.values()) + 1
+    for file, path in tokenizer_files(tokenizer, resolve(name), revision).items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / file)
     _write_tokenizer(model, pieces, first, folder)
+    whole = load_complete(find_head(model).base or encoder_base(model), dtype="auto")
+    _extend_tables(whole, first, len(pieces))
+    whole.save_pretrained(folder)  # type: ignore[operator]
     found = load_tokenizer("model.encoder", str(folder)).get_vocab()
     wanted = old | {piece: first + number for number, (piece, _) in enumerate(pieces)}
     if found != wanted:
@@ -80,9 +88,6 @@ def extend_vocabulary(model: ModelConfig, lines: Sequence[str], count: int, fold
             f"the tokenizer of model.encoder {name!r} cannot be extended: {wrong!r} has the id {found.get(wrong)} "
             f"afterwards; expected {wanted.get(wrong)}; choose another encoder."
         )
-    whole = load_complete(find_head(model).base or encoder_base(model), dtype="auto")
-    _extend_tables(whole, first, len(pieces))
-    whole.save_pretrained(folder)  # type: ignore[operator]
     return len(pieces)
 
 
