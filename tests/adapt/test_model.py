@@ -17,6 +17,7 @@ from bridge_ds.adapt.head import find_head
 from bridge_ds.adapt.model import EncoderAlone, tokenizers_of
 from bridge_ds.data.loading.adapting import adapted_ids, adapting_batch
 from bridge_ds.data.loading.batch import Batch
+from bridge_ds.data.loading.tokenize import TokenizedSample
 from bridge_ds.engine.setup import build_model
 from bridge_ds.engine.trainable import trainable_table
 from bridge_ds.errors import ConfigError
@@ -75,6 +76,10 @@ def test_spans_as_the_models_own_decoder(tmp_path: Path) -> None:
     assert not any(name.startswith("predictor") for name, p in model.named_parameters() if p.requires_grad)
     assert "decoder writes" in find_head(config(folder).model).remark
     both, mixed = made(folder, "data.objective=denoise_and_align", "adapt.pair_weight=3", "adapt.english_share=0")
+    how = tokenizers_of(config(folder, "data.objective=denoise_and_align")).adapting
+    assert how
+    empty = adapting_batch([TokenizedSample([0], [], [], ())] * 2, 0, how)  # as in place of bad samples
+    assert both(empty, counted=True).tolist() == [0, 0] and empty.target_tokens == 0
     texts = Batch.of({**mixed.tensors(), "prompt_mask": mixed.prompt_mask * 0})
     with torch.no_grad():  # of a pair nothing is written; rows 0 and 2 are texts
         labels = mixed.target_ids.masked_fill(mixed.target_mask == 0, -100)

@@ -109,11 +109,9 @@ def adapting_batch(rows: Sequence[AdaptedIds | TokenizedSample], pad_id: int, ho
         run's sample is one, else 1 or more, for ranks call the encoder equally often); targets [B, T].
     """
     source_ids, source_mask = pad([row.source for row in rows], pad_id)
-    prompt_ids, prompt_mask = pad([row.prompt for row in rows], pad_id)
-    if how.aligns and not prompt_ids.shape[1]:
-        prompt_ids, prompt_mask = torch.full((len(rows), 1), pad_id), torch.zeros(len(rows), 1, dtype=torch.int64)
+    prompt_ids, prompt_mask = _some([row.prompt for row in rows], pad_id, int(how.aligns))
     pair = [pad_id] * how.of.pair_weight
-    target_ids, target_mask = pad([pair if row.prompt else row.target for row in rows], pad_id)
+    target_ids, target_mask = _some([pair if row.prompt else row.target for row in rows], pad_id, 1)
     places = [(number * source_ids.shape[1] + place) for number, row in enumerate(rows) for place in row.head]
     none = torch.zeros(0, dtype=torch.int64)
     return Batch(
@@ -131,6 +129,15 @@ def adapting_batch(rows: Sequence[AdaptedIds | TokenizedSample], pad_id: int, ho
             labels=torch.tensor([each for row in rows if row.head for each in row.target], dtype=torch.int64),
         ),
     )
+
+
+def _some(rows: Sequence[Sequence[int]], pad_id: int, least: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`pad`, with `least` columns of padding where there would be none: a model cannot run on none, and ranks
+    must call theirs equally often."""
+    ids, mask = pad(rows, pad_id)
+    if ids.shape[1]:
+        return ids, mask
+    return torch.full((len(rows), least), pad_id), torch.zeros(len(rows), least, dtype=torch.int64)
 
 
 def _cut(ids: list[int], tokenizers: Tokenizers, data: DataConfig) -> list[int]:
