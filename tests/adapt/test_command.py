@@ -114,7 +114,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["evaluation.tasks=[sib200]"], "evaluation.tasks is sib200; expected no tasks"),
         (["model.encoder=none"], "model.encoder and model.llm are both none"),
         (["model.llm=x"], "data.objective is denoise and model.llm is x; expected no LLM"),
-        (["adapt.mask_share=1"], "adapt.mask_share is '1'; expected above 0 to 0.9"),
+        (["adapt.mask_share=1"], "adapt.mask_share is 1; expected above 0 to 0.9"),
     ):
         with pytest.raises(ConfigError, match=sentence):
             load_config("adapt", settings)
