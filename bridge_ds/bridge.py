@@ -23,8 +23,10 @@ from bridge_ds.fusion.kernels.rows import Rows
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.loss import nll_sum
 from bridge_ds.llm.splice import Segment, Spliced, splice
+from bridge_ds.llm.teaching import Teaching, divergence_sum
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.mapping.projector import Projector
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = ["TRAINABLE", "Absent", "BridgeModel", "Ids", "LLMAlone", "build_bridge", "joined"]
 
@@ -53,6 +55,8 @@ class BridgeModel(nn.Module):
         self.bos = bos
         self.apart = False
         """Whether encoder and LLM take their inputs on different devices (device map)."""
+        self.teaching = Teaching()
+        """The loss of batches with a lesson."""
 
     @property
     def device(self) -> torch.device:
@@ -65,21 +69,39 @@ class BridgeModel(nn.Module):
         return name.startswith(TRAINABLE) or (part in ("encoder", "llm") and rest in getattr(self, part).trained)
 
     def forward(self, batch: Batch, states: States | None = None, counted: bool = False) -> torch.Tensor:
-        """Sum of -log p over the batch's target tokens, in nats, a float32 scalar.
+        """Sum of the loss over the batch's target tokens, in nats, float32: -log p, or with a lesson what
+        :attr:`teaching` says.
 
         If the batch has a layout, the host never waits for the GPU (tests/test_host_waits.py).
 
         Args:
             states: of the batch's sources, if the encoder has run already (`train.encode_once`).
-            counted: return float32 [2], the sum and the number of target tokens that were the argmax.
+            counted: add how many target tokens were the argmax; in self-teaching alone, those of the LLM alone.
+
+        Returns:
+            the sum alone, a scalar; with a lesson or a count [sum], [count], [sum of the divergence], as far as there.
         """
+        taught_NV = None
+        if batch.lesson is not None:  # first, so that nothing that backward needs is in memory meanwhile
+            with torch.no_grad():
+                taught_NV, _ = self._answers(batch.lesson)
+        logits_NV, labels_N = self._answers(batch, states)
+        right_N = labels_N if taught_NV is None or self.teaching.predicts else taught_NV.argmax(-1)
+        count = [(logits_NV.argmax(-1) == right_N).sum().float()] if counted else []
+        nll = nll_sum(logits_NV, labels_N) if taught_NV is None or self.teaching.predicts else torch.zeros(())
+        if taught_NV is None:
+            return torch.stack([nll, *count]) if counted else nll
+        kl = divergence_sum(logits_NV, taught_NV, self.teaching.temperature)
+        return torch.stack([self.teaching.loss(nll, kl), *count, kl.detach()])
+
+    def _answers(self, batch: Batch, states: States | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, V] from which the target tokens are predicted, and those tokens [N]."""
         layout = self._layout(batch)
         segments = [replace(segment, labels_BK=None) for segment in self._segments(batch, states)]
         embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
         # Right padding and a causal model: no real position ever attends to padding, so no mask is needed.
         logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.positions, packed=layout.packed, use_cache=False)
-        nll = nll_sum(logits_NV, layout.labels)
-        return torch.stack([nll, (logits_NV.argmax(-1) == layout.labels).sum().float()]) if counted else nll
+        return logits_NV, layout.labels
 
     def spliced(self, batch: Batch, side: str = "right") -> Spliced:
         """The LLM's complete input, [head | soft, end | prompt | target], with labels on the targets.
@@ -235,4 +257,8 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
         of = config.mapping
         sizes = {key: getattr(of, key) for key in MAPPINGS[of.kind].options}
         mapping = Projector(of.kind, encoder.width, llm.width, end_init=of.end_init, **sizes)
-    return BridgeModel(encoder, fusion, mapping, llm, bos)
+    model = BridgeModel(encoder, fusion, mapping, llm, bos)
+    train, predicts = config.train, OBJECTIVES[config.data.objective].predicts
+    weight = train.teaching_weight if predicts else 1.0
+    model.teaching = Teaching(weight, train.teaching_temperature, predicts)
+    return model

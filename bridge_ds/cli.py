@@ -62,6 +62,8 @@ examples:
       all of its weights, with train.lr 2e-5
   bridge-ds finetune --recipe xnli_llama1b_english
       a recipe of its own (model.encoder: none), whose settings are taken as they are
+  bridge-ds train --recipe my.yaml --set llm.finetune=true
+      both in one command: the LLM in RUN/finetune first, then the bridge to it
   bridge-ds finetune --num_gpus 2 --recipe my.yaml --ds_config zero3.json --set train.steps=500
 
 With another launcher:
@@ -170,9 +172,10 @@ def train_parser(prog: str = "train.py") -> Parser:
         action="store_true",
         help="resolve and check the config, print it, and stop (seconds: DeepSpeed reads its file)",
     )
-    parser.add_argument(
-        "--finetune", action="store_true", help="train the LLM alone on the same samples, as bridge-ds finetune does"
-    )
+    alone = "train the LLM alone on the same samples, as bridge-ds finetune does"
+    if prog.endswith("finetune"):
+        alone = argparse.SUPPRESS
+    parser.add_argument("--finetune", action="store_true", help=alone)
     # The deepspeed launcher adds it; the rank comes from the environment.
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     return parser

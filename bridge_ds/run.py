@@ -29,7 +29,7 @@ from bridge_ds.data.loading.tokenize import check_vocabulary
 from bridge_ds.data.shards.index import INDEX_NAME
 from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import real
-from bridge_ds.engine.calibrate import calibrate
+from bridge_ds.engine.calibrate import CALIBRATION_ROWS, calibrate
 from bridge_ds.engine.cpu import slow_dtype
 from bridge_ds.engine.distributed import (
     INIT_TIMEOUT,
@@ -44,6 +44,7 @@ from bridge_ds.engine.distributed import (
 )
 from bridge_ds.engine.gpu import settle_numbers
 from bridge_ds.engine.hooks import HookList
+from bridge_ds.engine.kept import RunStates
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import as_recorded_now, base_identities, build_model, gathering, initialize
@@ -62,9 +63,6 @@ from bridge_ds.world import World
 __all__ = ["Run"]
 
 _log = logging.getLogger(__name__)
-
-CALIBRATION_ROWS = 16
-"""Samples on which the mapping's initial scale is measured."""
 
 
 class Run:
@@ -104,7 +102,7 @@ class Run:
         self.state = {
             "seed": self.config.run.seed,
             "global_batch": self.config.train.global_batch,
-            "shards_sha256": corpus.identity,
+            **corpus.recorded,
             "order": order_of(config),
         }
         if checkpoint:
@@ -119,7 +117,9 @@ class Run:
         self.batches = iter(loader)
         self._leave_if_asked()
         self.validation = make_validation(config, self.world, self.tokenizers, corpus, packing)
-        model = build_model(self.config, self.tokenizers.bos_id, self.ds_values, self.world)
+        self.states = RunStates(config, self.tokenizers, corpus, self.world)
+        model = build_model(config, self.tokenizers.bos_id, self.ds_values, self.world, self.states.complete)
+        self.states.begin(model.encoder, loader, self.validation)
         self._leave_if_asked()
         for part in model.bases:
             sizes = getattr(model, part).vocab_size, f"model.{part}"
@@ -135,8 +135,7 @@ class Run:
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
         elif self.config.model.has_bridge and self.config.mapping.match_embedding_rms and not start:
-            rows = on_all(lambda: loader.first_rows(CALIBRATION_ROWS), self.world)
-            scales = calibrate(self.engine, rows.to(self.device))
+            scales = calibrate(self.engine, *self.states.first_rows(model, loader, CALIBRATION_ROWS, self.device))
         self._leave_if_asked()
         self.watchdog.start(on_main(lambda: self.run_folder.accept(self.config), self.world))
         self._add_hooks()
@@ -166,7 +165,7 @@ class Run:
         set_timeout(INIT_TIMEOUT.total_seconds())
 
     def _shown(self, batches: Iterator[StepBatches]) -> Iterator[StepBatches]:
-        for batch in batches:
+        for batch in self.states.attached(batches):
             if batch.example:
                 _log.info("one sample as the models see it:\n  " + batch.example.replace("\n", "\n  "))
             yield batch
@@ -224,14 +223,10 @@ class Run:
             shutdown()
 
     def _check_evaluation(self) -> None:
-        """An unknown task or language is an error before training, not after it."""
         if self.config.evaluation.tasks:
-            from bridge_ds.evaluation.jobs import wanted
-            from bridge_ds.evaluation.store import llm_of
-            from bridge_ds.tasks import tasks_of
+            from bridge_ds.evaluation.store import check_evaluation
 
-            wanted(tasks_of(self.config), self.config.evaluation.languages)
-            llm_of(self.config.evaluation.llm_from)
+            check_evaluation(self.config)
 
     def _choose_backend(self) -> str:
         """The fusion's backend, chosen before the slow parts of the start; empty if it has none."""
@@ -258,20 +253,20 @@ class Run:
 
     def _with_shards(self) -> Config:
         """The config with the name of shards that a start makes replaced by their folder."""
-        if not made_at_start(self.config.data.shards):
+        if not made_at_start(self.config.data):
             return self.config
         folder = on_main(partial(self.run_folder.made_shards, self.config), self.world)
         return replace(self.config, data=replace(self.config.data, shards=str(folder)))
 
     def _open_corpus(self, config: Config) -> Corpus:
         corpus: Corpus = on_all(lambda: open_corpus(config.data, config.run.seed, self.world), self.world)
-        expected = agree(corpus.identity, self.world)
+        expected = agree(corpus.recorded, self.world)
 
         def compare() -> None:
-            if corpus.identity != expected:
+            if corpus.recorded != expected:
                 raise DataError(
-                    f"rank {self.world.rank} reads another {INDEX_NAME} of {config.data.shards} than rank 0; expected "
-                    "the same shards on every node: copy them again, and change none during a start."
+                    f"rank {self.world.rank} reads another {INDEX_NAME} of {config.data.shards} or another dictionary "
+                    "than rank 0; expected the same on every node: copy them again, and change none during a start."
                 )
 
         on_all(compare, self.world)

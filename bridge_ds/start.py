@@ -11,10 +11,11 @@ from bridge_ds import __version__
 from bridge_ds.config.load import config_text
 from bridge_ds.config.schema import Config
 from bridge_ds.data.packing.write import pack_rows
+from bridge_ds.data.shards.index import INDEX_NAME, load_index
 from bridge_ds.disk import atomic_write, real, remove
 from bridge_ds.engine.heartbeat import await_leaving, claim, living
-from bridge_ds.errors import LaunchError
-from bridge_ds.tasks.shards import rows_at_start
+from bridge_ds.errors import DataError, LaunchError
+from bridge_ds.tasks.shards import rows_at_start, written_for
 
 __all__ = ["RunFolder", "versions"]
 
@@ -54,11 +55,17 @@ class RunFolder:
 
         Raises:
             ConfigError: there is no such task, or it has no English train split.
-            DataError: its rows cannot be read.
+            DataError: its rows cannot be read, or those that are there were written for another `data.shards`.
             LaunchError: they cannot be written.
         """
-        shards = self.path / "shards"
-        if not (shards / "index.json").is_file():
+        shards, wanted = self.path / "shards", config.data.shards
+        if (shards / INDEX_NAME).is_file():
+            if (found := written_for(load_index(shards))) != wanted:
+                raise DataError(
+                    f"{shards} was written at the first start of this run, for data.shards {found!r}; this start has "
+                    f"{wanted!r}; expected the same; restore that value, choose another run.output, or remove {shards}."
+                )
+        else:
             try:
                 self._make_folder()
                 if not shards.exists():

@@ -52,9 +52,10 @@ def main(argv: list[str] | None = None) -> int:
     # Before the slow imports: from here on a signal means "save and exit".
     stop = StopRequest().listen(config.run.stop_signals)
     if first and not first.is_done:
-        check(config, ds_values, world)  # the second stage is not begun hours later with what it refuses
+        check(config, ds_values, world)
+        first.check_bridge()
         config, ds_values = resolved(first.config, world)
-        first.start_again(train(config, ds_values, world, stop))
+        first.start_again(train(config, ds_values, world, stop), stop, world)
     train(config, ds_values, world, stop)
     return 0
 

@@ -83,10 +83,15 @@ on_each_gpu() {
         --distribution=block:block --cpu-bind="$CPU_BIND" --mem-bind="$MEM_BIND" --kill-on-bad-exit=1 --wait=60 "$@"
 }
 
+# Of the newest checkpoint; before the first of them, where the LLM is taught first (llm.finetune), finetune:STEP.
 newest_step() {
-    local newest
-    newest=$(compgen -G "$OUTPUT/checkpoints/step-*/manifest.json" | sort | tail -n 1)
+    local newest where
+    for where in "" finetune; do
+        newest=$(compgen -G "$OUTPUT/${where:+$where/}checkpoints/step-*/manifest.json" | sort | tail -n 1)
+        [ -z "$newest" ] || break
+    done
     newest=${newest%/manifest.json}
+    [ -z "$newest" ] || [ -z "$where" ] || printf "%s:" "$where"
     echo "$((10#0${newest##*step-}))"
 }
 

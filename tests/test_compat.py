@@ -35,14 +35,15 @@ def test_attention_on_a_cpu_runs_in_float32_where_a_bfloat16_llm_is_trained_thro
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same gradient to rounding; without a gradient, and for a float32 model, nothing changes."""
-    from bridge_ds.config.schema import ModelConfig
+    from bridge_ds.config.schema import LlmConfig, ModelConfig
     from bridge_ds.llm.frozen import load_llm
 
     real, dtypes = F.scaled_dot_product_attention, []
 
     def recorded(query: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
-        dtypes.append(query.dtype)
-        return real(query, *args, **options)
+        output = real(query, *args, **options)
+        dtypes.append(output.dtype)
+        return output
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", recorded)
     folder, gradients = tiny.make_llm("llama", tmp_path), {}
@@ -62,3 +63,7 @@ def test_attention_on_a_cpu_runs_in_float32_where_a_bfloat16_llm_is_trained_thro
             assert dtypes == [torch.float32] * 2
         gradients[dtype] = embeds.grad.float()
     assert torch.allclose(gradients["bfloat16"], gradients["float32"], atol=0.05 * float(gradients["float32"].std()))
+    dtypes.clear()  # all of it trained, under autocast
+    llm = load_llm(ModelConfig(llm=str(folder), dtype="bfloat16"), LlmConfig(trainable=True))
+    llm.logits_at(embeds.detach().bfloat16(), torch.tensor([5, 11]))
+    assert dtypes == [torch.float32] * 2

@@ -77,6 +77,11 @@ def test_red(
     (tmp_path / "file").write_text("")
     cases = {
         "typo": (["train.step=3"], [], "did you mean 'train.steps'"),
+        "first stage": (
+            ["llm.finetune=true", "llm.finetune_settings=[train.step=3]"],
+            [],
+            "did you mean 'train.steps'",
+        ),
         "batch": (["train.global_batch=6"], [], "start 1, 3 ranks"),
         "deepspeed": (["run.ds_config=nothing.json"], [], "no DeepSpeed config"),
         "weights": ([f"model.encoder={cut}"], [], "download it again"),

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from bridge_ds.adapt.align import mean_state
 from bridge_ds.adapt.model import EncoderAlone
 from bridge_ds.config.schema import Config
-from bridge_ds.config.schema.adapt import ALIGNS
 from bridge_ds.data.loading.adapting import adapted_ids, adapting_batch
 from bridge_ds.data.loading.collate import pad
 from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.errors import DataError
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import NotText, decoded
 from bridge_ds.world import World
 
@@ -91,7 +91,7 @@ def english_of(config: Config, world: World) -> Guarded | None:
     """
     if config.adapt.english:
         return Guarded(tuple(_lines(Path(config.adapt.english))))
-    if config.data.objective not in ALIGNS:
+    if not OBJECTIVES[config.data.objective].aligns:
         return None
     corpus = open_corpus(config.data, config.run.seed, world)
     rows = corpus.once(4 * _MOST)

@@ -17,7 +17,7 @@ from bridge_ds.adapt.align import infonce
 from bridge_ds.adapt.head import Head, corruption_of, find_head, load_head
 from bridge_ds.bridge import Absent, BridgeModel
 from bridge_ds.config.schema import Config
-from bridge_ds.config.schema.adapt import ALIGNS, DENOISES, AdaptConfig
+from bridge_ds.config.schema.adapt import AdaptConfig
 from bridge_ds.data.loading.adapting import Adapting
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
@@ -27,6 +27,7 @@ from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.device_map import input_device
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.llm.updated import Updated
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = ["EncoderAlone", "UpdatedEncoder", "build_encoder_alone", "tokenizers_of"]
 
@@ -144,11 +145,11 @@ def build_encoder_alone(config: Config, sharding: Callable[[str], Any]) -> Encod
             f"adapt.layers is {list(config.adapt.layers)} and the encoder has {encoder.num_layers} layers; expected "
             "numbers of these, from 1; correct it."
         )
-    predictor = teacher = None
-    if config.data.objective in DENOISES:
+    predictor, teacher, objective = None, None, OBJECTIVES[config.data.objective]
+    if objective.denoises:
         keep_alive = sharding("float32")
         predictor = load_head(config, encoder.model)
-    if config.data.objective in ALIGNS and whole:
+    if objective.aligns and whole:
         keep_alive = sharding(of.dtype)
         teacher = load_encoder(of)
     model = EncoderAlone(encoder, predictor, teacher, config.adapt, DTYPES[of.dtype])
@@ -166,8 +167,8 @@ def tokenizers_of(config: Config) -> Tokenizers:
     found = load_tokenizers(config.model, data=config.data)
     if config.model.has_llm:
         return found
-    hides = config.data.objective in DENOISES
-    if hides:
+    objective = OBJECTIVES[config.data.objective]
+    if objective.denoises:
         _log.info(f"note: {find_head(config.model).remark}.")
-    corruption = corruption_of(config, found.encoder) if hides else None
-    return replace(found, adapting=Adapting(corruption, config.adapt, config.data.objective in ALIGNS))
+    corruption = corruption_of(config, found.encoder) if objective.denoises else None
+    return replace(found, adapting=Adapting(corruption, config.adapt, objective.aligns))

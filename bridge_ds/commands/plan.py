@@ -91,6 +91,11 @@ def _page(job: Job, gpu: Gpu, network: Network, found: list[Choice], recipe: str
     lines += ["", f"Memory of a rank with {best.ds_config}, GiB (peak, all parts at once):"]
     lines += [f"  {name:<22} {size:>8.2f}" for name, size in memory(best.job).items()]
     lines += [f"  host, {name}: {size:.1f} GiB a node" for name, size in host_gib(best.job).items()]
+    if each := job.kept_bytes:
+        lines.append(
+            f"Encoder states on disk (data.states_cache): {each * job.source / 1e6:,.1f} MB a sample of {job.source} "
+            f"tokens, {each * job.source * 1e5 / 2**30:,.0f} GiB for 100,000 of these"
+        )
     if best.job.stage == 3:
         lines += [f"DeepSpeed's sizes with {best.ds_config}, elements, from the models (numbers in a file win):"]
         lines += [f"  {name:<29} {size:>13,}" for name, size in best.job.sizes.items()]
@@ -124,6 +129,7 @@ def _as_json(job: Job, gpu: Gpu, network: Network, found: list[Choice], recipe: 
         "encoder": dataclasses.asdict(job.encoder) | {"parameters": job.encoder.parameters},
         "llm": dataclasses.asdict(job.llm) | {"parameters": job.llm.parameters},
         "trained_parameters": trained_parameters(job),
+        "kept_state_bytes_per_token": job.kept_bytes,
         "nodes": job.nodes,
         "gpus": job.gpus,
         "gpu": dataclasses.asdict(gpu),

@@ -25,6 +25,7 @@ from bridge_ds.config.names import made_at_start
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.errors import BridgeError, ConfigError, DataError, LaunchError
+from bridge_ds.first_stage import FirstStage
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import device_gib, memory
 
@@ -49,6 +50,8 @@ class Subject:
     """transformers configs of the base models whose check passed."""
     step: int | None = None
     """Of the checkpoint that the run goes on from; None = there is none."""
+    first: FirstStage | None = None
+    """What comes before it, or came (llm.finetune); None = nothing."""
 
     @property
     def ranks(self) -> int:
@@ -103,9 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def config_resolves(subject: Subject) -> str:
-    """Recipe and overrides make a config."""
-    subject.config = load_config(subject.options.recipe, subject.options.overrides)
-    return f"recipe {subject.options.recipe}, {subject.config.train.steps} steps"
+    """Recipe and overrides make a config, and with llm.finetune that of its first stage."""
+    recipe, overrides = subject.options.recipe, subject.options.overrides
+    subject.config = load_config(recipe, overrides)
+    if subject.config.llm.finetune:
+        subject.first = FirstStage(subject.config, recipe, overrides)
+        subject.config = subject.first.bridge() if subject.first.is_done else subject.config
+    return f"recipe {recipe}, {subject.config.train.steps} steps"
 
 
 def batch_divides(subject: Subject) -> str:
@@ -133,6 +140,8 @@ def run_goes_on(subject: Subject) -> str:
     """The run folder, or run.start_from, can be continued with these settings."""
     from bridge_ds.checkpoint.origin import find_origin
 
+    if subject.first and not subject.first.is_done:
+        return subject.first.check(subject.ranks, subject.gpus)
     origin = find_origin(subject.config, Path(subject.config.run.output))
     subject.config = origin.config
     subject.step = origin.checkpoint.step if origin.checkpoint else None
@@ -199,10 +208,10 @@ def shards_verify(subject: Subject) -> str:
     from bridge_ds.tasks.shards import rows_at_start
 
     data, samples, shards = subject.config.data, 0, 0
+    if made_at_start(data):
+        rows_at_start(subject.config)
+        return f"{data.shards}, written at the first start"
     for location in locations(data)[0]:
-        if made_at_start(location):
-            rows_at_start(subject.config)
-            return f"{location}, written at the first start"
         # Not staged: a login node does not have the local disk of a compute node.
         index = open_index(dataclasses.replace(data, stage_dir=""), location)
         samples, shards = samples + index.samples, shards + len(index.shards)
@@ -230,8 +239,7 @@ def output_writable(subject: Subject) -> str:
             f"run.output {folder} cannot be written ({error.strerror}); expected a folder that you may write; "
             "choose another with --set run.output=PATH."
         ) from None
-    free = shutil.disk_usage(folder).free
-    job = _plan(subject)
+    free, job = shutil.disk_usage(folder).free, _plan(subject)
     if job is None:
         return f"{folder}, {free / 2**30:.1f} GiB free"
     of = subject.config.checkpoint
@@ -301,19 +309,11 @@ def _show(state: str, name: str, text: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="bridge-ds preflight",
-        description=__doc__,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    style, count = argparse.RawDescriptionHelpFormatter, positive(int, most=1_000_000)
+    parser = Parser(prog="bridge-ds preflight", description=__doc__, epilog=_EXAMPLES, formatter_class=style)
     add_config_options(parser)
-    parser.add_argument(
-        "--ranks", type=positive(int, most=1_000_000), default=1, help="processes of the job (default: 1)"
-    )
-    parser.add_argument(
-        "--nodes", type=positive(int, most=1_000_000), help="nodes they are on (default: the Slurm job's, else 1)"
-    )
+    parser.add_argument("--ranks", type=count, default=1, help="processes of the job (default: 1)")
+    parser.add_argument("--nodes", type=count, help="nodes they are on (default: the Slurm job's, else 1)")
     parser.add_argument("--gpu-gib", type=positive(float, most=1e6), help="memory of the GPUs to be used, in GiB")
     parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
     parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache, wraps
 from typing import Any
@@ -71,7 +71,10 @@ def attend_in_float32() -> None:
             return sdpa(module, *taken, **options)
         # Masks and position biases too: torch wants one dtype.
         options = {name: _in_float32(part) for name, part in options.items()}
-        output, weights = sdpa(module, *map(_in_float32, taken), **options)
+        # Autocast (of a trained LLM or encoder) would cast all of them back.
+        plain: Any = torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+        with plain:
+            output, weights = sdpa(module, *map(_in_float32, taken), **options)
         return output.to(query.dtype), weights
 
     AttentionInterface.register("sdpa", attend)

@@ -15,11 +15,11 @@ from typing import Any
 from bridge_ds.config.build import flatten
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
-from bridge_ds.config.schema.adapt import ALIGNS, DENOISES
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
+from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["RULES", "NoEffect", "idle"]
+__all__ = ["RULES", "NoEffect", "idle", "why_no_states"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,21 @@ def _no_cache(config: Config) -> str:
     return "" if any("://" in source for source in sources) else "no data set is a URL"
 
 
+def why_no_states(config: Config) -> str:
+    """Why no encoder states can be kept (`data.states_cache`); empty = they can."""
+    if not config.model.has_encoder:
+        return "model.encoder is none"
+    if not config.model.has_llm:
+        return "model.llm is none"
+    if config.encoder.trainable:
+        return "encoder.trainable is true"
+    if config.encoder.dropout:
+        return "encoder.dropout is true"
+    if config.data.mix_words:
+        return "data.mix_words changes the sources in each epoch"
+    return "data.objective prefix_lm splits a text anew in each epoch" * (config.data.objective == "prefix_lm")
+
+
 def _when(holds: Callable[[Config], bool], why: str) -> Callable[[Config], str]:
     return lambda config: why if holds(config) else ""
 
@@ -132,26 +147,48 @@ RULES: tuple[NoEffect, ...] = (
         _when(lambda c: not c.model.has_encoder, "model.encoder is none"),
     ),
     NoEffect(
-        ("encoder.lr_scale", "encoder.weight_decay", "llm.trainable", "data.augment_prompt", "train.packing"),
+        (
+            "encoder.lr_scale",
+            "encoder.weight_decay",
+            "llm.trainable",
+            "data.augment_prompt",
+            "data.mix_words",
+            "train.packing",
+        ),
         _when(lambda c: not c.model.has_llm, "model.llm is none"),
     ),
     NoEffect(
         _keys("adapt", "mask_share", "span_tokens"),
-        _when(lambda c: c.data.objective not in DENOISES, "data.objective does not have denoise"),
+        _when(lambda c: not OBJECTIVES[c.data.objective].denoises, "data.objective does not have denoise"),
     ),
     NoEffect(
         _keys("adapt", "temperature", "layers", "english_share"),
-        _when(lambda c: c.data.objective not in ALIGNS, "data.objective does not have align"),
+        _when(lambda c: not OBJECTIVES[c.data.objective].aligns, "data.objective does not have align"),
     ),
     NoEffect(
         ("adapt.pair_weight",),
         _when(lambda c: c.data.objective != "denoise_and_align", "data.objective is not denoise_and_align"),
     ),
     NoEffect(("adapt.english",), _when(lambda c: c.model.has_llm, "model.llm is not none")),
+    NoEffect(("data.mix_words",), _when(lambda c: not c.model.has_encoder, "model.encoder is none")),
+    NoEffect(
+        _keys("data", "mix_words_share", "mix_words_languages"),
+        _when(lambda c: not c.data.mix_words, "data.mix_words is empty"),
+    ),
+    NoEffect(
+        ("train.teaching_weight",),
+        lambda c: "" if c.data.objective == "task_and_self_teaching" else f"data.objective is {c.data.objective}",
+    ),
+    NoEffect(
+        ("train.teaching_temperature",),
+        lambda c: "" if OBJECTIVES[c.data.objective].teaches else f"data.objective is {c.data.objective}",
+    ),
     NoEffect(("model.encoder_revision",), _folder("encoder")),
     NoEffect(("model.llm_revision",), _folder("llm")),
     NoEffect(("data.shards",), _when(lambda c: bool(c.data.mixture), "data.mixture names the data sets")),
     NoEffect(_keys("data", "cache_dir", "cache_gib"), _no_cache),
+    NoEffect(_keys("data", "states_cache", "states_cache_gib"), why_no_states),
+    NoEffect(("data.states_cache_gib",), _when(lambda c: not c.data.states_cache, "data.states_cache is empty")),
     NoEffect(
         ("data.target_space",),
         _when(lambda c: c.data.chat_template, "data.chat_template is true, which an answer follows at once"),

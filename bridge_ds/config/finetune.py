@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bridge_ds.config.load import load_config
 from bridge_ds.config.schema import Config
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = ["finetune_config", "first_config"]
 
@@ -24,8 +25,8 @@ def finetune_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> C
 
     A recipe without an encoder (`model.encoder: none`) is taken as it is. Over that of a bridge come settings of our
     own, unless `overrides` name them: run.output with `_llm` at its end, LoRA of rank 16 unless the LLM is trained
-    already, its learning rate, scores in English, and the recipe's llm.finetune_settings. An encoder that `overrides`
-    name is that of the bridge.
+    already, its learning rate, scores in English, the recipe's llm.finetune_settings, and the task as the objective in
+    place of self-teaching. An encoder that `overrides` name is that of the bridge.
 
     Args:
         recipe: as of :func:`bridge_ds.config.load.load_config`; likewise `overrides`.
@@ -37,6 +38,7 @@ def finetune_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> C
     plain = load_config(recipe)
     if not plain.model.has_encoder:
         return load_config(recipe, [*overrides, *_ALONE])
+    overrides = [*overrides, *_as_task(plain, overrides)]
     asked = load_config(recipe, overrides)
     output = f"run.output={plain.run.output.rstrip('/')}_llm"
     settings = asked.llm.finetune_settings
@@ -45,7 +47,8 @@ def finetune_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> C
 
 def first_config(recipe: str, overrides: Sequence[str], asked: Config) -> Config:
     """The first stage of a run with llm.finetune, in RUN/finetune: as :func:`finetune_config`, but `overrides` are
-    meant for the bridge, so that llm.finetune_settings and settings of our own win over them. It is not scored.
+    meant for the bridge, so that llm.finetune_settings and settings of our own win over them. It is not scored unless
+    the former say so.
 
     Args:
         recipe: of the run; likewise `overrides`.
@@ -55,9 +58,19 @@ def first_config(recipe: str, overrides: Sequence[str], asked: Config) -> Config
     Raises:
         ConfigError: as :func:`bridge_ds.config.load.load_config`.
     """
-    first = f"run.output={asked.run.output.rstrip('/')}/{_FIRST}", "evaluation.tasks=[]", "evaluation.choose=false"
-    settings = asked.llm.finetune_settings
-    return load_config(recipe, [*overrides, *_ours([*overrides, *settings], recipe), *settings, *first, *_ALONE])
+    settings, overrides = asked.llm.finetune_settings, [*overrides, *_as_task(asked)]
+    output = f"run.output={asked.run.output.rstrip('/')}/{_FIRST}"
+    ours = *_ours([*overrides, *settings], recipe), "evaluation.tasks=[]", "evaluation.choose=false"
+    return load_config(recipe, [*overrides, *ours, *settings, output, *_ALONE])
+
+
+def _as_task(config: Config, overrides: Sequence[str] = ()) -> tuple[str, ...]:
+    """The objective of the LLM alone where it is to teach the bridge: the targets of the same samples."""
+    given = (text.partition("=") for text in overrides)
+    name = ([value.strip() for key, _, value in given if key.strip() == "data.objective"] or [config.data.objective])[
+        -1
+    ]
+    return ("data.objective=task",) if name in OBJECTIVES and OBJECTIVES[name].teaches else ()
 
 
 def _ours(given: Sequence[str], recipe: str) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from bridge_ds.config.schema import ModelConfig
+from bridge_ds.config.schema import DataConfig, ModelConfig
 
 __all__ = [
     "EMBEDDED_SHARDS",
@@ -28,10 +28,12 @@ TASK_SHARDS = "task:"
 _EMBEDDED_MODELS = {"testbed/encoder": "encoder", "testbed/llm": "llm"}
 
 
-def made_at_start(shards: str) -> bool:
-    """Whether `data.shards` means samples that the first start writes to RUN/shards: the embedded data set, or those of
-    a task (a local folder of that name wins)."""
-    return (shards == EMBEDDED_SHARDS or bool(task_of_shards(shards))) and not Path(shards).is_dir()
+def made_at_start(data: DataConfig) -> bool:
+    """Whether a run trains on samples that its first start writes to RUN/shards: those of the embedded data set or of a
+    task (a local folder of that name wins)."""
+    shards = data.shards
+    named = shards == EMBEDDED_SHARDS or bool(task_of_shards(shards))
+    return named and not data.mixture and not Path(shards).is_dir()
 
 
 def task_of_shards(shards: str) -> str:

@@ -135,7 +135,7 @@ def training_samples(run: Path, config: Config, count: int) -> tuple[list[dict[s
         DataError: the shards cannot be read here.
     """
     written = run / "shards"
-    if made_at_start(config.data.shards):
+    if made_at_start(config.data):
         if not (written / "index.json").is_file():
             return list(itertools.islice(rows_at_start(config)[0], count)), list(range(count))
         shards = str(written)

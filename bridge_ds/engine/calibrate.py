@@ -11,22 +11,29 @@ from typing import Any
 import torch
 
 from bridge_ds.data.loading.batch import Batch
+from bridge_ds.encoder.base import States
 
-__all__ = ["calibrate"]
+__all__ = ["CALIBRATION_ROWS", "calibrate"]
+
+CALIBRATION_ROWS = 16
+"""Samples on which the mapping's initial scale is measured."""
 
 
 @torch.no_grad()
-def calibrate(engine: Any, batch: Batch) -> tuple[float, float]:
+def calibrate(engine: Any, batch: Batch, states: States | None = None) -> tuple[float, float]:
     """Set `mapping.scale` so that the soft tokens of `batch` have the RMS of typical token embeddings.
 
     Every rank must pass the same rows (then every rank finds the same number, with no communication).
+
+    Args:
+        states: of the batch's sources, if they are known.
 
     Returns:
         RMS of the soft tokens before, and the RMS they have now.
     """
     model = engine.module
     engine.eval()
-    soft = model.soft(batch)
+    soft = model.soft(batch, states)
     real_N = soft.embeds_BKH[soft.mask_BK.bool()].float()
     real_N = real_N[real_N.any(-1)]  # an end vector that starts from zeros has no scale
     rows = model.llm.vocab_size

@@ -19,6 +19,8 @@ from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import engine_config, fill_sizes, hpz_size, shard_config, stage
 from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.encoder.absent import AbsentEncoder
+from bridge_ds.encoder.base import Encoder
 from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
 from bridge_ds.engine.compiled import CompiledLayers
 from bridge_ds.engine.cpu import set_threads
@@ -50,7 +52,11 @@ _WHAT = {"encoder": "encoder", "llm": "LLM"}
 
 
 def build_model(
-    config: Config, bos: int | None, ds_values: dict[str, Any] | None = None, world: World | None = None
+    config: Config,
+    bos: int | None,
+    ds_values: dict[str, Any] | None = None,
+    world: World | None = None,
+    read_states: bool = False,
 ) -> BridgeModel:
     """Load both base models and make the bridge between them, and what else is trained.
 
@@ -60,6 +66,7 @@ def build_model(
         ds_values: the DeepSpeed file; under stage 3 each rank then keeps only its shard while the models load.
             None = whole models on the CPU.
         world: needed with `ds_values`.
+        read_states: all states of the encoder are kept (`data.states_cache`): do not load it.
 
     Raises:
         ConfigError: a model is missing, incomplete or of the wrong kind, or its weights differ from its file.
@@ -69,10 +76,12 @@ def build_model(
     if ds_values is not None and stage(ds_values) == 3:
         _prepare_hpz(hpz_size(ds_values), world)
     if config.model.has_llm:
-        model = _with_llm(config, bos, ds_values)
+        model = _with_llm(config, bos, ds_values, read_states)
     else:
         model = build_encoder_alone(config, partial(_sharding, config, ds_values))
     for key, part, name, revision in _bases(config, model) if ds_values is not None else ():
+        if read_states and key == "encoder":
+            continue
         files = weight_files(name, revision) if world.is_main else []
         files = agree(files, world)  # type: ignore[assignment]
         on_all(partial(verify_weights, _WHAT[key], part, files, world.is_main), world)
@@ -83,10 +92,12 @@ def build_model(
     return model
 
 
-def _with_llm(config: Config, bos: int | None, ds_values: dict[str, Any] | None) -> BridgeModel:
+def _with_llm(config: Config, bos: int | None, ds_values: dict[str, Any] | None, read_states: bool) -> BridgeModel:
     """The bridge between two base models, or the LLM alone."""
-    encoder = None
-    if config.model.has_encoder:
+    encoder: Encoder | None = None
+    if read_states:
+        encoder = AbsentEncoder(config.model)
+    elif config.model.has_encoder:
         keep_alive = _sharding(config, ds_values, "float32" if config.encoder.trainable else config.model.dtype)
         encoder = load_encoder(config.model, config.encoder)
     keep_alive = _sharding(config, ds_values, "float32" if config.llm.trainable else config.model.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -24,6 +24,7 @@ from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.engine.schedule import set_learning_rate
 from bridge_ds.errors import BridgeError, DataError
 from bridge_ds.frozen.load import DTYPES
+from bridge_ds.states.cache import KeptStates
 from bridge_ds.world import World
 
 __all__ = ["StepTotals", "agree_on_data", "allow_bad_samples", "encoded", "read_together", "train_step"]
@@ -47,6 +48,8 @@ class StepTotals:
     """Bad samples left out, by kind in the order of :data:`bridge_ds.data.shards.samples.KINDS`."""
     stopping: int = 0
     """Ranks that were asked to save and stop."""
+    unread: int = 0
+    """Samples whose encoder states `data.states_cache` lacks; where it is not set, 0."""
 
     @property
     def read_tokens(self) -> int:
@@ -75,10 +78,11 @@ def agree_on_data(
     counts = [int(fault is not None)]
     counts += [sum(getattr(b, of) for b in micro) for of in ("target_tokens", "source_tokens", "prompt_tokens")]
     counts += [sum(b.positions for b in micro), int(stop)]
+    counts.append(sum(each.missing for each in batches.kept) if batches else 0)
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
-    faults, targets, sources, prompts, positions, stopping, *bad = sum_counts(counts)
+    faults, targets, sources, prompts, positions, stopping, unread, *bad = sum_counts(counts)
     if not faults:
-        return StepTotals(targets, sources, prompts, positions, tuple(bad), stopping)
+        return StepTotals(targets, sources, prompts, positions, tuple(bad), stopping, unread)
     messages = everyones(str(fault) if fault else "", world)
     raise fault or DataError(next(filter(None, messages)))
 
@@ -143,30 +147,31 @@ def train_step(
     began = time.perf_counter()
     set_learning_rate(engine.optimizer.param_groups, lr)
     torch.manual_seed(((seed * 1_000_003 + batches.step) * 65_537 + world.rank) % 2**63)
-    targets = max(1, totals.target_tokens)
-    skipped_before = engine.skipped_steps
-    nll = torch.zeros((), dtype=torch.float64, device=device)
+    targets, skipped_before = max(1, totals.target_tokens), engine.skipped_steps
+    lost = torch.zeros(2, dtype=torch.float64, device=device)
     micro = [batch.to(device) for batch in batches.micro]
     states: list[States | None] = []
     for number, batch in enumerate(micro, start=1):
         # Set here and not counted by DeepSpeed: with a token budget the number of micro-batches differs by step.
         engine.set_gradient_accumulation_boundary(number == len(micro))
         mark("forward")
-        states = states or encoded(engine.module, micro[number - 1 :][:together])
-        loss = engine(batch, states.pop(0))  # its states are freed once backward has read them
+        now = slice(number - 1, number - 1 + together)
+        states = states or encoded(engine.module, micro[now], batches.kept[now], totals.unread)
+        found = engine(batch, states.pop(0)).reshape(-1)  # its states are freed once backward has read them
         mark("backward")
-        engine.backward(loss * (world.size / targets), scale_wrt_gas=False)
+        engine.backward(found[0] * (world.size / targets), scale_wrt_gas=False)
         mark("update")
         engine.step()
-        nll += loss.detach().double()
+        lost += torch.stack([found[0], found[-1]]).detach().double()
 
     mark("reduce")
-    sums = _report(engine, nll, [peak_memory_gib(), waited], world, device)
+    sums = _report(engine, lost, [peak_memory_gib(), waited], world, device)
     seconds = time.perf_counter() - began + waited
-    by_rank, weights = sums[2 : 2 + 2 * world.size].view(-1, 2), sums[2 + 2 * world.size :] / world.size
+    by_rank, weights = sums[3 : 3 + 2 * world.size].view(-1, 2), sums[3 + 2 * world.size :] / world.size
     return {
         "step": batches.step,
         "loss": float(sums[1]) / targets,
+        **({"kl": float(sums[2]) / targets} if micro[0].lesson else {}),
         "lr": lr,
         "grad_norm": float(sums[0]),
         "target_tokens": totals.target_tokens,
@@ -188,15 +193,15 @@ def train_step(
     }
 
 
-def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, device: torch.device) -> torch.Tensor:
+def _report(engine: Any, lost: torch.Tensor, own: list[float], world: World, device: torch.device) -> torch.Tensor:
     """What is known at the end of a step, over all ranks: one reduction, and the only device synchronization of a step.
 
     Args:
-        nll: this rank's loss, summed.
+        lost: [2], this rank's loss and divergence, summed.
         own: two numbers of this rank, returned beside those of the others.
 
     Returns:
-        float64 on the CPU: the gradient norm, the loss, two numbers for each rank in order, the summed layer weights.
+        float64 on the CPU: the gradient norm, `lost`, two numbers for each rank in order, the summed layer weights.
     """
     norm = engine.get_global_grad_norm()  # the same on every rank
     if not world.is_main:
@@ -205,7 +210,7 @@ def _report(engine: Any, nll: torch.Tensor, own: list[float], world: World, devi
     beside[world.rank] = torch.tensor(own, dtype=torch.float64)
     norm = torch.as_tensor(math.nan if norm is None else norm, dtype=torch.float64, device=device)
     weights = engine.module.fusion.weights().to(device, torch.float64)
-    sums = torch.cat([norm.view(1), nll.view(1), beside.flatten().to(device), weights])
+    sums = torch.cat([norm.view(1), lost, beside.flatten().to(device), weights])
     torch.distributed.all_reduce(sums)
     return sums.cpu()
 
@@ -221,13 +226,37 @@ def read_together(encoder: Encoder, config: Config) -> int:
     return encoded_together(train.encode_once_gib, tokens, encoder.blocks, encoder.width, size)
 
 
-def encoded(model: BridgeModel, micro: list[Batch]) -> list[States | None]:
-    """The encoder's states of each of these micro-batches; None where the model's forward computes them."""
+def encoded(
+    model: BridgeModel, micro: list[Batch], kept: Sequence[KeptStates] = (), unread: int = 0
+) -> list[States | None]:
+    """The encoder's states of each of these micro-batches; None where the model's forward computes them.
+
+    Args:
+        micro: on the device.
+        kept: what `data.states_cache` has of each; empty where it is not set.
+        unread: samples that any rank lacks: under ZeRO-3 the encoder's gathers are collectives, which every rank enters
+            where one does.
+    """
     encoder: Any = model.encoder
+    if kept:
+        return _completed(encoder, micro, kept, unread)
     if len(micro) == 1 or encoder.by_layer is None:  # where nothing is gathered, it would only cost memory
         return [None] * len(micro)
     inputs = [model.encoder_inputs(batch) for batch in micro]
     found = iter(encoder.encode_all([each for of in inputs for each in of]))
     states = [joined(batch, list(islice(found, len(of)))) for batch, of in zip(micro, inputs, strict=True)]
+    free_workspaces()
+    return list(states)
+
+
+def _completed(encoder: Any, micro: list[Batch], kept: Sequence[KeptStates], unread: int) -> list[States | None]:
+    inputs = [of.inputs(batch) for of, batch in zip(kept, micro, strict=True)]
+    every = [each for of in inputs for each in of]
+    if unread and not every and encoder.by_layer is not None:
+        one = micro[0].source_ids[:1, :1]
+        every = [(one, torch.ones_like(one), False)]
+    found = iter(encoder.encode_all(every) if every else ())
+    device = micro[0].source_ids.device
+    states = [of.completed(list(islice(found, len(own))), device) for of, own in zip(kept, inputs, strict=True)]
     free_workspaces()
     return list(states)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from bridge_ds.config.schema import Config
-from bridge_ds.data.loading.batch import StepBatches
+from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.corpus import Corpus
 from bridge_ds.data.loading.loader import held_out
@@ -20,6 +21,7 @@ from bridge_ds.engine.distributed import any_rank, on_all
 from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.step import StepTotals, agree_on_data, allow_bad_samples, encoded
 from bridge_ds.errors import DataError
+from bridge_ds.states.cache import KeptStates, StatesCache
 from bridge_ds.world import World
 
 __all__ = ["Validation", "make_validation", "validates_every"]
@@ -38,15 +40,22 @@ def validates_every(config: Config) -> int:
 class Validation:
     """This rank's part of the held-out samples, in memory for the whole run, and when to compute their loss."""
 
-    def __init__(self, part: StepBatches, totals: StepTotals, samples: int, every: int, total_steps: int) -> None:
+    states: StatesCache | None = None
+    """Of the run, once its encoder's sizes are known."""
+
+    def __init__(
+        self, part: StepBatches, totals: StepTotals, samples: int, every: int, total_steps: int, world: World
+    ) -> None:
         """Args:
         part: the same number of micro-batches on every rank.
         totals: counts over all ranks.
         samples: good ones over all ranks.
         every: optimizer steps from one to the next; the last step has one too.
         total_steps: of the run.
+        world: the ranks.
         """
         self.part, self.totals, self.samples, self.every, self.total_steps = part, totals, samples, every, total_steps
+        self.world = world
 
     def is_due(self, step: int) -> bool:
         """Whether the loss is computed after this step."""
@@ -72,31 +81,48 @@ class Validation:
             mark: called with `validate` before each.
         """
         began = time.perf_counter()
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
         engine.eval()
         try:
             states: list[Any] = []
             for number in range(len(self.part.micro)):
                 mark("validate")
-                if any_rank(bool(stop)):
+                now = [] if states else self.part.micro[number : number + together]
+                stopping, kept, unread = self._agree(now, bool(stop))
+                if stopping:
                     return None
-                if not states:
-                    ahead = [batch.to(device) for batch in self.part.micro[number : number + together]]
-                    states = list(zip(ahead, encoded(engine.module, ahead), strict=True))
-                sums += engine(*states.pop(0), counted=True).double()
+                if now:
+                    ahead = [batch.to(device) for batch in now]
+                    states = list(zip(ahead, encoded(engine.module, ahead, kept, unread), strict=True))
+                found = engine(*states.pop(0), counted=True).double()
+                sums[: len(found)] += found
         finally:
             engine.train()
         mark("reduce")
         torch.distributed.all_reduce(sums)
         targets = max(1, self.totals.target_tokens)
-        nll, right = sums.tolist()
+        loss, right, kl = sums.tolist()
+        taught = any(batch.lesson for batch in self.part.micro)
         return {
-            "validation_loss": nll / targets,
+            "validation_loss": loss / targets,
+            **({"validation_kl": kl / targets} if taught else {}),
             "validation_accuracy": right / targets,
             "validation_samples": self.samples,
             "validation_tokens": self.totals.target_tokens,
             "validation_seconds": time.perf_counter() - began,
         }
+
+    def _agree(self, micro: list[Batch], stop: bool) -> tuple[bool, list[KeptStates], int]:
+        """Whether to stop, what is kept of these micro-batches, and what all ranks lack of theirs (a collective)."""
+        if not (self.states and micro):
+            return any_rank(stop), [], 0
+        kept, fault = [], None
+        try:
+            kept = self.states.read(micro)
+        except DataError as error:
+            fault = error
+        totals = agree_on_data(replace(self.part, micro=micro, kept=kept), fault, self.world, stop)
+        return totals.stopping > 0, kept, totals.unread
 
 
 def make_validation(
@@ -124,4 +150,4 @@ def make_validation(
         return None
     totals = agree_on_data(part, None, world)
     left_out = allow_bad_samples(part, totals, dict.fromkeys(KINDS, 0), config.data.max_bad_samples, world)
-    return Validation(part, totals, part.consumed - sum(left_out.values()), every, config.train.steps)
+    return Validation(part, totals, part.consumed - sum(left_out.values()), every, config.train.steps, world)

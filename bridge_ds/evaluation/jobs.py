@@ -49,7 +49,8 @@ def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, 
     if unknown:
         known = ", ".join(dict.fromkeys(code for task in tasks for code in task.languages))
         raise ConfigError(
-            f"evaluation.languages has {unknown[0]!r}, which no task has; expected some of {known}; remove it."
+            f"evaluation.languages has {unknown[0]!r}, which no task has; expected some of "
+            f"{known or 'those with test files'}; remove it."
         )
     for task in tasks:
         again = twice(task.code_of(code) for code in languages)

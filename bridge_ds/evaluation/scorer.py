@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,6 +25,9 @@ from bridge_ds.tasks.numbers import is_right
 
 __all__ = ["Scorer"]
 
+POSITIONS = 2048
+"""Positions that a CPU reads together. With more of them, what an operator writes has left the caches when the next one
+reads it."""
 ENGLISH = "en"
 """Language of the prompts around a benchmark's texts."""
 
@@ -72,6 +76,37 @@ class Scorer:
             ids = self._choice_ids([example.choices or task.labels for example in examples])
             following = [max(map(len, own)) for own in ids]
         rows = self._rows([(example.source, example.language) for example in examples], following, task)
+        # Where an answer is written, each of its tokens reads all weights: there, larger batches are faster.
+        if self.device.type != "cpu" or task.kind == "number":
+            return self._answers(examples, rows, ids, task)
+        parts = self._parts(rows)
+        found: list[Answers] = []
+        # Under ZeRO-3 every rank must run the models as often as the others: one that is done repeats its last part.
+        while self.any_of(len(found) < len(parts)):
+            part = parts[min(len(found), len(parts) - 1)]
+            some, own, choices = [examples[n] for n in part], [rows[n] for n in part], [ids[n] for n in part]
+            found.append(self._answers(some, own, choices, task))
+        return joined(found[: len(parts)], parts)
+
+    def _parts(self, rows: Sequence[ContextIds]) -> list[list[int]]:
+        """Numbers of the rows that a CPU reads together, the longest first: at most :data:`POSITIONS`, padding
+        included."""
+        lengths = [max(len(row.source), self.prompts.length(row)) for row in rows]
+        parts: list[list[int]] = []
+        for number in sorted(range(len(rows)), key=lambda number: -lengths[number]):
+            if not parts or (len(parts[-1]) + 1) * lengths[parts[-1][0]] > POSITIONS:
+                parts.append([])
+            parts[-1].append(number)
+        return parts
+
+    def _answers(
+        self,
+        examples: Sequence[Example],
+        rows: Sequence[ContextIds],
+        ids: Sequence[Sequence[Sequence[int]]],
+        task: Task,
+    ) -> Answers:
+        """Answers to samples whose prompts and choices are known as ids."""
         prefix = self._prefix(rows)
         # Before anything else goes through the fusion.
         weights_L = self.model.fusion.weights() if self.bridge else torch.zeros(0)  # type: ignore[operator]
@@ -222,3 +257,24 @@ class Scorer:
             ids = row.source if whole else self.tokenizers.source_ids(example.source, self._tag(example.language))
             counts.append((len(ids), 0 if unknown is None else ids.count(unknown)))
         return counts
+
+
+def joined(found: Sequence[Answers], parts: Sequence[Sequence[int]]) -> Answers:
+    """Answers to parts of some samples as those to all of them, in the samples' order.
+
+    Args:
+        found: of each part.
+        parts: numbers of its samples.
+    """
+    numbered = zip(
+        (number for part in parts for number in part), (each for one in found for each in one.predictions), strict=True
+    )
+    cut: Counter[str] = Counter()
+    for one in found:
+        cut.update(one.cut)
+    return Answers(
+        [each for _, each in sorted(numbered, key=lambda pair: pair[0])],
+        [sum(layer) for layer in zip(*(one.weights for one in found), strict=True)],
+        sum(one.tokens for one in found),
+        dict(cut),
+    )

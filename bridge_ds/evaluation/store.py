@@ -17,15 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bridge_ds.config.schema import Config
 from bridge_ds.disk import locked, real, write_text
 from bridge_ds.errors import DataError
-from bridge_ds.evaluation.jobs import ScoringJob
+from bridge_ds.evaluation.jobs import ScoringJob, wanted
 from bridge_ds.evaluation.predictions import Prediction, Scored, ScoredTask, read_index, read_predictions
 from bridge_ds.partial import PartFile, writing
+from bridge_ds.tasks import tasks_of
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.typed import Count, typed
 
-__all__ = ["Answers", "PredictionStore", "llm_of"]
+__all__ = ["Answers", "PredictionStore", "check_evaluation", "llm_of"]
 
 _Value = TypeVar("_Value")
 _log = logging.getLogger(__name__)
@@ -174,6 +176,11 @@ class PredictionStore:
             old = tasks.get(task.name)
             if old is None or (old.kind, old.labels) != (task.kind, task.labels):
                 old = ScoredTask(task.kind, task.labels, task.chance, {})  # type: ignore[arg-type]
+            if (lost := old.samples.get(job.language, 0)) > len(job.examples):
+                _log.info(
+                    f"note: {self.scored.name}, {task.name} in {job.language}: the predictions of {len(job.examples)} "
+                    f"samples replace those of {lost} that were there (evaluation.limit)."
+                )
             tasks[task.name] = dataclasses.replace(
                 old,
                 chance=task.chance,
@@ -209,6 +216,14 @@ def llm_of(run: str) -> Path | None:
     folder = Path(run) / "evaluation" / "llm"
     read_index(folder)
     return folder
+
+
+def check_evaluation(config: Config) -> None:
+    """Refuse before training what would be refused when its end is scored: an unknown task or language, or
+    `evaluation.llm_from` without answers. Raises BridgeError."""
+    if config.evaluation.tasks:
+        wanted(tasks_of(config), config.evaluation.languages)
+        llm_of(config.evaluation.llm_from)
 
 
 def _metrics(predictions: list[Prediction]) -> dict[str, float]:

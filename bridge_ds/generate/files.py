@@ -21,6 +21,7 @@ from tqdm import tqdm
 from bridge_ds.data.text.prompting import ContextIds
 from bridge_ds.disk import locked, write_text
 from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.generate.own import OwnAnswers
 from bridge_ds.generate.pipeline import Pipeline
 from bridge_ds.partial import PartFile, writing
 from bridge_ds.reading import NotText, decoded, json_value
@@ -35,7 +36,7 @@ ANSWERED_BY = "answered_by"
 """Field of the output that says who answered, `bridge` or `llm`, where choice.json is followed."""
 
 
-def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batch: int) -> None:
+def answer_file(pipeline: Pipeline | OwnAnswers, source: Path, output: Path, field: str, batch: int) -> None:
     """Answer each line of `source`; `output` gets the same objects in the same order, with `answer`.
 
     Args:
@@ -77,7 +78,11 @@ def answer_file(pipeline: Pipeline, source: Path, output: Path, field: str, batc
 
 
 def _answers(
-    pipeline: Pipeline, rows: Sequence[ContextIds], plan: Sequence[Sequence[int]], ways: Sequence[str], part: PartFile
+    pipeline: Pipeline | OwnAnswers,
+    rows: Sequence[ContextIds],
+    plan: Sequence[Sequence[int]],
+    ways: Sequence[str],
+    part: PartFile,
 ) -> dict[int, str]:
     """Row -> its answer; those of an earlier start are in the part file."""
     expected = iter(plan)

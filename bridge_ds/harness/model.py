@@ -117,7 +117,7 @@ class BridgeLM(Ranks, LM):
         self._set_language(language)
         with model.llm.without_adapters(not bridge):  # refused where the run trained the LLM itself
             self._device = model.device
-        end_token = data.objective == "task" and data.target_end if end_token is None else end_token
+        end_token = data.objective != "prefix_lm" and data.target_end if end_token is None else end_token
         self.answerer = Answerer(Generator(model, self.tokenizers, bridge=bridge), prompts, end_token)
 
     def _join(self, device_map: Any) -> World:

@@ -28,6 +28,6 @@ def save_alone(config: Config, tokenizers: Tokenizers, checkpoint: Path, run: Pa
     if config.model.has_llm:
         save_llm(config, checkpoint, run / "llm", world)
         return
-    if made_at_start(config.data.shards):
+    if made_at_start(config.data):
         config = replace(config, data=replace(config.data, shards=str(run / "shards")))
     save_encoder(config, tokenizers, checkpoint, run / "encoder", world)

@@ -9,7 +9,7 @@ import torch
 
 from bridge_ds.compat.transformers import masks_known
 from bridge_ds.data.loading.layout import PackedRows
-from bridge_ds.llm.tiny_copy import VOCABULARY, tiny_copy
+from bridge_ds.llm.tiny_copy import LIMITS, VOCABULARY, tiny_copy
 from bridge_ds.llm.trim import last_layer, trimmed
 
 __all__ = ["packs_and_trims"]
@@ -19,6 +19,8 @@ _TOLERANCE = 1e-4
 _LENGTHS = 12, 9
 _WINDOW = 5
 """Keys that a layer with a sliding window or chunks sees: fewer than a row has."""
+_TABLE = 16
+"""Positions of a table: enough for each row, and not for a sequence (GPT-Neo's causal mask is a table too)."""
 
 
 def packs_and_trims(kind: Any, config: Any) -> tuple[bool, bool]:
@@ -30,9 +32,10 @@ def packs_and_trims(kind: Any, config: Any) -> tuple[bool, bool]:
     """
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    for name in ("sliding_window", "attention_chunk_size"):
+    settings = dict.fromkeys(("sliding_window", "attention_chunk_size"), _WINDOW) | dict.fromkeys(LIMITS, _TABLE)
+    for name, value in settings.items():
         if isinstance(getattr(text, name, None), int):
-            setattr(text, name, _WINDOW)
+            setattr(text, name, value)
     try:
         return _observe(tiny_copy(kind, config))
     except Exception:  # whatever a class raises that cannot do it

@@ -18,6 +18,7 @@ from bridge_ds.frozen.configs import base_config
 from bridge_ds.llm.packing import is_wanted
 from bridge_ds.llm.support import behavior_of, llm_table, positions_of
 from bridge_ds.llm.tiny_copy import in_table, tiny_copy
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = ["check_encoder_positions", "check_positions", "encoder_table", "notes_on_bases", "positions_taken"]
 
@@ -51,6 +52,8 @@ def check_positions(
             f"a sample may take {taken} positions, and the LLM was made for {positions} (max_position_embeddings); "
             "longer ones are trained on beyond that, and truncated by evaluation and generation."
         ]
+    if OBJECTIVES[data.objective].teaches:
+        _check_lesson(config, tokenizers, table)
     if taken <= table:
         return []
     parts = _taken(config, tokenizers)
@@ -144,6 +147,18 @@ def _taken(config: Config, tokenizers: Tokenizers) -> dict[str, int]:
         "chat template": len(tail),
         "target": data.max_target_tokens,
     }
+
+
+def _check_lesson(config: Config, tokenizers: Tokenizers, table: int) -> None:
+    """Raises ConfigError where the text from which the LLM teaches itself may be longer than its table of positions."""
+    parts = _taken(config, tokenizers)
+    most = table - (parts["opening"] + parts["chat template"] + parts["target"])
+    if config.data.max_prompt_tokens > most:
+        raise ConfigError(
+            f"data.max_prompt_tokens is {config.data.max_prompt_tokens}, and {config.model.llm!r} has a table "
+            f"of {table} positions, which leave {most} to the text that teaches (data.objective); expected no more; "
+            + (f"set data.max_prompt_tokens={most}." if most > 0 else "lower data.max_target_tokens.")
+        )
 
 
 def _settings(fit: dict[str, int], resumes: bool) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["VOCABULARY", "in_table", "llm_class", "tiny_copy"]
+__all__ = ["LIMITS", "VOCABULARY", "in_table", "llm_class", "tiny_copy"]
 
 VOCABULARY = 128
 """Token ids of the copy."""
@@ -25,7 +25,8 @@ _PARAMETERS = 3e8
 _LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "encoder_layers", "num_blocks")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads")
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "embedding_dim")
-_LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+"""Names of the number of positions in a config."""
 _GROUPS = ("n_groups", "mamba_n_groups", "mamba_ngroups")
 _INNER = ("n_inner", "lru_width", "mamba_d_ssm", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim")
 _KINDS = ("layer_types", "layers_block_type", "block_types", "attention_layers")
@@ -143,7 +144,7 @@ def _smaller(name: str, value: int, factor: int, kept: int) -> int:
         return min(value, VOCABULARY - 1)
     if "vocab" in name:
         return min(value, VOCABULARY)
-    if name in _LIMITS:
+    if name in LIMITS:
         return min(value, _POSITIONS)
     if name == "num_kv_shared_layers":
         return 0

@@ -13,6 +13,7 @@ from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, largest_layer, lora_parameters
 
 __all__ = [
@@ -48,6 +49,8 @@ class Job:
     """LLM prompt tokens a sample."""
     target: int = 128
     """Target tokens a sample."""
+    lesson: int = 0
+    """LLM tokens a sample of the text from which it teaches itself (data.objective); 0 = it does not."""
     micro_batch: int = 8
     """Samples a rank in one forward pass."""
     global_batch: int = 128
@@ -98,6 +101,14 @@ class Job:
     def states(self) -> int:
         """Encoder states that the fusion reads: L, one more with the embeddings."""
         return self.encoder.layers + (self.fusion.include_embeddings and FUSIONS[self.fusion.name].mixes_layers)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of a token's encoder states that `data.states_cache` keeps; 0 = none can be."""
+        if self.encoder_trained:
+            return 0
+        states = self.states if FUSIONS[self.fusion.name].mixes_layers else min(1, self.states)
+        return states * self.encoder.width * self.bytes
 
     @property
     def ranks(self) -> int:
@@ -215,6 +226,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         source=data.max_source_tokens * bridge,
         prompt=data.max_prompt_tokens if data.augment_prompt or not bridge else 0,
         target=data.max_target_tokens,
+        lesson=data.max_prompt_tokens * OBJECTIVES[data.objective].teaches,
         global_batch=train.global_batch,
         bytes=4 if config.model.dtype == "float32" else 2,
         checkpointing=config.model.activation_checkpointing,

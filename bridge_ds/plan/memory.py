@@ -182,8 +182,10 @@ def _bridge_activations(job: Job) -> float:
 
 
 def _logits(job: Job) -> float:
-    # At target positions only: in the model's dtype, float32, log-softmax, and the gradient of both.
-    return job.micro_batch * job.target * job.llm.vocab * (2 * job.bytes + 3 * 4)
+    # At target positions only: in the model's dtype, float32, log-softmax, and the gradient of both. In self-teaching
+    # those that teach, and the gradient of the divergence.
+    taught = 2 * job.bytes if job.lesson else 0
+    return job.micro_batch * job.target * job.llm.vocab * (2 * job.bytes + 3 * 4 + taught)
 
 
 def _trained(job: Job) -> float:

@@ -114,6 +114,8 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
     reading = (4 if job.encoder_checkpointing else 3) if job.encoder_trained else 1
     flops = 2 * samples * (reading * job.source * encoder + passes * job.spliced * llm)
     flops += 4 * samples * job.target * job.llm.embedding
+    if job.lesson:
+        flops += 2 * samples * ((1 + job.lesson + job.target) * llm + job.target * job.llm.embedding)
     flops += 6 * samples * (job.source or job.spliced) * bridge_parameters(job)
     compute = flops / (gpu.tflops * 1e12 * network.compute_share)
     launch = operators(job) * network.launch * 1e-6
@@ -125,8 +127,12 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
 def _gathered(job: Job) -> float:
     """Bytes of weights that a step's micro-batches gather under stage 3."""
     encoder = (2 if job.encoder_trained else 1) * job.encoder.parameters * job.encoder_bytes
-    llm = 2 * job.llm.parameters * job.llm_bytes
-    return llm * job.accumulation + encoder * job.readings
+    llm = (3 if job.lesson else 2) * job.llm.parameters
+    if not (job.llm.tied or job.llm_trained):
+        # Backward does not come to a frozen input table, and finds the projection still there: each is gathered once
+        # for the bridge, and once for what teaches it.
+        llm -= 2 * job.llm.embedding
+    return llm * job.llm_bytes * job.accumulation + encoder * job.readings
 
 
 def operators(job: Job) -> float:
@@ -138,6 +144,7 @@ def operators(job: Job) -> float:
     writing = (
         FORWARD + (TRAINED_BACKWARD if job.llm_trained else LLM_BACKWARD) + (RECOMPUTED if job.checkpointing else 0)
     )
+    writing += FORWARD if job.lesson else 0
     found = job.accumulation * (encoder * reading + llm * writing + _REST)
     if job.stage == 2 or job.ranks == 1:
         return float(found)
@@ -145,7 +152,7 @@ def operators(job: Job) -> float:
     return (
         found
         + reads * _gather(job.encoder.matrices, job.shards)
-        + 2 * llm * job.accumulation * _gather(job.llm.matrices, job.shards)
+        + (3 if job.lesson else 2) * llm * job.accumulation * _gather(job.llm.matrices, job.shards)
     )
 
 

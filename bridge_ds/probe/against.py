@@ -19,7 +19,7 @@ from bridge_ds.probe.measure import LanguageProbe
 from bridge_ds.probe.reader import FUSION, MAPPING
 from bridge_ds.report.languages import find_language
 from bridge_ds.report.statistics import LEVEL
-from bridge_ds.tasks import TASKS
+from bridge_ds.tasks.flores import find_variety
 
 __all__ = ["compared", "lines", "scored", "spearman"]
 
@@ -51,8 +51,7 @@ def scored(runs: Sequence[Path], task: str, data: str, codes: Sequence[str]) -> 
                 f"--against {run} has accuracies on {', '.join(tasks) or 'no task'}; expected {task or 'one'}; name "
                 "one with --task, or score the run: bridge-ds evaluate."
             )
-    known = TASKS.get(task)
-    named = {code: known.code_of(code) if known else code for code in codes}
+    named = {code: find_variety(code, first[task]) or code for code in codes}
     accuracy = {
         code: fmean(tasks[task][name][_METRIC] for tasks in found.values())
         for code, name in named.items()

@@ -167,12 +167,16 @@ def _of_folder(folder: Path, languages: Sequence[str]) -> dict[str, dict[Any, st
 
 
 def _of_table(path: Path, languages: Sequence[str]) -> dict[str, dict[Any, str]]:
-    found: dict[str, dict[Any, str]] = {}
-    for number, (where, row) in enumerate(row for part in file_parts([path]) for row in part_rows(part)):
+    rows = [row for part in file_parts([path]) for row in part_rows(part)]
+    columns: dict[str, None] = {}  # a line of jsonl leaves out what it lacks
+    for where, row in rows:
         if not isinstance(row, dict):
             raise DataError(f"{where} is a {type(row).__name__}; expected a column for each language; correct it.")
-        if not found:
-            found = {code: {} for code in _chosen([name for name in row if name], languages, str(path))}
+        columns |= dict.fromkeys(name for name in row if name)
+    if not rows:
+        raise DataError(f"{path} has no rows; expected a sentence in each, in a column for each language; add some.")
+    found: dict[str, dict[Any, str]] = {code: {} for code in _chosen(list(columns), languages, str(path))}
+    for number, (where, row) in enumerate(rows):
         for code, texts in found.items():
             value = row.get(code)
             if not isinstance(value, str | None):
@@ -182,6 +186,10 @@ def _of_table(path: Path, languages: Sequence[str]) -> dict[str, dict[Any, str]]
                 )
             if value and value.strip():
                 texts[number] = value.strip()
-    if not found:
-        raise DataError(f"{path} has no rows; expected a sentence in each, in a column for each language; add some.")
+    for code, texts in found.items():
+        if texts and not any(sign.isalpha() for text in texts.values() for sign in text):
+            raise DataError(
+                f"{path} has no letter in the column {code!r}; expected sentences; name the columns that are languages "
+                "with --languages."
+            )
     return found

@@ -32,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         help="name of the system to compare with (default: last_layer, or the first run's where none is of it)",
     )  # fmt: skip
     parser.add_argument(
+        "--tasks", default="", metavar="NAMES", help="compare these alone, separated by commas (default: all)"
+    )
+    parser.add_argument(
         "--metric", "--scores", default="acc", type=metric_name, choices=CHOICE_METRICS,
         help="which choice counts as the answer (default: acc, the highest log-probability)",
     )  # fmt: skip
@@ -41,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     from bridge_ds.report.results import study_results
     from bridge_ds.report.study import read_study
 
-    results = study_results(read_study(options.runs, options.baseline), options.metric)
+    tasks = tuple(dict.fromkeys(part.strip() for part in options.tasks.split(",") if part.strip()))
+    results = study_results(read_study(options.runs, options.baseline, tasks), options.metric)
     write_report(options.output, results)
     draw_study(results, options.output)
     print(f"{options.output / 'report.html'}")

@@ -19,6 +19,8 @@ __all__ = ["BINS", "agreement", "confusion", "examples", "layers", "lengths", "t
 
 BINS = 4
 """Bins of source length."""
+_LABELS = 50
+"""Most labels of a confusion matrix: 10,000 would fill the memory and no page."""
 EXAMPLES = 3
 """Examples in each direction, for each task and system."""
 
@@ -80,11 +82,12 @@ def lengths(study: Study, task: str, metric: str) -> dict[str, Any]:
 def confusion(study: Study, task: str, metric: str) -> dict[str, dict[str, list[list[float]]]]:
     """`{system: {language: matrix}}`: samples of each label (row) that got each answer (column), mean over seeds.
 
-    The last column counts samples without an answer (a score was NaN). Empty for tasks without labels of their own.
+    The last column counts samples without an answer (a score was NaN). Empty for tasks without labels of their own, or
+    with more than 50.
     """
     labels = len(study.tasks[task].labels)
     found: dict[str, dict[str, list[list[float]]]] = {}
-    for name, system in study.systems.items() if labels else ():
+    for name, system in study.systems.items() if 0 < labels <= _LABELS else ():
         for code in study.languages(task):
             chosen_RN = system.answers[task, code].chosen[metric]
             matrix = np.zeros((labels, labels + 1))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -105,24 +105,25 @@ class Study:
         return [name for name in trained if name != self.baseline]
 
 
-def read_study(runs: Sequence[str], baseline: str = "") -> Study:
+def read_study(runs: Sequence[str], baseline: str = "", tasks: Sequence[str] = ()) -> Study:
     """Read the predictions of several runs and check that they answer the same questions.
 
     Args:
         runs: run folders, or NAME=FOLDER to name a system (two runs of one fusion that differ in something else).
         baseline: name of the system that the others are compared with; empty = last_layer, or the first run's where
             none is of it.
+        tasks: which to compare; empty = all that were scored.
 
     Raises:
         DataError: no predictions, or runs that cannot be compared (seeds, tasks, languages or samples differ).
     """
-    bridges = [_open_run(text) for text in runs]
+    bridges = [_with_tasks(_open_run(text), tasks) for text in runs]
     reference = bridges[0]
     groups: dict[str, list[StudyRun]] = {}
     llm = next((run.folder for run in bridges if (run.folder / "evaluation" / "llm" / "index.json").is_file()), None)
     if llm is not None:
         alone = read_index(llm / "evaluation" / "llm")
-        groups[alone.name] = [StudyRun(llm, alone, alone.name)]
+        groups[alone.name] = [_with_tasks(StudyRun(llm, alone, alone.name), tasks)]
     for run in bridges:
         groups.setdefault(run.name, []).append(run)
     baseline = baseline or ("last_layer" if "last_layer" in groups else reference.name)
@@ -157,6 +158,19 @@ def _open_run(text: str) -> StudyRun:
     return StudyRun(path, index, name or index.name)
 
 
+def _with_tasks(run: StudyRun, tasks: Sequence[str]) -> StudyRun:
+    """The run as if it had been scored on these tasks alone; none = as it was."""
+    if not tasks:
+        return run
+    for task in tasks:
+        if task not in run.index.tasks:
+            raise DataError(
+                f"--tasks has {task!r}, and {run.predictions} has {_listed(run.index.tasks)}; expected some that every "
+                f"run was scored on; score it with bridge-ds evaluate --run {run.folder} --tasks {task}."
+            )
+    return replace(run, index=replace(run.index, tasks={task: run.index.tasks[task] for task in tasks}))
+
+
 def _check_seeds(systems: Sequence[System]) -> None:
     for system in systems:
         for one, other in zip(system.runs, system.runs[1:], strict=False):
@@ -177,7 +191,8 @@ def _check_tasks(reference: StudyRun, runs: Iterable[StudyRun]) -> None:
     def error(run: StudyRun, lack: str, other: StudyRun) -> DataError:
         return DataError(
             f"{run.predictions} {lack}, {other.predictions} was; expected the same of every run; score it with "
-            f"bridge-ds evaluate --run {run.folder} and the same --tasks, --languages and --limit."
+            f"bridge-ds evaluate --run {run.folder} and the same --tasks, --languages and --limit, or choose what all "
+            "have with --tasks."
         )
 
     tasks = reference.index.tasks

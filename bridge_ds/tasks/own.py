@@ -6,10 +6,11 @@ import difflib
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from bridge_ds.config.schema import TaskConfig, TaskDataConfig
@@ -17,6 +18,7 @@ from bridge_ds.config.text import short
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import json_value
 from bridge_ds.tasks.base import Example
+from bridge_ds.tasks.flores import find_variety
 from bridge_ds.tasks.record import Record
 from bridge_ds.tasks.rows import RowSource, class_names, local_languages
 from bridge_ds.tasks.table import TableTask
@@ -95,6 +97,17 @@ class OwnTask(TableTask):
         found = super().records(source)
         return (row for row in found if row.text("language") == source.config) if self._together else found
 
+    def render(self, row: Record, made: Mapping[str, str] = MappingProxyType({})) -> tuple[str, str]:
+        """The prompt with the row's texts, and with empty fields. Raises DataError, also where all texts are empty."""
+        slots = self._slots()
+        if not any(row.text(name) for name in slots):
+            columns = ", ".join(repr(row.columns[name]) for name in slots)
+            raise DataError(
+                f"{row.where} has nothing in {columns}; expected a text for {self.settings}.prompt; fill it in, or "
+                "remove the row."
+            )
+        return super().render(row, made)
+
     def example(self, row: Record, language: str, key: str) -> Example:
         """The sample of a row. Raises DataError."""
         if self.kind == "labels":
@@ -113,6 +126,11 @@ class OwnTask(TableTask):
                 return self._indices[value.casefold()]
         raise self._unknown_label(row)
 
+    def train(self) -> Iterator[Example]:
+        """The English train split, for packing, by whichever code the task has of English. Raises as of a TableTask."""
+        known = self.codes or (() if self._together else self.languages)
+        return self._examples(find_variety("en", known) or "en", "train")
+
     @property
     def _together(self) -> bool:
         return "language" in self.config.fields
@@ -120,14 +138,21 @@ class OwnTask(TableTask):
     @functools.cached_property
     def _indices(self) -> dict[str, int]:
         """Value in the data, or a label's own text, in lower case -> index of the label."""
-        found = {label.casefold(): index for index, label in enumerate(self.labels)}
-        return found | {
-            value.strip().casefold(): self.labels.index(label.strip()) for value, label in self.config.labels.items()
-        }
+        places = {label: index for index, label in enumerate(self.labels)}
+        found = {label.casefold(): index for label, index in places.items()}
+        return found | {value.strip().casefold(): places[label.strip()] for value, label in self.config.labels.items()}
 
     @functools.cached_property
     def _languages_in_rows(self) -> tuple[str, ...]:
-        found = {row.text("language") for row in super().records(self.row_source("en", "test"))}
+        found = set()
+        for row in super().records(self.row_source("en", "test")):
+            code = row.text("language")
+            if not code:
+                raise DataError(
+                    f"{row.where} has no language in column {row.columns['language']!r}; expected one in each row, or "
+                    f"those to read in {self.settings}.languages; fill it in."
+                )
+            found.add(code)
         return (*(["en"] if "en" in found else []), *sorted(found - {"en"}))
 
     @functools.cached_property
@@ -145,7 +170,9 @@ class OwnTask(TableTask):
         found: list[str] = [text, whole[1]] if whole else [text]
         if re.fullmatch("[0-9]{1,6}", found[-1]):
             names, number = class_names(row.source, row.columns["label"]), int(found[-1])
-            found += names[number : number + 1]
+            name = list(names[number : number + 1])
+            # Where the settings have every name, numbers in them are names too: five ratings from 1 to 5.
+            return [*name, *found] if all(each.casefold() in self._indices for each in names) else [*found, *name]
         return found
 
     def _unknown_label(self, row: Record) -> DataError:
@@ -197,13 +224,26 @@ class OwnTask(TableTask):
         """By the choice's text, its letter or its number, in this order; a number that is no text is only a number."""
         value, first = row.value("answer"), self.config.first_choice
         text = str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+        whole = re.fullmatch(r"([0-9]{1,4})(\.0*)?", text)
+        number = int(whole[1]) - first if whole else -1
         if isinstance(value, str) and text in choices:
-            return choices.index(text)
+            place = choices.index(text)
+            # A csv file does not say which of its values are numbers.
+            if (
+                place != number
+                and 0 <= number < len(choices)
+                and all(isinstance(of, str) for of in row.values.values())
+            ):
+                raise DataError(
+                    f"{row.where} has the answer {text!r} in column {row.columns['answer']!r}, the text of choice "
+                    f"{_LETTERS[place : place + 1]} and the number of choice {_LETTERS[number : number + 1]} of "
+                    f"{short(repr(choices), 160)}; expected one of the two; write the letter."
+                )
+            return place
         if len(text) == 1 and text.upper() in _LETTERS[: len(choices)]:
             return _LETTERS.index(text.upper())
-        whole = re.fullmatch(r"([0-9]{1,4})(\.0*)?", text)
-        if whole and 0 <= int(whole[1]) - first < len(choices):
-            return int(whole[1]) - first
+        if 0 <= number < len(choices):
+            return number
         raise DataError(
             f"{row.where} has the answer {short(repr(value), 80)} in column {row.columns['answer']!r}; expected the "
             f"text, the letter or the number ({first} to {len(choices) - 1 + first}) of one of its choices "

@@ -30,6 +30,8 @@ __all__ = ["PARQUET", "RowSource", "class_names", "local_languages", "rows"]
 
 PARQUET = "refs/convert/parquet"
 """Revision that the hub converts repositories with a loading script to: CONFIG/SPLIT/*.parquet."""
+_SPLIT = re.compile(r"(test|train|validation)([-_.].*)?")
+_OTHERS = (".train", ".dev", ".validation")
 _ENDING = re.compile(r"(?P<stem>.+?)\.(?:(?:jsonl|csv|tsv)(?:\.gz|\.zst)?|parquet)$")
 _PATTERNS = (
     "{split}/{name}.*", "{name}/{split}.*", "{name}/{split}-*", "{name}/{split}/*", "data/{split}_{name}-*",
@@ -108,7 +110,7 @@ def local_languages(source: str) -> list[str] | None:
     """Languages that a local folder has test files for, sorted; none = not such a folder, so they are unknown.
 
     Raises:
-        DataError: a name is not UTF-8.
+        DataError: a name is not UTF-8, or files have the names of splits and not of languages.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -117,7 +119,7 @@ def local_languages(source: str) -> list[str] | None:
     stems = {found["stem"] for path in content if path.is_file() and (found := _ENDING.match(path.name))}
     # en.train and en.dev are other splits of en.test.
     tested = {stem.removesuffix(".test") for stem in stems if stem.endswith(".test")}
-    names = tested | {stem for stem in stems if stem.rpartition(".")[0] not in tested}
+    names = tested | {stem for stem in stems if stem.rpartition(".")[0] not in tested and not stem.endswith(_OTHERS)}
     for sub in filter(Path.is_dir, content):
         inside = [
             found["stem"] for path in sub.iterdir() if (found := _ENDING.match(path.name)) and not is_macos(path.name)
@@ -134,6 +136,13 @@ def local_languages(source: str) -> list[str] | None:
             refuse_surrogates(name)
         except ValueError:
             raise DataError(f"{folder} has a file for the language {name!r}, which is not UTF-8; rename it.") from None
+    if (splits := sorted(filter(_SPLIT.fullmatch, names))) and not _is_repository(folder):
+        raise DataError(
+            f"{folder} has {splits[0]}.*, which names no language; expected LANGUAGE.csv for the test and "
+            "train/en.csv to pack (or other endings); rename it, or name the column of the language in fields.language "
+            "of a task of your own."
+        )
+    names -= set(splits)
     return sorted(names) if names or not _is_repository(folder) else None
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bridge_ds.config.names import task_of_shards
+from bridge_ds.config.names import EMBEDDED_SHARDS, TASK_SHARDS, task_of_shards
 from bridge_ds.config.schema import Config
+from bridge_ds.data.shards.index import ShardIndex
 from bridge_ds.errors import DataError
 from bridge_ds.tasks import find_tasks
 from bridge_ds.tasks.base import Task
 from bridge_ds.tasks.table import TableTask
 from bridge_ds.testbed import ENGLISH_ROWS, english_rows
 
-__all__ = ["rows_at_start", "train_rows"]
+__all__ = ["rows_at_start", "train_rows", "written_for"]
+
+_SPLIT = ", train split of "
 
 
 def train_rows(task: Task) -> tuple[Iterator[dict[str, str]], str]:
@@ -27,7 +30,7 @@ def train_rows(task: Task) -> tuple[Iterator[dict[str, str]], str]:
             f"{task.name} makes its own samples; expected a benchmark; data.shards=testbed/english trains on it."
         )
     rows = ({"source": example.source, "target": example.target} for example in task.train())
-    return rows, f"{task.name}, train split of {task.source}"
+    return rows, f"{task.name}{_SPLIT}{task.source}"
 
 
 def rows_at_start(config: Config) -> tuple[Iterator[dict[str, str]], str]:
@@ -42,3 +45,9 @@ def rows_at_start(config: Config) -> tuple[Iterator[dict[str, str]], str]:
         return english_rows(ENGLISH_ROWS), ""
     (task,) = find_tasks([name], config.evaluation.data, config.tasks)
     return train_rows(task)
+
+
+def written_for(index: ShardIndex) -> str:
+    """The `data.shards` of the start that wrote RUN/shards."""
+    name, split, _ = index.shards[0].source.partition(_SPLIT)
+    return TASK_SHARDS + name if split else EMBEDDED_SHARDS

@@ -129,8 +129,9 @@ def short(number: float) -> str:
 
 def _numbers(record: StepRecord) -> str:
     skipped = f"  {record['skipped_steps']} skipped" if record.get("skipped_steps") else ""
+    taught = f"  kl {_number(record['kl'], '.4f')}" if "kl" in record else ""
     return (
-        f"loss {_number(record.get('loss'), '.4f')}  lr {_number(record.get('lr'), '.2e')}  "
+        f"loss {_number(record.get('loss'), '.4f')}{taught}  lr {_number(record.get('lr'), '.2e')}  "
         f"grad {_number(record.get('grad_norm'), '.3g')}  {short(_mean_tokens([record]))} tokens/s{skipped}"
     )
 

@@ -33,7 +33,9 @@ _log = logging.getLogger(__name__)
 
 UNITS = {
     "loss": "nats a target token",
+    "kl": "nats a target token: divergence of the bridge from the LLM alone (self-teaching)",
     "validation_loss": "nats a target token, on held-out samples",
+    "validation_kl": "nats a target token, on held-out samples",
     "validation_accuracy": "0 to 1, of their target tokens, the likeliest one is right",
     "validation_samples": "held-out samples, all ranks",
     "validation_tokens": "their target tokens",

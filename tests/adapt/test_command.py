@@ -13,9 +13,10 @@ from bridge_ds.config.load import load_config
 from bridge_ds.data.packing.lines import pack_pairs, pack_text
 from bridge_ds.data.shards.index import load_index
 from bridge_ds.data.shards.reader import SampleReader
-from bridge_ds.data.shards.samples import BadSample, check_sample, required_fields
+from bridge_ds.data.shards.samples import BadSample, check_sample
 from bridge_ds.entry import exit_status
 from bridge_ds.errors import ConfigError, DataError, LaunchError
+from bridge_ds.objectives import OBJECTIVES
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -58,13 +59,16 @@ def test_lines_become_samples(tmp_path: Path) -> None:
 
 
 def test_what_a_sample_must_hold() -> None:
-    assert required_fields({"text": "a", "source": "wikipedia"}, "denoise") == ("text",)
-    assert required_fields({"source": "a"}, "denoise") == ("source",)
-    assert required_fields({"source": "a", "target": "b"}, "denoise_and_align") == ("source", "target")
-    assert required_fields({"text": "a"}, "denoise_and_align") == ("text",)
+    both = OBJECTIVES["denoise_and_align"]
+    assert OBJECTIVES["denoise"].read({"text": "a", "source": "wikipedia"}) == "text"
+    assert OBJECTIVES["denoise"].read({"text": None, "source": "a"}) == "source"
+    assert both.read({"text": "a", "source": "b", "target": "c"}) == "source" and both.read({"text": "a"}) == "text"
+    check_sample({"text": "a", "source": 1, "target": None}, "denoise_and_align")  # an origin, which nothing reads
     with pytest.raises(BadSample, match="has no `target`; the objective align needs `source` and `target`"):
         check_sample({"source": "a"}, "align")
-    with pytest.raises(BadSample, match="has no `text`; the objective denoise needs `text`"):
+    with pytest.raises(BadSample, match="has no `source`; the objective denoise_and_align needs `source` and `target`"):
+        check_sample({"text": "a", "target": "b"}, "denoise_and_align")
+    with pytest.raises(BadSample, match="has no `text` or `source`; the objective denoise needs one of them"):
         check_sample({"prompt": "a"}, "denoise")
 
 
@@ -113,6 +117,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["data.objective=align", "train.micro_batch=1"], "train.micro_batch is 1; expected 2 or more"),
         (["evaluation.tasks=[sib200]"], "evaluation.tasks is sib200; expected no tasks"),
         (["model.encoder=none"], "model.encoder and model.llm are both none"),
+        (["llm.finetune=true"], "llm.finetune is true and model.llm is none; expected an LLM to teach"),
         (["model.llm=x"], "data.objective is denoise and model.llm is x; expected no LLM"),
         (["adapt.mask_share=1"], "adapt.mask_share is 1; expected above 0 to 0.9"),
     ):

@@ -9,7 +9,7 @@ import pytest
 from bridge_ds.cli import parse_train
 from bridge_ds.commands import finetune
 from bridge_ds.config.effect import idle
-from bridge_ds.config.finetune import finetune_config
+from bridge_ds.config.finetune import finetune_config, first_config
 from bridge_ds.config.load import flatten, load_config
 from bridge_ds.errors import ConfigError
 
@@ -55,3 +55,12 @@ def test_the_command_is_the_trainers_with_an_option(
     assert finetune.main(["--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "encoder: none" in said and "output: runs/testbed_llm" in said and "read from the models" not in said
+
+
+def test_the_llm_that_is_to_teach_itself_is_taught_the_task_before() -> None:
+    taught = ("data.objective=self_teaching", "llm.finetune=true")
+    assert finetune_config("testbed", taught).data.objective == "task"
+    assert first_config("testbed", taught, load_config("testbed", taught)).data.objective == "task"
+    assert first_config("testbed", (), load_config("testbed")).data.objective == "task"
+    kept = ("data.objective=prefix_lm",)
+    assert finetune_config("testbed", kept).data.objective == "prefix_lm"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,9 @@ def test_a_new_run_does_what_the_tokenizer_does_and_records_it(models: list[str]
     # Started again, by the same command or with the recorded config, it is the same.
     recorded = to_dict(run.config)
     assert started(tmp_path / "run", models, recorded).config == run.config
+    # Beside a mixture nothing is written to RUN/shards.
+    run.config = replace(run.config, data=replace(run.config.data, mixture=("a=1",)))
+    assert run._with_shards() is run.config and not (tmp_path / "run").exists()
     # A stage that begins with its weights, too.
     assert started(tmp_path / "next", models, recorded, resumes=False).config.data.bos == "never"
 

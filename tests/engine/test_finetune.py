@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from bridge_ds.bridge import LLMAlone
 from bridge_ds.checkpoint.origin import find_origin
 from bridge_ds.config.finetune import finetune_config
-from bridge_ds.config.load import load_config, load_run_config
+from bridge_ds.config.load import load_config, load_run_config, save_config
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.collate import collate
@@ -26,14 +28,17 @@ from bridge_ds.data.loading.loader import make_loader
 from bridge_ds.data.loading.steps import StepDataset
 from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.data.text.prompting import Context
+from bridge_ds.engine.preempt import StopRequest
 from bridge_ds.engine.setup import base_identities, build_model
-from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.errors import CheckpointError, ConfigError, LaunchError
+from bridge_ds.first_stage import FirstStage
 from bridge_ds.hub.source import open_source
 from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.llm.positions import check_positions, positions_taken
 from bridge_ds.world import World
 from tests import launch, tiny
 from tests.engine.test_runs import lines
+from tests.made import make_run
 from tests.samples import tokenize_sample
 
 SAMPLES = [
@@ -138,16 +143,29 @@ def settings(*more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def learned(llm: Path) -> Path:
-    """LoRA on one rank, scored before and after."""
-    run = llm.parent / "run"
-    more = settings(f"run.output={run}", f"model.llm={llm}", "train.steps=24", "train.global_batch=16", "train.lr=5e-3",
-                    "evaluation.tasks=[testbed_news]", "evaluation.limit=20")  # fmt: skip
-    words = ["--finetune", "--ds_config", "zero2.json", *more]
-    said = launch.succeed(launch.train(words, 1, run.parent / "logs")).text
-    assert f"the LLM is in {run}/llm; train a bridge to it with --set model.llm={run}/llm" in said
-    assert "LoRA on the LLM, float32" in said and "fusion" not in said and "encoder" not in said
+def bridge(llm: Path) -> Path:
+    """A run with llm.finetune on two ranks: LoRA, scored before and after, and then two steps of the bridge."""
+    run = llm.parent / "bridge"
+    first = ["train.steps=24", "train.global_batch=16", "train.lr=5e-3", "evaluation.tasks=[testbed_news]"]
+    more = settings(f"run.output={run}", f"model.llm={llm}", "train.steps=2", "train.global_batch=8", "data.workers=1",
+                    "evaluation.limit=20", "evaluation.tasks=[]",
+                    "llm.finetune=true", f"llm.finetune_settings={json.dumps(first)}")  # fmt: skip
+    # Not forked ones: each process replaces itself by its own command.
+    job = launch.Job(launch.train_command(["--ds_config", "zero2.json", *more]), 2, run.parent / "logs")
+    said = launch.succeed(job.wait()).outputs[0]
+    first_said, second_said = said.split(
+        f"the LLM is in {run}/finetune/llm; train a bridge to it with --set model.llm="
+    )
+    assert f"note: the LLM is taught the task first, in {run}/finetune with train.steps=24, " in first_said
+    assert "LoRA on the LLM, float32" in first_said and "fusion" not in first_said
+    assert f"note: the LLM of this run is {run}/finetune/llm, which was taught" in second_said
+    assert "fusion" in second_said
     return run
+
+
+@pytest.fixture(scope="module")
+def learned(bridge: Path) -> Path:
+    return bridge / "finetune"
 
 
 @pytest.mark.slow
@@ -178,19 +196,19 @@ def test_english_is_learned_and_the_folder_is_that_llm(learned: Path, llm: Path)
 
 
 @pytest.mark.slow
-def test_a_bridge_is_trained_to_it_and_neither_is_taken_for_the_other(learned: Path, tmp_path: Path) -> None:
-    run = tmp_path / "bridge"
-    more = (f"model.llm={learned / 'llm'}", f"data.shards={learned / 'shards'}", "train.steps=2",
-            "train.global_batch=8", "evaluation.tasks=[]")  # fmt: skip
-    launch.succeed(launch.train(settings(f"run.output={run}", *more), 1, tmp_path / "logs"))
-    assert len(lines(run)) == 2 and load_run_config(run).model.llm == str(learned / "llm")
-    for folder, make, what in ((learned, load_config, "the LLM alone"), (run, finetune_config, "a bridge")):
+def test_a_bridge_is_trained_to_it_and_neither_is_taken_for_the_other(
+    bridge: Path, learned: Path, tmp_path: Path
+) -> None:
+    config = load_run_config(bridge)
+    assert len(lines(bridge)) == 2 and config.model.llm == str(learned / "llm")
+    assert (config.llm.finetune, config.llm.finetune_settings, config.lora.rank) == (False, (), 0)
+    for folder, make, what in ((learned, load_config, "the LLM alone"), (bridge, finetune_config, "a bridge")):
         with pytest.raises(CheckpointError, match=f"step-0.* is of a training of {what} .*; set another run.output"):
             find_origin(make("testbed", [f"run.output={folder}"]), folder)
         with pytest.raises(CheckpointError, match=f"step-0.* is of a training of {what} .*; set another run.start_f"):
             find_origin(make("testbed", [f"run.start_from={folder}"]), tmp_path)
     for name in (learned, learned / "checkpoints" / f"step-{24:08d}"):
-        with pytest.raises(ConfigError, match=r"trained the LLM alone.*--set model.llm=.*run/llm"):
+        with pytest.raises(ConfigError, match=r"trained the LLM alone.*--set model.llm=.*finetune/llm"):
             open_source(str(name))
 
 
@@ -221,3 +239,95 @@ def test_all_weights_under_stage_3_killed_and_resumed_exactly(tmp_path: Path, sm
     assert model.dtype == torch.bfloat16 and model.config.use_cache
     for name, weight in model.named_parameters():
         assert torch.equal(weight, held[f"llm.model.{name}"].bfloat16()), name
+
+
+def test_the_first_stage_is_done_once_and_with_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [f"run.output={tmp_path}", "llm.finetune=true", "llm.finetune_settings=[lora.rank=4]", "train.lr=1",
+                 "lora.alpha=8", "evaluation.languages=[qaa]"]  # fmt: skip
+
+    def stage(*more: str) -> FirstStage:
+        given = [*overrides, *more]
+        return FirstStage(load_config("testbed", given), "testbed", given)
+
+    begun = stage()
+    assert not begun.is_done and begun.bridge().model.llm == f"{tmp_path}/finetune/llm"
+    of = begun.config
+    assert (of.run.output, of.lora.rank, of.lora.alpha, of.train.lr) == (f"{tmp_path}/finetune", 4, 8, 2e-4)
+    assert not (of.model.has_encoder or of.llm.finetune or of.evaluation.tasks)
+    assert of.track.uri == f"sqlite:///{tmp_path.parent}/mlflow.db" and of.track.name == f"{tmp_path.name}, finetune"
+    (tmp_path / "finetune" / "llm").mkdir(parents=True)
+    (tmp_path / "finetune" / "llm" / "config.json").touch()
+    save_config(of, tmp_path / "finetune" / "config.yaml")
+    assert stage("train.lr=2").is_done  # the bridge's
+    again = stage("llm.finetune_settings=[lora.rank=8]")
+    with pytest.raises(CheckpointError, match=r"llm was taught with lora.rank 4; this start has 8; .* remove .*finet"):
+        again.is_done  # noqa: B018
+    for setting, was in (("model.llm=x", "testbed/llm"), ("data.shards=task:x", "testbed/english")):
+        key, now = setting.split("=")
+        with pytest.raises(CheckpointError, match=f"was taught with {key} '{was}'; this start has '{now}'; .* restore"):
+            stage(setting).is_done  # noqa: B018
+    with pytest.raises(ConfigError, match=r"llm.finetune is true and model.encoder is none"):
+        load_config("testbed", ["llm.finetune=true", "model.encoder=none", "lora.rank=1"])
+    with pytest.raises(ConfigError, match=r"run.start_from is 'x', whose bridge belongs to the LLM"):
+        load_config("testbed", ["llm.finetune=true", "run.start_from=x"])
+    monkeypatch.setenv("BRIDGE_DS_AFTER_FINETUNE", f"{tmp_path}/other/finetune")
+    assert not stage(f"run.output={tmp_path}/other2").is_done  # at once: another run's
+    monkeypatch.setattr("bridge_ds.first_stage._VISIBLE", 0.1)
+    with pytest.raises(LaunchError, match=r"not seen by this rank .* expected a run.output that all nodes share"):
+        stage(f"run.output={tmp_path}/other").is_done  # noqa: B018
+
+
+def test_what_the_second_stage_would_refuse_is_refused_before_the_first(tmp_path: Path) -> None:
+    models = [f"model.encoder={tiny.make_encoder('bert', tmp_path / 'encoder')}",
+              f"model.llm={tiny.make_llm('llama', tmp_path / 'llm')}"]  # fmt: skip
+
+    def stage(*more: str) -> FirstStage:
+        given = [*models, f"run.output={tmp_path}/new", "llm.finetune=true", *more]
+        return FirstStage(load_config("testbed", given), "testbed", given)
+
+    stage("evaluation.tasks=[]").check_bridge()
+    with pytest.raises(ConfigError, match=r"data.max_source_tokens is 90, and the encoder .* positions for 80 tokens"):
+        stage("data.max_source_tokens=90").check_bridge()
+    with pytest.raises(ConfigError, match=r"evaluation.languages has 'xx'"):
+        stage("evaluation.tasks=[testbed_news]", "evaluation.languages=[xx]").check_bridge()
+    run = make_run(tmp_path / "run", models)
+    for refuse in (FirstStage.check_bridge, lambda first: first.check(1, 1)):
+        with pytest.raises(CheckpointError, match=r"run/checkpoints/step-00000001 is of a bridge, and its LLM is not "):
+            refuse(stage(f"run.output={run}"))
+    with pytest.raises(LaunchError, match=r"train.global_batch 6 "):
+        stage("llm.finetune_settings=[train.global_batch=6]").check(4, 4)
+
+
+def test_the_second_stage_meets_elsewhere_as_the_same_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [f"run.output={tmp_path}", "llm.finetune=true"]
+    first, started = FirstStage(load_config("testbed", given), "testbed", given), []
+    monkeypatch.setattr("os.execve", lambda _, words, env: started.append((words, env)))
+    monkeypatch.setenv("LOCAL_RANK", "0")  # as init_distributed leaves it on a rank that sees one GPU alone
+    first.start_again(1234, StopRequest(), World(rank=7, size=8, local_rank=3, local_size=4, node=1))
+    ((words, env),) = started
+    assert words[1:] == sys.orig_argv[1:] and env["MASTER_PORT"] == "1234"
+    assert World.detect({"RANK": "7", "WORLD_SIZE": "8", "LOCAL_RANK": env["LOCAL_RANK"]}).local_rank == 3
+
+
+AGAIN = """
+import os, signal, sys, threading, time
+from bridge_ds.engine.preempt import StopRequest
+stop = StopRequest().listen(["USR2", "TERM"])
+if sys.argv[-1] != "again":
+    if sys.argv[1] == "before":
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()  # which takes signals too
+        os.kill(os.getpid(), signal.SIGUSR2)
+    stop.pass_on()
+    if sys.argv[1] == "after":
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "again"])
+print(stop.signal or "none")
+"""
+
+
+def test_a_request_to_stop_between_the_stages_reaches_the_second() -> None:
+    said = [subprocess.run([sys.executable, "-c", AGAIN, when], capture_output=True, text=True, timeout=60)
+            for when in ("before", "after", "never")]  # fmt: skip
+    assert [run.stdout.strip() for run in said] == ["SIGUSR2", "SIGTERM", "none"], said[0].stderr

@@ -94,6 +94,38 @@ def test_answers_do_not_depend_on_the_batch(loaded: tuple[BridgeModel, Tokenizer
     assert Answers.parse(together.line()).predictions == [Prediction.parse(p.line()) for p in together.predictions]
 
 
+def test_a_cpu_reads_few_positions_at_a_time(
+    loaded: tuple[BridgeModel, Tokenizers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers are those of the whole batch, in its order. A rank with fewer parts runs the models as often as one
+    with more, and asks the others as often."""
+    llm = loaded[0].llm.model
+    given: list[list[int]] = []
+    hook = llm.register_forward_pre_hook(
+        lambda _, __, options: given.append(list(options["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    flags: list[bool] = []
+
+    def noted(flag: bool) -> bool:
+        flags.append(flag)
+        return flag
+
+    whole = scorer(loaded)(examples(), AnyTask())
+    del given[:]
+    monkeypatch.setattr("bridge_ds.evaluation.scorer.POSITIONS", 30)
+    parted = scorer(loaded, any_of=noted)(examples(), AnyTask())
+    assert_alike(parted.predictions, whole.predictions)
+    assert parted.weights == pytest.approx(whole.weights, rel=1e-4)
+    assert (parted.tokens, parted.cut) == (whole.tokens, whole.cut)
+    assert given[0][0] == 1 and all(rows * length <= 30 for rows, length in given if rows > 1), given
+    times, of_others = len(given), iter(list(flags))
+    del given[:]
+    short = scorer(loaded, any_of=lambda flag: next(of_others) or flag)(examples()[3:4], AnyTask())
+    hook.remove()
+    assert len(given) == times > 4 and next(of_others, None) is None
+    assert_alike(short.predictions, whole.predictions[3:4])
+
+
 def test_scores_are_the_training_loss(loaded: tuple[BridgeModel, Tokenizers]) -> None:
     model, tokenizers = loaded
     for found, example in zip(scorer(loaded)(examples("choices"), AnyTask("choices")).predictions, examples("choices"),

@@ -97,9 +97,15 @@ def test_work_of_another_model_or_other_samples_is_thrown_away(tmp_path: Path) -
     assert len(_run(tmp_path)) == 10
 
 
-def test_languages_of_one_checkpoint_gather_in_the_index(tmp_path: Path) -> None:
+def test_languages_of_one_checkpoint_gather_in_the_index(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     _run(tmp_path, languages=["en"])
+    _run(tmp_path, languages=["yy"])
+    _run(tmp_path, languages=["yy"])
+    assert caplog.messages == []
     _run(tmp_path, languages=["yy"], limit=3)
+    lost = "fake in yy: the predictions of 3 samples replace those of 10 that were there (evaluation.limit)."
+    assert len(caplog.messages) == 2 and all(text.endswith(lost) for text in caplog.messages)
     assert read_index(tmp_path / "bridge").tasks["fake"].samples == {"en": 7, "yy": 3}
     index = tmp_path / "bridge" / "index.json"
     index.write_text(index.read_text().replace("step-00000001", "step-00000009"))

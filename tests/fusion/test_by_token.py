@@ -134,8 +134,10 @@ def released(module: nn.Module) -> Iterator[list[weakref.ref[torch.UntypedStorag
         parameter.data = kept[name]
 
 
-def test_nothing_saved_holds_a_released_parameter() -> None:
-    case = Case(2, 4, 5, 8, heads=4)
+@pytest.mark.parametrize("heads", [1, 4])
+def test_nothing_saved_holds_a_released_parameter(heads: int) -> None:
+    """With one head and more tokens than D the projections of value and output are one matrix."""
+    case = Case(2, 4, 5, 8, heads=heads)
     states, mask = [torch.randn(2, 5, 8, dtype=torch.float64) for _ in range(4)], torch.ones(2, 5)
     plain, fusion = make_fusion(case, "torch"), make_fusion(case, "torch")
     plain(states, mask).square().sum().backward()

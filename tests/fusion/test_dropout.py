@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.fusion.kernels import primitives
+from bridge_ds.fusion.kernels import primitives, torch_primitives
 from bridge_ds.fusion.kernels.dropout import Masks, draw, make_masks
 from tests.fusion.cases import Case, check, compute
 
@@ -63,13 +63,30 @@ def test_the_share_and_the_masks() -> None:
     assert make_masks(0.0, 5, 0, (1, 1, 1)) == Masks()
 
 
-@pytest.mark.parametrize("case", [Case(3, 5, 9, 16, heads=4, dropout=0.4), Case(2, 4, 300, 20, dropout=0.4)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(3, 5, 9, 16, heads=4, dropout=0.4),
+        Case(2, 4, 300, 20, dropout=0.4),
+        Case(2, 5, 40, 12, normalize="rms", fusion="layer_attention"),
+    ],
+)
 def test_a_seed_means_the_same_in_every_dtype_and_chunk(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward and every gradient."""
+    """Forward and every gradient. Where the states are not copied once for all, blocks of 8 rows are, or (as on a GPU)
+    each state is read where it is."""
     expected = compute(case, "torch", torch.float64)
     check(case, "torch")
-    monkeypatch.setattr(primitives, "chunk_rows", lambda _: 7)
-    got = compute(case, "torch", torch.float64)
-    assert torch.allclose(got.fused, expected.fused, atol=1e-12)
-    for name, gradient in expected.gradients.items():
-        assert torch.allclose(got.gradients[name], gradient, atol=1e-9), name
+
+    def same() -> None:
+        got = compute(case, "torch", torch.float64)
+        assert torch.allclose(got.fused, expected.fused, atol=1e-12)
+        for name, gradient in expected.gradients.items():
+            assert torch.allclose(got.gradients[name], gradient, atol=1e-9), name
+
+    monkeypatch.setattr(primitives, "chunk_rows", lambda _: 17)
+    same()
+    monkeypatch.setattr(torch_primitives, "KEPT_BYTES", 0)
+    monkeypatch.setattr(torch_primitives, "CACHE_BYTES", 0)
+    same()
+    monkeypatch.setattr(torch_primitives, "on_cpu", lambda _: False)
+    same()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 
 from bridge_ds.bridge import BridgeModel, build_bridge
 from bridge_ds.config.schema import Config, EncoderConfig, FusionConfig, LlmConfig, LoraConfig, ModelConfig, TrainConfig
@@ -19,6 +20,7 @@ from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.inference.score import read_prefix
 from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora
+from bridge_ds.llm.packed import packs_and_trims
 from bridge_ds.llm.packing import packing_of
 from tests import tiny
 from tests.host_waits import NoHostWait
@@ -141,6 +143,18 @@ def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
     assert packing(device="cuda", train=TrainConfig(packing=True)) is not None
     batch = batch_of(RAGGED, bloom)
     assert batch.layout and batch.layout.packed is None
+
+
+def test_a_sequence_may_be_longer_than_the_table_of_positions() -> None:
+    """Or its rows are padded: GPT-Neo's causal mask is a table too. GPT-2's ids restart with each row."""
+    common: dict[str, Any] = {"vocab_size": 128, "hidden_size": 32, "num_layers": 2, "num_heads": 2}
+    neo = tf.GPTNeoConfig(**common, max_position_embeddings=40, attention_types=[[["global", "local"], 1]])
+    row = torch.arange(25)[None]
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        tf.GPTNeoForCausalLM(neo)(input_ids=torch.cat([row, row], 1), position_ids=torch.cat([row, row], 1))
+    assert packs_and_trims(tf.GPTNeoForCausalLM, neo) == (False, False)
+    gpt2 = tf.GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=2, n_positions=40)
+    assert packs_and_trims(tf.GPT2LMHeadModel, gpt2) == (True, True)
 
 
 def test_no_value_of_a_packed_batch_is_needed(folders: dict[str, Path]) -> None:

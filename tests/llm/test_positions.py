@@ -50,6 +50,12 @@ def test_a_table_of_the_llm_is_a_limit_and_rotary_positions_are_a_note(folders: 
     with pytest.raises(ConfigError, match=f"{fits} {allowed}"):
         check_positions(*longer, resumes=True)
     assert check_positions(*prepared(folders, "mt5", "gpt2", augment_prompt=True, max_prompt_tokens=67)) == []
+    taught = {"objective": "self_teaching", "max_source_tokens": 9}
+    assert check_positions(*prepared(folders, "mt5", "gpt2", max_prompt_tokens=108, **taught)) == []
+    with pytest.raises(
+        ConfigError, match=r"table of 128 positions, which leave 108 to .*set data.max_prompt_tokens=108\.$"
+    ):
+        check_positions(*prepared(folders, "mt5", "gpt2", max_prompt_tokens=109, **taught))
     (note,) = check_positions(*prepared(folders, "mt5", "llama", augment_prompt=True, max_prompt_tokens=68))
     assert "may take 130 positions, and the LLM was made for 128" in note  # its BOS too
 

@@ -49,6 +49,16 @@ def test_counts_are_the_published_ones(name: str, count: int) -> None:
     assert LLMS[name].parameters == count
 
 
+def test_kept_states_of_mt5_xl_are_what_the_docs_say() -> None:
+    job = Job(ENCODERS["mt5-xl"], LLMS["llama-2-7b"])
+    assert job.kept_bytes == 24 * 2048 * 2
+    assert job.having(fusion=FusionConfig(name="last_layer")).kept_bytes == 2048 * 2
+    assert job.having(fusion=FusionConfig(include_embeddings=True), bytes=4).kept_bytes == 25 * 2048 * 4
+    assert job.having(encoder_trained=True).kept_bytes == 0
+    alone = planned(load_config("xnli_llama1b_english"), 1, 1)
+    assert alone.kept_bytes == 0
+
+
 @pytest.mark.parametrize("kind", ["mt5", "xlm-roberta", "bert"])
 def test_a_folder_counts_as_transformers_does(kind: str, tmp_path: Path) -> None:
     from transformers import AutoConfig

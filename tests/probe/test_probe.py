@@ -15,6 +15,8 @@ import torch
 from bridge_ds.__main__ import main
 from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.entry import exit_status
+from bridge_ds.errors import DataError
+from bridge_ds.probe.against import scored as read_accuracies
 from bridge_ds.probe.against import spearman
 from bridge_ds.probe.measure import LanguageProbe, letters_lost
 from bridge_ds.probe.parallel import read_parallel
@@ -221,6 +223,15 @@ def test_against_accuracies(
         assert message in capsys.readouterr().err
 
 
+def test_accuracies_on_a_task_of_ones_own_by_any_code_of_the_language(tmp_path: Path) -> None:
+    accuracies = {"en": 0.9, "si": 0.1, "tam": 0.2, "bo": 0.3, "swh_Latn": 0.4, "yo": 0.5}
+    values = {code: {"acc": value, "exact_match": 0.0, "n": 9} for code, value in accuracies.items()}
+    (tmp_path / "evaluation.json").write_text(json.dumps({"bridge": {"mine": values}, "chance": {"mine": 0.1}}))
+    codes = ["eng_Latn", "sin_Sinh", "tam_Taml", "bod_Tibt", "sw", "yor_Latn", "sin_Latn"]
+    found = dict(zip(codes[1:6], (0.1, 0.2, 0.3, 0.4, 0.5), strict=True))
+    assert read_accuracies([tmp_path], "", "folder", codes) == ("mine", found)
+
+
 def test_a_benchmarks_parallel_texts(tmp_path: Path) -> None:
     """By the sentence's number, whatever the order of the rows; test texts are never read."""
     for code, order in (("eng_Latn", 1), ("sin_Sinh", -1)):
@@ -253,6 +264,12 @@ def test_tables_and_folders(tmp_path: Path) -> None:
     found = read_parallel(str(table), 100, ["sin_Sinh"])
     assert list(found.texts) == ["eng_Latn", "sin_Sinh"] and len(found.texts["eng_Latn"]) == 23
     assert (found.texts["eng_Latn"][3], found.texts["sin_Sinh"][3]) == ("English 4", "සිංහල 4")
+    lines = [{"en": f"English {n}"} | ({"si": f"සිංහල {n}"} if n else {}) for n in range(24)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_parallel(str(tmp_path / "all.jsonl"), 100)
+    assert list(found.texts) == ["en", "si"] and len(found.texts["si"]) == 23
+    with pytest.raises(DataError, match="has no letter in the column 'id'; expected sentences; name the columns that"):
+        read_parallel(str(table), 100)  # id is Indonesian, too
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "en.txt").write_bytes("\ufeff".encode() + b"".join(b"line %d\r\n" % n for n in range(22)))
     (tmp_path / "f" / "si.txt").write_text("".join("\n" if n == 1 else f"x\u2028y {n}\n" for n in range(22)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bridge_ds.entry import exit_status
+from bridge_ds.errors import DataError
 from bridge_ds.evaluation.__main__ import main
 from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.metrics import CHOICE_METRICS
@@ -144,6 +145,18 @@ def test_without_a_baseline_last_layer_is_it_or_the_first_run(tmp_path: Path) ->
     assert read_study(texts).baseline == "last_layer"
     study = read_study([others[0], f"mine={others[1]}"])
     assert study.baseline == Path(others[0]).name.rpartition("-")[0] and study.rivals == ["mine"]
+
+
+def test_some_of_the_tasks_that_runs_were_scored_on(tmp_path: Path) -> None:
+    """An evaluation of a run that exists adds to what it was scored on before."""
+    texts = [str(path) for path in write_study(tmp_path, seeds=(0,), samples=8, tasks=SMALL)]
+    _further_task(tmp_path)
+    write_run(tmp_path / "last_layer-0", "last_layer", 0, 12, {"mgsm": ("en",), "xnli": ("ar",)})
+    write_run(tmp_path / "transformer_softmax-0", "transformer_softmax", 0, 12, {"mgsm": ("en",)})
+    study = read_study(texts, tasks=("mgsm",))
+    assert list(study.tasks) == ["mgsm"] and len(study.systems) == 4 and list(study.questions) == [("mgsm", "en")]
+    with pytest.raises(DataError, match=r"--tasks has 'xnli', and .*transformer_softmax-0.* has mgsm; expected some"):
+        read_study(texts, tasks=("xnli",))
 
 
 def test_samples_in_another_order_are_paired_by_key(tmp_path: Path) -> None:

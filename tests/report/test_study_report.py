@@ -16,7 +16,7 @@ from bridge_ds.evaluation.predictions import read_predictions
 from bridge_ds.report.languages import GROUPS, find_language
 from bridge_ds.report.statistics import holm, mcnemar_exact, method_test
 
-from .studies import EVIL, TASKS, rewrite, write_run, write_study
+from .studies import EVIL, LABELS, TASKS, rewrite, write_run, write_study
 
 
 @pytest.fixture(scope="module")
@@ -282,3 +282,15 @@ def test_languages_by_any_code() -> None:
     assert find_language("cjk_Latn").name == "cjk_Latn"
     assert not find_language("tha_Thai").has_spaces
     assert {find_language(code).group for code in ("xx", "sw", "zh", "el", "qaa", "en")} == set(GROUPS)
+
+
+def test_more_labels_than_a_table_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bridge_ds.report.render import render
+    from bridge_ds.report.results import study_results
+    from bridge_ds.report.study import read_study
+
+    monkeypatch.setitem(LABELS, "sib200", tuple(map(str, range(51))))
+    run = write_run(tmp_path / "run", "last_layer", 0, 4, {"sib200": ("en", "si")})
+    results = study_results(read_study([str(run)]))
+    assert results["tasks"]["sib200"]["confusion"] == {}
+    assert "sib200: its 51 labels are too many for a table." in render(results, "markdown")

@@ -31,6 +31,21 @@ def test_every_launcher_asks_for_what_a_preempted_job_needs() -> None:
         assert (ROOT / "bridge_ds" / "config" / "recipes" / f"{recipe}.yaml").is_file()
 
 
+def test_a_start_that_teaches_the_llm_further_is_no_stall(tmp_path: Path) -> None:
+    """With llm.finetune the first checkpoints are RUN/finetune's."""
+    script = 'source slurm/env.sh; newest_step | tee -a "$(starts)"; may_start_again'
+    env = os.environ | {"BRIDGE_DS": str(ROOT), "OUTPUT": str(tmp_path)}
+    said = []
+    for made in ("", "finetune/checkpoints/step-00000040", "finetune/checkpoints/step-00000080",
+                 "checkpoints/step-00000002", ""):  # fmt: skip
+        if made:
+            (tmp_path / made).mkdir(parents=True)
+            (tmp_path / made / "manifest.json").touch()
+        run = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        said.append((run.stdout.splitlines()[0], run.returncode))
+    assert said == [("0", 0), ("finetune:40", 0), ("finetune:80", 0), ("2", 0), ("2", 1)], run.stdout
+
+
 @pytest.mark.parametrize("words", [[], ["up"], ["up", "0"], ["up", "two"], ["sideways"]])
 def test_the_cluster_tool_refuses(words: list[str], tmp_path: Path) -> None:
     tool = str(ROOT / "tools" / "slurm_cluster.sh")

@@ -11,6 +11,7 @@ from bridge_ds.config.effect import idle
 from bridge_ds.config.load import load_config, load_run_config, overridden, save_config
 from bridge_ds.errors import BridgeError, ConfigError, DataError
 from bridge_ds.evaluation.jobs import load_jobs
+from bridge_ds.start import RunFolder
 from bridge_ds.tasks import Task, find_tasks, tasks_of
 from bridge_ds.tasks.own import OwnTask
 from bridge_ds.world import World
@@ -89,13 +90,46 @@ def test_a_task_has_no_built_in_name_and_is_offered_by_its_own(tmp_path: Path) -
     [
         ("{0: Business, 1: Sports}", 1, 1), ("{0: Business, 1: Sports}", "1.0", 1), ("[Business, Sports]", 1, 1),
         ("[Business, Sports]", "sports ", 1), ("{a: Bad, b: Good, c: Bad}", "C", 0), ("{true: Yes, no: No}", True, 0),
-        ("{0: '1', 1: '0'}", 0, 0), ("{-1: Bad, 1: Good}", -1, 0), ("{2.5: Low, 5.0: High}", 5.0, 1),
+        ("{0: '1', 1: '0'}", 0, 0), ("[0, 1]", "1", 1), ("{1: '1', 2: '2', 3: '3'}", "2", 1),
+        ("{-1: Bad, 1: Good}", -1, 0), ("{2.5: Low, 5.0: High}", 5.0, 1),
     ],
 )  # fmt: skip
 def test_values_become_labels(tmp_path: Path, labels: str, value: Any, right: int) -> None:
     local.jsonl(tmp_path / "en.jsonl", [{"text": "a", "label": value}])
     (example,) = declared(tmp_path, **NEWS | {"labels": labels}).examples("en", 0)
     assert example.label == right
+
+
+def test_class_labels_whose_names_are_numbers(tmp_path: Path) -> None:
+    """Five ratings: number 1 in the column is the name 2. Settings with all names mean names, else numbers."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["1", "2", "3"])})
+    Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 2]}, features=features).to_parquet(
+        tmp_path / "en.parquet"
+    )
+    for labels in ("{1: Bad, 2: Fair, 3: Good}", "{0: Bad, 1: Fair, 2: Good}", "[Bad, Fair, Good]"):
+        task = declared(tmp_path, **NEWS | {"labels": labels})
+        assert [e.target for e in task.examples("en", 0)] == ["Bad", "Fair", "Good"], labels
+
+
+def test_files_named_by_splits_are_no_languages(tmp_path: Path) -> None:
+    csv(tmp_path / "train.csv", "text,label", "a,0")
+    with pytest.raises(DataError, match=r"has train\.\*, which names no language; expected LANGUAGE.csv for the test"):
+        _ = declared(tmp_path, **NEWS).languages
+    csv(tmp_path / "hub" / "README.md", "a copy")
+    csv(tmp_path / "hub" / "test-00000-of-00001.csv", "text,label", "a,0")
+    with pytest.raises(ConfigError, match=r"a copy from the hub, and tasks.mine.languages is empty"):
+        declared(tmp_path / "hub", **NEWS)
+
+
+def test_english_by_another_code_is_packed(tmp_path: Path) -> None:
+    for name in ("eng_Latn", "sin_Sinh", "train/eng_Latn"):
+        csv(tmp_path / "a" / f"{name}.csv", "text,label", f"{name},1")
+    assert [e.source for e in declared(tmp_path / "a", **NEWS).train()] == ["News: train/eng_Latn Topic:"]
+    csv(tmp_path / "b" / "eng.train.csv", "text,label", "x,1")  # nothing to score yet
+    task = declared(tmp_path / "b", **NEWS, languages="[eng]")
+    assert [e.language for e in task.train()] == ["eng"] and declared(tmp_path / "b", **NEWS).languages == ()
 
 
 def test_a_copy_of_the_hub_needs_its_languages_and_a_revision_is_of_the_hub(tmp_path: Path) -> None:
@@ -158,6 +192,9 @@ def test_rows_of_all_languages_in_one_file(tmp_path: Path) -> None:
     assert [(e.source[6], e.key) for e in task.examples("si", 0)] == [("a", "mine-si-0"), ("c", "mine-si-1")]
     assert [e.source[6] for e in task.train()] == ["e"]
     assert declared(tmp_path, **NEWS, fields="{language: lang}").languages == ("English", "Sinhala")
+    csv(tmp_path / "gap" / "test.csv", "text,label,lang", "a,0,si", "b,1, ")
+    with pytest.raises(DataError, match=r"test.csv:3 has no language in column 'lang'; expected one in each row"):
+        _ = declared(tmp_path / "gap", **NEWS, fields="{language: lang}").languages
     with pytest.raises(DataError, match=r"test.csv:2 has no column 'lng'; it has text, label, lang; expected the lang"):
         _ = declared(tmp_path, **NEWS, fields="{language: lng}").languages
 
@@ -206,6 +243,12 @@ def test_a_number_is_read_as_those_of_mgsm(tmp_path: Path) -> None:
         ({"labels": "{}"}, "tasks.mine.labels is empty; expected something such as {0: Business, 1: Sports}"),
         ({"labels": "[a]"}, "tasks.mine.labels has ['a']; expected two or more"),
         ({"labels": "{a: x, A: y}"}, "tasks.mine.labels has 'a' twice, in other letters"),
+        ({"labels": "[it, IT]"}, "tasks.mine.labels has 'it' twice, in other letters"),
+        (
+            {"labels": "[1, 2, 3]"},
+            "tasks.mine.labels is ['1', '2', '3'], where 1 is a label and the number of another one; expected a "
+            "mapping from what the data has, such as {1: 1}; write one.",
+        ),
         ({"kind": "choices", "labels": "{}"}, "tasks.mine.choices is empty"),
         ({"choices": "[a, b]"}, "tasks.mine has choices and is of kind labels"),
         ({"languages": "{si: x, ta: x}"}, "tasks.mine.languages has 'x' twice"),
@@ -245,6 +288,11 @@ CHOICES = {"kind": "choices", "labels": "{}"}
         (CHOICES | {"choices": "[o]"}, {"text": "t", "o": ["x", "y"], "answer": 2},
          "has the answer 2 in column 'answer'; expected the text, the letter or the number (0 to 1) of one of its "
          "choices ('x', 'y'); correct the data, tasks.mine.fields or tasks.mine.first_choice."),
+        (CHOICES | {"choices": "[a, b]"}, {"text": "t", "a": "1", "b": "3", "answer": "1"},
+         "has the answer '1' in column 'answer', the text of choice A and the number of choice B of ('1', '3'); "
+         "expected one of the two; write the letter."),
+        ({"prompt": "{text} {a}", "labels": "[x, y]"}, {"text": " ", "a": "", "label": 0},
+         "has nothing in 'text', 'a'; expected a text for tasks.mine.prompt; fill it in, or remove the row."),
         ({"kind": "number", "labels": "{}"}, {"text": "t", "answer": "none"},
          "has the answer 'none'; expected a number"),
     ],
@@ -257,3 +305,19 @@ def test_wrong_rows_are_one_sentence_with_their_place(
     with pytest.raises(BridgeError) as found:
         declared(tmp_path, **NEWS | settings).examples("en", 0)
     assert str(found.value).startswith(f"{path}:2 ") and words in str(found.value) and "\n" not in str(found.value)
+
+
+def test_a_run_keeps_the_shards_of_its_first_start_and_refuses_another_tasks(tmp_path: Path) -> None:
+    settings = [f"run.output={tmp_path}/run"]
+    for name in ("one", "two"):
+        csv(tmp_path / name / "train" / "en.csv", "text,label", f"{name} a,0", f"{name} b,1")
+        settings += [f"tasks.{name}.{key}={value}" for key, value in (NEWS | {"source": tmp_path / name}).items()]
+    folder = RunFolder(f"{tmp_path}/run")
+    first = load_config("testbed", [*settings, "data.shards=task:one"])
+    shards = folder.made_shards(first)
+    assert b"News: one a Topic:" in (shards / "shard-000000.tar").read_bytes()
+    before = (shards / "index.json").stat()
+    assert folder.made_shards(first) == shards and (shards / "index.json").stat() == before
+    for other in ("task:two", "testbed/english"):
+        with pytest.raises(DataError, match=rf"for data.shards 'task:one'; this start has '{other}'; .*run/shards.$"):
+            folder.made_shards(load_config("testbed", [*settings, f"data.shards={other}"]))

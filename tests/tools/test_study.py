@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from bridge_ds.commands import answers
 from bridge_ds.entry import exit_status
 from bridge_ds.errors import TrainingError
 from bridge_ds.evaluation.predictions import read_predictions
+from bridge_ds.testbed import english_rows
 from tests.report.studies import FUSIONS, write_run
 from tests.tiny import make_encoder, make_llm
-from tools.bench import study_real, study_testbed
+from tools.bench import study_extras, study_real, study_testbed
 from tools.bench.study import Job, OutOfTime, Processes, Runs, run_jobs
 
 Call = tuple[str, list[str], tuple[str, ...]]
@@ -38,7 +40,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
             return
         languages = given.get("evaluation.languages")
         task, codes = ("sib200", languages.strip("[]").split(",")) if languages else ("testbed_news", ["en", "qaa"])
-        fusion = given["fusion.name"]
+        fusion = given.get("fusion.name", "last_layer")
         write_run(folder, fusion, int(given["run.seed"]), 10, {task: codes}, FUSIONS.get(fusion, 0.6))
         counted = {
             system: {task: {code: shares(folder / "evaluation" / system, task, code) for code in codes}}
@@ -77,6 +79,31 @@ def test_it_trains_every_arm_and_reports(trained: list[Call], tmp_path: Path) ->
     del trained[:]
     assert study_testbed.main(["--seeds", "3", "--output", str(tmp_path)]) == 0
     assert {settings[0] for _, settings, _ in trained} == {"run.seed=2"}  # the others are not repeated
+
+
+def test_the_study_of_extras_makes_what_its_arms_read(
+    trained: list[Call], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--quick", "--output", str(tmp_path), "--jobs", "1", "--arms"]
+    assert study_extras.main([*command, "mix_qaa", "own"]) == 0
+    found = {name: settings for name, settings, _ in trained}
+    assert set(found) == {f"{arm}-{seed}" for arm in ("task", "mix_qaa", "own") for seed in (0, 1)}
+    assert found["mix_qaa-1"][-2] == f"data.mix_words={tmp_path / 'words-qaa.tsv'}"
+    assert found["own-0"][-3:-1] == ["data.objective=self_teaching", f"data.shards={tmp_path / 'own'}"]
+    # bridge-ds answers: the testbed's LLM knows the tasks in English.
+    answered = [json.loads(line) for line in (tmp_path / "answered.jsonl").read_text().splitlines()]
+    labelled = list(english_rows(len(answered)))
+    assert [row["source"] for row in answered] == [row["source"] for row in labelled]
+    assert sum(a["answer"] == b["target"] for a, b in zip(answered, labelled, strict=True)) > 0.95 * len(answered)
+    results = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert results["systems"] == ["LLM alone", "task", "mix_qaa", "own"]
+    assert exit_status(lambda: study_extras.main([*command, "else"])) == 2
+    assert "--arms has 'else'; expected some of task, mix_all" in capsys.readouterr().err
+
+    (tmp_path / "texts.jsonl").write_text('{"source": " "}\n')
+    given = ["--input", str(tmp_path / "texts.jsonl"), "--output", str(tmp_path / "none.jsonl")]
+    assert exit_status(lambda: answers.main(given)) == 2
+    assert "texts.jsonl line 1: ' ' is no text; expected one" in capsys.readouterr().err
 
 
 def test_it_reports_whole_seeds_only(trained: list[Call], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -160,11 +187,12 @@ def test_the_real_study(trained: list[Call], tmp_path: Path, capfd: pytest.Captu
     # One at a time: stage 0, then the first run on each LLM, in which the LLM alone answers too.
     assert names[:3] == ["stage0", "last_layer-0", "last_layer-raw-0"] and len(names) == 13
     by_name = {name: settings for name, settings, _ in trained}
-    shards = f"data.shards={output / 'shards'}"
-    assert trained[0] == ("stage0", ["model.llm=L", shards, "lora.rank=4", "evaluation.tasks=[]"], ("--finetune",))
+    shards, alone = f"data.shards={output / 'shards'}", "llm.finetune=false"
+    stage0 = ["model.llm=L", shards, alone, "lora.rank=4", "evaluation.tasks=[]"]
+    assert trained[0] == ("stage0", stage0, ("--finetune",))
     assert by_name["layer_attention-1"] == [
         "run.seed=1", "model.encoder=E", f"evaluation.data.sib200.source={data}", "evaluation.languages=[en,si,sw]",
-        shards, "train.steps=7", "fusion.name=layer_attention", f"model.llm={output / 'stage0' / 'llm'}",
+        shards, alone, "train.steps=7", "fusion.name=layer_attention", f"model.llm={output / 'stage0' / 'llm'}",
         f"evaluation.llm_from={output / 'last_layer-0'}",
     ]  # fmt: skip
     raw = by_name["transformer_softmax-raw-0"]

@@ -26,7 +26,9 @@ from bridge_ds.errors import TrainingError
 from bridge_ds.report.__main__ import main as report
 from tools.bench.bench_rows import provenance
 
-__all__ = ["ROOT", "Arm", "Job", "OutOfTime", "Outcome", "Processes", "Runs", "archive", "record_of", "run_jobs"]
+__all__ = [
+    "ROOT", "Arm", "Job", "OutOfTime", "Outcome", "Processes", "Runs", "archive", "free_port", "record_of", "run_jobs",
+]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = "study.json"
@@ -131,7 +133,7 @@ class Processes:
         log.parent.mkdir(parents=True, exist_ok=True)
         # DeepSpeed has functions to be compiled by dynamo, whose imports take seconds; nothing here calls them.
         quick = {"TORCHDYNAMO_DISABLE": "1"}
-        own = {"OMP_NUM_THREADS": str(self.threads), "MASTER_PORT": str(_free_port())}
+        own = {"OMP_NUM_THREADS": str(self.threads), "MASTER_PORT": str(free_port())}
         environment = quick | os.environ | own | dict(self.environment)
         began = time.monotonic()
         with log.open("a", encoding="utf-8") as file:
@@ -152,7 +154,7 @@ class Processes:
         return time.monotonic() - began
 
 
-def _free_port() -> int:
+def free_port() -> int:
     for port in _ports:
         with socket.socket() as found:
             try:
@@ -238,10 +240,11 @@ class Runs:
         """Those with which every arm was scored."""
         return [seed for seed in self.seeds if all(self.is_scored(arm, seed) for arm in self.arms)]
 
-    def report(self, name: str = "report") -> int:
-        """Compare the runs of the whole seeds, in OUTPUT/NAME; the report command's exit status."""
+    def report(self, name: str = "report", *arguments: str) -> int:
+        """Compare the runs of the whole seeds, in OUTPUT/NAME; the report command's exit status. `arguments` are more
+        of that command's."""
         runs = [f"{arm.name}={self.folder(arm, seed)}" for seed in self.whole_seeds() for arm in self.arms]
-        return report([*runs, "--output", str(self.output / name)])
+        return report([*runs, "--output", str(self.output / name), *arguments])
 
 
 def archive(runs: Sequence[Runs], path: Path) -> None:

@@ -7,6 +7,7 @@ examples:
   python tools/bench/study_real.py --search                       (settings, by English validation data alone)
   python tools/bench/study_real.py --quick --output runs/quick    (two steps: whether it works, not what it finds)
   python tools/bench/study_real.py --jobs 8 --minutes 4 --archive study.tar.xz     (one GPU, which eight runs share)
+  python tools/bench/study_real.py --jobs 2 --arms last_layer,transformer_softmax      (two cores; these arms alone)
   python tools/bench/study_real.py --report-only                  (train nothing; report the runs that are there)
 
 First the LLM learns the task from the English samples as text (stage 0, `bridge-ds finetune`), once for all seeds: the
@@ -16,7 +17,8 @@ settings are those of the recipe sib200_small.
 
 Runs that are finished and scored are not repeated, so the same command continues after an interruption. What a run says
 is in OUTPUT/RUN.log. The reports are in OUTPUT/report (on the taught LLM) and OUTPUT/report-raw, a row a run in
-OUTPUT/results.csv. The search writes OUTPUT/search.json. What the figures can and cannot show is in docs/study_real.md.
+OUTPUT/results.csv. The search writes OUTPUT/search-LLM.json. What the figures can and cannot show is in
+docs/study_real.md.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ ARMS = tuple(
     )
     for name in names
 )
+FOLDERS = tuple(arm.folder for arm in ARMS)
 QUICK = ("train.steps=2", "train.global_batch=4", "evaluation.limit=8")
 SEARCH = {
     "recipe": (),
@@ -86,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train and score what is missing, then report everything; or search."""
     options = parse(argv)
     output = options.output.resolve()
-    arms = [arm for arm in ARMS if not options.quick or arm.folder in ("last_layer", "transformer_softmax")]
+    arms = [arm for arm in ARMS if arm.folder in options.arms]
     if options.report_only:
         return report(by_llm(Runs(output, arms, options.seeds)))
     bases = {name: getattr(options, name) for name in ("encoder", "llm", "data")}
@@ -101,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         (("HF_HUB_OFFLINE", "1"),) * local,  # nothing waits for a network
         time.monotonic() + 60 * options.minutes if options.minutes else math.inf,
     )
-    given = [f"data.shards={shards}", *(QUICK if options.quick else ())]
+    given = [f"data.shards={shards}", "llm.finetune=false", *(QUICK if options.quick else ())]
     runs = Runs(
         output, arms, options.seeds, processes, ("--recipe", RECIPE),
         (
@@ -136,6 +139,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data", default="Davlan/sib200", help="hub id or folder of SIB-200")
     add("--taught", help="folder of an LLM that has learned the task already, in place of stage 0")
     add("--languages", help="comma-separated codes (default: 36; with --quick en,si)")
+    add("--arms", help=f"comma-separated, of {', '.join(FOLDERS)} (default: all; with --quick the first and the third)")
     add("--seeds", type=positive(int), help="number of seeds, from 0 (default: 5; with --search 1, with --quick 2)")
     add("--jobs", type=positive(int, most=256), default=1, help="runs at the same time (default: 1)")
     add("--minutes", type=positive(float), help="end what still runs then (within 10 s), and report what is finished")
@@ -152,6 +156,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--report-only", action="store_true", help="train nothing")
     options = parser.parse_args(argv)
+    options.arms = (options.arms or ("last_layer,transformer_softmax" if options.quick else ",".join(FOLDERS))).split(
+        ","
+    )
+    if unknown := [name for name in options.arms if name not in FOLDERS]:
+        parser.error(f"--arms has {unknown[0]!r}; expected some of {', '.join(FOLDERS)}")
     options.seeds = range(options.seeds or (1 if options.search else 2 if options.quick else 5))
     options.languages = options.languages or ("en,si" if options.quick else LANGUAGES)
     return options

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -44,10 +45,19 @@ ARMS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Train and score what is missing, then report everything."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/study"), help="folder of all runs (default: runs/study)"
-    )
+    options = study_parser(__doc__ or "", "runs/study").parse_args(argv)
+    return study(options, ARMS, make_shards)
+
+
+def study_parser(doc: str, output: str) -> Parser:
+    """The options of a study of testbed runs.
+
+    Args:
+        doc: its help.
+        output: folder of its runs.
+    """
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(output), help=f"folder of all runs (default: {output})")
     parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: 5; with --quick 2)")
     parser.add_argument(
         "--jobs", type=int, default=0, help="runs at the same time (default: one a CPU core, at most 5)"
@@ -56,13 +66,30 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="to train.py")
     parser.add_argument("--quick", action="store_true", help="four steps a run, to see whether everything works")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def make_shards(output: Path, rows: int = ENGLISH_ROWS) -> None:
+    """OUTPUT/shards, unless they are there."""
+    if not (output / "shards" / "index.json").is_file():
+        pack_rows(english_rows(rows), output / "shards")
+
+
+def study(options: argparse.Namespace, arms: Sequence[Arm], make_data: Callable[[Path], None], *reporting: str) -> int:
+    """Train and score what is missing, then report everything; the exit status.
+
+    Args:
+        options: of :func:`study_parser`.
+        arms: all of them.
+        make_data: makes OUTPUT/shards and what else the arms read.
+        reporting: more arguments of the report command.
+    """
     output = options.output.resolve()
     cores = len(os.sched_getaffinity(0))
-    jobs = options.jobs or min(cores, len(ARMS))
+    jobs = options.jobs or min(cores, 5)
     runs = Runs(
         output,
-        ARMS,
+        arms,
         range(options.seeds or (2 if options.quick else 5)),
         Processes(max(1, cores // jobs)),
         ("--ds_config", options.ds_config),
@@ -70,27 +97,26 @@ def main(argv: list[str] | None = None) -> int:
     )
     failed = []
     if not options.report_only:
-        if not (output / "shards" / "index.json").is_file():
-            pack_rows(english_rows(ENGLISH_ROWS), output / "shards")
+        make_data(output)
         failed = run_jobs([runs.job(arm, seed) for arm, seed in runs], jobs).failed
     for sentence in failed:
         print(f"error: {sentence}", file=sys.stderr)
-    return report(runs) or bool(failed)
+    return report(runs, *reporting) or bool(failed)
 
 
-def report(runs: Runs) -> int:
-    """Compare the runs of all seeds that every arm has; exit status of the report command."""
+def report(runs: Runs, *arguments: str) -> int:
+    """Compare the runs of all seeds that every arm has; exit status of the report command, which takes `arguments`."""
     whole = runs.whole_seeds()
     if not whole:
         print(
-            f"error: {runs.output} holds no seed that all of {len(ARMS)} arms were scored with; train some.",
+            f"error: {runs.output} holds no seed that all of {len(runs.arms)} arms were scored with; train some.",
             file=sys.stderr,
         )
         return 2
-    rows = [testbed_rows.row(runs.folder(arm, seed), arm.name, seed) for arm in ARMS for seed in whole]
+    rows = [testbed_rows.row(runs.folder(arm, seed), arm.name, seed) for arm in runs.arms for seed in whole]
     testbed_rows.write(runs.output / "results.csv", rows)
     print(testbed_rows.table(rows))
-    return runs.report()
+    return runs.report("report", *arguments)
 
 
 if __name__ == "__main__":

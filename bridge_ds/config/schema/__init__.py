@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict
 
-from bridge_ds.config.schema.adapt import ADAPTS, ALIGNS, AdaptConfig
+from bridge_ds.config.schema.adapt import AdaptConfig
 from bridge_ds.config.schema.fields import NEITHER, Kind, Section, Table, Text
 from bridge_ds.config.schema.models import (
     EncoderConfig,
@@ -29,6 +29,7 @@ from bridge_ds.config.schema.models import (
 from bridge_ds.config.schema.runs import EvaluationConfig, RunConfig, TaskDataConfig, TrackConfig
 from bridge_ds.config.schema.tasks import TaskConfig
 from bridge_ds.config.schema.training import CheckpointConfig, DataConfig, TrainConfig
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = [
     "KINDS",
@@ -124,6 +125,7 @@ class Config:
 
     def _conflicts_of_parts(self) -> Iterator[str]:
         """Of what is there and what is trained."""
+        objective = OBJECTIVES[self.data.objective]
         if not (self.model.has_encoder or self.lora.rank or self.llm.trainable):
             yield (
                 "model.encoder is none, and nothing of the LLM is trained; expected lora.rank above 0 or "
@@ -134,6 +136,17 @@ class Config:
                 "llm.finetune is true and model.encoder is none, so there is no bridge to train after it; expected an "
                 "encoder; set llm.finetune to false, as this run is that of the LLM."
             )
+        if self.llm.finetune and self.run.start_from:
+            yield (
+                f"llm.finetune is true and run.start_from is {self.run.start_from!r}, whose bridge belongs to the LLM "
+                "that it was trained with, not to one that this run teaches; expected one of them; set llm.finetune to "
+                "false and model.llm to that run's."
+            )
+        if objective.teaches and (self.lora.rank or self.llm.trainable or not self.model.has_encoder):
+            yield (
+                f"data.objective is {self.data.objective}, in which the LLM as it is teaches a bridge; expected an "
+                "encoder and a frozen LLM; set lora.rank=0 and llm.trainable=false (llm.finetune may train the LLM before)."
+            )
         if self.lora.rank and self.llm.trainable:
             yield (
                 f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
@@ -141,19 +154,23 @@ class Config:
             )
         if not self.model.has_llm:
             yield from self._conflicts_of_adapting()
-        elif self.data.objective in ADAPTS:
+        elif objective.adapts:
             yield (
                 f"data.objective is {self.data.objective} and model.llm is {self.model.llm}; expected no LLM, for the "
                 "encoder is trained alone then; set model.llm=none, or use bridge-ds adapt."
             )
 
     def _conflicts_of_adapting(self) -> Iterator[str]:
+        objective = OBJECTIVES[self.data.objective]
         if not self.model.has_encoder:
             yield "model.encoder and model.llm are both none; expected one of them to train; name it."
-        if self.data.objective not in ADAPTS:
+        if self.llm.finetune:
+            yield "llm.finetune is true and model.llm is none; expected an LLM to teach; set llm.finetune to false."
+        if not objective.adapts:
+            those = ", ".join(name for name, of in OBJECTIVES.items() if of.adapts)
             yield (
-                f"model.llm is none and data.objective is {self.data.objective}; expected one of {', '.join(ADAPTS)}, "
-                "which train the encoder alone; set one."
+                f"model.llm is none and data.objective is {self.data.objective}; expected one of {those}, which train "
+                "the encoder alone; set one."
             )
         if bool(self.lora.rank) == self.encoder.trainable:
             yield (
@@ -161,7 +178,7 @@ class Config:
                 f"{str(self.encoder.trainable).lower()}; expected updates of the encoder, or all of it trained; set "
                 "one of them."
             )
-        if self.data.objective in ALIGNS and self.train.micro_batch == 1:
+        if objective.aligns and self.train.micro_batch == 1:
             yield (
                 f"data.objective is {self.data.objective} and train.micro_batch is 1; expected 2 or more, for the "
                 "other English sentences of a micro-batch are the negatives; set train.micro_batch=16."

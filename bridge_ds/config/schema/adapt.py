@@ -17,14 +17,7 @@ from bridge_ds.config.schema.fields import (
     Whole,
 )
 
-__all__ = ["ADAPTS", "ALIGNS", "DENOISES", "AdaptConfig"]
-
-DENOISES = ("denoise", "denoise_and_align")
-"""Values of `data.objective` that predict what was masked of a text."""
-ALIGNS = ("align", "denoise_and_align")
-"""Values that pull a sentence's states to those of its English translation."""
-ADAPTS = ("denoise", "align", "denoise_and_align")
-"""Values that train the encoder alone."""
+__all__ = ["AdaptConfig"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from pydantic import BeforeValidator
 
 from bridge_ds.config.schema.fields import Flag, OptionalText, Path, Table, Text, Texts, Whole
-from bridge_ds.config.text import Typed, parsed, shown
+from bridge_ds.config.text import Typed, Unusable, parsed, shown
 from bridge_ds.reading import twice
 
 __all__ = ["TaskConfig"]
@@ -22,7 +22,17 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 def _numbered(value: Any) -> Any:
     """A list as a mapping from its indices."""
     value = _listed(value)
-    return {str(index): item for index, item in enumerate(value)} if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    for index, item in enumerate(value):
+        text = str(item).strip()
+        if text != str(index) and text in map(str, range(len(value))):
+            raise Unusable(
+                [str(each) for each in value],
+                f", where {text} is a label and the number of another one; expected a mapping from what the data has, "
+                f"such as {{{text}: {text}}}; write one",
+            )
+    return {str(index): item for index, item in enumerate(value)}
 
 
 def _same(value: Any) -> Any:
@@ -109,8 +119,9 @@ class TaskConfig:
         if self.labels and (len(texts) < 2 or not all(text.strip() for text in texts)):
             yield f"{key}.labels has {shown(texts)}; expected two or more, none empty; correct it."
         again = twice(value.strip().casefold() for value in self.labels)
+        again = again or twice({text.strip(): text.strip().casefold() for text in texts}.values())
         if again is not None:
-            yield f"{key}.labels has {shown(again)} twice, in other letters; expected each value once; take one out."
+            yield f"{key}.labels has {shown(again)} twice, in other letters; expected each once; take one out."
         again = twice(self.languages.values())
         if again is not None:
             yield f"{key}.languages has {shown(again)} twice; expected each once; take one out."

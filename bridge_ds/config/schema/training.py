@@ -24,6 +24,7 @@ from bridge_ds.config.schema.fields import (
     Probability,
     Real,
     Text,
+    Texts,
     Whole,
 )
 
@@ -52,15 +53,34 @@ class DataConfig:
     cache_gib: Annotated[PositiveFloat, NEITHER] = 50.0
     """Size limit of the fetched shards on each node, for each data set (GiB); the least recently used are removed
     first."""
+    states_cache: Annotated[Path, NEITHER] = ""
+    """Folder on each node's own disk where the states of a frozen encoder are kept: later epochs, and later runs with
+    the same encoder, read them from there (bridge-ds encode writes them ahead). Empty = none are kept."""
+    states_cache_gib: Annotated[PositiveFloat, NEITHER] = 100.0
+    """Size limit of that folder (GiB); once it is reached, states that are not there are computed each time."""
     source_language: Annotated[Text, FUNCTION] = ""
     """Language of sources that have no field `language`, for an encoder that is told it by a tag (NLLB, M2M-100,
     mBART): its tag or an ISO 639 code, such as en; empty = the index's language of the shard, else the tokenizer's own,
     which is logged."""
-    objective: Annotated[Literal["task", "prefix_lm", "denoise", "align", "denoise_and_align"], FUNCTION] = "task"
-    """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge). Of the
-    encoder alone (bridge-ds adapt): denoise: predict masked tokens or spans of `source` or `text` | align: pull the
-    states of `source` to those of `target`, its English translation | denoise_and_align: the one where a sample has no
-    `target`, else the other."""
+    objective: Annotated[
+        Literal[
+            "task", "prefix_lm", "self_teaching", "task_and_self_teaching", "denoise", "align", "denoise_and_align"
+        ],
+        FUNCTION,
+    ] = "task"
+    """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge) |
+    self_teaching: let the LLM, which reads the English `text` (or `source`) itself, teach what it says at the tokens of
+    `target`, or without targets at the first token of the answer | task_and_self_teaching: both losses. Of the encoder
+    alone (bridge-ds adapt): denoise: predict masked tokens or spans of `text` (or `source`) | align: pull the states of
+    `source` to those of `target`, its English translation | denoise_and_align: the one where a sample has no `target`,
+    else the other."""
+    mix_words: Annotated[Path, NEITHER] = ""
+    """Dictionary (TSV of English, word, language) from which English words of the sources are replaced, for each epoch
+    anew; empty = none. Validation reads the texts as they are."""
+    mix_words_share: Annotated[Real, Ge(0), Le(1), TRAINING] = 0.5
+    """Probability that a word that is in the dictionary is replaced."""
+    mix_words_languages: Annotated[Texts, TRAINING] = ()
+    """Languages of the dictionary that are used; empty = all."""
     augment_prompt: Annotated[Flag, FUNCTION] = False
     """Also show the LLM the source text with its own embeddings, after the soft prompt (MindMerger)."""
     bos: Annotated[Literal["auto", "always", "never", "unless_eos"], FUNCTION] = "auto"
@@ -119,7 +139,7 @@ class DataConfig:
                 "data.system_prompt is set and data.chat_template is false; a system message is part of a chat; "
                 "set data.chat_template=true, or leave the message out."
             )
-        if self.chat_template and self.objective != "task":
+        if self.chat_template and self.objective == "prefix_lm":
             yield (
                 f"data.chat_template is true and data.objective is {self.objective!r}; expected task, for the rest of "
                 "a text is no answer in a chat; set data.chat_template=false."
@@ -173,6 +193,11 @@ class TrainConfig:
     validation_samples: Annotated[NonNegativeInt, NEITHER] = 1024
     """Most samples of a validation, the same ones each time and whatever run.seed is (kept as token ids in the ranks'
     memory); 0 = all that are held out."""
+    teaching_weight: Annotated[NonNegativeFloat, TRAINING] = 1.0
+    """Weight of self-teaching's loss beside the task's (data.objective task_and_self_teaching)."""
+    teaching_temperature: Annotated[PositiveFloat, TRAINING] = 1.0
+    """Temperature of both distributions in self-teaching; its loss is multiplied by the temperature's square, which
+    keeps the gradients' size (arXiv 1503.02531)."""
     max_bad_steps: Annotated[NonNegativeInt, NEITHER] = 0
     """Steps in a row whose loss or gradient is not finite before the run stops; each one is skipped and shown."""
 

@@ -16,10 +16,11 @@ import torch
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import pad
 from bridge_ds.data.loading.layout import Layout
-from bridge_ds.data.shards.samples import BadSample, required_fields
+from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.corrupt import Corruption, hide
 from bridge_ds.data.text.truncate import truncated
 from bridge_ds.errors import DataError
+from bridge_ds.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from bridge_ds.config.schema import AdaptConfig, DataConfig
@@ -72,10 +73,11 @@ def adapted_ids(
     """
     how = tokenizers.adapting
     assert how is not None
-    fields = [required_fields(sample, data.objective) for sample in samples]
-    english = [sample["target"] if len(of) > 1 else "" for sample, of in zip(samples, fields, strict=True)]
+    objective = OBJECTIVES[data.objective]
+    texts = [sample[objective.read(sample)] for sample in samples]
+    english = [sample["target"] if "target" in objective.of(sample).required else "" for sample in samples]
     try:
-        sources = tokenizers.sources([sample[of[0]] for sample, of in zip(samples, fields, strict=True)], languages)
+        sources = tokenizers.sources(texts, languages)
     except DataError as error:
         if len(samples) == 1:
             return [BadSample("malformed", f"cannot be tokenized: {error}")]

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 
 from bridge_ds.data.loading.layout import Layout
 
 __all__ = ["Batch", "StepBatches", "split_buffer"]
+
+_LESSON = "lesson."
+"""Before the names of :attr:`Batch.lesson`'s tensors."""
 
 
 @dataclass
@@ -38,17 +42,21 @@ class Batch:
     """[B, K] int64."""
     layout: Layout | None = None
     """Index tensors that follow from the lengths; with them the forward pass never waits for the device."""
+    lesson: Batch | None = None
+    """What the LLM reads that teaches: the same rows and targets without an encoder token, the text as prompt."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name."""
-        own = {name: value for name, value in vars(self).items() if name != "layout" and value is not None}
-        return own | (self.layout.tensors() if self.layout else {})
+        own = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        own |= self.layout.tensors() if self.layout else {}
+        return own | {_LESSON + name: value for name, value in (self.lesson.tensors() if self.lesson else {}).items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Batch:
         """The batch that has these :meth:`tensors`."""
         own = {each.name: tensors[each.name] for each in fields(cls) if each.name in tensors}
-        return cls(**own, layout=Layout.of(tensors))
+        lesson = {name.removeprefix(_LESSON): value for name, value in tensors.items() if name.startswith(_LESSON)}
+        return cls(**own, layout=Layout.of(tensors), lesson=cls.of(lesson) if lesson else None)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`: one copy where the tensors are views of one flat buffer, as the loader's are.
@@ -109,6 +117,8 @@ class StepBatches:
     """Location, key and reason of the first of them."""
     example: str = ""
     """For the first step only: one sample in readable form (decoded ids)."""
+    kept: list[Any] = field(default_factory=list)
+    """Of each micro-batch, its :class:`bridge_ds.states.cache.KeptStates`; empty where the run keeps none."""
 
 
 def split_buffer(buffer: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:

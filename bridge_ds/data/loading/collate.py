@@ -59,7 +59,12 @@ def collate(
     prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
     target_ids, target_mask = pad([row.target for row in rows], llm_pad_id)
     head_ids, head_mask = pad([row.head for row in rows], llm_pad_id) if any(row.head for row in rows) else (None, None)
-    layout = None
+    lesson = layout = None
+    if rows[0].lesson is not None:
+        alone = [TokenizedSample([], row.lesson or [], row.target, (), row.head) for row in rows]
+        lesson = collate(
+            alone, encoder_pad_id, llm_pad_id, opening, packing=packing and replace(packing, encoder_keys=0.0)
+        )
     if opening is not None:
         layout = layout_of(source_mask, prompt_mask, target_mask, target_ids, opening, head_mask, fixed_length, packing)
     return Batch(
@@ -72,6 +77,7 @@ def collate(
         head_ids=head_ids,
         head_mask=head_mask,
         layout=layout,
+        lesson=lesson,
     )
 
 

@@ -20,6 +20,7 @@ from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.data.shards.store import GIB, NodeCache, is_remote, open_store
 from bridge_ds.data.shards.table import BUCKETS
 from bridge_ds.data.text.languages import SHARD_LANGUAGE
+from bridge_ds.data.text.mixing import WordMixer, read_mixer
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import twice
 from bridge_ds.world import World
@@ -98,12 +99,19 @@ class Corpus:
         ]
         self.samples = sum(order.samples for order in self._orders)
         """Samples of the split in all data sets."""
+        self.mixer: WordMixer | None = None
+        """What replaces words of the sources (`data.mix_words`)."""
 
     @property
     def identity(self) -> str:
         """Hex sha256 over the indices and the mixture: a checkpoint's position is one in this sequence."""
         content = [[part.identity, int(share)] for part, share in zip(self.sets, self._quota, strict=True)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def recorded(self) -> dict[str, str | None]:
+        """What a resumed run must find again, for state.json: hex sha256 of the data sets and of the dictionary."""
+        return {"shards_sha256": self.identity, "mix_words_sha256": self.mixer.sha256 if self.mixer else None}
 
     def rows(self, positions: np.ndarray) -> CorpusRows:
         """The samples at positions (int64 [G], 0 or more) of the endless sequence.
@@ -236,11 +244,12 @@ def open_index(data: DataConfig, folder: str) -> ShardIndex:
 
 
 def open_corpus(data: DataConfig, seed: int, world: World) -> Corpus:
-    """Read the index of each data set; with data.stage_dir, copy everything to the node first.
+    """Read the index of each data set, and the dictionary of data.mix_words; with data.stage_dir, copy all shards to
+    the node first.
 
     Raises:
-        DataError: a data set is missing, damaged or cannot be fetched, or the cache is too small for it.
-        ConfigError: data.mixture cannot be used.
+        DataError: a data set or the dictionary is missing, damaged or cannot be fetched, or the cache is too small.
+        ConfigError: data.mixture or data.mix_words_languages cannot be used.
     """
     folders, weights = locations(data)
     sets = []
@@ -252,7 +261,10 @@ def open_corpus(data: DataConfig, seed: int, world: World) -> Corpus:
         copies = [part.location for part in sets if part.identity == again]
         raise ConfigError(f"data.mixture has {copies[0]} and {copies[1]}, copies of one data set; add the weights.")
     _check_cache(sets, data)
-    return Corpus(sets, weights, data, seed)
+    corpus = Corpus(sets, weights, data, seed)
+    if data.mix_words:
+        corpus.mixer = read_mixer(data.mix_words, data.mix_words_share, data.mix_words_languages)
+    return corpus
 
 
 def _check_cache(sets: Sequence[ShardIndex], data: DataConfig) -> None:

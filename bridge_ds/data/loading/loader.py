@@ -121,12 +121,14 @@ def make_loader(
     Raises:
         LaunchError: the batch sizes do not fit the world.
         ConfigError: data.source_language, or what an index says instead, is none of the encoder's languages.
-        DataError: the shards are missing or damaged; while iterating, also a sample that cannot be used.
+        DataError: the shards are missing or damaged, or data.mix_words has no word of them; while iterating, also a
+            sample that cannot be used.
     """
     accumulation(config, world.size)
     corpus = corpus or open_corpus(config.data, config.run.seed, world)
     _check_languages(config, tokenizers, corpus)
     dataset = StepDataset(config, world, tokenizers, corpus, start_step + 1, packing)
+    dataset.check_words()
     steps = range(start_step + 1, config.train.steps + 1)
     return StepLoader(dataset, steps, workers=config.data.workers, prefetch=config.data.prefetch, pin_memory=pin_memory)
 

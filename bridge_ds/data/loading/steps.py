@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,12 +19,15 @@ from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokeniz
 from bridge_ds.data.sampling.order import batch_positions, ids_hash
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.errors import BridgeError, DataError, LaunchError
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.world import World
 
 __all__ = ["StepDataset"]
 
 # Samples from which tokens per character are estimated, for data.tokens_per_micro_batch.
 _RATIO_SAMPLES = 64
+# And those in which a word of the dictionary must be, for data.mix_words.
+_WORD_SAMPLES = 512
 
 
 class StepDataset(Dataset[PackedBatch | BridgeError]):
@@ -58,6 +62,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         self._corpus = corpus
         self._first_step = first_step
         self._packing = packing
+        self._objective = OBJECTIVES[config.data.objective]
+        self._mixer = corpus.mixer if tokenizers.has_encoder and not tokenizers.adapting else None
         cost = self._token_cost() if config.data.tokens_per_micro_batch else None
         self._plan = StepPlan(config, corpus, cost)
 
@@ -89,6 +95,26 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         rows = self._plan.rows(step)
         return self._made(step, rows, self._plan.bucket(rows, self._world))
 
+    def check_words(self) -> None:
+        """Look for a word of data.mix_words in the first samples of the run, which are read until one is found.
+
+        Raises:
+            DataError: none of them has one.
+        """
+        if self._mixer is None:
+            return
+        rows = self._corpus.rows(np.arange(min(_WORD_SAMPLES, self._corpus.samples)))
+        for row in range(len(rows.numbers)):
+            with contextlib.suppress(BadSample):
+                sample = self._corpus.read(rows, row)
+                if self._mixer.knows(sample[self._objective.read(sample)]):
+                    return
+        data = self._config.data
+        raise DataError(
+            f"no word of data.mix_words {data.mix_words} is in the first {len(rows.numbers)} sources of the run; "
+            "expected English words in its first column that the texts have; compare it with the shards."
+        )
+
     def once(self, limit: int) -> StepBatches:
         """This rank's part of :meth:`Corpus.once`, as a step of number 0 that consumes them all. Every rank has as many
         micro-batches; where one runs out of samples, its last ones have one empty row.
@@ -101,7 +127,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
 
     def _made(self, step: int, rows: CorpusRows, groups: Sequence[np.ndarray]) -> StepBatches:
         mine = np.concatenate(groups)
-        found = self._tokenize(rows, mine)
+        found = self.tokenize(rows, mine)
         truncated = {"source": 0, "prompt": 0, "target": 0}
         bad: dict[str, int] = {}
         samples: list[TokenizedSample | AdaptedIds] = []
@@ -134,7 +160,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
     def _empty(self) -> TokenizedSample:
         of = self._tokenizers
         if of.has_encoder:
-            return TokenizedSample([of.encoder_pad_id], [], [], ())
+            lesson = [of.pad_id] if self._objective.teaches else None
+            return TokenizedSample([of.encoder_pad_id], [], [], (), lesson=lesson)
         return TokenizedSample([], [of.pad_id], [], ())
 
     def first_rows(self, count: int) -> Batch:
@@ -144,7 +171,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             DataError: a sample cannot be read or is not what was indexed, or none of the step is good.
         """
         rows = self._corpus.rows(batch_positions(1, self._config.train.global_batch)[:count])
-        found = self._tokenize(rows, np.arange(len(rows.numbers)))
+        found = self.tokenize(rows, np.arange(len(rows.numbers)))
         good = [sample for sample in found if not isinstance(sample, BadSample)]
         if not good:
             raise next(sample for sample in found if isinstance(sample, BadSample))
@@ -158,7 +185,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         opening = of.bos_id is not None
         return collate(samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing)
 
-    def _tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | AdaptedIds | BadSample]:
+    def tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | AdaptedIds | BadSample]:
+        """Some of the rows, or why they cannot be used. Raises DataError as :meth:`make`."""
         found: dict[int, TokenizedSample | AdaptedIds | BadSample] = {}
         good, contents = [], []
         on_disk = np.lexsort((rows.shard_rows[which], rows.shards[which], rows.sets[which]))
@@ -175,6 +203,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             seed=self._config.run.seed,
             epochs=rows.epochs[good].tolist(),
             numbers=rows.numbers[good].tolist(),
+            mixer=self._mixer,
         )
         for row, sample in zip(good, tokenized, strict=True):
             if isinstance(sample, BadSample):
@@ -190,7 +219,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
                 sample = self._corpus.read(rows, row)
             except BadSample:
                 continue
-            text = sample.get("source") or sample.get("text", "")
+            text = sample[self._objective.read(sample)]
             target = sample.get("target") or text
             counts = len(self._tokenizers.source_ids(text)) - 1, len(self._tokenizers.targets([target])[0])
             for side, (made, count) in enumerate(zip((text, target), counts, strict=True)):
@@ -206,6 +235,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             ("source", self._tokenizers.encoder, sample.source),
             ("prompt", self._tokenizers.llm, sample.prompt),
             ("target", self._tokenizers.llm, sample.target),
+            ("text of the LLM that teaches", self._tokenizers.llm, sample.lesson or []),
         ]
         lines = [f"{name} ({len(ids)} tokens): {tokenizer.decode(ids)}" for name, tokenizer, ids in parts if ids]
         return "\n".join([location, *lines])

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.loading.adapting import AdaptedIds, Adapting, adapted_ids
+from bridge_ds.data.loading.texts import texts_of
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
 from bridge_ds.data.text.convention import KEEP, begins_with_space, opening
 from bridge_ds.data.text.languages import SHARD_LANGUAGE, SourceLanguages, find_languages, source_ids
+from bridge_ds.data.text.mixing import WordMixer
 from bridge_ds.data.text.plain import ids_after, text_ids
 from bridge_ds.data.text.prompting import answers, frame_ids
 from bridge_ds.data.text.spiece import with_spiece
 from bridge_ds.data.text.truncate import Limits, fit, truncated
-from bridge_ds.data.text.words import is_parted, split_text
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.tokenizer import load_tokenizer
+from bridge_ds.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,6 +50,8 @@ class TokenizedSample:
     """Which of `source`, `prompt`, `target` were longer than allowed."""
     head: tuple[int, ...] = ()
     """LLM ids before the soft prompt, of a chat template, BOS included; empty = BOS alone, where the LLM has one."""
+    lesson: list[int] | None = None
+    """LLM ids that the LLM reads in place of soft prompt and prompt where it teaches; None = it does not."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,7 @@ def tokenize_samples(
     seed: int = 0,
     epochs: Sequence[int] | None = None,
     numbers: Sequence[int] | None = None,
+    mixer: WordMixer | None = None,
 ) -> list[TokenizedSample | AdaptedIds | BadSample]:
     """Checked samples as ids, truncated to the lengths of the config; one call of each tokenizer for all of them.
 
@@ -248,9 +253,10 @@ def tokenize_samples(
         samples: with the fields that the objective requires.
         tokenizers: both tokenizers.
         data: objective, prompt augmentation and lengths (tokens).
-        seed: seed of the run; with epoch and number it decides where prefix_lm splits a text.
+        seed: of the run; with epoch and number it decides where prefix_lm splits a text, and what `mixer` replaces.
         epochs: how often each sample has been seen before.
         numbers: each sample's number in the corpus.
+        mixer: replaces words of what the encoder reads, and of the prompt where that is the same text; None = none.
 
     Returns:
         For each sample its ids, or (kind `empty`, a reason only) why it has none.
@@ -262,30 +268,32 @@ def tokenize_samples(
     languages = [_language(sample, data) for sample in samples]
     if tokenizers.adapting:
         return list(adapted_ids(samples, tokenizers, data, languages, seed, epochs, numbers))
-    parted = None
-    if data.objective == "prefix_lm":
-        texts = [split_text(s["text"], seed, e, n) for s, e, n in zip(samples, epochs, numbers, strict=True)]
-        prompts = [source for source, _ in texts]
-        parted = [is_parted(sample["text"], before) for sample, (before, _) in zip(samples, texts, strict=True)]
-    else:
-        texts = [(sample["source"], sample["target"]) for sample in samples]
-        prompts = [sample.get("prompt") or sample["source"] for sample in samples]
+    texts = [
+        texts_of(sample, data.objective, seed, epoch, number, mixer)
+        for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
+    ]
     try:
-        sources = tokenizers.sources([source for source, _ in texts], languages) if tokenizers.has_encoder else []
+        sources = tokenizers.sources([of.source for of in texts], languages) if tokenizers.has_encoder else []
     except DataError as error:
         if len(samples) == 1:
             return [BadSample("malformed", f"cannot be tokenized: {error}")]
         return [
-            tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number])[0]
+            tokenize_samples([sample], tokenizers, data, seed=seed, epochs=[epoch], numbers=[number], mixer=mixer)[0]
             for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
         ]
-    targets = answers(tokenizers, [target for _, target in texts], tokenizers.frame.before_answer, parted=parted)
+    tail, parted = tokenizers.frame.before_answer, [of.parted for of in texts]
+    targets = answers(tokenizers, [of.target or "" for of in texts], tail, parted=parted)
+    # Of an answer that is not known, its first token can be taught: what is predicted there is known before it.
+    targets = [ids if of.target else [tokenizers.eos_id] for ids, of in zip(targets, texts, strict=True)]
     nothing: list[list[int]] = [[] for _ in samples]
-    shown = tokenizers.prompts(prompts) if data.augment_prompt or not tokenizers.has_encoder else nothing
-    return [
+    reads, teaches = data.augment_prompt or not tokenizers.has_encoder, OBJECTIVES[data.objective].teaches
+    shown = tokenizers.prompts([of.prompt for of in texts]) if reads else nothing
+    lessons = tokenizers.prompts([of.lesson for of in texts]) if teaches else nothing
+    found = [
         _truncated(source, prompt, target, tokenizers, data)
         for source, prompt, target in zip(sources or nothing, shown, targets, strict=True)
     ]
+    return [_with_lesson(of, ids, tokenizers, data) if teaches else of for of, ids in zip(found, lessons, strict=True)]
 
 
 def _language(sample: dict[str, Any], data: DataConfig) -> object:
@@ -305,3 +313,18 @@ def _truncated(
     shortened += ("target",) if len(kept) < len(target) else ()
     head, tail = tokenizers.frame_ids if tokenizers.frame else ([], [])
     return TokenizedSample(source, [*prompt, *tail], kept, shortened, tuple(head))
+
+
+def _with_lesson(
+    found: TokenizedSample | BadSample, lesson: list[int], tokenizers: Tokenizers, data: DataConfig
+) -> TokenizedSample | BadSample:
+    """The sample with what the LLM reads that teaches: as the LLM alone reads a text, the same chat template around."""
+    if isinstance(found, BadSample):
+        return found
+    if not lesson:
+        return BadSample("empty", "has a text without any token of the LLM; expected text that its tokenizer knows")
+    limits = Limits.of(data)
+    kept = truncated(lesson, limits.prompt, limits.side)
+    lost = ("prompt",) if len(kept) < len(lesson) and "prompt" not in found.truncated else ()
+    tail = tokenizers.frame_ids[1] if tokenizers.frame else []
+    return replace(found, lesson=[*kept, *tail], truncated=(*found.truncated, *lost))

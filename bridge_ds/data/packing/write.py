@@ -17,11 +17,12 @@ import numpy as np
 
 from bridge_ds.data.packing.formats import Row
 from bridge_ds.data.shards.index import INDEX_NAME, ShardIndex, load_index, write_index
-from bridge_ds.data.shards.samples import REQUIRED_FIELDS, BadSample, check_sample
+from bridge_ds.data.shards.samples import BadSample, check_sample
 from bridge_ds.data.shards.scan import Scan, scan_shard
 from bridge_ds.data.shards.table import ShardEntry, table_name
 from bridge_ds.disk import atomic_folder, atomic_write
 from bridge_ds.errors import DataError
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import is_macos
 
 __all__ = [
@@ -40,6 +41,8 @@ MIB = 1 << 20
 MANIFEST_NAME = "manifest.json"
 """File next to the index that lists the input."""
 
+_WAYS = OBJECTIVES["task"].required, OBJECTIVES["prefix_lm"].required
+"""What a row may hold."""
 _BLOCK = 512  # a tar member is a header of one block and its data in whole blocks
 
 
@@ -99,7 +102,7 @@ def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -
         try:
             check_sample(row, "prefix_lm" if is_text else "task")
         except BadSample as error:
-            needs = " or ".join(" and ".join(fields) for fields in REQUIRED_FIELDS.values())
+            needs = " or ".join(" and ".join(fields) for fields in _WAYS)
             raise DataError(f"{where} {error}; a sample holds {needs}: fix the input or set --map.") from None
         given = row.get(key_field, "") if key_field else f"{key_prefix}{number:09d}"
         key = str(given)

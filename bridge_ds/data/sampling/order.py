@@ -30,6 +30,7 @@ __all__ = [
     "permute",
     "quotas",
     "uniform",
+    "uniforms",
 ]
 
 MIX_BLOCK = 10_000
@@ -37,10 +38,11 @@ MIX_BLOCK = 10_000
 
 # Six rounds of a Feistel network with a good mixer leave no visible structure even on domains of a few bits.
 _ROUNDS = 6
-# Keep the numbers of `uniform`, of windows and of mixtures apart from the round keys 0.._ROUNDS-1 and each other.
+# Keep the numbers of `uniform(s)`, of windows and of mixtures apart from the round keys 0.._ROUNDS-1 and each other.
 _UNIFORM_SALT = 1 << 32
 _SEED_SALT = 1 << 33
 _MIX_SALT = 1 << 34
+_MANY_SALT = 1 << 35
 # Epochs whose order of shards is kept: a batch may straddle two, and a mixture's sets are in different ones.
 _KEPT_EPOCHS = 4
 _MASK64 = (1 << 64) - 1
@@ -191,6 +193,12 @@ def mix(positions: np.ndarray, quota: np.ndarray, seed: int) -> tuple[np.ndarray
 def uniform(seed: int, epoch: int, sample: int) -> float:
     """A number in [0, 1) that depends on (seed, epoch, sample) and on nothing else."""
     return (_hash(seed, epoch, _UNIFORM_SALT, sample) >> 11) / 2.0**53
+
+
+def uniforms(seed: int, epoch: int, sample: int, count: int) -> np.ndarray:
+    """Numbers in [0, 1), float64 [count]: number i depends on (seed, epoch, sample, i) and on nothing else."""
+    state = _words(_hash(seed, epoch, _MANY_SALT, sample))
+    return (_mix(state ^ np.arange(count, dtype=np.uint64)) >> np.uint64(11)) / 2.0**53
 
 
 def ids_hash(sample_numbers: np.ndarray) -> str:

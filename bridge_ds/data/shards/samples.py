@@ -9,6 +9,7 @@ from typing import Any
 from bridge_ds.data.shards.tar import BadTar, members
 from bridge_ds.data.text.words import starts
 from bridge_ds.errors import DataError
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import NotText, decoded, is_macos, json_value
 
 __all__ = [
@@ -16,13 +17,11 @@ __all__ = [
     "KINDS",
     "MAPPED",
     "READ",
-    "REQUIRED_FIELDS",
     "BadSample",
     "check_sample",
     "is_skipped",
     "join_members",
     "parse",
-    "required_fields",
     "split_name",
 ]
 
@@ -33,9 +32,6 @@ MAPPED = (*FIELDS, "language")
 
 READ = ("json", "txt")
 """Suffixes of members that are read."""
-REQUIRED_FIELDS: dict[str, tuple[str, ...]] = {"task": ("source", "target"), "prefix_lm": ("text",)}
-"""What a sample must hold, by `data.objective`. A task sample may also hold `prompt`; see also
-:func:`required_fields`."""
 
 KINDS = ("malformed", "missing", "empty", "too_long")
 """Kinds of bad samples: no JSON object or not UTF-8 or of wrong type; a field is missing; a text is empty; a text has
@@ -150,11 +146,14 @@ def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
     """
     if not isinstance(sample, dict):
         raise BadSample("malformed", f"is a JSON {type(sample).__name__}; expected an object with named fields")
-    required = required_fields(sample, objective)
-    optional = ("prompt",) if objective == "task" and sample.get("prompt") is not None else ()
-    for field in required + optional:
+    kind = OBJECTIVES[objective].of(sample)
+    if not (read := kind.read(sample)):
+        names = " or ".join(f"`{name}`" for name in kind.one_of)
+        raise BadSample("missing", f"has no {names}; the objective {objective} needs one of them")
+    there = [field for field in kind.optional if sample.get(field) is not None]
+    for field in dict.fromkeys((*kind.required, read, *there)):
         if field not in sample:
-            names = " and ".join(f"`{name}`" for name in required)
+            names = " and ".join(f"`{name}`" for name in kind.required)
             raise BadSample("missing", f"has no `{field}`; the objective {objective} needs {names}")
         value = sample[field]
         if not isinstance(value, str):
@@ -170,19 +169,6 @@ def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
     # starts() alone would do; split() is the quick check.
     if objective == "prefix_lm" and len(sample["text"].split(maxsplit=1)) < 2 and len(starts(sample["text"])) < 2:
         raise BadSample("empty", "has fewer than two words in `text`; a prefix and a rest need at least two")
-
-
-def required_fields(sample: Mapping[str, Any], objective: str) -> tuple[str, ...]:
-    """What a sample must hold to be used for `data.objective`.
-
-    The encoder alone is trained on pairs (`source`, `target`), or on unlabeled text: `text` where there is such a field
-    (corpora often name their origin `source` beside it), else `source`.
-    """
-    if objective in REQUIRED_FIELDS:
-        return REQUIRED_FIELDS[objective]
-    if objective == "align" or (objective == "denoise_and_align" and "target" in sample):
-        return REQUIRED_FIELDS["task"]
-    return ("text",) if "text" in sample or "source" not in sample else ("source",)
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class _FuseByQuery(torch.autograd.Function):
         ctx: Any, plan: KernelPlan, query_D: torch.Tensor, *states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         hs = flat(states)
-        read = plan.ops.prepare(hs)
+        read = plan.ops.prepare(hs, plan.rows, plan.wide)
         u_1D = (query_D.to(plan.wide) / math.sqrt(len(query_D)))[None]
         position_scores_1P = u_1D.new_zeros(1, len(hs) + 1)
         position_scores_1P[:, 0] = -math.inf
@@ -51,7 +51,7 @@ class _FuseByQuery(torch.autograd.Function):
             scales += [] if scale_mL is None else [scale_mL]
         ctx.plan = plan
         attention_M1P = torch.cat(attentions) if attentions else u_1D.new_zeros(0, 1, len(hs) + 1)
-        ctx.save_for_backward(u_1D, attention_M1P, torch.cat(scales) if scales else None, *states)
+        ctx.save_for_backward(u_1D, attention_M1P, torch.cat(scales) if scales else None, plan.ops.kept(read), *states)
         seen_L = attention_M1P[:, 0, 1:].sum(0).div_(max(1, plan.rows.count))
         ctx.mark_non_differentiable(seen_L)
         return fused_ND.view_as(states[0]), seen_L
@@ -60,9 +60,9 @@ class _FuseByQuery(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_fused_BSD: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         plan: KernelPlan = ctx.plan
-        u_1D, attention_M1P, scale_ML, *states = ctx.saved_tensors
+        u_1D, attention_M1P, scale_ML, kept, *states = ctx.saved_tensors
         hs = flat(states)
-        read = plan.ops.prepare(hs)
+        read = plan.ops.prepare(hs, plan.rows, plan.wide, kept)
         (d_fused_ND,) = flat([d_fused_BSD])
         d_u_1D = torch.zeros_like(u_1D)
         d_states = gradients_of(ctx.needs_input_grad[2:], states)

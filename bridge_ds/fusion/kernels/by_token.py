@@ -7,10 +7,10 @@ the weighted sum. Dropout applies to the same quantities as in torch's layer.
 
 One autograd function from the states to their weighted sum. It reads the states twice in each direction, because a
 matrix product comes between: scores and pooled vector, then the sum; the sum's gradient, then that of the pooled
-vector. It keeps the states (not copied), the attention, the weights and three vectors per token (and what
-the first chunk computed). It keeps parameters as the leaves themselves, never a view: under ZeRO-3 a parameter's
-storage is released after its module's forward, and the leaf (not the view) holds the gathered one again when backward
-comes.
+vector. It keeps the states (not copied, unless they are small and on a CPU), the attention, the weights and three
+vectors per token (and what the first chunk computed). It keeps parameters as the leaves themselves, never a view: under
+ZeRO-3 a parameter's storage is released after its module's forward, and the leaf (not the view) holds the gathered one
+again when backward comes.
 
 Dimensions: B batch, S encoder tokens, N = B x S, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the
 attention (0 is the query's own vector c), D width, H heads, F hidden width of the MLP.
@@ -49,7 +49,8 @@ def fuse(
     """The fused states [B, S, D] and the layers' mean weights [L]; arguments as of :func:`.backends.fuse_by_token`."""
     # The seed comes from torch's global generator: seeding that (the engine does, by step and rank) determines dropout.
     seed = int(torch.randint(2**62, ())) if dropout else 0
-    plan = make_plan(ops, rows, states, rms=rms, heads=heads, dropout=dropout, seed=seed)
+    merged = heads == 1 and rows.count > states[0].shape[-1]
+    plan = make_plan(ops, rows, states, rms=rms, heads=heads, dropout=dropout, seed=seed, merged=merged)
     return _FuseByToken.apply(plan, *(p[name] for name in NAMES), *states)
 
 
@@ -58,11 +59,13 @@ class _FuseByToken(torch.autograd.Function):
     def forward(ctx: Any, plan: KernelPlan, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         hs, p = flat(states), _prepare(leaves, plan)
-        read = plan.ops.prepare(hs)
+        merged = post_attention.merge(p, plan.wide) if plan.merged else {}
+        p |= merged
+        read = plan.ops.prepare(hs, plan.rows, plan.wide)
         query = _query(p, plan.heads)
         fused_ND = empty_result(plan.rows, hs[0])
         whole = _Joined(plan.rows.count)
-        of_first: tuple[torch.Tensor, ...] = ()
+        of_first: tuple[torch.Tensor | None, ...] = ()
         for lo, hi in plan.chunks(hs[0]) or [(0, 0)]:
             masks = plan.masks(lo, _sizes(plan, p))
             attention_mHP, kept_mHP, pooled_HmD, scale_mL = plan.ops.attend(
@@ -83,7 +86,8 @@ class _FuseByToken(torch.autograd.Function):
                 # Not computed again in backward: no more memory than the temporaries that every chunk has for a while.
                 of_first, ctx.first_masks = (value_mD, hidden_mF), masks
         ctx.plan = plan
-        ctx.save_for_backward(*of_first, query.q_HE, query.u_HD, *whole.parts, *tensors)
+        products = (query.q_HE, query.u_HD, merged.get("merged_weight"), merged.get("merged_value_bias"))
+        ctx.save_for_backward(*of_first, *products, plan.ops.kept(read), *whole.parts, *tensors)
         weights_ML = whole.parts[5]
         seen_L = weights_ML.sum(0).div_(max(1, plan.rows.count))
         ctx.mark_non_differentiable(seen_L)
@@ -94,13 +98,16 @@ class _FuseByToken(torch.autograd.Function):
     def backward(ctx: Any, d_fused_BSD: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         plan: KernelPlan = ctx.plan
         saved = ctx.saved_tensors  # once: activation checkpointing gives them only once
-        *of_first, q_HE, u_HD = saved[:4]
-        parts, tensors = saved[4 : 10 + plan.rms], saved[10 + plan.rms :]
+        value_mD, hidden_mF, q_HE, u_HD, merged_weight, merged_value_bias, kept = saved[:7]
+        parts, tensors = saved[7 : 13 + plan.rms], saved[13 + plan.rms :]
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         hs, p = flat(states), _prepare(leaves, plan)
-        read = plan.ops.prepare(hs)
+        read = plan.ops.prepare(hs, plan.rows, plan.wide, kept)
         (d_fused_ND,) = flat([d_fused_BSD])
         query = _with_positions(p, q_HE, u_HD)
+        if plan.merged:
+            p |= {"merged_weight": merged_weight, "merged_value_bias": merged_value_bias}
+            p["merged_bias"] = p["self_attn_out_proj_bias"]
         d_in_weight, slots = _slots(leaves, plan)
         totals = post_attention.PostAttentionTotals()
         d_states = gradients_of(ctx.needs_input_grad[1 + len(NAMES) :], states)
@@ -113,7 +120,8 @@ class _FuseByToken(torch.autograd.Function):
             if scale_mL is not None:
                 d_weights_mL *= scale_mL
             d_scores_mL = torch._softmax_backward_data(d_weights_mL, weights_mL, -1, plan.wide)
-            value_mD, hidden_mF = of_first if lo == 0 else (None, None)
+            if lo > 0:
+                value_mD = hidden_mF = None
             d_pooled_HmD, d_sums_mH = post_attention.backward(
                 p, pooled_HmD, kept_mHP.sum(-1), masks, plan, value_mD, hidden_mF, first_mD, second_mD, d_scores_mL,
                 totals, slots,
@@ -196,7 +204,10 @@ def _slots(leaves: Sequence[torch.Tensor], plan: KernelPlan) -> tuple[torch.Tens
     direct = plan.dtype == by_name["linear1_weight"].dtype
     slots = {name: torch.empty_like(by_name[name]) if direct else None for name in MATRICES}
     d_in_weight = torch.empty_like(by_name["self_attn_in_proj_weight"])
-    slots["value"] = d_in_weight.chunk(3)[2].view(plan.heads, -1, d_in_weight.shape[1])
+    value = d_in_weight.chunk(3)[2]
+    slots["value"] = value if plan.merged else value.view(plan.heads, -1, d_in_weight.shape[1])
+    if plan.merged:
+        slots["merged_weight"] = torch.empty_like(value) if direct else None
     return d_in_weight, slots
 
 
@@ -209,6 +220,8 @@ def _finish(
     if not totals.sums:  # a batch without tokens
         return [torch.zeros_like(leaf) for leaf in leaves]
     sums = totals.sums
+    if "merged_weight" in sums:
+        post_attention.unmerge(p, totals, slots)
     d_query, d_key, _ = d_in_weight.chunk(3)
     heads, inner = query.q_HE.shape
     d_u_HD = sums["u"] / math.sqrt(inner)

@@ -21,6 +21,9 @@ STEP, FIRST_FACTOR, SECOND_FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94
 """SplitMix64's constants."""
 
 
+_known: torch.Tensor | None = None
+
+
 @dataclass
 class Draws:
     """Factors of all elements of one chunk's tokens, drawn when first needed."""
@@ -108,13 +111,24 @@ def make_masks(dropout: float, seed: int, lo: int, sizes: tuple[int, int, int]) 
 def draw(first: int, count: int, seed: int, dropped: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """The factors of elements first, first + 1, ..., as many as `count`."""
     skipped, begin = first % 4, first // 4 + 1
-    z = torch.arange(begin, begin + -(-(count + skipped) // 4), device=device).mul_(_signed(STEP)).add_(seed)
+    z = _multiples(-(-(count + skipped) // 4), device) + _signed((begin * STEP + seed) % 2**64)
     z = z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(FIRST_FACTOR))
     z = z.bitwise_xor_(_shifted(z, 27)).mul_(_signed(SECOND_FACTOR))
     bits = z.bitwise_xor_(_shifted(z, 31)).view(torch.int16)[skipped : skipped + count]
     drawn = torch.empty(count, dtype=dtype, device=device)
     # Written as numbers at once: through booleans it takes five times as long on a CPU.
     return torch.ge(bits, dropped - 32768, out=drawn).mul_(65536 / (65536 - dropped))
+
+
+def _multiples(count: int, device: torch.device) -> torch.Tensor:
+    """0, STEP, 2 STEP, ...; on a CPU, where chunks are small, the most that were asked for are kept for other calls."""
+    global _known
+    if device.type == "cpu" and _known is not None and len(_known) >= count:
+        return _known[:count]
+    found = torch.arange(count, device=device).mul_(_signed(STEP))
+    if device.type == "cpu":
+        _known = found
+    return found
 
 
 def _signed(value: int) -> int:

@@ -4,6 +4,9 @@ It works on one chunk of tokens. The pooled states and the inputs of the two nor
 value and the hidden units (2 matrix products besides 12) unless they were kept too. So 3 D elements are kept per token
 instead of about 6 D + 2 F.
 
+Nothing stands between the projections of value and output but a bias. With one head and more tokens than D, their
+matrices are multiplied first: 3 products of M x D x D and 3 of D x D x D then take the place of 6 of M x D x D.
+
 Dimensions: m tokens of a chunk, L layers, D width, H heads, E = D / H, F hidden width of the MLP.
 """
 
@@ -18,10 +21,14 @@ import torch.nn.functional as F
 from bridge_ds.fusion.kernels.dropout import Masks
 from bridge_ds.fusion.kernels.primitives import KernelPlan
 
-__all__ = ["PostAttentionTotals", "backward", "forward"]
+__all__ = ["PostAttentionTotals", "backward", "forward", "merge", "unmerge"]
 
 EPSILON = 1e-5
 """Of torch's nn.TransformerEncoderLayer."""
+
+MERGED = "merged"
+"""Value and output projection as one layer: `merged_weight` [D, D] and `merged_bias` (that of the output). What the
+value's bias becomes, which the sum of the attention weighs, is `merged_value_bias`."""
 
 Parameters = Mapping[str, torch.Tensor]
 Slots = Mapping[str, torch.Tensor | None]
@@ -60,7 +67,7 @@ class PostAttentionTotals:
 
 def forward(
     p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, masks: Masks, plan: KernelPlan
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """From pooled states to the layers' scores.
 
     Args:
@@ -69,11 +76,17 @@ def forward(
         sums_mH: sum of the attention over positions (1 without dropout), which weighs the value's bias.
 
     Returns:
-        the value [m, D] in the products' dtype, the inputs of the first and of the second norm [m, D], the scores
-        [m, L], and the hidden units [m, F] as they went into the MLP's second matrix, in the products' dtype.
+        the value [m, D] in the products' dtype (none where projections are merged), the inputs of the first and of the
+        second norm [m, D], the scores [m, L], and the hidden units [m, F] as they went into the MLP's second matrix, in
+        the products' dtype.
     """
-    value_mD = _value(p, pooled_HmD, sums_mH, plan)
-    output_mD = _linear(value_mD, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"], plan)
+    value_mD = None
+    if plan.merged:
+        output_mD = _linear(pooled_HmD[0], p["merged_weight"], p["merged_bias"], plan)
+        output_mD.addcmul_(sums_mH, p["merged_value_bias"])
+    else:
+        value_mD = _value(p, pooled_HmD, sums_mH, plan)
+        output_mD = _linear(value_mD, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"], plan)
     first_mD = plan.ops.times(output_mD, masks.output, in_place=True).add_(p["cls"])
     x_mD = _norm(first_mD, p, "norm1")[0]
     hidden_mF = _hidden(p, x_mD, masks, plan)
@@ -92,7 +105,7 @@ def backward(
 
     Args:
         value_mD: what :func:`forward` gave, or none where it was not kept; so `hidden_mF`.
-        slots: tensors in which the gradients of the four large matrices are summed, or none.
+        slots: tensors in which the gradients of the large matrices are summed, or none.
     """
     heads, _, width = pooled_HmD.shape
     dtype, times = plan.dtype, plan.ops.times
@@ -117,9 +130,13 @@ def backward(
     d_first_mD = _norm_backward(d_x_mD, first_mD, mean1, rstd1, p, "norm1", totals)
     totals.add("cls", d_first_mD.sum(0))
 
+    d_output_mD = times(d_first_mD, masks.output)
+    if plan.merged:
+        totals.add("merged_value_bias", d_output_mD.T @ sums_mH[:, 0])
+        d_pooled_mD = _linear_backward(d_output_mD, pooled_HmD[0], MERGED, p, dtype, totals, slots, plan.wide)
+        return d_pooled_mD[None], (d_output_mD @ p["merged_value_bias"])[:, None]
     if value_mD is None:
         value_mD = _value(p, pooled_HmD, sums_mH, plan)
-    d_output_mD = times(d_first_mD, masks.output)
     narrow_mD = _linear_backward(d_output_mD, value_mD, "self_attn_out_proj", p, dtype, totals, slots)
     narrow_HmE = narrow_mD.view(-1, heads, width // heads).transpose(0, 1)
     totals.add_product("value", narrow_HmE.transpose(1, 2), pooled_HmD, slots["value"])
@@ -127,6 +144,30 @@ def backward(
     totals.add("value_bias", torch.bmm(sums_mH.T[:, None], wide_HmE).flatten())
     d_pooled_HmD = torch.bmm(narrow_HmE, p["value_weight"].view(heads, -1, width)).to(plan.wide)
     return d_pooled_HmD, torch.bmm(wide_HmE, p["value_bias"].view(heads, -1, 1))[..., 0].T
+
+
+def merge(p: Parameters, wide: torch.dtype) -> dict[str, torch.Tensor]:
+    """The merged layer's parameters."""
+    output_DD = p["self_attn_out_proj_weight"]
+    return {
+        "merged_weight": output_DD @ p["value_weight"],
+        "merged_bias": p["self_attn_out_proj_bias"],
+        "merged_value_bias": output_DD.to(wide) @ p["value_bias"],
+    }
+
+
+def unmerge(p: Parameters, totals: PostAttentionTotals, slots: Slots) -> None:
+    """Replace the gradients of the merged layer by those of value and output projection."""
+    sums = totals.sums
+    d_weight_DD, output_DD = sums.pop("merged_weight"), p["self_attn_out_proj_weight"]
+    d_bias_D = sums.pop("merged_value_bias")
+    narrow_DD = d_weight_DD.to(output_DD.dtype)
+    totals.add_product("self_attn_out_proj_weight", narrow_DD, p["value_weight"].T, slots["self_attn_out_proj_weight"])
+    d_output_DD = sums["self_attn_out_proj_weight"]
+    d_output_DD.addr_(d_bias_D.to(d_output_DD.dtype), p["value_bias"].to(d_output_DD.dtype))
+    totals.add_product("value", output_DD.T, narrow_DD, slots["value"])
+    sums["value_bias"] = output_DD.T.to(d_bias_D.dtype) @ d_bias_D
+    sums["self_attn_out_proj_bias"] = sums.pop("merged_bias")
 
 
 def _value(p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, plan: KernelPlan) -> torch.Tensor:

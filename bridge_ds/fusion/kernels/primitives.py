@@ -27,7 +27,12 @@ States = Any
 class Primitives(Protocol):
     """Everything that reads the states, specified in :mod:`.torch_primitives`, and dropout."""
 
-    def prepare(self, states: Sequence[Tensor]) -> Any: ...
+    def prepare(
+        self, states: Sequence[Tensor], rows: Rows | None = None, dtype: torch.dtype | None = None,
+        kept: Tensor | None = None,
+    ) -> Any: ...  # fmt: skip
+
+    def kept(self, states: States) -> Tensor | None: ...
 
     def attend(
         self, states: States, rows: Rows, lo: int, hi: int, u_HD: Tensor, position_scores_HP: Tensor,
@@ -68,6 +73,8 @@ class KernelPlan:
     heads: int = 1
     dropout: float = 0.0
     seed: int = 0
+    merged: bool = False
+    """Whether value and output projection are one matrix, see :mod:`.post_attention`."""
 
     def chunks(self, like_ND: Tensor) -> list[tuple[int, int]]:
         """Enough tokens for a good matrix product, few enough that a chunk's temporaries stay small."""

@@ -1,15 +1,16 @@
 """The primitives in plain torch, for CPU threads and any device.
 
-Work goes in blocks of rows. On a CPU a block's L states fit in cache together: they come from memory once for the
-scores and are still near for the weighted sum. On another device a block is all of the call, so that operators are few.
-A state is widened to float32 a block at a time; no tensor of L x N x D is ever formed.
+Work goes in blocks of rows. On a CPU a block's L states are copied next to each other, where they fit in cache together
+and one operator reads all of them. On another device a block is all of the call, nothing is copied, and operators read
+one state each. A state is widened to float32 a block at a time; no tensor of L x N x D is formed, unless it is small.
 
 Dimensions: N rows, M rows of tokens, m of one chunk, L layers, P = L + 1 positions of the attention, D width, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -17,19 +18,65 @@ from bridge_ds.fusion.kernels.dropout import Factors
 from bridge_ds.fusion.kernels.primitives import RMS_EPSILON
 from bridge_ds.fusion.kernels.rows import Rows
 
-__all__ = ["attend", "attend_backward", "dot_totals", "dots", "mix", "prepare", "times"]
+__all__ = ["attend", "attend_backward", "dot_totals", "dots", "kept", "mix", "prepare", "times"]
 
-CACHE_BYTES = 16 << 20
-"""Bytes of states read together; about half of a usual last-level cache."""
+CACHE_BYTES = 3 << 20
+"""Bytes of states read together on a CPU: few beside the cache that cores share, and less than what the allocator gives
+back to the system when it is freed."""
+PRODUCT_BYTES = 1 << 19
+"""Bytes of the products of several states, of which only sums are kept."""
+KEPT_BYTES = 16 << 20
+"""Bytes of states up to which the tokens' rows are copied once for all that reads them, on a CPU."""
 SLAB_BYTES = 2 << 20
 """Bytes of one state read together where each is read once only: the sum stays in cache, operators stay few."""
 
-States = Sequence[torch.Tensor]
+Block = list[torch.Tensor] | torch.Tensor
+"""L states of some rows: [L, rows, D], or that many tensors [rows, D]."""
 
 
-def prepare(states: States) -> States:
-    """What the other primitives take as `states`: L tensors [N, D]. Once in each direction."""
-    return states
+@dataclass
+class Near:
+    """Small states, of which the tokens' rows are copied when they are first read."""
+
+    states: Sequence[torch.Tensor]
+    rows: Rows
+    dtype: torch.dtype
+    copy_LMD: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def all(self) -> torch.Tensor:
+        """The rows of all tokens, [L, M, D]."""
+        if self.copy_LMD is None:
+            self.copy_LMD = _gathered(self.states, self.rows, 0, self.rows.count, self.dtype)
+        return self.copy_LMD
+
+
+States = Sequence[torch.Tensor] | Near
+
+
+def prepare(
+    states: Sequence[torch.Tensor], rows: Rows | None = None, dtype: torch.dtype | None = None,
+    kept: torch.Tensor | None = None,
+) -> States:  # fmt: skip
+    """What the other primitives take as `states`: L tensors [N, D]. Once in each direction.
+
+    Args:
+        states: L tensors [N, D].
+        rows: given where the states are read more than once.
+        dtype: in which they are read then: float32, or float64.
+        kept: in backward, what :func:`kept` gave in forward.
+    """
+    if rows is None or dtype is None or not on_cpu(states[0]):
+        return states
+    size = len(states) * rows.count * states[0].shape[1] * dtype.itemsize
+    return Near(states, rows, dtype, kept) if 0 < size <= KEPT_BYTES else states
+
+
+def kept(states: States) -> torch.Tensor | None:
+    """What forward keeps of the states for backward, besides the states."""
+    return states.copy_LMD if isinstance(states, Near) else None
 
 
 def attend(
@@ -50,37 +97,29 @@ def attend(
         attention [m, H, L + 1] before dropout and after it, pooled [H, m, D] = sum_l attention_l keep_l scale_l h_l,
         and scale [m, L], the inverse RMS (none without `rms`).
     """
-    layers, heads, wide = len(states), len(u_HD), u_HD.dtype
+    layers, heads, width = len(states), *u_HD.shape
     attention_mHP = u_HD.new_empty(hi - lo, heads, layers + 1)
-    pooled_HmD = u_HD.new_empty(heads, hi - lo, u_HD.shape[1])
+    pooled_mHD = u_HD.new_empty(hi - lo, heads, width)
     scale_mL = u_HD.new_empty(hi - lo, layers) if rms else None
     keep_mHP = None if keep is None else keep.like(attention_mHP)
     kept_mHP = attention_mHP if keep is None else torch.empty_like(attention_mHP)
-    for part, block in _blocks(states, rows, lo, hi, wide):
-        raw_LmH = u_HD.new_empty(layers, part.stop - part.start, heads)
-        norms = []
-        for state, out in zip((state.to(wide) for state in block), raw_LmH, strict=True):
-            if heads == 1:  # a matrix times a vector is faster than a product with one column
-                torch.mv(state, u_HD[0], out=out[:, 0])
-            else:
-                torch.mm(state, u_HD.T, out=out)
-            if scale_mL is not None:
-                norms.append(torch.linalg.vector_norm(state, dim=-1))
+    for part, block in _blocks(states, rows, lo, hi, u_HD.dtype):
+        raw_LmH = _scores(block, u_HD)
         if scale_mL is not None:
-            scale_mL[part] = _inverse_rms(norms, u_HD.shape[1])
-        scores_mHP = attention_mHP[part]
-        scores_mHP[..., 0] = 0
-        raw_mHL = raw_LmH.permute(1, 2, 0)
-        scores_mHP[..., 1:] = raw_mHL if scale_mL is None else raw_mHL * scale_mL[part, None]
-        attention_mHP[part] = torch.softmax(scores_mHP + position_scores_HP, dim=-1)
+            scale_mL[part] = _inverse_rms(block, u_HD.dtype)
+            raw_LmH *= scale_mL[part].T[..., None]
+        scores_PmH = u_HD.new_empty(layers + 1, *raw_LmH.shape[1:])
+        scores_PmH[0] = position_scores_HP[:, 0]
+        torch.add(raw_LmH, position_scores_HP.T[1:, None], out=scores_PmH[1:])
+        # Over the first dimension: over the last, which has few elements, it takes ten times as long on a CPU.
+        attention_mHP[part] = torch.softmax(scores_PmH, dim=0).permute(1, 2, 0)
         if keep_mHP is not None:
             torch.mul(attention_mHP[part], keep_mHP[part], out=kept_mHP[part])
         weights_mHL = kept_mHP[part, :, 1:]
         if scale_mL is not None:
             weights_mHL = weights_mHL * scale_mL[part, None]
-        for head, out_mD in enumerate(pooled_HmD[:, part]):
-            _accumulate(block, weights_mHL[:, head], out_mD)
-    return attention_mHP, kept_mHP, pooled_HmD, scale_mL
+        _accumulate(block, weights_mHL, pooled_mHD[part])
+    return attention_mHP, kept_mHP, pooled_mHD.transpose(0, 1), scale_mL
 
 
 def attend_backward(
@@ -105,6 +144,9 @@ def attend_backward(
         d_part_mHP *= kept_mHP[part]
         d_part_mHP.addcmul_(attention_mHP[part], d_part_mHP.sum(-1, keepdim=True), value=-1)
         factors_mHL = d_part_mHP[..., 1:] if scale_mL is None else d_part_mHP[..., 1:] * scale_mL[part, None]
+        if isinstance(block, torch.Tensor):
+            d_u_HD.addmm_(factors_mHL.permute(1, 2, 0).flatten(1), block.flatten(0, 1))
+            continue
         for layer, state in enumerate(block):
             d_u_HD.addmm_(factors_mHL[..., layer].T, state.to(d_u_HD.dtype))
     return d_scores_mHP, d_u_HD
@@ -126,23 +168,23 @@ def mix(
     """
     shared, wide = weights.dim() == 1, weights.dtype
     if shared and not rms and on_cpu(weights):
+        assert not isinstance(states, Near)
         _mix_shared(states, rows, lo, hi, weights, out_ND)
         return None
     scale_mL = weights.new_empty(hi - lo, len(states)) if rms else scale_mL
     for part, block in _blocks(states, rows, lo, hi, wide):
         if rms:
             assert scale_mL is not None
-            norms = [torch.linalg.vector_norm(state.to(wide), dim=-1) for state in block]
-            scale_mL[part] = _inverse_rms(norms, out_ND.shape[1])
+            scale_mL[part] = _inverse_rms(block, wide)
         weights_mL = weights.expand(part.stop - part.start, -1) if shared else weights[part]
         if scale_mL is not None:
             weights_mL = weights_mL * scale_mL[part]
         first, last = lo + part.start, lo + part.stop
         if rows.index is None and out_ND.dtype == wide:
-            _accumulate(block, weights_mL, out_ND[first:last])
+            _accumulate(block, weights_mL[:, None], out_ND[first:last, None])
         else:
             mixed_mD = weights.new_empty(last - first, out_ND.shape[1])
-            _accumulate(block, weights_mL, mixed_mD)
+            _accumulate(block, weights_mL[:, None], mixed_mD[:, None])
             rows.put(out_ND, first, last, mixed_mD)
     return scale_mL if rms else None
 
@@ -156,8 +198,8 @@ def dots(states: States, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor,
 
 
 def dot_totals(
-    states: States, rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor, scale_mL: torch.Tensor | None,
-    dtype: torch.dtype,
+    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, vectors_ND: torch.Tensor,
+    scale_mL: torch.Tensor | None, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     """scale_l v . h_l summed over tokens lo..hi: [L] (the backward of :func:`mix` for weights shared by all tokens)."""
     if scale_mL is not None or not on_cpu(vectors_ND):
@@ -178,29 +220,45 @@ def times(x: torch.Tensor, factors: Factors | None, in_place: bool = False) -> t
 
 
 def on_cpu(x: torch.Tensor) -> bool:
-    """Whether what was read lately is near, and a state's rows are best widened once for two uses."""
+    """Whether an operator that reads all states of a block is worth a copy of them, which is then near."""
     return x.device.type == "cpu"
 
 
-def _blocks(
-    states: States, rows: Rows, lo: int, hi: int, dtype: torch.dtype
-) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-    """Blocks of tokens lo..hi: their position counted from lo, and their L states [rows, D]; on a CPU in `dtype`."""
+def _blocks(states: States, rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> Iterator[tuple[slice, Block]]:
+    """Blocks of tokens lo..hi, their position counted from lo; on a CPU [L, rows, D] in `dtype`."""
+    if isinstance(states, Near):
+        yield slice(0, hi - lo), states.all()[:, lo:hi]
+        return
     cached = on_cpu(states[0])
     size = max(8, CACHE_BYTES // max(1, len(states) * states[0].shape[1] * dtype.itemsize)) if cached else hi - lo
     for first in range(lo, hi, max(1, size)):
         last = min(hi, first + size)
-        taken = [rows.take(state, first, last) for state in states]
-        yield slice(first - lo, last - lo), [state.to(dtype) for state in taken] if cached else taken
+        if cached:
+            yield slice(first - lo, last - lo), _gathered(states, rows, first, last, dtype)
+        else:
+            yield slice(first - lo, last - lo), [rows.take(state, first, last) for state in states]
 
 
-def _slabs(states: States, lo: int, hi: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+def _gathered(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> torch.Tensor:
+    """Tokens lo..hi of all states, [L, hi - lo, D]."""
+    found_LmD = states[0].new_empty(len(states), hi - lo, states[0].shape[1], dtype=dtype)
+    for state, out_mD in zip(states, found_LmD, strict=True):
+        if rows.index is not None and state.dtype == dtype:
+            torch.index_select(state, 0, rows.index[lo:hi], out=out_mD)
+        else:
+            out_mD.copy_(rows.take(state, lo, hi))
+    return found_LmD
+
+
+def _slabs(states: Sequence[torch.Tensor], lo: int, hi: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
     size = max(8, SLAB_BYTES // (states[0].shape[1] * dtype.itemsize))
     for first in range(lo, hi, size):
         yield first, min(hi, first + size)
 
 
-def _mix_shared(states: States, rows: Rows, lo: int, hi: int, weights_L: torch.Tensor, out_ND: torch.Tensor) -> None:
+def _mix_shared(
+    states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_L: torch.Tensor, out_ND: torch.Tensor
+) -> None:
     # Where states are small the interpreter's own steps count: as few as can be for each state.
     factors, wide = weights_L.tolist(), weights_L.dtype
     in_place = rows.index is None and out_ND.dtype == wide
@@ -213,23 +271,49 @@ def _mix_shared(states: States, rows: Rows, lo: int, hi: int, weights_L: torch.T
             rows.put(out_ND, first, last, part_mD)
 
 
-def _inverse_rms(norms: Sequence[torch.Tensor], width: int) -> torch.Tensor:
-    """[m, L] of L norms [m]."""
-    return torch.stack(list(norms), dim=-1).square_().div_(width).add_(RMS_EPSILON).rsqrt_()
+def _scores(block: Block, u_HD: torch.Tensor) -> torch.Tensor:
+    """u . h of each state and head, [L, m, H]."""
+    if isinstance(block, torch.Tensor):
+        return _product(block.flatten(0, 1), u_HD).view(*block.shape[:2], len(u_HD))
+    return torch.stack([_product(state.to(u_HD.dtype), u_HD) for state in block])
 
 
-def _accumulate(block: Sequence[torch.Tensor], weights_mL: torch.Tensor, out_mD: torch.Tensor) -> None:
+def _product(state_mD: torch.Tensor, u_HD: torch.Tensor) -> torch.Tensor:
+    # A matrix times a vector is faster than a product with one column.
+    return torch.mv(state_mD, u_HD[0])[:, None] if len(u_HD) == 1 else state_mD @ u_HD.T
+
+
+def _inverse_rms(block: Block, dtype: torch.dtype) -> torch.Tensor:
+    """[m, L]."""
+    if isinstance(block, torch.Tensor):
+        norms_Lm = torch.linalg.vector_norm(block, dim=-1)
+    else:
+        norms_Lm = torch.stack([torch.linalg.vector_norm(state, dim=-1, dtype=dtype) for state in block])
+    return norms_Lm.square_().div_(block[0].shape[-1]).add_(RMS_EPSILON).rsqrt_().T
+
+
+def _accumulate(block: Block, weights_mHL: torch.Tensor, out_mHD: torch.Tensor) -> None:
+    """Write sum_l w_l h_l of each head."""
+    if isinstance(block, torch.Tensor):
+        torch.bmm(weights_mHL, block.transpose(0, 1), out=out_mHD)
+        return
     # Operators on two dtypes compute in the wider one.
-    first_m1, *others = weights_mL[..., None].unbind(1)
-    torch.mul(block[0], first_m1, out=out_mD)
-    for state, weight_m1 in zip(block[1:], others, strict=True):
-        out_mD.addcmul_(state, weight_m1)
+    for weights_mL, out_mD in zip(weights_mHL.unbind(1), out_mHD.unbind(1), strict=True):
+        first_m1, *others = weights_mL[..., None].unbind(1)
+        torch.mul(block[0], first_m1, out=out_mD)
+        for state, weight_m1 in zip(block[1:], others, strict=True):
+            out_mD.addcmul_(state, weight_m1)
 
 
-def _dots(block: Sequence[torch.Tensor], vector_mD: torch.Tensor) -> torch.Tensor:
+def _dots(block: Block, vector_mD: torch.Tensor) -> torch.Tensor:
     """[m, L]."""
     found_Lm = vector_mD.new_empty(len(block), len(vector_mD))
-    product_mD = torch.empty_like(vector_mD)  # one for all: fresh memory for each costs more than the product
-    for state, found_m in zip(block, found_Lm, strict=True):
-        torch.sum(torch.mul(state, vector_mD, out=product_mD), dim=-1, out=found_m)
+    # Several layers at a time where they are small; one product for all, since fresh memory costs more than it does.
+    few = max(1, PRODUCT_BYTES // max(1, vector_mD.nbytes)) if isinstance(block, torch.Tensor) else 1
+    parts: Iterable[torch.Tensor] = (
+        block.split(few) if isinstance(block, torch.Tensor) else (state[None] for state in block)
+    )
+    product_LmD = vector_mD.new_empty(min(few, len(block)), *vector_mD.shape)
+    for states, found in zip(parts, found_Lm.split(few), strict=True):
+        torch.sum(torch.mul(states, vector_mD, out=product_LmD[: len(states)]), dim=-1, out=found)
     return found_Lm.T

@@ -23,7 +23,7 @@ from bridge_ds.fusion.kernels import triton_kernels as kernels
 from bridge_ds.fusion.kernels.dropout import Draws, Factors
 from bridge_ds.fusion.kernels.rows import Rows
 
-__all__ = ["attend", "attend_backward", "dot_totals", "dots", "mix", "prepare", "times"]
+__all__ = ["attend", "attend_backward", "dot_totals", "dots", "kept", "mix", "prepare", "times"]
 
 DTYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 SPLITS = 512
@@ -45,7 +45,7 @@ class RowTable:
         return len(self.states)
 
 
-def prepare(states: Sequence[torch.Tensor]) -> RowTable:
+def prepare(states: Sequence[torch.Tensor], *_: Any) -> RowTable:
     """As :func:`.torch_primitives.prepare`. A state that does not lie as it should is copied, that one alone."""
     width = states[0].shape[1]
     lined = [s if s.stride() == (width, 1) and s.data_ptr() % 16 == 0 else _copy(s) for s in states]
@@ -53,6 +53,10 @@ def prepare(states: Sequence[torch.Tensor]) -> RowTable:
     with _device(lined[0]):
         kernels.addresses[(1,)](tuple(lined), table.addresses_L, num_warps=1, enable_fp_fusion=True)
     return table
+
+
+def kept(_: RowTable) -> None:
+    """As :func:`.torch_primitives.kept`: nothing, for a kernel reads the states where they are."""
 
 
 def attend(

@@ -19,8 +19,9 @@ def _parameters(layers: int, width: int, config: Any) -> int:
 
 def _activations(tokens: int, layers: int, width: int, size: int, config: Any) -> int:
     # Per token (kernels/by_token.py): the pooled states of each head in the states' dtype; in float32 the inputs of
-    # both norms, the attention before and after dropout, the layers' weights. Of the first chunk also the value and
-    # the MLP's hidden units in the states' dtype. Triton's kernels store no dropout mask.
+    # both norms, the attention before and after dropout, the layers' weights. Of the first chunk also the value (or one
+    # matrix of D x D where there are more tokens than D) and the MLP's hidden units in the states' dtype. Triton's
+    # kernels store no dropout mask.
     scores = 2 * config.heads * (layers + 1) + layers
     kept = config.heads * width * size + 4 * (2 * width + scores)
     return tokens * kept + min(tokens, GPU_CHUNK) * (width + config.feedforward) * size

@@ -1,0 +1,56 @@
+"""Which texts of a sample are read, by whom. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bridge_ds.data.text.mixing import WordMixer
+from bridge_ds.data.text.words import is_parted, split_text
+from bridge_ds.objectives import OBJECTIVES
+
+__all__ = ["SampleTexts", "texts_of"]
+
+
+class SampleTexts(NamedTuple):
+    """Of one sample, before tokenization."""
+
+    source: str
+    """What the encoder reads."""
+    prompt: str
+    """What the LLM reads as text, where it reads any (`data.augment_prompt`, `model.encoder: none`)."""
+    target: str | None
+    """The answer; None = the sample has none (objective self_teaching)."""
+    lesson: str
+    """What the LLM reads that teaches (objective self_teaching): English."""
+    parted: bool = True
+    """Whether the target may begin with a space; the rest of a text that was split between two characters may not."""
+
+
+def texts_of(
+    sample: Mapping[str, Any], objective: str, seed: int, epoch: int, number: int, mixer: WordMixer | None = None
+) -> SampleTexts:
+    """The texts of a checked sample.
+
+    Word mixing changes what the encoder reads, and the prompt where that is the same text: in use both read the same
+    text, and from an English prompt the LLM could take what the encoder is to give. The lesson stays English.
+
+    Args:
+        sample: with the fields that the objective requires.
+        objective: `data.objective`.
+        seed: of the run; with the next two it decides where prefix_lm splits a text, and what `mixer` replaces.
+        epoch: how often the sample has been read before.
+        number: of the sample in the corpus.
+        mixer: of `data.mix_words`; None = nothing is replaced.
+    """
+    if objective == "prefix_lm":
+        source, target = split_text(sample["text"], seed, epoch, number)
+        texts = SampleTexts(source, source, target, source, is_parted(sample["text"], source))
+    else:
+        source = sample[OBJECTIVES[objective].read(sample)]
+        prompt = sample.get("prompt") or source
+        texts = SampleTexts(source, prompt, sample.get("target"), sample.get("text") or prompt)
+    if mixer is None:
+        return texts
+    mixed = mixer.mix(texts.source, seed, epoch, number)
+    return texts._replace(source=mixed, prompt=mixed if texts.prompt == texts.source else texts.prompt)
