@@ -23,7 +23,7 @@ from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.load import load_complete
 from bridge_ds.frozen.tokenizer import load_tokenizer
 
-__all__ = ["Decoder", "Head", "HeadKind", "TokenHead", "corruption_of", "find_head", "load_head"]
+__all__ = ["Head", "HeadKind", "SpanDecoder", "TokenHead", "corruption_of", "find_head", "load_head"]
 
 _T5 = ("t5", "mt5", "umt5")
 """Types whose decoder was pretrained on spans."""
@@ -112,7 +112,7 @@ def load_head(config: Config, encoder: Any) -> Head:
         scale = encoder.config.d_model**-0.5 if encoder.config.model_type in _T5 else 1.0
         head: Head = TokenHead(_Tied(encoder.get_input_embeddings(), scale))
     elif kind.sentinels:
-        head = Decoder(_without_encoder(load_complete(kind.base, dtype=torch.float32), encoder))
+        head = SpanDecoder(_without_encoder(load_complete(kind.base, dtype=torch.float32), encoder))
     else:
         head = TokenHead(_without_backbone(load_complete(kind.base, dtype=torch.float32), encoder))
     shared = {id(parameter) for parameter in encoder.parameters()}
@@ -157,7 +157,7 @@ class TokenHead(Head):
         return _sums(logits_NV, batch.layout.labels)
 
 
-class Decoder(Head):
+class SpanDecoder(Head):
     """Spans, written by a decoder that reads the states."""
 
     def forward(self, state_BSD: torch.Tensor, batch: Batch) -> torch.Tensor:

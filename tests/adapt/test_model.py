@@ -17,7 +17,7 @@ from bridge_ds.adapt.head import find_head
 from bridge_ds.adapt.model import EncoderAlone, tokenizers_of
 from bridge_ds.data.loading.adapting import adapted_ids, adapting_batch
 from bridge_ds.data.loading.batch import Batch
-from bridge_ds.data.loading.tokenize import TokenizedSample
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.engine.setup import build_model
 from bridge_ds.engine.trainable import trainable_table
 from bridge_ds.errors import ConfigError

@@ -145,7 +145,8 @@ class Config:
         if objective.teaches and (self.lora.rank or self.llm.trainable or not self.model.has_encoder):
             yield (
                 f"data.objective is {self.data.objective}, in which the LLM as it is teaches a bridge; expected an "
-                "encoder and a frozen LLM; set lora.rank=0 and llm.trainable=false (llm.finetune may train the LLM before)."
+                "encoder and a frozen LLM; set lora.rank=0 and llm.trainable=false (llm.finetune may train the LLM "
+                "before)."
             )
         if self.lora.rank and self.llm.trainable:
             yield (

@@ -15,6 +15,7 @@ import torch
 
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import pad
+from bridge_ds.data.loading.ids import AdaptedIds, TokenizedSample
 from bridge_ds.data.loading.layout import Layout
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.corrupt import Corruption, hide
@@ -24,9 +25,9 @@ from bridge_ds.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from bridge_ds.config.schema import AdaptConfig, DataConfig
-    from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers
+    from bridge_ds.data.loading.tokenize import Tokenizers
 
-__all__ = ["AdaptedIds", "Adapting", "adapted_ids", "adapting_batch"]
+__all__ = ["Adapting", "adapted_ids", "adapting_batch"]
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,6 @@ class Adapting:
     """Of the run."""
     aligns: bool
     """Whether samples may be pairs, so that each batch has columns for English sentences."""
-
-
-@dataclass(frozen=True)
-class AdaptedIds:
-    """One sample as ids; named as those of :class:`bridge_ds.data.loading.tokenize.TokenizedSample`."""
-
-    source: list[int]
-    """What the trained encoder reads."""
-    prompt: list[int]
-    """Of a pair: what the original encoder reads, the English sentence. None: a text, of which `target` is hidden."""
-    target: list[int]
-    """The ids to predict."""
-    truncated: tuple[str, ...]
-    """Which of `source` and `prompt` were longer than allowed."""
-    head: tuple[int, ...] = ()
-    """Positions in `source` of the ids to predict; none where a decoder writes them."""
 
 
 def adapted_ids(
@@ -102,7 +87,7 @@ def adapted_ids(
     return found
 
 
-def adapting_batch(rows: Sequence[AdaptedIds | TokenizedSample], pad_id: int, how: Adapting) -> Batch:
+def adapting_batch(rows: Sequence[TokenizedSample], pad_id: int, how: Adapting) -> Batch:
     """One micro-batch. Target tokens are those to predict; of a pair there are `adapt.pair_weight`, for it counts as
     many. The layout holds places and ids of masked tokens, nothing else.
 

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from bridge_ds.data.loading.batch import Batch, StepBatches, split_buffer
 from bridge_ds.data.loading.bins import Packing
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.layout import layout_of
-
-if TYPE_CHECKING:
-    from bridge_ds.data.loading.adapting import AdaptedIds
-    from bridge_ds.data.loading.tokenize import TokenizedSample
 
 __all__ = ["INLINE", "PackedBatch", "collate", "pad", "unwrap", "wrap"]
 
@@ -41,7 +37,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch
 
 
 def collate(
-    rows: Sequence[TokenizedSample | AdaptedIds],
+    rows: Sequence[TokenizedSample],
     encoder_pad_id: int,
     llm_pad_id: int,
     opening: bool | None = None,

@@ -9,13 +9,14 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from bridge_ds.config.schema import Config
-from bridge_ds.data.loading.adapting import AdaptedIds, adapting_batch
+from bridge_ds.data.loading.adapting import adapting_batch
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import PackedBatch, collate, wrap
 from bridge_ds.data.loading.corpus import Corpus, CorpusRows
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.plan import StepPlan, TokenCost
-from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.data.loading.tokenize import Tokenizers, tokenize_samples
 from bridge_ds.data.sampling.order import batch_positions, ids_hash
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.errors import BridgeError, DataError, LaunchError
@@ -130,7 +131,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         found = self.tokenize(rows, mine)
         truncated = {"source": 0, "prompt": 0, "target": 0}
         bad: dict[str, int] = {}
-        samples: list[TokenizedSample | AdaptedIds] = []
+        samples: list[TokenizedSample] = []
         example, bad_reason = "", ""
         for which, sample in zip(mine.tolist(), found, strict=True):
             if isinstance(sample, BadSample):
@@ -177,7 +178,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             raise next(sample for sample in found if isinstance(sample, BadSample))
         return self._collate(good)
 
-    def _collate(self, samples: Sequence[TokenizedSample | AdaptedIds]) -> Batch:
+    def _collate(self, samples: Sequence[TokenizedSample]) -> Batch:
         of = self._tokenizers
         if of.adapting:
             return adapting_batch(samples, of.encoder_pad_id, of.adapting)
@@ -185,9 +186,9 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         opening = of.bos_id is not None
         return collate(samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing)
 
-    def tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | AdaptedIds | BadSample]:
+    def tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
         """Some of the rows, or why they cannot be used. Raises DataError as :meth:`make`."""
-        found: dict[int, TokenizedSample | AdaptedIds | BadSample] = {}
+        found: dict[int, TokenizedSample | BadSample] = {}
         good, contents = [], []
         on_disk = np.lexsort((rows.shard_rows[which], rows.shards[which], rows.sets[which]))
         for row in which[on_disk].tolist():
@@ -229,7 +230,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         read, written = (count / length for count, length in zip(tokens, characters, strict=True))
         return TokenCost(read, written, around) if self._tokenizers.has_encoder else TokenCost(0.0, read, around)
 
-    def _show(self, sample: TokenizedSample | AdaptedIds, location: str) -> str:
+    def _show(self, sample: TokenizedSample, location: str) -> str:
         parts = [
             ("head", self._tokenizers.llm, [] if self._tokenizers.adapting else list(sample.head)),
             ("source", self._tokenizers.encoder, sample.source),

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.schema import DataConfig, ModelConfig
-from bridge_ds.data.loading.adapting import AdaptedIds, Adapting, adapted_ids
+from bridge_ds.data.loading.adapting import Adapting, adapted_ids
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.texts import texts_of
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
@@ -28,30 +29,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "TokenizedSample",
     "Tokenizers",
     "check_vocabulary",
     "load_tokenizers",
     "tokenize_samples",
 ]
-
-
-@dataclass(frozen=True)
-class TokenizedSample:
-    """One sample as token ids."""
-
-    source: list[int]
-    """Encoder ids with the encoder tokenizer's own special tokens."""
-    prompt: list[int]
-    """LLM ids after the soft prompt: the text itself with `data.augment_prompt`, then the end of a chat template."""
-    target: list[int]
-    """LLM ids to predict, the end token included where the run has one."""
-    truncated: tuple[str, ...]
-    """Which of `source`, `prompt`, `target` were longer than allowed."""
-    head: tuple[int, ...] = ()
-    """LLM ids before the soft prompt, of a chat template, BOS included; empty = BOS alone, where the LLM has one."""
-    lesson: list[int] | None = None
-    """LLM ids that the LLM reads in place of soft prompt and prompt where it teaches; None = it does not."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +226,7 @@ def tokenize_samples(
     epochs: Sequence[int] | None = None,
     numbers: Sequence[int] | None = None,
     mixer: WordMixer | None = None,
-) -> list[TokenizedSample | AdaptedIds | BadSample]:
+) -> list[TokenizedSample | BadSample]:
     """Checked samples as ids, truncated to the lengths of the config; one call of each tokenizer for all of them.
 
     Sources and prompts are truncated by :func:`bridge_ds.data.text.truncate.fit`; end tokens are kept.
