@@ -154,6 +154,8 @@ RULES: tuple[NoEffect, ...] = (
             "data.augment_prompt",
             "data.mix_words",
             "train.packing",
+            "train.encode_once_gib",
+            "train.compile",
         ),
         _when(lambda c: not c.model.has_llm, "model.llm is none"),
     ),

@@ -67,7 +67,7 @@ CASES = {
     "llm alone": (["model.encoder=none", "llm.trainable=true", "data.augment_prompt=true"],
                   "data.augment_prompt has no effect, as model.encoder is none.", ["model.encoder=testbed/encoder"]),
     "encoder alone": (["model.llm=none", "encoder.trainable=true", "data.objective=denoise", "data.mix_words=w.tsv",
-                       "train.packing=true"], "data.mix_words, train.packing have no effect, as model.llm is none.",
+                       "train.compile=frozen"], "data.mix_words, train.compile have no effect, as model.llm is none.",
                       ["model.llm=x", "data.objective=task"]),
     "states of it": (["model.llm=none", "encoder.trainable=true", "data.objective=denoise", "data.states_cache=s"],
                      "data.states_cache has no effect, as model.llm is none.",
