@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -185,7 +184,7 @@ def test_keys_say_what_a_run_may_read(models: dict[str, Path], few: Path, tmp_pa
 
 
 def test_complete_is_what_all_parts_have_finished(tmp_path: Path) -> None:
-    for part, parts in itertools.product((1, 0), (2, 3)):
+    for part, parts in ((1, 2), (0, 3), (1, 3), (0, 2)):
         assert not is_complete(tmp_path, "a")
         mark_complete(tmp_path, "a", part, parts, {})
     assert is_complete(tmp_path, "a") and not is_complete(tmp_path, "b")
