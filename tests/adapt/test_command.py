@@ -64,6 +64,12 @@ def test_what_a_sample_must_hold() -> None:
     assert OBJECTIVES["denoise"].read({"text": None, "source": "a"}) == "source"
     assert both.read({"text": "a", "source": "b", "target": "c"}) == "source" and both.read({"text": "a"}) == "text"
     check_sample({"text": "a", "source": 1, "target": None}, "denoise_and_align")  # an origin, which nothing reads
+    assert OBJECTIVES["prefix_lm"].read({"text": "a", "source": "wikipedia"}) == "text"
+    assert OBJECTIVES["self_teaching"].read({"text": "a", "source": "b"}) == "source"
+    with pytest.raises(BadSample, match="has no `source` or `text`; the objective self_teaching needs one of them"):
+        check_sample({"target": "a"}, "self_teaching")
+    with pytest.raises(BadSample, match="has a `text` of type int"):
+        check_sample({"source": "a", "text": 1}, "self_teaching")
     with pytest.raises(BadSample, match="has no `target`; the objective align needs `source` and `target`"):
         check_sample({"source": "a"}, "align")
     with pytest.raises(BadSample, match="has no `source`; the objective denoise_and_align needs `source` and `target`"):
