@@ -16,6 +16,7 @@ __all__ = ["COMMANDS", "main", "start"]
 COMMANDS = {
     "train": ("bridge_ds.commands.train", "train a bridge (default: on the embedded testbed)"),
     "finetune": ("bridge_ds.commands.finetune", "teach the LLM a run's task in English first, by itself"),
+    "adapt": ("bridge_ds.commands.adapt", "train the encoder on text or translations of a language it does not know"),
     "pack": ("bridge_ds.commands.pack", "write samples as webdataset shards; index or verify a folder of shards"),
     "encode": ("bridge_ds.commands.encode", "write the encoder's states of a run's texts, so that it needs no encoder"),
     "evaluate": ("bridge_ds.evaluation.__main__", "score a run, and the LLM alone, on benchmarks"),

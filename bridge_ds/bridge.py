@@ -28,7 +28,7 @@ from bridge_ds.mapping import MAPPINGS
 from bridge_ds.mapping.projector import Projector
 from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["TRAINABLE", "BridgeModel", "Ids", "LLMAlone", "build_bridge", "joined"]
+__all__ = ["TRAINABLE", "Absent", "BridgeModel", "Ids", "LLMAlone", "build_bridge", "joined"]
 
 Ids: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Token ids and mask, both [B, K]."""
@@ -201,15 +201,16 @@ class LLMAlone(BridgeModel):
     bases = ("llm",)
 
     def __init__(self, llm: LLM, bos: int | None) -> None:
-        absent: Any = _Absent()
+        absent: Any = Absent()
         super().__init__(absent, absent, absent, llm, bos)
 
 
-class _Absent(nn.Module):
-    """What is asked of an encoder, a fusion and a mapping where there is none."""
+class Absent(nn.Module):
+    """What is asked of an encoder, a fusion, a mapping and an LLM where there is none."""
 
     blocks, fixed_length = 0, 0
     by_layer = None
+    trained: frozenset[str] = frozenset()
 
     def weights(self) -> torch.Tensor:
         """Of no layer."""

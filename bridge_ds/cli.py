@@ -15,6 +15,7 @@ from bridge_ds.world import World
 
 __all__ = [
     "Parser",
+    "add_adapt_files",
     "add_config_options",
     "add_placing",
     "parse_train",
@@ -70,6 +71,30 @@ With another launcher:
 
 The data, lengths, batches and steps are the recipe's; --set wins over all. The same command again continues."""
 
+_ADAPT_HELP = """\
+Train the encoder alone, for a language that it does not know, before a bridge is trained from it: on unlabeled text
+(masked tokens; spans for encoders of the T5 kind), on sentences with their English translations (its states are pulled
+to those that the original encoder gives the English ones), or on both. RUN/encoder is then a folder of transformers,
+which the bridge's run names.
+
+examples:
+  bridge-ds adapt --text quechua.txt --set model.encoder=intfloat/multilingual-e5-small --set run.output=runs/quy
+      a sentence or paragraph on each line; LoRA, learning rate 1e-4, batch 16, 100,000 steps (arXiv 2502.10140)
+  bridge-ds adapt --parallel quechua.txt english.txt --set model.encoder=... --set run.output=runs/quy
+      line N of both is the same sentence; or one file (tsv, csv, jsonl, parquet) with the fields source and target
+  bridge-ds adapt --text quechua.txt --parallel pairs.tsv --set model.encoder=... --set train.steps=5000
+      both: half of each batch is text
+  bridge-ds adapt --text nko.txt --parallel nko_english.tsv --extend-vocabulary 2000 --set model.encoder=...
+      a script that the tokenizer does not have (probe: unread)
+  bridge-ds adapt --text quechua.txt --set lora.rank=0 --set encoder.trainable=true
+      all weights of the encoder
+  bridge-ds train --recipe my.yaml --set model.encoder=runs/quy/encoder
+      the bridge, from that encoder
+
+With another launcher, name shards that bridge-ds pack has written:
+  deepspeed bridge_ds/train.py --recipe adapt --set data.shards=shards/quechua --set model.encoder=...
+
+The same command again continues. docs/adapt.md says which remedy helps which language."""
 
 _MESSAGE = 500
 """Most characters of a message about an option."""
@@ -136,8 +161,11 @@ def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
 
 def train_parser(prog: str = "train.py") -> Parser:
     """The parser of the trainer's options."""
-    text = _FINETUNE_HELP if prog.endswith("finetune") else _TRAIN_HELP
+    texts = {"finetune": _FINETUNE_HELP, "adapt": _ADAPT_HELP}
+    text = texts.get(prog.rpartition(" ")[2], _TRAIN_HELP)
     parser = Parser(prog=prog, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if text is _ADAPT_HELP:
+        add_adapt_files(parser)
     add_config_options(parser)
     parser.add_argument(
         "--dry-run",
@@ -151,6 +179,21 @@ def train_parser(prog: str = "train.py") -> Parser:
     # The deepspeed launcher adds it; the rank comes from the environment.
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     return parser
+
+
+def add_adapt_files(parser: argparse.ArgumentParser) -> None:
+    """Options of `bridge-ds adapt`: `--text`, `--parallel`, `--extend-vocabulary`."""
+    parser.add_argument("--text", metavar="FILE", help="unlabeled text: a .txt, or a table with the field text")
+    parser.add_argument(
+        "--parallel",
+        metavar="FILE",
+        nargs="+",
+        help="translations: a file and its English, or a table (source, target)",
+    )
+    parser.add_argument(
+        "--extend-vocabulary", metavar="N", type=positive(int, most=100_000),
+        help="add up to N pieces with letters that the tokenizer lacks, learned from --text; all weights are trained",
+    )  # fmt: skip
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

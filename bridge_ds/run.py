@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.adapt.model import tokenizers_of
 from bridge_ds.checkpoint.bases import restore
 from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.layout import step_folder
@@ -24,7 +25,7 @@ from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.loading.corpus import Corpus, open_corpus
 from bridge_ds.data.loading.loader import make_loader
 from bridge_ds.data.loading.plan import order_of
-from bridge_ds.data.loading.tokenize import Tokenizers, check_vocabulary, load_tokenizers
+from bridge_ds.data.loading.tokenize import check_vocabulary
 from bridge_ds.data.shards.index import INDEX_NAME
 from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import real
@@ -46,7 +47,8 @@ from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.kept import RunStates
 from bridge_ds.engine.loop import fit
 from bridge_ds.engine.preempt import StopRequest
-from bridge_ds.engine.setup import as_recorded_now, base_identities, build_model, gathering, initialize, trainable_table
+from bridge_ds.engine.setup import as_recorded_now, base_identities, build_model, gathering, initialize
+from bridge_ds.engine.trainable import trainable_table
 from bridge_ds.engine.validate import make_validation
 from bridge_ds.engine.watchdog import Watchdog
 from bridge_ds.errors import ConfigError, DataError, Preempted
@@ -132,7 +134,7 @@ class Run:
         scales = None
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
-        elif self.config.model.has_encoder and self.config.mapping.match_embedding_rms and not start:
+        elif self.config.model.has_bridge and self.config.mapping.match_embedding_rms and not start:
             scales = calibrate(self.engine, *self.states.first_rows(model, loader, CALIBRATION_ROWS, self.device))
         self._leave_if_asked()
         self.watchdog.start(on_main(lambda: self.run_folder.accept(self.config), self.world))
@@ -202,7 +204,7 @@ class Run:
         self.hooks.on_evaluation(results)
 
     def _leave_if_asked(self, when: str = "during the start; nothing was written") -> None:
-        """Between two stages, where all ranks agree (a collective). Raises Preempted on each of them."""
+        """Between two stages, a collective. Raises Preempted on every rank."""
         if any_rank(bool(self.stop)):
             raise Preempted(f"preempted {when}")
 
@@ -228,7 +230,7 @@ class Run:
 
     def _choose_backend(self) -> str:
         """The fusion's backend, chosen before the slow parts of the start; empty if it has none."""
-        if not self.config.model.has_encoder or "backend" not in FUSIONS[self.config.fusion.name].options:
+        if not self.config.model.has_bridge or "backend" not in FUSIONS[self.config.fusion.name].options:
             return ""
         try:
             backend = choose_backend(self.config.fusion.backend, self.device.type)
@@ -242,10 +244,9 @@ class Run:
         """Load the tokenizers, and resolve settings of the LLM's text (BOS, spaces): as in the run that is resumed,
         else as the tokenizer does."""
         self.config = self.origin.config
-        self.tokenizers: Tokenizers = load_tokenizers(self.config.model, data=self.config.data)
-        if not self.origin.checkpoint:
+        self.tokenizers = tokenizers_of(self.config)
+        if not (resumes := self.origin.checkpoint is not None):
             self.config = replace(self.config, data=settled(self.config.data, self.tokenizers))
-        resumes = self.origin.checkpoint is not None
         if self.done < self.config.train.steps:  # else nothing is trained, and scoring truncates
             for note in on_all(lambda: notes_on_bases(self.config, self.tokenizers, resumes), self.world):
                 _log.info(f"note: {note}")
@@ -281,8 +282,7 @@ class Run:
 
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
             facts |= gathering(self.engine, self.ds_values)
-            if self.fusion_backend:
-                facts["fusion backend"] = self.fusion_backend
+            facts |= {"fusion backend": self.fusion_backend} if self.fusion_backend else {}
             hooks += [
                 MetricsLog(self.folder / "metrics.jsonl"),
                 Console(self.config.run.output, facts, self.config.track.every),

@@ -95,10 +95,10 @@ def train(config: Config, ds_values: dict[str, Any], world: World, stop: StopReq
     try:
         run.prepare()
         run.fit()
-        if not config.model.has_encoder:
-            from bridge_ds.hub.llm import save_llm
+        if not config.model.has_bridge:
+            from bridge_ds.hub.alone import save_alone
 
-            save_llm(run.config, run.checkpoint, run.folder / "llm", world)
+            save_alone(run.config, run.tokenizers, run.checkpoint, run.folder, world)
         run.evaluate()
         from bridge_ds.engine.distributed import next_port
 

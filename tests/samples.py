@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bridge_ds.config.schema import DataConfig
-from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.data.loading.ids import TokenizedSample
+from bridge_ds.data.loading.tokenize import Tokenizers, tokenize_samples
 from bridge_ds.data.shards.index import ShardIndex
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.data.shards.samples import BadSample

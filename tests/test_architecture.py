@@ -29,6 +29,7 @@ LAYERS = [
     {"encoder"},
     {"llm", "plan", "states"},
     {"bridge"},
+    {"adapt"},
     {"engine", "tasks"},
     {"checkpoint", "track", "start"},
     {"inference"},

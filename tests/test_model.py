@@ -13,7 +13,8 @@ from bridge_ds.config.schema import Config, DataConfig, FusionConfig, ModelConfi
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import collate
 from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers
-from bridge_ds.engine.setup import build_model, make_optimizer, trainable_table
+from bridge_ds.engine.setup import build_model, make_optimizer
+from bridge_ds.engine.trainable import trainable_table
 from bridge_ds.errors import ConfigError
 from bridge_ds.inference.score import score_choices
 from bridge_ds.llm.loss import predicting

@@ -91,10 +91,15 @@ def find_origin(config: Config, folder: Path) -> Origin:
 
 
 def _refuse_other_kind(trained: Config, config: Config, where: Path, key: str) -> None:
-    if trained.model.has_encoder != config.model.has_encoder:
-        kinds = ["a bridge (bridge-ds train)", "the LLM alone (bridge-ds finetune)"]
-        found, wanted = kinds if trained.model.has_encoder else kinds[::-1]
+    found, wanted = _kind(trained), _kind(config)
+    if found != wanted:
         raise CheckpointError(f"{where} is of a training of {found}; this is one of {wanted}; set another {key}.")
+
+
+def _kind(config: Config) -> str:
+    if config.model.has_bridge:
+        return "a bridge (bridge-ds train)"
+    return "the LLM alone (bridge-ds finetune)" if config.model.has_llm else "the encoder alone (bridge-ds adapt)"
 
 
 def config_in(checkpoint: Checkpoint) -> Config:

@@ -35,8 +35,9 @@ from bridge_ds.world import World
 if TYPE_CHECKING:
     from bridge_ds.config.schema import Config
     from bridge_ds.data.loading.corpus import CorpusRows
+    from bridge_ds.data.loading.ids import TokenizedSample
     from bridge_ds.data.loading.steps import StepDataset
-    from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers
+    from bridge_ds.data.loading.tokenize import Tokenizers
     from bridge_ds.states.files import StatesFiles
 
 __all__ = ["main"]
@@ -147,7 +148,7 @@ class _Encoding:
         import numpy as np
         from tqdm import tqdm
 
-        from bridge_ds.data.loading.tokenize import TokenizedSample
+        from bridge_ds.data.loading.ids import TokenizedSample
 
         # What stands for a bad sample, or for none in a validation.
         found, made = self._encode([TokenizedSample([self.pad], [], [], ())])

@@ -152,18 +152,18 @@ def encoder_loads(subject: Subject) -> str:
     """The encoder's files are whole and fit its config; its forward pass runs, without numbers."""
     from bridge_ds.encoder.frozen import encoder_base
 
-    if not subject.config.model.has_encoder:
-        return "none: the LLM alone is trained"
-    return _loads(subject, "encoder", encoder_base)
+    there = subject.config.model.has_encoder
+    return _loads(subject, "encoder", encoder_base) if there else "none: the LLM alone is trained"
 
 
 def llm_loads(subject: Subject) -> str:
     """The LLM's likewise, and it takes a soft prompt."""
-    from bridge_ds.llm.frozen import llm_base
-    from bridge_ds.llm.support import check_llm
+    from bridge_ds.llm import frozen, support
 
-    done, of = _loads(subject, "llm", llm_base), subject.config.model
-    return done + _remark(check_llm(of.llm, subject.bases["llm"], of.trust_remote_code))
+    if not (of := subject.config.model).has_llm:
+        return "none: the encoder alone is trained"
+    done = _loads(subject, "llm", frozen.llm_base)
+    return done + _remark(support.check_llm(of.llm, subject.bases["llm"], of.trust_remote_code))
 
 
 def _loads(subject: Subject, what: str, base_of: Callable[..., Any]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bridge_ds.cli import Parser, positive, train_parser
 
-__all__ = ["main", "split"]
+__all__ = ["launched", "main", "split"]
 
 _TRAINER = Path(__file__).parents[1] / "train.py"
 
@@ -18,9 +18,7 @@ def main(argv: list[str] | None = None, prog: str = "bridge-ds train") -> int:
     words = sys.argv[1:] if argv is None else argv
     own, launcher = split(words, prog)
     options = train_parser(prog).parse_args(own)
-    # torchrun, deepspeed or srun has started this process as one of several.
-    launched = "RANK" in os.environ or {"SLURM_STEP_ID", "SLURM_PROCID"} <= os.environ.keys()
-    if launched or (options.dry_run and not launcher):
+    if launched() or (options.dry_run and not launcher):
         from bridge_ds.train import main as train
 
         return train(own)
@@ -28,6 +26,11 @@ def main(argv: list[str] | None = None, prog: str = "bridge-ds train") -> int:
     os.environ["PYTHONUNBUFFERED"] = "1"
     # -P: packages are found as by an installed script, not in this folder first.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "deepspeed.launcher.runner", *launcher, str(_TRAINER), *own])
+
+
+def launched() -> bool:
+    """Whether torchrun, deepspeed or srun has started this process as one of several."""
+    return "RANK" in os.environ or {"SLURM_STEP_ID", "SLURM_PROCID"} <= os.environ.keys()
 
 
 def split(words: list[str], prog: str = "bridge-ds train") -> tuple[list[str], list[str]]:

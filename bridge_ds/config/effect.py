@@ -106,6 +106,8 @@ def why_no_states(config: Config) -> str:
     """Why no encoder states can be kept (`data.states_cache`); empty = they can."""
     if not config.model.has_encoder:
         return "model.encoder is none"
+    if not config.model.has_llm:
+        return "model.llm is none"
     if config.encoder.trainable:
         return "encoder.trainable is true"
     if config.encoder.dropout:
@@ -144,6 +146,32 @@ RULES: tuple[NoEffect, ...] = (
         ("encoder.trainable", "data.augment_prompt", "data.source_language"),
         _when(lambda c: not c.model.has_encoder, "model.encoder is none"),
     ),
+    NoEffect(
+        (
+            "encoder.lr_scale",
+            "encoder.weight_decay",
+            "llm.trainable",
+            "data.augment_prompt",
+            "data.mix_words",
+            "train.packing",
+            "train.encode_once_gib",
+            "train.compile",
+        ),
+        _when(lambda c: not c.model.has_llm, "model.llm is none"),
+    ),
+    NoEffect(
+        _keys("adapt", "mask_share", "span_tokens"),
+        _when(lambda c: not OBJECTIVES[c.data.objective].denoises, "data.objective does not have denoise"),
+    ),
+    NoEffect(
+        _keys("adapt", "temperature", "layers", "english_share"),
+        _when(lambda c: not OBJECTIVES[c.data.objective].aligns, "data.objective does not have align"),
+    ),
+    NoEffect(
+        ("adapt.pair_weight",),
+        _when(lambda c: c.data.objective != "denoise_and_align", "data.objective is not denoise_and_align"),
+    ),
+    NoEffect(("adapt.english",), _when(lambda c: c.model.has_llm, "model.llm is not none")),
     NoEffect(("data.mix_words",), _when(lambda c: not c.model.has_encoder, "model.encoder is none")),
     NoEffect(
         _keys("data", "mix_words_share", "mix_words_languages"),

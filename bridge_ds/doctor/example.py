@@ -12,7 +12,7 @@ import torch
 
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import TokenizedSample
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.doctor.load import LoadedRun
 from bridge_ds.inference.generator import Generator
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.data.loading.ids import TokenizedSample
+from bridge_ds.data.loading.tokenize import Tokenizers, tokenize_samples
 from bridge_ds.doctor.load import LoadedRun, training_samples
 from bridge_ds.doctor.measurements import Measurements
 from bridge_ds.errors import DataError

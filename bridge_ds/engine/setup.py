@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from bridge_ds.adapt.model import build_encoder_alone
 from bridge_ds.bridge import BridgeModel, LLMAlone, build_bridge
 from bridge_ds.compat.deepspeed import import_deepspeed, reuse_hpz_group
 from bridge_ds.config.names import resolve
@@ -43,7 +43,6 @@ __all__ = [
     "initialize",
     "make_optimizer",
     "quiet_transformers",
-    "trainable_table",
 ]
 
 END_IDS = "llm_end_ids"
@@ -76,6 +75,25 @@ def build_model(
     quiet_transformers(world)
     if ds_values is not None and stage(ds_values) == 3:
         _prepare_hpz(hpz_size(ds_values), world)
+    if config.model.has_llm:
+        model = _with_llm(config, bos, ds_values, read_states)
+    else:
+        model = build_encoder_alone(config, partial(_sharding, config, ds_values))
+    for key, part, name, revision in _bases(config, model) if ds_values is not None else ():
+        if read_states and key == "encoder":
+            continue
+        files = weight_files(name, revision) if world.is_main else []
+        files = agree(files, world)  # type: ignore[assignment]
+        on_all(partial(verify_weights, _WHAT[key], part, files, world.is_main), world)
+    add_lora(model.llm if config.model.has_llm else model.encoder, config.lora, config.run.seed)
+    if ds_values is not None and not torch.cuda.is_available():
+        bases = [getattr(model, part) for part in model.bases]
+        set_threads(world.local_size, config.data.workers, layer_weights(*bases))
+    return model
+
+
+def _with_llm(config: Config, bos: int | None, ds_values: dict[str, Any] | None, read_states: bool) -> BridgeModel:
+    """The bridge between two base models, or the LLM alone."""
     encoder: Encoder | None = None
     if read_states:
         encoder = AbsentEncoder(config.model)
@@ -86,15 +104,6 @@ def build_model(
     llm = load_llm(config.model, config.llm)
     model = build_bridge(config, encoder, llm, bos) if encoder else LLMAlone(llm, bos)
     model.keep_alive = keep_alive  # type: ignore[assignment]
-    for key, part, name, revision in _bases(config, model) if ds_values is not None else ():
-        if read_states and key == "encoder":
-            continue
-        files = weight_files(name, revision) if world.is_main else []
-        files = agree(files, world)  # type: ignore[assignment]
-        on_all(partial(verify_weights, _WHAT[key], part, files, world.is_main), world)
-    add_lora(llm, config.lora, config.run.seed)
-    if ds_values is not None and not torch.cuda.is_available():
-        set_threads(world.local_size, config.data.workers, layer_weights(*filter(None, (encoder, llm))))
     return model
 
 
@@ -146,7 +155,7 @@ def initialize(model: BridgeModel, config: Config, ds_values: dict[str, Any], wo
     assert not wrong, f"trained and frozen are mixed up: {wrong[:5]}"
     wrong = [name for name, p in model.named_parameters() if p.requires_grad and p.dtype != torch.float32]
     assert not wrong, f"trained, but not in float32: {wrong[:5]}"
-    if stage(ds_values) == 3 and not model.llm.trained:
+    if stage(ds_values) == 3 and "llm" in model.bases and not model.llm.trained:
         _gather_by_layer(model.llm)
     optimizer = make_optimizer(model, config)
     with _encoder_apart(model, ds_values):
@@ -241,7 +250,7 @@ def base_identities(
         found[key] = model_identity(config_json, name, revision, hub, like=before, first=first)
         both = f"{key}_tokenizer"
         found[both] = tokenizer_identity(getattr(tokenizers, key), name, revision, hub, like.get(both, ""))
-    if not like or END_IDS in like:  # older checkpoints did not record them
+    if "llm" in model.bases and (not like or END_IDS in like):  # older checkpoints did not record them
         ends = model.llm.end_ids(tokenizers.eos_id)
         found[END_IDS] = ",".join(map(str, sorted(ends)))
     return found
@@ -251,7 +260,9 @@ def as_recorded_now(
     found: Mapping[str, str], config: Config, model: BridgeModel, tokenizers: Tokenizers
 ) -> dict[str, str]:
     """Identities for a new checkpoint: `found` (of :func:`base_identities`), or new ones where some are older."""
-    whole = END_IDS in found and not any(is_weak(each) for key, each in found.items() if key != END_IDS)
+    whole = ("llm" not in model.bases or END_IDS in found) and not any(
+        is_weak(each) for key, each in found.items() if key != END_IDS
+    )
     return dict(found) if whole else base_identities(config, model, tokenizers)
 
 
@@ -279,33 +290,13 @@ def _rates(name: str, config: Config) -> tuple[float, float]:
     """Weight decay of a matrix of that name, and its learning rate as a multiple of train.lr."""
     part, train = name.partition(".")[0], config.train
     if part == "encoder":
+        if not config.model.has_llm:  # there is nothing else that train.lr could be meant for
+            return train.weight_decay, 1.0 if config.encoder.trainable else config.lora.lr_scale
         return config.encoder.weight_decay, config.encoder.lr_scale
     if part == "llm":
         whole = config.llm.trainable
         return (config.llm.weight_decay, config.llm.lr_scale) if whole else (train.weight_decay, config.lora.lr_scale)
     return train.weight_decay, config.fusion.lr_scale if part == "fusion" else 1.0
-
-
-def trainable_table(model: BridgeModel) -> str:
-    """Names, shapes, dtypes and counts of what is trained (one line for all of a base model), and counts of what is
-    frozen. Call before initialize."""
-    lines = [f"{'trained parameter':<46} {'shape':<16} {'dtype':<9} {'count':>12}"]
-    rest = {"encoder": "encoder, trained", "llm": "LoRA on the LLM" if model.llm.original else "LLM, trained"}
-    counts = {part: [0, 0] for part in model.bases}
-    total = 0
-    for name, parameter in model.named_parameters():
-        shape, part = whole_shape(parameter), name.partition(".")[0]
-        count = math.prod(shape)
-        if part in rest:
-            counts[part][parameter.requires_grad] += count
-        elif parameter.requires_grad:
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            lines.append(f"{name:<46} {'x'.join(map(str, shape)) or '-':<16} {dtype:<9} {count:>12,}")
-        total += count * parameter.requires_grad
-    lines += [f"{rest[part] + ', float32':<73} {trained:>12,}" for part, (_, trained) in counts.items() if trained]
-    lines.append(f"{'all trained':<73} {total:>12,}")
-    lines += [f"{part + ', frozen':<73} {frozen:>12,}" for part, (frozen, _) in counts.items()]
-    return "\n".join(lines)
 
 
 def quiet_transformers(world: World | None = None) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "MERGED",
     "UPDATES",
     "CardFacts",
+    "encoder_card",
     "exported",
     "licence",
     "llm_card",
@@ -103,6 +104,20 @@ multilingual encoder is trained to it. The licence of {{ llm }} holds: {{ licenc
 
 {{ table }}
 """
+_ENCODER_TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ encoder }}, adapted
+
+Its training was continued ({{ how }}) by [bridge_ds](https://arxiv.org/abs/2508.09091), for a bridge to an LLM. The \
+licence of {{ encoder }} holds: {{ licence }}.
+
+{{ table }}
+{% for line in english %}
+{{ line }}
+{% endfor %}"""
 
 
 @dataclass(frozen=True)
@@ -190,6 +205,34 @@ def llm_card(config: Config, step: int, state: Mapping[str, Any]) -> str:
     card = ModelCard.from_template(
         data, template_str=_LLM_TEMPLATE, llm=_shown(name), licence=licence_, how=how, table=_table([("", ""), *rows])
     )
+    return str(card).rstrip("\n") + "\n"
+
+
+def encoder_card(config: Config, step: int, state: Mapping[str, Any], english: Sequence[str]) -> str:
+    """README.md of an encoder that was trained by itself.
+
+    Args:
+        config: see :class:`CardFacts`; likewise `step` and `state`.
+        step: see `config`.
+        state: see `config`.
+        english: what it lost of English, in lines.
+    """
+    name, adapt = config.model.encoder, config.adapt
+    what = f"LoRA of rank {config.lora.rank}, merged into the weights" if config.lora.rank else "all of its weights"
+    kept = ("data", "samples", "dtype", "learning rate", "seed", "training loss", "loss on held-out", "made with")
+    rows = [(key, value.replace(", English;", ";")) for key, value in
+            _training(CardFacts(config.run.output, config, step, state)) if key.startswith(kept)]  # fmt: skip
+    rows.append(("hidden share of a text", f"{adapt.mask_share:g}"))
+    data = ModelCardData(
+        library_name="transformers",
+        tags=["bridge_ds"],
+        base_model=None if Path(name).is_dir() or resolve(name) != name else name,
+    )
+    card = ModelCard.from_template(
+        data, template_str=_ENCODER_TEMPLATE, encoder=_shown(name),
+        licence=licence(name, config.model.encoder_revision), how=what, table=_table([("", ""), *rows]),
+        english=[line.strip() for line in english],
+    )  # fmt: skip
     return str(card).rstrip("\n") + "\n"
 
 

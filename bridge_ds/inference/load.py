@@ -78,12 +78,18 @@ def open_run(
 
 
 def refuse_llm_alone(config: Config, run: Path) -> None:
-    """Raises ConfigError if a run has no bridge (`bridge-ds finetune`)."""
+    """Raises ConfigError if a run has no bridge (`bridge-ds finetune`, `bridge-ds adapt`)."""
     if not config.model.has_encoder:
         llm = run / "llm"
         raise ConfigError(
             f"{run} trained the LLM alone (bridge-ds finetune); expected the run of a bridge; the LLM itself is in "
             f"{llm}: train a bridge to it with --set model.llm={llm}."
+        )
+    if not config.model.has_llm:
+        encoder = run / "encoder"
+        raise ConfigError(
+            f"{run} trained the encoder alone (bridge-ds adapt); expected the run of a bridge; the encoder itself is "
+            f"in {encoder}: train a bridge from it with --set model.encoder={encoder}."
         )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 from bridge_ds.config.schema import DataConfig
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers
+from bridge_ds.data.loading.ids import TokenizedSample
+from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, ContextIds, answers, context_ids, framed, parse
 from bridge_ds.data.text.truncate import LOST, Limits

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
 
 from bridge_ds.compat.transformers import enable_recomputing, set_recomputing
 from bridge_ds.config.names import resolve
@@ -17,25 +15,20 @@ from bridge_ds.frozen.check import HUB, BaseModel
 from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.llm.base import LLM
-from bridge_ds.llm.bias import use_trained
 from bridge_ds.llm.support import behavior_of
 from bridge_ds.llm.trained import TrainedLLM
+from bridge_ds.llm.updated import Updated
 
 __all__ = ["FrozenLLM", "llm_base", "load_llm"]
 
 
-class FrozenLLM(LLM):
+class FrozenLLM(Updated, LLM):
     """Always in eval mode, its own weights with requires_grad=False; gradients flow through it to the soft prompt."""
 
     def __init__(self, model: Any, activation_checkpointing: bool = False) -> None:
         super().__init__(model)
         self.activation_checkpointing = activation_checkpointing
-        self.trained: frozenset[str] = frozenset()
-        """Names of the parameters that LoRA has added (:func:`bridge_ds.llm.lora.add_lora`)."""
-        self.updated: list[Any] = []
-        """The layers that it has added them to."""
-        self.biased: list[nn.Module] = []
-        """Modules with a trained bias beside their own (:mod:`bridge_ds.llm.bias`)."""
+        self.nothing_updated()
         if activation_checkpointing:
             enable_recomputing(model)
         self.train(False)
@@ -45,25 +38,8 @@ class FrozenLLM(LLM):
         super().train(False)
         if self.activation_checkpointing:
             set_recomputing(self.model, mode)
-        for layer in self.updated:
-            layer.lora_dropout.train(mode)
+        self.drop(mode)
         return self
-
-    @contextmanager
-    def without_adapters(self, wanted: bool = True) -> Iterator[None]:
-        """Disable LoRA's updates and biases while open, if `wanted`."""
-        updated, biased = (self.updated, self.biased) if wanted else ([], [])
-        for layer in updated:
-            layer.enable_adapters(False)
-        for module in biased:
-            use_trained(module, False)
-        try:
-            yield
-        finally:
-            for layer in updated:
-                layer.enable_adapters(True)
-            for module in biased:
-                use_trained(module, True)
 
 
 def load_llm(config: ModelConfig, training: LlmConfig | None = None, **options: Any) -> LLM:

@@ -33,7 +33,7 @@ def packing_of(config: Config, device: str) -> Packing | None:
     Raises:
         ConfigError: a model's config is unusable.
     """
-    if not is_wanted(config, device):
+    if not is_wanted(config, device) or not config.model.has_llm:
         return None
     of = config.model
     llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)

@@ -20,7 +20,7 @@ from bridge_ds.llm.support import behavior_of, llm_table, positions_of
 from bridge_ds.llm.tiny_copy import in_table, tiny_copy
 from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["check_positions", "encoder_table", "notes_on_bases", "positions_taken"]
+__all__ = ["check_encoder_positions", "check_positions", "encoder_table", "notes_on_bases", "positions_taken"]
 
 
 def check_positions(
@@ -42,12 +42,7 @@ def check_positions(
         ConfigError: a sample that is as long as allowed would have no place in a model's table.
     """
     data, fixed = config.data, config.mapping.fixed_length
-    most = encoder_table(config, encoder_config) if encoder_config else 0
-    if most and data.max_source_tokens > most:
-        raise ConfigError(
-            f"data.max_source_tokens is {data.max_source_tokens}, and the encoder {config.model.encoder!r} has a table "
-            f"of positions for {most} tokens; expected no more; set {_settings({'max_source_tokens': most}, resumes)}."
-        )
+    check_encoder_positions(config, encoder_config, resumes)
     taken, positions = positions_taken(config, tokenizers), positions_of(llm_config)
     table = llm_table(config.model.llm, llm_config, config.model.trust_remote_code)
     if not table and (not positions or taken <= positions):
@@ -76,6 +71,21 @@ def check_positions(
     )
 
 
+def check_encoder_positions(config: Config, encoder_config: Any, resumes: bool = False) -> None:
+    """The part of :func:`check_positions` that is about the encoder.
+
+    Raises:
+        ConfigError: as there.
+    """
+    longest = config.data.max_source_tokens
+    most = encoder_table(config, encoder_config) if encoder_config else 0
+    if most and longest > most:
+        raise ConfigError(
+            f"data.max_source_tokens is {longest}, and the encoder {config.model.encoder!r} has a table "
+            f"of positions for {most} tokens; expected no more; set {_settings({'max_source_tokens': most}, resumes)}."
+        )
+
+
 def notes_on_bases(config: Config, tokenizers: Tokenizers, resumes: bool = False) -> list[str]:
     """:func:`check_positions` and :func:`~bridge_ds.llm.support.behavior_of` at the start of a run.
 
@@ -89,6 +99,9 @@ def notes_on_bases(config: Config, tokenizers: Tokenizers, resumes: bool = False
     encoder = None
     if of.has_encoder:
         encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
+    if not of.has_llm:
+        check_encoder_positions(config, encoder, resumes)
+        return []
     llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)
     notes = check_positions(config, encoder, llm, tokenizers, resumes)
     behavior = behavior_of(of.llm, llm, of.trust_remote_code)

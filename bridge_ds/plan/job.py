@@ -10,6 +10,7 @@ from typing import Any
 from bridge_ds.config.build import one_of
 from bridge_ds.config.schema import Config, FusionConfig, MappingConfig, TrainConfig
 from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config
+from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.objectives import OBJECTIVES
@@ -212,6 +213,8 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
     Raises:
         ConfigError: the shape of a model is not known, or there is no such DeepSpeed file.
     """
+    if not config.model.has_llm:
+        raise ConfigError("model.llm is none, and no plan is made of the encoder alone; name a recipe of a bridge.")
     data, train, bridge = config.data, config.train, config.model.has_encoder
     job = Job(
         encoder=find_shape(config.model.encoder, ENCODERS),

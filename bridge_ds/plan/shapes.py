@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge_ds.config.build import one_of
 from bridge_ds.config.names import resolve
-from bridge_ds.config.schema.models import NO_ENCODER
+from bridge_ds.config.schema.models import NO_ENCODER, NO_LLM
 from bridge_ds.encoder.families import FAMILIES
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.foreign import stored_json
@@ -103,7 +103,7 @@ def find_shape(name: str, known: dict[str, Shape]) -> Shape:
                 f"{path} has a size that cannot be used ({type(error).__name__}: {error}); expected whole numbers; "
                 "download it again."
             ) from None
-    if known is ENCODERS and name == NO_ENCODER:
+    if name in (NO_ENCODER, NO_LLM):
         return Shape(name, layers=0, width=0, ffn=0, q=0, kv=0, vocab=0, heads=0, source=name)
     if name.lower() in known:
         return known[name.lower()]

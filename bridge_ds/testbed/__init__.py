@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .languages import ENGLISH, LANGUAGE_NAMES, LANGUAGES
+from .languages import ENGLISH, LANGUAGE_NAMES, LANGUAGES, UNSEEN
 from .tasks import ENGLISH_ROWS, LABELS, PROMPTS, TASKS, TestbedExample, english_rows, examples
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "LLM_PATH",
     "PROMPTS",
     "TASKS",
+    "UNSEEN",
     "TestbedExample",
     "english_rows",
     "examples",

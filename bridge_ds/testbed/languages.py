@@ -14,7 +14,17 @@ from functools import cache
 
 from .lexicon import LEXICON, forms
 
-__all__ = ["ENGLISH", "GRAMMARS", "LANGUAGES", "LANGUAGE_NAMES", "Grammar", "Vocabulary", "vocabulary", "word_list"]
+__all__ = [
+    "ENGLISH",
+    "GRAMMARS",
+    "LANGUAGES",
+    "LANGUAGE_NAMES",
+    "UNSEEN",
+    "Grammar",
+    "Vocabulary",
+    "vocabulary",
+    "word_list",
+]
 
 ENGLISH = "en"
 LANGUAGE_NAMES: dict[str, str] = {
@@ -26,6 +36,8 @@ LANGUAGE_NAMES: dict[str, str] = {
     "qae": "constructed, Latin letters",
 }
 LANGUAGES = tuple(LANGUAGE_NAMES)
+UNSEEN = "qaf"
+"""One more constructed language, in Tifinagh letters, which neither tokenizer has and the encoder has never read."""
 
 ENGLISH_FUNCTION_WORDS = ("the", "a", "an", "in", "is", "are", "was", "were", "does", "do", "did")
 
@@ -115,6 +127,19 @@ GRAMMARS: dict[str, Grammar] = {
         copula=False,
     ),
 }
+
+GRAMMARS[UNSEEN] = Grammar(
+    "ⴱⴳⴷⴼⴽⵀⵃⵇⵍⵎⵏⵔⵙⵛⵜⵟ",
+    ("", "ⴰ", "ⵉ", "ⵓ", "ⴻ"),
+    "OVS",
+    adjective_first=False,
+    negation_first=True,
+    time_first=False,
+    marks_subject=False,
+    marks_object=True,
+    locative="before",
+    copula=True,
+)
 
 _PARTICLES = ("is", "in")
 _ENDINGS = ("plural", "subject", "object", "place", "past")

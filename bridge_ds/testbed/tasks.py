@@ -10,7 +10,7 @@ from itertools import islice
 
 from bridge_ds.errors import ConfigError, DataError
 
-from .languages import ENGLISH, LANGUAGES
+from .languages import ENGLISH, LANGUAGES, UNSEEN
 from .meaning import Clause
 from .render import Word, render
 from .samplers import SAMPLERS
@@ -125,7 +125,7 @@ def examples(task: str, language: str, split: str, count: int, seed: int = 0) ->
     The same arguments but for the language give the same meanings in the same order. The labels are exactly balanced
     when ``count`` is a multiple of their number (and off by one at most when not).
     """
-    if language not in LANGUAGES:
+    if language not in (*LANGUAGES, UNSEEN):
         raise ConfigError(f"language {language!r} is not one of the testbed's: {', '.join(LANGUAGES)}")
     found = [meaning.in_language(language) for meaning in islice(meanings(task, split, seed), count)]
     if len(found) < count:

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.loading.bins import Packing, groups, sequences
 from bridge_ds.data.loading.collate import collate, unwrap, wrap
-from bridge_ds.data.loading.tokenize import TokenizedSample
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.llm.loss import predicting
 from bridge_ds.llm.splice import Segment, splice
 

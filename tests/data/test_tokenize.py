@@ -18,8 +18,8 @@ from bridge_ds.config.load import from_dict, to_dict
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.loading.collate import collate, pad, unwrap, wrap
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.tokenize import (
-    TokenizedSample,
     check_vocabulary,
     load_tokenizers,
 )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import TokenizedSample
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.doctor.diagnose import diagnose
 from bridge_ds.doctor.example import look
 from bridge_ds.doctor.load import LoadedRun, load_run, recorded_loss

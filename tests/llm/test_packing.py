@@ -15,7 +15,7 @@ from bridge_ds.config.schema import Config, EncoderConfig, FusionConfig, LlmConf
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import collate, unwrap, wrap
-from bridge_ds.data.loading.tokenize import TokenizedSample
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.inference.score import read_prefix
 from bridge_ds.llm.frozen import load_llm

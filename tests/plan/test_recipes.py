@@ -16,8 +16,8 @@ from bridge_ds.plan.memory import memory
 from bridge_ds.plan.timing import GPUS, Gpu, Network, step_time
 
 ROOT = Path(__file__).parents[2]
-LAPTOP = ("testbed", "sib200_small")
-"""Made for two cores; no script starts them on a cluster."""
+LAPTOP = ("testbed", "sib200_small", "adapt")
+"""Made for two cores, or of the encoder alone; no script starts them on a cluster."""
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in LAPTOP)
 LAUNCHERS = {"mt5xl_13b": "train_13b.sh", "mt5xl_70b": "train_70b.sh"}
 """Of the others the cluster is that of train_1b.sh."""

@@ -15,7 +15,7 @@ from bridge_ds.bridge import BridgeModel
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import collate
-from bridge_ds.data.loading.tokenize import TokenizedSample
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.encoder.frozen import FrozenEncoder
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.llm.frozen import FrozenLLM

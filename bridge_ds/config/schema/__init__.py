@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict
 
+from bridge_ds.config.schema.adapt import AdaptConfig
 from bridge_ds.config.schema.fields import NEITHER, Kind, Section, Table, Text
 from bridge_ds.config.schema.models import (
     EncoderConfig,
@@ -33,6 +34,7 @@ from bridge_ds.objectives import OBJECTIVES
 __all__ = [
     "KINDS",
     "SECTIONS",
+    "AdaptConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -76,6 +78,8 @@ class Config:
     """Layers -> one."""
     mapping: MappingConfig = field(default_factory=MappingConfig)
     """D -> H."""
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
+    """Training of the encoder alone."""
     data: DataConfig = field(default_factory=DataConfig)
     """Shards and batches."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -94,6 +98,7 @@ class Config:
         yield from self.data.conflicts()
         yield from self.lora.conflicts()
         yield from self.mapping.conflicts()
+        yield from self._conflicts_of_parts()
         for name, task in self.tasks.items():
             yield from task.conflicts(name)
         data, train = self.data, self.train
@@ -112,6 +117,15 @@ class Config:
                 f"train.validate_every is {train.validate_every}, but data.validation_percent is 0 and holds nothing "
                 "out; expected 1 or more of it; a run that has begun without cannot change it."
             )
+        if self.evaluation.choose and self.llm.trainable:
+            yield (
+                "evaluation.choose is true and llm.trainable is true; expected a frozen LLM, because a trained one can "
+                "no longer answer as it was; set evaluation.choose to false."
+            )
+
+    def _conflicts_of_parts(self) -> Iterator[str]:
+        """Of what is there and what is trained."""
+        objective = OBJECTIVES[self.data.objective]
         if not (self.model.has_encoder or self.lora.rank or self.llm.trainable):
             yield (
                 "model.encoder is none, and nothing of the LLM is trained; expected lora.rank above 0 or "
@@ -128,20 +142,52 @@ class Config:
                 "that it was trained with, not to one that this run teaches; expected one of them; set llm.finetune to "
                 "false and model.llm to that run's."
             )
-        if OBJECTIVES[data.objective].teaches and (self.lora.rank or self.llm.trainable or not self.model.has_encoder):
+        if objective.teaches and (self.lora.rank or self.llm.trainable or not self.model.has_encoder):
             yield (
-                f"data.objective is {data.objective}, in which the LLM as it is teaches a bridge; expected an encoder "
-                "and a frozen LLM; set lora.rank=0 and llm.trainable=false (llm.finetune may train the LLM before)."
+                f"data.objective is {self.data.objective}, in which the LLM as it is teaches a bridge; expected an "
+                "encoder and a frozen LLM; set lora.rank=0 and llm.trainable=false (llm.finetune may train the LLM "
+                "before)."
             )
         if self.lora.rank and self.llm.trainable:
             yield (
                 f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
                 "it trained; set one of them to 0 or false."
             )
-        if self.evaluation.choose and self.llm.trainable:
+        if not self.model.has_llm:
+            yield from self._conflicts_of_adapting()
+        elif objective.adapts:
             yield (
-                "evaluation.choose is true and llm.trainable is true; expected a frozen LLM, because a trained one can "
-                "no longer answer as it was; set evaluation.choose to false."
+                f"data.objective is {self.data.objective} and model.llm is {self.model.llm}; expected no LLM, for the "
+                "encoder is trained alone then; set model.llm=none, or use bridge-ds adapt."
+            )
+
+    def _conflicts_of_adapting(self) -> Iterator[str]:
+        objective = OBJECTIVES[self.data.objective]
+        if not self.model.has_encoder:
+            yield "model.encoder and model.llm are both none; expected one of them to train; name it."
+        if self.llm.finetune:
+            yield "llm.finetune is true and model.llm is none; expected an LLM to teach; set llm.finetune to false."
+        if not objective.adapts:
+            those = ", ".join(name for name, of in OBJECTIVES.items() if of.adapts)
+            yield (
+                f"model.llm is none and data.objective is {self.data.objective}; expected one of {those}, which train "
+                "the encoder alone; set one."
+            )
+        if bool(self.lora.rank) == self.encoder.trainable:
+            yield (
+                f"model.llm is none, lora.rank is {self.lora.rank} and encoder.trainable is "
+                f"{str(self.encoder.trainable).lower()}; expected updates of the encoder, or all of it trained; set "
+                "one of them."
+            )
+        if objective.aligns and self.train.micro_batch == 1:
+            yield (
+                f"data.objective is {self.data.objective} and train.micro_batch is 1; expected 2 or more, for the "
+                "other English sentences of a micro-batch are the negatives; set train.micro_batch=16."
+            )
+        if self.evaluation.tasks:
+            yield (
+                f"model.llm is none and evaluation.tasks is {', '.join(self.evaluation.tasks)}; expected no tasks, as "
+                "there is nothing that answers; set evaluation.tasks=[]."
             )
 
 

@@ -24,7 +24,16 @@ from bridge_ds.config.schema.fields import (
 from bridge_ds.fusion import BACKENDS, FUSIONS
 from bridge_ds.mapping import END_INITS, MAPPINGS
 
-__all__ = ["NO_ENCODER", "EncoderConfig", "FusionConfig", "LlmConfig", "LoraConfig", "MappingConfig", "ModelConfig"]
+__all__ = [
+    "NO_ENCODER",
+    "NO_LLM",
+    "EncoderConfig",
+    "FusionConfig",
+    "LlmConfig",
+    "LoraConfig",
+    "MappingConfig",
+    "ModelConfig",
+]
 
 
 if TYPE_CHECKING:
@@ -39,6 +48,8 @@ else:  # a new fusion or mapping is one line in its table
 
 NO_ENCODER = "none"
 """The value of `model.encoder` for a run of the LLM alone."""
+NO_LLM = "none"
+"""The value of `model.llm` for a run of the encoder alone."""
 _WIDEST = 262_144
 """Most numbers of a token inside a layer of the bridge; the widest models have about 100,000 in their MLPs."""
 
@@ -51,7 +62,8 @@ class ModelConfig:
     """Multilingual encoder (hub id, local folder, or `testbed/encoder`); only its encoder half is loaded. `none` = the
     LLM alone is trained, and reads the samples as text (bridge-ds finetune)."""
     llm: Annotated[Path, NEITHER] = "testbed/llm"
-    """Causal language model (hub id, local folder, or `testbed/llm`)."""
+    """Causal language model (hub id, local folder, or `testbed/llm`). `none` = the encoder alone is trained, on text or
+    translations of a language that it does not know (bridge-ds adapt)."""
     encoder_revision: Annotated[OptionalText, NEITHER] = None
     """Hub revision of the encoder (commit, tag or branch); null = the default branch."""
     llm_revision: Annotated[OptionalText, NEITHER] = None
@@ -65,8 +77,18 @@ class ModelConfig:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether there is a bridge; otherwise the LLM alone is trained."""
+        """Whether there is an encoder; otherwise the LLM alone is trained."""
         return self.encoder != NO_ENCODER
+
+    @property
+    def has_llm(self) -> bool:
+        """Whether there is an LLM; otherwise the encoder alone is trained."""
+        return self.llm != NO_LLM
+
+    @property
+    def has_bridge(self) -> bool:
+        """Whether there are both, and a bridge between them."""
+        return self.has_encoder and self.has_llm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +138,8 @@ class LlmConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """Low-rank updates of the LLM's matrices (arXiv 2106.09685), through `peft`, trained along with the bridge."""
+    """Low-rank updates of the LLM's matrices (arXiv 2106.09685), through `peft`, trained along with the bridge; or of
+    the encoder's (bridge-ds adapt)."""
 
     rank: Annotated[NonNegativeInt, Le(16_384), FUNCTION] = 0
     """Rank of each update; 0 = off, the LLM stays as it is."""

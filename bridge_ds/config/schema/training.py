@@ -62,10 +62,18 @@ class DataConfig:
     """Language of sources that have no field `language`, for an encoder that is told it by a tag (NLLB, M2M-100,
     mBART): its tag or an ISO 639 code, such as en; empty = the index's language of the shard, else the tokenizer's own,
     which is logged."""
-    objective: Annotated[Literal["task", "prefix_lm", "self_teaching", "task_and_self_teaching"], FUNCTION] = "task"
+    objective: Annotated[
+        Literal[
+            "task", "prefix_lm", "self_teaching", "task_and_self_teaching", "denoise", "align", "denoise_and_align"
+        ],
+        FUNCTION,
+    ] = "task"
     """task: predict `target` from `source` | prefix_lm: split `text` in two and predict the rest (LangBridge) |
     self_teaching: let the LLM, which reads the English `text` (or `source`) itself, teach what it says at the tokens of
-    `target`, or without targets at the first token of the answer | task_and_self_teaching: both losses."""
+    `target`, or without targets at the first token of the answer | task_and_self_teaching: both losses. Of the encoder
+    alone (bridge-ds adapt): denoise: predict masked tokens or spans of `text` (or `source`) | align: pull the states of
+    `source` to those of `target`, its English translation | denoise_and_align: the one where a sample has no `target`,
+    else the other."""
     mix_words: Annotated[Path, NEITHER] = ""
     """Dictionary (TSV of English, word, language) from which English words of the sources are replaced, for each epoch
     anew; empty = none. Validation reads the texts as they are."""

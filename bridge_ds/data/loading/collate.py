@@ -13,8 +13,8 @@ import torch
 
 from bridge_ds.data.loading.batch import Batch, StepBatches, split_buffer
 from bridge_ds.data.loading.bins import Packing
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.layout import layout_of
-from bridge_ds.data.loading.tokenize import TokenizedSample
 
 __all__ = ["INLINE", "PackedBatch", "collate", "pad", "unwrap", "wrap"]
 

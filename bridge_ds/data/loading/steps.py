@@ -9,12 +9,14 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from bridge_ds.config.schema import Config
+from bridge_ds.data.loading.adapting import adapting_batch
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.loading.bins import Packing
 from bridge_ds.data.loading.collate import PackedBatch, collate, wrap
 from bridge_ds.data.loading.corpus import Corpus, CorpusRows
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.plan import StepPlan, TokenCost
-from bridge_ds.data.loading.tokenize import TokenizedSample, Tokenizers, tokenize_samples
+from bridge_ds.data.loading.tokenize import Tokenizers, tokenize_samples
 from bridge_ds.data.sampling.order import batch_positions, ids_hash
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.errors import BridgeError, DataError, LaunchError
@@ -61,7 +63,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         self._corpus = corpus
         self._first_step = first_step
         self._packing = packing
-        self._mixer = corpus.mixer if tokenizers.has_encoder else None
+        self._objective = OBJECTIVES[config.data.objective]
+        self._mixer = corpus.mixer if tokenizers.has_encoder and not tokenizers.adapting else None
         cost = self._token_cost() if config.data.tokens_per_micro_batch else None
         self._plan = StepPlan(config, corpus, cost)
 
@@ -105,7 +108,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         for row in range(len(rows.numbers)):
             with contextlib.suppress(BadSample):
                 sample = self._corpus.read(rows, row)
-                if self._mixer.knows(sample.get("source") or sample.get("text", "")):
+                if self._mixer.knows(sample[self._objective.read(sample)]):
                     return
         data = self._config.data
         raise DataError(
@@ -158,7 +161,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
     def _empty(self) -> TokenizedSample:
         of = self._tokenizers
         if of.has_encoder:
-            lesson = [of.pad_id] if OBJECTIVES[self._config.data.objective].teaches else None
+            lesson = [of.pad_id] if self._objective.teaches else None
             return TokenizedSample([of.encoder_pad_id], [], [], (), lesson=lesson)
         return TokenizedSample([], [of.pad_id], [], ())
 
@@ -170,13 +173,15 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         """
         rows = self._corpus.rows(batch_positions(1, self._config.train.global_batch)[:count])
         found = self.tokenize(rows, np.arange(len(rows.numbers)))
-        good = [sample for sample in found if isinstance(sample, TokenizedSample)]
+        good = [sample for sample in found if not isinstance(sample, BadSample)]
         if not good:
             raise next(sample for sample in found if isinstance(sample, BadSample))
         return self._collate(good)
 
     def _collate(self, samples: Sequence[TokenizedSample]) -> Batch:
         of = self._tokenizers
+        if of.adapting:
+            return adapting_batch(samples, of.encoder_pad_id, of.adapting)
         fixed = self._config.mapping.fixed_length
         opening = of.bos_id is not None
         return collate(samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing)
@@ -215,7 +220,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
                 sample = self._corpus.read(rows, row)
             except BadSample:
                 continue
-            text = sample.get("source") or sample.get("text", "")
+            text = sample[self._objective.read(sample)]
             target = sample.get("target") or text
             counts = len(self._tokenizers.source_ids(text)) - 1, len(self._tokenizers.targets([target])[0])
             for side, (made, count) in enumerate(zip((text, target), counts, strict=True)):
@@ -227,7 +232,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
 
     def _show(self, sample: TokenizedSample, location: str) -> str:
         parts = [
-            ("head", self._tokenizers.llm, list(sample.head)),
+            ("head", self._tokenizers.llm, [] if self._tokenizers.adapting else list(sample.head)),
             ("source", self._tokenizers.encoder, sample.source),
             ("prompt", self._tokenizers.llm, sample.prompt),
             ("target", self._tokenizers.llm, sample.target),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from bridge_ds.data.text.mixing import WordMixer
 from bridge_ds.data.text.words import is_parted, split_text
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = ["SampleTexts", "texts_of"]
 
@@ -46,7 +47,7 @@ def texts_of(
         source, target = split_text(sample["text"], seed, epoch, number)
         texts = SampleTexts(source, source, target, source, is_parted(sample["text"], source))
     else:
-        source = sample.get("source") or sample["text"]
+        source = sample[OBJECTIVES[objective].read(sample)]
         prompt = sample.get("prompt") or source
         texts = SampleTexts(source, prompt, sample.get("target"), sample.get("text") or prompt)
     if mixer is None:

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from bridge_ds.config.schema import DataConfig, ModelConfig
+from bridge_ds.data.loading.adapting import Adapting, adapted_ids
+from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.texts import texts_of
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
@@ -27,30 +29,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
-    "TokenizedSample",
     "Tokenizers",
     "check_vocabulary",
     "load_tokenizers",
     "tokenize_samples",
 ]
-
-
-@dataclass(frozen=True)
-class TokenizedSample:
-    """One sample as token ids."""
-
-    source: list[int]
-    """Encoder ids with the encoder tokenizer's own special tokens."""
-    prompt: list[int]
-    """LLM ids after the soft prompt: the text itself with `data.augment_prompt`, then the end of a chat template."""
-    target: list[int]
-    """LLM ids to predict, the end token included where the run has one."""
-    truncated: tuple[str, ...]
-    """Which of `source`, `prompt`, `target` were longer than allowed."""
-    head: tuple[int, ...] = ()
-    """LLM ids before the soft prompt, of a chat template, BOS included; empty = BOS alone, where the LLM has one."""
-    lesson: list[int] | None = None
-    """LLM ids that the LLM reads in place of soft prompt and prompt where it teaches; None = it does not."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +68,9 @@ class Tokenizers:
     """False = the LLM alone reads the texts (`model.encoder: none`); its tokenizer stands in for the encoder's."""
     frame: Frame = NO_FRAME
     """The run's own chat template around a source (`data.chat_template`); empty = none."""
+    adapting: Adapting | None = None
+    """How samples train the encoder alone (`model.llm: none`); its tokenizer then stands in for the LLM's. None = a
+    bridge or an LLM is trained."""
 
     @functools.cached_property
     def frame_ids(self) -> tuple[list[int], list[int]]:
@@ -168,8 +154,10 @@ def load_tokenizers(
     if model.has_encoder:
         encoder = load_tokenizer("model.encoder", model.encoder, model.encoder_revision, model.trust_remote_code, hub)
         encoder = with_spiece(encoder, model.encoder, model.encoder_revision, hub)
-    llm = load_tokenizer("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
     data = data or DataConfig()
+    if not model.has_llm:
+        return _of_encoder(encoder)
+    llm = load_tokenizer("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
     eos_id = llm.eos_token_id
     if eos_id is None:
         raise ConfigError(
@@ -191,6 +179,22 @@ def load_tokenizers(
         languages=find_languages(encoder) if model.has_encoder else None,
         has_encoder=model.has_encoder,
         frame=frame_of(llm, data.chat_template, data.system_prompt),
+    )
+
+
+def _of_encoder(encoder: PreTrainedTokenizerBase) -> Tokenizers:
+    """Of a run without an LLM, for which nothing is written."""
+    pad_id = encoder.pad_token_id or 0
+    return Tokenizers(
+        encoder=encoder,
+        llm=encoder,
+        bos_id=None,
+        eos_id=pad_id,
+        pad_id=pad_id,
+        encoder_pad_id=pad_id,
+        leading_space=False,
+        special=frozenset(encoder.all_special_ids),
+        languages=find_languages(encoder),
     )
 
 
@@ -243,11 +247,13 @@ def tokenize_samples(
         return []
     assert bool(tokenizers.frame) == data.chat_template, "load_tokenizers must be given the run's data"
     epochs, numbers = epochs or [0] * len(samples), numbers or [0] * len(samples)
+    languages = [_language(sample, data) for sample in samples]
+    if tokenizers.adapting:
+        return list(adapted_ids(samples, tokenizers, data, languages, seed, epochs, numbers))
     texts = [
         texts_of(sample, data.objective, seed, epoch, number, mixer)
         for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
     ]
-    languages = [_language(sample, data) for sample in samples]
     try:
         sources = tokenizers.sources([of.source for of in texts], languages) if tokenizers.has_encoder else []
     except DataError as error:

@@ -146,14 +146,14 @@ def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
     """
     if not isinstance(sample, dict):
         raise BadSample("malformed", f"is a JSON {type(sample).__name__}; expected an object with named fields")
-    required, one_of = OBJECTIVES[objective].required, OBJECTIVES[objective].one_of
-    there = [field for field in (*one_of, *OBJECTIVES[objective].optional) if sample.get(field) is not None]
-    if one_of and not set(one_of) & set(there):
-        names = " or ".join(f"`{name}`" for name in one_of)
+    kind = OBJECTIVES[objective].of(sample)
+    if not (read := kind.read(sample)):
+        names = " or ".join(f"`{name}`" for name in kind.one_of)
         raise BadSample("missing", f"has no {names}; the objective {objective} needs one of them")
-    for field in (*required, *there):
+    there = [field for field in kind.optional if sample.get(field) is not None]
+    for field in dict.fromkeys((*kind.required, read, *there)):
         if field not in sample:
-            names = " and ".join(f"`{name}`" for name in required)
+            names = " and ".join(f"`{name}`" for name in kind.required)
             raise BadSample("missing", f"has no `{field}`; the objective {objective} needs {names}")
         value = sample[field]
         if not isinstance(value, str):

@@ -99,6 +99,8 @@ def begins_with_space(tokenizer: PreTrainedTokenizerBase, rule: str) -> bool:
 def settled(data: DataConfig, tokenizers: Tokenizers) -> DataConfig:
     """The config with `auto` resolved, to be recorded: another release of transformers may resolve it differently."""
     bos = tokenizers.llm.bos_token_id  # any other token can only be found again by `auto`
+    if tokenizers.adapting:
+        return data
     found: dict[str, Any] = {
         "bos": "never" if tokenizers.bos_id is None else "always" if tokenizers.bos_id == bos else "auto",
         "target_space": "space" if tokenizers.leading_space else "none",

@@ -1,0 +1,62 @@
+"""Pull the states of a sentence to those that the original encoder gives its English translation: InfoNCE over the
+English sentences of the micro-batch (arXiv 1807.03748), on the mean state of each layer, in both directions.
+
+Dimensions: B batch, S encoder tokens, P tokens of English sentences, D encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from bridge_ds.encoder.base import States
+
+__all__ = ["infonce", "mean_state"]
+
+_NEVER = -1e4
+"""In place of the logit of what is no pair: finite, so that a row without any pair has no NaN."""
+
+
+def mean_state(state_BSD: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+    """[B, D] float32: the mean over the tokens of a sentence, special ones too, as `bridge-ds probe` takes it."""
+    kept_BS1 = mask_BS[..., None].float()
+    summed_BD = state_BSD.float().masked_fill(kept_BS1 == 0, 0).sum(1)
+    return summed_BD / kept_BS1.sum(1).clamp(min=1)
+
+
+def infonce(
+    own: States,
+    own_mask_BS: torch.Tensor,
+    english: States,
+    english_mask_BP: torch.Tensor,
+    pair_B: torch.Tensor,
+    temperature: float,
+    layers: Sequence[int],
+) -> torch.Tensor:
+    """Mean over the layers, summed over the pairs.
+
+    Args:
+        own: the states that are trained, L of [B, S, D].
+        own_mask_BS: 1 on their tokens.
+        english: of the original encoder, L of [B, P, D].
+        english_mask_BP: 1 on their tokens.
+        pair_B: bool; rows that are no pair count nowhere.
+        temperature: divides the cosines.
+        layers: numbers of the states, from 0.
+
+    Returns:
+        float32 [2]: the loss in nats, and how many sentences are nearest to their own translation.
+    """
+    pair_BB = pair_B[:, None] & pair_B[None, :]
+    names_B = torch.arange(len(pair_B), device=pair_B.device)
+    total = torch.zeros(2, device=pair_B.device)
+    for layer in layers:
+        own_BD = F.normalize(mean_state(own[layer], own_mask_BS), dim=-1)
+        english_BD = F.normalize(mean_state(english[layer], english_mask_BP), dim=-1)
+        logits_BB = (own_BD @ english_BD.T / temperature).masked_fill(~pair_BB, _NEVER)
+        nll_B = sum(F.cross_entropy(each, names_B, reduction="none") for each in (logits_BB, logits_BB.T)) / 2
+        right_B = logits_BB.argmax(1) == names_B
+        total = total + torch.stack([(nll_B * pair_B).sum(), (right_B & pair_B).sum().float()])
+    return total / len(layers)

@@ -1,0 +1,93 @@
+"""Train the encoder alone for a language that it does not know: on unlabeled text, on translations, or on both."""
+
+from __future__ import annotations
+
+import sys
+from itertools import islice
+from pathlib import Path
+
+from bridge_ds.cli import Parser, add_adapt_files, parse_train
+from bridge_ds.commands.train import launched, split
+from bridge_ds.commands.train import main as train
+from bridge_ds.config.load import load_config
+from bridge_ds.config.schema import Config
+from bridge_ds.data.packing.lines import pack_pairs, pack_text, text_lines
+from bridge_ds.disk import atomic_folder
+from bridge_ds.errors import ConfigError, LaunchError
+
+__all__ = ["main"]
+
+_PROG = "bridge-ds adapt"
+_LEARNED_FROM = 200_000
+"""Most lines of text from which pieces are learned."""
+_OBJECTIVES = {
+    (True, False): (),  # as the recipe says
+    (False, True): ("data.objective=align", "train.steps=1000", "train.global_batch=32"),
+    (True, True): ("data.objective=denoise_and_align", "train.steps=10000", "train.global_batch=32"),
+}
+"""Text is given, pairs are given -> settings, unless --set has others."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """As :mod:`bridge_ds.commands.train`, with the recipe `adapt`; packs the files that are given first."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    files = Parser(add_help=False, allow_abbrev=False, prog=_PROG)
+    add_adapt_files(files)
+    own, launcher = (words[: words.index("--")], words[words.index("--") :]) if "--" in words else (words, [])
+    found, own = files.parse_known_args(own)
+    if found.parallel and len(found.parallel) > 2:
+        files.error(f"--parallel has {len(found.parallel)} files; expected one, or two whose lines are translations")
+    if not any(word.partition("=")[0] == "--recipe" for word in own):
+        own = ["--recipe", "adapt", *own]
+    if found.extend_vocabulary and not found.text:
+        files.error("--extend-vocabulary learns pieces from text; expected --text too")
+    if found.text or found.parallel:
+        own += _packed(own, found.text, found.parallel, found.extend_vocabulary)
+    return train([*own, *launcher], _PROG)
+
+
+def _packed(words: list[str], text: str | None, parallel: list[str] | None, pieces: int | None) -> list[str]:
+    """Pack the files into the run folder, and extend the encoder; returns options that name the shards and it."""
+    if launched():
+        raise LaunchError(
+            "--text and --parallel are packed once, by the command that starts the processes, and this is one of them; "
+            "expected shards; pack them first (bridge-ds pack) and name them with --set data.shards=FOLDER."
+        )
+    options = parse_train(split(words, _PROG)[0])
+    ours = _OBJECTIVES[bool(text), bool(parallel)]
+    ours += ("lora.rank=0", "encoder.trainable=true") if pieces else ()
+    config = load_config(options.recipe, [*ours, *options.overrides])
+    folder = Path(config.run.output).absolute() / "shards"
+    names = []
+    if text:
+        names.append(folder / "text")
+        if not options.dry_run:
+            pack_text(Path(text), names[-1])
+    if parallel:
+        names.append(folder / "pairs")
+        if not options.dry_run:
+            pack_pairs([Path(name) for name in parallel], names[-1])
+    extended = _extended(config, Path(str(text)), pieces, options.dry_run) if pieces else []
+    shards = f"data.shards={names[0]}" if len(names) == 1 else f"data.mixture=[{', '.join(f'{n}=1' for n in names)}]"
+    given = {setting.partition("=")[0] for setting in options.overrides}
+    wanted = [setting for setting in (*ours, shards) if setting.partition("=")[0] not in given]
+    return [word for setting in (*wanted, *extended) for word in ("--set", setting)]
+
+
+def _extended(config: Config, text: Path, pieces: int, dry_run: bool) -> list[str]:
+    """Write the encoder with more pieces into the run folder, unless it is there; returns the setting that names it."""
+    if not config.encoder.trainable:
+        raise ConfigError(
+            "--extend-vocabulary is given and encoder.trainable is false; expected all weights to be trained, for new "
+            "rows mean nothing before; leave lora.rank and encoder.trainable out."
+        )
+    folder = Path(config.run.output).absolute() / "extended"
+    if not dry_run and not (folder / "config.json").is_file():
+        from bridge_ds.adapt.vocabulary import extend_vocabulary
+        from bridge_ds.engine.setup import quiet_transformers
+
+        quiet_transformers()
+        with atomic_folder(folder, replace=True) as part:
+            count = extend_vocabulary(config.model, list(islice(text_lines(text), _LEARNED_FROM)), pieces, part)
+        print(f"{count} pieces were added to the vocabulary: {folder}", file=sys.stderr)
+    return [f"model.encoder={folder}"]

@@ -1,0 +1,112 @@
+"""Text files with a sentence on each line as rows: of one language, or of two whose lines are translations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from bridge_ds.data.packing.formats import part_rows
+from bridge_ds.data.packing.sources import file_parts
+from bridge_ds.data.packing.write import pack_rows
+from bridge_ds.data.shards.index import INDEX_NAME, load_index
+from bridge_ds.data.text.words import starts
+from bridge_ds.disk import file_sha256
+from bridge_ds.errors import DataError
+from bridge_ds.reading import BOM
+
+__all__ = ["pack_pairs", "pack_text", "text_lines"]
+
+
+def pack_text(file: Path, folder: Path) -> None:
+    """Pack unlabeled text, unless it is packed already: each line of a .txt, or each row's `text` of another format.
+
+    Args:
+        file: .txt, jsonl, csv, tsv or parquet.
+        folder: of the shards.
+
+    Raises:
+        DataError: it cannot be read, holds no text, or the folder holds the shards of another file.
+    """
+    rows = ({"text": line} for line in text_lines(file)) if file.suffix == ".txt" else _rows(file)
+    _pack([file], rows, folder)
+
+
+def text_lines(file: Path) -> Iterator[str]:
+    """The texts that :func:`pack_text` packs; lines of one word are left out, as of no use to predict a word in.
+
+    Raises:
+        DataError: as there.
+    """
+    found = _lines(file) if file.suffix == ".txt" else (row.get("text") for row in _rows(file))
+    return (
+        text for text in found if isinstance(text, str) and (len(text.split(maxsplit=1)) > 1 or len(starts(text)) > 1)
+    )
+
+
+def pack_pairs(files: Sequence[Path], folder: Path) -> None:
+    """Pack sentences with their English translations, unless they are packed already.
+
+    Args:
+        files: two text files, line N of the second the English translation of line N of the first; or one jsonl, csv,
+            tsv or parquet with `source` and `target`, the English sentence.
+        folder: of the shards.
+
+    Raises:
+        DataError: as :func:`pack_text`, or the files have different numbers of lines.
+    """
+    rows = _pairs(*files) if len(files) == 2 else _rows(files[0])
+    _pack(files, rows, folder)
+
+
+def _pack(files: Sequence[Path], rows: Iterator[dict[str, Any]], folder: Path) -> None:
+    try:
+        source = ", ".join(f"{file.name} {file_sha256(file)[:16]}" for file in files)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} cannot be read ({error.strerror}); expected a file; check the path."
+        ) from None
+    if not (folder / INDEX_NAME).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        pack_rows(rows, folder, source=source)
+        return
+    packed = load_index(folder).shards[0].source
+    if packed != source:
+        raise DataError(
+            f"{folder} holds the samples of {packed}, and this start has {source}; expected the same files; choose "
+            f"another run.output, or remove {folder}."
+        )
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file):
+                yield (line.removeprefix(BOM) if number == 0 else line).strip()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); expected a text file; check the path.") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8; expected text in UTF-8; convert it.") from None
+
+
+def _pairs(foreign: Path, english: Path) -> Iterator[dict[str, Any]]:
+    counts = {foreign: 0, english: 0}
+    for one, two in zip_longest(_lines(foreign), _lines(english)):
+        counts[foreign] += one is not None
+        counts[english] += two is not None
+        if one and two and counts[foreign] == counts[english]:
+            yield {"source": one, "target": two}
+    if counts[foreign] != counts[english]:
+        raise DataError(
+            f"{foreign} has {counts[foreign]} lines and {english} {counts[english]}; expected line N of both to be the "
+            "same sentence; leave an empty line where there is no translation."
+        )
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    for part in file_parts([file]):
+        for where, row in part_rows(part):
+            if not isinstance(row, dict):
+                raise DataError(f"{where} is a {type(row).__name__}; expected named fields; correct it.")
+            yield row
