@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["cpu_threads", "keep_freed_memory", "set_threads", "settle_on_cpu", "slow_dtype"]
+__all__ = ["LARGEST", "cpu_threads", "keep_freed_memory", "set_threads", "settle_on_cpu", "slow_dtype"]
 
 LARGE_MODEL = 20_000_000
 """Weights that each token is multiplied by, from which a step takes so much longer than reading its samples that data
@@ -20,8 +20,11 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 256 << 20
 """Bytes of freed memory that a process keeps at the top of its heap."""
 LARGE = 4 << 20
-"""Bytes from which an allocation is a mapping of its own, returned when freed: in the heap, what loading and gathering
-a large model leaves would fragment the space between its shards (glibc by itself goes up to 32 MiB)."""
+"""Bytes from which an allocation is a mapping of its own, returned when freed, while models are loaded: in the heap,
+what loading and gathering a large model leaves would fragment the space between its shards."""
+LARGEST = 32 << 20
+"""The same once they are loaded, and the most that glibc takes. The testbed's fusion has results of 6 MiB: its forward
+and backward take 0.75 of the time where their pages are not faulted in again, 3,400 a step."""
 
 
 def settle_on_cpu(local_ranks: int, workers: int) -> None:
@@ -67,12 +70,15 @@ def slow_dtype(dtype: str, capabilities: Mapping[str, Any] | None = None) -> str
     )
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(large: int = LARGE) -> bool:
     """Let glibc keep the memory that a step frees for the next step; returns whether it does.
 
     By default it returns a tensor of some 100 KB to the system when it is freed, and the next step faults its pages in
     again: over 1,000 page faults a step in the testbed's fusion alone. The user's variables (MALLOC_*,
     GLIBC_TUNABLES) take precedence; other allocators and C libraries are left alone (mallopt(3)).
+
+    Args:
+        large: bytes from which an allocation is not kept; `LARGEST` once the models are loaded.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False
@@ -80,4 +86,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGE) and mallopt(M_TRIM_THRESHOLD, KEPT))
+    return bool(mallopt(M_MMAP_THRESHOLD, large) and mallopt(M_TRIM_THRESHOLD, KEPT))

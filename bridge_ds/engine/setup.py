@@ -23,7 +23,7 @@ from bridge_ds.encoder.absent import AbsentEncoder
 from bridge_ds.encoder.base import Encoder
 from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
 from bridge_ds.engine.compiled import CompiledLayers
-from bridge_ds.engine.cpu import set_threads
+from bridge_ds.engine.cpu import LARGEST, keep_freed_memory, set_threads
 from bridge_ds.engine.distributed import agree, on_all, whole_shape
 from bridge_ds.engine.layers import largest_layer, layer_weights, layers_of
 from bridge_ds.errors import LaunchError
@@ -89,6 +89,7 @@ def build_model(
     if ds_values is not None and not torch.cuda.is_available():
         bases = [getattr(model, part) for part in model.bases]
         set_threads(world.local_size, config.data.workers, layer_weights(*bases))
+        keep_freed_memory(LARGEST)
     return model
 
 

@@ -57,12 +57,16 @@ def test_bfloat16_without_its_instructions_is_said() -> None:
 
 FAULTS = """
 import resource, sys, torch
-from bridge_ds.engine.cpu import keep_freed_memory
+from bridge_ds.engine.cpu import LARGEST, keep_freed_memory
 torch.set_num_threads(1)
+size, count = int(sys.argv[1]), int(sys.argv[2])
 kept = keep_freed_memory()
+if size > 1_000_000:
+    kept = keep_freed_memory(LARGEST)
 def step():
-    x = [torch.ones(100_000) for _ in range(20)]
-step(), step()
+    x = [torch.ones(size) for _ in range(count)]
+for _ in range(20):  # until holes of the right sizes are there
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     step()
@@ -72,9 +76,11 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 @pytest.mark.parametrize("environment", [{}, {"MALLOC_MMAP_THRESHOLD_": "65536"}])
-def test_freed_memory_is_kept_unless_the_user_has_set_malloc(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("sizes", [("100000", "20"), ("2000000", "1")])
+def test_freed_memory_is_kept_unless_the_user_has_set_malloc(environment: dict[str, str], sizes: list[str]) -> None:
+    """Small tensors at once, those of 8 MB after the models are loaded."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
-    command = [sys.executable, "-c", FAULTS]
+    command = [sys.executable, "-c", FAULTS, *sizes]
     done = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=True, timeout=100)
     kept, faults = done.stdout.split()
     assert kept == str(not environment)

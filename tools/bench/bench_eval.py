@@ -31,7 +31,7 @@ import torch  # noqa: E402
 
 from bridge_ds.bridge import BridgeModel  # noqa: E402
 from bridge_ds.data.loading.batch import Batch  # noqa: E402
-from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
+from bridge_ds.engine.cpu import LARGEST, cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.inference.score import score_choices  # noqa: E402
 from tools.bench.bench_models import (  # noqa: E402
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.quick:
         options.sizes, options.repeat = "tiny", 2
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    keep_freed_memory(LARGEST)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = measure(options, device)
     append(options.output, rows)

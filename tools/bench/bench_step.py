@@ -51,7 +51,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 
-from bridge_ds.engine.cpu import cpu_threads, keep_freed_memory  # noqa: E402
+from bridge_ds.engine.cpu import LARGEST, cpu_threads, keep_freed_memory  # noqa: E402
 from bridge_ds.engine.gpu import grow_segments  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and write."""
     options = arguments(argv)
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # as the trainer does
+    keep_freed_memory(LARGEST)  # as the trainer does
     grow_segments()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.dtype = options.dtype or ("bfloat16" if device.type == "cuda" else "float32")

@@ -65,7 +65,7 @@ class _FuseByToken(torch.autograd.Function):
         query = _query(p, plan.heads)
         fused_ND = empty_result(plan.rows, hs[0])
         whole = _Joined(plan.rows.count)
-        of_first: tuple[torch.Tensor | None, ...] = ()
+        of_first: post_attention.Computed | tuple[()] = ()
         for lo, hi in plan.chunks(hs[0]) or [(0, 0)]:
             masks = plan.masks(lo, _sizes(plan, p))
             attention_mHP, kept_mHP, pooled_HmD, scale_mL = plan.ops.attend(
@@ -73,10 +73,10 @@ class _FuseByToken(torch.autograd.Function):
             )
             pooled_HmD.baddbmm_(kept_mHP.transpose(0, 1), query.positions_PD.expand(len(pooled_HmD), -1, -1))
             narrow_HmD = pooled_HmD.to(plan.dtype)
-            value_mD, first_mD, second_mD, scores_mL, hidden_mF = post_attention.forward(
-                p, narrow_HmD, kept_mHP.sum(-1), masks, plan
-            )
-            weights_mL = torch.softmax(scores_mL, dim=-1)
+            sums_mH = kept_mHP.sum(-1)
+            first_mD, second_mD, scores_Lm, computed = post_attention.forward(p, narrow_HmD, sums_mH, masks, plan)
+            # Over the first dimension: over the last, of few elements, it takes ten times as long on a CPU.
+            weights_mL = torch.softmax(scores_Lm, dim=0).T.contiguous()
             plan.ops.mix(read, plan.rows, lo, hi, weights_mL, fused_ND, scale_mL, False)
             whole.put(
                 lo, hi, attention_mHP, kept_mHP, narrow_HmD.transpose(0, 1), first_mD, second_mD, weights_mL,
@@ -84,7 +84,7 @@ class _FuseByToken(torch.autograd.Function):
             )  # fmt: skip
             if lo == 0:
                 # Not computed again in backward: no more memory than the temporaries that every chunk has for a while.
-                of_first, ctx.first_masks = (value_mD, hidden_mF), masks
+                of_first, ctx.first_masks = computed, masks
         ctx.plan = plan
         products = (query.q_HE, query.u_HD, merged.get("merged_weight"), merged.get("merged_value_bias"))
         ctx.save_for_backward(*of_first, *products, plan.ops.kept(read), *whole.parts, *tensors)
@@ -98,8 +98,9 @@ class _FuseByToken(torch.autograd.Function):
     def backward(ctx: Any, d_fused_BSD: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         plan: KernelPlan = ctx.plan
         saved = ctx.saved_tensors  # once: activation checkpointing gives them only once
-        value_mD, hidden_mF, q_HE, u_HD, merged_weight, merged_value_bias, kept = saved[:7]
-        parts, tensors = saved[7 : 13 + plan.rms], saved[13 + plan.rms :]
+        of_first, saved = post_attention.Computed(*saved[:8]), saved[8:]
+        q_HE, u_HD, merged_weight, merged_value_bias, kept = saved[:5]
+        parts, tensors = saved[5 : 11 + plan.rms], saved[11 + plan.rms :]
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         hs, p = flat(states), _prepare(leaves, plan)
         read = plan.ops.prepare(hs, plan.rows, plan.wide, kept)
@@ -119,12 +120,10 @@ class _FuseByToken(torch.autograd.Function):
             d_weights_mL = plan.ops.dots(read, plan.rows, lo, hi, d_fused_ND, plan.wide)
             if scale_mL is not None:
                 d_weights_mL *= scale_mL
-            d_scores_mL = torch._softmax_backward_data(d_weights_mL, weights_mL, -1, plan.wide)
-            if lo > 0:
-                value_mD = hidden_mF = None
+            d_scores_mL = torch._softmax_backward_data(d_weights_mL.T, weights_mL.T, 0, plan.wide).T
             d_pooled_HmD, d_sums_mH = post_attention.backward(
-                p, pooled_HmD, kept_mHP.sum(-1), masks, plan, value_mD, hidden_mF, first_mD, second_mD, d_scores_mL,
-                totals, slots,
+                p, pooled_HmD, kept_mHP.sum(-1), masks, plan, of_first if lo == 0 else None, first_mD, second_mD,
+                d_scores_mL, totals, slots,
             )  # fmt: skip
             d_kept_mHP = torch.matmul(d_pooled_HmD, query.positions_PD.T).transpose(0, 1) + d_sums_mH[..., None]
             d_inner_mHP, d_u_HD = plan.ops.attend_backward(

@@ -1,8 +1,8 @@
 """The layer after the pooling: value and output projection, two norms, the MLP, the layers' scores.
 
 It works on one chunk of tokens. The pooled states and the inputs of the two norms are kept. Backward recomputes the
-value and the hidden units (2 matrix products besides 12) unless they were kept too. So 3 D elements are kept per token
-instead of about 6 D + 2 F.
+rest (2 matrix products besides 12, and the norms) unless it was kept too. So 3 D elements are kept per token instead of
+about 6 D + 2 F.
 
 Nothing stands between the projections of value and output but a bias. With one head and more tokens than D, their
 matrices are multiplied first: 3 products of M x D x D and 3 of D x D x D then take the place of 6 of M x D x D.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from bridge_ds.fusion.kernels.dropout import Masks
 from bridge_ds.fusion.kernels.primitives import KernelPlan
 
-__all__ = ["PostAttentionTotals", "backward", "forward", "merge", "unmerge"]
+__all__ = ["Computed", "PostAttentionTotals", "backward", "forward", "merge", "unmerge"]
 
 EPSILON = 1e-5
 """Of torch's nn.TransformerEncoderLayer."""
@@ -32,6 +33,23 @@ value's bias becomes, which the sum of the attention weighs, is `merged_value_bi
 
 Parameters = Mapping[str, torch.Tensor]
 Slots = Mapping[str, torch.Tensor | None]
+
+
+class Computed(NamedTuple):
+    """What backward computes again for a chunk of which it was not kept."""
+
+    hidden_mF: torch.Tensor
+    """As they go into the MLP's second matrix, in the products' dtype."""
+    x_mD: torch.Tensor
+    """The first norm's output, mean and inverse deviation."""
+    x_mean: torch.Tensor
+    x_rstd: torch.Tensor
+    y_mD: torch.Tensor
+    """The second norm's."""
+    y_mean: torch.Tensor
+    y_rstd: torch.Tensor
+    value_mD: torch.Tensor | None
+    """In the products' dtype; none where projections are merged."""
 
 
 @dataclass
@@ -67,7 +85,7 @@ class PostAttentionTotals:
 
 def forward(
     p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, masks: Masks, plan: KernelPlan
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Computed]:
     """From pooled states to the layers' scores.
 
     Args:
@@ -76,9 +94,7 @@ def forward(
         sums_mH: sum of the attention over positions (1 without dropout), which weighs the value's bias.
 
     Returns:
-        the value [m, D] in the products' dtype (none where projections are merged), the inputs of the first and of the
-        second norm [m, D], the scores [m, L], and the hidden units [m, F] as they went into the MLP's second matrix, in
-        the products' dtype.
+        the inputs of the first and of the second norm [m, D], the scores [L, m], and the rest.
     """
     value_mD = None
     if plan.merged:
@@ -87,47 +103,46 @@ def forward(
     else:
         value_mD = _value(p, pooled_HmD, sums_mH, plan)
         output_mD = _linear(value_mD, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"], plan)
-    first_mD = plan.ops.times(output_mD, masks.output, in_place=True).add_(p["cls"])
-    x_mD = _norm(first_mD, p, "norm1")[0]
+    first_mD = plan.ops.times(output_mD, masks.output, plus=p["cls"])
+    x_mD, *of_x = _norm(first_mD, p, "norm1")
     hidden_mF = _hidden(p, x_mD, masks, plan)
     ffn_mD = _linear(hidden_mF, p["linear2_weight"], p["linear2_bias"], plan)
-    second_mD = plan.ops.times(ffn_mD, masks.ffn, in_place=True).add_(x_mD)
-    y_mD = _norm(second_mD, p, "norm2")[0]
-    return value_mD, first_mD, second_mD, F.linear(y_mD, p["score_weight"], p["score_bias"]), hidden_mF
+    second_mD = plan.ops.times(ffn_mD, masks.ffn, plus=x_mD)
+    y_mD, *of_y = _norm(second_mD, p, "norm2")
+    scores_Lm = torch.addmm(p["score_bias"][:, None], p["score_weight"], y_mD.T)
+    return first_mD, second_mD, scores_Lm, Computed(hidden_mF, x_mD, *of_x, y_mD, *of_y, value_mD)
 
 
 def backward(
     p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, masks: Masks, plan: KernelPlan,
-    value_mD: torch.Tensor | None, hidden_mF: torch.Tensor | None, first_mD: torch.Tensor, second_mD: torch.Tensor,
+    computed: Computed | None, first_mD: torch.Tensor, second_mD: torch.Tensor,
     d_scores_mL: torch.Tensor, totals: PostAttentionTotals, slots: Slots,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of :func:`forward` for pooled [H, m, D] and sums [m, H]; those of the parameters go to `totals`.
 
     Args:
-        value_mD: what :func:`forward` gave, or none where it was not kept; so `hidden_mF`.
+        computed: what :func:`forward` gave, or none where it was not kept.
         slots: tensors in which the gradients of the large matrices are summed, or none.
     """
     heads, _, width = pooled_HmD.shape
     dtype, times = plan.dtype, plan.ops.times
-    y_mD, mean, rstd = _norm(second_mD, p, "norm2")
+    y_mD, mean, rstd = computed[4:7] if computed else _norm(second_mD, p, "norm2")
     totals.add("score_weight", d_scores_mL.T @ y_mD)
     totals.add("score_bias", d_scores_mL.sum(0))
     del y_mD
     d_second_mD = _norm_backward(d_scores_mL @ p["score_weight"], second_mD, mean, rstd, p, "norm2", totals)
 
-    x_mD, mean1, rstd1 = _norm(first_mD, p, "norm1")
-    if hidden_mF is None:
-        hidden_mF = _hidden(p, x_mD, masks, plan)
+    x_mD, mean, rstd = computed[1:4] if computed else _norm(first_mD, p, "norm1")
+    hidden_mF = computed.hidden_mF if computed else _hidden(p, x_mD, masks, plan)
     d_ffn_mD = times(d_second_mD, masks.ffn)
     d_hidden_mF = _linear_backward(d_ffn_mD, hidden_mF, "linear2", p, dtype, totals, slots)
     # A dropped unit is 0 after its mask, as one below 0 is after ReLU: neither has a gradient.
-    d_hidden_mF = torch.ops.aten.threshold_backward(d_hidden_mF, hidden_mF, 0)
+    torch.ops.aten.threshold_backward.grad_input(d_hidden_mF, hidden_mF, 0, grad_input=d_hidden_mF)
     if masks.hidden is not None:
         d_hidden_mF.mul_(masks.hidden.draws.kept_scale)
-    d_x_mD = _linear_backward(d_hidden_mF, x_mD, "linear1", p, dtype, totals, slots, d_second_mD.dtype)
-    d_x_mD.add_(d_second_mD)
+    d_x_mD = _linear_backward(d_hidden_mF, x_mD, "linear1", p, dtype, totals, slots, plus=d_second_mD)
     del x_mD, hidden_mF, d_hidden_mF, d_ffn_mD, d_second_mD
-    d_first_mD = _norm_backward(d_x_mD, first_mD, mean1, rstd1, p, "norm1", totals)
+    d_first_mD = _norm_backward(d_x_mD, first_mD, mean, rstd, p, "norm1", totals)
     totals.add("cls", d_first_mD.sum(0))
 
     d_output_mD = times(d_first_mD, masks.output)
@@ -135,8 +150,8 @@ def backward(
         totals.add("merged_value_bias", d_output_mD.T @ sums_mH[:, 0])
         d_pooled_mD = _linear_backward(d_output_mD, pooled_HmD[0], MERGED, p, dtype, totals, slots, plan.wide)
         return d_pooled_mD[None], (d_output_mD @ p["merged_value_bias"])[:, None]
-    if value_mD is None:
-        value_mD = _value(p, pooled_HmD, sums_mH, plan)
+    known = computed and computed.value_mD
+    value_mD = _value(p, pooled_HmD, sums_mH, plan) if known is None else known
     narrow_mD = _linear_backward(d_output_mD, value_mD, "self_attn_out_proj", p, dtype, totals, slots)
     narrow_HmE = narrow_mD.view(-1, heads, width // heads).transpose(0, 1)
     totals.add_product("value", narrow_HmE.transpose(1, 2), pooled_HmD, slots["value"])
@@ -213,11 +228,15 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, plan: Ker
 
 def _linear_backward(
     d_out: torch.Tensor, x: torch.Tensor, name: str, p: Parameters, dtype: torch.dtype, totals: PostAttentionTotals,
-    slots: Slots, wanted: torch.dtype | None = None,
+    slots: Slots, wanted: torch.dtype | None = None, plus: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Gradient of the product's input, in the products' dtype or the one that is wanted."""
+    """Gradient of the product's input, in the products' dtype or the one that is wanted; or added to `plus`, in place."""
     narrow = d_out.to(dtype)
     totals.add_product(f"{name}_weight", narrow.T, x.to(dtype), slots[f"{name}_weight"])
     totals.add(f"{name}_bias", d_out.sum(0, dtype=p[f"{name}_bias"].dtype))
+    if plus is not None and plus.dtype == dtype:
+        return plus.addmm_(narrow, p[f"{name}_weight"])
     d_x = narrow @ p[f"{name}_weight"]
+    if plus is not None:
+        return plus.add_(d_x)
     return d_x if wanted is None else d_x.to(wanted)

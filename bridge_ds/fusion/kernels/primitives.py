@@ -56,7 +56,9 @@ class Primitives(Protocol):
         dtype: torch.dtype,
     ) -> Tensor: ...  # fmt: skip
 
-    def times(self, x: Tensor, factors: Factors | None, in_place: bool = False) -> Tensor: ...
+    def times(
+        self, x: Tensor, factors: Factors | None, in_place: bool = False, plus: Tensor | None = None
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)

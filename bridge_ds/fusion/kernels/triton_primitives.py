@@ -125,8 +125,12 @@ def dot_totals(
     return (found_mL if scale_mL is None else found_mL.mul_(scale_mL)).sum(0)
 
 
-def times(x: torch.Tensor, factors: Factors | None, in_place: bool = False) -> torch.Tensor:
+def times(
+    x: torch.Tensor, factors: Factors | None, in_place: bool = False, plus: torch.Tensor | None = None
+) -> torch.Tensor:
     """As :func:`.torch_primitives.times`; the factors are drawn where they are used and never stored."""
+    if plus is not None:
+        return times(x, factors, in_place=True).add_(plus)
     if factors is None:
         return x
     x = x.contiguous()
