@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -63,13 +63,14 @@ class _FuseByToken(torch.autograd.Function):
         p |= merged
         read = plan.ops.prepare(hs, plan.rows, plan.wide)
         query = _query(p, plan.heads)
+        position_scores_HP = query.u_HD @ query.positions_PD.T
         fused_ND = empty_result(plan.rows, hs[0])
         whole = _Joined(plan.rows.count)
         of_first: post_attention.Computed | tuple[()] = ()
         for lo, hi in plan.chunks(hs[0]) or [(0, 0)]:
             masks = plan.masks(lo, _sizes(plan, p))
             attention_mHP, kept_mHP, pooled_HmD, scale_mL = plan.ops.attend(
-                read, plan.rows, lo, hi, query.u_HD, query.position_scores_HP, masks.attention, plan.rms
+                read, plan.rows, lo, hi, query.u_HD, position_scores_HP, masks.attention, plan.rms
             )
             pooled_HmD.baddbmm_(kept_mHP.transpose(0, 1), query.positions_PD.expand(len(pooled_HmD), -1, -1))
             narrow_HmD = pooled_HmD.to(plan.dtype)
@@ -86,8 +87,8 @@ class _FuseByToken(torch.autograd.Function):
                 # Not computed again in backward: no more memory than the temporaries that every chunk has for a while.
                 of_first, ctx.first_masks = computed, masks
         ctx.plan = plan
-        products = (query.q_HE, query.u_HD, merged.get("merged_weight"), merged.get("merged_value_bias"))
-        ctx.save_for_backward(*of_first, *products, plan.ops.kept(read), *whole.parts, *tensors)
+        products = (merged.get("merged_weight"), merged.get("merged_value_bias"))
+        ctx.save_for_backward(*of_first, *query, *products, plan.ops.kept(read), *whole.parts, *tensors)
         weights_ML = whole.parts[5]
         seen_L = weights_ML.sum(0).div_(max(1, plan.rows.count))
         ctx.mark_non_differentiable(seen_L)
@@ -99,13 +100,12 @@ class _FuseByToken(torch.autograd.Function):
         plan: KernelPlan = ctx.plan
         saved = ctx.saved_tensors  # once: activation checkpointing gives them only once
         of_first, saved = post_attention.Computed(*saved[:8]), saved[8:]
-        q_HE, u_HD, merged_weight, merged_value_bias, kept = saved[:5]
-        parts, tensors = saved[5 : 11 + plan.rms], saved[11 + plan.rms :]
+        query, (merged_weight, merged_value_bias, kept), saved = _Query(*saved[:3]), saved[3:6], saved[6:]
+        parts, tensors = saved[: 6 + plan.rms], saved[6 + plan.rms :]
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
         hs, p = flat(states), _prepare(leaves, plan)
         read = plan.ops.prepare(hs, plan.rows, plan.wide, kept)
         (d_fused_ND,) = flat([d_fused_BSD])
-        query = _with_positions(p, q_HE, u_HD)
         if plan.merged:
             p |= {"merged_weight": merged_weight, "merged_value_bias": merged_value_bias}
             p["merged_bias"] = p["self_attn_out_proj_bias"]
@@ -160,35 +160,31 @@ class _Vectors:
         return found_mD.addmm_(self.d_inner_mHP[..., layer + 1], self.u_HD)
 
 
-@dataclass(frozen=True)
-class _Query:
+class _Query(NamedTuple):
     """The layer's one query, projected."""
 
     q_HE: torch.Tensor
     u_HD: torch.Tensor
     positions_PD: torch.Tensor
     """The query's vector c and the layers' positions."""
-    position_scores_HP: torch.Tensor
 
 
 def _query(p: Mapping[str, torch.Tensor], heads: int) -> _Query:
     q_HE = torch.addmv(p["query_bias"], p["query_weight"], p["cls"]).view(heads, -1)
     key_HED = p["key_weight"].view(heads, q_HE.shape[1], -1)
     u_HD = torch.bmm(q_HE[:, None], key_HED)[:, 0].div_(math.sqrt(q_HE.shape[1]))
-    return _with_positions(p, q_HE, u_HD)
-
-
-def _with_positions(p: Mapping[str, torch.Tensor], q_HE: torch.Tensor, u_HD: torch.Tensor) -> _Query:
-    positions_PD = torch.cat([p["cls"][None], p["layer_positions"]])
-    return _Query(q_HE, u_HD, positions_PD, u_HD @ positions_PD.T)
+    return _Query(q_HE, u_HD, torch.cat([p["cls"][None], p["layer_positions"]]))
 
 
 def _prepare(leaves: Sequence[torch.Tensor], plan: KernelPlan) -> dict[str, torch.Tensor]:
     """Parameters by name, for one forward or backward: matrices in the products' dtype, the rest in `plan.wide`."""
-    p = {n: x.to(plan.dtype if n in MATRICES else plan.wide) for n, x in zip(NAMES, leaves, strict=True)}
+    p = dict(zip(NAMES, leaves, strict=True))
+    if plan.dtype != plan.wide or any(x.dtype != plan.wide for x in leaves):
+        p = {n: x.to(plan.dtype if n in MATRICES else plan.wide) for n, x in p.items()}
     p["query_weight"], p["key_weight"], value = p.pop("self_attn_in_proj_weight").chunk(3)
     p["query_bias"], _, p["value_bias"] = p.pop("self_attn_in_proj_bias").chunk(3)
-    return p | {"value_weight": value.to(plan.dtype)}
+    p["value_weight"] = value.to(plan.dtype)
+    return p
 
 
 def _sizes(plan: KernelPlan, p: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
@@ -232,7 +228,8 @@ def _finish(
     sums["self_attn_in_proj_bias"] = torch.cat([d_q_D, torch.zeros_like(d_q_D), sums["value_bias"]])
     sums["cls"] = torch.addmv(sums["cls"].add_(sums["positions"][0]), p["query_weight"].T, d_q_D)
     sums["layer_positions"] = sums["positions"][1:]
-    return [sums[name].to(leaf.dtype) for name, leaf in zip(NAMES, leaves, strict=True)]
+    found = [sums[name] for name in NAMES]
+    return [each.to(leaf.dtype) if each.dtype != leaf.dtype else each for each, leaf in zip(found, leaves, strict=True)]
 
 
 class _Joined:

@@ -128,16 +128,17 @@ def attend_backward(
 
     Args:
         d_pooled_HmD: gradient of pooled.
-        d_kept_mHP: gradient that reaches the attention after dropout from elsewhere (the positions' own vectors).
+        d_kept_mHP: gradient that reaches the attention after dropout from elsewhere (the positions' own vectors); it is
+            overwritten.
         attention_mHP: before dropout; `kept_mHP` after it.
     """
-    d_scores_mHP = torch.empty_like(attention_mHP, memory_format=torch.contiguous_format)
+    d_scores_mHP = d_kept_mHP
     d_u_HD = d_pooled_HmD.new_zeros(len(d_pooled_HmD), d_pooled_HmD.shape[-1])
     for part, block in _blocks(states, rows, lo, hi, d_pooled_HmD.dtype):
         dots_mHL = _dots(block, d_pooled_HmD[:, part].transpose(0, 1))
         if scale_mL is not None:
             dots_mHL *= scale_mL[part, None]
-        d_part_mHP = d_scores_mHP[part].copy_(d_kept_mHP[part])
+        d_part_mHP = d_scores_mHP[part]
         d_part_mHP[..., 1:] += dots_mHL
         d_part_mHP *= kept_mHP[part]
         d_part_mHP.addcmul_(attention_mHP[part], d_part_mHP.sum(-1, keepdim=True), value=-1)
@@ -248,9 +249,10 @@ def _blocks(states: States, rows: Rows, lo: int, hi: int, dtype: torch.dtype) ->
 def _gathered(states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, dtype: torch.dtype) -> torch.Tensor:
     """Tokens lo..hi of all states, [L, hi - lo, D]."""
     found_LmD = states[0].new_empty(len(states), hi - lo, states[0].shape[1], dtype=dtype)
-    for state, out_mD in zip(states, found_LmD, strict=True):
-        if rows.index is not None and state.dtype == dtype:
-            torch.index_select(state, 0, rows.index[lo:hi], out=out_mD)
+    index_m = None if rows.index is None else rows.index[lo:hi]
+    for state, out_mD in zip(states, found_LmD.unbind(), strict=True):
+        if index_m is not None and state.dtype == dtype:
+            torch.index_select(state, 0, index_m, out=out_mD)
         else:
             out_mD.copy_(rows.take(state, lo, hi))
     return found_LmD
