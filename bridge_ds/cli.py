@@ -83,7 +83,7 @@ examples:
   bridge-ds adapt --parallel quechua.txt english.txt --set model.encoder=... --set run.output=runs/quy
       line N of both is the same sentence; or one file (tsv, csv, jsonl, parquet) with the fields source and target
   bridge-ds adapt --text quechua.txt --parallel pairs.tsv --set model.encoder=... --set train.steps=5000
-      both: half of each batch is text
+      both: half of the samples are texts, drawn in one shuffled order
   bridge-ds adapt --text nko.txt --parallel nko_english.tsv --extend-vocabulary 2000 --set model.encoder=...
       a script that the tokenizer does not have (probe: unread)
   bridge-ds adapt --text quechua.txt --set lora.rank=0 --set encoder.trainable=true

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.adapt.english import check_english
 from bridge_ds.adapt.model import tokenizers_of
 from bridge_ds.checkpoint.bases import restore
 from bridge_ds.checkpoint.hook import CheckpointHook
@@ -85,6 +86,7 @@ class Run:
         init_distributed(self.world, self.config.data.workers)
         self.device = device_of(self.world)
         on_main(lambda: check_trackers(self.config), self.world)
+        on_main(lambda: check_english(self.config), self.world)
         on_all(self._check_evaluation, self.world)
         self.fusion_backend = on_all(self._choose_backend, self.world)
         self._leave_if_asked()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from bridge_ds.adapt.align import mean_state
 from bridge_ds.adapt.model import EncoderAlone
 from bridge_ds.config.schema import Config
-from bridge_ds.data.loading.adapting import adapted_ids, adapting_batch
+from bridge_ds.data.loading.adapting import adapted_ids, adapting_batch, cut
 from bridge_ds.data.loading.collate import pad
 from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.tokenize import Tokenizers
@@ -27,7 +27,7 @@ from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import NotText, decoded
 from bridge_ds.world import World
 
-__all__ = ["English", "Guarded", "english_of", "guarded", "read"]
+__all__ = ["English", "Guarded", "check_english", "english_of", "guarded", "read"]
 
 _MOST = 500
 """Sentences that are measured."""
@@ -82,6 +82,16 @@ class English:
         return asdict(self)
 
 
+def check_english(config: Config) -> None:
+    """Read `adapt.english`, if a run will, before it trains.
+
+    Raises:
+        DataError: as :func:`english_of`.
+    """
+    if config.adapt.english and not config.model.has_llm:
+        _lines(Path(config.adapt.english))
+
+
 def english_of(config: Config, world: World) -> Guarded | None:
     """The sentences by which a run is guarded: those of `adapt.english`, else those of its pairs; None = there are
     none.
@@ -91,23 +101,21 @@ def english_of(config: Config, world: World) -> Guarded | None:
     """
     if config.adapt.english:
         return Guarded(tuple(_lines(Path(config.adapt.english))))
-    if not OBJECTIVES[config.data.objective].aligns:
+    objective = OBJECTIVES[config.data.objective]
+    if not objective.aligns:
         return None
     corpus = open_corpus(config.data, config.run.seed, world)
     rows = corpus.once(4 * _MOST)
-    pairs = []
+    others: dict[str, str] = {}  # of a sentence that comes twice, once: it could not be told from itself
     for which in range(len(rows.numbers)):
         try:
             sample = corpus.read(rows, which)
         except BadSample:
             continue
-        if "target" in sample:
-            pairs.append((sample["target"], sample["source"]))
-    pairs = list(dict.fromkeys(pairs))[:_MOST]
-    if len(pairs) < _LEAST:
-        return None
-    english, others = zip(*pairs, strict=True)
-    return Guarded(english, others)
+        if "target" in objective.of(sample).required:
+            others.setdefault(sample["target"], sample["source"])
+    english = tuple(others)[:_MOST]
+    return Guarded(english, tuple(map(others.__getitem__, english))) if len(english) >= _LEAST else None
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ def _nearest(asked_ND: torch.Tensor, among_ND: torch.Tensor) -> float:
 def _states(model: EncoderAlone, tokenizers: Tokenizers, config: Config, texts: Sequence[str]) -> list[torch.Tensor]:
     found: list[list[torch.Tensor]] = []
     for part in _parts(texts):
-        rows = [row[: config.data.max_source_tokens] for row in tokenizers.sources(part)]
+        rows = [cut(row, tokenizers, config.data) for row in tokenizers.sources(part)]
         ids, mask = (tensor.to(model.device) for tensor in pad(rows, tokenizers.encoder_pad_id))
         found.append([mean_state(state, mask).cpu() for state in model.encoder(ids, mask)])
     return [torch.cat(layer) for layer in zip(*found, strict=True)]
@@ -183,7 +191,8 @@ def _parts(items: Sequence[Any]) -> Iterator[list[Any]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        found = [line.strip() for line in decoded(path.read_bytes()).splitlines() if line.strip()]
+        lines = (line.strip() for line in decoded(path.read_bytes()).splitlines())
+        found = list(dict.fromkeys(filter(None, lines)))
     except NotText as error:
         raise DataError(f"adapt.english: {path} {error}.") from None
     except OSError as error:
@@ -192,7 +201,7 @@ def _lines(path: Path) -> list[str]:
         ) from None
     if len(found) < _LEAST:
         raise DataError(
-            f"adapt.english: {path} has {len(found)} lines with text; expected {_LEAST} English sentences or more; add "
-            "some."
+            f"adapt.english: {path} has {len(found)} different lines with text; expected {_LEAST} English sentences or "
+            "more; add some."
         )
     return found[:_MOST]

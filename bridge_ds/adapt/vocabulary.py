@@ -38,6 +38,9 @@ __all__ = ["extend_vocabulary", "new_letters", "new_rows"]
 _RANK = 100
 """K, as in the paper."""
 _TOKENIZER = "tokenizer.json"
+_LONGEST = 65_535
+"""Bytes of a line from which pieces are learned: SentencePiece counts the signs of a word in 16 bits. By default it
+leaves out lines above 4,192 bytes, which a paragraph of some scripts has."""
 
 
 def extend_vocabulary(model: ModelConfig, lines: Sequence[str], count: int, folder: Path) -> int:
@@ -129,6 +132,7 @@ def _learn(lines: Sequence[str], letters: frozenset[str], count: int, old: set[s
             vocab_size=2 * count + len({each for line in lines for each in line}) + 3,
             hard_vocab_limit=False,
             character_coverage=1.0,
+            max_sentence_length=_LONGEST,
             minloglevel=2,
             num_threads=1,
         )
@@ -146,10 +150,10 @@ def _learn(lines: Sequence[str], letters: frozenset[str], count: int, old: set[s
 
 
 def _write_tokenizer(model: ModelConfig, pieces: Sequence[tuple[str, float]], first: int, folder: Path) -> None:
-    """Append pieces to tokenizer.json and spiece.model, whichever there are."""
+    """Append pieces to tokenizer.json and spiece.model, whichever there are: a run reads texts by the latter."""
     name, revision = resolve(model.encoder), model.encoder_revision
     fast, spiece = model_file(name, _TOKENIZER, revision), find_spiece(model.encoder, revision)
-    done = False
+    done = 0
     if fast:
         content = json.loads(fast.read_text(encoding="utf-8"))
         of = content["model"]
@@ -157,7 +161,7 @@ def _write_tokenizer(model: ModelConfig, pieces: Sequence[tuple[str, float]], fi
             lowest = min(score for _, score in of["vocab"])  # that of an unknown letter follows from it
             of["vocab"] += [[piece, max(score, lowest)] for piece, score in pieces]
             (folder / _TOKENIZER).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-            done = True
+            done += 1
     if spiece:
         from sentencepiece import sentencepiece_model_pb2
 
@@ -168,8 +172,8 @@ def _write_tokenizer(model: ModelConfig, pieces: Sequence[tuple[str, float]], fi
             for piece, score in pieces:
                 proto.pieces.add(piece=piece, score=max(score, lowest))
             (folder / spiece.name).write_bytes(proto.SerializeToString())
-            done = done or not fast
-    if not done:
+            done += 1
+    if done < max(1, bool(fast) + bool(spiece)):
         raise ConfigError(
             f"the tokenizer of model.encoder {model.encoder!r} cannot be extended; expected SentencePiece's unigram "
             "model, with no tokens behind its pieces (XLM-R, multilingual-e5, mT5); choose such an encoder."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from bridge_ds.cli import Parser, add_adapt_files, parse_train
 from bridge_ds.commands.train import launched, split
 from bridge_ds.commands.train import main as train
 from bridge_ds.config.load import load_config
+from bridge_ds.config.names import with_full_paths
 from bridge_ds.config.schema import Config
 from bridge_ds.data.packing.lines import pack_pairs, pack_text, text_lines
 from bridge_ds.disk import atomic_folder
@@ -25,7 +28,9 @@ _OBJECTIVES = {
     (False, True): ("data.objective=align", "train.steps=1000", "train.global_batch=32"),
     (True, True): ("data.objective=denoise_and_align", "train.steps=10000", "train.global_batch=32"),
 }
-"""Text is given, pairs are given -> settings, unless --set has others."""
+"""Text is given, pairs are given -> settings, unless --set has others; of a recipe of the user's, the first alone."""
+_EXTENSION = "extension.json"
+"""In the folder of the extended encoder: what it was made of."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,9 +59,15 @@ def _packed(words: list[str], text: str | None, parallel: list[str] | None, piec
             "expected shards; pack them first (bridge-ds pack) and name them with --set data.shards=FOLDER."
         )
     options = parse_train(split(words, _PROG)[0])
-    ours = _OBJECTIVES[bool(text), bool(parallel)]
+    ours = _OBJECTIVES[bool(text), bool(parallel)][: None if options.recipe == "adapt" else 1]
     ours += ("lora.rank=0", "encoder.trainable=true") if pieces else ()
     config = load_config(options.recipe, [*ours, *options.overrides])
+    given = {setting.partition("=")[0].strip() for setting in options.overrides}
+    if others := sorted(given & {"data.shards", "data.mixture"}):
+        raise ConfigError(
+            f"{others[0]} is given beside --text or --parallel; expected one of them to name the data; leave one out, "
+            "or pack the files (bridge-ds pack) and name all shards in data.mixture."
+        )
     folder = Path(config.run.output).absolute() / "shards"
     names = []
     if text:
@@ -68,26 +79,46 @@ def _packed(words: list[str], text: str | None, parallel: list[str] | None, piec
         if not options.dry_run:
             pack_pairs([Path(name) for name in parallel], names[-1])
     extended = _extended(config, Path(str(text)), pieces, options.dry_run) if pieces else []
-    shards = f"data.shards={names[0]}" if len(names) == 1 else f"data.mixture=[{', '.join(f'{n}=1' for n in names)}]"
-    given = {setting.partition("=")[0] for setting in options.overrides}
-    wanted = [setting for setting in (*ours, shards) if setting.partition("=")[0] not in given]
-    return [word for setting in (*wanted, *extended) for word in ("--set", setting)]
+    mixture = f"data.mixture=[{', '.join(f'{name}=1' for name in names)}]"
+    shards = [mixture] if len(names) == 2 else [f"data.shards={names[0]}", "data.mixture=[]"]
+    wanted = [setting for setting in ours if setting.partition("=")[0] not in given]
+    return [word for setting in (*wanted, *shards, *extended) for word in ("--set", setting)]
 
 
 def _extended(config: Config, text: Path, pieces: int, dry_run: bool) -> list[str]:
     """Write the encoder with more pieces into the run folder, unless it is there; returns the setting that names it."""
-    if not config.encoder.trainable:
+    if not (config.encoder.trainable and config.encoder.train_embeddings):
+        key = "train_embeddings" if config.encoder.trainable else "trainable"
         raise ConfigError(
-            "--extend-vocabulary is given and encoder.trainable is false; expected all weights to be trained, for new "
-            "rows mean nothing before; leave lora.rank and encoder.trainable out."
+            f"--extend-vocabulary is given and encoder.{key} is false; expected all weights to be trained, for new "
+            f"rows mean nothing before; leave lora.rank and encoder.{key} out."
         )
     folder = Path(config.run.output).absolute() / "extended"
-    if not dry_run and not (folder / "config.json").is_file():
+    of = with_full_paths(config.model)
+    made_of = {"model.encoder": of.encoder, "model.encoder_revision": of.encoder_revision, "pieces": pieces}
+    if (folder / "config.json").is_file():
+        _refuse_other(folder, made_of)
+    elif not dry_run:
         from bridge_ds.adapt.vocabulary import extend_vocabulary
         from bridge_ds.engine.setup import quiet_transformers
+        from bridge_ds.hub.encoder import BESIDE
+        from bridge_ds.hub.llm import copy_files
 
         quiet_transformers()
         with atomic_folder(folder, replace=True) as part:
             count = extend_vocabulary(config.model, list(islice(text_lines(text), _LEARNED_FROM)), pieces, part)
+            copy_files(of.encoder, of.encoder_revision, part, (*BESIDE, "README.md"))  # which states the licence
+            (part / _EXTENSION).write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
         print(f"{count} pieces were added to the vocabulary: {folder}", file=sys.stderr)
     return [f"model.encoder={folder}"]
+
+
+def _refuse_other(folder: Path, made_of: Mapping[str, object]) -> None:
+    path = folder / _EXTENSION
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else made_of
+    if found != made_of:
+        here, wanted = (", ".join(f"{key} {value}" for key, value in of.items()) for of in (found, made_of))
+        raise ConfigError(
+            f"{folder} was made of {here}, and this start has {wanted}; expected the same; choose another run.output, "
+            f"or remove {folder}."
+        )

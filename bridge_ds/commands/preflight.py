@@ -195,9 +195,9 @@ def tokenizers_match(subject: Subject) -> str:
         if rows := getattr(subject.bases.get(what), "vocab_size", None):
             check_vocabulary(tokenizer, rows, f"model.{what}")
     done = f"{len(tokenizers.encoder)} and {len(tokenizers.llm)} tokens"
-    if len(subject.bases) == 1 + tokenizers.has_encoder and (subject.step or 0) < subject.config.train.steps:
-        both = subject.bases.get("encoder"), subject.bases["llm"]
-        done += "".join(map(_remark, check_positions(subject.config, *both, tokenizers, subject.step is not None)))
+    of, encoder, llm = subject.config, subject.bases.get("encoder"), subject.bases.get("llm")
+    if len(subject.bases) == tokenizers.has_encoder + of.model.has_llm and (subject.step or 0) < of.train.steps:
+        done += "".join(map(_remark, check_positions(of, encoder, llm, tokenizers, subject.step is not None)))
     return done
 
 

@@ -7,14 +7,14 @@ could mean is refused instead (:mod:`bridge_ds.config.build`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bridge_ds.config.build import flatten
 from bridge_ds.config.names import resolve
-from bridge_ds.config.schema import Config
+from bridge_ds.config.schema import Config, FusionConfig, MappingConfig
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.objectives import OBJECTIVES
@@ -59,6 +59,10 @@ def _line(keys: Sequence[str], why: str) -> str:
 
 def _keys(part: str, *keys: str) -> tuple[str, ...]:
     return tuple(f"{part}.{key}" for key in keys)
+
+
+def _all_keys(part: str, of: type) -> tuple[str, ...]:
+    return _keys(part, *(field.name for field in fields(of)))
 
 
 def _only_some_take(part: str, choice: str, specs: Mapping[str, Any]) -> list[NoEffect]:
@@ -154,10 +158,20 @@ RULES: tuple[NoEffect, ...] = (
             "data.augment_prompt",
             "data.mix_words",
             "train.packing",
+            "train.encode_once",
             "train.encode_once_gib",
             "train.compile",
+            *_keys("data", "bos", "separator", "target_space", "target_end", "chat_template", "system_prompt"),
+            *_keys("data", "max_prompt_tokens"),
+            *_keys("model", "activation_checkpointing", "llm_revision"),
+            *_all_keys("fusion", FusionConfig),
+            *_all_keys("mapping", MappingConfig),
         ),
         _when(lambda c: not c.model.has_llm, "model.llm is none"),
+    ),
+    NoEffect(
+        ("encoder.dropout",),
+        _when(lambda c: not (c.model.has_llm or c.encoder.trainable), "model.llm is none and encoder.trainable false"),
     ),
     NoEffect(
         _keys("adapt", "mask_share", "span_tokens"),

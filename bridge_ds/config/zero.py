@@ -12,6 +12,7 @@ from bridge_ds.config.files import is_file, read_text
 from bridge_ds.config.schema import Config
 from bridge_ds.config.text import named, short, shown
 from bridge_ds.errors import ConfigError, LaunchError
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import NotText, json_value
 from bridge_ds.shipped import shipped
 
@@ -150,7 +151,7 @@ def resolve_micro_batch(config: Config, world_size: int) -> Config:
     The same holds under `data.tokens_per_micro_batch`, which splits that share by tokens, step by step.
 
     Raises:
-        LaunchError: the ranks do not divide the global batch.
+        LaunchError: the ranks do not divide the global batch, or a pair of translations has nothing beside it.
     """
     if config.train.micro_batch and not config.data.tokens_per_micro_batch:
         return config
@@ -158,6 +159,12 @@ def resolve_micro_batch(config: Config, world_size: int) -> Config:
     if total % world_size:
         raise LaunchError(
             f"train.global_batch {total} does not divide over {world_size} ranks; change one of the two numbers."
+        )
+    if total == world_size and OBJECTIVES[config.data.objective].aligns:
+        raise LaunchError(
+            f"train.global_batch {total} leaves one sample to each of {world_size} ranks, and data.objective is "
+            f"{config.data.objective}, where the other English sentences of a micro-batch are the negatives; expected "
+            "2 samples or more on each; raise train.global_batch, or start fewer ranks."
         )
     return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=total // world_size))
 

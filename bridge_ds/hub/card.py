@@ -16,6 +16,7 @@ from bridge_ds.data.text.truncate import LOST, side_of
 from bridge_ds.frozen.verify import model_file
 from bridge_ds.hub.config import BridgeConfig
 from bridge_ds.metrics import METRICS
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = [
     "ELSEWHERE",
@@ -222,12 +223,10 @@ def encoder_card(config: Config, step: int, state: Mapping[str, Any], english: S
     kept = ("data", "samples", "dtype", "learning rate", "seed", "training loss", "loss on held-out", "made with")
     rows = [(key, value.replace(", English;", ";")) for key, value in
             _training(CardFacts(config.run.output, config, step, state)) if key.startswith(kept)]  # fmt: skip
-    rows.append(("hidden share of a text", f"{adapt.mask_share:g}"))
-    data = ModelCardData(
-        library_name="transformers",
-        tags=["bridge_ds"],
-        base_model=None if Path(name).is_dir() or resolve(name) != name else name,
-    )
+    if OBJECTIVES[config.data.objective].denoises:
+        rows.append(("hidden share of a text", f"{adapt.mask_share:g}"))
+    base = None if Path(name).is_dir() or resolve(name) != name else name
+    data = ModelCardData(library_name="transformers", tags=["bridge_ds"], base_model=base)
     card = ModelCard.from_template(
         data, template_str=_ENCODER_TEMPLATE, encoder=_shown(name),
         licence=licence(name, config.model.encoder_revision), how=what, table=_table([("", ""), *rows]),

@@ -26,10 +26,11 @@ from bridge_ds.hub.llm import LICENCES, copy_beside
 from bridge_ds.llm.lora import merge_lora
 from bridge_ds.world import World
 
-__all__ = ["save_encoder"]
+__all__ = ["BESIDE", "save_encoder"]
 
 _log = logging.getLogger(__name__)
-_BESIDE = (*LICENCES, "modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+BESIDE = (*LICENCES, "modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+"""Files of an encoder that are copied to its trained weights."""
 
 
 def save_encoder(config: Config, tokenizers: Tokenizers, checkpoint: Path, folder: Path, world: World) -> None:
@@ -75,7 +76,7 @@ def _save(config: Config, tokenizers: Tokenizers, checkpoint: Checkpoint, folder
     try:
         with atomic_folder(folder, replace=True, fsync=True) as part:
             trained.save_pretrained(part)
-            copy_beside(tokenizers.encoder, name, revision, part, _BESIDE)
+            copy_beside(tokenizers.encoder, name, revision, part, BESIDE)
             if found:
                 (part / "english.json").write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
             card = encoder_card(config, checkpoint.step, checkpoint.state, found.lines() if found else [])

@@ -28,7 +28,7 @@ from bridge_ds.llm.frozen import load_llm
 from bridge_ds.llm.lora import add_lora, merge_lora
 from bridge_ds.world import World
 
-__all__ = ["LICENCES", "copy_beside", "save_llm"]
+__all__ = ["LICENCES", "copy_beside", "copy_files", "save_llm"]
 
 _log = logging.getLogger(__name__)
 _GENERATION = "generation_config.json"
@@ -95,11 +95,18 @@ def copy_beside(tokenizer: Any, published: str, revision: str | None, folder: Pa
         folder: with the weights.
         files: names.
     """
-    name = resolve(published)
-    found = {file: path for file in files if (path := model_file(name, file, revision))}
-    for file, path in (found | tokenizer_files(tokenizer, name, revision)).items():
+    copy_files(published, revision, folder, files)
+    for file, path in tokenizer_files(tokenizer, resolve(published), revision).items():
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / file)
     spiece = find_spiece(published, revision)
     if spiece and not (folder / spiece.name).exists():
         shutil.copyfile(spiece, folder / spiece.name)
+
+
+def copy_files(published: str, revision: str | None, folder: Path, files: Sequence[str]) -> None:
+    """Copy those of `files` that a base model has; arguments as of :func:`copy_beside`."""
+    for file in files:
+        if path := model_file(resolve(published), file, revision):
+            (folder / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / file)

@@ -20,7 +20,7 @@ from bridge_ds.llm.support import behavior_of, llm_table, positions_of
 from bridge_ds.llm.tiny_copy import in_table, tiny_copy
 from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["check_encoder_positions", "check_positions", "encoder_table", "notes_on_bases", "positions_taken"]
+__all__ = ["check_positions", "encoder_table", "notes_on_bases", "positions_taken"]
 
 
 def check_positions(
@@ -31,7 +31,7 @@ def check_positions(
     Args:
         config: the run.
         encoder_config: transformers config of the encoder; None = there is none.
-        llm_config: of the LLM.
+        llm_config: of the LLM; likewise.
         tokenizers: both, with the run's chat template.
         resumes: the run goes on from a checkpoint, which records the lengths.
 
@@ -42,7 +42,9 @@ def check_positions(
         ConfigError: a sample that is as long as allowed would have no place in a model's table.
     """
     data, fixed = config.data, config.mapping.fixed_length
-    check_encoder_positions(config, encoder_config, resumes)
+    _check_encoder_positions(config, encoder_config, resumes)
+    if not config.model.has_llm:
+        return []
     taken, positions = positions_taken(config, tokenizers), positions_of(llm_config)
     table = llm_table(config.model.llm, llm_config, config.model.trust_remote_code)
     if not table and (not positions or taken <= positions):
@@ -71,7 +73,7 @@ def check_positions(
     )
 
 
-def check_encoder_positions(config: Config, encoder_config: Any, resumes: bool = False) -> None:
+def _check_encoder_positions(config: Config, encoder_config: Any, resumes: bool = False) -> None:
     """The part of :func:`check_positions` that is about the encoder.
 
     Raises:
@@ -100,8 +102,7 @@ def notes_on_bases(config: Config, tokenizers: Tokenizers, resumes: bool = False
     if of.has_encoder:
         encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
     if not of.has_llm:
-        check_encoder_positions(config, encoder, resumes)
-        return []
+        return check_positions(config, encoder, None, tokenizers, resumes)
     llm = base_config("model.llm", of.llm, of.llm_revision, of.trust_remote_code)
     notes = check_positions(config, encoder, llm, tokenizers, resumes)
     behavior = behavior_of(of.llm, llm, of.trust_remote_code)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bridge_ds.adapt.align import mean_state
 from bridge_ds.config.schema import Config, ModelConfig
 from bridge_ds.data.loading.tokenize import check_vocabulary
 from bridge_ds.data.text.languages import SourceLanguages, find_languages, source_ids
@@ -161,7 +162,5 @@ def _batches(rows: Sequence[list[int]]) -> Iterator[list[int]]:
 
 
 def _mean(states_BSD: torch.Tensor, mask_BS: torch.Tensor) -> Floats:
-    kept_BS1 = mask_BS[..., None].to(torch.float32)
-    summed_BD = states_BSD.float().masked_fill(kept_BS1 == 0, 0).sum(1)
-    means: Floats = (summed_BD / kept_BS1.sum(1).clamp(min=1)).cpu().double().numpy()
+    means: Floats = mean_state(states_BSD, mask_BS).cpu().double().numpy()
     return means

@@ -10,6 +10,7 @@ from bridge_ds.cli import parse_train
 from bridge_ds.commands import adapt
 from bridge_ds.config.effect import idle
 from bridge_ds.config.load import load_config
+from bridge_ds.config.zero import resolve_micro_batch
 from bridge_ds.data.packing.lines import pack_pairs, pack_text
 from bridge_ds.data.shards.index import load_index
 from bridge_ds.data.shards.reader import SampleReader
@@ -97,6 +98,11 @@ def test_the_command_is_the_trainers_with_a_recipe(tmp_path: Path, monkeypatch: 
     assert (config.data.objective, config.train.steps, config.train.global_batch) == ("denoise_and_align", 7, 32)
     assert (config.train.lr, config.lora.rank, config.model.has_llm, config.evaluation.tasks) == (1e-4, 16, False, ())
     assert load_config("adapt").train.steps == 100_000 and load_config("adapt").train.global_batch == 16
+    own = write(tmp_path / "own.yaml", "base: adapt", "train: {steps: 3}", "data: {mixture: [a=1]}")
+    adapt.main(["--recipe", str(own), "--parallel", str(pairs), "--set", f"run.output={tmp_path / 'run'}"])
+    config = load_config(str(own), parse_train(started[2][started[2].index("--recipe") :]).overrides)
+    assert (config.data.objective, config.train.steps, config.train.global_batch) == ("align", 3, 16)
+    assert (config.data.shards, config.data.mixture) == (str(shards / "pairs"), ())
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(LaunchError, match=r"--text and --parallel are packed once.*--set data.shards=FOLDER"):
         adapt.main(["--text", str(text), *run])
@@ -113,6 +119,11 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
             ["--text", text, "--extend-vocabulary", "20", "--set", "lora.rank=4"],
             "lora.rank is 4 and encoder.trainable is",
         ),
+        (
+            ["--text", text, "--extend-vocabulary", "20", "--set", "encoder.train_embeddings=false"],
+            "encoder.train_embeddings is false",
+        ),
+        (["--text", text, "--set", "data.shards=s"], "data.shards is given beside --text or --parallel"),
         (["--text", str(tmp_path / "none.txt")], "none.txt cannot be read"),
     ):
         assert exit_status(lambda words=words: adapt.main([*words, *output])) == 2  # type: ignore[misc]
@@ -129,6 +140,11 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ):
         with pytest.raises(ConfigError, match=sentence):
             load_config("adapt", settings)
+    with pytest.raises(LaunchError, match=r"train.global_batch 16 leaves one sample to each of 16 ranks"):
+        resolve_micro_batch(load_config("adapt", ["data.objective=align"]), 16)
+    assert resolve_micro_batch(load_config("adapt"), 16).train.micro_batch == 1
+    said = idle(load_config("adapt", ["encoder.dropout=true"]))
+    assert said == ["encoder.dropout has no effect, as model.llm is none and encoder.trainable false."]
     assert idle(load_config("adapt")) == []
     said = idle(load_config("adapt", ["adapt.temperature=1", "adapt.pair_weight=3"]))
     assert any("adapt.temperature has no effect, as data.objective does not have align" in line for line in said)

@@ -12,15 +12,17 @@ import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from bridge_ds.adapt.align import infonce
-from bridge_ds.adapt.english import Guarded, guarded, read
+from bridge_ds.adapt.english import Guarded, check_english, english_of, guarded, read
 from bridge_ds.adapt.head import find_head
 from bridge_ds.adapt.model import EncoderAlone, tokenizers_of
 from bridge_ds.data.loading.adapting import adapted_ids, adapting_batch
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.ids import TokenizedSample
+from bridge_ds.data.loading.tokenize import tokenize_samples
 from bridge_ds.engine.setup import build_model
 from bridge_ds.engine.trainable import trainable_table
-from bridge_ds.errors import ConfigError
+from bridge_ds.errors import ConfigError, DataError
+from bridge_ds.world import World
 from tests.adapt.made import PAIRS, TEXTS, config, encoder
 
 SAMPLES: list[dict[str, Any]] = [
@@ -166,6 +168,23 @@ def test_rows_that_are_no_pair_count_nowhere() -> None:
     )
     assert torch.allclose(some, alone, atol=1e-5)
     assert infonce(states, mask, english, other, pairs & False, 0.1, [0, 1]).tolist() == [0, 0]
+
+
+def test_english_is_read_from_different_sentences_and_before_training(tmp_path: Path) -> None:
+    file = tmp_path / "english.txt"
+    file.write_text("".join(f"line {number % 25}\n" for number in range(80)), encoding="utf-8")
+    ours = config(tmp_path, f"adapt.english={file}")
+    check_english(ours)
+    of = english_of(ours, World())
+    assert of and len(of.english) == len(set(of.english)) == 25
+    with pytest.raises(DataError, match=r"adapt.english: .*absent.txt cannot be read"):
+        check_english(config(tmp_path, f"adapt.english={tmp_path / 'absent.txt'}"))
+
+
+def test_a_chat_template_changes_nothing(tmp_path: Path) -> None:
+    ours = config(encoder("bert", tmp_path / "bert"), "data.chat_template=true")
+    (found,) = tokenize_samples([{"text": TEXTS[0]}], tokenizers_of(ours), ours.data)
+    assert isinstance(found, TokenizedSample) and found.target
 
 
 def test_english_is_measured_before_and_after(tmp_path: Path) -> None:

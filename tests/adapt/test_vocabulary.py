@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from bridge_ds.adapt.vocabulary import _write_tokenizer, extend_vocabulary, new_letters, new_rows
+from bridge_ds.adapt.vocabulary import _learn, _write_tokenizer, extend_vocabulary, new_letters, new_rows
+from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.encoder.frozen import load_encoder
@@ -81,6 +82,10 @@ def test_a_head_for_masked_tokens_grows_with_the_embeddings(tmp_path: Path) -> N
     table, rows = found.get_input_embeddings().weight, len(raw.get_vocab())
     assert len(table) == rows + count and torch.equal(table[:rows], own.get_input_embeddings().weight[:rows])
     assert found.get_output_embeddings().weight is table and len(found.lm_head.bias) == len(table)
+    (folder / "spiece.model").write_bytes((Path(resolve("testbed/encoder")) / "spiece.model").read_bytes())
+    with pytest.raises(ConfigError, match="cannot be extended"):  # a run would read texts by the old spiece.model
+        _write_tokenizer(model(folder), [("ⴱ", -1.0)], rows, extended)
+    (folder / "spiece.model").unlink()
     with pytest.raises(ConfigError, match="cannot be extended; expected SentencePiece's unigram model"):
         _write_tokenizer(model(folder), [("ⴱ", -1.0)], rows - 1, extended)  # as if there were tokens behind the pieces
 
@@ -92,3 +97,8 @@ def test_new_rows_lie_in_the_space_of_the_old_ones() -> None:
     found = new_rows(table, 20)
     left = found - found @ torch.linalg.pinv(basis) @ basis
     assert float(left.norm() / found.norm()) < 0.01 and torch.equal(found, new_rows(table, 20))
+
+
+def test_paragraphs_give_pieces_too() -> None:
+    lines = ["ⴱⴳⴷ " * 1500] * 3
+    assert any(len(piece) > 2 for piece, _ in _learn(lines, frozenset("ⴱⴳⴷ"), 30, set()))

@@ -69,6 +69,10 @@ CASES = {
     "encoder alone": (["model.llm=none", "encoder.trainable=true", "data.objective=denoise", "data.mix_words=w.tsv",
                        "train.compile=frozen"], "data.mix_words, train.compile have no effect, as model.llm is none.",
                       ["model.llm=x", "data.objective=task"]),
+    "bridge of none": (["model.llm=none", "encoder.trainable=true", "data.objective=denoise", "data.chat_template=true",
+                        "mapping.kind=mlp"],
+                       "data.chat_template, mapping.kind have no effect, as model.llm is none.",
+                       ["model.llm=x", "data.objective=task"]),
     "states of it": (["model.llm=none", "encoder.trainable=true", "data.objective=denoise", "data.states_cache=s"],
                      "data.states_cache has no effect, as model.llm is none.",
                      ["model.llm=x", "encoder.trainable=false", "data.objective=task"]),
@@ -113,7 +117,8 @@ def test_every_rule_is_of_real_settings_and_is_met_here(recipe: str) -> None:
             fired |= {rule.keys for rule in RULES if rule.why(config)}
     for rule in RULES:
         assert all(key in known for key in rule.keys)
-        assert rule.keys in fired or rule.keys[0].startswith(("lora.", "model.encoder_revision")), rule.keys
+        elsewhere = ("lora.", "encoder.dropout", "model.encoder_revision")
+        assert rule.keys in fired or rule.keys[0].startswith(elsewhere), rule.keys
 
 
 def test_a_wish_that_is_met_anyway_and_a_default_are_not_told(recipe: str) -> None:

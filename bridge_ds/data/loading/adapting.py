@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bridge_ds.config.schema import AdaptConfig, DataConfig
     from bridge_ds.data.loading.tokenize import Tokenizers
 
-__all__ = ["Adapting", "adapted_ids", "adapting_batch"]
+__all__ = ["Adapting", "adapted_ids", "adapting_batch", "cut"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def adapted_ids(
     taught = tokenizers.sources(english, ["en"] * len(english)) if any(english) else [[] for _ in english]
     found: list[AdaptedIds | BadSample] = []
     for source, target, text, epoch, number in zip(sources, taught, english, epochs, numbers, strict=True):
-        own, teacher = _cut(source, tokenizers, data), _cut(target, tokenizers, data)
+        own, teacher = cut(source, tokenizers, data), cut(target, tokenizers, data)
         lost = ("source",) * (len(own) < len(source))
         if text:
             lost += ("prompt",) * (len(teacher) < len(target))
@@ -127,5 +127,6 @@ def _some(rows: Sequence[Sequence[int]], pad_id: int, least: int) -> tuple[torch
     return torch.full((len(rows), least), pad_id), torch.zeros(len(rows), least, dtype=torch.int64)
 
 
-def _cut(ids: list[int], tokenizers: Tokenizers, data: DataConfig) -> list[int]:
+def cut(ids: list[int], tokenizers: Tokenizers, data: DataConfig) -> list[int]:
+    """At most `data.max_source_tokens` ids; what the tokenizer puts around a text stays."""
     return truncated(ids, data.max_source_tokens, data.truncation_side, *tokenizers.kept_ends(ids))

@@ -245,11 +245,11 @@ def tokenize_samples(
     """
     if not samples:
         return []
-    assert bool(tokenizers.frame) == data.chat_template, "load_tokenizers must be given the run's data"
     epochs, numbers = epochs or [0] * len(samples), numbers or [0] * len(samples)
     languages = [_language(sample, data) for sample in samples]
     if tokenizers.adapting:
         return list(adapted_ids(samples, tokenizers, data, languages, seed, epochs, numbers))
+    assert bool(tokenizers.frame) == data.chat_template, "load_tokenizers must be given the run's data"
     texts = [
         texts_of(sample, data.objective, seed, epoch, number, mixer)
         for sample, epoch, number in zip(samples, epochs, numbers, strict=True)
