@@ -104,13 +104,14 @@ def forward(
         value_mD = _value(p, pooled_HmD, sums_mH, plan)
         output_mD = _linear(value_mD, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"], plan)
     first_mD = plan.ops.times(output_mD, masks.output, plus=p["cls"])
-    x_mD, *of_x = _norm(first_mD, p, "norm1")
+    x_mD, x_mean, x_rstd = _norm(first_mD, p, "norm1")
     hidden_mF = _hidden(p, x_mD, masks, plan)
     ffn_mD = _linear(hidden_mF, p["linear2_weight"], p["linear2_bias"], plan)
     second_mD = plan.ops.times(ffn_mD, masks.ffn, plus=x_mD)
-    y_mD, *of_y = _norm(second_mD, p, "norm2")
+    y_mD, y_mean, y_rstd = _norm(second_mD, p, "norm2")
     scores_Lm = torch.addmm(p["score_bias"][:, None], p["score_weight"], y_mD.T)
-    return first_mD, second_mD, scores_Lm, Computed(hidden_mF, x_mD, *of_x, y_mD, *of_y, value_mD)
+    computed = Computed(hidden_mF, x_mD, x_mean, x_rstd, y_mD, y_mean, y_rstd, value_mD)
+    return first_mD, second_mD, scores_Lm, computed
 
 
 def backward(
@@ -230,7 +231,7 @@ def _linear_backward(
     d_out: torch.Tensor, x: torch.Tensor, name: str, p: Parameters, dtype: torch.dtype, totals: PostAttentionTotals,
     slots: Slots, wanted: torch.dtype | None = None, plus: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Gradient of the product's input, in the products' dtype or the one that is wanted; or added to `plus`, in place."""
+    """Gradient of the input, in the products' dtype or the one that is wanted, or added to `plus` in place."""
     narrow = d_out.to(dtype)
     totals.add_product(f"{name}_weight", narrow.T, x.to(dtype), slots[f"{name}_weight"])
     totals.add(f"{name}_bias", d_out.sum(0, dtype=p[f"{name}_bias"].dtype))

@@ -128,8 +128,7 @@ def attend_backward(
 
     Args:
         d_pooled_HmD: gradient of pooled.
-        d_kept_mHP: gradient that reaches the attention after dropout from elsewhere (the positions' own vectors); it is
-            overwritten.
+        d_kept_mHP: gradient of the attention after dropout from elsewhere (the positions' own vectors); overwritten.
         attention_mHP: before dropout; `kept_mHP` after it.
     """
     d_scores_mHP = d_kept_mHP
@@ -214,11 +213,7 @@ def dot_totals(
 def times(
     x: torch.Tensor, factors: Factors | None, in_place: bool = False, plus: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """x times its dropout factors; x itself where there are none.
-
-    Args:
-        plus: is added, to x itself where there are no factors.
-    """
+    """x times its dropout factors (x itself where there are none), and `plus` added, maybe in place."""
     if factors is None:
         return x if plus is None else x.add_(plus)
     if plus is not None:
