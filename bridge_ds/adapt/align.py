@@ -30,6 +30,7 @@ def infonce(
     own: States,
     own_mask_BS: torch.Tensor,
     english: States,
+    english_ids_BP: torch.Tensor,
     english_mask_BP: torch.Tensor,
     pair_B: torch.Tensor,
     temperature: float,
@@ -41,7 +42,8 @@ def infonce(
         own: the states that are trained, L of [B, S, D].
         own_mask_BS: 1 on their tokens.
         english: of the original encoder, L of [B, P, D].
-        english_mask_BP: 1 on their tokens.
+        english_ids_BP: the English tokens, padded alike: sentences with the same ones are no negatives of each other.
+        english_mask_BP: 1 on them.
         pair_B: bool; rows that are no pair count nowhere.
         temperature: divides the cosines.
         layers: numbers of the states, from 0.
@@ -49,8 +51,9 @@ def infonce(
     Returns:
         float32 [2]: the loss in nats, and how many sentences are nearest to their own translation.
     """
-    pair_BB = pair_B[:, None] & pair_B[None, :]
     names_B = torch.arange(len(pair_B), device=pair_B.device)
+    same_BB = (english_ids_BP[:, None] == english_ids_BP).all(-1)
+    pair_BB = pair_B[:, None] & pair_B & (~same_BB | (names_B[:, None] == names_B))
     total = torch.zeros(2, device=pair_B.device)
     for layer in layers:
         own_BD = F.normalize(mean_state(own[layer], own_mask_BS), dim=-1)

@@ -105,8 +105,9 @@ class EncoderAlone(BridgeModel):
         if pairs:
             pair_B = batch.prompt_mask.bool().any(1)
             found = found + self.config.pair_weight * infonce(
-                own, batch.source_mask, english, batch.prompt_mask, pair_B, self.config.temperature, self.layers
-            )
+                own, batch.source_mask, english, batch.prompt_ids, batch.prompt_mask, pair_B, self.config.temperature,
+                self.layers,
+            )  # fmt: skip
         if self.predictor is None and self.layers[-1] + 1 < len(own):
             found = found + 0.0 * own[-1].float().sum()  # ZeRO-3 waits for a gradient of all that is trained
         return found if counted else found[0]

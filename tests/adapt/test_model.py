@@ -155,19 +155,36 @@ def test_rows_that_are_no_pair_count_nowhere() -> None:
     states = tuple(torch.randn(4, 5, 8) for _ in range(2))
     english = tuple(torch.randn(4, 3, 8) for _ in range(2))
     mask, other, pairs = torch.ones(4, 5), torch.ones(4, 3), torch.tensor([True, False, True, False])
-    some = infonce(states, mask, english, other, pairs, 0.1, [0, 1])
+    ids = torch.arange(4)[:, None].expand(4, 3)
+    some = infonce(states, mask, english, ids, other, pairs, 0.1, [0, 1])
     kept = [0, 2]
     alone = infonce(
         tuple(s[kept] for s in states),
         mask[kept],
         tuple(s[kept] for s in english),
+        ids[kept],
         other[kept],
         pairs[kept],
         0.1,
         [0, 1],
     )
     assert torch.allclose(some, alone, atol=1e-5)
-    assert infonce(states, mask, english, other, pairs & False, 0.1, [0, 1]).tolist() == [0, 0]
+    assert infonce(states, mask, english, ids, other, pairs & False, 0.1, [0, 1]).tolist() == [0, 0]
+
+
+def test_two_translations_of_one_sentence_are_no_negatives_of_each_other() -> None:
+    states = (torch.randn(3, 5, 8),)
+    english = (torch.randn(3, 3, 8)[[0, 0, 2]],)
+    ids = torch.tensor([[4, 5, 6], [4, 5, 6], [4, 5, 7]])
+    mask, other, pairs = torch.ones(3, 5), torch.ones(3, 3), torch.tensor([True, True, False])
+    loss, right = infonce(states, mask, english, ids, other, pairs, 0.1, [0])
+    assert loss == 0 and right == 2
+    pairs[2] = True
+    both = infonce(states, mask, english, ids, other, pairs, 0.1, [0])
+    rows = [(states[0].mean(1), english[0].mean(1), kept) for kept in ([0, 2], [1, 2])]
+    for own, of, kept in rows:  # with the third sentence alone, each has the same loss from its own side
+        logits = F.normalize(own[kept], dim=-1) @ F.normalize(of[kept], dim=-1).T / 0.1
+        assert both[0] > F.cross_entropy(logits, torch.tensor([0, 1]), reduction="none")[0] / 2
 
 
 def test_english_is_read_from_different_sentences_and_before_training(tmp_path: Path) -> None:
