@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,15 @@ import torch
 from tests import launch, tiny, trained
 
 torch.set_num_threads(1)  # the models are tiny and the machines small
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """A run in this process sets its own number of threads; with more than one, a process that a later test forks would
+    wait for OpenMP's other threads forever."""
+    yield
+    torch.set_num_threads(1)
+
 
 LONGEST = (
     "slurm/test_jobs", "testbed/test_transfer", "engine/test_runs", "track/test_server", "engine/test_epoch",

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from bridge_ds.probe.measure import LanguageProbe
 
 _ASKED = "nothing to probe is named (--encoder, --run, or --probe)"
+_MEASURED = ("source", "languages", "sentences", "output", "device")
+"""Options that say what is measured, and how."""
 _HINT = "versions and devices are printed by: bridge-ds env"
 
 
@@ -80,6 +82,12 @@ def _correlate(options: argparse.Namespace) -> int:
 
     if not options.against:
         raise ConfigError("--probe is given without --against; expected scored runs to compare it with; name them.")
+    idle = [f"--{name}" for name in _MEASURED if getattr(options, name) != _parser().get_default(name)]
+    if idle:
+        raise ConfigError(
+            f"{' and '.join(idle)} have no effect on a probe that is there (--probe); expected --against, --task, --data "
+            "or --json beside it; leave the rest out, or probe anew."
+        )
     against = compared(read_probe(options.probe), options.against, options.task, options.data or "")
     print(json.dumps(against, indent=2, ensure_ascii=False) if options.json else "\n".join(lines(against)))
     return 0
