@@ -85,8 +85,8 @@ def _correlate(options: argparse.Namespace) -> int:
     idle = [f"--{name}" for name in _MEASURED if getattr(options, name) != _parser().get_default(name)]
     if idle:
         raise ConfigError(
-            f"{' and '.join(idle)} have no effect on a probe that is there (--probe); expected --against, --task, --data "
-            "or --json beside it; leave the rest out, or probe anew."
+            f"{' and '.join(idle)} have no effect on a probe that is there (--probe); expected --against, --task, "
+            "--data or --json beside it; leave the rest out, or probe anew."
         )
     against = compared(read_probe(options.probe), options.against, options.task, options.data or "")
     print(json.dumps(against, indent=2, ensure_ascii=False) if options.json else "\n".join(lines(against)))

@@ -23,8 +23,8 @@ LARGE = 4 << 20
 """Bytes from which an allocation is a mapping of its own, returned when freed, while models are loaded: in the heap,
 what loading and gathering a large model leaves would fragment the space between its shards."""
 LARGEST = 32 << 20
-"""The same once they are loaded, and the most that glibc takes. A feed-forward part of 2048 has results of 6 MiB for 768
-tokens: over 3,000 page faults a step where they are mappings of their own."""
+"""The same once they are loaded, and the most that glibc takes. A feed-forward part of 2048 has results of 6 MiB for
+768 tokens: over 3,000 page faults a step where they are mappings of their own."""
 
 
 def settle_on_cpu(local_ranks: int, workers: int) -> None:

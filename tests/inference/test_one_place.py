@@ -37,10 +37,11 @@ def files_with(found: type[ast.AST], *, name: str) -> set[str]:
 def test_what_is_truncated_is_decided_in_one_file() -> None:
     rule, ids = "bridge_ds.data.text.truncate", "bridge_ds.data.text.prompting"
     cuts = {
+        "data/loading/adapting.py",  # of the encoder alone, which reads no prompt
         "data/loading/tokenize.py",
         "data/text/prompting.py",
-        "probe/reader.py",
-    }  # the last: of sentences to measure
+        "probe/reader.py",  # of sentences to measure
+    }
     assert importers(rule, "fit", "truncated") == cuts
     assert importers(ids, "context_ids") == {"inference/prompt.py"}, "every prompt, of whatever use"
     assert files_with(ast.keyword, name="truncation") == set(), "no tokenizer truncates"
@@ -60,7 +61,8 @@ def test_what_ends_an_answer_is_decided_in_one_file() -> None:
 
 
 def test_a_checkpoint_becomes_a_model_in_one_function() -> None:
-    # hub/llm.py: into an LLM that is written as a folder, and not run.
-    assert files_with(ast.Call, name="put_trained") == {"checkpoint/load.py", "hub/llm.py", "inference/load.py"}
+    # hub: into an LLM or an encoder that is written as a folder, and not run.
+    written = {"hub/encoder.py", "hub/llm.py"}
+    assert files_with(ast.Call, name="put_trained") == {"checkpoint/load.py", "inference/load.py", *written}
     assert files_with(ast.Call, name="load_bridge") == {"checkpoint/bases.py"}, "training that goes on, sharded"
     assert files_with(ast.Call, name="load_bases") == {"inference/load.py"}

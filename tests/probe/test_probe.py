@@ -286,8 +286,10 @@ def test_tables_and_folders(tmp_path: Path) -> None:
         (["--encoder", "testbed/encoder", "--data", "F", "--source", "E"], "--source is given with --data 'F'"),
         (["--probe", "T"], "--probe is given without --against"),
         (["--probe", "none.json", "--against", "F"], "none.json cannot be read"),
-        (["--probe", "none.json", "--against", "F", "--languages", "si", "--sentences", "50"],
-         "--languages and --sentences have no effect on a probe that is there"),
+        (
+            ["--probe", "none.json", "--against", "F", "--languages", "si", "--sentences", "50"],
+            "--languages and --sentences have no effect on a probe that is there",
+        ),
         (["--probe", "J", "--against", "F"], "J.jsonl has no languages; expected a probe.json"),
         (["--encoder", "testbed/encoder", "--data", "nothing"], "--data is 'nothing'; expected sib200 or belebele, a"),
         (["--encoder", "testbed/encoder", "--data", "F", "--languages", "xx"], "--languages names 'xx', and"),

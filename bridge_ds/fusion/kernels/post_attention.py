@@ -1,8 +1,8 @@
 """The layer after the pooling: value and output projection, two norms, the MLP, the layers' scores.
 
 It works on one chunk of tokens. The pooled states and the inputs of the two norms are kept. Backward recomputes the
-rest (2 matrix products besides 12, and the norms) unless it was kept too. So 3 D elements are kept per token instead of
-about 6 D + 2 F.
+value and the hidden units (2 matrix products besides 12) unless they were kept too. So 3 D elements are kept per token
+instead of about 6 D + 2 F.
 
 Nothing stands between the projections of value and output but a bias. With one head and more tokens than D, their
 matrices are multiplied first: 3 products of M x D x D and 3 of D x D x D then take the place of 6 of M x D x D.
@@ -36,20 +36,12 @@ Slots = Mapping[str, torch.Tensor | None]
 
 
 class Computed(NamedTuple):
-    """What backward computes again for a chunk of which it was not kept."""
+    """What backward computes again for a chunk of which it was not kept, in the products' dtype."""
 
-    hidden_mF: torch.Tensor
-    """As they go into the MLP's second matrix, in the products' dtype."""
-    x_mD: torch.Tensor
-    """The first norm's output, mean and inverse deviation."""
-    x_mean: torch.Tensor
-    x_rstd: torch.Tensor
-    y_mD: torch.Tensor
-    """The second norm's."""
-    y_mean: torch.Tensor
-    y_rstd: torch.Tensor
     value_mD: torch.Tensor | None
-    """In the products' dtype; none where projections are merged."""
+    """None where projections are merged."""
+    hidden_mF: torch.Tensor
+    """As they go into the MLP's second matrix."""
 
 
 @dataclass
@@ -104,14 +96,13 @@ def forward(
         value_mD = _value(p, pooled_HmD, sums_mH, plan)
         output_mD = _linear(value_mD, p["self_attn_out_proj_weight"], p["self_attn_out_proj_bias"], plan)
     first_mD = plan.ops.times(output_mD, masks.output, plus=p["cls"])
-    x_mD, x_mean, x_rstd = _norm(first_mD, p, "norm1")
+    x_mD = _norm(first_mD, p, "norm1")[0]
     hidden_mF = _hidden(p, x_mD, masks, plan)
     ffn_mD = _linear(hidden_mF, p["linear2_weight"], p["linear2_bias"], plan)
     second_mD = plan.ops.times(ffn_mD, masks.ffn, plus=x_mD)
-    y_mD, y_mean, y_rstd = _norm(second_mD, p, "norm2")
+    y_mD = _norm(second_mD, p, "norm2")[0]
     scores_Lm = torch.addmm(p["score_bias"][:, None], p["score_weight"], y_mD.T)
-    computed = Computed(hidden_mF, x_mD, x_mean, x_rstd, y_mD, y_mean, y_rstd, value_mD)
-    return first_mD, second_mD, scores_Lm, computed
+    return first_mD, second_mD, scores_Lm, Computed(value_mD, hidden_mF)
 
 
 def backward(
@@ -127,13 +118,13 @@ def backward(
     """
     heads, _, width = pooled_HmD.shape
     dtype, times = plan.dtype, plan.ops.times
-    y_mD, mean, rstd = computed[4:7] if computed else _norm(second_mD, p, "norm2")
+    y_mD, mean, rstd = _norm(second_mD, p, "norm2")
     totals.add("score_weight", d_scores_mL.T @ y_mD)
     totals.add("score_bias", d_scores_mL.sum(0))
     del y_mD
     d_second_mD = _norm_backward(d_scores_mL @ p["score_weight"], second_mD, mean, rstd, p, "norm2", totals)
 
-    x_mD, mean, rstd = computed[1:4] if computed else _norm(first_mD, p, "norm1")
+    x_mD, mean, rstd = _norm(first_mD, p, "norm1")
     hidden_mF = computed.hidden_mF if computed else _hidden(p, x_mD, masks, plan)
     d_ffn_mD = times(d_second_mD, masks.ffn)
     d_hidden_mF = _linear_backward(d_ffn_mD, hidden_mF, "linear2", p, dtype, totals, slots)
