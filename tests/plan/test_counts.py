@@ -178,7 +178,8 @@ def test_what_the_fusion_keeps_is_the_planned_part(name: str, heads: int, monkey
     job = Job(shape, shape, fusion=config, source=S, micro_batch=B)
     mapping = B * S * (4 * D + (2 * 4 + 2) * D)
     planned = memory(job)["fusion and mapping"] * GIB - mapping
-    query = {"transformer_softmax": 4 * (heads + 1) * D, "layer_attention": 4 * D}.get(name, 0)  # for all tokens
+    # For all tokens: the query, projected, and the vectors of the positions.
+    query = {"transformer_softmax": 4 * (heads + 1 + layers + 1) * D, "layer_attention": 4 * D}.get(name, 0)
     kept = kept_by(lambda: fusion(states, mask), [*fusion.parameters(), *states])
     assert kept == pytest.approx(planned + query, abs=B * S)  # a mask
     # Hidden units of a mapping that has them.
