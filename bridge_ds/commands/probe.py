@@ -82,7 +82,8 @@ def _correlate(options: argparse.Namespace) -> int:
 
     if not options.against:
         raise ConfigError("--probe is given without --against; expected scored runs to compare it with; name them.")
-    idle = [f"--{name}" for name in _MEASURED if getattr(options, name) != _parser().get_default(name)]
+    default = _parser().get_default
+    idle = [f"--{name}" for name in _MEASURED if getattr(options, name) != default(name)]
     if idle:
         raise ConfigError(
             f"{' and '.join(idle)} have no effect on a probe that is there (--probe); expected --against, --task, "

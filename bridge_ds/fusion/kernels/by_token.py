@@ -178,9 +178,7 @@ def _query(p: Mapping[str, torch.Tensor], heads: int) -> _Query:
 
 def _prepare(leaves: Sequence[torch.Tensor], plan: KernelPlan) -> dict[str, torch.Tensor]:
     """Parameters by name, for one forward or backward: matrices in the products' dtype, the rest in `plan.wide`."""
-    p = dict(zip(NAMES, leaves, strict=True))
-    if plan.dtype != plan.wide or any(x.dtype != plan.wide for x in leaves):
-        p = {n: x.to(plan.dtype if n in MATRICES else plan.wide) for n, x in p.items()}
+    p = {n: x.to(plan.dtype if n in MATRICES else plan.wide) for n, x in zip(NAMES, leaves, strict=True)}
     p["query_weight"], p["key_weight"], value = p.pop("self_attn_in_proj_weight").chunk(3)
     p["query_bias"], _, p["value_bias"] = p.pop("self_attn_in_proj_bias").chunk(3)
     p["value_weight"] = value.to(plan.dtype)
@@ -228,8 +226,7 @@ def _finish(
     sums["self_attn_in_proj_bias"] = torch.cat([d_q_D, torch.zeros_like(d_q_D), sums["value_bias"]])
     sums["cls"] = torch.addmv(sums["cls"].add_(sums["positions"][0]), p["query_weight"].T, d_q_D)
     sums["layer_positions"] = sums["positions"][1:]
-    found = [sums[name] for name in NAMES]
-    return [each.to(leaf.dtype) if each.dtype != leaf.dtype else each for each, leaf in zip(found, leaves, strict=True)]
+    return [sums[name].to(leaf.dtype) for name, leaf in zip(NAMES, leaves, strict=True)]
 
 
 class _Joined:

@@ -142,8 +142,9 @@ def backward(
         totals.add("merged_value_bias", d_output_mD.T @ sums_mH[:, 0])
         d_pooled_mD = _linear_backward(d_output_mD, pooled_HmD[0], MERGED, p, dtype, totals, slots, plan.wide)
         return d_pooled_mD[None], (d_output_mD @ p["merged_value_bias"])[:, None]
-    known = computed and computed.value_mD
-    value_mD = _value(p, pooled_HmD, sums_mH, plan) if known is None else known
+    value_mD = computed.value_mD if computed else None
+    if value_mD is None:
+        value_mD = _value(p, pooled_HmD, sums_mH, plan)
     narrow_mD = _linear_backward(d_output_mD, value_mD, "self_attn_out_proj", p, dtype, totals, slots)
     narrow_HmE = narrow_mD.view(-1, heads, width // heads).transpose(0, 1)
     totals.add_product("value", narrow_HmE.transpose(1, 2), pooled_HmD, slots["value"])
@@ -226,9 +227,8 @@ def _linear_backward(
     narrow = d_out.to(dtype)
     totals.add_product(f"{name}_weight", narrow.T, x.to(dtype), slots[f"{name}_weight"])
     totals.add(f"{name}_bias", d_out.sum(0, dtype=p[f"{name}_bias"].dtype))
-    if plus is not None and plus.dtype == dtype:
-        return plus.addmm_(narrow, p[f"{name}_weight"])
-    d_x = narrow @ p[f"{name}_weight"]
+    weight = p[f"{name}_weight"]
     if plus is not None:
-        return plus.add_(d_x)
+        return plus.addmm_(narrow, weight) if plus.dtype == dtype else plus.add_(narrow @ weight)
+    d_x = narrow @ weight
     return d_x if wanted is None else d_x.to(wanted)
