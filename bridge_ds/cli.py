@@ -192,7 +192,8 @@ def add_adapt_files(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--extend-vocabulary", metavar="N", type=positive(int, most=100_000),
-        help="add up to N pieces with letters that the tokenizer lacks, learned from --text; all weights are trained",
+        help="add up to N pieces with letters that the tokenizer lacks, learned from --text, or else from --parallel; "
+        "all weights are trained",
     )  # fmt: skip
 
 

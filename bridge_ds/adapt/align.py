@@ -12,18 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from bridge_ds.encoder.base import States
+from bridge_ds.encoder.pool import mean_state
 
-__all__ = ["infonce", "mean_state"]
+__all__ = ["infonce"]
 
 _NEVER = -1e4
 """In place of the logit of what is no pair: finite, so that a row without any pair has no NaN."""
-
-
-def mean_state(state_BSD: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-    """[B, D] float32: the mean over the tokens of a sentence, special ones too, as `bridge-ds probe` takes it."""
-    kept_BS1 = mask_BS[..., None].float()
-    summed_BD = state_BSD.float().masked_fill(kept_BS1 == 0, 0).sum(1)
-    return summed_BD / kept_BS1.sum(1).clamp(min=1)
 
 
 def infonce(

@@ -6,7 +6,7 @@ Dimensions: B sentences of a batch, S encoder tokens, N sentences, D encoder wid
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bridge_ds.adapt.align import mean_state
 from bridge_ds.adapt.model import EncoderAlone
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.adapting import adapted_ids, adapting_batch, cut
 from bridge_ds.data.loading.collate import pad
 from bridge_ds.data.loading.corpus import open_corpus
-from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.data.loading.tokenize import Tokenizers, language_of
 from bridge_ds.data.shards.samples import BadSample
+from bridge_ds.encoder.pool import mean_state
 from bridge_ds.errors import DataError
 from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import NotText, decoded
@@ -44,6 +44,8 @@ class Guarded:
     english: tuple[str, ...]
     others: tuple[str, ...] = ()
     """Their translations, if there are any: those that the encoder was trained on."""
+    languages: tuple[object, ...] = ()
+    """Codes of these, for an encoder with language tags."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,18 @@ def english_of(config: Config, world: World) -> Guarded | None:
         return None
     corpus = open_corpus(config.data, config.run.seed, world)
     rows = corpus.once(4 * _MOST)
-    others: dict[str, str] = {}  # of a sentence that comes twice, once: it could not be told from itself
+    others: dict[str, tuple[str, object]] = {}  # of a sentence that comes twice, once: it could not be told from itself
     for which in range(len(rows.numbers)):
         try:
             sample = corpus.read(rows, which)
         except BadSample:
             continue
         if "target" in objective.of(sample).required:
-            others.setdefault(sample["target"], sample["source"])
-    english = tuple(others)[:_MOST]
-    return Guarded(english, tuple(map(others.__getitem__, english))) if len(english) >= _LEAST else None
+            others.setdefault(sample["target"], (sample["source"], language_of(sample, config.data)))
+    if len(others) < _LEAST:
+        return None
+    english, found = zip(*islice(others.items(), _MOST), strict=True)
+    return Guarded(english, *zip(*found, strict=True))
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,10 @@ class Reading:
 def read(model: EncoderAlone, tokenizers: Tokenizers, config: Config, of: Guarded) -> Reading:
     """Read the sentences with the weights that the model has now."""
     model.eval()
-    english = _states(model, tokenizers, config, of.english)
-    others = _states(model, tokenizers, config, of.others) if of.others else []
+    english = _states(model, tokenizers, config, of.english, ["en"] * len(of.english))
+    others = (
+        _states(model, tokenizers, config, of.others, of.languages or (None,) * len(of.others)) if of.others else []
+    )
     how, nll, count = tokenizers.adapting, 0.0, 0
     if model.predictor is None or how is None:
         return Reading(english, others, None)
@@ -142,7 +148,7 @@ def read(model: EncoderAlone, tokenizers: Tokenizers, config: Config, of: Guarde
     rows = adapted_ids(texts, tokenizers, data, ["en"] * len(texts), 0, [0] * len(texts), numbers)
     good = [row for row in rows if not isinstance(row, BadSample)]
     for part in _parts(good):
-        batch = adapting_batch(part, tokenizers.encoder_pad_id, how).to(model.device)
+        batch = adapting_batch(part, tokenizers.encoder_pad_id, replace(how, aligns=False)).to(model.device)
         nll += float(model(batch))
         count += batch.target_tokens
     return Reading(english, others, nll / max(1, count))
@@ -174,10 +180,13 @@ def _nearest(asked_ND: torch.Tensor, among_ND: torch.Tensor) -> float:
     return float((cosines_NN.argmax(1) == torch.arange(len(asked_ND))).float().mean())
 
 
-def _states(model: EncoderAlone, tokenizers: Tokenizers, config: Config, texts: Sequence[str]) -> list[torch.Tensor]:
+def _states(
+    model: EncoderAlone, tokenizers: Tokenizers, config: Config, texts: Sequence[str], languages: Sequence[object]
+) -> list[torch.Tensor]:
     found: list[list[torch.Tensor]] = []
-    for part in _parts(texts):
-        rows = [cut(row, tokenizers, config.data) for row in tokenizers.sources(part)]
+    for part in _parts(list(zip(texts, languages, strict=True))):
+        sources = tokenizers.sources([text for text, _ in part], [code for _, code in part])
+        rows = [cut(row, tokenizers, config.data) for row in sources]
         ids, mask = (tensor.to(model.device) for tensor in pad(rows, tokenizers.encoder_pad_id))
         found.append([mean_state(state, mask).cpu() for state in model.encoder(ids, mask)])
     return [torch.cat(layer) for layer in zip(*found, strict=True)]

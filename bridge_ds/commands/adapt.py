@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from bridge_ds.adapt.extension import Extension, read_extension
 from bridge_ds.cli import Parser, add_adapt_files, parse_train
 from bridge_ds.commands.train import launched, split
 from bridge_ds.commands.train import main as train
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import with_full_paths
 from bridge_ds.config.schema import Config
-from bridge_ds.data.packing.lines import pack_pairs, pack_text, text_lines
+from bridge_ds.data.packing.lines import pack_pairs, pack_text, sources, text_lines
 from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import ConfigError, LaunchError
 
@@ -22,15 +22,13 @@ __all__ = ["main"]
 
 _PROG = "bridge-ds adapt"
 _LEARNED_FROM = 200_000
-"""Most lines of text from which pieces are learned."""
+"""Most lines from which pieces are learned."""
 _OBJECTIVES = {
     (True, False): (),  # as the recipe says
     (False, True): ("data.objective=align", "train.steps=1000", "train.global_batch=32"),
     (True, True): ("data.objective=denoise_and_align", "train.steps=10000", "train.global_batch=32"),
 }
 """Text is given, pairs are given -> settings, unless --set has others; of a recipe of the user's, the first alone."""
-_EXTENSION = "extension.json"
-"""In the folder of the extended encoder: what it was made of."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         files.error(f"--parallel has {len(found.parallel)} files; expected one, or two whose lines are translations")
     if not any(word.partition("=")[0] == "--recipe" for word in own):
         own = ["--recipe", "adapt", *own]
-    if found.extend_vocabulary and not found.text:
-        files.error("--extend-vocabulary learns pieces from text; expected --text too")
+    if found.extend_vocabulary and not (found.text or found.parallel):
+        files.error("--extend-vocabulary learns pieces from text; expected --text or --parallel too")
     if found.text or found.parallel:
         own += _packed(own, found.text, found.parallel, found.extend_vocabulary)
     return train([*own, *launcher], _PROG)
@@ -78,15 +76,19 @@ def _packed(words: list[str], text: str | None, parallel: list[str] | None, piec
         names.append(folder / "pairs")
         if not options.dry_run:
             pack_pairs([Path(name) for name in parallel], names[-1])
-    extended = _extended(config, Path(str(text)), pieces, options.dry_run) if pieces else []
+    extended = []
+    if pieces:
+        lines = text_lines(Path(text)) if text else sources([Path(name) for name in parallel or ()])
+        extended = _extended(config, lines, pieces, options.dry_run)
     mixture = f"data.mixture=[{', '.join(f'{name}=1' for name in names)}]"
     shards = [mixture] if len(names) == 2 else [f"data.shards={names[0]}", "data.mixture=[]"]
     wanted = [setting for setting in ours if setting.partition("=")[0] not in given]
     return [word for setting in (*wanted, *shards, *extended) for word in ("--set", setting)]
 
 
-def _extended(config: Config, text: Path, pieces: int, dry_run: bool) -> list[str]:
-    """Write the encoder with more pieces into the run folder, unless it is there; returns the setting that names it."""
+def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) -> list[str]:
+    """Write the encoder with more pieces, learned from the lines, into the run folder, unless it is there; returns the
+    setting that names it."""
     if not (config.encoder.trainable and config.encoder.train_embeddings):
         key = "train_embeddings" if config.encoder.trainable else "trainable"
         raise ConfigError(
@@ -95,9 +97,13 @@ def _extended(config: Config, text: Path, pieces: int, dry_run: bool) -> list[st
         )
     folder = Path(config.run.output).absolute() / "extended"
     of = with_full_paths(config.model)
-    made_of = {"model.encoder": of.encoder, "model.encoder_revision": of.encoder_revision, "pieces": pieces}
+    made_of = Extension(of.encoder, of.encoder_revision, pieces)
     if (folder / "config.json").is_file():
-        _refuse_other(folder, made_of)
+        if (found := read_extension(folder)) != made_of:
+            raise ConfigError(
+                f"{folder} was made of {found or 'something else'}, and this start has {made_of}; expected the same; "
+                f"choose another run.output, or remove {folder}."
+            )
     elif not dry_run:
         from bridge_ds.adapt.vocabulary import extend_vocabulary
         from bridge_ds.engine.setup import quiet_transformers
@@ -106,19 +112,8 @@ def _extended(config: Config, text: Path, pieces: int, dry_run: bool) -> list[st
 
         quiet_transformers()
         with atomic_folder(folder, replace=True) as part:
-            count = extend_vocabulary(config.model, list(islice(text_lines(text), _LEARNED_FROM)), pieces, part)
+            count = extend_vocabulary(config.model, list(islice(lines, _LEARNED_FROM)), pieces, part)
             copy_files(of.encoder, of.encoder_revision, part, (*BESIDE, "README.md"))  # which states the licence
-            (part / _EXTENSION).write_text(json.dumps(made_of, indent=1) + "\n", encoding="utf-8")
+            made_of.write(part)
         print(f"{count} pieces were added to the vocabulary: {folder}", file=sys.stderr)
     return [f"model.encoder={folder}"]
-
-
-def _refuse_other(folder: Path, made_of: Mapping[str, object]) -> None:
-    path = folder / _EXTENSION
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else made_of
-    if found != made_of:
-        here, wanted = (", ".join(f"{key} {value}" for key, value in of.items()) for of in (found, made_of))
-        raise ConfigError(
-            f"{folder} was made of {here}, and this start has {wanted}; expected the same; choose another run.output, "
-            f"or remove {folder}."
-        )

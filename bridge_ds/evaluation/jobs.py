@@ -45,7 +45,11 @@ def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, 
     Raises:
         ConfigError: a language that no task has or that is given twice, or a task without any of the languages.
     """
-    unknown = [code for code in languages if not any(task.code_of(code) in task.languages for task in tasks)]
+    unknown = [
+        code
+        for code in languages
+        if not any(task.code_of(code) in (*task.languages, *task.on_request) for task in tasks)
+    ]
     if unknown:
         known = ", ".join(dict.fromkeys(code for task in tasks for code in task.languages))
         raise ConfigError(
@@ -100,6 +104,7 @@ def blocks_of(number: int, job: ScoringJob, size: int, done: Container[str] = ()
 def _languages(task: Task, languages: Sequence[str]) -> list[str]:
     asked = {task.code_of(code) for code in languages}
     chosen = [code for code in task.languages if not languages or code in asked]
+    chosen += [code for code in task.on_request if code in asked]
     if not chosen:
         has = f"has none of the languages {', '.join(languages)}" if languages else "has no test data"
         raise ConfigError(

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from bridge_ds.adapt.extension import read_extension
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config
 from bridge_ds.data.text.truncate import LOST, side_of
-from bridge_ds.frozen.verify import model_file
 from bridge_ds.hub.config import BridgeConfig
+from bridge_ds.hub.licence import licence
 from bridge_ds.metrics import METRICS
 from bridge_ds.objectives import OBJECTIVES
 
@@ -27,7 +27,6 @@ __all__ = [
     "CardFacts",
     "encoder_card",
     "exported",
-    "licence",
     "llm_card",
     "model_card",
 ]
@@ -42,7 +41,6 @@ UPDATES = "`lora.safetensors` holds low-rank updates of the LLM"
 """In the card of a bridge with LoRA."""
 MERGED = "low-rank updates of the LLM are merged into `llm/`"
 """In the card instead of UPDATES where they were merged."""
-_UNKNOWN = "not stated with the files; see the model's own page"
 _METRICS = ("acc", "exact_match")
 _HEAD = ["language", *(f"{system}, {metric}" for system in ("bridge", "LLM alone") for metric in _METRICS), "samples"]
 _TEMPLATE = """\
@@ -158,7 +156,7 @@ def model_card(shared: BridgeConfig, facts: CardFacts) -> str:
         pipeline_tag="text-generation",
         tags=["bridge_ds", "multilingual", *filter(None, [str(shared.fusion.get("name", ""))])],
         # Neither a local folder nor a model that comes with bridge_ds is a model of the hub.
-        base_model=[n for n in (shared.encoder, shared.llm) if not Path(n).is_dir() and resolve(n) == n] or None,
+        base_model=[name for each in (shared.encoder, shared.llm) if (name := _hub_id(each))] or None,
         language=sorted({code for scores in tasks.values() for code in scores}) or None,
         model_name=facts.name if tasks else None,
         eval_results=_eval_results(tasks) if tasks else None,
@@ -201,7 +199,7 @@ def llm_card(config: Config, step: int, state: Mapping[str, Any]) -> str:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["bridge_ds"],
-        base_model=None if Path(name).is_dir() or resolve(name) != name else name,
+        base_model=_hub_id(name),
     )
     card = ModelCard.from_template(
         data, template_str=_LLM_TEMPLATE, llm=_shown(name), licence=licence_, how=how, table=_table([("", ""), *rows])
@@ -218,18 +216,20 @@ def encoder_card(config: Config, step: int, state: Mapping[str, Any], english: S
         state: see `config`.
         english: what it lost of English, in lines.
     """
-    name, adapt = config.model.encoder, config.adapt
+    extended, name = read_extension(Path(config.model.encoder)), config.model.encoder
+    name = extended.encoder if extended else name
     what = f"LoRA of rank {config.lora.rank}, merged into the weights" if config.lora.rank else "all of its weights"
     kept = ("data", "samples", "dtype", "learning rate", "seed", "training loss", "loss on held-out", "made with")
     rows = [(key, value.replace(", English;", ";")) for key, value in
             _training(CardFacts(config.run.output, config, step, state)) if key.startswith(kept)]  # fmt: skip
     if OBJECTIVES[config.data.objective].denoises:
-        rows.append(("hidden share of a text", f"{adapt.mask_share:g}"))
-    base = None if Path(name).is_dir() or resolve(name) != name else name
-    data = ModelCardData(library_name="transformers", tags=["bridge_ds"], base_model=base)
+        rows.append(("hidden share of a text", f"{config.adapt.mask_share:g}"))
+    if extended:
+        rows.append(("pieces added to the vocabulary", f"up to {extended.pieces}"))
     card = ModelCard.from_template(
-        data, template_str=_ENCODER_TEMPLATE, encoder=_shown(name),
-        licence=licence(name, config.model.encoder_revision), how=what, table=_table([("", ""), *rows]),
+        ModelCardData(library_name="transformers", tags=["bridge_ds"], base_model=_hub_id(name)),
+        template_str=_ENCODER_TEMPLATE, encoder=_shown(name), how=what, table=_table([("", ""), *rows]),
+        licence=licence(config.model.encoder, config.model.encoder_revision),
         english=[line.strip() for line in english],
     )  # fmt: skip
     return str(card).rstrip("\n") + "\n"
@@ -244,19 +244,6 @@ def exported(card: str, merged: bool) -> str:
     """
     card = card.replace(ELSEWHERE, INSIDE)
     return card.replace(UPDATES, MERGED) if merged else card
-
-
-def licence(name: str, revision: str | None = None) -> str:
-    """The licence of a base model as its own README.md states it, or that it is not known."""
-    if resolve(name) != name:
-        return "apache-2.0 (comes with bridge_ds)"
-    try:
-        path = model_file(name, "README.md", revision)
-        data = (metadata_load(path) if path else None) or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return _UNKNOWN
-    stated, link = data.get("license_name") or data.get("license"), data.get("license_link")
-    return f"{stated} ({link})" if stated and link else str(stated or _UNKNOWN)
 
 
 def _eval_results(tasks: Mapping[str, Any]) -> list[EvalResult]:
@@ -317,3 +304,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _shown(name: str) -> str:
     """A name without the path that leads to it on this machine."""
     return f"`{Path(name).name if Path(name).is_absolute() or Path(name).is_dir() else name}`"
+
+
+def _hub_id(name: str) -> str | None:
+    return None if Path(name).is_dir() or resolve(name) != name else name

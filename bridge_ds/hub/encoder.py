@@ -17,6 +17,7 @@ from bridge_ds.compat.transformers import unsharded
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.disk import atomic_folder
+from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.engine.distributed import on_main
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import ConfigError
@@ -61,23 +62,27 @@ def save_encoder(config: Config, tokenizers: Tokenizers, checkpoint: Path, folde
     _log.info(f"the encoder is in {folder}; train a bridge from it with --set model.encoder={folder}")
 
 
+@unsharded()
 def _save(config: Config, tokenizers: Tokenizers, checkpoint: Checkpoint, folder: Path) -> English | None:
     of = replace(config, encoder=replace(config.encoder, activation_checkpointing=False))  # it would be in config.json
-    with unsharded():
-        model: Any = build_model(of, None)
+    model: Any = build_model(of, None)
     assert isinstance(model, EncoderAlone)
     sentences = english_of(config, World())
-    before = sentences and read(model, tokenizers, config, sentences)
-    put_trained(trained_files(checkpoint.folder), model, "set {} as in its config.yaml")
-    found = guarded(before, read(model, tokenizers, config, sentences)) if sentences and before else None
     encoder = model.encoder
+    model.encoder = load_encoder(config.model)  # what a bridge reads: frozen, in model.dtype
+    before = sentences and read(model, tokenizers, config, sentences)
+    model.encoder = encoder
+    put_trained(trained_files(checkpoint.folder), model, "set {} as in its config.yaml")
     trained = merge_lora(encoder) if config.lora.rank else encoder.model.to(DTYPES[config.model.dtype])  # type: ignore[operator]
     name, revision = config.model.encoder, config.model.encoder_revision
     try:
         with atomic_folder(folder, replace=True, fsync=True) as part:
             trained.save_pretrained(part)
             copy_beside(tokenizers.encoder, name, revision, part, BESIDE)
-            if found:
+            found = None
+            if sentences and before:
+                model.encoder = load_encoder(replace(config.model, encoder=str(part), encoder_revision=None))
+                found = guarded(before, read(model, tokenizers, config, sentences))
                 (part / "english.json").write_text(json.dumps(found.as_json(), indent=1) + "\n", encoding="utf-8")
             card = encoder_card(config, checkpoint.step, checkpoint.state, found.lines() if found else [])
             (part / "README.md").write_text(card, encoding="utf-8")

@@ -12,8 +12,9 @@ from bridge_ds.llm.support import behavior_of
 
 __all__ = ["is_wanted", "packing_for", "packing_of"]
 
-_ATTENTION = 3.0
-"""Seconds of an operation in attention over those of one in a large matrix product: 1.9 to 3.6 on CPUs."""
+_ATTENTION, _IN_BFLOAT16 = 3.0, 8.0
+"""Seconds of an operation in attention over those of one in a large matrix product: 1.9 to 3.6 on CPUs in float32. In
+bfloat16 products are 2.5 times as fast there, attention with its backward is not: 6.6 at 80 keys, 4 at 300."""
 _CALL = {"cpu": 1e8, "cuda": 3e10}
 """Operations that take as long as one more call of an encoder layer does beside its products (CPU: measured on the
 testbed's encoder; CUDA: 0.15 ms of launches)."""
@@ -42,19 +43,21 @@ def packing_of(config: Config, device: str) -> Packing | None:
     if of.has_encoder and not (config.encoder.trainable or config.encoder.dropout):
         encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
     behavior = behavior_of(of.llm, llm, of.trust_remote_code)
-    packing = replace(packing_for(encoder, llm, device), llm_scores=behavior.eager)
+    packing = replace(packing_for(encoder, llm, device, of.dtype), llm_scores=behavior.eager)
     return packing if behavior.packs else replace(packing, llm_keys=0.0)
 
 
-def packing_for(encoder: Any | None, llm: Any, device: str) -> Packing:
+def packing_for(encoder: Any | None, llm: Any, device: str, dtype: str) -> Packing:
     """What two models cost, where both may be packed.
 
     Args:
         encoder: transformers config of the encoder; None = all of its rows run together.
         llm: of the LLM.
         device: type of the device that computes.
+        dtype: of its products.
     """
-    llm_keys = _cost(llm.get_text_config())[0]
+    slow = _IN_BFLOAT16 / _ATTENTION if (device, dtype) == ("cpu", "bfloat16") else 1.0
+    llm_keys = _cost(llm.get_text_config())[0] / slow
     if encoder is None:
         return Packing(llm_keys=llm_keys)
     keys, weights = _cost(encoder)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from bridge_ds.adapt.align import mean_state
 from bridge_ds.config.schema import Config, ModelConfig
 from bridge_ds.data.loading.tokenize import check_vocabulary
 from bridge_ds.data.text.languages import SourceLanguages, find_languages, source_ids
@@ -24,6 +23,7 @@ from bridge_ds.data.text.spiece import with_spiece
 from bridge_ds.data.text.truncate import side_of, truncated
 from bridge_ds.encoder.base import Encoder
 from bridge_ds.encoder.frozen import load_encoder
+from bridge_ds.encoder.pool import mean_state
 from bridge_ds.engine.setup import quiet_transformers
 from bridge_ds.frozen.device_map import input_device
 from bridge_ds.frozen.tokenizer import load_tokenizer

@@ -52,6 +52,10 @@ class Task(Protocol):
         """Language codes, English first where it has English."""
 
     @property
+    def on_request(self) -> tuple[str, ...]:
+        """More codes, of languages that are scored only where they are named."""
+
+    @property
     def chance(self) -> float:
         """Accuracy of guessing (0 to 1)."""
 

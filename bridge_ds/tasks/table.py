@@ -94,6 +94,11 @@ class TableTask:
         return tuple(dict.fromkeys(known + sorted(there)))
 
     @property
+    def on_request(self) -> tuple[str, ...]:
+        """All are in `languages`."""
+        return ()
+
+    @property
     def chance(self) -> float:
         """One of the labels."""
         return 1 / len(self.labels)

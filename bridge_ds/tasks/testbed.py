@@ -38,6 +38,11 @@ class ConstructedTask:
         return testbed.LANGUAGES
 
     @property
+    def on_request(self) -> tuple[str, ...]:
+        """The one in letters that neither tokenizer has: what `bridge-ds adapt` is tried on."""
+        return (testbed.UNSEEN,)
+
+    @property
     def chance(self) -> float:
         """One of the labels, which are balanced."""
         return 1 / len(self.labels)

@@ -11,7 +11,7 @@ from bridge_ds.commands import adapt
 from bridge_ds.config.effect import idle
 from bridge_ds.config.load import load_config
 from bridge_ds.config.zero import resolve_micro_batch
-from bridge_ds.data.packing.lines import pack_pairs, pack_text
+from bridge_ds.data.packing.lines import pack_pairs, pack_text, sources
 from bridge_ds.data.shards.index import load_index
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.data.shards.samples import BadSample, check_sample
@@ -43,6 +43,10 @@ def test_lines_become_samples(tmp_path: Path) -> None:
     ]
     table = write(tmp_path / "c.tsv", "source\ttarget", "eins\tone")
     pack_pairs([table], tmp_path / "table")
+    assert list(sources([text, english])) == ["erste Zeile", "zweite Zeile", "Wort"] and [*sources([table])] == ["eins"]
+    write(tmp_path / "g.tsv", "text\tid", "erste Zeile\t1", "Wort\t2", "\t3")
+    pack_text(tmp_path / "g.tsv", tmp_path / "rows")  # one bad sample would end the run
+    assert [each["text"] for each in samples(tmp_path / "rows", "denoise")] == ["erste Zeile"]
     assert samples(tmp_path / "table", "denoise_and_align") == [{"source": "eins", "target": "one"}]
     pack_text(text, tmp_path / "text")  # nothing to do
     with pytest.raises(DataError, match=r"holds the samples of a.txt .*, and this start has b.txt"):
@@ -113,7 +117,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     output = ["--set", f"run.output={tmp_path / 'run'}"]
     for words, what in (
         (["--extend-vocabulary", "200000", "--text", text], "is more than 100,000"),
-        (["--extend-vocabulary", "20"], "expected --text too"),
+        (["--extend-vocabulary", "20"], "expected --text or --parallel too"),
         (["--parallel", text, text, text], "--parallel has 3 files; expected one, or two"),
         (
             ["--text", text, "--extend-vocabulary", "20", "--set", "lora.rank=4"],

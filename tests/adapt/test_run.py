@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,12 @@ from tests import launch
 from tests.adapt.made import PAIRS, TEXTS, encoder
 from tests.engine.test_runs import lines
 
-STEPS = 4
+STEPS = 8
 LAST = f"step-{STEPS:08d}"
 
 
 def twice(root: Path, folder: Path, ranks: int, ds: str, *more: str) -> tuple[Path, Path, str]:
-    """A run to its end, and a copy of it as it was after half of its steps that the same command continues."""
+    """A run to its end, and one that SIGKILL ends after its first checkpoint and that the same command continues."""
     pack_rows([{"text": f"{text} {n}"} for n in range(8) for text in TEXTS], root / "text")
     pack_rows(
         [{"source": f"{one} {n}", "target": f"{two} {n}"} for n in range(8) for one, two in PAIRS], root / "pairs"
@@ -42,10 +42,15 @@ def twice(root: Path, folder: Path, ranks: int, ds: str, *more: str) -> tuple[Pa
     for output in (run, again):
         words = ["--recipe", "adapt", "--ds_config", ds]
         words += [part for setting in (f"run.output={output}", *settings) for part in ("--set", setting)]
+        if output == again:
+            job = launch.begin(words, ranks, root / "killed-logs")
+            while not any((again / "checkpoints").glob("step-*")):
+                assert job.running, job.wait(1).text[-4000:]
+                time.sleep(0.005)
+            job.kill()
+            assert not (again / "encoder").exists()
         said = launch.succeed(launch.train(words, ranks, root / f"{output.name}-logs", timeout=900)).text
-        if output == run:
-            shutil.copytree(run, again, ignore=shutil.ignore_patterns("heartbeat", "encoder", LAST))
-    assert "(step 2, " in said and [line["loss"] for line in lines(again)] == [line["loss"] for line in lines(run)]
+    assert "(step " in said and [line["loss"] for line in lines(again)] == [line["loss"] for line in lines(run)]
     for path in [*(run / "checkpoints" / LAST).glob("*.safetensors"), *(run / "encoder").glob("*.safetensors")]:
         assert path.read_bytes() == (again / path.relative_to(run)).read_bytes(), path.name
     return run, again, said

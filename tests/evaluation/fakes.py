@@ -26,6 +26,7 @@ class FakeTask:
     sizes: dict[str, int] = field(default_factory=lambda: {"en": 7, "xx": 1, "yy": 10})
     kind: str = "labels"
     choices: tuple[str, ...] = ()
+    on_request: tuple[str, ...] = ()
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from bridge_ds.checkpoint import layout
 from bridge_ds.config.load import load_run_config
 from bridge_ds.errors import CheckpointError, ConfigError
 from bridge_ds.frozen.identity import as_first_recorded, weak_model_identity
-from bridge_ds.hub.card import licence
+from bridge_ds.hub.licence import licence
 from bridge_ds.inference.load import load_trained
 from tests.hub.server import local_hub
 

@@ -56,6 +56,9 @@ def test_languages_have_two_letters_where_there_are_some_and_the_hubs_name_too(t
     assert [(task.name, code) for task, code in wanted(tasks, ["swh_Latn", "zu"])] == [
         ("sib200", "sw"), ("sib200", "zu"), ("afrixnli", "zu")
     ]  # fmt: skip
+    news = TASKS["testbed_news"]
+    assert [code for _, code in wanted([news], [])] == list(testbed.LANGUAGES)
+    assert [code for _, code in wanted([news], [testbed.UNSEEN, "en"])] == ["en", testbed.UNSEEN]
     with pytest.raises(ConfigError, match="names si twice"):
         wanted([TASKS["sib200"]], ["si", "sin_Sinh"])
     with pytest.raises(ConfigError, match="'sin_Shin', which no task has"):

@@ -134,7 +134,7 @@ def measure(
         "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width, "feedforward": feedforward,
     }  # fmt: skip
     packs = device.type == "cpu" if options.packing is None else bool(options.packing)
-    packing = packing_for(encoder.model.config, llm.model.config, device.type) if packs else None
+    packing = packing_for(encoder.model.config, llm.model.config, device.type, options.dtype) if packs else None
     for count in map(int, options.batch.split(",")):
         texts = models.make_texts(count, options.source, options.target)
         batch = models.make_batch(texts, packing)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -10,11 +12,11 @@ from typing import Any
 from tools.bench.study import record_of
 from tools.bench.testbed_rows import percent, spread
 
-__all__ = ["row", "table"]
+__all__ = ["by_language", "by_system", "languages", "row", "table"]
 
 TASK = "sib200"
-SHOWN = ("en", "si", "ta", "ml", "bn", "sw")
-"""Languages of the table; `others` is the mean of all but English, these and the rest."""
+FIVE = ("si", "ta", "ml", "bn", "sw")
+"""Languages that have columns of their own; `others` is the mean of all but English, with these."""
 
 
 def row(folder: Path, llm: str, system: str, seed: int | str, key: str = "bridge") -> dict[str, Any]:
@@ -36,10 +38,44 @@ def row(folder: Path, llm: str, system: str, seed: int | str, key: str = "bridge
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line an LLM and system, the mean over seeds with the seeds' range."""
-    shown = [name for name in (*SHOWN, "others") if name in rows[0]]
-    lines = [f"| LLM | system | {' | '.join(shown)} |", "|---|---" + "|---" * len(shown) + "|"]
-    for llm, system in dict.fromkeys((r["llm"], r["system"]) for r in rows):
-        own = [r for r in rows if (r["llm"], r["system"]) == (llm, system)]
-        lines.append(f"| {llm} | {system} | " + " | ".join(spread([r[name] for r in own]) for name in shown) + " |")
+    """Markdown: a line an LLM and system, the mean over seeds with the seeds' range; English and :data:`FIVE`."""
+    shown = [name for name in ("en", *FIVE) if name in rows[0]]
+    columns: dict[str, Callable[[dict[str, Any]], float]] = {code: itemgetter(code) for code in shown}
+    if set(FIVE) <= set(shown):
+        columns["mean of the five"] = lambda r: mean(r[code] for code in FIVE)
+    if "others" in rows[0]:
+        columns[f"{len(languages(rows)) - 1} languages"] = itemgetter("others")
+    lines = [f"| LLM | system | {' | '.join(columns)} |", "|---|---" + "|---" * len(columns) + "|"]
+    for (llm, system), own in by_system(rows).items():
+        cells = [spread([value(r) for r in own]) for value in columns.values()]
+        lines.append(f"| {llm} | {system} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def by_language(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line a language, a column a system on one LLM, the mean over seeds with the seeds' range; English
+    first, then by the mean of all systems but the LLM alone."""
+    systems = {system: own for (_, system), own in by_system(rows).items()}
+    bridges = [own for system, own in systems.items() if system != "LLM alone"]
+    order = sorted(
+        languages(rows), key=lambda code: (code != "en", -mean(mean(r[code] for r in own) for own in bridges))
+    )
+    lines = [f"| language | {' | '.join(systems)} |", "|---" + "|---" * len(systems) + "|"]
+    for code in order:
+        lines.append(f"| {code} | " + " | ".join(spread([r[code] for r in own]) for own in systems.values()) + " |")
+    return "\n".join(lines)
+
+
+def by_system(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The rows of each LLM and system, in the order of their first."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for each in rows:
+        found.setdefault((each["llm"], each["system"]), []).append(each)
+    return found
+
+
+def languages(rows: list[dict[str, Any]]) -> list[str]:
+    """Codes of the languages: the columns between the means and what is recorded of a run."""
+    names = list(rows[0])
+    end = next(names.index(name) for name in ("seconds", "date") if name in names)
+    return [name for name in names[names.index("n") + 1 : end] if name != "others"]

@@ -11,7 +11,7 @@ from typing import Any
 from bridge_ds.metrics import current_names
 from tools.bench.study import record_of
 
-__all__ = ["percent", "row", "spread", "table", "write"]
+__all__ = ["percent", "read", "row", "spread", "table", "write"]
 
 
 def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
@@ -50,6 +50,20 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV that :func:`write` wrote; what looks like a number is one."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: number(value) for name, value in each.items()} for each in csv.DictReader(file)]
+
+
+def number(text: str) -> float | str:
+    """The number that `text` is, or `text`."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def table(rows: list[dict[str, Any]]) -> str:

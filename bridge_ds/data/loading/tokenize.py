@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Tokenizers",
     "check_vocabulary",
+    "language_of",
     "load_tokenizers",
     "tokenize_samples",
 ]
@@ -246,7 +247,7 @@ def tokenize_samples(
     if not samples:
         return []
     epochs, numbers = epochs or [0] * len(samples), numbers or [0] * len(samples)
-    languages = [_language(sample, data) for sample in samples]
+    languages = [language_of(sample, data) for sample in samples]
     if tokenizers.adapting:
         return list(adapted_ids(samples, tokenizers, data, languages, seed, epochs, numbers))
     assert bool(tokenizers.frame) == data.chat_template, "load_tokenizers must be given the run's data"
@@ -278,7 +279,8 @@ def tokenize_samples(
     return [_with_lesson(of, ids, tokenizers, data) if teaches else of for of, ids in zip(found, lessons, strict=True)]
 
 
-def _language(sample: dict[str, Any], data: DataConfig) -> object:
+def language_of(sample: dict[str, Any], data: DataConfig) -> object:
+    """Code of a sample's source, for an encoder with language tags; None = the encoder's default."""
     return sample.get("language") or data.source_language or sample.get(SHARD_LANGUAGE)
 
 

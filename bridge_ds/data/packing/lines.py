@@ -16,11 +16,12 @@ from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 from bridge_ds.reading import BOM
 
-__all__ = ["pack_pairs", "pack_text", "text_lines"]
+__all__ = ["pack_pairs", "pack_text", "sources", "text_lines"]
 
 
 def pack_text(file: Path, folder: Path) -> None:
     """Pack unlabeled text, unless it is packed already: each line of a .txt, or each row's `text` of another format.
+    Texts of one word are left out, as of no use to predict a word in.
 
     Args:
         file: .txt, jsonl, csv, tsv or parquet.
@@ -29,20 +30,18 @@ def pack_text(file: Path, folder: Path) -> None:
     Raises:
         DataError: it cannot be read, holds no text, or the folder holds the shards of another file.
     """
-    rows = ({"text": line} for line in text_lines(file)) if file.suffix == ".txt" else _rows(file)
-    _pack([file], rows, folder)
+    rows = ({"text": line} for line in _lines(file)) if file.suffix == ".txt" else _rows(file)
+    _pack([file], (row for row in rows if not _is_word(row.get("text"))), folder)
 
 
 def text_lines(file: Path) -> Iterator[str]:
-    """The texts that :func:`pack_text` packs; lines of one word are left out, as of no use to predict a word in.
+    """The texts that :func:`pack_text` packs.
 
     Raises:
         DataError: as there.
     """
     found = _lines(file) if file.suffix == ".txt" else (row.get("text") for row in _rows(file))
-    return (
-        text for text in found if isinstance(text, str) and (len(text.split(maxsplit=1)) > 1 or len(starts(text)) > 1)
-    )
+    return (text for text in found if isinstance(text, str) and not _is_word(text))
 
 
 def pack_pairs(files: Sequence[Path], folder: Path) -> None:
@@ -56,8 +55,16 @@ def pack_pairs(files: Sequence[Path], folder: Path) -> None:
     Raises:
         DataError: as :func:`pack_text`, or the files have different numbers of lines.
     """
-    rows = _pairs(*files) if len(files) == 2 else _rows(files[0])
-    _pack(files, rows, folder)
+    _pack(files, _pair_rows(files), folder)
+
+
+def sources(files: Sequence[Path]) -> Iterator[str]:
+    """The sentences of :func:`pack_pairs` that are no English.
+
+    Raises:
+        DataError: as there.
+    """
+    return (row["source"] for row in _pair_rows(files) if isinstance(row.get("source"), str))
 
 
 def _pack(files: Sequence[Path], rows: Iterator[dict[str, Any]], folder: Path) -> None:
@@ -77,6 +84,15 @@ def _pack(files: Sequence[Path], rows: Iterator[dict[str, Any]], folder: Path) -
             f"{folder} holds the samples of {packed}, and this start has {source}; expected the same files; choose "
             f"another run.output, or remove {folder}."
         )
+
+
+def _is_word(text: object) -> bool:
+    """One word or none; what is no text is for the reader to refuse."""
+    return isinstance(text, str) and len(text.split(maxsplit=1)) < 2 and len(starts(text)) < 2
+
+
+def _pair_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    return _pairs(*files) if len(files) == 2 else _rows(files[0])
 
 
 def _lines(path: Path) -> Iterator[str]:

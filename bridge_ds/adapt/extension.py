@@ -1,0 +1,40 @@
+"""What an encoder with added pieces was made of: a file in its folder (`bridge-ds adapt --extend-vocabulary`)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bridge_ds.typed import typed
+
+__all__ = ["Extension", "read_extension"]
+
+_NAME = "extension.json"
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Where an extended encoder comes from."""
+
+    encoder: str
+    """Hub id, or full path."""
+    encoder_revision: str | None
+    pieces: int
+    """As it was asked for; fewer may have been found."""
+
+    def write(self, folder: Path) -> None:
+        """Write the file."""
+        (folder / _NAME).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        revision = f" (revision {self.encoder_revision})" if self.encoder_revision else ""
+        return f"{self.encoder}{revision} with up to {self.pieces} more pieces"
+
+
+def read_extension(folder: Path) -> Extension | None:
+    """Of a folder that has the file; None where there is none, or it holds something else."""
+    try:
+        return typed((folder / _NAME).read_text(encoding="utf-8"), Extension)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,315 @@
+#!/usr/bin/env python3
+"""An encoder that cannot read a language, trained for it (`bridge-ds adapt`): what does each remedy bring the bridge?
+
+examples:
+  python tools/bench/study_adapt.py                       (testbed: one more constructed language, 3 seeds, two hours on
+                                                           one core)
+  python tools/bench/study_adapt.py --jobs 2 --seeds 5
+  python tools/bench/study_adapt.py --data sib200 --encoder models/e5 --llm taught/llm --source data/sib200
+      (five real languages; without --llm the recipe teaches SmolLM2 once for each run)
+  python tools/bench/study_adapt.py --quick --output runs/quick     (a few steps: whether it works, not what it finds)
+  python tools/bench/study_adapt.py --report-only         (train nothing; report the runs that are there)
+
+Four encoders, each with a bridge of its own, from the same English samples and with the same settings:
+
+  before   as it is
+  text     trained on unlabeled text of the language (--text)
+  pairs    on translated sentences (--parallel)
+  both     on both
+
+New pieces are added to the vocabulary first (--extend-vocabulary), since the letters are unknown to the tokenizer.
+
+testbed  the language is `qaf`, constructed, in Tifinagh letters: 6,000 sentences of text, 500 pairs, all of the train
+         split. It is scored on the three tasks, with English and the five constructed languages that the encoder knows.
+sib200   the languages are Tibetan, Quechua, N'Ko, Santali and Tamasheq (Tifinagh), together in one encoder: the 701
+         sentences of the train split in each, as text and as pairs. Scored on the test split, which no step has seen.
+
+Settings were chosen on neither: for the testbed on a seventh constructed language (docs/adapt.md). Each encoder is
+also probed (retrieval of English, letters lost). Finished runs are not repeated. What a run says is in OUTPUT/RUN.log,
+a row a run in OUTPUT/results.csv, the report in OUTPUT/report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bridge_ds.cli import Parser, positive
+from bridge_ds.commands.pack import main as pack
+from bridge_ds.config.schema import TaskDataConfig
+from bridge_ds.disk import write_text
+from bridge_ds.entry import run_command
+from bridge_ds.probe.measure import read_probe
+from bridge_ds.tasks.rows import rows as rows_of
+from bridge_ds.tasks.sib200 import Sib200
+from bridge_ds.testbed import LANGUAGES, TASKS, UNSEEN
+from bridge_ds.testbed.tasks import Meaning, meanings, source_words
+from tools.bench.study import Arm, Job, Processes, Runs, record_of, run_jobs
+from tools.bench.study_testbed import make_shards
+from tools.bench.testbed_rows import percent, spread, write
+
+BEFORE = "before"
+REMEDIES = ("text", "pairs", "both")
+TEXTS, PAIRS, PROBED = 6000, 500, 100
+"""Sentences of the testbed's new language."""
+REAL = ("bo", "qu", "nqo_Nkoo", "sat_Olck", "taq_Tfng")
+OTHERS = ("si", "ta", "sw")
+"""Languages of SIB-200 that the encoder knows: do they lose anything?"""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Data, models and settings."""
+
+    new: tuple[str, ...]
+    """Codes of the languages that the encoder is trained for."""
+    known: tuple[str, ...]
+    """Codes of those that it knows, English first."""
+    encoder: str
+    pieces: int
+    """Most that are added to the vocabulary."""
+    adapt: dict[str, tuple[str, ...]]
+    """Remedy -> settings."""
+    bridge: tuple[str, ...]
+    """Settings of the bridge's runs."""
+    recipe: tuple[str, ...]
+
+    def remedies(self, files: Path, name: str) -> list[str]:
+        """Options of `bridge-ds adapt`."""
+        text, pairs = ["--text", str(files / "new.txt")], ["--parallel", str(files / "pairs.tsv")]
+        return {"text": text, "pairs": pairs, "both": text + pairs}[name]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, score and probe what is missing, then report everything."""
+    options = parse(argv)
+    output, files = options.output.resolve(), options.output.resolve() / "data"
+    study = testbed(output) if options.data == "testbed" else sib200(options, output)
+    processes = Processes(max(1, len(os.sched_getaffinity(0)) // options.jobs))
+    quick = ("train.steps=2", "train.global_batch=8", "evaluation.limit=8") if options.quick else ()
+    arms = [
+        Arm(name, name, (f"model.encoder={encoder(output, study, name, '{seed}')}",)) for name in (BEFORE, *REMEDIES)
+    ]
+    codes = f"evaluation.languages=[{','.join((*study.known, *study.new))}]"
+    runs = Runs(
+        output, arms, range(options.seeds or (1 if options.quick else 3)), processes, study.recipe,
+        (*study.bridge, codes, *quick, *options.overrides),
+    )  # fmt: skip
+    failed: list[str] = []
+    if not options.report_only:
+        files.mkdir(parents=True, exist_ok=True)
+        (make_testbed if options.data == "testbed" else partial(make_sib200, options.source))(study, files)
+        make_shards(output) if options.data == "testbed" else pack_english(options.source, output)
+        failed = run_jobs(list(jobs(runs, study, files, quick)), options.jobs).failed
+    for sentence in failed:
+        print(f"error: {sentence}", file=sys.stderr)
+    return report(runs, study) or bool(failed)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add(
+        "--data",
+        choices=("testbed", "sib200"),
+        default="testbed",
+        help="languages, models and tasks (default: testbed)",
+    )
+    add("--output", type=Path, help="folder of all runs (default: runs/adapt_testbed, runs/adapt_sib200)")
+    add("--encoder", default="intfloat/multilingual-e5-small", help="of sib200: hub id or folder")
+    add("--llm", default="", help="of sib200: folder of an LLM that has learned the task")
+    add("--source", default="Davlan/sib200", help="of sib200: hub id or folder of the data")
+    add("--seeds", type=positive(int), help="number of seeds, from 0 (default: 3; with --quick 1)")
+    add("--jobs", type=positive(int, most=256), default=1, help="runs at the same time (default: 1)")
+    add("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="to the bridges' runs")
+    add("--quick", action="store_true", help="a few steps a run, to see whether everything works")
+    add("--report-only", action="store_true", help="train nothing")
+    options = parser.parse_args(argv)
+    options.output = options.output or Path(f"runs/adapt_{options.data}")
+    return options
+
+
+def testbed(output: Path) -> Study:
+    """One constructed language."""
+    common = ("train.lr=1e-3", "data.max_source_tokens=48")
+    return Study(
+        (UNSEEN,), LANGUAGES, "testbed/encoder", 400,
+        {
+            "text": (*common, "train.steps=2000", "train.global_batch=32"),
+            "pairs": (*common, "train.steps=1000"),
+            "both": (*common, "train.steps=2000"),
+        },
+        (f"data.shards={output / 'shards'}",), ("--recipe", "testbed"),
+    )  # fmt: skip
+
+
+def sib200(options: argparse.Namespace, output: Path) -> Study:
+    """Five languages of SIB-200."""
+    common = ("train.micro_batch=16", "data.max_source_tokens=128")
+    base, source = (os.path.abspath(of) if os.path.isdir(of) else of for of in (options.encoder, options.source))
+    options.source = source
+    llm = (f"model.llm={Path(options.llm).resolve()}", "llm.finetune=false") if options.llm else ()
+    return Study(
+        REAL, ("en", *OTHERS), base, 4000,
+        {
+            "text": (*common, "train.steps=600", "train.global_batch=32"),
+            "pairs": (*common, "train.steps=600"),
+            "both": (*common, "train.steps=600"),
+        },
+        (f"data.shards={output / 'shards'}", f"evaluation.data.sib200.source={source}", *llm),
+        ("--recipe", "sib200_small"),
+    )  # fmt: skip
+
+
+def jobs(runs: Runs, study: Study, files: Path, quick: Sequence[str]) -> Iterator[Job]:
+    """An encoder, its probe and its bridge for each arm and seed."""
+    first = runs.folder(runs.arms[0], runs.seeds[0]).name
+    for arm, seed in runs:
+        name, encoders = runs.folder(arm, seed).name, tuple[str, ...]()
+        if arm.name != BEFORE or seed == runs.seeds[0]:
+            yield Job(f"{name}-encoder", partial(train_encoder, runs, study, files, arm.name, seed, quick))
+            encoders = (f"{name}-encoder",)
+        own = replace(
+            runs, arms=[replace(a, settings=tuple(s.format(seed=seed) for s in a.settings)) for a in runs.arms]
+        )
+        arm = next(each for each in own.arms if each.name == arm.name)
+        yield own.job(arm, seed, encoders + ((first,) if name != first else ()))
+
+
+def encoder(output: Path, study: Study, name: str, seed: object) -> str:
+    """The encoder of an arm."""
+    return study.encoder if name == BEFORE else str(output / f"{name}-{seed}-encoder" / "encoder")
+
+
+def train_encoder(runs: Runs, study: Study, files: Path, name: str, seed: int, quick: Sequence[str]) -> None:
+    """`bridge-ds adapt`, unless that is done, and the probe.
+
+    Raises:
+        TrainingError: as :meth:`Processes.run`.
+    """
+    folder = runs.output / f"{name}-{seed}-encoder"
+    log, found = folder.with_suffix(".log"), encoder(runs.output, study, name, seed)
+    if name != BEFORE and not (folder / "encoder" / "config.json").is_file():
+        settings = (f"run.output={folder}", f"run.seed={seed}", f"model.encoder={study.encoder}", "track.uri=none",
+                    *study.adapt[name], *(each for each in quick if not each.startswith("evaluation")))  # fmt: skip
+        words = [word for each in settings for word in ("--set", each)]
+        extend = ["--extend-vocabulary", str(study.pieces)]
+        runs.processes.run(["-m", "bridge_ds", "adapt", *study.remedies(files, name), *extend, *words], log)
+    if not (folder / "probe" / "probe.json").is_file():
+        options = ["--encoder", found, "--data", str(files / "parallel"), "--output", str(folder / "probe")]
+        runs.processes.run(["-m", "bridge_ds", "probe", *options], log)
+
+
+def make_testbed(study: Study, files: Path) -> None:
+    """Text and pairs of the train split, and parallel sentences of the test split to probe with."""
+    streams = [meanings(task, "train", 1) for task in TASKS]
+    train = [next(streams[number % len(TASKS)]) for number in range(TEXTS + PAIRS)]
+    write_lines(files / "new.txt", [sentence(each, UNSEEN) for each in train[PAIRS:]])
+    write_pairs(files / "pairs.tsv", [(sentence(each, UNSEEN), sentence(each, "en")) for each in train[:PAIRS]])
+    streams = [meanings(task, "test", 1) for task in TASKS]
+    test = [next(streams[number % len(TASKS)]) for number in range(PROBED)]
+    for code in (*study.known, *study.new):
+        write_lines(files / "parallel" / f"{code}.txt", [sentence(each, code) for each in test])
+
+
+def sentence(meaning: Meaning, language: str) -> str:
+    """What a sample says, without the words of the prompt."""
+    return " ".join(w.text for w in source_words(meaning, language) if not str(w.slot).startswith("template"))
+
+
+def make_sib200(source: str, study: Study, files: Path) -> None:
+    """The sentences of the train split in all new languages, as text and with their translations, and those of the
+    validation split to probe with."""
+    task = Sib200(TaskDataConfig(source="" if source == Sib200.hub else source))
+
+    def texts(code: str, split: str) -> dict[str, str]:
+        named = "dev" if os.path.isdir(source) and split == "validation" else split
+        of = replace(task.row_source(code, named), hub_split=split)
+        return {str(row["index_id"]): str(row["text"]) for _, row in rows_of(of)}
+
+    english = texts("en", "train")
+    found = {code: texts(code, "train") for code in study.new}
+    write_lines(files / "new.txt", [text for each in found.values() for text in each.values()])
+    write_pairs(files / "pairs.tsv", [(each[key], english[key]) for each in found.values() for key in each])
+    probed = {code: texts(code, "validation") for code in (*study.known, *study.new)}
+    keys = sorted(set.intersection(*(set(each) for each in probed.values())), key=int)
+    for code, each in probed.items():
+        write_lines(files / "parallel" / f"{code}.txt", [each[key] for key in keys])
+
+
+def pack_english(source: str, output: Path) -> None:
+    """OUTPUT/shards, unless they are there."""
+    if not (output / "shards" / "index.json").is_file():
+        pack(["task:sib200", "--output", str(output / "shards"), "--shuffle", "0", "--dataset", source])
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """One text on each line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(" ".join(line.split()) for line in lines) + "\n")
+
+
+def write_pairs(path: Path, pairs: Sequence[tuple[str, str]]) -> None:
+    """A table of translations."""
+    write_lines(path, [])
+    lines = ["source\ttarget", *("\t".join(" ".join(text.split()) for text in pair) for pair in pairs)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def row(folder: Path, study: Study, system: str, seed: int, key: str = "bridge") -> dict[str, Any]:
+    """Accuracies (acc) of one scored run in %, by task and language, and what the probe says of the new languages."""
+    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))[key]
+    right = {f"{task} {code}": percent(score["acc"]) for task, by in found.items() for code, score in by.items()}
+    probe = folder.with_name(f"{system}-{seed if system != BEFORE else 0}-encoder") / "probe" / "probe.json"
+    said: dict[str, Any] = {}
+    if key == "bridge":
+        for of in read_probe(probe):
+            said |= {f"retrieval {of.code}": percent(of.best), f"letters lost {of.code}": percent(of.lost_letters)}
+    blank = {f"{what} {code}": "" for what in ("retrieval", "letters lost") for code in (*study.known, *study.new)}
+    return {"system": system, "seed": seed} | right | blank | said | record_of(folder)
+
+
+def report(runs: Runs, study: Study) -> int:
+    """Rows, table and report of the seeds that all arms have; the exit status."""
+    whole = runs.whole_seeds()
+    if not whole:
+        print(f"error: {runs.output} holds no seed that all arms were scored with; train some.", file=sys.stderr)
+        return 2
+    found = [row(runs.folder(runs.arms[0], whole[0]), study, "LLM alone", whole[0], "llm")]
+    found += [row(runs.folder(arm, seed), study, arm.name, seed) for arm in runs.arms for seed in whole]
+    write(runs.output / "results.csv", found)
+    print(table(found, study))
+    return runs.report("report", "--baseline", BEFORE)
+
+
+def table(rows: Sequence[dict[str, Any]], study: Study) -> str:
+    """Markdown: a line an arm and task, mean over seeds and their range: English, the other languages that the encoder
+    knows (their mean), and each new one."""
+    tasks = list(dict.fromkeys(name.rsplit(" ", 1)[0] for name in rows[0] if name.endswith(" en")))
+    columns = ("en", "known", *study.new)
+    lines = [f"| encoder | | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
+    for system in dict.fromkeys(r["system"] for r in rows):
+        own = [r for r in rows if r["system"] == system]
+        for task in tasks:
+            if own[0][f"{task} en"] == "":
+                continue
+            known = [mean(r[f"{task} {code}"] for code in study.known[1:]) for r in own]
+            cells = [spread([r[f"{task} en"] for r in own]), spread(known)]
+            cells += [spread([r[f"{task} {code}"] for r in own]) for code in study.new]
+            lines.append(f"| {system} | {task.removeprefix('testbed_')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)
