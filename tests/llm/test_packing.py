@@ -127,8 +127,8 @@ def test_whatever_is_trained(folders: dict[str, Path], parts: dict[str, Any]) ->
 
 
 def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
-    def packing(llm: str = "llama", device: str = "cpu", **sections: Any) -> Packing | None:
-        names = ModelConfig(encoder=str(folders["mt5"]), llm=str(folders[llm]))
+    def packing(llm: str = "llama", device: str = "cpu", dtype: str = "float32", **sections: Any) -> Packing | None:
+        names = ModelConfig(encoder=str(folders["mt5"]), llm=str(folders[llm]), dtype=dtype)  # type: ignore[arg-type]
         return packing_of(Config(model=names, **sections), device)
 
     whole, bloom = packing(), packing("bloom")
@@ -138,6 +138,7 @@ def test_what_cannot_be_packed_is_padded(folders: dict[str, Path]) -> None:
     assert bloom == replace(whole, llm_keys=0.0, llm_scores=True)  # its positions are a bias by place
     for encoder in (EncoderConfig(trainable=True), EncoderConfig(dropout=True)):
         assert packing(encoder=encoder) == replace(whole, encoder_keys=0.0, encoder_call=0.0)
+    assert packing(dtype="bfloat16") == replace(whole, llm_keys=pytest.approx(17.0))  # attention gains nothing by it
     assert packing(train=TrainConfig(packing=False)) is None
     assert packing(device="cuda") is None
     assert packing(device="cuda", train=TrainConfig(packing=True)) is not None

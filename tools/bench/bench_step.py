@@ -92,7 +92,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--fusions", default=",".join(FUSIONS), help="comma-separated; last_layer is the base")
     add("--against", choices=["paper"], help="measure the paper's own step beside ours")
     add("--compile", action="store_true", help="measure ours with compiled layers too")
-    add("--batch", default="16", help="samples of a step, comma-separated (default: 16)")
+    add("--batch", default="32", help="samples of a step, comma-separated (default: 32, as the recipe testbed)")
     add("--source", default="32", help="encoder tokens of a sample: 9-59, or 32 for 16 to 32 (default: 32)")
     add("--target", type=int, default=4, help="target tokens of a sample (default: 4)")
     add("--feedforward", type=int, default=0, help="fusion.feedforward; 0 = as the recipe has it")

@@ -1,0 +1,67 @@
+"""The tables of README and docs are those of the rows that the studies wrote."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from tools.bench import real_rows, testbed_rows
+from tools.bench.testbed_rows import read, spread
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TESTBED = read(ROOT / "tools" / "bench" / "testbed_study" / "results.csv")
+REAL = read(ROOT / "tools" / "bench" / "real_study" / "results.csv")
+
+
+def cells(text: str, first: str) -> list[str]:
+    """The cells of the line of a Markdown table whose first cell begins with `first`, without it."""
+    (found,) = re.findall(rf"^\| {re.escape(first)}[^|]*\|(.*)\|$", text, re.MULTILINE)
+    return [cell.strip() for cell in found.split("|")]
+
+
+@pytest.mark.parametrize("system", dict.fromkeys(row["system"] for row in TESTBED))
+def test_the_testbed_page_shows_its_rows(system: str) -> None:
+    rows = [row for row in TESTBED if row["system"] == system]
+    page = (ROOT / "docs" / "testbed.md").read_text(encoding="utf-8")
+    name, _, rest = system.partition(", ")
+    lines = page[page.index(f"| `{name}`{', ' + rest if rest else ''}" + ("" if rest else " ")) :].splitlines()
+    for line, task in zip(lines, ("inference", "news", "reviews"), strict=False):
+        shown = [cell.strip() for cell in line.strip("|").split("|")][1:]
+        assert shown[0] == task
+        columns = ("English, LLM", "English", "unseen", "carried over")
+        assert shown[2:] == [spread([row[f"{task} {column}"] for row in rows]) for column in columns]
+
+
+@pytest.mark.parametrize("system", ["last_layer", "global_softmax", "transformer_softmax"])
+def test_the_readme_shows_the_rows_of_the_studies(system: str) -> None:
+    own = [row for row in TESTBED if row["system"] == system]
+    table = README[README.index("| fusion | inference") :]
+    assert cells(table[: table.index("\n\n")], f"`{system}`") == [
+        spread([row[f"{task} unseen"] for row in own]) for task in ("inference", "news", "reviews")
+    ]
+    assert cells(README[README.index("| system | English") :], f"`{system}`") == shown(system)
+
+
+def test_the_readme_shows_what_the_llm_alone_answers() -> None:
+    assert cells(README[README.index("| system | English") :], "LLM alone") == shown("LLM alone")
+
+
+def shown(system: str) -> list[str]:
+    own = [row for row in REAL if row["system"] == system]
+    five = [fmean(row[code] for code in real_rows.FIVE) for row in own]
+    return [spread([row["en"] for row in own]), spread(five), spread([row["others"] for row in own])]
+
+
+def test_the_page_of_the_real_models_shows_its_rows() -> None:
+    page = (ROOT / "docs" / "study_real.md").read_text(encoding="utf-8")
+    assert real_rows.table(REAL) in page
+    assert real_rows.by_language(REAL) in page
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    testbed_rows.write(tmp_path / "rows.csv", TESTBED)
+    assert read(tmp_path / "rows.csv") == TESTBED
