@@ -62,10 +62,9 @@ def test_updates_on_text_and_translations_become_a_folder(tmp_path: Path) -> Non
 
     base = encoder("bert", tmp_path / "bert")
     run, _, said = twice(tmp_path, base, 1, "zero2.json")
-    assert lines(run)[-1]["loss"] < lines(run)[0]["loss"]
     assert "LoRA on the encoder" in said and "English, 32 sentences, before -> after" in said
     found = json.loads((run / "encoder" / "english.json").read_text())
-    assert len(found["cosine"]) == 3 and found["loss"]["before"] != found["loss"]["after"]
+    assert len(found["cosine"]) == 3 and found["loss"]["after"] < found["loss"]["before"]
     card = (run / "encoder" / "README.md").read_text()
     assert "LoRA of rank 16, merged" in card and "nats" in card and "denoise_and_align" in card
 

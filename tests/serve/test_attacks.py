@@ -244,9 +244,10 @@ class Failing(LocalBackend):
 
     def __init__(self, answerer: Pipeline, error: BaseException) -> None:
         super().__init__(ServedModel(answerer.model))
-        self.gate, self.error = threading.Event(), error
+        self.began, self.gate, self.error = threading.Event(), threading.Event(), error
 
     def _start(self, rows: Sequence[Row]) -> None:
+        self.began.set()
         assert self.gate.wait(60)
         raise self.error
 
@@ -259,7 +260,8 @@ def test_what_cannot_be_survived_fails_all_requests_and_ends_the_server(
     service = Service("tiny", backend.model, Scheduler(RequestQueue(9, 1, 0), backend), ServerLimits())
     with running(service) as (client, raised), ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(client.complete, "a dog") for _ in range(3)]
-        until(lambda: len(service.scheduler.queue) == 2)
+        # Not two of three while none is taken yet: the third would then come to a server that has ended.
+        until(lambda: backend.began.is_set() and len(service.scheduler.queue) == 2)
         backend.gate.set()
         for each in asked:
             status, _, body = each.result(20)

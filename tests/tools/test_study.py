@@ -205,7 +205,7 @@ def test_the_real_study(trained: list[Call], tmp_path: Path, capfd: pytest.Captu
     ]  # fmt: skip
     assert len(rows) == 14 and rows[9]["llm"] == "raw"
     assert not (output / "report").exists()
-    table = capfd.readouterr().out.partition("| LLM | system | en | si | sw | others |")[2]
+    table = capfd.readouterr().out.partition("| LLM | system | en | si | sw | 2 languages |")[2]
     assert table.count("| taught |") == 5 and table.count("| raw |") == 3
 
     # Reports are made of the archive alone; what the LLM alone answered is in it once for each LLM.

@@ -54,7 +54,7 @@ from bridge_ds.tasks.rows import rows as rows_of
 from bridge_ds.tasks.sib200 import Sib200
 from bridge_ds.testbed import LANGUAGES, TASKS, UNSEEN
 from bridge_ds.testbed.tasks import Meaning, meanings, source_words
-from tools.bench.study import Arm, Job, Processes, Runs, record_of, run_jobs
+from tools.bench.study import Arm, Job, Processes, Runs, free_port, record_of, run_jobs
 from tools.bench.study_testbed import make_shards
 from tools.bench.testbed_rows import percent, spread, write
 
@@ -204,8 +204,8 @@ def train_encoder(runs: Runs, study: Study, files: Path, name: str, seed: int, q
         settings = (f"run.output={folder}", f"run.seed={seed}", f"model.encoder={study.encoder}", "track.uri=none",
                     *study.adapt[name], *(each for each in quick if not each.startswith("evaluation")))  # fmt: skip
         words = [word for each in settings for word in ("--set", each)]
-        extend = ["--extend-vocabulary", str(study.pieces)]
-        runs.processes.run(["-m", "bridge_ds", "adapt", *study.remedies(files, name), *extend, *words], log)
+        extend, port = ["--extend-vocabulary", str(study.pieces)], ["--", "--master_port", str(free_port())]
+        runs.processes.run(["-m", "bridge_ds", "adapt", *study.remedies(files, name), *extend, *words, *port], log)
     if not (folder / "probe" / "probe.json").is_file():
         options = ["--encoder", found, "--data", str(files / "parallel"), "--output", str(folder / "probe")]
         runs.processes.run(["-m", "bridge_ds", "probe", *options], log)
