@@ -146,9 +146,9 @@ def testbed(output: Path) -> Study:
     return Study(
         (UNSEEN,), LANGUAGES, "testbed/encoder", 400,
         {
-            "text": (*common, "train.steps=2000", "train.global_batch=32"),
-            "pairs": (*common, "train.steps=1000"),
-            "both": (*common, "train.steps=2000"),
+            "text": (*common, "train.steps=1200", "train.global_batch=32"),
+            "pairs": (*common, "train.steps=600"),
+            "both": (*common, "train.steps=1200"),
         },
         (f"data.shards={output / 'shards'}",), ("--recipe", "testbed"),
     )  # fmt: skip
