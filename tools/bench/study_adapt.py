@@ -142,13 +142,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def testbed(output: Path) -> Study:
     """One constructed language."""
-    common = ("train.lr=1e-3", "data.max_source_tokens=48")
+    short, slow = "data.max_source_tokens=48", "train.lr=1e-4"
     return Study(
         (UNSEEN,), LANGUAGES, "testbed/encoder", 400,
         {
-            "text": (*common, "train.steps=1200", "train.global_batch=32"),
-            "pairs": (*common, "train.steps=600"),
-            "both": (*common, "train.steps=1200"),
+            "text": (short, slow, "train.steps=900", "train.global_batch=32"),
+            "pairs": (short, "train.lr=1e-3", "train.steps=600"),
+            "both": (short, slow, "train.steps=900"),
         },
         (f"data.shards={output / 'shards'}",), ("--recipe", "testbed"),
     )  # fmt: skip
