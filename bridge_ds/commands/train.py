@@ -22,6 +22,9 @@ def main(argv: list[str] | None = None, prog: str = "bridge-ds train") -> int:
         from bridge_ds.train import main as train
 
         return train(own)
+    port = os.environ.get("MASTER_PORT")  # DeepSpeed's launcher sets it to its own option
+    if port and not any(word.partition("=")[0] == "--master_port" for word in launcher):
+        launcher = [*launcher, f"--master_port={port}"]
     # With a buffer, the launcher would end with 120 in place of the trainer's status where its log's disk is full.
     os.environ["PYTHONUNBUFFERED"] = "1"
     # -P: packages are found as by an installed script, not in this folder first.

@@ -47,6 +47,13 @@ def test_the_command_is_the_trainers_with_an_option(
 ) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda _, words: started.append(words))
+    monkeypatch.setenv("MASTER_PORT", "29111")
+    finetune.main(["--recipe", "testbed", "--num_gpus", "2"])
+    finetune.main(["--recipe", "testbed", "--", "--master_port", "29222"])
+    assert started[0][5] == "--master_port=29111" and started[1][4:6] == ["--master_port", "29222"]
+    assert not any("29111" in word for word in started[1])
+    started.clear()
+    monkeypatch.delenv("MASTER_PORT")
     finetune.main(["--recipe", "testbed", "--num_gpus", "2"])
     (words,) = started
     assert words[2:4] == ["-m", "deepspeed.launcher.runner"] and words[4] == "--num_gpus=2"
