@@ -2,8 +2,8 @@
 """An encoder that cannot read a language, trained for it (`bridge-ds adapt`): what does each remedy bring the bridge?
 
 examples:
-  python tools/bench/study_adapt.py                       (testbed: one more constructed language, 3 seeds, two hours on
-                                                           one core)
+  python tools/bench/study_adapt.py                       (testbed: one more constructed language, 3 seeds, half an hour
+                                                           on two cores)
   python tools/bench/study_adapt.py --jobs 2 --seeds 5
   python tools/bench/study_adapt.py --data sib200 --encoder models/e5 --llm taught/llm --source data/sib200
       (five real languages; without --llm the recipe teaches SmolLM2 once for each run)
