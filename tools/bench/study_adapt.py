@@ -45,16 +45,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bridge_ds.cli import Parser, positive
-from bridge_ds.commands.pack import main as pack
-from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.disk import write_text
 from bridge_ds.entry import run_command
 from bridge_ds.probe.measure import read_probe
-from bridge_ds.tasks.rows import rows as rows_of
-from bridge_ds.tasks.sib200 import Sib200
 from bridge_ds.testbed import LANGUAGES, TASKS, UNSEEN
 from bridge_ds.testbed.tasks import Meaning, meanings, source_words
 from tools.bench.study import Arm, Job, Processes, Runs, free_port, record_of, run_jobs
+from tools.bench.study_real import pack_english, split_rows
 from tools.bench.study_testbed import make_shards
 from tools.bench.testbed_rows import percent, spread, write
 
@@ -231,12 +228,9 @@ def sentence(meaning: Meaning, language: str) -> str:
 def make_sib200(source: str, study: Study, files: Path) -> None:
     """The sentences of the train split in all new languages, as text and with their translations, and those of the
     validation split to probe with."""
-    task = Sib200(TaskDataConfig(source="" if source == Sib200.hub else source))
 
     def texts(code: str, split: str) -> dict[str, str]:
-        named = "dev" if os.path.isdir(source) and split == "validation" else split
-        of = replace(task.row_source(code, named), hub_split=split)
-        return {str(row["index_id"]): str(row["text"]) for _, row in rows_of(of)}
+        return {str(row["index_id"]): str(row["text"]) for row in split_rows(source, code, split)}
 
     english = texts("en", "train")
     found = {code: texts(code, "train") for code in study.new}
@@ -246,12 +240,6 @@ def make_sib200(source: str, study: Study, files: Path) -> None:
     keys = sorted(set.intersection(*(set(each) for each in probed.values())), key=int)
     for code, each in probed.items():
         write_lines(files / "parallel" / f"{code}.txt", [each[key] for key in keys])
-
-
-def pack_english(source: str, output: Path) -> None:
-    """OUTPUT/shards, unless they are there."""
-    if not (output / "shards" / "index.json").is_file():
-        pack(["task:sib200", "--output", str(output / "shards"), "--shuffle", "0", "--dataset", source])
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -99,9 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     local = all(map(os.path.isdir, bases.values()))
     # Runs start in another folder.
     vars(options).update({name: os.path.abspath(of) if os.path.isdir(of) else of for name, of in bases.items()})
-    shards = output / "shards"
-    if not (shards / "index.json").is_file():
-        pack(["task:sib200", "--output", str(shards), "--shuffle", "0", "--dataset", options.data])
+    shards = pack_english(options.data, output)
     processes = Processes(
         max(1, len(os.sched_getaffinity(0)) // options.jobs),
         (("HF_HUB_OFFLINE", "1"),) * local,  # nothing waits for a network
@@ -233,11 +231,24 @@ def scores(runs: Runs, arm: Arm) -> dict[str, Any]:
             "seeds": len(found), "n": len(found[0])}  # fmt: skip
 
 
+def pack_english(data: str, output: Path) -> Path:
+    """OUTPUT/shards of the English train split, unless they are there."""
+    shards = output / "shards"
+    if not (shards / "index.json").is_file():
+        pack(["task:sib200", "--output", str(shards), "--shuffle", "0", "--dataset", data])
+    return shards
+
+
+def split_rows(data: str, code: str, split: str) -> list[dict[str, Any]]:
+    """A language's rows of SIB-200's `train` or `validation` split, which local files call dev."""
+    task = Sib200(TaskDataConfig(source="" if data == Sib200.hub else data))
+    named = "dev" if os.path.isdir(data) and split == "validation" else split
+    return [row for _, row in rows(replace(task.row_source(code, named), hub_split=split))]
+
+
 def english_validation(data: str, folder: Path) -> Path:
     """A folder with English alone, whose test split is the validation split of `data`."""
-    task = Sib200(TaskDataConfig(source="" if data == Sib200.hub else data))
-    split = "dev" if os.path.isdir(data) else "validation"
-    samples = [row for _, row in rows(replace(task.row_source("en", split), hub_split="validation"))]
+    samples = split_rows(data, "en", "validation")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "en.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples))
     return folder
