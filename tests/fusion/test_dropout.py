@@ -30,13 +30,12 @@ def test_the_published_numbers() -> None:
 
 
 @given(SEEDS, DROPPED, st.integers(0, 2**40), COUNTS)
-def test_factors_are_the_generators(seed: int, dropped: int, first: int, count: int) -> None:
-    kept = 65536 / (65536 - dropped)
+def test_what_is_kept_is_the_generators(seed: int, dropped: int, first: int, count: int) -> None:
     expected = []
     for number in range(first, first + count):
         sixteen = splitmix64(seed, number // 4) >> 16 * (number % 4) & 0xFFFF
         signed = sixteen - 65536 if sixteen >= 32768 else sixteen
-        expected.append(kept if signed >= dropped - 32768 else 0.0)
+        expected.append(1.0 if signed >= dropped - 32768 else 0.0)
     assert draw(first, count, seed, dropped, torch.float64, CPU).tolist() == expected
 
 
@@ -44,8 +43,8 @@ def test_factors_are_the_generators(seed: int, dropped: int, first: int, count: 
 def test_a_chunk_has_the_factors_that_the_whole_has_there(seed: int, size: int, lo: int) -> None:
     whole, part = (make_masks(0.3, seed, token, (7, size, 9)) for token in (0, lo))
     for of_all, of_part, width in zip(vars(whole).values(), vars(part).values(), (7, size, 9, size), strict=True):
-        expected = of_all.like(torch.empty(43, width))[lo : lo + 3]
-        assert torch.equal(of_part.like(torch.empty(3, width)), expected)
+        expected = of_all.kept(torch.empty(43, width))[lo : lo + 3]
+        assert torch.equal(of_part.kept(torch.empty(3, width)), expected)
         assert of_part.first == of_all.first + lo * of_all.draws.size
 
 
@@ -53,7 +52,7 @@ def test_the_share_and_the_masks() -> None:
     masks = make_masks(0.3, 5, 0, (18, 64, 100))
     drawn = []
     for factors, width in zip(vars(masks).values(), (18, 64, 100, 64), strict=True):
-        values = factors.like(torch.empty(500, width, dtype=torch.float64))
+        values = factors.kept(torch.empty(500, width, dtype=torch.float64)).mul_(factors.draws.kept_scale)
         assert values.shape == (500, width) and values.dtype == torch.float64
         assert set(values.unique().tolist()) == {0.0, factors.draws.kept_scale}
         assert abs(values.mean().item() - 1) < 0.02

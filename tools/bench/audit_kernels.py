@@ -151,6 +151,7 @@ def _launch_all(layers: int, width: int, heads: int, dtype: torch.dtype, rms: bo
             triton_primitives.mix(*given, zeros(layers), states[0], None, rms)
         triton_primitives.dots(*given, states[0], wide)
         triton_primitives.times(torch.zeros(tokens, width, dtype=dtype), masks.output)
+        triton_primitives.times(torch.zeros(tokens, 2048, dtype=dtype), masks.hidden, scaled=False)
 
 
 def _facts(kernel: Any, gpu: str, encoder: str, heads: int, dtype: str, name: str) -> Compiled:

@@ -45,7 +45,7 @@ class Draws:
         return 65536 / (65536 - self.dropped)
 
     def drawn(self, tokens: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """The factors [tokens, size], 0 or 1 / (1 - p); drawn once and kept with this object."""
+        """The factors [tokens, size] without their scale, 0 or 1; drawn once and kept with this object."""
         if self._drawn is None:
             found = draw(self.lo * self.size, tokens * self.size, self.seed, self.dropped, dtype, device)
             self._drawn = found.view(tokens, self.size)
@@ -67,8 +67,9 @@ class Factors:
         """Number of the first token's first element; the next token's is `draws.size` further on."""
         return self.draws.lo * self.draws.size + self.offset
 
-    def like(self, x: torch.Tensor) -> torch.Tensor:
-        """The factors of `x`, [m, ...] of `width` elements each, float32 or wider."""
+    def kept(self, x: torch.Tensor) -> torch.Tensor:
+        """1 where an element of `x` [m, ...] of `width` elements each is kept, else 0; float32 or wider. What is kept
+        is to be scaled by :attr:`Draws.kept_scale`."""
         wide = torch.promote_types(x.dtype, torch.float32)
         drawn = self.draws.drawn(x.numel() // self.width, wide, x.device)
         return drawn[:, self.offset : self.offset + self.width].view(x.shape)
@@ -86,6 +87,11 @@ class Masks:
     """On the MLP's hidden units [m, F]."""
     ffn: Factors | None = None
     """On the MLP's output [m, D]."""
+
+    @property
+    def hidden_scale(self) -> float:
+        """Factor of hidden units that are not dropped."""
+        return 1.0 if self.hidden is None else self.hidden.draws.kept_scale
 
 
 def make_masks(dropout: float, seed: int, lo: int, sizes: tuple[int, int, int]) -> Masks:
@@ -110,7 +116,7 @@ def make_masks(dropout: float, seed: int, lo: int, sizes: tuple[int, int, int]) 
 
 
 def draw(first: int, count: int, seed: int, dropped: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """The factors of elements first, first + 1, ..., as many as `count`."""
+    """1 where an element is kept, else 0, of elements first, first + 1, ..., as many as `count`."""
     skipped, begin = first % 4, first // 4 + 1
     z = _multiples(-(-(count + skipped) // 4), device) + _signed((begin * STEP + seed) % 2**64)
     z = z.bitwise_xor_(_shifted(z, 30)).mul_(_signed(FIRST_FACTOR))
@@ -118,7 +124,7 @@ def draw(first: int, count: int, seed: int, dropped: int, dtype: torch.dtype, de
     bits = z.bitwise_xor_(_shifted(z, 31)).view(torch.int16)[skipped : skipped + count]
     drawn = torch.empty(count, dtype=dtype, device=device)
     # Written as numbers at once: through booleans it takes five times as long on a CPU.
-    return torch.ge(bits, dropped - 32768, out=drawn).mul_(65536 / (65536 - dropped))
+    return torch.ge(bits, dropped - 32768, out=drawn)
 
 
 def _multiples(count: int, device: torch.device) -> torch.Tensor:

@@ -41,7 +41,7 @@ class Computed(NamedTuple):
     value_mD: torch.Tensor | None
     """None where projections are merged."""
     hidden_mF: torch.Tensor
-    """As they go into the MLP's second matrix."""
+    """As they go into the MLP's second matrix, without dropout's scale."""
 
 
 @dataclass
@@ -57,12 +57,16 @@ class PostAttentionTotals:
         else:
             self.sums[name] = value
 
-    def add_product(self, name: str, a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None) -> None:
-        """Add a @ b (both 2-D, or both 3-D batches). `into` holds the sum; None if the products have a
+    def add_product(
+        self, name: str, a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None, scale: float = 1.0
+    ) -> None:
+        """Add scale a @ b (both 2-D, or both 3-D batches). `into` holds the sum; None if the products have a
         narrower dtype than the sum."""
         first = name not in self.sums
         if into is None or a.dtype != into.dtype:
             product = (a @ b).to(torch.promote_types(a.dtype, torch.float32))
+            if scale != 1:
+                product *= scale
             if first and into is not None:
                 self.sums[name] = into.copy_(product)
             else:
@@ -70,9 +74,9 @@ class PostAttentionTotals:
             return
         self.sums[name] = into
         if into.dim() == 3:
-            torch.baddbmm(into, a, b, beta=0 if first else 1, out=into)
+            torch.baddbmm(into, a, b, beta=0 if first else 1, alpha=scale, out=into)
         else:
-            torch.addmm(into, a, b, beta=0 if first else 1, out=into)
+            torch.addmm(into, a, b, beta=0 if first else 1, alpha=scale, out=into)
 
 
 def forward(
@@ -98,7 +102,7 @@ def forward(
     first_mD = plan.ops.times(output_mD, masks.output, plus=p["cls"])
     x_mD = _norm(first_mD, p, "norm1")[0]
     hidden_mF = _hidden(p, x_mD, masks, plan)
-    ffn_mD = _linear(hidden_mF, p["linear2_weight"], p["linear2_bias"], plan)
+    ffn_mD = _linear(hidden_mF, p["linear2_weight"], p["linear2_bias"], plan, masks.hidden_scale)
     second_mD = plan.ops.times(ffn_mD, masks.ffn, plus=x_mD)
     y_mD = _norm(second_mD, p, "norm2")[0]
     scores_Lm = torch.addmm(p["score_bias"][:, None], p["score_weight"], y_mD.T)
@@ -127,11 +131,9 @@ def backward(
     x_mD, mean, rstd = _norm(first_mD, p, "norm1")
     hidden_mF = computed.hidden_mF if computed else _hidden(p, x_mD, masks, plan)
     d_ffn_mD = times(d_second_mD, masks.ffn)
-    d_hidden_mF = _linear_backward(d_ffn_mD, hidden_mF, "linear2", p, dtype, totals, slots)
+    d_hidden_mF = _linear_backward(d_ffn_mD, hidden_mF, "linear2", p, dtype, totals, slots, scale=masks.hidden_scale)
     # A dropped unit is 0 after its mask, as one below 0 is after ReLU: neither has a gradient.
     torch.ops.aten.threshold_backward.grad_input(d_hidden_mF, hidden_mF, 0, grad_input=d_hidden_mF)
-    if masks.hidden is not None:
-        d_hidden_mF.mul_(masks.hidden.draws.kept_scale)
     d_x_mD = _linear_backward(d_hidden_mF, x_mD, "linear1", p, dtype, totals, slots, plus=d_second_mD)
     del x_mD, hidden_mF, d_hidden_mF, d_ffn_mD, d_second_mD
     d_first_mD = _norm_backward(d_x_mD, first_mD, mean, rstd, p, "norm1", totals)
@@ -193,7 +195,8 @@ def _value(p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, plan:
 def _hidden(p: Parameters, x_mD: torch.Tensor, masks: Masks, plan: KernelPlan) -> torch.Tensor:
     # Rounded first: ReLU and a factor of 0 or 1 / (1 - p) need no more than the products' dtype.
     hidden_mF = F.linear(x_mD.to(plan.dtype), p["linear1_weight"], p["linear1_bias"].to(plan.dtype)).relu_()
-    return plan.ops.times(hidden_mF, masks.hidden, in_place=True)
+    # Dropout's scale is that of the product that follows: of F elements a token it would be one operator more.
+    return plan.ops.times(hidden_mF, masks.hidden, in_place=True, scaled=False)
 
 
 def _norm(x_mD: torch.Tensor, p: Parameters, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -212,23 +215,27 @@ def _norm_backward(
     return d_x_mD
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, plan: KernelPlan) -> torch.Tensor:
-    """The product in its own dtype, what follows in float32."""
+def _linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, plan: KernelPlan, scale: float = 1.0
+) -> torch.Tensor:
+    """scale x W^T + b: the product in its own dtype, what follows in float32."""
     if plan.dtype == plan.wide:
-        return F.linear(x, weight, bias)
-    return torch.add(F.linear(x, weight), bias)
+        return torch.addmm(bias, x, weight.T, alpha=scale)
+    return torch.add(bias, F.linear(x, weight), alpha=scale)
 
 
 def _linear_backward(
     d_out: torch.Tensor, x: torch.Tensor, name: str, p: Parameters, dtype: torch.dtype, totals: PostAttentionTotals,
-    slots: Slots, wanted: torch.dtype | None = None, plus: torch.Tensor | None = None,
+    slots: Slots, wanted: torch.dtype | None = None, plus: torch.Tensor | None = None, scale: float = 1.0,
 ) -> torch.Tensor:  # fmt: skip
-    """Gradient of the input, in the products' dtype or the one that is wanted, or added to `plus` in place."""
+    """Gradient of the input of scale x W^T + b, in the products' dtype or the one that is wanted, or (without a scale)
+    added to `plus` in place."""
     narrow = d_out.to(dtype)
-    totals.add_product(f"{name}_weight", narrow.T, x.to(dtype), slots[f"{name}_weight"])
+    totals.add_product(f"{name}_weight", narrow.T, x.to(dtype), slots[f"{name}_weight"], scale)
     totals.add(f"{name}_bias", d_out.sum(0, dtype=p[f"{name}_bias"].dtype))
     weight = p[f"{name}_weight"]
     if plus is not None:
         return plus.addmm_(narrow, weight) if plus.dtype == dtype else plus.add_(narrow @ weight)
-    d_x = narrow @ weight
+    d_x = narrow.new_empty(len(narrow), weight.shape[1])
+    torch.addmm(d_x, narrow, weight, beta=0, alpha=scale, out=d_x)
     return d_x if wanted is None else d_x.to(wanted)

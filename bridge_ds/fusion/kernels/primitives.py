@@ -57,8 +57,9 @@ class Primitives(Protocol):
     ) -> Tensor: ...  # fmt: skip
 
     def times(
-        self, x: Tensor, factors: Factors | None, in_place: bool = False, plus: Tensor | None = None
-    ) -> Tensor: ...
+        self, x: Tensor, factors: Factors | None, in_place: bool = False, plus: Tensor | None = None,
+        scaled: bool = True,
+    ) -> Tensor: ...  # fmt: skip
 
 
 @dataclass(frozen=True)

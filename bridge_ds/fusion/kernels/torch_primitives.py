@@ -99,7 +99,7 @@ def attend(
     attention_mHP = u_HD.new_empty(hi - lo, heads, layers + 1)
     pooled_mHD = u_HD.new_empty(hi - lo, heads, width)
     scale_mL = u_HD.new_empty(hi - lo, layers) if rms else None
-    keep_mHP = None if keep is None else keep.like(attention_mHP)
+    keep_mHP = None if keep is None else keep.kept(attention_mHP)
     kept_mHP = attention_mHP if keep is None else torch.empty_like(attention_mHP)
     for part, block in _blocks(states, rows, lo, hi, u_HD.dtype):
         raw_LmH = _scores(block, u_HD)
@@ -111,8 +111,8 @@ def attend(
         torch.add(raw_LmH, position_scores_HP.T[1:, None], out=scores_PmH[1:])
         # Over the first dimension: over the last, which has few elements, it takes ten times as long on a CPU.
         attention_mHP[part] = torch.softmax(scores_PmH, dim=0).permute(1, 2, 0)
-        if keep_mHP is not None:
-            torch.mul(attention_mHP[part], keep_mHP[part], out=kept_mHP[part])
+        if keep is not None and keep_mHP is not None:
+            torch.mul(attention_mHP[part], keep_mHP[part], out=kept_mHP[part]).mul_(keep.draws.kept_scale)
         weights_mHL = kept_mHP[part, :, 1:]
         if scale_mL is not None:
             weights_mHL = weights_mHL * scale_mL[part, None]
@@ -211,14 +211,21 @@ def dot_totals(
 
 
 def times(
-    x: torch.Tensor, factors: Factors | None, in_place: bool = False, plus: torch.Tensor | None = None
-) -> torch.Tensor:
-    """x times its dropout factors (x itself where there are none), and `plus` added, maybe in place."""
+    x: torch.Tensor, factors: Factors | None, in_place: bool = False, plus: torch.Tensor | None = None,
+    scaled: bool = True,
+) -> torch.Tensor:  # fmt: skip
+    """x times its dropout factors (x itself where there are none), and `plus` added, maybe in place.
+
+    Args:
+        scaled: if not, elements that are kept stay as they are.
+    """
     if factors is None:
         return x if plus is None else x.add_(plus)
+    kept, scale = factors.kept(x), factors.draws.kept_scale if scaled else 1.0
     if plus is not None:
-        return torch.addcmul(plus, x, factors.like(x))
-    return x.mul_(factors.like(x)) if in_place else x * factors.like(x)
+        return torch.addcmul(plus, x, kept, value=scale)
+    found = x.mul_(kept) if in_place else x * kept
+    return found.mul_(scale) if scaled else found
 
 
 def on_cpu(x: torch.Tensor) -> bool:

@@ -126,11 +126,12 @@ def dot_totals(
 
 
 def times(
-    x: torch.Tensor, factors: Factors | None, in_place: bool = False, plus: torch.Tensor | None = None
-) -> torch.Tensor:
+    x: torch.Tensor, factors: Factors | None, in_place: bool = False, plus: torch.Tensor | None = None,
+    scaled: bool = True,
+) -> torch.Tensor:  # fmt: skip
     """As :func:`.torch_primitives.times`; the factors are drawn where they are used and never stored."""
     if plus is not None:
-        return times(x, factors, in_place=True).add_(plus)
+        return times(x, factors, in_place=True, scaled=scaled).add_(plus)
     if factors is None:
         return x
     x = x.contiguous()
@@ -140,7 +141,7 @@ def times(
         with _device(x):
             kernels.times[(programs,)](
                 x, out, x.numel(), draws.seed, factors.first, draws.size, WIDTH=factors.width, DROPPED=draws.dropped,
-                BLOCK=BLOCK, ACC=DTYPES[torch.promote_types(x.dtype, torch.float32)], num_warps=4,
+                SCALED=scaled, BLOCK=BLOCK, ACC=DTYPES[torch.promote_types(x.dtype, torch.float32)], num_warps=4,
                 enable_fp_fusion=True,
             )  # fmt: skip
     return out
