@@ -14,6 +14,7 @@ from torch import nn
 from bridge_ds.compat.transformers import masks_known
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.gather import LayerGather
+from bridge_ds.products import swap_linear_layers
 
 __all__ = ["Encoder", "Input", "States"]
 
@@ -34,6 +35,7 @@ class Encoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        swap_linear_layers(model)
         config = model.config
         self.include_embeddings = False
         """Return the embedding output too, as the first state (`fusion.include_embeddings`)."""

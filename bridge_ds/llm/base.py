@@ -22,6 +22,7 @@ from bridge_ds.compat.transformers import (
 from bridge_ds.data.loading.layout import PackedRows
 from bridge_ds.llm.support import Behavior, positions_of
 from bridge_ds.llm.trim import last_layer, trimmed
+from bridge_ds.products import swap_linear_layers
 
 __all__ = ["LLM"]
 
@@ -39,6 +40,7 @@ class LLM(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        swap_linear_layers(model)
         generate_from_embeds(model)
         attend_in_float32()
 

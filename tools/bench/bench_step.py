@@ -29,6 +29,7 @@ slow moment hits all of them. Each batch appends a row for each variant to bench
   graphs           graphs that torch.compile had made for both models after the first step with this batch
   recompiled       graphs that two batches of other lengths added
   packing          1 = rows of ours were joined (train.packing)
+  products         of ours in float32: onednn (bridge_ds/products.py), or torch, which has MKL do them, as the paper's
   gradient_error   |g - g'| / |g| over all trained parameters, compiled against not compiled, without dropout
   error            why there are no times: the device had too little memory
 """
@@ -42,6 +43,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ from bridge_ds.engine.gpu import grow_segments  # noqa: E402
 from bridge_ds.entry import run_command  # noqa: E402
 from bridge_ds.fusion import FUSIONS  # noqa: E402
 from bridge_ds.llm.packing import packing_for  # noqa: E402
+from bridge_ds.products import as_torch_does, multiply, uses_onednn  # noqa: E402
 from tools.bench import bench_models as models  # noqa: E402
 from tools.bench.bench_rows import append, provenance  # noqa: E402
 from tools.bench.bench_variants import Variant, make_variants, sync, take_turns  # noqa: E402
@@ -74,10 +77,10 @@ def main(argv: list[str] | None = None) -> int:
     peak = peak_flops(device, models.DTYPES[options.dtype])
     for sizes in options.sizes.split(","):
         for vocabulary in map(int, options.vocabulary.split(",")):
-            for rows in measure(options, device, sizes, vocabulary, peak):
-                append(options.output, rows)
-                for row in rows:
-                    print(line(row), flush=True)
+            with as_torch_does() if options.products == "torch" else nullcontext():
+                for rows in measure(options, device, sizes, vocabulary, peak):
+                    append(options.output, rows)
+                    print(*map(line, rows), sep="\n", flush=True)
     return 0
 
 
@@ -102,6 +105,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--threads", type=int, default=own, help=f"CPU threads (default: the trainer's own, {own} beside a data worker)"
     )
     add("--packing", type=int, choices=(0, 1), help="train.packing of ours (default: 1 on a CPU, else 0)")
+    add("--products", choices=("auto", "torch"), default="auto", help="torch = ours without oneDNN's (default: auto)")
     add("--quick", action="store_true", help="tiny models, two steps")
     add("--output", type=Path, default=CSV, help="CSV to append to (default: tools/bench/bench_step.csv)")
     options = parser.parse_args(argv)
@@ -134,6 +138,7 @@ def measure(
         "llm_layers": llm.model.config.num_hidden_layers, "llm_width": llm.width, "feedforward": feedforward,
     }  # fmt: skip
     packs = device.type == "cpu" if options.packing is None else bool(options.packing)
+    own = options.products == "auto" and (device.type, options.dtype) == ("cpu", "float32") and uses_onednn()
     packing = packing_for(encoder.model.config, llm.model.config, device.type, options.dtype) if packs else None
     for count in map(int, options.batch.split(",")):
         texts = models.make_texts(count, options.source, options.target)
@@ -142,6 +147,7 @@ def measure(
         need = models.needed_flops(next(each for each in variants if each.way == "ours").model, batch)
         facts = known | {"batch": count, "source": options.source, "target": options.target}
         facts |= {"vocabulary": vocabulary, "dtype": options.dtype, "packing": int(packs)}
+        facts["products"] = "onednn" if own else "torch"
         yield [facts | figures(each, variants, batch.source_tokens, need / peak) for each in variants]
 
 
@@ -156,6 +162,7 @@ def figures(variant: Variant, variants: list[Variant], tokens: int, ideal: float
     other = found.get(("paper", variant.fusion), found.get(("ours", variant.fusion)))
     row: dict[str, Any] = {"fusion": variant.fusion, "way": variant.way, "error": variant.error}
     names = ("step_ms", "vs_last_layer", "speedup", "speedup_medians", "source_tokens_per_s", "mfu", "tokenize_ms")
+    row |= {"products": "torch"} if variant.way == "paper" else {}
     row |= dict.fromkeys((*names, "first_s", "peak_gib", "graphs", "recompiled", "gradient_error"), "")
     if variant.error:
         return row
@@ -196,7 +203,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(5):
         sync(device)
         began = time.perf_counter()
-        a @ a
+        multiply(a, a)
         sync(device)
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best

@@ -10,6 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from bridge_ds.data.loading.batch import Batch
 from bridge_ds.encoder.frozen import FrozenEncoder
 from bridge_ds.engine.compiled import CompiledLayers
 from bridge_ds.llm.frozen import FrozenLLM
+from bridge_ds.products import as_torch_does
 from tools.bench.bench_models import make_batch, make_model, make_texts, tokenizers, trained
 from tools.bench.paper_step import PAPER_FUSIONS, PaperStep
 
@@ -68,7 +70,8 @@ class Variant:
         sync(device)
         began = time.perf_counter()
         self.optimizer.zero_grad()
-        self.loss(texts, batch, tokens).backward()
+        with as_torch_does() if self.way == "paper" else nullcontext():
+            self.loss(texts, batch, tokens).backward()
         self.optimizer.step()
         sync(device)
         took = time.perf_counter() - began

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from bridge_ds.fusion.kernels.dropout import Masks
 from bridge_ds.fusion.kernels.primitives import KernelPlan
+from bridge_ds.products import linear, multiply
 
 __all__ = ["Computed", "PostAttentionTotals", "backward", "forward", "merge", "unmerge"]
 
@@ -57,16 +57,12 @@ class PostAttentionTotals:
         else:
             self.sums[name] = value
 
-    def add_product(
-        self, name: str, a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None, scale: float = 1.0
-    ) -> None:
-        """Add scale a @ b (both 2-D, or both 3-D batches). `into` holds the sum; None if the products have a
+    def add_product(self, name: str, a: torch.Tensor, b: torch.Tensor, into: torch.Tensor | None) -> None:
+        """Add a @ b (both 2-D, or both 3-D batches). `into` holds the sum; None if the products have a
         narrower dtype than the sum."""
         first = name not in self.sums
         if into is None or a.dtype != into.dtype:
             product = (a @ b).to(torch.promote_types(a.dtype, torch.float32))
-            if scale != 1:
-                product *= scale
             if first and into is not None:
                 self.sums[name] = into.copy_(product)
             else:
@@ -74,9 +70,11 @@ class PostAttentionTotals:
             return
         self.sums[name] = into
         if into.dim() == 3:
-            torch.baddbmm(into, a, b, beta=0 if first else 1, alpha=scale, out=into)
+            torch.baddbmm(into, a, b, beta=0 if first else 1, out=into)
+        elif first:
+            into.copy_(multiply(a, b))
         else:
-            torch.addmm(into, a, b, beta=0 if first else 1, alpha=scale, out=into)
+            into += multiply(a, b)
 
 
 def forward(
@@ -160,7 +158,7 @@ def merge(p: Parameters, wide: torch.dtype) -> dict[str, torch.Tensor]:
     """The merged layer's parameters."""
     output_DD = p["self_attn_out_proj_weight"]
     return {
-        "merged_weight": output_DD @ p["value_weight"],
+        "merged_weight": multiply(output_DD, p["value_weight"]),
         "merged_bias": p["self_attn_out_proj_bias"],
         "merged_value_bias": output_DD.to(wide) @ p["value_bias"],
     }
@@ -194,7 +192,7 @@ def _value(p: Parameters, pooled_HmD: torch.Tensor, sums_mH: torch.Tensor, plan:
 
 def _hidden(p: Parameters, x_mD: torch.Tensor, masks: Masks, plan: KernelPlan) -> torch.Tensor:
     # Rounded first: ReLU and a factor of 0 or 1 / (1 - p) need no more than the products' dtype.
-    hidden_mF = F.linear(x_mD.to(plan.dtype), p["linear1_weight"], p["linear1_bias"].to(plan.dtype)).relu_()
+    hidden_mF = linear(x_mD.to(plan.dtype), p["linear1_weight"], p["linear1_bias"].to(plan.dtype)).relu_()
     # Dropout's scale is that of the product that follows: of F elements a token it would be one operator more.
     return plan.ops.times(hidden_mF, masks.hidden, in_place=True, scaled=False)
 
@@ -219,9 +217,9 @@ def _linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, plan: KernelPlan, scale: float = 1.0
 ) -> torch.Tensor:
     """scale x W^T + b: the product in its own dtype, what follows in float32."""
-    if plan.dtype == plan.wide:
-        return torch.addmm(bias, x, weight.T, alpha=scale)
-    return torch.add(bias, F.linear(x, weight), alpha=scale)
+    if plan.dtype == plan.wide and scale == 1:
+        return linear(x, weight, bias)
+    return torch.add(bias, linear(x, weight), alpha=scale)
 
 
 def _linear_backward(
@@ -230,12 +228,11 @@ def _linear_backward(
 ) -> torch.Tensor:  # fmt: skip
     """Gradient of the input of scale x W^T + b, in the products' dtype or the one that is wanted, or (without a scale)
     added to `plus` in place."""
-    narrow = d_out.to(dtype)
-    totals.add_product(f"{name}_weight", narrow.T, x.to(dtype), slots[f"{name}_weight"], scale)
+    narrow = (d_out if scale == 1 else d_out * scale).to(dtype)
+    totals.add_product(f"{name}_weight", narrow.T, x.to(dtype), slots[f"{name}_weight"])
     totals.add(f"{name}_bias", d_out.sum(0, dtype=p[f"{name}_bias"].dtype))
     weight = p[f"{name}_weight"]
     if plus is not None:
-        return plus.addmm_(narrow, weight) if plus.dtype == dtype else plus.add_(narrow @ weight)
-    d_x = narrow.new_empty(len(narrow), weight.shape[1])
-    torch.addmm(d_x, narrow, weight, beta=0, alpha=scale, out=d_x)
+        return plus.add_(multiply(narrow, weight))
+    d_x = multiply(narrow, weight)
     return d_x if wanted is None else d_x.to(wanted)

@@ -1,0 +1,113 @@
+"""float32 matrix products on AMD's CPUs with AVX-512: by oneDNN, where torch would have MKL do them.
+
+MKL (2024.2 at least) takes its AVX2 kernels on a processor that is not Intel's, half as fast as what oneDNN generates
+for the same product (a Zen 5 core: 110 against 240 GFLOPS). torch asks oneDNN for products in bfloat16, and in float32
+only where rounding to bfloat16 or TF32 is allowed (aten/src/ATen/native/mkldnn/Matmul.cpp). Its operator for a linear
+layer takes float32 as it is. Sums are in another order, so that last bits differ.
+
+Dimensions: M rows, K summed, N columns.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["Linear", "as_torch_does", "linear", "multiply", "swap_linear_layers", "uses_onednn"]
+
+SMALLEST = 1 << 21
+"""M K N from which a product is oneDNN's: below, its fixed cost of ten microseconds is more than what it gains."""
+_PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@functools.cache
+def uses_onednn() -> bool:
+    """Whether products of this process are oneDNN's. A property of the machine, never of what was measured: a resumed
+    run has to compute what it did before."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    if not (torch.backends.mkl.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        return False
+
+
+@contextmanager
+def as_torch_does() -> Iterator[None]:
+    """While open, products are torch's own, to compare with."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
+def multiply(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
+    """a b, without a gradient; any strides."""
+    if _taken(a_MK, b_KN.shape[1]) and b_KN.dtype == torch.float32:
+        return _pointwise(a_MK, b_KN.T)
+    return a_MK @ b_KN
+
+
+def linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    """As torch's `F.linear`, with its gradients."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight_NK, bias_N)
+    if not _taken(x, len(weight_NK)) or weight_NK.dtype != torch.float32:
+        return F.linear(x, weight_NK, bias_N)
+    found: torch.Tensor = _Linear.apply(x, weight_NK, bias_N)
+    return found
+
+
+class Linear(nn.Linear):
+    """A linear layer of any model whose products are those of this module."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def swap_linear_layers(model: nn.Module) -> None:
+    """Make torch's own linear layers in a model :class:`Linear`, where that gains; subclasses stay what they are."""
+    for module in model.modules() if uses_onednn() else ():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
+        # The leaf itself: under ZeRO-3 it is released after this and holds the weight again when backward comes.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight_NK)
+        return _pointwise(x, weight_NK, bias_N)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight_NK = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows_MN = d_out.reshape(-1, d_out.shape[-1])
+        return (
+            multiply(rows_MN, weight_NK).view(*d_out.shape[:-1], -1) if of_x else None,
+            multiply(rows_MN.T, x.reshape(-1, x.shape[-1])) if of_weight else None,
+            rows_MN.sum(0) if of_bias else None,
+        )
+
+
+def _taken(x: torch.Tensor, columns: int) -> bool:
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
+    return on_cpu and uses_onednn() and not _PLAIN.get() and math.prod(x.shape) * columns >= SMALLEST
+
+
+def _pointwise(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_NK, bias_N, "none", [], "")
+    return found

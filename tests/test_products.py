@@ -1,0 +1,92 @@
+"""Products by oneDNN against float64, with every gradient; where torch's own are used, the same code says so."""
+
+from __future__ import annotations
+
+import copy
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from bridge_ds import products
+from bridge_ds.products import Linear, as_torch_does, linear, multiply, swap_linear_layers
+
+HERE = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
+SIZES = st.integers(1, 70)
+
+
+@pytest.fixture(autouse=True)
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any CPU that has the operator, and for products of any size."""
+    monkeypatch.setattr(products, "uses_onednn", lambda: HERE)
+    monkeypatch.setattr(products, "SMALLEST", 0)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 5), SIZES, SIZES, SIZES, st.booleans(), st.integers(0, 7))
+def test_a_linear_layer_and_its_gradients(
+    batch: int, rows: int, summed: int, columns: int, has_bias: bool, wanted: int
+) -> None:
+    draw = torch.Generator().manual_seed(rows)
+    x = torch.randn(batch, rows, summed, generator=draw, requires_grad=bool(wanted & 1))
+    weight = torch.randn(columns, summed, generator=draw, requires_grad=bool(wanted & 2))
+    bias = torch.randn(columns, generator=draw, requires_grad=bool(wanted & 4)) if has_bias else None
+    given_ = [each for each in (x, weight, bias) if each is not None]
+    exact = [each.detach().double().requires_grad_(each.requires_grad) for each in given_]
+    found, expected = linear(*given_), nn.functional.linear(*exact)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-4)
+    trained = [number for number, each in enumerate(given_) if each.requires_grad]
+    if not trained:
+        assert not found.requires_grad
+        return
+    d_out = torch.randn(found.shape, generator=draw)
+    gradients = torch.autograd.grad(found, [given_[n] for n in trained], d_out)
+    for got, want in zip(gradients, torch.autograd.grad(expected, [exact[n] for n in trained], d_out.double()), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
+
+
+@given(SIZES, SIZES, SIZES, st.booleans(), st.booleans())
+def test_a_product_of_any_strides(rows: int, summed: int, columns: int, first: bool, second: bool) -> None:
+    a = torch.randn(summed, rows).T if first else torch.randn(rows, summed)
+    b = torch.randn(columns, summed).T if second else torch.randn(summed, columns)
+    torch.testing.assert_close(multiply(a, b).double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes_are_torchs(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(5, 7, dtype=dtype), torch.randn(3, 7, dtype=dtype)
+    assert torch.equal(linear(x, weight), nn.functional.linear(x, weight))
+    assert torch.equal(multiply(x, weight.T), x @ weight.T)
+
+
+def test_layers_are_swapped_and_stay_linear_layers() -> None:
+    model = nn.Sequential(nn.Linear(9, 5), nn.ReLU(), nn.Sequential(nn.Linear(5, 4, bias=False)))
+    x = torch.randn(3, 9)
+    expected = model(x)
+    swap_linear_layers(model)
+    kinds = [type(each) for each in model.modules() if isinstance(each, nn.Linear)]
+    assert kinds == [Linear if HERE else nn.Linear] * 2
+    torch.testing.assert_close(copy.deepcopy(model)(x), expected)
+    with as_torch_does():
+        assert torch.equal(model(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("capability", "text", "expected"),
+    [("AVX512", "vendor_id : AuthenticAMD", HERE), ("AVX512", "vendor_id : GenuineIntel", False),
+     ("AVX2", "vendor_id : AuthenticAMD", False)],
+)  # fmt: skip
+def test_where_it_gains(monkeypatch: pytest.MonkeyPatch, capability: str, text: str, expected: bool) -> None:
+    monkeypatch.undo()
+    with (
+        mock.patch("torch.backends.cpu.get_cpu_capability", return_value=capability),
+        mock.patch("torch.backends.mkl.is_available", return_value=True),
+        mock.patch.object(products.Path, "read_text", return_value=text),
+    ):
+        assert products.uses_onednn.__wrapped__() == expected
