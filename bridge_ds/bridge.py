@@ -27,7 +27,6 @@ from bridge_ds.llm.teaching import Teaching, divergence_sum
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.mapping.projector import Projector
 from bridge_ds.objectives import OBJECTIVES
-from bridge_ds.products import swap_linear_layers
 
 __all__ = ["TRAINABLE", "Absent", "BridgeModel", "Ids", "LLMAlone", "build_bridge", "joined"]
 
@@ -258,7 +257,6 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
         of = config.mapping
         sizes = {key: getattr(of, key) for key in MAPPINGS[of.kind].options}
         mapping = Projector(of.kind, encoder.width, llm.width, end_init=of.end_init, **sizes)
-    swap_linear_layers(mapping)
     model = BridgeModel(encoder, fusion, mapping, llm, bos)
     train, predicts = config.train, OBJECTIVES[config.data.objective].predicts
     weight = train.teaching_weight if predicts else 1.0

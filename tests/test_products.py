@@ -45,7 +45,9 @@ def test_a_linear_layer_and_its_gradients(
         return
     d_out = torch.randn(found.shape, generator=draw)
     gradients = torch.autograd.grad(found, [given_[n] for n in trained], d_out)
-    for got, want in zip(gradients, torch.autograd.grad(expected, [exact[n] for n in trained], d_out.double()), strict=True):
+    for got, want in zip(
+        gradients, torch.autograd.grad(expected, [exact[n] for n in trained], d_out.double()), strict=True
+    ):
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
 
 

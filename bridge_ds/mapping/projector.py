@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bridge_ds.mapping import MAPPINGS
+from bridge_ds.products import swap_linear_layers
 
 __all__ = ["Projector"]
 
@@ -40,6 +41,7 @@ class Projector(nn.Module):
         """Soft tokens of a row whatever its source's length, the end vector aside; 0 = one for each encoder token."""
         # A buffer and not a parameter: set once from the first batch, then part of the bridge's definition.
         self.register_buffer("scale", torch.ones(()))
+        swap_linear_layers(self)
 
     def forward(self, fused_BSD: torch.Tensor, mask_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map.

@@ -13,7 +13,8 @@ Models have random weights: speed does not depend on their values. All variants 
 slow moment hits all of them. Each batch appends a row for each variant to bench_step.csv beside this file:
 
   way              ours, paper (as the public code of arXiv 2508.09091 does it, tools/bench/paper_step.py), or compiled
-                   (ours, with the layers of encoder and LLM compiled one by one, for any shape)
+                   (ours, with the layers of encoder and LLM compiled one by one, for any shape), or cached (ours, in an
+                   epoch after the first: the encoder's states are read from files, in the step)
   step_ms          median milliseconds of a step
   vs_last_layer    median over the turns of the ratio to the same way's last_layer in the same turn
   speedup          median over the turns of the ratio of the paper's step with the same fusion to this one; where that
@@ -94,6 +95,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--dtype", choices=models.DTYPES, help="of both models (default: bfloat16 on CUDA, float32 on a CPU)")
     add("--fusions", default=",".join(FUSIONS), help="comma-separated; last_layer is the base")
     add("--against", choices=["paper"], help="measure the paper's own step beside ours")
+    add("--cached", action="store_true", help="measure ours with kept encoder states too (data.states_cache)")
     add("--compile", action="store_true", help="measure ours with compiled layers too")
     add("--batch", default="32", help="samples of a step, comma-separated (default: 32, as the recipe testbed)")
     add("--source", default="32", help="encoder tokens of a sample: 9-59, or 32 for 16 to 32 (default: 32)")
@@ -129,7 +131,12 @@ def measure(
     dtype = models.DTYPES[options.dtype]
     encoder, llm = models.frozen_pair(sizes, device, dtype, options.layers, vocabulary)
     feedforward = options.feedforward or models.FEEDFORWARD.get(sizes, 2048)
-    ways = ["ours", *(["paper"] if options.against else []), *(["compiled"] if options.compile else [])]
+    ways = [
+        "ours",
+        *(["cached"] if options.cached else []),
+        *(["paper"] if options.against else []),
+        *(["compiled"] if options.compile else []),
+    ]
     variants = make_variants(ways, options.fusions.split(","), feedforward, encoder, llm)
     sync(device)
     print(f"{sizes}: models made in {time.perf_counter() - began:.1f} s", flush=True)

@@ -5,23 +5,31 @@ A variant is one way with one fusion: its own bridge and optimizer on the same f
 
 from __future__ import annotations
 
+import atexit
 import gc
 import resource
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from bridge_ds.config.load import load_config
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.encoder.frozen import FrozenEncoder
 from bridge_ds.engine.compiled import CompiledLayers
+from bridge_ds.engine.step import encoded
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.products import as_torch_does
+from bridge_ds.states.cache import StatesCache
+from bridge_ds.states.files import StatesFiles
 from tools.bench.bench_models import make_batch, make_model, make_texts, tokenizers, trained
 from tools.bench.paper_step import PAPER_FUSIONS, PaperStep
 
@@ -37,12 +45,14 @@ class Variant:
     """One way with one fusion, and what was measured of it with the last batch."""
 
     way: str
-    """`ours`, `compiled` or `paper`."""
+    """`ours`, `cached`, `compiled` or `paper`."""
     fusion: str
     model: Any
     optimizer: torch.optim.Optimizer
     compiled: CompiledLayers | None = None
     """Layers to switch."""
+    cache: StatesCache | None = None
+    """Of the encoder's states, which the first step writes."""
     seconds: list[float] = field(default_factory=list)
     """Of each turn."""
     first: float = 0.0
@@ -57,6 +67,9 @@ class Variant:
         """Mean negative log-likelihood over the target tokens. Ours gets ids, the paper's the texts."""
         if self.way == "paper":
             return self.model(*texts)
+        if self.cache:
+            states = encoded(self.model, [batch], self.cache.read([batch]))[0]
+            return self.model(batch.to(self.model.device), states) / tokens
         return self.model(batch.to(self.model.device)) / tokens
 
     def step(self, texts: Texts, batch: Batch, device: torch.device) -> float:
@@ -108,8 +121,18 @@ def make_variants(
                 optimizer = torch.optim.AdamW(trained(model))
             else:
                 continue
-            found.append(Variant(way, fusion, model, optimizer, layers))
+            cache = states_cache(fusion, encoder, dtype) if way == "cached" else None
+            found.append(Variant(way, fusion, model, optimizer, layers, cache))
     return found
+
+
+def states_cache(fusion: str, encoder: FrozenEncoder, dtype: torch.dtype) -> StatesCache:
+    """An empty one, in a folder that is removed with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="bench_states_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    name = str(dtype).removeprefix("torch.")
+    config = load_config("testbed", [f"fusion.name={fusion}", f"model.dtype={name}"])
+    return StatesCache(StatesFiles(folder, 1 << 40), encoder, config)
 
 
 def take_turns(variants: list[Variant], texts: Texts, batch: Batch, repeat: int, device: torch.device) -> None:
