@@ -21,8 +21,8 @@ from bridge_ds.fusion.kernels.rows import Rows, flat, gradients_of, shaped
 
 __all__ = ["fuse"]
 
-BLOCK_BYTES = 1 << 20
-"""Bytes of a block's states and results on a CPU, which stay in cache between their operators."""
+BLOCK_BYTES = 8 << 20
+"""Bytes of a block's states and results on a CPU: more are out of cache, with fewer the operators' own time counts."""
 DEVICE_BLOCK_BYTES = 64 << 20
 """The same on another device, where launches count."""
 
@@ -50,7 +50,8 @@ class _Plan:
         """Ranges of tokens; the temporaries of one stay below the size of a few states."""
         size = BLOCK_BYTES if hs[0].device.type == "cpu" else DEVICE_BLOCK_BYTES
         of_row = (len(hs) + 1 + results) * max(1, hs[0].shape[1]) * self.wide.itemsize
-        few = self.rows.count // (len(hs) + 1 + results)
+        # Below 3 N D in all: rows that are not views of the result are copied, of it and of its gradient.
+        few = (2 if self.rows.index is None else 1) * self.rows.count // (len(hs) + 1 + results)
         return self.rows.chunks(max(1, min(size // of_row, few)))
 
 
