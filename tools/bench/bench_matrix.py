@@ -6,7 +6,7 @@ examples:
   python tools/bench/bench_matrix.py --quick --output /tmp/rows.csv    # tiny; shows that it runs
 
 `linear over a stack` stacks the states on a last axis, runs torch's Linear over it and ReLU, and permutes the result
-back to [K, N, D], as the public code of LayAlign (arXiv 2502.11405) does; `einsum` multiplies the matrix with the states
+back to [K, N, D], as the public code of LayAlign (arXiv 2502.11405) does; `einsum` multiplies the matrix with states
 stacked on the first axis. Rows are appended to bench_matrix.csv beside this file: machine, versions, commit, shapes;
 median and fastest milliseconds of forward and of forward + backward (frozen states), measured in turns after an
 unmeasured call of the same; and how many times as long as `torch` each took, of the fastest and of the medians.

@@ -50,8 +50,9 @@ class _Plan:
         """Ranges of tokens; the temporaries of one stay below the size of a few states."""
         size = BLOCK_BYTES if hs[0].device.type == "cpu" else DEVICE_BLOCK_BYTES
         of_row = (len(hs) + 1 + results) * max(1, hs[0].shape[1]) * self.wide.itemsize
-        # Below 3 N D in all: rows that are not views of the result are copied, of it and of its gradient.
-        few = (2 if self.rows.index is None else 1) * self.rows.count // (len(hs) + 1 + results)
+        # Below 3 N D in all: where rows are not views of the result, they are copied, of it and of its gradient.
+        views = self.rows.index is None and hs[0].dtype == self.wide
+        few = (2 if views else 1) * self.rows.count // (len(hs) + 1 + results)
         return self.rows.chunks(max(1, min(size // of_row, few)))
 
 
@@ -105,6 +106,7 @@ class _FuseByMatrix(torch.autograd.Function):
                     along_m1 = (vector_mD * buffer_PmD[layer]).mean(-1, keepdim=True)
                     vector_mD = vector_mD.addcmul_(along_m1, buffer_PmD[layer], value=-1).mul_(scale_Lm[layer][:, None])
                 rows.put(target_ND, lo, hi, vector_mD)
+            del d_sums_KmD, d_sums_KC  # before the next block's are made
         return None, d_matrix_KP, *shaped(d_states, states)
 
 
