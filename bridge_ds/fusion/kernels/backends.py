@@ -1,4 +1,4 @@
-"""Choice of the backend, and the three operations of the fusions on each.
+"""Choice of the backend, and the four operations of the fusions on each.
 
 Dimensions: B batch, S encoder tokens, L layers, D width.
 """
@@ -16,12 +16,20 @@ from pathlib import Path
 
 import torch
 
-from bridge_ds.fusion.kernels import by_layer, by_query, by_token, reference
+from bridge_ds.fusion.kernels import by_layer, by_matrix, by_query, by_token, reference
 from bridge_ds.fusion.kernels.primitives import Primitives
 from bridge_ds.fusion.kernels.rows import Rows, real_rows
 from bridge_ds.fusion.spec import BACKENDS
 
-__all__ = ["choose_backend", "fuse_by_layer", "fuse_by_query", "fuse_by_token", "primitives", "why_no_triton"]
+__all__ = [
+    "choose_backend",
+    "fuse_by_layer",
+    "fuse_by_matrix",
+    "fuse_by_query",
+    "fuse_by_token",
+    "primitives",
+    "why_no_triton",
+]
 
 
 def choose_backend(backend: str, device: str = "cpu") -> str:
@@ -87,6 +95,25 @@ def fuse_by_layer(
         return reference.mix(reference.normed(states) if rms else states, weights_L, mask_BS)
     wide_L = _wide(weights_L).to(torch.promote_types(states[0].dtype, torch.float32))
     return by_layer.fuse(primitives(backend), rows or real_rows(mask_BS), states, wide_L, rms)
+
+
+def fuse_by_matrix(
+    backend: str, states: Sequence[torch.Tensor], mask_BS: torch.Tensor, weight_KL: torch.Tensor, bias_K: torch.Tensor,
+    *, relu: bool = True, rms: bool = False, rows: Rows | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """relu(sum_l W_kl h_l + b_k) for K rows of weights at once: [K, B, S, D] in the states' dtype, zero on padding.
+    Other arguments as of :func:`fuse_by_token`. `triton` has no kernel of its own here: it runs what `torch` does.
+
+    Args:
+        weight_KL: W, the same for every token.
+        bias_K: b.
+        relu: if not, the sums themselves are the result.
+    """
+    backend = choose_backend(backend, states[0].device.type)
+    if backend == "reference":
+        states = reference.normed(states) if rms else states
+        return reference.matrix_mix(states, weight_KL, bias_K, mask_BS, relu)
+    return by_matrix.fuse(rows or real_rows(mask_BS), states, weight_KL, bias_K, relu, rms)
 
 
 def fuse_by_query(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-__all__ = ["layer_scores", "mix", "normed", "query_scores"]
+__all__ = ["layer_scores", "matrix_mix", "mix", "normed", "query_scores"]
 
 
 def layer_scores(
@@ -53,3 +53,13 @@ def mix(states: Sequence[torch.Tensor], weights: torch.Tensor, mask_BS: torch.Te
 def normed(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Each state of each token divided by its RMS (T5's norm without a gain)."""
     return [F.rms_norm(state, state.shape[-1:], eps=1e-6) for state in states]
+
+
+def matrix_mix(
+    states: Sequence[torch.Tensor], weight_KL: torch.Tensor, bias_K: torch.Tensor, mask_BS: torch.Tensor, relu: bool
+) -> torch.Tensor:
+    """relu(sum_l W_kl h_l + b_k) in float32 (or float64), [K, B, S, D]; zero on padding."""
+    wide = torch.promote_types(states[0].dtype, torch.float32)
+    sums_BSDK = F.linear(torch.stack(tuple(states), dim=-1).to(wide), weight_KL.to(wide), bias_K.to(wide))
+    fused = (F.relu(sums_BSDK) if relu else sums_BSDK).movedim(-1, 0)
+    return fused.to(states[0].dtype).masked_fill(mask_BS[..., None] == 0, 0)
