@@ -5,9 +5,8 @@ Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens, X splic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -16,10 +15,13 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.layout import Layout, layout_of
 from bridge_ds.encoder.base import Encoder, Input, States
+from bridge_ds.encoder.groups import joined
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.device_map import input_device
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.fusion.kernels.rows import Rows
+from bridge_ds.injection.base import Form, Injected
+from bridge_ds.llm.attention import AttentionLayers
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.loss import nll_sum
 from bridge_ds.llm.splice import Segment, Spliced, splice
@@ -28,12 +30,12 @@ from bridge_ds.mapping import MAPPINGS
 from bridge_ds.mapping.projector import Projector
 from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["TRAINABLE", "Absent", "BridgeModel", "Ids", "LLMAlone", "build_bridge", "joined"]
+__all__ = ["TRAINABLE", "Absent", "BridgeModel", "Ids", "LLMAlone", "build_bridge"]
 
 Ids: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Token ids and mask, both [B, K]."""
 
-TRAINABLE = ("fusion.", "mapping.")
+TRAINABLE = ("fusion.", "mapping.", "injection.")
 """Prefixes of the parameters that are always trained, those of the bridge."""
 
 
@@ -57,6 +59,12 @@ class BridgeModel(nn.Module):
         """Whether encoder and LLM take their inputs on different devices (device map)."""
         self.teaching = Teaching()
         """The loss of batches with a lesson."""
+        self.injection: Form | None = None
+        """What the LLM's layers attend to beside their text; None = nothing."""
+        self.prompt_in_input = True
+        """Whether the soft prompt stands in the LLM's input."""
+        self.makes_prompt = True
+        """Whether there is one; otherwise fusion and mapping are absent."""
 
     @property
     def device(self) -> torch.device:
@@ -97,10 +105,13 @@ class BridgeModel(nn.Module):
     def _answers(self, batch: Batch, states: States | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [N, V] from which the target tokens are predicted, and those tokens [N]."""
         layout = self._layout(batch)
-        segments = [replace(segment, labels_BK=None) for segment in self._segments(batch, states)]
+        segments, injected = self._parts(batch, states)
+        segments = [replace(segment, labels_BK=None) for segment in segments]
         embeds_BXH = splice(segments, order=layout.splice_order()).embeds_BXH
         # Right padding and a causal model: no real position ever attends to padding, so no mask is needed.
-        logits_NV, _ = self.llm.logits_at(embeds_BXH, layout.positions, packed=layout.packed, use_cache=False)
+        logits_NV, _ = self.llm.logits_at(
+            embeds_BXH, layout.positions, packed=layout.packed, injected=injected, use_cache=False
+        )
         return logits_NV, layout.labels
 
     def spliced(self, batch: Batch, side: str = "right") -> Spliced:
@@ -113,7 +124,8 @@ class BridgeModel(nn.Module):
         """
         layout = batch.layout
         order = layout.splice_order() if layout and not layout.packed and side == "right" else None
-        return splice(self._segments(batch), side, order)
+        segments, injected = self._parts(batch)
+        return replace(splice(segments, side, order), injected=injected)
 
     def prefix(self, batch: Batch) -> Spliced:
         """The input before the answer, left-padded: :meth:`spliced` without the targets."""
@@ -123,20 +135,34 @@ class BridgeModel(nn.Module):
     def soft(self, batch: Batch, states: States | None = None) -> Segment:
         """The soft prompt: one vector per encoder token (or `mapping.fixed_length`), and the end vector. Rows without
         encoder tokens are masked out."""
-        device = batch.source_ids.device
+        return self._soft(self._read(batch, states))
+
+    def _read(self, batch: Batch, states: States | None) -> _Encoded:
+        device, own_BS = batch.source_ids.device, batch.source_mask
         batch = self.at_encoder(batch)
-        has_B = None
         if batch.layout is None:  # else every row has a source
-            has_B, seen_BS = batch.source_mask.any(1), batch.source_mask.clone()
-            seen_BS[~has_B, 0] = 1  # an encoder may return NaN for a row of padding
+            seen_BS = batch.source_mask.clone()
+            seen_BS[~seen_BS.any(1), 0] = 1  # an encoder may return NaN for a row of padding
             batch = replace(batch, source_mask=seen_BS)
-        if states is None:
-            states = self.encode(batch)
-        fused_BSD = self.fusion(states, batch.source_mask, _source_rows(batch))
-        soft_BSH, mask_BS = self.mapping(fused_BSD, batch.source_mask)
-        if has_B is not None:
-            mask_BS = mask_BS * has_B[:, None].to(mask_BS)
-        return Segment(soft_BSH.to(device), mask_BS.to(device))
+        found = self.encode(batch) if states is None else states
+        return _Encoded(found, batch.source_mask, _source_rows(batch), own_BS, batch.layout is None, device)
+
+    def _soft(self, read: _Encoded) -> Segment:
+        fused_BSD = self.fusion(read.states, read.mask_BS, read.rows)
+        soft_BSH, mask_BS = self.mapping(fused_BSD, read.mask_BS)
+        if read.some_empty:
+            mask_BS = mask_BS * read.own_BS.any(1, keepdim=True).to(mask_BS)
+        return Segment(soft_BSH.to(read.device), mask_BS.to(read.device))
+
+    def _injected(self, read: _Encoded, soft: Segment | None) -> Injected | None:
+        """What the LLM's layers attend to beside the text."""
+        if self.injection is None:
+            return None
+        if self.prompt_in_input or soft is None:
+            return self.injection.injected(read.states, read.own_BS.to(read.mask_BS.device), read.rows, ())
+        soft = replace(soft, embeds_BKH=soft.embeds_BKH.to(self.llm.model.get_input_embeddings().weight.dtype))
+        prompt, mask_BK = self.llm.keys_and_values(soft)
+        return self.injection.injected(read.states, mask_BK, None, prompt)
 
     def at_encoder(self, batch: Batch) -> Batch:
         """The batch on the encoder's device. States, fusion and mapping are there too; :meth:`soft` moves the soft
@@ -178,10 +204,12 @@ class BridgeModel(nn.Module):
             opening,
             batch.head_mask,
             fixed_length=self.mapping.fixed_length,
+            soft_prompt=self.prompt_in_input,
         )
 
-    def _segments(self, batch: Batch, states: States | None = None) -> list[Segment]:
-        """[head | soft, end | prompt | target]; ONE call of the LLM's embedding (under ZeRO-3 each call gathers it)."""
+    def _parts(self, batch: Batch, states: States | None = None) -> tuple[list[Segment], Injected | None]:
+        """[head | soft, end | prompt | target], and what is beside them; ONE call of the LLM's embedding (under ZeRO-3
+        each call gathers it)."""
         head_ids, head_mask = self.head(batch)
         ids = [head_ids, batch.prompt_ids, batch.target_ids]
         embeds = self.llm.embed(torch.cat(ids, dim=1)).split([part.shape[1] for part in ids], dim=1)
@@ -189,9 +217,13 @@ class BridgeModel(nn.Module):
         prompt = Segment(embeds[1], batch.prompt_mask)
         target = Segment(embeds[2], batch.target_mask, batch.target_ids if batch.target_ids.shape[1] else None)
         if not batch.source_mask.shape[1] or (batch.layout is None and not bool(batch.source_mask.any())):
-            return [head, prompt, target]
-        soft = self.soft(batch, states)
-        return [head, replace(soft, embeds_BKH=soft.embeds_BKH.to(head.embeds_BKH.dtype)), prompt, target]
+            return [head, prompt, target], None
+        read = self._read(batch, states)
+        soft = self._soft(read) if self.makes_prompt else None
+        injected = self._injected(read, soft)
+        if soft is None or not self.prompt_in_input:
+            return [head, prompt, target], injected
+        return [head, replace(soft, embeds_BKH=soft.embeds_BKH.to(head.embeds_BKH.dtype)), prompt, target], injected
 
 
 class LLMAlone(BridgeModel):
@@ -217,17 +249,19 @@ class Absent(nn.Module):
         return torch.zeros(0)
 
 
-def joined(batch: Batch, parts: Sequence[States]) -> States:
-    """The states [B, S, D] of a batch from those of its groups of rows; 0 on padding that no group has."""
-    if len(parts) == 1:
-        return parts[0]
-    assert batch.layout is not None
-    found, index = [], torch.cat([group.flatten() for group in batch.layout.groups])
-    for layer in zip(*parts, strict=True):
-        state_MD = torch.cat([state.flatten(0, 1) for state in layer])
-        whole = state_MD.new_zeros(batch.source_ids.numel(), state_MD.shape[-1])
-        found.append(whole.index_copy_(0, index, state_MD).unflatten(0, batch.source_ids.shape))
-    return tuple(found)
+class _Encoded(NamedTuple):
+    """Of a batch, once the encoder has read it."""
+
+    states: States
+    mask_BS: torch.Tensor
+    """Of what it read: a row without a source has one token of padding."""
+    rows: Rows | None
+    own_BS: torch.Tensor
+    """Of the batch."""
+    some_empty: bool
+    """Some row may have no source."""
+    device: torch.device
+    """Of the LLM's input."""
 
 
 def _source_rows(batch: Batch) -> Rows | None:
@@ -248,16 +282,32 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
         raise ConfigError(
             f"fusion.heads is {config.fusion.heads}, which does not divide the encoder's width {encoder.width}."
         )
-    kind = FUSIONS[config.fusion.name]
+    kind, injection = FUSIONS[config.fusion.name], config.injection
     encoder.include_embeddings = config.fusion.include_embeddings
     options = {option: getattr(config.fusion, option) for option in kind.options}
+    fusion: Any = Absent()
+    mapping: Any = Absent()
+    form = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        fusion = kind(num_layers=encoder.num_layers, width=encoder.width, **options)
-        of = config.mapping
-        sizes = {key: getattr(of, key) for key in MAPPINGS[of.kind].options}
-        mapping = Projector(of.kind, encoder.width, llm.width, end_init=of.end_init, **sizes)
+        if injection.makes_prompt:
+            fusion = kind(num_layers=encoder.num_layers, width=encoder.width, **options)
+            of = config.mapping
+            sizes = {key: getattr(of, key) for key in MAPPINGS[of.kind].options}
+            mapping = Projector(of.kind, encoder.width, llm.width, end_init=of.end_init, **sizes)
+        if injection.spec is not None:
+            llm.attention = AttentionLayers(llm.model, injection.llm_layers, injection.spec.projects)
+            own = {key: getattr(injection, key) for key in injection.spec.options}
+            form = injection.spec(encoder.num_layers, encoder.width, llm.width, len(llm.attention), **own)
+            form.backend = config.fusion.backend
     model = BridgeModel(encoder, fusion, mapping, llm, bos)
+    model.injection = form
+    model.prompt_in_input, model.makes_prompt = injection.prompt_in_input, injection.makes_prompt
+    if bos is None and not (model.prompt_in_input or config.data.augment_prompt):
+        raise ConfigError(
+            f"injection.form is {injection.form} without a soft prompt in the LLM's input, the LLM has no BOS and "
+            "reads no text, so that an answer follows nothing; expected one of them; set data.augment_prompt=true."
+        )
     train, predicts = config.train, OBJECTIVES[config.data.objective].predicts
     weight = train.teaching_weight if predicts else 1.0
     model.teaching = Teaching(weight, train.teaching_temperature, predicts)

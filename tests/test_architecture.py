@@ -20,6 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"__init__", "errors", "hosts", "objectives", "products", "reading", "shipped", "streams"},
     {"disk", "fusion", "mapping", "typed", "world"},
+    {"injection"},
     {"log", "compat", "metrics", "partial"},
     {"entry"},
     {"config"},

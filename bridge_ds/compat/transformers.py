@@ -4,6 +4,7 @@ called, and attention whose backward is fast on CPUs."""
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -13,13 +14,29 @@ from typing import Any
 import torch
 
 __all__ = [
-    "CACHE_NAMES", "attend_in_float32", "cache_of", "enable_recomputing", "generate_from_embeds", "given_cache",
-    "masks_known", "quiet", "record_layers_only", "set_recomputing", "unsharded",
-]  # fmt: skip
+    "BESIDE",
+    "CACHE_NAMES",
+    "attend_in_float32",
+    "cache_of",
+    "call_beside_attention",
+    "enable_recomputing",
+    "generate_from_embeds",
+    "given_cache",
+    "masks_known",
+    "not_recomputed",
+    "plain_attention",
+    "quiet",
+    "record_layers_only",
+    "set_recomputing",
+    "unsharded",
+]
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """Names of the cache, in forward() and in what it returns: transformers 5.24 renames the later ones, which it warns of
 and gives up in 5.40, to the first."""
+
+BESIDE = "bridge_ds_beside"
+"""Attribute of an attention module: what is called beside its attention, see :func:`call_beside_attention`."""
 
 _PADDED: ContextVar[bool | None] = ContextVar("padded", default=None)
 _PACKED: ContextVar[bool] = ContextVar("packed", default=False)
@@ -78,6 +95,49 @@ def attend_in_float32() -> None:
         return output.to(query.dtype), weights
 
     AttentionInterface.register("sdpa", attend)
+
+
+@cache
+def call_beside_attention() -> None:
+    """Let an attention module that has something in its attribute BESIDE call that after its attention, with itself,
+    query, key and value as the interface gets them; what it returns, if anything, is added to the result
+    [B, X, heads, width].
+
+    For every attention of transformers' interface (5.24). Eager attention is no entry there: classes pass that of their
+    own file as what is called in its absence.
+    """
+    from transformers import AttentionInterface
+
+    attend_in_float32()
+    known = AttentionInterface()
+    for name in known.valid_keys():
+        if not name.startswith("paged"):
+            AttentionInterface.register(name, _with_beside(known[name]))
+    AttentionInterface.register("eager", _with_beside(_own_eager))
+
+
+def _own_eager(module: Any, *args: Any, **options: Any) -> Any:
+    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **options)
+
+
+def _with_beside(attention: Any) -> Any:
+    @wraps(attention)
+    def attend(module: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:
+        output, weights = attention(module, query, key, value, *args, **options)
+        beside = vars(module).get(BESIDE)
+        more = None if beside is None else beside(module, query, key, value)
+        return (output if more is None else output + more), weights
+
+    return attend
+
+
+def plain_attention() -> Any:
+    """transformers' sdpa attention, which calls nothing beside it."""
+    from transformers import AttentionInterface
+
+    attend_in_float32()
+    found: Any = AttentionInterface()["sdpa"]
+    return found.__wrapped__ if hasattr(getattr(found, "__wrapped__", None), "__wrapped__") else found
 
 
 def _in_float32(part: Any) -> Any:
@@ -207,6 +267,19 @@ def enable_recomputing(model: Any, dropout: bool = False) -> None:
         for name, value in vars(layer).items():
             if name.endswith("dropout") and isinstance(value, float):
                 setattr(layer, name, 0.0)
+
+
+@contextmanager
+def not_recomputed(model: Any) -> Iterator[None]:
+    """While open, layers keep their activations."""
+    layers = [layer for layer in _layers(model) if getattr(layer, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
 
 
 def set_recomputing(model: Any, on: bool) -> None:

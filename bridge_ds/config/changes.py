@@ -20,7 +20,7 @@ __all__ = [
     "with_places",
 ]  # fmt: skip
 
-_BRIDGE = ("fusion.", "mapping.")
+_BRIDGE = ("fusion.", "mapping.", "injection.")
 """Sections that define the bridge, whichever run begins with its weights."""
 BEFORE: dict[str, dict[str, Any]] = {"data": {"bos": "unless_eos"}}
 """Section -> key -> what runs did before the key existed, where that is not the key's default."""

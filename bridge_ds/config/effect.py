@@ -98,6 +98,10 @@ def _none_compiled(config: Config) -> str:
     return "" if encoder or llm else "no base model is frozen, without dropout and without LoRA"
 
 
+def _not_every_layer(config: Config) -> str:
+    return "" if config.injection.form == "every_layer" else f"injection.form is {config.injection.form}"
+
+
 def _no_cache(config: Config) -> str:
     data = config.data
     if data.stage_dir:
@@ -142,6 +146,16 @@ RULES: tuple[NoEffect, ...] = (
     ),
     *_only_some_take("fusion", "name", FUSIONS),
     *_only_some_take("mapping", "kind", MAPPINGS),
+    NoEffect(_keys("injection", "mlp", "soft_prompt"), _not_every_layer),
+    NoEffect(
+        _keys("injection", "llm_layers", "lr_scale"),
+        _when(lambda c: c.injection.spec is None, "injection.form is none"),
+    ),
+    NoEffect(
+        (*_all_keys("fusion", FusionConfig), *_all_keys("mapping", MappingConfig)),
+        _when(lambda c: not c.injection.makes_prompt, "injection.soft_prompt is false"),
+        (True,),
+    ),
     NoEffect(
         _keys("fusion", "include_embeddings", "lr_scale"),
         lambda c: "" if FUSIONS[c.fusion.name].mixes_layers else f"fusion.name is {c.fusion.name}",

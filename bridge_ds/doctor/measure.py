@@ -125,7 +125,7 @@ class Losses:
 def losses(model: BridgeModel, spliced: Spliced) -> Losses:
     """Each row's own loss, where training adds them all up."""
     places_N, labels_N = predicting(spliced.labels_BX)
-    logits_NV, _ = model.llm.logits_at(spliced.embeds_BXH, places_N, use_cache=False)
+    logits_NV, _ = model.llm.logits_at(spliced.embeds_BXH, places_N, injected=spliced.injected, use_cache=False)
     nll_N = F.cross_entropy(logits_NV.float(), labels_N, reduction="none").double()
     rows, length = spliced.labels_BX.shape
     row_N = places_N // length

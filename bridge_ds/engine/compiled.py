@@ -118,10 +118,11 @@ class CompiledLayers:
 
 def compiled_parts(model: BridgeModel) -> dict[str, Any]:
     """The base models that `train.compile: frozen` compiles, by name. Not one in which anything is trained: ZeRO-3
-    gathers the inside of its layers. Not an encoder with dropout: compiled code would draw other masks."""
+    gathers the inside of its layers. Not an encoder with dropout: compiled code would draw other masks. Not an LLM with
+    `injection`, whose layers attend to something else in each call."""
     parts: dict[str, Any] = {}
     if isinstance(model.encoder, FrozenEncoder) and not model.encoder.dropout:
         parts["encoder"] = model.encoder
-    if isinstance(model.llm, FrozenLLM) and not model.llm.trained:
+    if isinstance(model.llm, FrozenLLM) and not model.llm.trained and model.injection is None:
         parts["LLM"] = model.llm
     return parts

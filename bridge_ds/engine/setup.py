@@ -297,7 +297,8 @@ def _rates(name: str, config: Config) -> tuple[float, float]:
     if part == "llm":
         whole = config.llm.trainable
         return (config.llm.weight_decay, config.llm.lr_scale) if whole else (train.weight_decay, config.lora.lr_scale)
-    return train.weight_decay, config.fusion.lr_scale if part == "fusion" else 1.0
+    scales = {"fusion": config.fusion.lr_scale, "injection": config.injection.lr_scale}
+    return train.weight_decay, scales.get(part, 1.0)
 
 
 def quiet_transformers(world: World | None = None) -> None:

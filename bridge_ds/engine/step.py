@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from bridge_ds.bridge import BridgeModel, joined
+from bridge_ds.bridge import BridgeModel
 from bridge_ds.compat.torch import free_workspaces
 from bridge_ds.config.schema import Config
 from bridge_ds.config.zero import encoded_together
 from bridge_ds.data.loading.batch import Batch, StepBatches
 from bridge_ds.data.shards.samples import KINDS
 from bridge_ds.encoder.base import Encoder, States
+from bridge_ds.encoder.groups import joined
 from bridge_ds.engine.distributed import everyones, peak_memory_gib, sum_counts
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.engine.schedule import set_learning_rate

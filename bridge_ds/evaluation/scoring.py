@@ -111,7 +111,8 @@ def _stores(
     }
     # The names of models say too little: a folder may hold others by now.
     shared |= {"base": {key: base[key] for key in ("llm", "llm_tokenizer", END_IDS) if key in base}} if base else {}
-    parts = ("encoder", "lora", "fusion", "mapping", "data", "train")
+    parts = ["encoder", "lora", "fusion", "mapping", "data", "train"]
+    parts += ["injection"] if config.injection.spec else []  # older predictions have no such part
     trained = {part: values[part] for part in parts} | {"checkpoint": checkpoint, "base": dict(base or {})}
     if config.llm.trainable:
         trained["llm"] = values["llm"]

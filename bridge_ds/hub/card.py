@@ -267,6 +267,7 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
         ("samples", f"{state.get('consumed', 0):,} in {facts.step:,} steps of {train.global_batch}"),
         ("fusion", f"`{facts.config.fusion.name}`"),
         ("mapping", f"`{facts.config.mapping.kind}`"),
+        *([("injection", f"`{facts.config.injection.form}`")] if facts.config.injection.spec else []),
         ("the LLM reads the text too", "yes" if data.augment_prompt else "no"),
         ("the LLM's chat template", "yes" if data.chat_template else "no"),
         ("longest source, target", f"{data.max_source_tokens}, {data.max_target_tokens} tokens"),

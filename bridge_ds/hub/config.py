@@ -32,6 +32,7 @@ _NOT_SHARED = {
     "lora": ("dropout", "lr_scale"),
     "fusion": ("backend", "lr_scale"),
     "mapping": ("match_embedding_rms", "end_init", "dropout"),
+    "injection": ("lr_scale",),
 }
 """Keys of the recipe that matter only in training."""
 _NO_SETTING = (
@@ -67,6 +68,8 @@ class BridgeConfig(PreTrainedConfig):
     """Keys of the recipe's `fusion:` part."""
     mapping: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the recipe's `mapping:` part."""
+    injection: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of the recipe's `injection:` part if it has a form; empty = the soft prompt alone."""
     encoder_training: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Keys of the recipe's `encoder:` part if the encoder was trained too; empty = it was frozen."""
     llm_training: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -153,6 +156,7 @@ def from_run(config: Config, base: Mapping[str, str]) -> BridgeConfig:
         for part, left_out in _NOT_SHARED.items()
     }
     training, llm, lora = parts.pop("encoder"), parts.pop("llm"), parts.pop("lora")
+    injection = parts.pop("injection")
     return BridgeConfig(
         encoder=config.model.encoder,
         llm=config.model.llm,
@@ -165,6 +169,7 @@ def from_run(config: Config, base: Mapping[str, str]) -> BridgeConfig:
         encoder_training=training if config.encoder.trainable else {},
         llm_training=llm if config.llm.trainable else {},
         lora=lora if config.lora.rank else {},
+        injection=injection if config.injection.spec else {},
         architectures=["BridgeForCausalLM"],
         **parts,
     )
@@ -195,6 +200,7 @@ def to_run(config: BridgeConfig, trust_remote_code: bool = False) -> Config:
             "lora": config.lora,
             "fusion": config.fusion,
             "mapping": config.mapping,
+            "injection": config.injection,
             "data": {key: getattr(config, key) for key in (*READ, "truncation_side")},
         }
     )

@@ -263,9 +263,10 @@ class BridgeForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             suffix_ids=suffix_ids, suffix_mask=suffix_mask, labels=labels,
         )  # fmt: skip
         options.pop("return_dict", None)
-        output = self.bridge.llm.model(
-            inputs_embeds=spliced.embeds_BXH, attention_mask=spliced.mask_BX, use_cache=False, **options
-        )
+        with self.bridge.llm.attending(spliced.injected):
+            output = self.bridge.llm.model(
+                inputs_embeds=spliced.embeds_BXH, attention_mask=spliced.mask_BX, use_cache=False, **options
+            )
         loss = None
         if labels is not None:
             positions_N, labels_N = predicting(spliced.labels_BX)

@@ -168,7 +168,7 @@ class Generator:
             criteria.append(stop_criterion(self.decoder(), texts))
             options["stopping_criteria"] = criteria
         llm = self.model.llm.model
-        with self._llm(), _without_own_config(llm):
+        with self._llm(), torch.no_grad(), self.model.llm.attending(prefix.injected), _without_own_config(llm):
             return llm.generate(
                 inputs_embeds=prefix.embeds_BXH, attention_mask=prefix.mask_BX, generation_config=config, **options
             )

@@ -72,6 +72,7 @@ def decode_greedily(
                 llm.embed(next_B[:, None]),
                 row_B,
                 cache,
+                injected=prefix.injected,
                 position_ids=(position_B + step).clamp(max=positions - 1)[:, None],
                 use_cache=True,
                 **mask,

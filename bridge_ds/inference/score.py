@@ -110,16 +110,23 @@ def read_prefix(llm: LLM, prefix: Spliced) -> tuple[torch.Tensor, object]:
     """Logits [B, V] of the first token after the prefix, and the cache; None where the LLM's cannot be used."""
     if not (llm.behavior.steps or llm.behavior.reuse):
         # As in training: nor is it known what the class makes of padding before a text.
-        prefix = splice([Segment(prefix.embeds_BXH, prefix.mask_BX)])
+        injected, prefix = prefix.injected, splice([Segment(prefix.embeds_BXH, prefix.mask_BX)])
         rows, length = prefix.mask_BX.shape
         last_B = torch.arange(rows, device=prefix.mask_BX.device) * length + prefix.mask_BX.sum(1) - 1
-        return llm.logits_at(prefix.embeds_BXH, last_B, use_cache=False)[0], None
+        return llm.logits_at(prefix.embeds_BXH, last_B, injected=injected, use_cache=False)[0], None
     rows, length = prefix.mask_BX.shape
     last_B = torch.arange(1, rows + 1, device=prefix.mask_BX.device) * length - 1
     positions_BX = (prefix.mask_BX.cumsum(1) - 1).clamp(min=0)
     numbers = torch.arange(rows, device=last_B.device)
     packed = PackedRows(positions_BX, torch.full_like(numbers, length - 1)[:, None], numbers)
-    return llm.logits_at(prefix.embeds_BXH, last_B, packed=packed, attention_mask=prefix.mask_BX, use_cache=True)
+    return llm.logits_at(
+        prefix.embeds_BXH,
+        last_B,
+        packed=packed,
+        injected=prefix.injected,
+        attention_mask=prefix.mask_BX,
+        use_cache=True,
+    )
 
 
 def read_whole(
@@ -146,7 +153,8 @@ def read_whole(
     at_RT = prefix.mask_BX.sum(1)[row_R][:, None] + torch.arange(ids_RT.shape[1], device=ids_RT.device)
     longest = whole.mask_BX.shape[1]
     at_RT = at_RT.clamp(max=longest - 1) + longest * torch.arange(len(row_R), device=ids_RT.device)[:, None]
-    logits_NV, _ = llm.logits_at(whole.embeds_BXH, at_RT[wanted_RT], use_cache=False)
+    injected = prefix.injected and prefix.injected.rows(row_R)
+    logits_NV, _ = llm.logits_at(whole.embeds_BXH, at_RT[wanted_RT], injected=injected, use_cache=False)
     return logits_NV
 
 
@@ -168,7 +176,9 @@ def _read_beside(
     idle = not any(ids for row in rest for ids in row)  # another rank has some to read
     given = side_by_side(prefix.mask_BX, [[[0]]] * len(rest) if idle else rest, prefix.embeds_BXH.dtype)
     places_N = given.places_N[: 0 if idle else None]
-    logits_NV, cache = llm.logits_at(llm.embed(given.ids_BC), places_N, read.cache, **given.options())
+    logits_NV, cache = llm.logits_at(
+        llm.embed(given.ids_BC), places_N, read.cache, injected=prefix.injected, **given.options()
+    )
     mask_BX = torch.cat([prefix.mask_BX, torch.zeros_like(given.ids_BC)], dim=1)
     return logits_NV, Read(read.logits_BV, cache, mask_BX)
 
@@ -187,6 +197,7 @@ def _read_choices(
         attention_mask=mask_RX,
         position_ids=prefix.mask_BX.sum(1)[row_R][:, None] + steps_T,
         cache=cache,
+        injected=prefix.injected and prefix.injected.rows(row_R),
         use_cache=True,
     )
     return logits_NV

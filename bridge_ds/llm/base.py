@@ -18,8 +18,12 @@ from bridge_ds.compat.transformers import (
     generate_from_embeds,
     given_cache,
     masks_known,
+    not_recomputed,
 )
 from bridge_ds.data.loading.layout import PackedRows
+from bridge_ds.injection.base import Injected, Pair
+from bridge_ds.llm.attention import AttentionLayers
+from bridge_ds.llm.splice import Segment
 from bridge_ds.llm.support import Behavior, positions_of
 from bridge_ds.llm.trim import last_layer, trimmed
 from bridge_ds.products import swap_linear_layers
@@ -36,6 +40,8 @@ class LLM(nn.Module):
     """The base model's own weights are unchanged, see :meth:`without_adapters`."""
     behavior = Behavior()
     """What may be done with its cache."""
+    attention: AttentionLayers | None = None
+    """Its layers that attend beside the text; None = none does."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -83,6 +89,7 @@ class LLM(nn.Module):
         places_N: torch.Tensor,
         cache: object = None,
         packed: PackedRows | None = None,
+        injected: Injected | None = None,
         **options: Any,
     ) -> tuple[torch.Tensor, Any]:
         """Run the model and its vocabulary projection at the chosen positions only.
@@ -93,6 +100,7 @@ class LLM(nn.Module):
             cache: of the positions before; None = there are none.
             packed: of sequences that are several rows, end to end; or, beside an attention_mask, where each is a row
                 and what is wanted of it.
+            injected: what its layers attend to beside these positions.
             options: passed to the model (attention_mask, position_ids, use_cache).
 
         Returns:
@@ -107,9 +115,47 @@ class LLM(nn.Module):
             options["position_ids"] = packed.position_ids_BX
             if (layer := self._trimmed_layer()) is not None:
                 trimming = trimmed(layer, packed, places_N)
-        with known, trimming, _projecting_only(self.model.get_output_embeddings(), places_N):
+        head = self.model.get_output_embeddings()
+        with known, trimming, self.attending(injected), _projecting_only(head, places_N):
             output = self.model(inputs_embeds=embeds_BXH, return_dict=True, **options)
         return output.logits[0], cache_of(output)
+
+    @contextmanager
+    def attending(self, injected: Injected | None) -> Iterator[None]:
+        """While open, its layers attend to `injected` too; until the next call where there is a gradient, since
+        activation checkpointing runs them again in backward."""
+        if self.attention is not None:
+            self.attention.set(injected)
+        yield
+        if self.attention is not None and not torch.is_grad_enabled():
+            self.attention.set(None)
+
+    def keys_and_values(self, soft: Segment) -> tuple[list[Pair], torch.Tensor]:
+        """Keys and values that each of its attending layers makes of a soft prompt, read by itself before position 0.
+
+        Args:
+            soft: [B, K, H]; zeros of the mask may be anywhere.
+
+        Returns:
+            of each layer keys and values [B, heads, K, width], and the mask [B, K] of them, real ones first.
+        """
+        assert self.attention is not None
+        # Unlike splice(), without its longest row: nothing is asked of the device.
+        order_BK = torch.argsort(soft.mask_BK.to(torch.int8), dim=1, descending=True, stable=True)
+        mask_BK = soft.mask_BK.gather(1, order_BK)
+        embeds_BKH = soft.embeds_BKH.gather(1, order_BK[..., None].expand_as(soft.embeds_BKH))
+        places_K = torch.arange(mask_BK.shape[1], device=mask_BK.device)
+        before_BK = places_K - (mask_BK.sum(1, keepdim=True) if self.behavior.shifts else 0)
+        # A causal model: real positions never attend to the padding behind them.
+        head = self.model.get_output_embeddings()
+        with (
+            masks_known(padded=False), not_recomputed(self.model), self.attention.recorded() as found,
+            _projecting_only(head, places_K[:1]),
+        ):  # fmt: skip
+            self.model(
+                inputs_embeds=embeds_BKH, position_ids=before_BK.expand_as(mask_BK), use_cache=False, return_dict=True
+            )
+        return found, mask_BK
 
     def _trimmed_layer(self) -> nn.Module | None:
         """The last decoder layer, if it may run at the wanted positions only."""

@@ -27,5 +27,7 @@ class Behavior:
     """Rows that are joined end to end are computed as each alone."""
     eager: bool = False
     """It computes attention as transformers' eager code, which keeps the scores for backward (soft caps: Gemma 2)."""
+    shifts: bool = False
+    """Its positions are relative: all of them shifted by a number, below 0 too, give the same."""
     trims: bool = False
     """Then its last layer may be computed at the wanted positions only (:mod:`bridge_ds.llm.trim`)."""

@@ -44,7 +44,9 @@ def packing_of(config: Config, device: str) -> Packing | None:
         encoder = base_config("model.encoder", of.encoder, of.encoder_revision, of.trust_remote_code)
     behavior = behavior_of(of.llm, llm, of.trust_remote_code)
     packing = replace(packing_for(encoder, llm, device, of.dtype), llm_scores=behavior.eager)
-    return packing if behavior.packs else replace(packing, llm_keys=0.0)
+    # What is beside the text of one row would be beside that of all rows of a sequence.
+    joins = behavior.packs and config.injection.spec is None
+    return packing if joins else replace(packing, llm_keys=0.0)
 
 
 def packing_for(encoder: Any | None, llm: Any, device: str, dtype: str) -> Packing:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from bridge_ds.data.loading.layout import Order, close_up
+from bridge_ds.injection.base import Injected
 
 __all__ = ["IGNORE", "Segment", "Spliced", "splice"]
 
@@ -40,13 +41,16 @@ class Spliced:
     """[B, X], 1 on real tokens: one run of ones in each row."""
     labels_BX: torch.Tensor
     """[B, X], the token id AT a position, IGNORE if it is not to be predicted or padding."""
+    injected: Injected | None = None
+    """What the LLM's layers attend to beside it."""
 
     def rows(self, numbers: Sequence[int]) -> Spliced:
         """Some rows, without positions that hold padding in all of them."""
         mask_BX = self.mask_BX[list(numbers)]
         used_X = mask_BX.any(0)
         embeds_BXH, labels_BX = (part[list(numbers)][:, used_X] for part in (self.embeds_BXH, self.labels_BX))
-        return Spliced(embeds_BXH, mask_BX[:, used_X], labels_BX)
+        injected = self.injected and self.injected.rows(numbers)
+        return Spliced(embeds_BXH, mask_BX[:, used_X], labels_BX, injected)
 
 
 def splice(segments: Sequence[Segment], side: str = "right", order: Order | None = None) -> Spliced:

@@ -12,6 +12,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,7 +134,8 @@ def _observe(of: _Keyed) -> Behavior | str:
         return _ANEW
     try:
         with torch.no_grad():
-            behavior = _Probe(model, embed).behavior()
+            probe = _Probe(model, embed)
+            behavior = replace(probe.behavior(), shifts=probe.shifts())
         packs, trims = packs_and_trims(of.kind, of.config)
         eager = model.config.get_text_config()._attn_implementation == "eager"
         return replace(behavior, packs=packs, trims=trims, eager=eager)
@@ -191,6 +193,16 @@ class _Probe:
         remark = "its cache cannot be shared by choices: evaluation runs the whole prompt anew for each choice"
         remark += "" if steps or maskless else ", and greedy decoding for each token"
         return Behavior(steps or maskless, not maskless, reuse, False, spare, remark)
+
+    def shifts(self) -> bool:
+        """Whether the first row gives the same at positions that begin below 0."""
+
+        def run(by: int) -> Any:
+            places = torch.arange(_LENGTH)[None] - by
+            return self.model(inputs_embeds=self._row(0), position_ids=places, use_cache=False).logits
+
+        found = [self._try(partial(run, by)) for by in (0, 5)]
+        return found[0] is not None and found[1] is not None and self._same(found[1], found[0])
 
     def _spare(self) -> int | None:
         if not positions_of(self.model.config):

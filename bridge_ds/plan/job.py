@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge_ds.config.build import one_of
-from bridge_ds.config.schema import Config, FusionConfig, MappingConfig, TrainConfig
+from bridge_ds.config.schema import Config, FusionConfig, InjectionConfig, MappingConfig, TrainConfig
 from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
@@ -42,6 +42,7 @@ class Job:
     gpus: int = 1
     """GPUs (ranks) a node."""
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    injection: InjectionConfig = field(default_factory=InjectionConfig)
     mapping: MappingConfig = field(default_factory=MappingConfig)
     source: int = 512
     """Encoder tokens a sample, padding included."""
@@ -143,7 +144,13 @@ class Job:
     @property
     def soft(self) -> int:
         """LLM tokens of a sample's soft prompt and its end vector; 0 = no encoder, the LLM alone is trained."""
-        return 1 + (self.mapping.fixed_length or self.source) if self.encoder.layers else 0
+        in_input = self.encoder.layers and self.injection.prompt_in_input
+        return 1 + (self.mapping.fixed_length or self.source) if in_input else 0
+
+    @property
+    def attending(self) -> int:
+        """Layers of the LLM that attend beside their text."""
+        return len(self.injection.llm_layers) or self.llm.layers
 
     @property
     def shards(self) -> int:
@@ -197,8 +204,11 @@ def bridge_parameters(job: Job) -> int:
         return lora_parameters(job.llm, job.lora, job.lora_bias)
     fusion = FUSIONS[job.fusion.name].parameters(job.states, job.encoder.width, job.fusion)
     mapping = MAPPINGS[job.mapping.kind].parameters(job.encoder.width, job.llm.width, job.mapping)
-    end_vector = job.llm.width
-    return fusion + mapping + end_vector + lora_parameters(job.llm, job.lora, job.lora_bias)
+    soft = (fusion + mapping + job.llm.width) * job.injection.makes_prompt
+    spec, injected = job.injection.spec, 0
+    if spec:
+        injected = spec.parameters(job.states, job.encoder.width, job.llm.width, job.attending, job.injection)
+    return soft + injected + lora_parameters(job.llm, job.lora, job.lora_bias)
 
 
 def trained_parameters(job: Job) -> int:
@@ -223,6 +233,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         gpus=gpus,
         fusion=config.fusion,
         mapping=config.mapping,
+        injection=config.injection,
         source=data.max_source_tokens * bridge,
         prompt=data.max_prompt_tokens if data.augment_prompt or not bridge else 0,
         target=data.max_target_tokens,

@@ -171,14 +171,19 @@ def _activations(job: Job) -> float:
 
 
 def _bridge_activations(job: Job) -> float:
-    if not job.soft:
-        return 0.0
+    injected, spec = 0, job.injection.spec
+    if spec:
+        tokens = job.micro_batch * job.source
+        injected = spec.activations(tokens, job.encoder.width, job.llm.width, job.attending, job.bytes, job.injection)
+    if not (job.encoder.layers and job.injection.makes_prompt):
+        return float(injected)
     # What the fusion and the mapping say of themselves. Every mapping keeps its float32 input and output, and the soft
     # prompt in the model's dtype.
-    width, tokens, soft = job.encoder.width, job.micro_batch * job.source, job.micro_batch * (job.soft - 1)
+    width, tokens = job.encoder.width, job.micro_batch * job.source
+    soft = job.micro_batch * (job.mapping.fixed_length or job.source)
     fusion = FUSIONS[job.fusion.name].activations(tokens, job.states, width, job.bytes, job.fusion)
     mapping = MAPPINGS[job.mapping.kind].activations(tokens, job.source, width, job.mapping)
-    return fusion + mapping + tokens * 4 * width + soft * (2 * 4 + job.bytes) * job.llm.width
+    return injected + fusion + mapping + tokens * 4 * width + soft * (2 * 4 + job.bytes) * job.llm.width
 
 
 def _logits(job: Job) -> float:

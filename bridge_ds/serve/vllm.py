@@ -165,6 +165,11 @@ class VllmBackend:
                 "this run trained the LLM (llm.trainable) or updates of the LLM (lora.rank), which a vLLM server does "
                 "not have; expected a run without; leave --vllm out."
             )
+        if model.model.injection is not None:
+            raise ConfigError(
+                "this run's LLM attends to the encoder's states in its layers (injection.form), and a vLLM server "
+                "takes nothing but what stands in the input; expected a run without; leave --vllm out."
+            )
         self.model, self.client = model, client
         self.name = client.model()
         """Its name there."""

@@ -21,6 +21,12 @@ CASES = {
     "llm": (["llm.dropout=true"], "llm.dropout has no effect, as llm.trainable is false.", ["llm.trainable=true"]),
     "lora": (["lora.alpha=32", "lora.targets=[q_proj]"], "lora.alpha, lora.targets have no effect, as lora.rank is 0.",
              ["lora.rank=4"]),
+    "form": (["injection.lr_scale=2"], "injection.lr_scale has no effect, as injection.form is none.",
+             ["injection.form=gated_prompt"]),
+    "every_layer": (["injection.form=gated_prompt", "injection.mlp=true"], "injection.mlp has no effect, as "
+                    "injection.form is gated_prompt.", ["injection.form=every_layer"]),
+    "no_prompt": (["injection.form=every_layer", "injection.soft_prompt=false", "fusion.name=global_softmax"],
+                  "fusion.name has no effect, as injection.soft_prompt is false.", ["injection.soft_prompt=true"]),
     "heads": (["fusion.name=last_layer", "fusion.heads=2"], "fusion.heads has no effect, as fusion.name is last_layer.",
               ["fusion.name=transformer_softmax"]),
     "dropout": (["fusion.name=global_softmax", "fusion.dropout=0.2"],

@@ -26,6 +26,7 @@ from bridge_ds.plan import timing as operators
 from bridge_ds.plan.job import Job
 from bridge_ds.plan.memory import GIB, memory
 from bridge_ds.plan.shapes import Shape
+from bridge_ds.products import as_torch_does
 
 # Operators that start no kernel: other views of the same memory, and memory alone.
 VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze",
@@ -107,6 +108,7 @@ def of_a_layer(run: Callable[[int], tuple[Counted, Counted]]) -> tuple[int, int]
     return tuple(sum(a.names.values()) - sum(b.names.values()) for a, b in zip(more, less, strict=True))  # type: ignore[return-value]
 
 
+@as_torch_does()
 def test_operators_of_a_layer_are_the_counted_ones() -> None:
     forward, backward = of_a_layer(lambda n: through_llm(llama(n)))
     assert (forward, backward) == (operators.FORWARD, operators.LLM_BACKWARD)

@@ -18,6 +18,7 @@ from pydantic import ConfigDict
 
 from bridge_ds.config.schema.adapt import AdaptConfig
 from bridge_ds.config.schema.fields import NEITHER, Kind, Section, Table, Text
+from bridge_ds.config.schema.injection import InjectionConfig
 from bridge_ds.config.schema.models import (
     EncoderConfig,
     FusionConfig,
@@ -29,6 +30,7 @@ from bridge_ds.config.schema.models import (
 from bridge_ds.config.schema.runs import EvaluationConfig, RunConfig, TaskDataConfig, TrackConfig
 from bridge_ds.config.schema.tasks import TaskConfig
 from bridge_ds.config.schema.training import CheckpointConfig, DataConfig, TrainConfig
+from bridge_ds.injection import NO_FORM
 from bridge_ds.objectives import OBJECTIVES
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "EncoderConfig",
     "EvaluationConfig",
     "FusionConfig",
+    "InjectionConfig",
     "LlmConfig",
     "LoraConfig",
     "MappingConfig",
@@ -78,6 +81,8 @@ class Config:
     """Layers -> one."""
     mapping: MappingConfig = field(default_factory=MappingConfig)
     """D -> H."""
+    injection: InjectionConfig = field(default_factory=InjectionConfig)
+    """States to the LLM's layers."""
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     """Training of the encoder alone."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -152,6 +157,12 @@ class Config:
             yield (
                 f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "
                 "it trained; set one of them to 0 or false."
+            )
+        if self.injection.form != NO_FORM and not self.model.has_bridge:
+            yield (
+                f"injection.form is {self.injection.form}, and there is no bridge (model.encoder "
+                f"{self.model.encoder!r}, model.llm {self.model.llm!r}); expected both models; set "
+                f"injection.form={NO_FORM}."
             )
         if not self.model.has_llm:
             yield from self._conflicts_of_adapting()

@@ -28,6 +28,7 @@ __all__ = [
     "Listed",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "NonNegativeInts",
     "OptionalText",
     "OrNone",
     "Pair",
@@ -176,6 +177,7 @@ OrNone = BeforeValidator(_null)
 OptionalText = Annotated[Text | None, OrNone]
 Listed = BeforeValidator(_items)
 Texts = Annotated[tuple[Text, ...], Listed]
+NonNegativeInts = Annotated[tuple[NonNegativeInt, ...], Listed]
 Keys = Annotated[Texts, AfterValidator(lambda keys: tuple(new_name(key) for key in keys))]
 Path = Annotated[str, BeforeValidator(read_path)]
 Paths = Annotated[tuple[Path, ...], Listed]

@@ -43,6 +43,7 @@ def collate(
     opening: bool | None = None,
     fixed_length: int = 0,
     packing: Packing | None = None,
+    soft_prompt: bool = True,
 ) -> Batch:
     """One micro-batch of B samples: sources [B, S], prompts [B, P] (P may be 0), targets [B, T].
 
@@ -50,6 +51,7 @@ def collate(
         opening: whether the LLM has a BOS; if given, the batch has its layout, as training needs it.
         fixed_length: as of :func:`bridge_ds.data.loading.layout.layout_of`.
         packing: of the same; for a batch with a layout.
+        soft_prompt: likewise.
     """
     source_ids, source_mask = pad([row.source for row in rows], encoder_pad_id)
     prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
@@ -62,7 +64,9 @@ def collate(
             alone, encoder_pad_id, llm_pad_id, opening, packing=packing and replace(packing, encoder_keys=0.0)
         )
     if opening is not None:
-        layout = layout_of(source_mask, prompt_mask, target_mask, target_ids, opening, head_mask, fixed_length, packing)
+        layout = layout_of(
+            source_mask, prompt_mask, target_mask, target_ids, opening, head_mask, fixed_length, packing, soft_prompt
+        )
     return Batch(
         source_ids=source_ids,
         source_mask=source_mask,

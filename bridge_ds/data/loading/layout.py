@@ -123,6 +123,7 @@ def layout_of(
     head_mask: torch.Tensor | None = None,
     fixed_length: int = 0,
     packing: Packing | None = None,
+    soft_prompt: bool = True,
 ) -> Layout:
     """The layout of a right-padded batch, see :class:`bridge_ds.data.loading.batch.Batch`.
 
@@ -132,11 +133,12 @@ def layout_of(
         head_mask: of what comes before the soft prompt, BOS included, where that is more than BOS.
         fixed_length: soft tokens of each row, the end vector aside; 0 = one for each of its encoder tokens.
         packing: what is packed (then the masks must be on the host).
+        soft_prompt: whether it stands in the LLM's input (`injection`).
     """
     one_B1 = source_mask.new_ones(len(source_mask), 1)
     head_BK = one_B1[:, : int(opening)] if head_mask is None else head_mask
     soft_BF = one_B1.expand(-1, fixed_length) if fixed_length else source_mask
-    soft = [soft_BF, one_B1] if source_mask.shape[1] else []
+    soft = [soft_BF, one_B1] if source_mask.shape[1] and soft_prompt else []
     real_BK = torch.cat([head_BK, *soft, prompt_mask, target_mask], dim=1)
     order = close_up(real_BK)
     wanted_BT = target_mask.bool()

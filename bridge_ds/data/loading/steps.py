@@ -184,7 +184,8 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             return adapting_batch(samples, of.encoder_pad_id, of.adapting)
         fixed = self._config.mapping.fixed_length
         opening = of.bos_id is not None
-        return collate(samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing)
+        in_input = self._config.injection.prompt_in_input
+        return collate(samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing, in_input)
 
     def tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
         """Some of the rows, or why they cannot be used. Raises DataError as :meth:`make`."""

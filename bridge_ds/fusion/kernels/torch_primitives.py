@@ -21,8 +21,7 @@ from bridge_ds.fusion.kernels.rows import Rows
 __all__ = ["attend", "attend_backward", "dot_totals", "dots", "kept", "mix", "prepare", "times"]
 
 CACHE_BYTES = 3 << 20
-"""Bytes of states read together on a CPU: few beside the cache that cores share, and less than what the allocator gives
-back to the system when it is freed."""
+"""Bytes of states read together on a CPU: few beside the cache that cores share, fewer than the allocator frees."""
 KEPT_BYTES = 16 << 20
 """Bytes of states up to which the tokens' rows are copied once for all that reads them, on a CPU."""
 SLAB_BYTES = 2 << 20
@@ -214,11 +213,8 @@ def times(
     x: torch.Tensor, factors: Factors | None, in_place: bool = False, plus: torch.Tensor | None = None,
     scaled: bool = True,
 ) -> torch.Tensor:  # fmt: skip
-    """x times its dropout factors (x itself where there are none), and `plus` added, maybe in place.
-
-    Args:
-        scaled: if not, elements that are kept stay as they are.
-    """
+    """x times its dropout factors (x itself where there are none; 0 and 1 without `scaled`), and `plus` added, maybe in
+    place."""
     if factors is None:
         return x if plus is None else x.add_(plus)
     kept, scale = factors.kept(x), factors.draws.kept_scale if scaled else 1.0
@@ -269,7 +265,6 @@ def _slabs(states: Sequence[torch.Tensor], lo: int, hi: int, dtype: torch.dtype)
 def _mix_shared(
     states: Sequence[torch.Tensor], rows: Rows, lo: int, hi: int, weights_L: torch.Tensor, out_ND: torch.Tensor
 ) -> None:
-    # Where states are small the interpreter's own steps count: as few as can be for each state.
     factors, wide = weights_L.tolist(), weights_L.dtype
     in_place = rows.index is None and out_ND.dtype == wide
     for first, last in _slabs(states, lo, hi, wide):
@@ -289,7 +284,6 @@ def _scores(block: Block, u_HD: torch.Tensor) -> torch.Tensor:
 
 
 def _product(state_mD: torch.Tensor, u_HD: torch.Tensor) -> torch.Tensor:
-    # A matrix times a vector is faster than a product with one column.
     return torch.mv(state_mD, u_HD[0])[:, None] if len(u_HD) == 1 else state_mD @ u_HD.T
 
 
@@ -307,7 +301,6 @@ def _accumulate(block: Block, weights_mHL: torch.Tensor, out_mHD: torch.Tensor) 
     if isinstance(block, torch.Tensor):
         torch.bmm(weights_mHL, block.transpose(0, 1), out=out_mHD)
         return
-    # Operators on two dtypes compute in the wider one.
     for weights_mL, out_mD in zip(weights_mHL.unbind(1), out_mHD.unbind(1), strict=True):
         first_m1, *others = weights_mL[..., None].unbind(1)
         torch.mul(block[0], first_m1, out=out_mD)

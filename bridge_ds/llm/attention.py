@@ -1,0 +1,137 @@
+"""The attention layers of an LLM that attend to more than its text (:mod:`bridge_ds.injection`).
+
+transformers calls attention through an interface, with queries that have their positions already. Behind that call
+comes a second one, of the same queries on vectors beside the text, in a softmax of its own; its result, times a gate,
+is added before the layer's output projection. Nothing is added to the layer's code, cache or mask.
+
+Dimensions: B rows, X spliced length, S vectors beside the text, H LLM width, K attention layers, A heads, G heads of
+keys and values, E width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from bridge_ds.compat.transformers import BESIDE, call_beside_attention, plain_attention
+from bridge_ds.errors import ConfigError
+from bridge_ds.injection.base import Injected, Pair
+from bridge_ds.llm.tiny_copy import tiny_copy
+
+__all__ = ["AttentionLayers", "attention_layers"]
+
+
+def attention_layers(model: nn.Module) -> list[nn.Module]:
+    """The attention modules of a decoder's layers, in order; of a layer without attention (a state-space one) none."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    found = []
+    for layer in max(lists, key=len) if lists else ():
+        inner = [m for m in layer.modules() if hasattr(m, "layer_idx") and "Attention" in type(m).__name__]
+        found += inner[:1]
+    return found
+
+
+class AttentionLayers:
+    """Those of one LLM, all or some."""
+
+    def __init__(self, model: Any, wanted: tuple[int, ...] = (), projects: bool = False) -> None:
+        """Args:
+        model: of transformers.
+        wanted: numbers of its layers with attention, from 0; empty = all.
+        projects: each must have projections of keys and values of its own.
+
+        Raises:
+            ConfigError: it has no such layers, or its attention is not called through the interface.
+        """
+        every = attention_layers(model)
+        outside = [number for number in wanted if number >= len(every)]
+        kind = type(model).__name__
+        if outside:
+            raise ConfigError(
+                f"injection.llm_layers has {outside[0]}, and {kind} has {len(every)} layers with attention; expected 0 "
+                f"to {len(every) - 1}; correct it, or leave it empty for all."
+            )
+        self.modules = [every[number] for number in wanted] if wanted else every
+        lacking = [m for m in self.modules if projects and not (hasattr(m, "k_proj") and hasattr(m, "v_proj"))]
+        call_beside_attention()
+        why = "has no k_proj and v_proj in its attention" if lacking else ""
+        if not self.modules:
+            why = "has no attention layer that is found"
+        elif not why and not _is_called(model):
+            why = "computes attention outside of transformers' interface"
+        if why:
+            raise ConfigError(
+                f"injection needs layers of the LLM that can attend beside its text, and {kind} {why}; expected a "
+                "model such as Llama, Qwen, Mistral or Gemma; choose another, or injection.form=none."
+            )
+
+    def __len__(self) -> int:
+        """K."""
+        return len(self.modules)
+
+    def set(self, injected: Injected | None) -> None:
+        """What they attend to from now on, in backward too, where activation checkpointing runs them again; None =
+        their text alone."""
+        for place, module in enumerate(self.modules):
+            if injected is None:
+                vars(module).pop(BESIDE, None)
+            else:
+                vars(module)[BESIDE] = _Beside(injected, place)
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[Pair]]:
+        """While open, the keys and values of each layer [B, G, X, E] are appended to the list."""
+        found: list[Pair] = []
+
+        def keep(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+            found.append((key, value))
+
+        for module in self.modules:
+            vars(module)[BESIDE] = keep
+        try:
+            yield found
+        finally:
+            for module in self.modules:
+                vars(module).pop(BESIDE, None)
+
+
+def _is_called(model: Any) -> bool:
+    """Whether every attention layer of the model's class calls what is beside it: seen on a tiny copy."""
+    copy = tiny_copy(type(model), model.config)
+    layers = AttentionLayers.__new__(AttentionLayers)
+    layers.modules = attention_layers(copy)
+    with layers.recorded() as found, torch.no_grad():
+        copy(inputs_embeds=copy.get_input_embeddings()(torch.arange(8, 12)[None]), use_cache=False)
+    return len(found) == len(layers)
+
+
+class _Beside:
+    """What one layer gets from the vectors beside the text."""
+
+    def __init__(self, injected: Injected, place: int) -> None:
+        self.injected, self.place = injected, place
+
+    def __call__(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """[B, X, A, E], to be added to the layer's own result.
+
+        Args:
+            query: [B, A, X, E]; with beams or several answers to a prompt each row of the batch is there several
+                times.
+        """
+        of = self.injected
+        keys, values = of.pair(self.place, module)
+        mask_BS = of.mask_BS.to(query.device).bool()
+        if (times := len(query) // len(mask_BS)) > 1:
+            keys, values, mask_BS = (part.repeat_interleave(times, 0) for part in (keys, values, mask_BS))
+        some_B = mask_BS.any(1)
+        seen_BS = mask_BS | ~some_B[:, None]  # a softmax over nothing is NaN
+        found = plain_attention()(
+            module, query, keys.to(query), values.to(query), seen_BS[:, None, None], dropout=0.0,
+            scaling=getattr(module, "scaling", None), is_causal=False,
+        )[0]  # fmt: skip
+        gate = of.gates_K[self.place].to(query)
+        return found * (gate * some_B[:, None, None, None])

@@ -1,0 +1,195 @@
+"""Every form on every family: at gate 0 the LLM alone, bit for bit; else the same batched, cached and row by row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from bridge_ds.bridge import BridgeModel
+from bridge_ds.config.schema import Config, DataConfig, FusionConfig, InjectionConfig, ModelConfig
+from bridge_ds.data.loading.batch import Batch
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.ids import TokenizedSample
+from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.engine.setup import build_model
+from bridge_ds.errors import ConfigError
+from bridge_ds.inference.generator import Generator
+from tests import tiny
+from tests.samples import tokenize_sample
+
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3")
+CASES = [(form, llm) for form in ("every_layer", "gated_prompt") for llm in FAMILIES] + [("gated_prompt", "gpt2")]
+SAMPLES = [
+    {"source": "the cat sat on the mat", "target": "Entailment"},
+    {"source": "a dog", "target": "Neutral"},
+    {"source": "one river of rain and a bridge that joins two banks", "target": "Contradiction"},
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("injected")
+    tiny.make_encoder("mt5", root / "mt5")
+    for llm in (*FAMILIES, "gpt2", "bloom"):
+        tiny.make_llm(llm, root / llm)
+    return root
+
+
+def load(root: Path, form: str, llm: str, gate: float, **options: object) -> tuple[BridgeModel, Tokenizers]:
+    config = Config(
+        model=ModelConfig(
+            encoder=str(root / "mt5"), llm=str(root / llm), dtype="float32",
+            activation_checkpointing=bool(options.pop("recompute", False)),
+        ),
+        fusion=FusionConfig(dropout=0.0), injection=InjectionConfig(form=form, **options),  # type: ignore[arg-type]
+        data=DataConfig(augment_prompt=True),
+    )  # fmt: skip
+    tokenizers = load_tokenizers(config.model)
+    model = build_model(config, tokenizers.bos_id)
+    assert model.injection is not None
+    with torch.no_grad():
+        model.injection.gates.fill_(gate)
+        if model.makes_prompt:
+            model.mapping.scale.fill_(0.1)
+    return model, tokenizers
+
+
+def batches(tokenizers: Tokenizers, layout: BridgeModel | None = None) -> tuple[Batch, list[Batch], Batch]:
+    """Together, row by row, and what the LLM reads without a bridge."""
+    rows = [tokenize_sample(sample, tokenizers, DataConfig(augment_prompt=True)) for sample in SAMPLES]
+    alone = [TokenizedSample([], row.prompt, row.target, ()) for row in rows]
+    opening = None if layout is None else tokenizers.bos_id is not None
+    in_input = layout is None or layout.prompt_in_input
+
+    def made(of: list[TokenizedSample]) -> Batch:
+        pads = tokenizers.encoder_pad_id, tokenizers.pad_id
+        return collate(of, *pads, opening, soft_prompt=in_input)
+
+    return made(rows), [made([row]) for row in rows], made(alone)
+
+
+@pytest.mark.parametrize(("form", "llm"), CASES)
+def test_at_gate_0_the_llm_computes_what_it_computes_alone(folders: Path, form: str, llm: str) -> None:
+    model, tokenizers = load(folders, form, llm, 0.0, soft_prompt=False)
+    batch, _, alone = batches(tokenizers)
+    model.eval()
+    with torch.no_grad():
+        for side in ("left", "right"):
+            found, expected = model.spliced(batch, side), model.spliced(alone, side)
+            assert found.injected is not None and expected.injected is None
+            assert torch.equal(found.embeds_BXH, expected.embeds_BXH) and torch.equal(found.mask_BX, expected.mask_BX)
+            places_N = found.mask_BX.flatten().nonzero().squeeze(1)
+            logits = [
+                model.llm.logits_at(
+                    each.embeds_BXH, places_N, injected=each.injected, attention_mask=each.mask_BX, use_cache=False
+                )[0]
+                for each in (found, expected)
+            ]
+            assert torch.equal(*logits)
+        assert torch.equal(model(batch), model(alone))
+        generator = Generator(model, tokenizers)
+        options = {"max_new_tokens": 6, "min_new_tokens": 6, "output_logits": True, "return_dict_in_generate": True}
+        written = [
+            torch.stack(generator.generate(model.prefix(each), None, **options).logits) for each in (batch, alone)
+        ]
+        assert torch.equal(*written)
+    # With the gates open it is something else, and closed again what it was: nothing is left in the layers.
+    with torch.no_grad():
+        model.injection.gates.fill_(0.5)  # type: ignore[union-attr]
+        other = model(batch)
+        assert not torch.allclose(other, model(alone))
+        assert not any("beside" in name for module in model.llm.modules() for name in vars(module))
+
+
+@pytest.mark.parametrize(("form", "llm"), [*CASES, ("with a soft prompt", "llama")])
+def test_a_batch_is_its_rows_and_is_scored_as_it_is_trained(folders: Path, form: str, llm: str) -> None:
+    options = {} if form == "with a soft prompt" else {"soft_prompt": False}
+    model, tokenizers = load(folders, form if options else "every_layer", llm, 0.7, **options)
+    model.train()
+    for batch, singles, _ in (batches(tokenizers), batches(tokenizers, model)):
+        loss = model(batch)
+        loss.backward()
+        of_batch = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        rows = [model(single) for single in singles]
+        torch.stack(rows).sum().backward()
+        torch.testing.assert_close(loss, torch.stack(rows).sum(), rtol=1e-5, atol=1e-5)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert set(of_batch) == trained and any(name == "injection.gates" for name in trained)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                torch.testing.assert_close(of_batch[name], parameter.grad, rtol=1e-3, atol=1e-5)
+        model.zero_grad()
+    model.eval()
+    batch, singles, _ = batches(tokenizers)
+    generator = Generator(model, tokenizers)
+    targets = [row[mask.bool()].tolist() for row, mask in zip(batch.target_ids, batch.target_mask, strict=True)]
+    scores, _, _, read = generator.score(generator.prefix(batch), [[ids, ids[:1], ids[::-1]] for ids in targets])
+    for (own, *_), single in zip(scores, singles, strict=True):
+        assert own == pytest.approx(-float(model(single)), abs=1e-4)
+    written = generator.greedy(generator.prefix(batch), 8, keep_end=True)
+    after = generator.greedy(generator.prefix(batch), 8, keep_end=True, read=read)
+    alone = [generator.greedy(generator.prefix(single), 8, keep_end=True)[0] for single in singles]
+    own = generator.generate(generator.prefix(batch), None, max_new_tokens=8).tolist()
+    assert written == alone == after == [row[: len(ids)] for row, ids in zip(own, written, strict=True)]
+    beams = generator.generate(generator.prefix(batch), None, max_new_tokens=5, num_beams=3)
+    single = [generator.generate(generator.prefix(each), None, max_new_tokens=5, num_beams=3)[0] for each in singles]
+    ends = generator.ends | {tokenizers.pad_id}
+    strip = lambda ids: [token for token in ids.tolist() if token not in ends]  # noqa: E731
+    assert [strip(row) for row in beams] == [strip(row) for row in single]
+
+
+@pytest.mark.parametrize("form", ["every_layer", "gated_prompt"])
+def test_recomputed_layers_have_the_same_gradients(folders: Path, form: str) -> None:
+    found = []
+    for recompute in (False, True):
+        model, tokenizers = load(folders, form, "llama", 0.7, soft_prompt=False, recompute=recompute)
+        model.train()
+        for _ in range(2):
+            model.zero_grad()
+            model(batches(tokenizers, model)[0]).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_only_some_layers(folders: Path) -> None:
+    model, tokenizers = load(folders, "every_layer", "llama", 0.7, llm_layers=(1,), mlp=True)
+    assert len(model.llm.attention or ()) == 1 and model.injection.gates.shape == (1,)  # type: ignore[union-attr]
+    assert model.injection.layers_weight.shape == (2, tiny.LAYERS)  # type: ignore[union-attr]
+    assert torch.isfinite(model(batches(tokenizers)[0]))
+
+
+def test_a_row_without_a_source_gets_nothing(folders: Path) -> None:
+    for form in ("every_layer", "gated_prompt"):
+        model, tokenizers = load(folders, form, "llama", 0.7, soft_prompt=False)
+        batch, singles, alone = batches(tokenizers)
+        mask = batch.source_mask.clone()
+        mask[1] = 0
+        without = replace(batch, source_mask=mask)
+        expected = model(singles[0]) + model(singles[2])
+        none = collate_alone(tokenizers, 1)
+        torch.testing.assert_close(model(without), expected + model(none), rtol=1e-5, atol=1e-5)
+        assert torch.isfinite(model(alone))
+
+
+def collate_alone(tokenizers: Tokenizers, number: int) -> Batch:
+    row = tokenize_sample(SAMPLES[number], tokenizers, DataConfig(augment_prompt=True))
+    return collate([TokenizedSample([], row.prompt, row.target, ())], tokenizers.encoder_pad_id, tokenizers.pad_id)
+
+
+@cache
+def _message(root: Path, llm: str, **options: object) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(root, llm=llm, gate=0.0, **options)  # type: ignore[arg-type]
+    return str(error.value)
+
+
+def test_what_cannot_be_is_refused(folders: Path) -> None:
+    assert "no k_proj and v_proj" in _message(folders, "gpt2", form="every_layer")
+    assert "outside of transformers' interface" in _message(folders, "bloom", form="gated_prompt")
+    assert "injection.llm_layers has 2" in _message(folders, "llama", form="every_layer", llm_layers=(0, 2))
