@@ -152,9 +152,14 @@ class LLM(nn.Module):
             masks_known(padded=False), not_recomputed(self.model), self.attention.recorded() as found,
             _projecting_only(head, places_K[:1]),
         ):  # fmt: skip
-            self.model(
+            output = self.model(
                 inputs_embeds=embeds_BKH, position_ids=before_BK.expand_as(mask_BK), use_cache=False, return_dict=True
             )
+        if hasattr(next(self.model.parameters()), "ds_id"):
+            # ZeRO-3 gathers a layer for backward when a gradient comes to what its forward returned. Keys and values
+            # are no part of that, and behind the last layer there is nothing else.
+            key, value = found[-1]
+            found[-1] = key + 0 * output.logits.sum().to(key), value
         return found, mask_BK
 
     def _trimmed_layer(self) -> nn.Module | None:
