@@ -102,7 +102,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(ConfigError, match=r"adapt.new_rows_only is true and model.encoder .* has no added pieces"):
         build_model(config(folder, *ROWS), None)
     for setting in ("lora.rank=4", "encoder.trainable=true", "data.objective=denoise"):
-        with pytest.raises(ConfigError, match="adapt.new_rows_only is true, lora.rank is"):
+        with pytest.raises(ConfigError, match=r"adapt.new_rows_only is true, lora.rank is"):
             load_config("adapt", [*ROWS, setting])
     (tmp_path / "a.txt").write_text("eins zwei\n", encoding="utf-8")
     words = ["--text", str(tmp_path / "a.txt"), "--extend-vocabulary", "20", "--new-rows-only"]
