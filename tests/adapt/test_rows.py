@@ -13,6 +13,7 @@ from bridge_ds.adapt.align import apart
 from bridge_ds.adapt.extension import Extension, read_extension
 from bridge_ds.adapt.model import EncoderAlone
 from bridge_ds.adapt.rows import NewRowsEncoder
+from bridge_ds.cli import parse_train
 from bridge_ds.commands import adapt
 from bridge_ds.config.effect import idle
 from bridge_ds.config.load import load_config
@@ -134,3 +135,21 @@ def test_rows_survive_a_kill_and_old_ones_stay(ranks: int, ds: str, tmp_path: Pa
     assert list(held) == ["encoder.rows.weight"] and "added pieces alone" in (run / "encoder" / "README.md").read_text()
     model = build_model(config(run / "encoder", "data.objective=align"), None)
     assert isinstance(model, EncoderAlone)
+
+
+def test_the_option_sets_what_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda _, words: started.append(words))
+    monkeypatch.setattr(adapt, "_extended", lambda *_: ["model.encoder=elsewhere"])
+    for name in ("RANK", "SLURM_STEP_ID", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "a.txt").write_text("eins zwei\n", encoding="utf-8")
+    (tmp_path / "b.tsv").write_text("source\ttarget\neins zwei\tone two\n", encoding="utf-8")
+    words = ["--text", str(tmp_path / "a.txt"), "--parallel", str(tmp_path / "b.tsv"), "--extend-vocabulary", "20"]
+    words += ["--new-rows-only", "--set", f"run.output={tmp_path / 'run'}", "--set", "train.lr=3e-2"]
+    adapt.main(words)
+    found = load_config("adapt", parse_train(started[0][started[0].index("--recipe") :]).overrides)
+    assert found.data.shards == str(tmp_path / "run" / "shards" / "pairs") and not found.data.mixture
+    assert not (tmp_path / "run" / "shards" / "text").exists() and found.adapt.new_rows_only
+    assert (found.lora.rank, found.encoder.trainable, found.data.objective) == (0, False, "align")
+    assert (found.adapt.english_share, found.adapt.token_weight, found.train.lr) == (0, 10, 3e-2)

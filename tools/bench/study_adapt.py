@@ -17,7 +17,9 @@ Four encoders, each with a bridge of its own, from the same English samples and 
   pairs    on translated sentences (--parallel)
   both     on both
 
-New pieces are added to the vocabulary first (--extend-vocabulary), since the letters are unknown to the tokenizer.
+New pieces are added to the vocabulary first (--extend-vocabulary), since the letters are unknown to the tokenizer. On
+the testbed `pairs` and `both` train their rows alone (--new-rows-only), and the text of `both` is what pieces are
+learned from.
 
 testbed  the language is `qaf`, constructed, in Tifinagh letters: 6,000 sentences of text, 500 pairs, all of the train
          split. It is scored on the three tasks, with English and the five constructed languages that the encoder knows.
@@ -80,11 +82,14 @@ class Study:
     bridge: tuple[str, ...]
     """Settings of the bridge's runs."""
     recipe: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+    """Remedies that train the new rows alone (--new-rows-only)."""
 
     def remedies(self, files: Path, name: str) -> list[str]:
         """Options of `bridge-ds adapt`."""
         text, pairs = ["--text", str(files / "new.txt")], ["--parallel", str(files / "pairs.tsv")]
-        return {"text": text, "pairs": pairs, "both": text + pairs}[name]
+        only = ["--new-rows-only"] if name in self.rows else []
+        return {"text": text, "pairs": pairs, "both": text + pairs}[name] + only
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -141,13 +146,13 @@ def testbed(output: Path) -> Study:
     """One constructed language."""
     short, slow = "data.max_source_tokens=48", "train.lr=1e-4"
     return Study(
-        (UNSEEN,), LANGUAGES, "testbed/encoder", 400,
+        (UNSEEN,), LANGUAGES, "testbed/encoder", 1000,
         {
             "text": (short, slow, "train.steps=900", "train.global_batch=32"),
-            "pairs": (short, "train.lr=1e-3", "train.steps=600"),
-            "both": (short, slow, "train.steps=900"),
+            "pairs": (short, "train.lr=3e-2", "train.steps=1000"),
+            "both": (short, "train.lr=3e-2", "train.steps=1000"),
         },
-        (f"data.shards={output / 'shards'}",), ("--recipe", "testbed"),
+        (f"data.shards={output / 'shards'}",), ("--recipe", "testbed"), rows=("pairs", "both"),
     )  # fmt: skip
 
 
