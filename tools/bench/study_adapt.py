@@ -209,8 +209,8 @@ def train_encoder(runs: Runs, study: Study, files: Path, name: str, seed: int, q
     if name != BEFORE and not (folder / "encoder" / "config.json").is_file():
         first = folder / "rows" if name in study.afterwards else folder
         common = f"run.seed={seed}", "track.uri=none", *(each for each in quick if not each.startswith("evaluation"))
-        adapt(runs, log, [*study.remedies(files, name), "--extend-vocabulary", str(study.pieces)], f"run.output={first}",
-              f"model.encoder={study.encoder}", *study.adapt[name], *common)  # fmt: skip
+        adapt(runs, log, [*study.remedies(files, name), "--extend-vocabulary", str(study.pieces)],
+              f"run.output={first}", f"model.encoder={study.encoder}", *study.adapt[name], *common)  # fmt: skip
         if first != folder:
             adapt(runs, log, ["--parallel", str(files / "pairs.tsv")], f"run.output={folder}",
                   f"model.encoder={first / 'encoder'}", *study.afterwards[name], *common)  # fmt: skip
