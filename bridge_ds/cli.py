@@ -182,7 +182,7 @@ def train_parser(prog: str = "train.py") -> Parser:
 
 
 def add_adapt_files(parser: argparse.ArgumentParser) -> None:
-    """Options of `bridge-ds adapt`: `--text`, `--parallel`, `--extend-vocabulary`."""
+    """Options of `bridge-ds adapt`: `--text`, `--parallel`, `--extend-vocabulary`, `--new-rows-only`."""
     parser.add_argument("--text", metavar="FILE", help="unlabeled text: a .txt, or a table with the field text")
     parser.add_argument(
         "--parallel",
@@ -195,6 +195,11 @@ def add_adapt_files(parser: argparse.ArgumentParser) -> None:
         help="add up to N pieces with letters that the tokenizer lacks, learned from --text, or else from --parallel; "
         "all weights are trained",
     )  # fmt: skip
+    parser.add_argument(
+        "--new-rows-only",
+        action="store_true",
+        help="train nothing but the pieces that are added, on --parallel: all other languages stay as they are",
+    )
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:

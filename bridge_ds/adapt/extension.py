@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bridge_ds.typed import typed
@@ -22,6 +22,8 @@ class Extension:
     encoder_revision: str | None
     pieces: int
     """As it was asked for; fewer may have been found."""
+    first: int = field(default=0, compare=False)
+    """Id of the first added piece; 0 = written by a version that did not say."""
 
     def write(self, folder: Path) -> None:
         """Write the file."""

@@ -12,9 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from bridge_ds.adapt.align import infonce
+from bridge_ds.adapt.align import apart, infonce
 from bridge_ds.adapt.head import Head, corruption_of, find_head, load_head
+from bridge_ds.adapt.rows import NewRowsEncoder, first_new_row
 from bridge_ds.bridge import Absent, BridgeModel
 from bridge_ds.config.schema import Config
 from bridge_ds.config.schema.adapt import AdaptConfig
@@ -108,6 +110,9 @@ class EncoderAlone(BridgeModel):
                 own, batch.source_mask, english, batch.prompt_ids, batch.prompt_mask, pair_B, self.config.temperature,
                 self.layers,
             )  # fmt: skip
+            if self.config.token_weight:
+                pulled = apart(own, batch.source_mask, english, batch.prompt_mask, pair_B, self.layers)
+                found = found + self.config.pair_weight * self.config.token_weight * F.pad(pulled[None], (0, 1))
         if self.predictor is None and self.layers[-1] + 1 < len(own):
             found = found + 0.0 * own[-1].float().sum()  # ZeRO-3 waits for a gradient of all that is trained
         return found if counted else found[0]
@@ -120,7 +125,7 @@ class EncoderAlone(BridgeModel):
         if self.teacher is not None:
             found: States = self.teacher(batch.prompt_ids, seen_BP)
             return found
-        assert isinstance(self.encoder, UpdatedEncoder)
+        assert isinstance(self.encoder, UpdatedEncoder | NewRowsEncoder)
         with self.encoder.without_adapters():
             found = self.encoder(batch.prompt_ids, seen_BP)
         return found
@@ -138,9 +143,7 @@ def build_encoder_alone(config: Config, sharding: Callable[[str], Any]) -> Encod
     """
     of, whole = config.model, config.encoder.trainable
     keep_alive = sharding("float32" if whole else of.dtype)
-    encoder: Encoder = load_encoder(of, config.encoder) if whole else UpdatedEncoder(
-        load_complete(encoder_base(of), dtype=DTYPES[of.dtype])
-    )  # fmt: skip
+    encoder = load_encoder(of, config.encoder) if whole else _beside(config)
     if max(config.adapt.layers, default=0) > encoder.num_layers:
         raise ConfigError(
             f"adapt.layers is {list(config.adapt.layers)} and the encoder has {encoder.num_layers} layers; expected "
@@ -156,6 +159,14 @@ def build_encoder_alone(config: Config, sharding: Callable[[str], Any]) -> Encod
     model = EncoderAlone(encoder, predictor, teacher, config.adapt, DTYPES[of.dtype])
     model.keep_alive = keep_alive
     return model
+
+
+def _beside(config: Config) -> Encoder:
+    """Frozen weights, with what is trained beside them."""
+    of = config.model
+    first = first_new_row(of.encoder) if config.adapt.new_rows_only else 0
+    model = load_complete(encoder_base(of), dtype=DTYPES[of.dtype])
+    return NewRowsEncoder(model, first) if first else UpdatedEncoder(model)
 
 
 def tokenizers_of(config: Config) -> Tokenizers:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -29,6 +31,12 @@ _OBJECTIVES = {
     (True, True): ("data.objective=denoise_and_align", "train.steps=10000", "train.global_batch=32"),
 }
 """Text is given, pairs are given -> settings, unless --set has others; of a recipe of the user's, the first alone."""
+_ALL = ("lora.rank=0", "encoder.trainable=true")
+_NEW_ROWS = (
+    *("lora.rank=0", "encoder.trainable=false", "adapt.new_rows_only=true", "data.objective=align"),
+    *("adapt.english_share=0", "adapt.token_weight=10", "train.steps=1000", "train.global_batch=32", "train.lr=1e-3"),
+)
+"""Of a recipe of the user's the first four. English cannot change then, so no share of the pairs need hold it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,21 +52,26 @@ def main(argv: list[str] | None = None) -> int:
         own = ["--recipe", "adapt", *own]
     if found.extend_vocabulary and not (found.text or found.parallel):
         files.error("--extend-vocabulary learns pieces from text; expected --text or --parallel too")
+    if found.new_rows_only and not (found.extend_vocabulary and found.parallel):
+        files.error("--new-rows-only trains the pieces that are added, on pairs; expected --extend-vocabulary and "
+                    "--parallel too")  # fmt: skip
     if found.text or found.parallel:
-        own += _packed(own, found.text, found.parallel, found.extend_vocabulary)
+        own += _packed(own, found)
     return train([*own, *launcher], _PROG)
 
 
-def _packed(words: list[str], text: str | None, parallel: list[str] | None, pieces: int | None) -> list[str]:
+def _packed(words: list[str], files: argparse.Namespace) -> list[str]:
     """Pack the files into the run folder, and extend the encoder; returns options that name the shards and it."""
     if launched():
         raise LaunchError(
             "--text and --parallel are packed once, by the command that starts the processes, and this is one of them; "
             "expected shards; pack them first (bridge-ds pack) and name them with --set data.shards=FOLDER."
         )
+    text, parallel, pieces = files.text, files.parallel, files.extend_vocabulary
     options = parse_train(split(words, _PROG)[0])
     ours = _OBJECTIVES[bool(text), bool(parallel)][: None if options.recipe == "adapt" else 1]
-    ours += ("lora.rank=0", "encoder.trainable=true") if pieces else ()
+    rows = _NEW_ROWS[: None if options.recipe == "adapt" else 4]
+    ours = rows if files.new_rows_only else (*ours, *(_ALL if pieces else ()))
     config = load_config(options.recipe, [*ours, *options.overrides])
     given = {setting.partition("=")[0].strip() for setting in options.overrides}
     if others := sorted(given & {"data.shards", "data.mixture"}):
@@ -68,7 +81,7 @@ def _packed(words: list[str], text: str | None, parallel: list[str] | None, piec
         )
     folder = Path(config.run.output).absolute() / "shards"
     names = []
-    if text:
+    if text and not files.new_rows_only:
         names.append(folder / "text")
         if not options.dry_run:
             pack_text(Path(text), names[-1])
@@ -89,7 +102,7 @@ def _packed(words: list[str], text: str | None, parallel: list[str] | None, piec
 def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) -> list[str]:
     """Write the encoder with more pieces, learned from the lines, into the run folder, unless it is there; returns the
     setting that names it."""
-    if not (config.encoder.trainable and config.encoder.train_embeddings):
+    if not config.adapt.new_rows_only and not (config.encoder.trainable and config.encoder.train_embeddings):
         key = "train_embeddings" if config.encoder.trainable else "trainable"
         raise ConfigError(
             f"--extend-vocabulary is given and encoder.{key} is false; expected all weights to be trained, for new "
@@ -107,6 +120,7 @@ def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) 
     elif not dry_run:
         from bridge_ds.adapt.vocabulary import extend_vocabulary
         from bridge_ds.engine.setup import quiet_transformers
+        from bridge_ds.frozen.tokenizer import load_tokenizer
         from bridge_ds.hub.encoder import BESIDE
         from bridge_ds.hub.llm import copy_files
 
@@ -114,6 +128,7 @@ def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) 
         with atomic_folder(folder, replace=True) as part:
             count = extend_vocabulary(config.model, list(islice(lines, _LEARNED_FROM)), pieces, part)
             copy_files(of.encoder, of.encoder_revision, part, (*BESIDE, "README.md"))  # which states the licence
-            made_of.write(part)
+            ids = load_tokenizer("model.encoder", str(part)).get_vocab().values()
+            replace(made_of, first=max(ids) + 1 - count).write(part)
         print(f"{count} pieces were added to the vocabulary: {folder}", file=sys.stderr)
     return [f"model.encoder={folder}"]

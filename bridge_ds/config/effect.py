@@ -192,14 +192,14 @@ RULES: tuple[NoEffect, ...] = (
         _when(lambda c: not OBJECTIVES[c.data.objective].denoises, "data.objective does not have denoise"),
     ),
     NoEffect(
-        _keys("adapt", "temperature", "layers", "english_share"),
+        _keys("adapt", "temperature", "layers", "english_share", "token_weight"),
         _when(lambda c: not OBJECTIVES[c.data.objective].aligns, "data.objective does not have align"),
     ),
     NoEffect(
         ("adapt.pair_weight",),
         _when(lambda c: c.data.objective != "denoise_and_align", "data.objective is not denoise_and_align"),
     ),
-    NoEffect(("adapt.english",), _when(lambda c: c.model.has_llm, "model.llm is not none")),
+    NoEffect(("adapt.english", "adapt.new_rows_only"), _when(lambda c: c.model.has_llm, "model.llm is not none")),
     NoEffect(("data.mix_words",), _when(lambda c: not c.model.has_encoder, "model.encoder is none")),
     NoEffect(
         _keys("data", "mix_words_share", "mix_words_languages"),

@@ -292,7 +292,7 @@ def _rates(name: str, config: Config) -> tuple[float, float]:
     part, train = name.partition(".")[0], config.train
     if part == "encoder":
         if not config.model.has_llm:  # there is nothing else that train.lr could be meant for
-            return train.weight_decay, 1.0 if config.encoder.trainable else config.lora.lr_scale
+            return train.weight_decay, config.lora.lr_scale if config.lora.rank else 1.0
         return config.encoder.weight_decay, config.encoder.lr_scale
     if part == "llm":
         whole = config.llm.trainable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from bridge_ds.adapt.rows import NewRowsEncoder
 from bridge_ds.bridge import BridgeModel
 from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.llm.updated import Updated
@@ -20,6 +21,8 @@ def trainable_table(model: BridgeModel) -> str:
         rest["llm"] = "LoRA on the LLM" if model.llm.original else "LLM, trained"
     elif isinstance(model.encoder, Updated):
         rest["encoder"] = "LoRA on the encoder"
+    elif isinstance(model.encoder, NewRowsEncoder):
+        rest["encoder"] = "new rows of the encoder"
     counts = {part: [0, 0] for part in model.bases}
     total = 0
     for name, parameter in model.named_parameters():

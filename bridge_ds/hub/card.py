@@ -219,6 +219,7 @@ def encoder_card(config: Config, step: int, state: Mapping[str, Any], english: S
     extended, name = read_extension(Path(config.model.encoder)), config.model.encoder
     name = extended.encoder if extended else name
     what = f"LoRA of rank {config.lora.rank}, merged into the weights" if config.lora.rank else "all of its weights"
+    what = "the embeddings of added pieces alone" if config.adapt.new_rows_only else what
     kept = ("data", "samples", "dtype", "learning rate", "seed", "training loss", "loss on held-out", "made with")
     rows = [(key, value.replace(", English;", ";")) for key, value in
             _training(CardFacts(config.run.output, config, step, state)) if key.startswith(kept)]  # fmt: skip

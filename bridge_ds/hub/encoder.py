@@ -11,6 +11,7 @@ from typing import Any
 
 from bridge_ds.adapt.english import English, english_of, guarded, read
 from bridge_ds.adapt.model import EncoderAlone
+from bridge_ds.adapt.rows import NewRowsEncoder
 from bridge_ds.checkpoint.layout import trained_files
 from bridge_ds.checkpoint.load import Checkpoint, put_trained
 from bridge_ds.compat.transformers import unsharded
@@ -73,7 +74,10 @@ def _save(config: Config, tokenizers: Tokenizers, checkpoint: Checkpoint, folder
     before = sentences and read(model, tokenizers, config, sentences)
     model.encoder = encoder
     put_trained(trained_files(checkpoint.folder), model, "set {} as in its config.yaml")
-    trained = merge_lora(encoder) if config.lora.rank else encoder.model.to(DTYPES[config.model.dtype])  # type: ignore[operator]
+    if isinstance(encoder, NewRowsEncoder):
+        trained = encoder.merged()
+    else:
+        trained = merge_lora(encoder) if config.lora.rank else encoder.model.to(DTYPES[config.model.dtype])  # type: ignore[operator]
     name, revision = config.model.encoder, config.model.encoder_revision
     try:
         with atomic_folder(folder, replace=True, fsync=True) as part:

@@ -17,7 +17,9 @@ Four encoders, each with a bridge of its own, from the same English samples and 
   pairs    on translated sentences (--parallel)
   both     on both
 
-New pieces are added to the vocabulary first (--extend-vocabulary), since the letters are unknown to the tokenizer.
+New pieces are added to the vocabulary first (--extend-vocabulary), since the letters are unknown to the tokenizer. On
+the testbed `pairs` and `both` train their rows alone (--new-rows-only), and the text of `both` is what pieces are
+learned from; `both` then trains all weights on the pairs, at a low learning rate.
 
 testbed  the language is `qaf`, constructed, in Tifinagh letters: 6,000 sentences of text, 500 pairs, all of the train
          split. It is scored on the three tasks, with English and the five constructed languages that the encoder knows.
@@ -36,7 +38,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -80,11 +82,16 @@ class Study:
     bridge: tuple[str, ...]
     """Settings of the bridge's runs."""
     recipe: tuple[str, ...]
+    rows: tuple[str, ...] = ()
+    """Remedies that train the new rows alone (--new-rows-only)."""
+    afterwards: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Remedy -> settings of one more run on the pairs, from the encoder that the first has written."""
 
     def remedies(self, files: Path, name: str) -> list[str]:
         """Options of `bridge-ds adapt`."""
         text, pairs = ["--text", str(files / "new.txt")], ["--parallel", str(files / "pairs.tsv")]
-        return {"text": text, "pairs": pairs, "both": text + pairs}[name]
+        only = ["--new-rows-only"] if name in self.rows else []
+        return {"text": text, "pairs": pairs, "both": text + pairs}[name] + only
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -139,15 +146,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def testbed(output: Path) -> Study:
     """One constructed language."""
-    short, slow = "data.max_source_tokens=48", "train.lr=1e-4"
+    short, slow, rows = "data.max_source_tokens=48", "train.lr=1e-4", ("train.lr=3e-2", "train.steps=1000")
+    whole = ("lora.rank=0", "encoder.trainable=true", "adapt.token_weight=10", "adapt.english_share=0.5")
     return Study(
-        (UNSEEN,), LANGUAGES, "testbed/encoder", 400,
+        (UNSEEN,), LANGUAGES, "testbed/encoder", 1000,
         {
             "text": (short, slow, "train.steps=900", "train.global_batch=32"),
-            "pairs": (short, "train.lr=1e-3", "train.steps=600"),
-            "both": (short, slow, "train.steps=900"),
+            "pairs": (short, *rows),
+            "both": (short, *rows),
         },
-        (f"data.shards={output / 'shards'}",), ("--recipe", "testbed"),
+        (f"data.shards={output / 'shards'}",), ("--recipe", "testbed"), rows=("pairs", "both"),
+        afterwards={"both": (short, *whole, "train.lr=2e-4", "train.steps=300")},
     )  # fmt: skip
 
 
@@ -198,14 +207,22 @@ def train_encoder(runs: Runs, study: Study, files: Path, name: str, seed: int, q
     folder = runs.output / f"{name}-{seed}-encoder"
     log, found = folder.with_suffix(".log"), encoder(runs.output, study, name, seed)
     if name != BEFORE and not (folder / "encoder" / "config.json").is_file():
-        settings = (f"run.output={folder}", f"run.seed={seed}", f"model.encoder={study.encoder}", "track.uri=none",
-                    *study.adapt[name], *(each for each in quick if not each.startswith("evaluation")))  # fmt: skip
-        words = [word for each in settings for word in ("--set", each)]
-        extend, port = ["--extend-vocabulary", str(study.pieces)], ["--", "--master_port", str(free_port())]
-        runs.processes.run(["-m", "bridge_ds", "adapt", *study.remedies(files, name), *extend, *words, *port], log)
+        first = folder / "rows" if name in study.afterwards else folder
+        common = f"run.seed={seed}", "track.uri=none", *(each for each in quick if not each.startswith("evaluation"))
+        adapt(runs, log, [*study.remedies(files, name), "--extend-vocabulary", str(study.pieces)],
+              f"run.output={first}", f"model.encoder={study.encoder}", *study.adapt[name], *common)  # fmt: skip
+        if first != folder:
+            adapt(runs, log, ["--parallel", str(files / "pairs.tsv")], f"run.output={folder}",
+                  f"model.encoder={first / 'encoder'}", *study.afterwards[name], *common)  # fmt: skip
     if not (folder / "probe" / "probe.json").is_file():
         options = ["--encoder", found, "--data", str(files / "parallel"), "--output", str(folder / "probe")]
         runs.processes.run(["-m", "bridge_ds", "probe", *options], log)
+
+
+def adapt(runs: Runs, log: Path, options: Sequence[str], *settings: str) -> None:
+    """`bridge-ds adapt`; raises TrainingError."""
+    words = [*(word for each in settings for word in ("--set", each)), "--", "--master_port", str(free_port())]
+    runs.processes.run(["-m", "bridge_ds", "adapt", *options, *words], log)
 
 
 def make_testbed(study: Study, files: Path) -> None:

@@ -184,7 +184,15 @@ class Config:
                 f"model.llm is none and data.objective is {self.data.objective}; expected one of {those}, which train "
                 "the encoder alone; set one."
             )
-        if bool(self.lora.rank) == self.encoder.trainable:
+        if self.adapt.new_rows_only:
+            if self.lora.rank or self.encoder.trainable or objective.denoises:
+                yield (
+                    f"adapt.new_rows_only is true, lora.rank is {self.lora.rank}, encoder.trainable is "
+                    f"{str(self.encoder.trainable).lower()} and data.objective is {self.data.objective}; expected "
+                    "nothing else to be trained, on pairs; set lora.rank=0, encoder.trainable=false and "
+                    "data.objective=align."
+                )
+        elif bool(self.lora.rank) == self.encoder.trainable:
             yield (
                 f"model.llm is none, lora.rank is {self.lora.rank} and encoder.trainable is "
                 f"{str(self.encoder.trainable).lower()}; expected updates of the encoder, or all of it trained; set "

@@ -8,9 +8,12 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from bridge_ds.config.schema.fields import (
+    FUNCTION,
     NEITHER,
     TRAINING,
+    Flag,
     Listed,
+    NonNegativeFloat,
     Path,
     PositiveInt,
     Real,
@@ -41,6 +44,12 @@ class AdaptConfig:
     English stays what it was (arXiv 2004.09813 does both)."""
     pair_weight: Annotated[PositiveInt, Le(100_000), TRAINING] = 10
     """A pair counts in the loss as much as so many predicted tokens, where data.objective is denoise_and_align."""
+    token_weight: Annotated[NonNegativeFloat, TRAINING] = 0.0
+    """Weight of a second pull of pairs, beside that of the sentences' mean states: each token's states, to those of the
+    English tokens that they are nearest to (1 - cosine, both directions). 0 = none."""
+    new_rows_only: Annotated[Flag, FUNCTION] = False
+    """Train nothing but the embeddings of the pieces that --extend-vocabulary added: all else, and so every language
+    that has no such pieces, stays as it is bit for bit. For pairs (data.objective=align)."""
     english: Annotated[Path, NEITHER] = ""
     """Text file with an English sentence on each line, by which RUN/encoder/english.json says what English has lost;
     empty = the English sentences of the pairs, if there are any."""
