@@ -6,6 +6,7 @@ Light to import: the command shows its help from this table without torch.
 from __future__ import annotations
 
 from bridge_ds.convert.langbridge import LANGBRIDGE
+from bridge_ds.convert.layalign import LAYALIGN
 from bridge_ds.convert.layout import ConvertSource, SourceLayout
 from bridge_ds.convert.mindmerger import MINDMERGER
 from bridge_ds.convert.paper import PAPER
@@ -14,6 +15,7 @@ __all__ = ["SOURCES", "ConvertSource", "SourceLayout"]
 
 SOURCES: dict[str, ConvertSource] = {
     "langbridge": LANGBRIDGE,
+    "layalign": LAYALIGN,
     "mindmerger": MINDMERGER,
     "paper": PAPER,
 }

@@ -167,6 +167,7 @@ def prepare(
     """
     stored = read_checkpoint(checkpoint)
     layout = source.read(stored)
+    stored = {key: each for key, each in stored.items() if key not in layout.used} | dict(layout.made)
     _refuse_other_keys(layout, stored)
     config = _config(source, layout, _named(source, checkpoint, encoder, llm), overrides)
     tokenizers = load_tokenizers(config.model, data=config.data)

@@ -31,6 +31,10 @@ class SourceLayout:
     """The checkpoint's key -> the weight's name in the encoder; empty if it holds none."""
     llm: Mapping[str, str] = field(default_factory=dict)
     """The same for the LLM."""
+    made: Mapping[str, Stored] = field(default_factory=dict)
+    """Tensors that are made of several of the checkpoint's, or of one in another shape, by names of their own."""
+    used: frozenset[str] = frozenset()
+    """The checkpoint's keys that they are made of."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ def texts_key(config: Config, tokenizer: Any, corpus: str) -> str:
 
 
 def _states_kept(config: Config) -> str:
-    if not FUSIONS[config.fusion.name].mixes_layers:
+    form = config.injection.spec
+    if not FUSIONS[config.fusion.name].mixes_layers and (form is None or form.reads_prompt):
         return "last"
     return "all and embeddings" if config.fusion.include_embeddings else "all"
 

@@ -7,11 +7,14 @@ github.com/CONE-MT/MindMerger. The paper: arXiv 2508.09091, github.com/ThemiraCh
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, MT5EncoderModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from tests.fusion.test_paper import Aggregator, LayerWeights
 
@@ -189,6 +192,70 @@ class MindMerger(nn.Module):
             seen[row, longest - count :] = joined[row, kept[row]]
             seen_mask[row, longest - count :] = 1
         return self.model_llm(inputs_embeds=seen, attention_mask=seen_mask).logits
+
+
+class Adapted(nn.Module):
+    """LayAlign's wrapper of a Llama's attention, its `AdaptedAttention`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.adaption_gate = nn.Parameter(torch.randn(1))
+        self.states: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def forward(self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, ...], **more: Any) -> Any:
+        output, weights = self.model(hidden_states=hidden_states, position_embeddings=position_embeddings, **more)
+        assert self.states is not None
+        of, (rows, length) = self.model, hidden_states.shape[:2]
+
+        def heads(x: torch.Tensor) -> torch.Tensor:
+            return x.view(rows, x.shape[1], -1, of.head_dim).transpose(1, 2)
+
+        query, _ = apply_rotary_pos_emb(
+            heads(of.q_proj(hidden_states)), heads(of.k_proj(hidden_states)), *position_embeddings
+        )
+        key, value = heads(of.k_proj(self.states[0])), heads(of.v_proj(self.states[1]))
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+        scores = query @ key.transpose(2, 3) / math.sqrt(of.head_dim)
+        found = (self.adaption_gate * scores.softmax(-1) @ value).transpose(1, 2).reshape(rows, length, -1)
+        return output + of.o_proj(found), weights
+
+
+class LayAlign(MindMerger):
+    """All of it is saved. `layers` are the LLM's that are wrapped; the encoder's first n states are read."""
+
+    def __init__(self, encoder: Path, llm: Path, structure: str, layers: tuple[int, ...], states: int) -> None:
+        super().__init__(encoder, llm)
+        self.llm = [self.model_llm]
+        holder = nn.Module()
+        holder.model = self.model_llm
+        width, llm_width = whole_width(self.encoder_mt), self.model_llm.config.hidden_size
+        self.layers, self.n = layers, states
+        for number in layers:
+            layer = self.model_llm.model.layers[number]
+            layer.self_attn = Adapted(layer.self_attn)
+        self.model_llm = holder
+        projector = nn.Module()
+        projector.fc1, projector.fc2 = nn.Linear(states, 2 * len(layers)), nn.Linear(width, llm_width)
+        if structure == "MLP":
+            projector.fc3 = nn.Linear(llm_width, llm_width)
+        self.encoder_aligner = nn.Module()
+        self.encoder_aligner.projector = projector
+
+    def forward(self, source: torch.Tensor, source_mask: torch.Tensor, bos: int, *texts: torch.Tensor) -> torch.Tensor:
+        found = self.encoder_mt(input_ids=source, attention_mask=source_mask, output_hidden_states=True).hidden_states
+        of = self.encoder_aligner.projector
+        mixed = of.fc1(torch.stack(found[: self.n], dim=-1)).relu().movedim(-1, 0)
+        vectors = of.fc2(mixed)
+        if hasattr(of, "fc3"):
+            vectors = of.fc3(vectors.relu())
+        for place, number in enumerate(self.layers):
+            self.llm[0].model.layers[number].self_attn.states = vectors[2 * place], vectors[2 * place + 1]
+        holder, self.model_llm = self.model_llm, self.llm[0]
+        try:
+            return super().forward(source, source_mask, bos, *texts)
+        finally:
+            self.model_llm = holder
 
 
 class MPTModel(MindMerger):

@@ -16,6 +16,7 @@ from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import collate
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.inference.load import load_trained
+from tests import tiny
 from tests.convert import peers, saved
 from tests.samples import tokenize_sample
 
@@ -51,7 +52,8 @@ def batches(tokenizers: Tokenizers, config: Config) -> tuple[list[Batch], Batch]
 def our_logits(model: BridgeModel, batch: Batch) -> list[torch.Tensor]:
     """[X, V] of each row, without padding."""
     spliced = model.spliced(batch)
-    logits = model.llm.model(inputs_embeds=spliced.embeds_BXH).logits
+    with model.llm.attending(spliced.injected):
+        logits = model.llm.model(inputs_embeds=spliced.embeds_BXH).logits
     return [row[mask.bool()] for row, mask in zip(logits, spliced.mask_BX, strict=True)]
 
 
@@ -163,6 +165,31 @@ def test_mindmerger(models: dict[str, Path], tmp_path: Path, name: str, augmente
     run = converted("mindmerger", checkpoint, tmp_path / "run", *settings, **names)
     assert load_run_config(run).data.augment_prompt == augmented
     agrees_with_merger(run, peer)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("structure", "layers", "states"), [("Linear", (0, 1), tiny.LAYERS), ("MLP", (1,), tiny.LAYERS + 1)]
+)
+def test_layalign(
+    models: dict[str, Path], tmp_path: Path, structure: str, layers: tuple[int, ...], states: int
+) -> None:
+    torch.manual_seed(5)
+    peer = peers.LayAlign(models["encoder"], models["llm"], structure, layers, states).eval()
+    names = {part: str(path) for part, path in models.items()}
+    run = converted("layalign", saved.whole(peer.state_dict(), tmp_path / "peer"), tmp_path / "run", **names)
+    model, tokenizers, config = loaded(run)
+    assert config.injection.form == "every_layer" and config.injection.llm_layers == layers
+    assert tokenizers.bos_id is not None
+    for batch in batches(tokenizers, config)[0]:  # row by row: it attends to the padding of a batch
+        expected = peer(
+            batch.source_ids, batch.source_mask, tokenizers.bos_id, batch.prompt_ids, batch.prompt_mask,
+            batch.target_ids, batch.target_mask,
+        )  # fmt: skip
+        (ours,) = our_logits(model, batch)
+        agree(ours, expected[0])
+        with model.llm.attending(None):
+            assert (model.llm.model(inputs_embeds=model.spliced(batch).embeds_BXH).logits[0] - ours).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("fusion", ["global_softmax", "transformer_softmax", "layer_attention", "last_layer"])
