@@ -303,7 +303,8 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
     model = BridgeModel(encoder, fusion, mapping, llm, bos)
     model.injection = form
     model.prompt_in_input, model.makes_prompt = injection.prompt_in_input, injection.makes_prompt
-    if bos is None and not (model.prompt_in_input or config.data.augment_prompt):
+    always = config.data.augment_prompt and config.data.augment_share == 1
+    if bos is None and not (model.prompt_in_input or always):
         raise ConfigError(
             f"injection.form is {injection.form} without a soft prompt in the LLM's input, the LLM has no BOS and "
             "reads no text, so that an answer follows nothing; expected one of them; set data.augment_prompt=true."

@@ -136,16 +136,12 @@ class Run:
         scales = None
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
-        elif self._has_soft_prompt and self.config.mapping.match_embedding_rms and not start:
+        elif self.config.has_soft_prompt and self.config.mapping.match_embedding_rms and not start:
             scales = calibrate(self.engine, *self.states.first_rows(model, loader, CALIBRATION_ROWS, self.device))
         self._leave_if_asked()
         self.watchdog.start(on_main(lambda: self.run_folder.accept(self.config), self.world))
         self._add_hooks()
         self._log_start(table, scales)
-
-    @property
-    def _has_soft_prompt(self) -> bool:
-        return self.config.model.has_bridge and self.config.injection.makes_prompt
 
     def fit(self) -> None:
         """Train the remaining steps."""

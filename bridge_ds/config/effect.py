@@ -146,6 +146,10 @@ RULES: tuple[NoEffect, ...] = (
     ),
     *_only_some_take("fusion", "name", FUSIONS),
     *_only_some_take("mapping", "kind", MAPPINGS),
+    NoEffect(
+        ("data.augment_share",),
+        _when(lambda c: not (c.data.augment_prompt and c.model.has_encoder), "data.augment_prompt is false"),
+    ),
     NoEffect(_keys("injection", "mlp", "soft_prompt"), _not_every_layer),
     NoEffect(
         _keys("injection", "llm_layers", "lr_scale"),

@@ -21,6 +21,8 @@ CASES = {
     "llm": (["llm.dropout=true"], "llm.dropout has no effect, as llm.trainable is false.", ["llm.trainable=true"]),
     "lora": (["lora.alpha=32", "lora.targets=[q_proj]"], "lora.alpha, lora.targets have no effect, as lora.rank is 0.",
              ["lora.rank=4"]),
+    "shown": (["data.augment_share=0.5"], "data.augment_share has no effect, as data.augment_prompt is false.",
+              ["data.augment_prompt=true"]),
     "form": (["injection.lr_scale=2"], "injection.lr_scale has no effect, as injection.form is none.",
              ["injection.form=gated_prompt"]),
     "every_layer": (["injection.form=gated_prompt", "injection.mlp=true"], "injection.mlp has no effect, as "

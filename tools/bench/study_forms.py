@@ -2,7 +2,7 @@
 """Forms of the bridge where the LLM knows one of the languages already, on the testbed: what is gained, what is lost?
 
 examples:
-  python tools/bench/study_forms.py                         (runs/forms, 5 seeds, 30 runs: 20 minutes on two cores)
+  python tools/bench/study_forms.py                         (runs/forms, 5 seeds, 45 runs: half an hour on two cores)
   python tools/bench/study_forms.py --seeds 3 --jobs 2
   python tools/bench/study_forms.py --quick --output runs/quick     (a few steps: whether it works, not what it finds)
   python tools/bench/study_forms.py --report-only           (train nothing; report the runs that are there)
@@ -16,6 +16,7 @@ weights, OUTPUT/knows), so that it answers in both; the other four it cannot rea
   layers       the text, and encoder states to every layer (injection.form=every_layer, no soft prompt)
   layers-only  encoder states to every layer, neither text nor soft prompt
   layalign     encoder states to every layer, soft prompt and text
+  half-NAME    as gate, layers and text, but the LLM is shown the text of half of the samples (data.augment_share)
 
 Runs that are finished and scored are not repeated.
 """
@@ -38,6 +39,7 @@ from tools.bench.study import Arm
 from tools.bench.study_testbed import make_shards, study, study_parser
 
 KNOWN = "qaa"
+HALF = "data.augment_share=0.5"
 TEXT, LAYERS = "data.augment_prompt=true", "injection.form=every_layer"
 QUICK_ROWS = 96
 
@@ -52,6 +54,9 @@ def arms(output: Path) -> list[Arm]:
         Arm("layers", "layers", (llm, TEXT, LAYERS, alone)),
         Arm("layers-only", "layers-only", (llm, LAYERS, alone)),
         Arm("layalign", "layalign", (llm, TEXT, LAYERS)),
+        Arm("half-text", "half-text", (llm, TEXT, HALF)),
+        Arm("half-gate", "half-gate", (llm, TEXT, HALF, "injection.form=gated_prompt")),
+        Arm("half-layers", "half-layers", (llm, TEXT, HALF, LAYERS, alone)),
     ]
 
 

@@ -98,6 +98,11 @@ class Config:
     tasks: Annotated[dict[Text, Annotated[TaskConfig, Section]], Table, NEITHER] = field(default_factory=dict)
     """Tasks of the user's own, by name."""
 
+    @property
+    def has_soft_prompt(self) -> bool:
+        """Whether fusion and mapping make a soft prompt."""
+        return self.model.has_bridge and self.injection.makes_prompt
+
     def conflicts(self) -> Iterator[str]:
         """A sentence for each two settings that contradict each other."""
         yield from self.data.conflicts()

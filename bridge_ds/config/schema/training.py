@@ -83,6 +83,9 @@ class DataConfig:
     """Languages of the dictionary that are used; empty = all."""
     augment_prompt: Annotated[Flag, FUNCTION] = False
     """Also show the LLM the source text with its own embeddings, after the soft prompt (MindMerger)."""
+    augment_share: Annotated[Real, Ge(0), Le(1), TRAINING] = 1.0
+    """Share of the training samples whose text the LLM is shown so. The others it answers from the encoder alone: an
+    LLM that knows the task in English needs no bridge where it reads the English text, and trains none."""
     bos: Annotated[Literal["auto", "always", "never", "unless_eos"], FUNCTION] = "auto"
     """Whether the LLM's BOS opens its input: auto (as its tokenizer opens a text by itself) | always | never |
     unless_eos (as in runs before this setting: also one that the tokenizer does not add, unless it is the EOS)."""

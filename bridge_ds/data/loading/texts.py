@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from bridge_ds.data.sampling.order import uniforms
 from bridge_ds.data.text.mixing import WordMixer
 from bridge_ds.data.text.words import is_parted, split_text
 from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["SampleTexts", "texts_of"]
+__all__ = ["SampleTexts", "is_shown", "texts_of"]
+
+_SHOWN = 1_000_003
+"""Tells the draw of :func:`is_shown` from others of the same seed, epoch and sample."""
 
 
 class SampleTexts(NamedTuple):
@@ -54,3 +58,8 @@ def texts_of(
         return texts
     mixed = mixer.mix(texts.source, seed, epoch, number)
     return texts._replace(source=mixed, prompt=mixed if texts.prompt == texts.source else texts.prompt)
+
+
+def is_shown(share: float, seed: int, epoch: int, number: int) -> bool:
+    """Whether the LLM is shown a sample's text (`data.augment_share`); arguments as of :func:`texts_of`."""
+    return float(uniforms(seed + _SHOWN, epoch, number, 1)[0]) < share
