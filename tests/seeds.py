@@ -1,7 +1,8 @@
 """The seeds' models at a small size, with the files, config keys and tokenizers of the published ones.
 
-CINO: hfl/cino-*, an XLM-R (arXiv 2202.13558). LLaMAX: LLaMAX/LLaMAX3-8B, a Llama 3. PolyLM: github.com/DAMO-NLP-MT/PolyLM
-(tools/checkpoint_reshaping_and_interoperability.py writes a GPT-2 with LLaMA's tokenizer; sizes in arXiv 2307.06018).
+CINO: hfl/cino-*, an XLM-R (arXiv 2202.13558). LLaMAX: LLaMAX/LLaMAX3-8B, a Llama 3. PolyLM: the repository
+github.com/DAMO-NLP-MT/PolyLM (tools/checkpoint_reshaping_and_interoperability.py writes a GPT-2 with LLaMA's tokenizer;
+sizes in arXiv 2307.06018).
 XLM-SWCM: github.com/asd765973346/xlm-swcm (model.py); the names of its state dict, in our own words.
 """
 
@@ -46,7 +47,7 @@ def make_llamax(folder: Path) -> Path:
 
 
 def make_polylm(folder: Path) -> Path:
-    """A GPT-2 with a SentencePiece tokenizer; the masks are stored, the output layer is the embeddings, in two parts."""
+    """A GPT-2 with a SentencePiece tokenizer; two files of weights, with the masks that older releases stored."""
     _spiece(folder / "tokenizer.model", "bpe", 420, unk_id=0, bos_id=1, eos_id=2, byte_fallback=True)
     size = len(tf.LlamaTokenizer.from_pretrained(folder))
     torch.manual_seed(4)

@@ -1,4 +1,4 @@
-"""The models of the seeds (CINO, LLaMAX, PolyLM, XLM-SWCM's encoder) stand on either side of a bridge and are trained."""
+"""A bridge is trained between the models of the seeds: CINO, XLM-SWCM's encoder, LLaMAX, PolyLM."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 """XLM-SWCM (arXiv 2502.10852): its encoder as an ordinary XLM-R folder of transformers, with a tokenizer.
 
-Read in github.com/asd765973346/xlm-swcm (model.py, load_example.py, readme.md): one pickled state dict, `xlm-swcm.bin`,
-bare or under `model_state_dict` or `state_dict`, its keys perhaps behind `module.` (its loader takes each of these). The
-model is made of:
+Read in github.com/asd765973346/xlm-swcm (model.py, load_example.py, readme.md): one pickled state dict,
+`xlm-swcm.bin`, bare or under `model_state_dict` or `state_dict`, its keys perhaps behind `module.` (its loader takes
+each of these). The model is made of:
 
 - `encoder.*`: XLMRobertaModel of transformers, with a pooler, which nothing reads.
 - `embed_layer.*` and `decoder.embed_layer.*`: the same embeddings again, shared.
 - `decoder.layers.*` and `decoder.last_linear.*`: a decoder of its own design, which is left out here.
 
-The checkpoint has neither a config nor a tokenizer: its code takes both from a folder of hfl/cino-base-v2 (an XLM-R), so
-they are taken from --encoder here. The published file itself (KEVVVV/xlm-swcm on the hub) has not been read: the keys
-are those that the code above gives it.
+The checkpoint has neither a config nor a tokenizer: its code takes both from a folder of hfl/cino-base-v2 (an XLM-R),
+so they are taken from --encoder here. The published file itself (KEVVVV/xlm-swcm on the hub) has not been read: the
+keys are those that the code above gives it.
 """
 
 from __future__ import annotations

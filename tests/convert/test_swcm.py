@@ -63,9 +63,7 @@ def test_a_dry_run_writes_nothing(
     assert "dry run: nothing was written" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
-def test_what_is_refused(
-    cino: Path, peer: seeds.Swcm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_refused(cino: Path, peer: seeds.Swcm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = dict(peer.state_dict())
     layer = "encoder.encoder.layer.1.output.dense.weight"
     wrong = {
