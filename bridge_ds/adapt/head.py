@@ -69,7 +69,7 @@ def find_head(config: ModelConfig) -> HeadKind:
 
     key, name, trust = "model.encoder", config.encoder, config.trust_remote_code
     found = base_config(key, name, config.encoder_revision, trust)
-    options = {"revision": config.encoder_revision, "trust_remote_code": trust}
+    options: dict[str, Any] = {"revision": config.encoder_revision, "trust_remote_code": trust}
     if found.model_type in _T5:
         tokenizer = load_tokenizer(key, name, config.encoder_revision, trust)
         sentinels = _sentinels(tokenizer.get_vocab())
