@@ -84,6 +84,8 @@ examples:
       line N of both is the same sentence; or one file (tsv, csv, jsonl, parquet) with the fields source and target
   bridge-ds adapt --text quechua.txt --parallel pairs.tsv --set model.encoder=... --set train.steps=5000
       both: half of the samples are texts, drawn in one shuffled order
+  bridge-ds adapt --triples conceptnet_bo.jsonl --set model.encoder=... --set run.output=runs/bo
+      triples of a knowledge graph, put into words; 25,000 steps
   bridge-ds adapt --text nko.txt --parallel nko_english.tsv --extend-vocabulary 2000 --set model.encoder=...
       a script that the tokenizer does not have (probe: unread)
   bridge-ds adapt --text quechua.txt --set lora.rank=0 --set encoder.trainable=true
@@ -182,8 +184,10 @@ def train_parser(prog: str = "train.py") -> Parser:
 
 
 def add_adapt_files(parser: argparse.ArgumentParser) -> None:
-    """Options of `bridge-ds adapt`: `--text`, `--parallel`, `--extend-vocabulary`, `--new-rows-only`."""
+    """Options of `bridge-ds adapt`: what it reads, `--extend-vocabulary` and `--new-rows-only`."""
     parser.add_argument("--text", metavar="FILE", help="unlabeled text: a .txt, or a table with the field text")
+    parser.add_argument("--triples", metavar="FILE", help="a knowledge graph's: jsonl with head, relation and tail")
+    parser.add_argument("--templates", metavar="FILE", help="YAML: RELATION: sentence with {head} and {tail}")
     parser.add_argument(
         "--parallel",
         metavar="FILE",
@@ -192,8 +196,8 @@ def add_adapt_files(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--extend-vocabulary", metavar="N", type=positive(int, most=100_000),
-        help="add up to N pieces with letters that the tokenizer lacks, learned from --text, or else from --parallel; "
-        "all weights are trained",
+        help="add up to N pieces with letters that the tokenizer lacks, learned from --text, else --parallel, else "
+        "--triples; all weights are trained",
     )  # fmt: skip
     parser.add_argument(
         "--new-rows-only",

@@ -27,6 +27,12 @@ __all__ = ["Head", "HeadKind", "SpanDecoder", "TokenHead", "corruption_of", "fin
 
 _T5 = ("t5", "mt5", "umt5")
 """Types whose decoder was pretrained on spans."""
+_DEBERTA = {
+    r"^lm_predictions\.lm_head\.(dense|LayerNorm)\.": r"cls.predictions.transform.\1.",
+    r"^lm_predictions\.lm_head\.bias": "cls.predictions.bias",
+}
+"""The head of DeBERTa v2 and v3 (mDeBERTa) under its published names -> those of a class with an output layer of its
+own, which shares the embeddings' weight; transformers' class for the former reads that inside the head's forward."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,14 @@ def find_head(config: ModelConfig) -> HeadKind:
 
     key, name, trust = "model.encoder", config.encoder, config.trust_remote_code
     found = base_config(key, name, config.encoder_revision, trust)
-    options = {"revision": config.encoder_revision, "trust_remote_code": trust}
+    options: dict[str, Any] = {"revision": config.encoder_revision, "trust_remote_code": trust}
     if found.model_type in _T5:
         tokenizer = load_tokenizer(key, name, config.encoder_revision, trust)
         sentinels = _sentinels(tokenizer.get_vocab())
         base = BaseModel(key, name, found, transformers.AutoModelForSeq2SeqLM, _written, options)
         return HeadKind(base, sentinels) if sentinels and _is_whole(base) else HeadKind(None, ())
+    if found.model_type == "deberta-v2":
+        options["key_mapping"] = _DEBERTA
     base = BaseModel(key, name, found, transformers.AutoModelForMaskedLM, _masked, options)
     return HeadKind(base if found.model_type in masked and _is_whole(base) else None, ())
 

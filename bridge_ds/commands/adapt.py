@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from bridge_ds.commands.train import main as train
 from bridge_ds.config.load import load_config
 from bridge_ds.config.names import with_full_paths
 from bridge_ds.config.schema import Config
-from bridge_ds.data.packing.lines import pack_pairs, pack_text, sources, text_lines
+from bridge_ds.data.packing.lines import pack_pairs, pack_text, pack_triples, sources, text_lines, triple_lines
 from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import ConfigError, LaunchError
 
@@ -37,6 +38,8 @@ _NEW_ROWS = (
     *("adapt.english_share=0", "adapt.token_weight=10", "train.steps=1000", "train.global_batch=32", "train.lr=1e-3"),
 )
 """Of a recipe of the user's the first four. English cannot change then, so no share of the pairs need hold it."""
+_TRIPLES = ("train.steps=25000",)
+"""Where triples are given alone, as in arXiv 2502.10140; a recipe of the user's has its own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,12 +53,15 @@ def main(argv: list[str] | None = None) -> int:
         files.error(f"--parallel has {len(found.parallel)} files; expected one, or two whose lines are translations")
     if not any(word.partition("=")[0] == "--recipe" for word in own):
         own = ["--recipe", "adapt", *own]
-    if found.extend_vocabulary and not (found.text or found.parallel):
-        files.error("--extend-vocabulary learns pieces from text; expected --text or --parallel too")
+    given = bool(found.text or found.parallel or found.triples)
+    if found.extend_vocabulary and not given:
+        files.error("--extend-vocabulary learns pieces from text; expected --text, --triples or --parallel too")
+    if found.templates and not found.triples:
+        files.error("--templates puts triples into words; expected --triples too")
     if found.new_rows_only and not (found.extend_vocabulary and found.parallel):
         files.error("--new-rows-only trains the pieces that are added, on pairs; expected --extend-vocabulary and "
                     "--parallel too")  # fmt: skip
-    if found.text or found.parallel:
+    if given:
         own += _packed(own, found)
     return train([*own, *launcher], _PROG)
 
@@ -64,39 +70,56 @@ def _packed(words: list[str], files: argparse.Namespace) -> list[str]:
     """Pack the files into the run folder, and extend the encoder; returns options that name the shards and it."""
     if launched():
         raise LaunchError(
-            "--text and --parallel are packed once, by the command that starts the processes, and this is one of them; "
-            "expected shards; pack them first (bridge-ds pack) and name them with --set data.shards=FOLDER."
+            "--text, --triples and --parallel are packed once, by the command that starts the processes, and this is "
+            "one of them; expected shards; pack them first (bridge-ds pack), then --set data.shards=FOLDER."
         )
-    text, parallel, pieces = files.text, files.parallel, files.extend_vocabulary
     options = parse_train(split(words, _PROG)[0])
-    ours = _OBJECTIVES[bool(text), bool(parallel)][: None if options.recipe == "adapt" else 1]
-    rows = _NEW_ROWS[: None if options.recipe == "adapt" else 4]
-    ours = rows if files.new_rows_only else (*ours, *(_ALL if pieces else ()))
+    shipped = options.recipe == "adapt"
+    ours = _OBJECTIVES[bool(files.text or files.triples), bool(files.parallel)][: None if shipped else 1]
+    ours += _TRIPLES if shipped and files.triples and not (files.text or files.parallel) else ()
+    ours += _ALL if files.extend_vocabulary else ()
+    if files.new_rows_only:
+        ours = _NEW_ROWS[: None if shipped else 4]
     config = load_config(options.recipe, [*ours, *options.overrides])
     given = {setting.partition("=")[0].strip() for setting in options.overrides}
     if others := sorted(given & {"data.shards", "data.mixture"}):
         raise ConfigError(
-            f"{others[0]} is given beside --text or --parallel; expected one of them to name the data; leave one out, "
-            "or pack the files (bridge-ds pack) and name all shards in data.mixture."
+            f"{others[0]} is given beside --text, --triples or --parallel; expected one of them to name the data; "
+            "leave one out, or pack the files (bridge-ds pack) and name all shards in data.mixture."
         )
-    folder = Path(config.run.output).absolute() / "shards"
-    names = []
-    if text and not files.new_rows_only:
-        names.append(folder / "text")
-        if not options.dry_run:
-            pack_text(Path(text), names[-1])
-    if parallel:
-        names.append(folder / "pairs")
-        if not options.dry_run:
-            pack_pairs([Path(name) for name in parallel], names[-1])
+    names = _pack_files(files, Path(config.run.output).absolute() / "shards", options.dry_run)
     extended = []
-    if pieces:
-        lines = text_lines(Path(text)) if text else sources([Path(name) for name in parallel or ()])
-        extended = _extended(config, lines, pieces, options.dry_run)
+    if files.extend_vocabulary:
+        extended = _extended(config, _lines(files), files.extend_vocabulary, options.dry_run)
     mixture = f"data.mixture=[{', '.join(f'{name}=1' for name in names)}]"
-    shards = [mixture] if len(names) == 2 else [f"data.shards={names[0]}", "data.mixture=[]"]
+    shards = [mixture] if len(names) > 1 else [f"data.shards={names[0]}", "data.mixture=[]"]
     wanted = [setting for setting in ours if setting.partition("=")[0] not in given]
     return [word for setting in (*wanted, *shards, *extended) for word in ("--set", setting)]
+
+
+def _pack_files(files: argparse.Namespace, folder: Path, dry_run: bool) -> list[Path]:
+    """Shards of each kind of file that is given; returns their folders."""
+    templates = Path(files.templates) if files.templates else None
+    kinds: dict[str, Callable[[Path], None]] = {}
+    if files.text and not files.new_rows_only:
+        kinds["text"] = partial(pack_text, Path(files.text))
+    if files.triples and not files.new_rows_only:
+        kinds["triples"] = partial(pack_triples, Path(files.triples), templates)
+    if files.parallel:
+        kinds["pairs"] = partial(pack_pairs, [Path(name) for name in files.parallel])
+    for name, pack in kinds.items():
+        if not dry_run:
+            pack(folder / name)
+    return [folder / name for name in kinds]
+
+
+def _lines(files: argparse.Namespace) -> Iterator[str]:
+    """Text from which pieces are learned."""
+    if files.text:
+        return text_lines(Path(files.text))
+    if files.parallel:
+        return sources([Path(name) for name in files.parallel])
+    return triple_lines(Path(files.triples), Path(files.templates) if files.templates else None)
 
 
 def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) -> list[str]:

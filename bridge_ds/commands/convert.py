@@ -1,4 +1,5 @@
-"""Turn a LangBridge, MindMerger or paper checkpoint into a run folder, with nothing trained again.
+"""Turn a LangBridge, MindMerger or paper checkpoint into a run folder, or XLM-SWCM's encoder into a folder that a run
+can name, with nothing trained again.
 
 examples:
   bridge-ds convert langbridge downloads/metamath-langbridge-9b --output runs/metamath
@@ -8,6 +9,8 @@ examples:
   bridge-ds convert paper outputs/epoch_2_aug --encoder google/mt5-xl --llm meta-llama/Llama-3.2-1B-Instruct \\
       --dry-run
       what would become of every key; nothing is written
+  bridge-ds convert swcm downloads/xlm-swcm.bin models/swcm
+      the encoder alone: then --set model.encoder=models/swcm
 
 then, as with a run that was trained here:
   bridge-ds evaluate --run runs/metamath --tasks mgsm
@@ -25,14 +28,31 @@ from pathlib import Path
 
 from bridge_ds.cli import Parser, say_repeated
 from bridge_ds.convert import SOURCES
+from bridge_ds.convert.swcm import SWCM_BASE, SWCM_HELP, SWCM_TITLE, convert_swcm
 
 
 def main(argv: list[str] | None = None) -> int:
     """Convert, or list what would be done; returns the exit status."""
     options = _parser().parse_args(argv)
+    if options.source == "swcm":
+        _convert_encoder(options)
+        return 0
     say_repeated(options.overrides)
     _convert(options)
     return 0
+
+
+def _convert_encoder(options: argparse.Namespace) -> None:
+    from bridge_ds.convert.job import refuse_used
+
+    if not options.dry_run:
+        refuse_used(options.output)
+    for line in convert_swcm(options.checkpoint, options.output, encoder=options.encoder, write=not options.dry_run):
+        print(line)
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return
+    print(f"written: {options.output}; --set model.encoder={options.output} trains a bridge from it")
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -78,4 +98,9 @@ def _parser() -> argparse.ArgumentParser:
                 "--no-added-tokens", action="store_true",
                 help=f"leave out the {len(source.added_tokens)} tokens that it adds to the encoder's tokenizer",
             )  # fmt: skip
+    alone = kinds.add_parser("swcm", help=SWCM_TITLE, description=SWCM_HELP, formatter_class=form)
+    alone.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its file, such as xlm-swcm.bin")
+    alone.add_argument("output", type=Path, metavar="OUTPUT", help="folder to make")
+    alone.add_argument("--encoder", default=SWCM_BASE, help="XLM-R with config and tokenizer (default: %(default)s)")
+    alone.add_argument("--dry-run", action="store_true", help="check, write nothing")
     return parser

@@ -17,7 +17,7 @@ from bridge_ds.errors import DataError
 if TYPE_CHECKING:
     from bridge_ds.data.shards.index import ShardIndex
 
-_USAGE = """bridge-ds pack (--input FILE ... | --dataset ID | task:NAME) --output DIR [OPTIONS]
+_USAGE = """bridge-ds pack (--input FILE ... | --dataset ID | --triples FILE | task:NAME) --output DIR [OPTIONS]
        bridge-ds pack index DIR [OPTIONS]
        bridge-ds pack verify DIR"""
 _DESCRIPTION = """\
@@ -77,6 +77,9 @@ def _pack(options: argparse.Namespace) -> None:
 
     if options.task:
         _pack_task(options)
+        return
+    if options.triples or options.templates:
+        _pack_triples(options)
         return
     if options.tasks:
         raise DataError("--tasks has tasks, of which none is named; expected task:NAME with it.")
@@ -148,6 +151,29 @@ def _pack_task(options: argparse.Namespace) -> None:
     _print_packed(index, options.output)
 
 
+def _pack_triples(options: argparse.Namespace) -> None:
+    from bridge_ds.data.packing import write
+    from bridge_ds.data.packing.triples import read_templates, triple_rows
+
+    given = (options.input, options.dataset, options.map, options.key, options.config, options.tasks)
+    if not options.triples or any(given) or options.format != "auto":
+        raise DataError(
+            "--triples is the input, put into words by --templates; expected it without --input, --dataset, --map, "
+            "--key, --format, --config and --tasks; leave these out."
+        )
+    write.check_output(options.output, options.overwrite)
+    index = write.pack_rows(
+        _chosen(triple_rows(options.triples, read_templates(options.templates)), options.shuffle, options.limit),
+        options.output,
+        samples_per_shard=options.samples_per_shard,
+        shard_bytes=int(options.shard_size * write.MIB),
+        overwrite=options.overwrite,
+        language=options.language,
+        source=options.source or options.triples.name,
+    )
+    _print_packed(index, options.output)
+
+
 def _chosen(rows: Iterable[dict[str, str]], seed: int | None, limit: int | None) -> Iterator[dict[str, str]]:
     """The first rows; with a seed, shuffled first (benchmarks fit in memory)."""
     if seed is not None:
@@ -209,6 +235,8 @@ def _pack_parser() -> Parser:
         "--input", action="extend", nargs="+", type=Path, metavar="FILE",
         help="jsonl, text, csv, tsv (also .gz, .zst) or parquet",
     )  # fmt: skip
+    pack.add_argument("--triples", type=Path, metavar="FILE", help="jsonl with head, relation, tail, as sentences")
+    pack.add_argument("--templates", type=Path, metavar="FILE", help="YAML: RELATION: sentence with {head} and {tail}")
     pack.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to make")
     pack.add_argument(
         "--map", action="extend", nargs="+", default=[], metavar="NAME=FIELD",

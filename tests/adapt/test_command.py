@@ -107,8 +107,24 @@ def test_the_command_is_the_trainers_with_a_recipe(tmp_path: Path, monkeypatch: 
     config = load_config(str(own), parse_train(started[2][started[2].index("--recipe") :]).overrides)
     assert (config.data.objective, config.train.steps, config.train.global_batch) == ("align", 3, 16)
     assert (config.data.shards, config.data.mixture) == (str(shards / "pairs"), ())
+    triples = write(tmp_path / "k.jsonl", '{"head": "eins", "relation": "IsA", "tail": "Zahl"}')
+    templates = write(tmp_path / "t.yaml", "IsA: '{head} ist eine {tail}'")
+    graph = ["--triples", str(triples), "--templates", str(templates)]
+    adapt.main([*graph, "--set", f"run.output={tmp_path / 'graph'}"])
+    config = load_config("adapt", parse_train(started[3][started[3].index("--recipe") :]).overrides)
+    assert (config.data.objective, config.train.steps, config.train.global_batch) == ("denoise", 25_000, 16)
+    assert samples(Path(config.data.shards), "denoise") == [{"text": "eins ist eine Zahl"}]
+    adapt.main([*graph, "--text", str(text), "--parallel", str(pairs), "--set", f"run.output={tmp_path / 'all'}"])
+    config = load_config("adapt", parse_train(started[4][started[4].index("--recipe") :]).overrides)
+    names = [f"{tmp_path / 'all' / 'shards' / name}=1" for name in ("text", "triples", "pairs")]
+    assert list(config.data.mixture) == names and config.data.objective == "denoise_and_align"
+    adapt.main([*graph, "--text", str(text), "--set", f"run.output={tmp_path / 'both'}"])
+    config = load_config("adapt", parse_train(started[5][started[5].index("--recipe") :]).overrides)
+    assert (config.train.steps, len(config.data.mixture)) == (100_000, 2)
+    adapt.main(["--recipe", str(own), *graph, "--set", f"run.output={tmp_path / 'own'}"])
+    assert load_config(str(own), parse_train(started[6][started[6].index("--recipe") :]).overrides).train.steps == 3
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(LaunchError, match=r"--text and --parallel are packed once.*--set data.shards=FOLDER"):
+    with pytest.raises(LaunchError, match=r"--text, --triples and --parallel are packed once.*data.shards=FOLDER"):
         adapt.main(["--text", str(text), *run])
 
 
@@ -117,7 +133,8 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     output = ["--set", f"run.output={tmp_path / 'run'}"]
     for words, what in (
         (["--extend-vocabulary", "200000", "--text", text], "is more than 100,000"),
-        (["--extend-vocabulary", "20"], "expected --text or --parallel too"),
+        (["--extend-vocabulary", "20"], "expected --text, --triples or --parallel too"),
+        (["--text", text, "--templates", text], "--templates puts triples into words; expected --triples too"),
         (["--parallel", text, text, text], "--parallel has 3 files; expected one, or two"),
         (
             ["--text", text, "--extend-vocabulary", "20", "--set", "lora.rank=4"],
@@ -127,7 +144,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
             ["--text", text, "--extend-vocabulary", "20", "--set", "encoder.train_embeddings=false"],
             "encoder.train_embeddings is false",
         ),
-        (["--text", text, "--set", "data.shards=s"], "data.shards is given beside --text or --parallel"),
+        (["--text", text, "--set", "data.shards=s"], "data.shards is given beside --text, --triples or --parallel"),
         (["--text", str(tmp_path / "none.txt")], "none.txt cannot be read"),
     ):
         assert exit_status(lambda words=words: adapt.main([*words, *output])) == 2  # type: ignore[misc]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, DebertaV2Config, DebertaV2ForMaskedLM
 
 from bridge_ds.adapt.align import infonce
 from bridge_ds.adapt.english import Guarded, check_english, english_of, guarded, read
@@ -65,6 +65,40 @@ def test_masked_tokens_as_the_models_own_class(kind: str, tmp_path: Path) -> Non
     whole, _ = made(folder, "lora.rank=0", "encoder.trainable=true")
     assert any("word_embeddings" in name for name, p in whole.named_parameters() if p.requires_grad)
     assert whole(batch).item() == pytest.approx(found[0].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_mdebertas_head_by_its_published_names(tmp_path: Path, head: bool) -> None:
+    """Its files name no `legacy`, and hold `lm_predictions`; the class with legacy=False is the reference."""
+    folder = encoder("bert", tmp_path / "mdeberta")
+    values = {
+        "vocab_size": 352, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32,
+        "max_position_embeddings": 80, "relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm",
+        "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False, "type_vocab_size": 0,
+    }  # fmt: skip
+    torch.manual_seed(1)
+    own = DebertaV2ForMaskedLM(DebertaV2Config(**values, legacy=False)).eval()
+    with torch.no_grad():
+        for parameter in own.lm_predictions.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state = {name: tensor for name, tensor in own.state_dict().items() if head or not name.startswith("lm_pred")}
+    DebertaV2Config(**values).save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(state | {"mask_predictions.dense.weight": torch.zeros(24, 24)}, folder / "pytorch_model.bin")
+    assert ("its own head predicts" if head else "hold no head") in find_head(config(folder).model).remark
+    if not head:
+        return
+    for more in ([], ["lora.rank=0", "encoder.trainable=true"]):
+        model, batch = made(folder, *more, samples=[{"text": text} for text in TEXTS])
+        labels = torch.full_like(batch.source_ids, -100).flatten()
+        assert batch.layout
+        labels[batch.layout.positions] = batch.layout.labels
+        with torch.no_grad():
+            out = own(input_ids=batch.source_ids, attention_mask=batch.source_mask)
+            expected = F.cross_entropy(out.logits.flatten(0, 1), labels, reduction="sum")
+        assert model(batch).item() == pytest.approx(expected.item(), rel=1e-5)
+    parts = [name for name, _ in model.named_parameters() if name.startswith("predictor.")]
+    assert len(parts) == 5 and "encoder.model.embeddings.word_embeddings.weight" in dict(model.named_parameters())
 
 
 def test_spans_as_the_models_own_decoder(tmp_path: Path) -> None:

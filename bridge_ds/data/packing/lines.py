@@ -9,6 +9,7 @@ from typing import Any
 
 from bridge_ds.data.packing.formats import part_rows
 from bridge_ds.data.packing.sources import file_parts
+from bridge_ds.data.packing.triples import read_templates, triple_rows
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.shards.index import INDEX_NAME, load_index
 from bridge_ds.data.text.words import starts
@@ -16,7 +17,7 @@ from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 from bridge_ds.reading import BOM
 
-__all__ = ["pack_pairs", "pack_text", "sources", "text_lines"]
+__all__ = ["pack_pairs", "pack_text", "pack_triples", "sources", "text_lines", "triple_lines"]
 
 
 def pack_text(file: Path, folder: Path) -> None:
@@ -56,6 +57,30 @@ def pack_pairs(files: Sequence[Path], folder: Path) -> None:
         DataError: as :func:`pack_text`, or the files have different numbers of lines.
     """
     _pack(files, _pair_rows(files), folder)
+
+
+def pack_triples(file: Path, templates: Path | None, folder: Path) -> None:
+    """Pack triples as sentences, unless they are packed already.
+
+    Args:
+        file: jsonl, csv, tsv or parquet with `head`, `relation` and `tail`.
+        templates: the user's; None = ours.
+        folder: of the shards.
+
+    Raises:
+        DataError: as :func:`pack_text`, or a triple cannot be put into words.
+    """
+    rows = triple_rows(file, read_templates(templates))
+    _pack([file, *([templates] if templates else [])], rows, folder)
+
+
+def triple_lines(file: Path, templates: Path | None) -> Iterator[str]:
+    """The sentences of :func:`pack_triples`.
+
+    Raises:
+        DataError: as there.
+    """
+    return (row["text"] for row in triple_rows(file, read_templates(templates)))
 
 
 def sources(files: Sequence[Path]) -> Iterator[str]:
