@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Linear", "as_torch_does", "linear", "multiply", "swap_linear_layers", "uses_onednn"]
+__all__ = ["Linear", "add_product", "as_torch_does", "linear", "multiply", "swap_linear_layers", "uses_onednn"]
 
 SMALLEST = 1 << 21
 """M K N from which a product is oneDNN's: below, its fixed cost of ten microseconds is more than what it gains."""
@@ -60,6 +60,15 @@ def multiply(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
     return a_MK @ b_KN
 
 
+def add_product(into_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor, first: bool = False) -> None:
+    """into += a b in place, without a gradient; `first`: into = a b, whatever it held."""
+    if _taken(a_MK, b_KN.shape[1]) and b_KN.dtype == torch.float32:
+        found = _pointwise(a_MK, b_KN.T)
+        into_MN.copy_(found) if first else into_MN.add_(found)
+    else:
+        torch.addmm(into_MN, a_MK, b_KN, beta=0 if first else 1, out=into_MN)
+
+
 def linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
     """As torch's `F.linear`, with its gradients."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
@@ -82,6 +91,8 @@ def swap_linear_layers(model: nn.Module) -> None:
     for module in model.modules() if uses_onednn() else ():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+            if "_old_forward" in vars(module):  # what accelerate calls where a model is split over devices
+                module._old_forward = Linear.forward.__get__(module)  # type: ignore[assignment]
 
 
 class _Linear(torch.autograd.Function):
@@ -97,7 +108,7 @@ class _Linear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows_MN = d_out.reshape(-1, d_out.shape[-1])
         return (
-            multiply(rows_MN, weight_NK).view(*d_out.shape[:-1], -1) if of_x else None,
+            multiply(rows_MN, weight_NK).view(*d_out.shape[:-1], weight_NK.shape[1]) if of_x else None,
             multiply(rows_MN.T, x.reshape(-1, x.shape[-1])) if of_weight else None,
             rows_MN.sum(0) if of_bias else None,
         )
@@ -105,7 +116,7 @@ class _Linear(torch.autograd.Function):
 
 def _taken(x: torch.Tensor, columns: int) -> bool:
     on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return on_cpu and uses_onednn() and not _PLAIN.get() and math.prod(x.shape) * columns >= SMALLEST
+    return on_cpu and uses_onednn() and not _PLAIN.get() and math.prod(x.shape) * columns >= max(1, SMALLEST)
 
 
 def _pointwise(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:

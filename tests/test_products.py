@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bridge_ds import products
-from bridge_ds.products import Linear, as_torch_does, linear, multiply, swap_linear_layers
+from bridge_ds.products import Linear, add_product, as_torch_does, linear, multiply, swap_linear_layers
 
 HERE = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 SIZES = st.integers(1, 70)
@@ -55,7 +55,12 @@ def test_a_linear_layer_and_its_gradients(
 def test_a_product_of_any_strides(rows: int, summed: int, columns: int, first: bool, second: bool) -> None:
     a = torch.randn(summed, rows).T if first else torch.randn(rows, summed)
     b = torch.randn(columns, summed).T if second else torch.randn(summed, columns)
-    torch.testing.assert_close(multiply(a, b).double(), a.double() @ b.double(), rtol=1e-5, atol=1e-4)
+    expected = a.double() @ b.double()
+    torch.testing.assert_close(multiply(a, b).double(), expected, rtol=1e-5, atol=1e-4)
+    into = torch.full((rows, columns), float("nan"))
+    add_product(into, a, b, first=True)
+    add_product(into, a, b)
+    torch.testing.assert_close(into.double(), 2 * expected, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -30,7 +30,7 @@ def test_runs_resume_in_every_bit_and_need_no_encoder_once_all_is_encoded(
     common = [*small_run, *settings(
         data__shards=shards, data__validation_percent=20, train__steps=STEPS, train__global_batch=BATCH,
         train__micro_batch=4, train__validate_every=3, checkpoint__every=2, checkpoint__keep_last=0,
-        fusion__dropout=0, data__workers=0,
+        train__packing=True, fusion__dropout=0, data__workers=0,
     )]  # fmt: skip
 
     def run(name: str, states: str, ranks: int, ds: str) -> tuple[Path, str]:
@@ -54,6 +54,16 @@ def test_runs_resume_in_every_bit_and_need_no_encoder_once_all_is_encoded(
     for key in ("loss", "grad_norm", "validation_loss"):
         assert [line.get(key) for line in after] == [line.get(key) for line in before]
     assert size == sum(path.stat().st_size for path in tmp_path.glob("states/*/*.states"))
+    # The same at another world size and stage, from the same step: the same samples, and losses but for rounding.
+    shutil.copytree(first, tmp_path / "wide")
+    for step in range(4, STEPS + 1):
+        shutil.rmtree(tmp_path / "wide" / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
+    (tmp_path / "wide" / "checkpoints" / "best").unlink(missing_ok=True)
+    wide, _ = run("wide", "states", 2, "zero3.json")
+    assert len(lines(wide)) == len(before)
+    for one, two in zip(before, lines(wide), strict=True):
+        assert (two["ids_hash"], two["consumed"]) == (one["ids_hash"], one["consumed"])
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
 
     encode = [*common, *settings(data__states_cache=tmp_path / "ahead")]
     assert main([*encode, "--dry-run"]) == 0 and not list(tmp_path.glob("ahead/*/*.states"))

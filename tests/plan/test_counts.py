@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -97,7 +98,7 @@ def attention_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without the casts of bfloat16 attention on a CPU."""
     ours = tf.AttentionInterface()["sdpa"]
     monkeypatch.setattr("bridge_ds.llm.base.attend_in_float32", lambda: None)
-    tf.AttentionInterface.register("sdpa", getattr(ours, "__wrapped__", ours))
+    tf.AttentionInterface.register("sdpa", inspect.unwrap(ours))
     yield
     tf.AttentionInterface.register("sdpa", ours)
 

@@ -155,7 +155,8 @@ def measure(
         facts = known | {"batch": count, "source": options.source, "target": options.target}
         facts |= {"vocabulary": vocabulary, "dtype": options.dtype, "packing": int(packs)}
         facts["products"] = "onednn" if own else "torch"
-        yield [facts | figures(each, variants, batch.source_tokens, need / peak) for each in variants]
+        rows = [facts | figures(each, variants, batch.source_tokens, need / peak) for each in variants]
+        yield [row | ({"products": "torch"} if row["way"] == "paper" else {}) for row in rows]
 
 
 def figures(variant: Variant, variants: list[Variant], tokens: int, ideal: float) -> dict[str, Any]:
@@ -169,7 +170,6 @@ def figures(variant: Variant, variants: list[Variant], tokens: int, ideal: float
     other = found.get(("paper", variant.fusion), found.get(("ours", variant.fusion)))
     row: dict[str, Any] = {"fusion": variant.fusion, "way": variant.way, "error": variant.error}
     names = ("step_ms", "vs_last_layer", "speedup", "speedup_medians", "source_tokens_per_s", "mfu", "tokenize_ms")
-    row |= {"products": "torch"} if variant.way == "paper" else {}
     row |= dict.fromkeys((*names, "first_s", "peak_gib", "graphs", "recompiled", "gradient_error"), "")
     if variant.error:
         return row

@@ -20,7 +20,7 @@ import torch
 
 from bridge_ds.fusion.kernels.dropout import Masks
 from bridge_ds.fusion.kernels.primitives import KernelPlan
-from bridge_ds.products import linear, multiply
+from bridge_ds.products import add_product, linear, multiply
 
 __all__ = ["Computed", "PostAttentionTotals", "backward", "forward", "merge", "unmerge"]
 
@@ -71,10 +71,8 @@ class PostAttentionTotals:
         self.sums[name] = into
         if into.dim() == 3:
             torch.baddbmm(into, a, b, beta=0 if first else 1, out=into)
-        elif first:
-            into.copy_(multiply(a, b))
         else:
-            into += multiply(a, b)
+            add_product(into, a, b, first)
 
 
 def forward(
@@ -233,6 +231,9 @@ def _linear_backward(
     totals.add(f"{name}_bias", d_out.sum(0, dtype=p[f"{name}_bias"].dtype))
     weight = p[f"{name}_weight"]
     if plus is not None:
-        return plus.add_(multiply(narrow, weight))
+        if plus.dtype != dtype:
+            return plus.add_(narrow @ weight)
+        add_product(plus, narrow, weight)
+        return plus
     d_x = multiply(narrow, weight)
     return d_x if wanted is None else d_x.to(wanted)
