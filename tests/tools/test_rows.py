@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from tools.bench import real_rows, study_adapt, testbed_rows
+from tools.bench import real_rows, study_adapt, study_forms, testbed_rows
 from tools.bench.testbed_rows import read, spread
 
 ROOT = Path(__file__).parents[2]
@@ -72,3 +72,8 @@ def test_the_page_on_adapt_shows_its_rows() -> None:
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     testbed_rows.write(tmp_path / "rows.csv", TESTBED)
     assert read(tmp_path / "rows.csv") == TESTBED
+
+
+def test_the_page_on_injection_shows_its_rows() -> None:
+    rows = read(ROOT / "tools" / "bench" / "forms_study" / "languages.csv")
+    assert study_forms.by_language(rows) in (ROOT / "docs" / "injection.md").read_text(encoding="utf-8")
