@@ -63,8 +63,11 @@ class BridgeModel(nn.Module):
         """What the LLM's layers attend to beside their text; None = nothing."""
         self.prompt_in_input = True
         """Whether the soft prompt stands in the LLM's input."""
-        self.makes_prompt = True
-        """Whether there is one; otherwise fusion and mapping are absent."""
+
+    @property
+    def makes_prompt(self) -> bool:
+        """Whether there is a soft prompt; otherwise fusion and mapping are absent."""
+        return not isinstance(self.mapping, Absent)
 
     @property
     def device(self) -> torch.device:
@@ -160,7 +163,6 @@ class BridgeModel(nn.Module):
             return None
         if self.prompt_in_input or soft is None:
             return self.injection.injected(read.states, read.own_BS.to(read.mask_BS.device), read.rows, ())
-        soft = replace(soft, embeds_BKH=soft.embeds_BKH.to(self.llm.model.get_input_embeddings().weight.dtype))
         prompt, mask_BK = self.llm.keys_and_values(soft)
         return self.injection.injected(read.states, mask_BK, None, prompt)
 
@@ -219,11 +221,14 @@ class BridgeModel(nn.Module):
         if not batch.source_mask.shape[1] or (batch.layout is None and not bool(batch.source_mask.any())):
             return [head, prompt, target], None
         read = self._read(batch, states)
-        soft = self._soft(read) if self.makes_prompt else None
+        soft = None
+        if self.makes_prompt:
+            soft = self._soft(read)
+            soft = replace(soft, embeds_BKH=soft.embeds_BKH.to(head.embeds_BKH.dtype))
         injected = self._injected(read, soft)
         if soft is None or not self.prompt_in_input:
             return [head, prompt, target], injected
-        return [head, replace(soft, embeds_BKH=soft.embeds_BKH.to(head.embeds_BKH.dtype)), prompt, target], injected
+        return [head, soft, prompt, target], injected
 
 
 class LLMAlone(BridgeModel):
@@ -302,7 +307,7 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
             form.backend = config.fusion.backend
     model = BridgeModel(encoder, fusion, mapping, llm, bos)
     model.injection = form
-    model.prompt_in_input, model.makes_prompt = injection.prompt_in_input, injection.makes_prompt
+    model.prompt_in_input = injection.prompt_in_input
     always = config.data.augment_prompt and config.data.augment_share == 1
     if bos is None and not (model.prompt_in_input or always):
         raise ConfigError(

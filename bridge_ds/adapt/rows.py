@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bridge_ds.adapt.extension import read_extension
+from bridge_ds.compat.deepspeed import whole
 from bridge_ds.config.names import resolve
 from bridge_ds.encoder.base import Encoder
 from bridge_ds.errors import ConfigError
@@ -104,9 +105,5 @@ class NewRowsEncoder(Encoder):
 
 def _rows_of(table_VD: torch.Tensor, first: int) -> torch.Tensor:
     """A float32 copy of the rows from `first` on."""
-    if not hasattr(table_VD, "ds_id"):
-        return table_VD.detach()[first:].float().clone()
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([table_VD]):
+    with whole([table_VD]):
         return table_VD.detach()[first:].float().clone()

@@ -6,6 +6,8 @@ import inspect
 import os
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -14,11 +16,23 @@ import torch
 
 from bridge_ds.errors import LaunchError
 
-__all__ = ["hpz_group_is_reused", "import_deepspeed", "link_moments", "reuse_hpz_group", "set_full_moment"]
+__all__ = ["hpz_group_is_reused", "import_deepspeed", "link_moments", "reuse_hpz_group", "set_full_moment", "whole"]
 
 _CREATE = "groups._create_zero_param_parallel_group("
 _LOOK_UP = "groups._get_zero_param_intra_parallel_group()"
 _REFUSAL = "'ZeRO parameter intra parallel group is already initialized'"
+
+
+@contextmanager
+def whole(parameters: Sequence[Any]) -> Iterator[None]:
+    """While open, these parameters are there whole on every rank, if ZeRO-3 has sharded them; a collective then."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(parameters)):
+        yield
 
 
 def import_deepspeed() -> ModuleType:

@@ -108,7 +108,7 @@ def call_beside_attention() -> None:
     """
     from transformers import AttentionInterface
 
-    attend_in_float32()
+    plain_attention()  # as it is now
     known = AttentionInterface()
     for name in known.valid_keys():
         if not name.startswith("paged"):
@@ -131,13 +131,13 @@ def _with_beside(attention: Any) -> Any:
     return attend
 
 
+@cache
 def plain_attention() -> Any:
-    """transformers' sdpa attention, which calls nothing beside it."""
+    """transformers' sdpa attention as it is before :func:`call_beside_attention`."""
     from transformers import AttentionInterface
 
     attend_in_float32()
-    found: Any = AttentionInterface()["sdpa"]
-    return found.__wrapped__ if hasattr(getattr(found, "__wrapped__", None), "__wrapped__") else found
+    return AttentionInterface()["sdpa"]
 
 
 def _in_float32(part: Any) -> Any:

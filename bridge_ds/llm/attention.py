@@ -10,7 +10,7 @@ keys and values, E width of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,15 +21,15 @@ from bridge_ds.compat.transformers import BESIDE, call_beside_attention, plain_a
 from bridge_ds.errors import ConfigError
 from bridge_ds.injection.base import Injected, Pair
 from bridge_ds.llm.tiny_copy import tiny_copy
+from bridge_ds.llm.trim import layers_in
 
-__all__ = ["AttentionLayers", "attention_layers"]
+__all__ = ["AttentionLayers", "attention_layers", "recorded"]
 
 
 def attention_layers(model: nn.Module) -> list[nn.Module]:
     """The attention modules of a decoder's layers, in order; of a layer without attention (a state-space one) none."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     found = []
-    for layer in max(lists, key=len) if lists else ():
+    for layer in layers_in(model):
         inner = [m for m in layer.modules() if hasattr(m, "layer_idx") and "Attention" in type(m).__name__]
         found += inner[:1]
     return found
@@ -82,31 +82,32 @@ class AttentionLayers:
             else:
                 vars(module)[BESIDE] = _Beside(injected, place)
 
-    @contextmanager
-    def recorded(self) -> Iterator[list[Pair]]:
-        """While open, the keys and values of each layer [B, G, X, E] are appended to the list."""
-        found: list[Pair] = []
 
-        def keep(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-            found.append((key, value))
+@contextmanager
+def recorded(modules: Iterable[nn.Module]) -> Iterator[list[Pair]]:
+    """While open, the keys and values of each of these attention modules [B, G, X, E] are appended to the list."""
+    found: list[Pair] = []
+    modules = list(modules)
 
-        for module in self.modules:
-            vars(module)[BESIDE] = keep
-        try:
-            yield found
-        finally:
-            for module in self.modules:
-                vars(module).pop(BESIDE, None)
+    def keep(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        found.append((key, value))
+
+    for module in modules:
+        vars(module)[BESIDE] = keep
+    try:
+        yield found
+    finally:
+        for module in modules:
+            vars(module).pop(BESIDE, None)
 
 
 def _is_called(model: Any) -> bool:
     """Whether every attention layer of the model's class calls what is beside it: seen on a tiny copy."""
     copy = tiny_copy(type(model), model.config)
-    layers = AttentionLayers.__new__(AttentionLayers)
-    layers.modules = attention_layers(copy)
-    with layers.recorded() as found, torch.no_grad():
+    modules = attention_layers(copy)
+    with recorded(modules) as found, torch.no_grad():
         copy(inputs_embeds=copy.get_input_embeddings()(torch.arange(8, 12)[None]), use_cache=False)
-    return len(found) == len(layers)
+    return len(found) == len(modules)
 
 
 class _Beside:

@@ -22,7 +22,7 @@ from bridge_ds.compat.transformers import (
 )
 from bridge_ds.data.loading.layout import PackedRows
 from bridge_ds.injection.base import Injected, Pair
-from bridge_ds.llm.attention import AttentionLayers
+from bridge_ds.llm.attention import AttentionLayers, recorded
 from bridge_ds.llm.splice import Segment
 from bridge_ds.llm.support import Behavior, positions_of
 from bridge_ds.llm.trim import last_layer, trimmed
@@ -126,9 +126,11 @@ class LLM(nn.Module):
         activation checkpointing runs them again in backward."""
         if self.attention is not None:
             self.attention.set(injected)
-        yield
-        if self.attention is not None and not torch.is_grad_enabled():
-            self.attention.set(None)
+        try:
+            yield
+        finally:
+            if self.attention is not None and not torch.is_grad_enabled():
+                self.attention.set(None)
 
     def keys_and_values(self, soft: Segment) -> tuple[list[Pair], torch.Tensor]:
         """Keys and values that each of its attending layers makes of a soft prompt, read by itself before position 0.
@@ -149,13 +151,13 @@ class LLM(nn.Module):
         # A causal model: real positions never attend to the padding behind them.
         head = self.model.get_output_embeddings()
         with (
-            masks_known(padded=False), not_recomputed(self.model), self.attention.recorded() as found,
+            masks_known(padded=False), not_recomputed(self.model), recorded(self.attention.modules) as found,
             _projecting_only(head, places_K[:1]),
         ):  # fmt: skip
             output = self.model(
                 inputs_embeds=embeds_BKH, position_ids=before_BK.expand_as(mask_BK), use_cache=False, return_dict=True
             )
-        if hasattr(next(self.model.parameters()), "ds_id"):
+        if self._sharded:
             # ZeRO-3 gathers a layer for backward when a gradient comes to what its forward returned. Keys and values
             # are no part of that, and behind the last layer there is nothing else.
             key, value = found[-1]
@@ -166,8 +168,11 @@ class LLM(nn.Module):
         """The last decoder layer, if it may run at the wanted positions only."""
         layer = last_layer(self.model) if self.behavior.trims else None
         # DeepSpeed gathers each module of a layer in which something is trained, in an order that it records.
-        sharded = self.trained and hasattr(next(self.model.parameters()), "ds_id")
-        return None if sharded else layer
+        return None if self.trained and self._sharded else layer
+
+    @property
+    def _sharded(self) -> bool:
+        return hasattr(next(self.model.parameters()), "ds_id")
 
 
 @contextmanager

@@ -7,12 +7,13 @@ with the module's other parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from bridge_ds.compat.deepspeed import whole
 
 __all__ = ["TRAINED_BIAS", "has_bias", "keep_biases", "train_biases", "use_trained"]
 
@@ -27,7 +28,7 @@ def has_bias(module: nn.Module) -> bool:
 
 def train_biases(modules: Sequence[nn.Module]) -> None:
     """Give each module a trained copy of its bias, which it uses from now on; with sharded parameters a collective."""
-    with _whole([module._parameters["bias"] for module in modules]):
+    with whole([module._parameters["bias"] for module in modules]):
         for module in modules:
             frozen: Any = module._parameters["bias"]
             # Under ZeRO-3 whole on every rank, until DeepSpeed takes the model.
@@ -58,15 +59,3 @@ def keep_biases(modules: Sequence[nn.Module]) -> None:
 def _in_use(module: nn.Module) -> torch.Tensor:
     frozen: Any = module._parameters["bias"]
     return getattr(module, TRAINED_BIAS).to(frozen.dtype) if module.trained_bias_in_use else frozen
-
-
-@contextmanager
-def _whole(parameters: Sequence[Any]) -> Iterator[None]:
-    """While open, sharded parameters are there whole."""
-    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(parameters)):
-        yield

@@ -20,7 +20,7 @@ from torch import nn
 from bridge_ds.compat.transformers import CACHE_NAMES
 from bridge_ds.data.loading.layout import PackedRows
 
-__all__ = ["last_layer", "trimmed"]
+__all__ = ["last_layer", "layers_in", "trimmed"]
 
 
 class _Kept(Exception):
@@ -49,10 +49,15 @@ class _Keys:
         raise _Other
 
 
+def layers_in(model: nn.Module) -> list[nn.Module]:
+    """The longest list of modules, a decoder's layers; empty if there is none."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=()))
+
+
 def last_layer(model: nn.Module) -> nn.Module | None:
-    """The last element of the longest list of modules; None if there is none."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    return max(lists, key=len)[-1] if lists else None
+    """The last of :func:`layers_in`; None if there is none."""
+    return next(reversed(layers_in(model)), None)
 
 
 @contextmanager

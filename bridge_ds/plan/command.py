@@ -101,7 +101,7 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
     sizes = {f"fusion.{key}": getattr(job.fusion, key) for key in fusion.options}
     sizes |= {f"mapping.{key}": getattr(job.mapping, key) for key in mapping.options}
     modes |= {key: value for key, value in sizes.items() if type(value) is int}  # the plan depends on these alone
-    if fusion.mixes_layers:
+    if job.reads_all_layers:
         modes["fusion.include_embeddings"] = job.fusion.include_embeddings
     if job.prompt:
         modes["data.max_prompt_tokens"] = job.prompt

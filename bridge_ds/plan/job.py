@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge_ds.config.build import one_of
-from bridge_ds.config.schema import Config, FusionConfig, InjectionConfig, MappingConfig, TrainConfig
+from bridge_ds.config.schema import Config, FusionConfig, InjectionConfig, MappingConfig, TrainConfig, reads_all_layers
 from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
@@ -100,15 +100,20 @@ class Job:
 
     @property
     def states(self) -> int:
-        """Encoder states that the fusion reads: L, one more with the embeddings."""
-        return self.encoder.layers + (self.fusion.include_embeddings and FUSIONS[self.fusion.name].mixes_layers)
+        """Encoder states that the bridge reads: L, one more with the embeddings."""
+        return self.encoder.layers + (self.fusion.include_embeddings and self.reads_all_layers)
+
+    @property
+    def reads_all_layers(self) -> bool:
+        """See :func:`bridge_ds.config.schema.reads_all_layers`."""
+        return reads_all_layers(self.fusion, self.injection)
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of a token's encoder states that `data.states_cache` keeps; 0 = none can be."""
         if self.encoder_trained:
             return 0
-        states = self.states if FUSIONS[self.fusion.name].mixes_layers else min(1, self.states)
+        states = self.states if self.reads_all_layers else min(1, self.states)
         return states * self.encoder.width * self.bytes
 
     @property

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bridge_ds.config.names import resolve
-from bridge_ds.config.schema import Config
+from bridge_ds.config.schema import Config, reads_all_layers
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.disk import real, write_text
 from bridge_ds.encoder.absent import AbsentEncoder
@@ -27,7 +27,6 @@ from bridge_ds.encoder.base import Encoder, Input, States
 from bridge_ds.errors import DataError, TrainingError
 from bridge_ds.frozen.identity import model_identity, published_config, tokenizer_identity
 from bridge_ds.frozen.load import DTYPES
-from bridge_ds.fusion import FUSIONS
 from bridge_ds.partial import writing
 from bridge_ds.states.files import StatesFiles, key_of, used_bytes
 
@@ -73,8 +72,7 @@ def texts_key(config: Config, tokenizer: Any, corpus: str) -> str:
 
 
 def _states_kept(config: Config) -> str:
-    form = config.injection.spec
-    if not FUSIONS[config.fusion.name].mixes_layers and (form is None or form.reads_prompt):
+    if not reads_all_layers(config.fusion, config.injection):
         return "last"
     return "all and embeddings" if config.fusion.include_embeddings else "all"
 

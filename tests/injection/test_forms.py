@@ -18,6 +18,9 @@ from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import ConfigError
 from bridge_ds.inference.generator import Generator
+from bridge_ds.injection import FORMS
+from bridge_ds.plan.job import Job, bridge_parameters
+from bridge_ds.plan.shapes import Shape
 from tests import tiny
 from tests.samples import tokenize_sample
 
@@ -193,3 +196,19 @@ def test_what_cannot_be_is_refused(folders: Path) -> None:
     assert "no k_proj and v_proj" in _message(folders, "gpt2", form="every_layer")
     assert "outside of transformers' interface" in _message(folders, "bloom", form="gated_prompt")
     assert "injection.llm_layers has 2" in _message(folders, "llama", form="every_layer", llm_layers=(0, 2))
+
+
+@pytest.mark.parametrize("form", sorted(FORMS))
+@pytest.mark.parametrize("mlp", [False, True])
+@pytest.mark.parametrize("embeddings", [False, True])
+def test_its_parameters_are_those_of_the_plan(form: str, mlp: bool, embeddings: bool) -> None:
+    shape = Shape("x", 6, 16, 24, 16, 16, 100, 2)
+    chosen = InjectionConfig(form=form, mlp=mlp, soft_prompt=False, llm_layers=(0, 2, 3))
+    fusion = FusionConfig(name="last_layer", include_embeddings=embeddings)
+    job = Job(shape, shape, fusion=fusion, injection=chosen)
+    states = 6 + (embeddings and form == "every_layer")  # a last layer with a gated prompt reads no other
+    assert job.states == states
+    module = FORMS[form](states, 16, 16, 3, **{key: getattr(chosen, key) for key in FORMS[form].options})
+    own = sum(parameter.numel() for parameter in module.parameters())
+    without = bridge_parameters(job.having(injection=InjectionConfig()))
+    assert bridge_parameters(job) == own + (without if chosen.makes_prompt else 0)

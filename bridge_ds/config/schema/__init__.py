@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 
 from bridge_ds.config.schema.adapt import AdaptConfig
 from bridge_ds.config.schema.fields import NEITHER, Kind, Section, Table, Text
-from bridge_ds.config.schema.injection import InjectionConfig
+from bridge_ds.config.schema.injection import InjectionConfig, reads_all_layers
 from bridge_ds.config.schema.models import (
     EncoderConfig,
     FusionConfig,
@@ -54,6 +54,7 @@ __all__ = [
     "TrackConfig",
     "TrainConfig",
     "metadata",
+    "reads_all_layers",
 ]
 
 

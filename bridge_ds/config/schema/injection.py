@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from bridge_ds.config.schema.fields import FUNCTION, TRAINING, Flag, NonNegativeFloat, NonNegativeInts
+from bridge_ds.config.schema.models import FusionConfig
+from bridge_ds.fusion import FUSIONS
 from bridge_ds.injection import FORMS, NO_FORM, FormSpec
 
-__all__ = ["InjectionConfig"]
+__all__ = ["InjectionConfig", "reads_all_layers"]
 
 if TYPE_CHECKING:
     FormName: TypeAlias = str
@@ -49,3 +51,9 @@ class InjectionConfig:
     def prompt_in_input(self) -> bool:
         """Whether it stands in the LLM's input."""
         return self.spec is None or (self.soft_prompt and not self.spec.reads_prompt)
+
+
+def reads_all_layers(fusion: FusionConfig, injection: InjectionConfig) -> bool:
+    """Whether a bridge reads more of the encoder than its last layer."""
+    form = injection.spec
+    return FUSIONS[fusion.name].mixes_layers or (form is not None and not form.reads_prompt)
