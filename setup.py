@@ -43,7 +43,7 @@ setup(
         "numpy",
         "scipy",
         "jinja2",
-        "sentencepiece",
+        "sentencepiece>=0.2.3",
         "protobuf",  # reading spiece.model through transformers
         "safetensors",
         "pyyaml",

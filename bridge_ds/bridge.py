@@ -140,6 +140,12 @@ class BridgeModel(nn.Module):
         encoder tokens are masked out."""
         return self._soft(self._read(batch, states))
 
+    def fused(self, batch: Batch, states: States | None = None) -> torch.Tensor:
+        """What the mapping gets, [B, S, D], on the encoder's device; arguments as of :meth:`soft`."""
+        read = self._read(batch, states)
+        fused_BSD: torch.Tensor = self.fusion(read.states, read.mask_BS, read.rows)
+        return fused_BSD
+
     def _read(self, batch: Batch, states: States | None) -> _Encoded:
         device, own_BS = batch.source_ids.device, batch.source_mask
         batch = self.at_encoder(batch)

@@ -30,7 +30,6 @@ from bridge_ds.data.loading.tokenize import check_vocabulary
 from bridge_ds.data.shards.index import INDEX_NAME
 from bridge_ds.data.text.convention import settled
 from bridge_ds.disk import real
-from bridge_ds.engine.calibrate import CALIBRATION_ROWS, calibrate
 from bridge_ds.engine.cpu import slow_dtype
 from bridge_ds.engine.distributed import (
     INIT_TIMEOUT,
@@ -43,6 +42,7 @@ from bridge_ds.engine.distributed import (
     on_main,
     shutdown,
 )
+from bridge_ds.engine.fitted import begin_mapping
 from bridge_ds.engine.gpu import settle_numbers
 from bridge_ds.engine.hooks import HookList
 from bridge_ds.engine.kept import RunStates
@@ -119,7 +119,7 @@ class Run:
         self.batches = iter(loader)
         self._leave_if_asked()
         self.validation = make_validation(config, self.world, self.tokenizers, corpus, packing)
-        self.states = RunStates(config, self.tokenizers, corpus, self.world)
+        self.states = RunStates(config, self.tokenizers, corpus, self.world, self.device)
         model = build_model(config, self.tokenizers.bos_id, self.ds_values, self.world, self.states.complete)
         self.states.begin(model.encoder, loader, self.validation)
         self._leave_if_asked()
@@ -133,15 +133,15 @@ class Run:
         self.base = on_main(lambda: as_recorded_now(base, self.config, model, self.tokenizers), self.world)
         table = trainable_table(model)
         self.engine = initialize(model, self.config, self.ds_values, self.world)
-        scales = None
+        begun: list[str] = []
         if checkpoint:
             load_optimizer(checkpoint, self.engine)
-        elif self.config.has_soft_prompt and self.config.mapping.match_embedding_rms and not start:
-            scales = calibrate(self.engine, *self.states.first_rows(model, loader, CALIBRATION_ROWS, self.device))
+        elif not start:
+            begun = begin_mapping(self.engine, self.config, self.tokenizers, loader, self.states, self.world)
         self._leave_if_asked()
         self.watchdog.start(on_main(lambda: self.run_folder.accept(self.config), self.world))
         self._add_hooks()
-        self._log_start(table, scales)
+        self._log_start(table, begun)
 
     def fit(self) -> None:
         """Train the remaining steps."""
@@ -309,9 +309,6 @@ class Run:
             )
         )
 
-    def _log_start(self, table: str, scales: tuple[float, float] | None) -> None:
-        _log.info(table)
-        for line in self.origin.lines():
+    def _log_start(self, table: str, begun: list[str]) -> None:
+        for line in (table, *self.origin.lines(), *begun):
             _log.info(line)
-        if scales:
-            _log.info(f"soft prompt RMS {scales[0]:.4g}, scaled to {scales[1]:.4g} as the LLM's token embeddings")

@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import ModuleType
@@ -16,7 +16,10 @@ import torch
 
 from bridge_ds.errors import LaunchError
 
-__all__ = ["hpz_group_is_reused", "import_deepspeed", "link_moments", "reuse_hpz_group", "set_full_moment", "whole"]
+__all__ = [
+    "hpz_group_is_reused", "import_deepspeed", "link_moments", "reuse_hpz_group", "set_full_moment", "set_parameters",
+    "whole",
+]  # fmt: skip
 
 _CREATE = "groups._create_zero_param_parallel_group("
 _LOOK_UP = "groups._get_zero_param_intra_parallel_group()"
@@ -33,6 +36,21 @@ def whole(parameters: Sequence[Any]) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(list(parameters)):
         yield
+
+
+def set_parameters(engine: Any, values: Mapping[Any, torch.Tensor]) -> None:
+    """Give parameters of an engine new values, those of rank 0, and its optimizer's copies too (a collective)."""
+    sharded = any(hasattr(parameter, "ds_id") for parameter in values)
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(values), modifier_rank=0, enabled=sharded), torch.no_grad():
+        for parameter, value in values.items():
+            if not sharded or torch.distributed.get_rank() == 0:
+                parameter.copy_(value.to(parameter.device))
+            if not sharded and torch.distributed.is_initialized():
+                torch.distributed.broadcast(parameter, 0)
+    if hasattr(engine.optimizer, "refresh_fp32_params"):
+        engine.optimizer.refresh_fp32_params()
 
 
 def import_deepspeed() -> ModuleType:

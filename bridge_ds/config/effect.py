@@ -147,7 +147,7 @@ RULES: tuple[NoEffect, ...] = (
     *_only_some_take("fusion", "name", FUSIONS),
     *_only_some_take("mapping", "kind", MAPPINGS),
     NoEffect(
-        ("data.augment_share",),
+        _keys("data", "augment_share", "augment_cipher"),
         _when(lambda c: not (c.data.augment_prompt and c.model.has_encoder), "data.augment_prompt is false"),
     ),
     NoEffect(_keys("injection", "mlp", "soft_prompt"), _not_every_layer),
@@ -160,6 +160,11 @@ RULES: tuple[NoEffect, ...] = (
         _when(lambda c: not c.injection.makes_prompt, "injection.soft_prompt is false"),
         (True,),
     ),
+    NoEffect(
+        _keys("mapping", "end_init", "match_embedding_rms"),
+        _when(lambda c: c.mapping.init == "embeddings", "mapping.init is embeddings"),
+    ),
+    NoEffect(("mapping.init_samples",), _when(lambda c: c.mapping.init == "random", "mapping.init is random")),
     NoEffect(
         _keys("fusion", "include_embeddings", "lr_scale"),
         lambda c: "" if FUSIONS[c.fusion.name].mixes_layers else f"fusion.name is {c.fusion.name}",

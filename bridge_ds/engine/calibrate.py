@@ -13,7 +13,7 @@ import torch
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.encoder.base import States
 
-__all__ = ["CALIBRATION_ROWS", "calibrate"]
+__all__ = ["CALIBRATION_ROWS", "calibrate", "embedding_rms"]
 
 CALIBRATION_ROWS = 16
 """Samples on which the mapping's initial scale is measured."""
@@ -36,11 +36,17 @@ def calibrate(engine: Any, batch: Batch, states: States | None = None) -> tuple[
     soft = model.soft(batch, states)
     real_N = soft.embeds_BKH[soft.mask_BK.bool()].float()
     real_N = real_N[real_N.any(-1)]  # an end vector that starts from zeros has no scale
-    rows = model.llm.vocab_size
-    ids = torch.linspace(0, rows - 1, min(rows, 1024), device=real_N.device).long()
-    # The median over the vocabulary: tokens that pretraining never saw have tiny embeddings.
-    target = model.llm.embed(ids[None])[0].float().pow(2).mean(-1).sqrt().median()
+    target = embedding_rms(model).to(real_N.device)
     before = real_N.pow(2).mean().sqrt()
     model.mapping.scale.copy_(target / before)
     engine.train()
     return float(before), float(target)
+
+
+def embedding_rms(model: Any) -> torch.Tensor:
+    """RMS of a typical token embedding of the LLM, a scalar: the median over the vocabulary, since tokens that
+    pretraining never saw have tiny ones."""
+    rows = model.llm.vocab_size
+    ids = torch.linspace(0, rows - 1, min(rows, 1024), device=model.mapping.scale.device).long()
+    rms: torch.Tensor = model.llm.embed(ids[None])[0].float().pow(2).mean(-1).sqrt().median()
+    return rms

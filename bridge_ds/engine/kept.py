@@ -34,7 +34,9 @@ class RunStates:
     complete = False
     """All texts are encoded and nothing else needs the encoder, on any rank: it is not loaded."""
 
-    def __init__(self, config: Config, tokenizers: Tokenizers, corpus: Corpus, world: World) -> None:
+    def __init__(
+        self, config: Config, tokenizers: Tokenizers, corpus: Corpus, world: World, device: torch.device
+    ) -> None:
         """A collective.
 
         Args:
@@ -42,12 +44,13 @@ class RunStates:
             tokenizers: both.
             corpus: the training data.
             world: the ranks.
+            device: of the run.
 
         Raises:
             ConfigError: a file of the encoder's weights cannot be read.
             LaunchError: the folder cannot be made.
         """
-        self._config, self._world, self._samples = config, world, corpus.samples
+        self._config, self._world, self._samples, self._device = config, world, corpus.samples, device
         self._files = None
         if not config.data.states_cache or why_no_states(config):
             return
@@ -88,26 +91,21 @@ class RunStates:
                 batches.kept = self.cache.read(batches.micro)
             yield batches
 
-    def first_rows(
-        self, model: Any, loader: StepLoader, count: int, device: torch.device
-    ) -> tuple[Batch, States | None]:
-        """The first samples of the run, the same on every rank (a collective).
+    def of_rows(self, model: Any, rows: Batch) -> tuple[Batch, States | None]:
+        """Samples of the run before its first step, the same on every rank (a collective).
 
         Args:
             model: the bridge, in its engine.
-            loader: of the training data.
-            count: how many samples.
-            device: where they go.
+            rows: on the CPU.
 
         Returns:
-            the batch, and where the encoder is not loaded its states; else None, and nothing is kept of them: in a
-            first epoch, each text is to be computed in its micro-batch, as without a cache.
+            the batch on the run's device, and where the encoder is not loaded its states; else None, and nothing is
+            kept of them: in a first epoch, each text is to be computed in its micro-batch, as without a cache.
 
         Raises:
-            DataError: a sample cannot be read; or as :meth:`attached`.
+            DataError: as :meth:`attached`.
         """
-        rows, cache = on_all(lambda: loader.first_rows(count), self._world), self.cache
-        batch = rows.to(device)
+        batch, cache = rows.to(self._device), self.cache
         if cache is None or cache.runs_encoder:
             return batch, None
         kept = on_all(lambda: cache.read([rows]), self._world)

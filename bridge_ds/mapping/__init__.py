@@ -14,7 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["END_INITS", "MAPPINGS", "MappingSpec"]
+__all__ = ["END_INITS", "INITS", "MAPPINGS", "MappingSpec"]
+
+INITS = ("random", "embeddings")
+"""How a mapping starts. random: as torch initializes its layers. embeddings: fitted to the LLM's token embeddings
+(:mod:`bridge_ds.engine.fitted`)."""
 
 END_INITS = ("normal", "zeros")
 """Initial values of the end vector. normal: LangBridge. zeros: MindMerger, and the code of arXiv 2508.09091."""

@@ -5,7 +5,7 @@ Dimensions: B batch, S encoder tokens, N soft tokens, D encoder width, H LLM wid
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -42,6 +42,22 @@ class Projector(nn.Module):
         # A buffer and not a parameter: set once from the first batch, then part of the bridge's definition.
         self.register_buffer("scale", torch.ones(()))
         swap_linear_layers(self)
+
+    @property
+    def last(self) -> nn.Linear:
+        """The linear layer that gives the soft tokens. Not of a resampler."""
+        return cast(nn.Linear, self._layers[-1])
+
+    def before_last(self, fused_BSD: torch.Tensor) -> torch.Tensor:
+        """What :attr:`last` gets, in float32. Not of a resampler."""
+        x = fused_BSD.to(self.end.dtype)
+        for layer in self._layers[:-1]:
+            x = layer(x)
+        return x
+
+    @property
+    def _layers(self) -> list[nn.Module]:
+        return list(self.project) if isinstance(self.project, nn.Sequential) else [self.project]
 
     def forward(self, fused_BSD: torch.Tensor, mask_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map.

@@ -21,7 +21,8 @@ CASES = {
     "llm": (["llm.dropout=true"], "llm.dropout has no effect, as llm.trainable is false.", ["llm.trainable=true"]),
     "lora": (["lora.alpha=32", "lora.targets=[q_proj]"], "lora.alpha, lora.targets have no effect, as lora.rank is 0.",
              ["lora.rank=4"]),
-    "shown": (["data.augment_share=0.5"], "data.augment_share has no effect, as data.augment_prompt is false.",
+    "shown": (["data.augment_share=0.5", "data.augment_cipher=0.5"], "data.augment_share, data.augment_cipher have no "
+              "effect, as data.augment_prompt is false.",
               ["data.augment_prompt=true"]),
     "form": (["injection.lr_scale=2"], "injection.lr_scale has no effect, as injection.form is none.",
              ["injection.form=gated_prompt"]),

@@ -22,7 +22,7 @@ from bridge_ds.config.schema.fields import (
     Texts,
 )
 from bridge_ds.fusion import BACKENDS, FUSIONS
-from bridge_ds.mapping import END_INITS, MAPPINGS
+from bridge_ds.mapping import END_INITS, INITS, MAPPINGS
 
 __all__ = [
     "NO_ENCODER",
@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     Backend: TypeAlias = str
     MappingKind: TypeAlias = str
     EndInit: TypeAlias = str
+    MappingInit: TypeAlias = str
 else:  # a new fusion or mapping is one line in its table
     FusionName, Backend = Literal[*FUSIONS], Literal["auto", *BACKENDS]
-    MappingKind, EndInit = Literal[*MAPPINGS], Literal[*END_INITS]
+    MappingKind, EndInit, MappingInit = Literal[*MAPPINGS], Literal[*END_INITS], Literal[*INITS]
 
 
 NO_ENCODER = "none"
@@ -196,6 +197,12 @@ class MappingConfig:
     kind: Annotated[MappingKind, FUNCTION] = "linear"
     """linear (D->H, the paper) | mlp (D->2D->H with ReLU, MindMerger) | mlp_gelu (with GELU, LangBridge's ffn) | latent
     (a perceiver resampler, LangBridge's latent: a fixed number of soft tokens, whatever the source's length)."""
+    init: Annotated[MappingInit, NEITHER] = "random"
+    """How the mapping starts: random (the paper) | embeddings (its last layer is fitted by least squares before the
+    first step, so that each soft token begins as the LLM's own embeddings of the characters that the encoder token
+    stands for, in English samples of the run)."""
+    init_samples: Annotated[PositiveInt, Le(1_000_000), NEITHER] = 1000
+    """Samples that `embeddings` is fitted to, the first of the run; fewer where the data has fewer."""
     end_init: Annotated[EndInit, NEITHER] = "normal"
     """How the end vector starts: normal (LangBridge) | zeros (MindMerger, and the code of arXiv 2508.09091)."""
     latents: Annotated[PositiveInt, Le(16_384), FUNCTION] = 64
@@ -219,6 +226,11 @@ class MappingConfig:
             yield (
                 f"mapping.heads {self.heads} x mapping.head_width {self.head_width} is more than {_WIDEST:,}; expected "
                 "about the encoder's width; lower one of them."
+            )
+        if self.init == "embeddings" and MAPPINGS[self.kind].resamples:
+            yield (
+                f"mapping.init is embeddings and mapping.kind is {self.kind}, whose soft tokens stand for no part of "
+                "the text; expected a mapping that keeps the encoder's tokens; set mapping.init=random."
             )
 
     @property

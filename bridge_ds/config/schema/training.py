@@ -86,6 +86,10 @@ class DataConfig:
     augment_share: Annotated[Real, Ge(0), Le(1), TRAINING] = 1.0
     """Share of the training samples whose text the LLM is shown so. The others it answers from the encoder alone: an
     LLM that knows the task in English needs no bridge where it reads the English text, and trains none."""
+    augment_cipher: Annotated[Real, Ge(0), Le(1), TRAINING] = 0.0
+    """Share of the texts shown so that are in cipher: each letter is replaced by another one, Latin or of another
+    script, for each sample and epoch anew. The LLM cannot read them, as it cannot read a language that it does not
+    know, and answers from the encoder, which reads the English."""
     bos: Annotated[Literal["auto", "always", "never", "unless_eos"], FUNCTION] = "auto"
     """Whether the LLM's BOS opens its input: auto (as its tokenizer opens a text by itself) | always | never |
     unless_eos (as in runs before this setting: also one that the tokenizer does not add, unless it is the EOS)."""

@@ -58,6 +58,10 @@ class StepLoader:
     def __len__(self) -> int:
         return len(self._steps)
 
+    def first_texts(self, count: int) -> tuple[list[str], list[object]]:
+        """See :meth:`StepDataset.first_texts`; read in this process."""
+        return self._dataset.first_texts(count)
+
     def first_rows(self, count: int) -> Batch:
         """See :meth:`StepDataset.first_rows`; made in this process."""
         return self._dataset.first_rows(count)

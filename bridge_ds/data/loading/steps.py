@@ -16,7 +16,8 @@ from bridge_ds.data.loading.collate import PackedBatch, collate, wrap
 from bridge_ds.data.loading.corpus import Corpus, CorpusRows
 from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.plan import StepPlan, TokenCost
-from bridge_ds.data.loading.tokenize import Tokenizers, tokenize_samples
+from bridge_ds.data.loading.texts import texts_of
+from bridge_ds.data.loading.tokenize import Tokenizers, language_of, tokenize_samples
 from bridge_ds.data.sampling.order import batch_positions, ids_hash
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.errors import BridgeError, DataError, LaunchError
@@ -177,6 +178,24 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         if not good:
             raise next(sample for sample in found if isinstance(sample, BadSample))
         return self._collate(good)
+
+    def first_texts(self, count: int) -> tuple[list[str], list[object]]:
+        """What the encoder reads of the first `count` samples of the run (all, where there are fewer), no word
+        replaced, and the language of each; the same on every rank and at every world size. Bad ones are left out.
+
+        Raises:
+            DataError: a sample cannot be read or is not what was indexed.
+        """
+        data, corpus = self._config.data, self._corpus
+        rows = corpus.rows(np.arange(min(count, corpus.samples)))
+        texts: list[str] = []
+        languages: list[object] = []
+        for row, (epoch, number) in enumerate(zip(rows.epochs.tolist(), rows.numbers.tolist(), strict=True)):
+            with contextlib.suppress(BadSample):
+                sample = corpus.read(rows, row)
+                texts.append(texts_of(sample, data.objective, self._config.run.seed, epoch, number).source)
+                languages.append(language_of(sample, data))
+        return texts, languages
 
     def _collate(self, samples: Sequence[TokenizedSample]) -> Batch:
         of = self._tokenizers

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from bridge_ds.config.schema import DataConfig
 from bridge_ds.data.sampling.order import uniforms
+from bridge_ds.data.text.cipher import cipher
 from bridge_ds.data.text.mixing import WordMixer
 from bridge_ds.data.text.words import is_parted, split_text
 from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["SampleTexts", "is_shown", "texts_of"]
+__all__ = ["SampleTexts", "shown", "texts_of"]
 
 _SHOWN = 1_000_003
-"""Tells the draw of :func:`is_shown` from others of the same seed, epoch and sample."""
+"""Tells the draws of :func:`shown` from others of the same seed, epoch and sample."""
 
 
 class SampleTexts(NamedTuple):
@@ -60,6 +62,16 @@ def texts_of(
     return texts._replace(source=mixed, prompt=mixed if texts.prompt == texts.source else texts.prompt)
 
 
-def is_shown(share: float, seed: int, epoch: int, number: int) -> bool:
-    """Whether the LLM is shown a sample's text (`data.augment_share`); arguments as of :func:`texts_of`."""
-    return float(uniforms(seed + _SHOWN, epoch, number, 1)[0]) < share
+def shown(prompt: str, data: DataConfig, seed: int, epoch: int, number: int) -> str:
+    """What the LLM is shown of a text beside the soft prompt; other arguments as of :func:`texts_of`.
+
+    Args:
+        data: `augment_share`, the probability that it is shown at all, and `augment_cipher`, that it is in cipher then.
+
+    Returns:
+        the text, the text in cipher, or nothing.
+    """
+    whether, how = uniforms(seed + _SHOWN, epoch, number, 2).tolist()
+    if whether >= data.augment_share:
+        return ""
+    return cipher(prompt, seed, epoch, number) if how < data.augment_cipher else prompt

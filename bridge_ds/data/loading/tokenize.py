@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.loading.adapting import Adapting, adapted_ids
 from bridge_ds.data.loading.ids import TokenizedSample
-from bridge_ds.data.loading.texts import is_shown, texts_of
+from bridge_ds.data.loading.texts import shown, texts_of
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
 from bridge_ds.data.text.convention import KEEP, begins_with_space, opening
@@ -270,14 +270,16 @@ def tokenize_samples(
     targets = [ids if of.target else [tokenizers.eos_id] for ids, of in zip(targets, texts, strict=True)]
     nothing: list[list[int]] = [[] for _ in samples]
     reads, teaches = data.augment_prompt or not tokenizers.has_encoder, OBJECTIVES[data.objective].teaches
-    shown = tokenizers.prompts([of.prompt for of in texts]) if reads else nothing
-    if tokenizers.has_encoder and data.augment_share < 1:
-        wanted = [is_shown(data.augment_share, seed, *of) for of in zip(epochs, numbers, strict=True)]
-        shown = [ids if each else [] for ids, each in zip(shown, wanted, strict=True)]
+    prompts = nothing
+    if reads:
+        read = [of.prompt for of in texts]
+        if tokenizers.has_encoder:
+            read = [shown(text, data, seed, *of) for text, *of in zip(read, epochs, numbers, strict=True)]
+        prompts = [ids if text else [] for ids, text in zip(tokenizers.prompts(read), read, strict=True)]
     lessons = tokenizers.prompts([of.lesson for of in texts]) if teaches else nothing
     found = [
         _truncated(source, prompt, target, tokenizers, data)
-        for source, prompt, target in zip(sources or nothing, shown, targets, strict=True)
+        for source, prompt, target in zip(sources or nothing, prompts, targets, strict=True)
     ]
     return [_with_lesson(of, ids, tokenizers, data) if teaches else of for of, ids in zip(found, lessons, strict=True)]
 

@@ -110,6 +110,16 @@ class SentencePieceTokenizer:
         parts = self._broken.sub(f"\\1{BREAK}", text).split(BREAK)
         return [number for part in parts for number in encode(part)]
 
+    def placed(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids of each text without special tokens, and the characters [start, end) that each stands for (of one that is
+        written in bytes, none or the whole of it); no ids where added or control tokens are in the text."""
+        rows = self(texts, add_special_tokens=False)["input_ids"]
+        found = []
+        for text, ids in zip(texts, rows, strict=True):
+            plain = self._spiece.encode(text, out_type="offset_mapping")
+            found.append((ids, plain["offsets"]) if plain["ids"] == ids else ([], []))
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text again, without special tokens."""
         size = self._spiece.get_piece_size()
