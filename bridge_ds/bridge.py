@@ -6,7 +6,7 @@ Dimensions: B batch, S encoder tokens, P prompt tokens, T target tokens, X splic
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -15,11 +15,11 @@ from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.layout import Layout, layout_of
 from bridge_ds.encoder.base import Encoder, Input, States
+from bridge_ds.encoder.encoded import Encoded, source_rows
 from bridge_ds.encoder.groups import joined
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.device_map import input_device
 from bridge_ds.fusion import FUSIONS
-from bridge_ds.fusion.kernels.rows import Rows
 from bridge_ds.injection.base import Form, Injected
 from bridge_ds.llm.attention import AttentionLayers
 from bridge_ds.llm.base import LLM
@@ -146,7 +146,7 @@ class BridgeModel(nn.Module):
         fused_BSD: torch.Tensor = self.fusion(read.states, read.mask_BS, read.rows)
         return fused_BSD
 
-    def _read(self, batch: Batch, states: States | None) -> _Encoded:
+    def _read(self, batch: Batch, states: States | None) -> Encoded:
         device, own_BS = batch.source_ids.device, batch.source_mask
         batch = self.at_encoder(batch)
         if batch.layout is None:  # else every row has a source
@@ -154,16 +154,16 @@ class BridgeModel(nn.Module):
             seen_BS[~seen_BS.any(1), 0] = 1  # an encoder may return NaN for a row of padding
             batch = replace(batch, source_mask=seen_BS)
         found = self.encode(batch) if states is None else states
-        return _Encoded(found, batch.source_mask, _source_rows(batch), own_BS, batch.layout is None, device)
+        return Encoded(found, batch.source_mask, source_rows(batch), own_BS, batch.layout is None, device)
 
-    def _soft(self, read: _Encoded) -> Segment:
+    def _soft(self, read: Encoded) -> Segment:
         fused_BSD = self.fusion(read.states, read.mask_BS, read.rows)
         soft_BSH, mask_BS = self.mapping(fused_BSD, read.mask_BS)
         if read.some_empty:
             mask_BS = mask_BS * read.own_BS.any(1, keepdim=True).to(mask_BS)
         return Segment(soft_BSH.to(read.device), mask_BS.to(read.device))
 
-    def _injected(self, read: _Encoded, soft: Segment | None) -> Injected | None:
+    def _injected(self, read: Encoded, soft: Segment | None) -> Injected | None:
         """What the LLM's layers attend to beside the text."""
         if self.injection is None:
             return None
@@ -191,7 +191,7 @@ class BridgeModel(nn.Module):
         if batch.layout and batch.layout.groups and not self.encoder.trained:
             ids, mask = batch.source_ids.flatten(), batch.source_mask.flatten()
             return [(ids[group], mask[group], True) for group in batch.layout.groups]
-        rows = _source_rows(batch)
+        rows = source_rows(batch)
         return [(batch.source_ids, batch.source_mask, None if rows is None else rows.index is not None)]
 
     def head(self, batch: Batch) -> Ids:
@@ -258,29 +258,6 @@ class Absent(nn.Module):
     def weights(self) -> torch.Tensor:
         """Of no layer."""
         return torch.zeros(0)
-
-
-class _Encoded(NamedTuple):
-    """Of a batch, once the encoder has read it."""
-
-    states: States
-    mask_BS: torch.Tensor
-    """Of what it read: a row without a source has one token of padding."""
-    rows: Rows | None
-    own_BS: torch.Tensor
-    """Of the batch."""
-    some_empty: bool
-    """Some row may have no source."""
-    device: torch.device
-    """Of the LLM's input."""
-
-
-def _source_rows(batch: Batch) -> Rows | None:
-    """Rows of the encoder's tokens that are no padding, if the batch has a layout."""
-    if batch.layout is None:
-        return None
-    index_M, total = batch.layout.source_rows, batch.source_mask.numel()
-    return Rows(total, len(index_M), index_M if len(index_M) < total else None)
 
 
 def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) -> BridgeModel:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TESTBED = read(ROOT / "tools" / "bench" / "testbed_study" / "results.csv")
 REAL = read(ROOT / "tools" / "bench" / "real_study" / "results.csv")
+RECIPE = read(ROOT / "tools" / "bench" / "real_study" / "recipe.csv")
 
 
 def cells(text: str, first: str) -> list[str]:
@@ -56,8 +57,18 @@ def shown(system: str) -> list[str]:
     return [spread([row["en"] for row in own]), spread(five), spread([row["others"] for row in own])]
 
 
+@pytest.mark.parametrize(("line", "system"), [("LLM alone, taught the task in English f", "LLM alone"),
+                                              ("bridge, `mapping.init", "transformer_softmax")])  # fmt: skip
+def test_the_readme_shows_the_rows_of_the_recipe(line: str, system: str) -> None:
+    own = [row for row in RECIPE if row["system"] == system]
+    assert cells(README, line) == [
+        spread([row["en"] for row in own]), spread([fmean(row[code] for code in real_rows.FIVE) for row in own])
+    ]  # fmt: skip
+
+
 def test_the_page_of_the_real_models_shows_its_rows() -> None:
     page = (ROOT / "docs" / "study_real.md").read_text(encoding="utf-8")
+    assert real_rows.table(RECIPE) in page
     assert real_rows.table(REAL) in page
     assert real_rows.by_language(REAL) in page
 
