@@ -57,13 +57,10 @@ def shown(system: str) -> list[str]:
     return [spread([row["en"] for row in own]), spread(five), spread([row["others"] for row in own])]
 
 
-@pytest.mark.parametrize(("line", "system"), [("LLM alone, taught the task in English f", "LLM alone"),
-                                              ("bridge, `mapping.init", "transformer_softmax")])  # fmt: skip
-def test_the_readme_shows_the_rows_of_the_recipe(line: str, system: str) -> None:
-    own = [row for row in RECIPE if row["system"] == system]
-    assert cells(README, line) == [
-        spread([row["en"] for row in own]), spread([fmean(row[code] for code in real_rows.FIVE) for row in own])
-    ]  # fmt: skip
+def test_the_readme_shows_the_rows_of_the_recipe() -> None:
+    own = [row for row in RECIPE if row["system"] == "transformer_softmax"]
+    five = [fmean(row[code] for code in real_rows.FIVE) for row in own]
+    assert cells(README, "the recipe") == [spread([row["en"] for row in own]), spread(five), "-"]
 
 
 def test_the_page_of_the_real_models_shows_its_rows() -> None:
