@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from bridge_ds.fusion.kernels import fuse_by_matrix
 from tests.fusion.measure import Allocations
+from tests.fusion.test_paths import INTERPRETED
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest error of output and gradients, relative to the norm."""
@@ -57,6 +59,15 @@ def compute(backend: str, case: dict[str, Any], dtype: torch.dtype) -> dict[str,
 @pytest.mark.parametrize("case", drawn(40), ids=str)
 def test_equals_the_reference_anywhere(case: dict[str, Any]) -> None:
     expected, got = compute("reference", case, torch.float64), compute("torch", case, case["dtype"])
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert (got[name] - value).norm() <= TOLERANCES[case["dtype"]] * value.norm() + 1e-12, name
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="run by test_triton_in_the_interpreter, with TRITON_INTERPRET=1")
+@pytest.mark.parametrize("case", [case for case in drawn(40) if math.prod(case["sizes"]) <= 6000], ids=str)
+def test_triton_equals_the_reference(case: dict[str, Any]) -> None:
+    expected, got = compute("reference", case, torch.float64), compute("triton", case, case["dtype"])
     assert expected.keys() == got.keys()
     for name, value in expected.items():
         assert (got[name] - value).norm() <= TOLERANCES[case["dtype"]] * value.norm() + 1e-12, name

@@ -65,7 +65,8 @@ def test_every_shape(tmp_path: Path, gpu: str) -> None:
     lines = audit(tmp_path, "--gpus", gpu, "--encoders", "small,base,large,xl,xxl", "--heads", "1,4")
     assert len(registers(lines, "attend")) == len(registers(lines, "attend_backward")) == 20
     assert max(registers(lines, "attend")) <= 128
-    assert len(registers(lines, "mix")) == len(registers(lines, "dots")) == 10
+    for kernel in ("mix", "dots", "mix_matrix", "matrix_dots"):
+        assert len(registers(lines, kernel)) == 10, kernel
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,8 @@ def test_triton_equals_the_reference_on_a_gpu(case: Case) -> None:
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 def test_triton_in_the_interpreter() -> None:
     """The variable must be set before triton is imported, hence a process of its own."""
-    command = [sys.executable, "-m", "pytest", str(Path(__file__)), "-k", "test_triton_equals", "-x"]
+    files = [str(Path(__file__)), str(Path(__file__).with_name("test_by_matrix.py"))]
+    command = [sys.executable, "-m", "pytest", *files, "-k", "test_triton_equals", "-x"]
     env = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -49,6 +49,8 @@ TARGETS = {
 """A100, H100 and H200, B200, MI300X."""
 ENCODERS = {"small": (8, 512), "base": (12, 768), "large": (24, 1024), "xl": (24, 2048), "xxl": (24, 4096)}
 """mT5's layers and width."""
+LLM_LAYERS = 32
+"""Rows of the matrix of `fuse_by_matrix`."""
 DTYPES = ("bfloat16", "float16", "float32")
 SHARED_KIB = {80: 164, 90: 228, 100: 228}
 """Shared memory of a multiprocessor (CUDA C++ programming guide, table of compute capabilities)."""
@@ -150,6 +152,10 @@ def _launch_all(layers: int, width: int, heads: int, dtype: torch.dtype, rms: bo
         if rms:
             triton_primitives.mix(*given, zeros(layers), states[0], None, rms)
         triton_primitives.dots(*given, states[0], wide)
+        fused = torch.zeros(LLM_LAYERS, 2 * tokens, width, dtype=dtype)
+        table, matrix = given[0], zeros(LLM_LAYERS, layers + 1)
+        triton_primitives.mix_matrix(table, rows, matrix, fused, True, rms)
+        triton_primitives.matrix_totals(table, rows, fused, fused, scale, wide)
         triton_primitives.times(torch.zeros(tokens, width, dtype=dtype), masks.output)
         triton_primitives.times(torch.zeros(tokens, 2048, dtype=dtype), masks.hidden, scaled=False)
 

@@ -102,7 +102,7 @@ def fuse_by_matrix(
     *, relu: bool = True, rms: bool = False, rows: Rows | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """relu(sum_l W_kl h_l + b_k) for K rows of weights at once: [K, B, S, D] in the states' dtype, zero on padding.
-    Other arguments as of :func:`fuse_by_token`. `triton` has no kernel of its own here: it runs what `torch` does.
+    Other arguments as of :func:`fuse_by_token`.
 
     Args:
         weight_KL: W, the same for every token.
@@ -113,7 +113,8 @@ def fuse_by_matrix(
     if backend == "reference":
         states = reference.normed(states) if rms else states
         return reference.matrix_mix(states, weight_KL, bias_K, mask_BS, relu)
-    return by_matrix.fuse(rows or real_rows(mask_BS), states, weight_KL, bias_K, relu, rms)
+    own = primitives(backend) if backend == "triton" else None
+    return by_matrix.fuse(own, rows or real_rows(mask_BS), states, weight_KL, bias_K, relu, rms)
 
 
 def fuse_by_query(

@@ -1,7 +1,8 @@
 """K weighted sums of the states at once, with a matrix of weights that all tokens share, and their gradients.
 
 y_k = relu(sum_l W_kl h_l + b_k) for each row k of the matrix (arXiv 2502.11405, LayAlign: the states that each layer of
-the LLM gets). Each direction reads each state once for all K, a block of tokens at a time.
+the LLM gets). Each direction reads each state once for all K, a block of tokens at a time, or a token a program in
+Triton's kernels (gradients of the states, where the encoder is trained, are torch's on every path).
 
 Dimensions: B batch, S encoder tokens, N = B x S, m rows of tokens of a block, L layers, P = L + 1 (the bias is the
 weight of one more layer, of ones), K results, D width.
@@ -28,18 +29,26 @@ DEVICE_BLOCK_BYTES = 64 << 20
 
 
 def fuse(
-    rows: Rows, states: Sequence[torch.Tensor], weight_KL: torch.Tensor, bias_K: torch.Tensor, relu: bool, rms: bool
+    triton: Any,
+    rows: Rows,
+    states: Sequence[torch.Tensor],
+    weight_KL: torch.Tensor,
+    bias_K: torch.Tensor,
+    relu: bool,
+    rms: bool,
 ) -> torch.Tensor:
     """[K, B, S, D] in the states' dtype, zero where no token stands; each h_l divided by its RMS first where `rms`."""
     wide = torch.promote_types(states[0].dtype, torch.float32)
     matrix_KP = torch.cat([weight_KL.to(wide), bias_K.to(wide)[:, None]], 1)
-    return _FuseByMatrix.apply(_Plan(rows, wide, relu, rms), matrix_KP, *states)
+    return _FuseByMatrix.apply(_Plan(triton, rows, wide, relu, rms), matrix_KP, *states)
 
 
 @dataclass(frozen=True)
 class _Plan:
     """Settings that forward and backward of one call share."""
 
+    triton: Any
+    """Module of Triton's primitives; None = torch's operators."""
     rows: Rows
     wide: torch.dtype
     """Of the sums: float32, or float64 for float64 states."""
@@ -62,20 +71,13 @@ class _FuseByMatrix(torch.autograd.Function):
         hs, rows = flat(states), plan.rows
         make = hs[0].new_empty if rows.index is None else hs[0].new_zeros
         fused_KND = make(len(matrix_KP), *hs[0].shape)
-        in_place = rows.index is None and fused_KND.dtype == plan.wide
-        buffer_PmD = sums_KmD = None
-        for lo, hi in plan.blocks(hs, len(matrix_KP)):
-            buffer_PmD = _gather(plan, hs, lo, hi, buffer_PmD)[0]
-            if in_place:
-                sums_KmD = fused_KND[:, lo:hi]
-            elif sums_KmD is None or sums_KmD.shape[1] != hi - lo:
-                sums_KmD = matrix_KP.new_empty(len(matrix_KP), *buffer_PmD.shape[1:])
-            torch.mm(matrix_KP, buffer_PmD.flatten(1), out=_columns(sums_KmD))
-            if plan.relu:
-                sums_KmD.relu_()
-            if not in_place:
-                _put(rows, fused_KND, lo, hi, sums_KmD)
-        ctx.plan = plan
+        ctx.plan, ctx.scale_mL = plan, None
+        if plan.triton:
+            ctx.scale_mL = plan.triton.mix_matrix(
+                plan.triton.prepare(hs), rows, matrix_KP, fused_KND, plan.relu, plan.rms
+            )
+        else:
+            _mix(plan, hs, matrix_KP, fused_KND)
         fused_KBSD = fused_KND.view(len(matrix_KP), *states[0].shape)
         ctx.save_for_backward(matrix_KP, fused_KBSD if plan.relu else None, *states)
         return fused_KBSD
@@ -89,6 +91,10 @@ class _FuseByMatrix(torch.autograd.Function):
         shape_KND = (len(matrix_KP), *hs[0].shape)
         d_fused_KND = d_fused_KBSD.reshape(shape_KND)
         fused_KND = None if fused_KBSD is None else fused_KBSD.view(shape_KND)
+        if plan.triton and not any(ctx.needs_input_grad[2:]):
+            table = plan.triton.prepare(hs)
+            d_matrix_KP = plan.triton.matrix_totals(table, rows, d_fused_KND, fused_KND, ctx.scale_mL, plan.wide)
+            return None, d_matrix_KP, *[None] * len(states)
         d_matrix_KP = torch.zeros_like(matrix_KP)
         d_states = gradients_of(ctx.needs_input_grad[2:], states)
         buffer_PmD = None
@@ -108,6 +114,23 @@ class _FuseByMatrix(torch.autograd.Function):
                 rows.put(target_ND, lo, hi, vector_mD)
             del d_sums_KmD, d_sums_KC  # before the next block's are made
         return None, d_matrix_KP, *shaped(d_states, states)
+
+
+def _mix(plan: _Plan, hs: Sequence[torch.Tensor], matrix_KP: torch.Tensor, fused_KND: torch.Tensor) -> None:
+    rows = plan.rows
+    in_place = rows.index is None and fused_KND.dtype == plan.wide
+    buffer_PmD = sums_KmD = None
+    for lo, hi in plan.blocks(hs, len(matrix_KP)):
+        buffer_PmD = _gather(plan, hs, lo, hi, buffer_PmD)[0]
+        if in_place:
+            sums_KmD = fused_KND[:, lo:hi]
+        elif sums_KmD is None or sums_KmD.shape[1] != hi - lo:
+            sums_KmD = matrix_KP.new_empty(len(matrix_KP), *buffer_PmD.shape[1:])
+        torch.mm(matrix_KP, buffer_PmD.flatten(1), out=_columns(sums_KmD))
+        if plan.relu:
+            sums_KmD.relu_()
+        if not in_place:
+            _put(rows, fused_KND, lo, hi, sums_KmD)
 
 
 def _gather(

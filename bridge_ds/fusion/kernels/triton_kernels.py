@@ -22,7 +22,7 @@ import triton.language as tl
 from bridge_ds.fusion.kernels.dropout import FIRST_FACTOR, SECOND_FACTOR, STEP
 from bridge_ds.fusion.kernels.primitives import RMS_EPSILON
 
-__all__ = ["addresses", "attend", "attend_backward", "dots", "mix", "times"]
+__all__ = ["addresses", "attend", "attend_backward", "dots", "matrix_dots", "mix", "mix_matrix", "times"]
 
 _STEP, _FIRST, _SECOND = (tl.constexpr(value) for value in (STEP, FIRST_FACTOR, SECOND_FACTOR))
 EPSILON = tl.constexpr(RMS_EPSILON)
@@ -235,6 +235,77 @@ def dots(
         tile = _tile(table, row, first, LAYERS, GROUP, WIDTH, DP, TYPE, ACC)
         found = tl.sum(tile * vector[None, :], 1)
         tl.store(out + token * LAYERS + first + layer, found, mask=first + layer < LAYERS)
+
+
+@triton.jit(do_not_specialize=["lo", "total"])
+def mix_matrix(
+    table, index, matrix, scale, out, lo, total,
+    LAYERS: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, AT_ONCE: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr,
+    INDEXED: tl.constexpr, RMS: tl.constexpr,
+):  # fmt: skip
+    """out [ROWS, total, D] at the tokens' rows, in its own dtype: relu(sum_l w_kl f_l h_l + b_k), k = AT_ONCE rows of
+    matrix [ROWS, P] a program, b in its last column; with RMS f is written to scale [m, L]."""
+    P: tl.constexpr = LAYERS + 1
+    PARTS: tl.constexpr = (ROWS + AT_ONCE - 1) // AT_ONCE
+    layer = tl.arange(0, GROUP)
+    columns = tl.arange(0, DP)
+    part = tl.program_id(0) % PARTS
+    token = (tl.program_id(0) // PARTS).to(tl.int64)
+    row = tl.load(index + lo + token) if INDEXED else lo + token
+    which = part * AT_ONCE + tl.arange(0, AT_ONCE)
+    known = which < ROWS
+    bias = tl.load(matrix + which * P + LAYERS, mask=known, other=0.0)
+    sums = bias[:, None] + tl.zeros([AT_ONCE, DP], ACC)
+    for first in range(0, LAYERS, GROUP):
+        tile = _tile(table, row, first, LAYERS, GROUP, WIDTH, DP, TYPE, ACC)
+        real = first + layer < LAYERS
+        weight = tl.load(
+            matrix + which[:, None] * P + (first + layer)[None, :], mask=known[:, None] & real[None, :], other=0.0
+        )
+        if RMS:
+            inverse = tl.rsqrt(tl.sum(tile * tile, 1) / WIDTH + EPSILON)
+            if part == 0:
+                tl.store(scale + token * LAYERS + first + layer, inverse, mask=real)
+            weight *= inverse[None, :]
+        sums += tl.sum(weight[:, :, None] * tile[None, :, :], 1)
+    if RELU:
+        sums = tl.maximum(sums, 0.0)
+    where = (which.to(tl.int64)[:, None] * total + row) * WIDTH + columns[None, :]
+    tl.store(out + where, sums.to(out.dtype.element_ty), mask=known[:, None] & (columns < WIDTH)[None, :])
+
+
+@triton.jit(do_not_specialize=["lo", "total"])
+def matrix_dots(
+    table, index, gradient, result, scale, out, lo, total,
+    LAYERS: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, AT_ONCE: tl.constexpr, RELU: tl.constexpr, ACC: tl.constexpr,
+    INDEXED: tl.constexpr, RMS: tl.constexpr,
+):  # fmt: skip
+    """out [m, ROWS, P]: each token's part of the gradient of the matrix of :func:`mix_matrix`, from the gradient of its
+    result and (with RELU) the result, both [ROWS, total, D]; AT_ONCE rows a program."""
+    P: tl.constexpr = LAYERS + 1
+    PARTS: tl.constexpr = (ROWS + AT_ONCE - 1) // AT_ONCE
+    layer = tl.arange(0, GROUP)
+    columns = tl.arange(0, DP)
+    token = (tl.program_id(0) // PARTS).to(tl.int64)
+    row = tl.load(index + lo + token) if INDEXED else lo + token
+    which = tl.program_id(0) % PARTS * AT_ONCE + tl.arange(0, AT_ONCE)
+    known = which < ROWS
+    inside = known[:, None] & (columns < WIDTH)[None, :]
+    where = (which.to(tl.int64)[:, None] * total + row) * WIDTH + columns[None, :]
+    vectors = tl.load(gradient + where, mask=inside, other=0.0).to(ACC)
+    if RELU:
+        vectors = tl.where(tl.load(result + where, mask=inside, other=0.0).to(ACC) > 0, vectors, 0.0)
+    at = (token * ROWS + which) * P
+    tl.store(out + at + LAYERS, tl.sum(vectors, 1), mask=known)
+    for first in range(0, LAYERS, GROUP):
+        tile = _tile(table, row, first, LAYERS, GROUP, WIDTH, DP, TYPE, ACC)
+        real = first + layer < LAYERS
+        found = tl.sum(vectors[:, None, :] * tile[None, :, :], 2)
+        if RMS:
+            found *= tl.load(scale + token * LAYERS + first + layer, mask=real, other=0.0)[None, :]
+        tl.store(out + at[:, None] + (first + layer)[None, :], found, mask=known[:, None] & real[None, :])
 
 
 @triton.jit(do_not_specialize=["count", "seed", "element", "elements"])

@@ -23,11 +23,16 @@ from bridge_ds.fusion.kernels import triton_kernels as kernels
 from bridge_ds.fusion.kernels.dropout import Draws, Factors
 from bridge_ds.fusion.kernels.rows import Rows
 
-__all__ = ["attend", "attend_backward", "dot_totals", "dots", "kept", "mix", "prepare", "times"]
+__all__ = [
+    "attend", "attend_backward", "dot_totals", "dots", "kept", "matrix_totals", "mix", "mix_matrix", "prepare", "times",
+]  # fmt: skip
 
 DTYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 SPLITS = 512
 """Partial sums of :func:`attend_backward`, added afterwards in a fixed order. Two waves of blocks on an H100."""
+AT_ONCE = 8
+"""Bytes of an element of the states times the rows of the matrix that a program of :func:`mix_matrix` has. A thread
+holds 16 bytes of a state for each row: with more of them some kernels for float32 spill."""
 BLOCK = 1024
 """Elements a program of :func:`times`."""
 
@@ -123,6 +128,40 @@ def dot_totals(
     """As :func:`.torch_primitives.dot_totals`."""
     found_mL = dots(table, rows, lo, hi, vectors_ND, dtype)
     return (found_mL if scale_mL is None else found_mL.mul_(scale_mL)).sum(0)
+
+
+def mix_matrix(
+    table: RowTable, rows: Rows, matrix_KP: torch.Tensor, out_KND: torch.Tensor, relu: bool, rms: bool
+) -> torch.Tensor | None:
+    """relu(sum_l W_kl h_l + b_k) at the rows of tokens of `out_KND`, b the last column of W; each state is divided by
+    its RMS first where `rms`, whose inverse [M, L] is returned. A token's states are read from memory once: the
+    programs of its K results run together."""
+    found_mL = matrix_KP.new_empty(rows.count, len(table)) if rms else None
+    _launch_matrix(kernels.mix_matrix, table, rows, matrix_KP.contiguous(), matrix_KP if found_mL is None else found_mL,
+                   out_KND, wide=matrix_KP.dtype, out_KND=out_KND, RELU=relu, RMS=rms)  # fmt: skip
+    return found_mL
+
+
+def matrix_totals(
+    table: RowTable, rows: Rows, d_out_KND: torch.Tensor, out_KND: torch.Tensor | None, scale_mL: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    """Gradient [K, P] of the matrix of :func:`mix_matrix`; `out_KND` is its result if there was a ReLU, `scale_mL` what
+    it returned."""
+    d_out_KND = d_out_KND.contiguous()
+    found_mKP = d_out_KND.new_empty(rows.count, len(d_out_KND), len(table) + 1, dtype=dtype)
+    _launch_matrix(kernels.matrix_dots, table, rows, d_out_KND, d_out_KND if out_KND is None else out_KND,
+                   found_mKP if scale_mL is None else scale_mL, found_mKP, wide=dtype, out_KND=d_out_KND,
+                   RELU=out_KND is not None, RMS=scale_mL is not None)  # fmt: skip
+    return found_mKP.sum(0)
+
+
+def _launch_matrix(
+    kernel: Any, table: RowTable, rows: Rows, *arguments: Any, out_KND: torch.Tensor, **more: Any
+) -> None:
+    at_once = max(1, AT_ONCE // out_KND.dtype.itemsize)
+    programs = rows.count * triton.cdiv(len(out_KND), at_once)
+    _launch(kernel, programs, table, rows, *arguments, 0, rows.total, ROWS=len(out_KND), AT_ONCE=at_once, **more)
 
 
 def times(
