@@ -83,7 +83,7 @@ FUSION_VALUES = {
 }  # fmt: skip
 MAPPING_VALUES = {
     "latents": 5, "depth": 2, "heads": 3, "head_width": 7, "feedforward": 3, "dropout": 0.2, "end_init": "zeros",
-    "match_embedding_rms": False,
+    "match_embedding_rms": False, "init": "embeddings", "init_samples": 7,
 }  # fmt: skip
 
 
