@@ -30,9 +30,9 @@ CASES = {
                     "injection.form is gated_prompt.", ["injection.form=every_layer"]),
     "no_prompt": (["injection.form=every_layer", "injection.soft_prompt=false", "fusion.name=global_softmax"],
                   "fusion.name has no effect, as injection.soft_prompt is false.", ["injection.soft_prompt=true"]),
-    "fitted": (["mapping.init=embeddings", "mapping.end_init=zeros"], "mapping.end_init has no effect, as mapping.init is "
-               "embeddings.", ["mapping.init=random"]),
-    "samples": (["mapping.init_samples=5"], "mapping.init_samples has no effect, as mapping.init is random.",
+    "fitted": (["mapping.init=embeddings", "mapping.end_init=zeros"], "mapping.end_init has no effect, as "
+               "mapping.init is embeddings.", ["mapping.init=random"]),
+    "init_samples": (["mapping.init_samples=5"], "mapping.init_samples has no effect, as mapping.init is random.",
                 ["mapping.init=embeddings"]),
     "heads": (["fusion.name=last_layer", "fusion.heads=2"], "fusion.heads has no effect, as fusion.name is last_layer.",
               ["fusion.name=transformer_softmax"]),
