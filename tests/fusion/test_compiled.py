@@ -65,8 +65,8 @@ def test_every_shape(tmp_path: Path, gpu: str) -> None:
     lines = audit(tmp_path, "--gpus", gpu, "--encoders", "small,base,large,xl,xxl", "--heads", "1,4")
     assert len(registers(lines, "attend")) == len(registers(lines, "attend_backward")) == 20
     assert max(registers(lines, "attend")) <= 128
-    for kernel in ("mix", "dots", "mix_matrix", "matrix_dots"):
-        assert len(registers(lines, kernel)) == 10, kernel
+    for kernel, count in (("mix", 10), ("dots", 10), ("mix_matrix", 9), ("matrix_dots", 9)):  # XXL's float32: torch
+        assert len(registers(lines, kernel)) == count, kernel
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,10 @@ def _launch_all(layers: int, width: int, heads: int, dtype: torch.dtype, rms: bo
         if rms:
             triton_primitives.mix(*given, zeros(layers), states[0], None, rms)
         triton_primitives.dots(*given, states[0], wide)
-        fused = torch.zeros(LLM_LAYERS, 2 * tokens, width, dtype=dtype)
-        table, matrix = given[0], zeros(LLM_LAYERS, layers + 1)
-        triton_primitives.mix_matrix(table, rows, matrix, fused, True, rms)
-        triton_primitives.matrix_totals(table, rows, fused, fused, scale, wide)
+        if triton_primitives.takes_matrix(states[0]):
+            fused, matrix = torch.zeros(LLM_LAYERS, 2 * tokens, width, dtype=dtype), zeros(LLM_LAYERS, layers + 1)
+            triton_primitives.mix_matrix(given[0], rows, matrix, fused, True, rms)
+            triton_primitives.matrix_totals(given[0], rows, fused, fused, scale, wide)
         triton_primitives.times(torch.zeros(tokens, width, dtype=dtype), masks.output)
         triton_primitives.times(torch.zeros(tokens, 2048, dtype=dtype), masks.hidden, scaled=False)
 

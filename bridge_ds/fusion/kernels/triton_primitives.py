@@ -24,7 +24,8 @@ from bridge_ds.fusion.kernels.dropout import Draws, Factors
 from bridge_ds.fusion.kernels.rows import Rows
 
 __all__ = [
-    "attend", "attend_backward", "dot_totals", "dots", "kept", "matrix_totals", "mix", "mix_matrix", "prepare", "times",
+    "attend", "attend_backward", "dot_totals", "dots", "kept", "matrix_totals", "mix", "mix_matrix", "prepare",
+    "takes_matrix", "times",
 ]  # fmt: skip
 
 DTYPES = {torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -33,6 +34,8 @@ SPLITS = 512
 AT_ONCE = 8
 """Bytes of an element of the states times the rows of the matrix that a program of :func:`mix_matrix` has. A thread
 holds 16 bytes of a state for each row: with more of them some kernels for float32 spill."""
+WIDEST_ROW = 8192
+"""Bytes of a state's row beyond which kernels of a matrix spill (mT5-XXL in float32): torch computes those."""
 BLOCK = 1024
 """Elements a program of :func:`times`."""
 
@@ -128,6 +131,11 @@ def dot_totals(
     """As :func:`.torch_primitives.dot_totals`."""
     found_mL = dots(table, rows, lo, hi, vectors_ND, dtype)
     return (found_mL if scale_mL is None else found_mL.mul_(scale_mL)).sum(0)
+
+
+def takes_matrix(state: torch.Tensor) -> bool:
+    """Whether :func:`mix_matrix` is for states like this one."""
+    return state.shape[-1] * state.dtype.itemsize <= WIDEST_ROW
 
 
 def mix_matrix(
