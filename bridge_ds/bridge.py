@@ -142,7 +142,9 @@ class BridgeModel(nn.Module):
 
     def fused(self, batch: Batch, states: States | None = None) -> torch.Tensor:
         """What the mapping gets, [B, S, D], on the encoder's device; arguments as of :meth:`soft`."""
-        read = self._read(batch, states)
+        return self._fused(self._read(batch, states))
+
+    def _fused(self, read: Encoded) -> torch.Tensor:
         fused_BSD: torch.Tensor = self.fusion(read.states, read.mask_BS, read.rows)
         return fused_BSD
 
@@ -157,8 +159,7 @@ class BridgeModel(nn.Module):
         return Encoded(found, batch.source_mask, source_rows(batch), own_BS, batch.layout is None, device)
 
     def _soft(self, read: Encoded) -> Segment:
-        fused_BSD = self.fusion(read.states, read.mask_BS, read.rows)
-        soft_BSH, mask_BS = self.mapping(fused_BSD, read.mask_BS)
+        soft_BSH, mask_BS = self.mapping(self._fused(read), read.mask_BS)
         if read.some_empty:
             mask_BS = mask_BS * read.own_BS.any(1, keepdim=True).to(mask_BS)
         return Segment(soft_BSH.to(read.device), mask_BS.to(read.device))

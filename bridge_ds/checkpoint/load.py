@@ -15,6 +15,7 @@ from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
 from bridge_ds.checkpoint.state import MOMENTS, restore_moments, trained
+from bridge_ds.compat.deepspeed import whole
 from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError, brief
 
@@ -208,14 +209,8 @@ def _unlike(paths: Sequence[Path], name: str, what: str, remedy: str) -> Checkpo
 
 def _fill(target: torch.Tensor, file: Any, name: str) -> None:
     """Copy a tensor of a file into a parameter or buffer, into a sharded one from rank 0."""
-    if not hasattr(target, "ds_id"):
-        with torch.no_grad():
-            target.copy_(file.get_tensor(name))
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([target], modifier_rank=0), torch.no_grad():
-        if torch.distributed.get_rank() == 0:
+    with whole([target], written=True), torch.no_grad():
+        if not hasattr(target, "ds_id") or torch.distributed.get_rank() == 0:
             target.copy_(file.get_tensor(name))
 
 

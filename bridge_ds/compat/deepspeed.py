@@ -27,27 +27,24 @@ _REFUSAL = "'ZeRO parameter intra parallel group is already initialized'"
 
 
 @contextmanager
-def whole(parameters: Sequence[Any]) -> Iterator[None]:
-    """While open, these parameters are there whole on every rank, if ZeRO-3 has sharded them; a collective then."""
+def whole(parameters: Sequence[Any], *, written: bool = False) -> Iterator[None]:
+    """While open, these parameters are there whole on every rank, if ZeRO-3 has sharded them; a collective then.
+    `written`: what rank 0 has written into them stays, on every rank."""
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(parameters)):
+    with deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=0 if written else None):
         yield
 
 
 def set_parameters(engine: Any, values: Mapping[Any, torch.Tensor]) -> None:
     """Give parameters of an engine new values, those of rank 0, and its optimizer's copies too (a collective)."""
-    sharded = any(hasattr(parameter, "ds_id") for parameter in values)
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(values), modifier_rank=0, enabled=sharded), torch.no_grad():
+    with whole(list(values), written=True), torch.no_grad():
         for parameter, value in values.items():
-            if not sharded or torch.distributed.get_rank() == 0:
-                parameter.copy_(value.to(parameter.device))
-            if not sharded and torch.distributed.is_initialized():
+            parameter.copy_(value)
+            if not hasattr(parameter, "ds_id"):
                 torch.distributed.broadcast(parameter, 0)
     if hasattr(engine.optimizer, "refresh_fp32_params"):
         engine.optimizer.refresh_fp32_params()

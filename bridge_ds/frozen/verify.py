@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from bridge_ds.compat.deepspeed import whole
 from bridge_ds.errors import BridgeError, ConfigError
 from bridge_ds.frozen.foreign import refuse_foreign, stored_json
 from bridge_ds.reading import decoded
@@ -204,7 +205,6 @@ def verify_weights(
     Raises:
         ConfigError: a tensor in memory differs from its file (on rank 0).
     """
-    import deepspeed
     from safetensors import safe_open
 
     where = {key: path for path in files if path.suffix == ".safetensors" for key in _keys(path)}
@@ -216,8 +216,7 @@ def verify_weights(
     wrong = ""
     for key in chosen:
         parameter = parameters[names[key]]
-        sharded = hasattr(parameter, "ds_id")
-        with deepspeed.zero.GatheredParameters([parameter], enabled=sharded):
+        with whole([parameter]):
             if is_main and not wrong:
                 with safe_open(where[key], framework="pt") as file:
                     expected = file.get_tensor(key).to(parameter.dtype)

@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_ds.data.text.cipher import SCRIPTS, cipher
+from bridge_ds.data.text.cipher import SCRIPTS, _letters, cipher
 
 ENGLISH = "The quick brown fox jumps over 13 lazy dogs, doesn't it? YES - again."
 
@@ -51,7 +51,5 @@ def test_half_are_latin_and_every_script_occurs() -> None:
 
 
 def test_every_script_has_letters_for_an_alphabet() -> None:
-    from bridge_ds.data.text.cipher import _letters
-
     for script in SCRIPTS:
         assert len(_letters(script)) >= 26, script

@@ -114,7 +114,6 @@ def fuse_by_matrix(
         states = reference.normed(states) if rms else states
         return reference.matrix_mix(states, weight_KL, bias_K, mask_BS, relu)
     own = primitives(backend) if backend == "triton" else None
-    own = own if own and own.takes_matrix(states[0]) else None  # type: ignore[attr-defined]
     return by_matrix.fuse(own, rows or real_rows(mask_BS), states, weight_KL, bias_K, relu, rms)
 
 

@@ -38,6 +38,7 @@ def fuse(
     rms: bool,
 ) -> torch.Tensor:
     """[K, B, S, D] in the states' dtype, zero where no token stands; each h_l divided by its RMS first where `rms`."""
+    triton = triton if triton and triton.takes_matrix(states[0]) else None
     wide = torch.promote_types(states[0].dtype, torch.float32)
     matrix_KP = torch.cat([weight_KL.to(wide), bias_K.to(wide)[:, None]], 1)
     return _FuseByMatrix.apply(_Plan(triton, rows, wide, relu, rms), matrix_KP, *states)
