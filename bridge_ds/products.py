@@ -11,7 +11,6 @@ Dimensions: M rows, K summed, N columns.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Linear", "add_product", "as_torch_does", "linear", "multiply", "swap_linear_layers", "uses_onednn"]
+__all__ = [
+    "Linear", "add_product", "as_torch_does", "linear", "linear_relu", "multiply", "swap_linear_layers",
+    "uses_onednn",
+]  # fmt: skip
 
 SMALLEST = 1 << 21
 """M K N from which a product is oneDNN's: below, its fixed cost of ten microseconds is more than what it gains."""
@@ -54,29 +56,39 @@ def as_torch_does() -> Iterator[None]:
 
 
 def multiply(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
-    """a b, without a gradient; any strides."""
-    if _taken(a_MK, b_KN.shape[1]) and b_KN.dtype == torch.float32:
+    """a b, without a gradient; any strides. Of batches [H, M, K] and [H, K, N] too."""
+    if not _taken(a_MK, b_KN, _size(a_MK, b_KN)):
+        return a_MK @ b_KN
+    if a_MK.dim() == 2:
         return _pointwise(a_MK, b_KN.T)
-    return a_MK @ b_KN
+    each = [_pointwise(a, b.T) for a, b in zip(a_MK, b_KN, strict=True)]
+    return torch.stack(each) if len(each) > 1 else each[0][None]
 
 
-def add_product(into_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor, first: bool = False) -> None:
-    """into += a b in place, without a gradient; `first`: into = a b, whatever it held."""
-    if _taken(a_MK, b_KN.shape[1]) and b_KN.dtype == torch.float32:
-        found = _pointwise(a_MK, b_KN.T)
-        into_MN.copy_(found) if first else into_MN.add_(found)
+def add_product(into_MN: torch.Tensor, a_MK: torch.Tensor, b_KN: torch.Tensor) -> None:
+    """into += a b in place, without a gradient. Batches as of :func:`multiply`."""
+    if _taken(a_MK, b_KN, _size(a_MK, b_KN)):
+        into_MN.add_(multiply(a_MK, b_KN))
     else:
-        torch.addmm(into_MN, a_MK, b_KN, beta=0 if first else 1, out=into_MN)
+        add = torch.baddbmm if a_MK.dim() == 3 else torch.addmm
+        add(into_MN, a_MK, b_KN, out=into_MN)
 
 
 def linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
     """As torch's `F.linear`, with its gradients."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight_NK, bias_N)
-    if not _taken(x, len(weight_NK)) or weight_NK.dtype != torch.float32:
+    if not _taken(x, weight_NK, x.numel() * len(weight_NK)):
         return F.linear(x, weight_NK, bias_N)
     found: torch.Tensor = _Linear.apply(x, weight_NK, bias_N)
     return found
+
+
+def linear_relu(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor) -> torch.Tensor:
+    """relu(x W^T + b), without a gradient."""
+    if _taken(x, weight_NK, x.numel() * len(weight_NK)):
+        return _pointwise(x, weight_NK, bias_N, "relu")
+    return F.linear(x, weight_NK, bias_N).relu_()
 
 
 class Linear(nn.Linear):
@@ -114,11 +126,19 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def _taken(x: torch.Tensor, columns: int) -> bool:
-    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32
-    return on_cpu and uses_onednn() and not _PLAIN.get() and math.prod(x.shape) * columns >= max(1, SMALLEST)
+def _size(a_MK: torch.Tensor, b_KN: torch.Tensor) -> int:
+    """M K N, of one of a batch."""
+    return a_MK.shape[-2] * b_KN.shape[-2] * b_KN.shape[-1] if a_MK.numel() else 0
 
 
-def _pointwise(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_NK, bias_N, "none", [], "")
+def _taken(x: torch.Tensor, y: torch.Tensor, size: int) -> bool:
+    """Whether a product of the two, of that many multiplications, is oneDNN's."""
+    on_cpu = x.device.type == "cpu" and x.dtype == y.dtype == torch.float32
+    return on_cpu and uses_onednn() and not _PLAIN.get() and size >= max(1, SMALLEST)
+
+
+def _pointwise(
+    x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None, then: str = "none"
+) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_NK, bias_N, then, [], "")
     return found

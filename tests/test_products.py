@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bridge_ds import products
-from bridge_ds.products import Linear, add_product, as_torch_does, linear, multiply, swap_linear_layers
+from bridge_ds.products import Linear, add_product, as_torch_does, linear, linear_relu, multiply, swap_linear_layers
 
 HERE = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 SIZES = st.integers(1, 70)
@@ -57,10 +57,27 @@ def test_a_product_of_any_strides(rows: int, summed: int, columns: int, first: b
     b = torch.randn(columns, summed).T if second else torch.randn(summed, columns)
     expected = a.double() @ b.double()
     torch.testing.assert_close(multiply(a, b).double(), expected, rtol=1e-5, atol=1e-4)
-    into = torch.full((rows, columns), float("nan"))
-    add_product(into, a, b, first=True)
+    into = torch.ones(rows, columns)
     add_product(into, a, b)
-    torch.testing.assert_close(into.double(), 2 * expected, rtol=1e-5, atol=2e-4)
+    torch.testing.assert_close(into.double(), 1 + expected, rtol=1e-5, atol=1e-4)
+
+
+@given(st.integers(0, 3), SIZES, SIZES, SIZES, st.booleans())
+def test_a_batch_of_products(batch: int, rows: int, summed: int, columns: int, turned: bool) -> None:
+    a = torch.randn(rows, batch, summed).transpose(0, 1)
+    b = torch.randn(batch, columns, summed).mT if turned else torch.randn(batch, summed, columns)
+    expected = a.double() @ b.double()
+    torch.testing.assert_close(multiply(a, b).double(), expected, rtol=1e-5, atol=1e-4)
+    into = torch.ones(batch, rows, columns)
+    add_product(into, a, b)
+    torch.testing.assert_close(into.double(), 1 + expected, rtol=1e-5, atol=1e-4)
+
+
+@given(SIZES, SIZES, SIZES)
+def test_a_layer_with_relu(rows: int, summed: int, columns: int) -> None:
+    x, weight, bias = torch.randn(rows, summed), torch.randn(columns, summed), torch.randn(columns)
+    expected = torch.relu(x.double() @ weight.double().T + bias.double())
+    torch.testing.assert_close(linear_relu(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -157,7 +157,7 @@ def _launch_all(layers: int, width: int, heads: int, dtype: torch.dtype, rms: bo
             triton_primitives.mix_matrix(given[0], rows, matrix, fused, True, rms)
             triton_primitives.matrix_totals(given[0], rows, fused, fused, scale, wide)
         triton_primitives.times(torch.zeros(tokens, width, dtype=dtype), masks.output)
-        triton_primitives.times(torch.zeros(tokens, 2048, dtype=dtype), masks.hidden, scaled=False)
+        triton_primitives.times(torch.zeros(tokens, 2048, dtype=dtype), masks.hidden, scale=1.0)
 
 
 def _facts(kernel: Any, gpu: str, encoder: str, heads: int, dtype: str, name: str) -> Compiled:

@@ -66,7 +66,7 @@ class _FuseByToken(torch.autograd.Function):
         position_scores_HP = query.u_HD @ query.positions_PD.T
         fused_ND = empty_result(plan.rows, hs[0])
         whole = _Joined(plan.rows.count)
-        of_first: post_attention.Computed | tuple[()] = ()
+        of_first: list[torch.Tensor | None] = []
         for lo, hi in plan.chunks(hs[0]) or [(0, 0)]:
             masks = plan.masks(lo, _sizes(plan, p))
             attention_mHP, kept_mHP, pooled_HmD, scale_mL = plan.ops.attend(
@@ -85,7 +85,7 @@ class _FuseByToken(torch.autograd.Function):
             )  # fmt: skip
             if lo == 0:
                 # Not computed again in backward: no more memory than the temporaries that every chunk has for a while.
-                of_first, ctx.first_masks = computed, masks
+                of_first, ctx.first_masks = computed.saved(norms=plan.ops.kept(read) is not None), masks
         ctx.plan = plan
         products = (merged.get("merged_weight"), merged.get("merged_value_bias"))
         ctx.save_for_backward(*of_first, *query, *products, plan.ops.kept(read), *whole.parts, *tensors)
@@ -99,7 +99,7 @@ class _FuseByToken(torch.autograd.Function):
     def backward(ctx: Any, d_fused_BSD: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         plan: KernelPlan = ctx.plan
         saved = ctx.saved_tensors  # once: activation checkpointing gives them only once
-        of_first, saved = post_attention.Computed(*saved[:2]), saved[2:]
+        of_first, saved = post_attention.Computed.of(saved), saved[8:]
         query, (merged_weight, merged_value_bias, kept), saved = _Query(*saved[:3]), saved[3:6], saved[6:]
         parts, tensors = saved[: 6 + plan.rms], saved[6 + plan.rms :]
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]
@@ -109,8 +109,10 @@ class _FuseByToken(torch.autograd.Function):
         if plan.merged:
             p |= {"merged_weight": merged_weight, "merged_value_bias": merged_value_bias}
             p["merged_bias"] = p["self_attn_out_proj_bias"]
-        d_in_weight, slots = _slots(leaves, plan)
-        totals = post_attention.PostAttentionTotals()
+        d_in_weight = torch.empty_like(leaves[NAMES.index("self_attn_in_proj_weight")])
+        value = d_in_weight.chunk(3)[2]  # the gradient of the value's projection is made where it is to be
+        slots = {"value": value if plan.merged else value.view(plan.heads, -1, value.shape[1])}
+        totals = post_attention.PostAttentionTotals(slots)
         d_states = gradients_of(ctx.needs_input_grad[1 + len(NAMES) :], states)
         for lo, hi in plan.chunks(hs[0]):
             attention_mHP, kept_mHP, pooled_mHD, first_mD, second_mD, weights_mL, *scales = _rows(parts, lo, hi)
@@ -123,7 +125,7 @@ class _FuseByToken(torch.autograd.Function):
             d_scores_mL = torch._softmax_backward_data(d_weights_mL.T, weights_mL.T, 0, plan.wide).T
             d_pooled_HmD, d_sums_mH = post_attention.backward(
                 p, pooled_HmD, kept_mHP.sum(-1), masks, plan, of_first if lo == 0 else None, first_mD, second_mD,
-                d_scores_mL, totals, slots,
+                d_scores_mL, totals,
             )  # fmt: skip
             d_kept_mHP = torch.matmul(d_pooled_HmD, query.positions_PD.T).transpose(0, 1) + d_sums_mH[..., None]
             d_inner_mHP, d_u_HD = plan.ops.attend_backward(
@@ -138,7 +140,7 @@ class _FuseByToken(torch.autograd.Function):
                 direct_mD = plan.rows.take(d_fused_ND, lo, hi).to(plan.wide)
                 vectors = _Vectors(direct_mD, weights_mL, kept_mHP, d_pooled_HmD, d_inner_mHP, query.u_HD)
                 state_gradients(plan.rows, lo, hi, hs, d_states, vectors, scale_mL)
-        return None, *_finish(totals, slots, d_in_weight, p, query, leaves), *shaped(d_states, states)
+        return None, *_finish(totals, d_in_weight, p, query, leaves), *shaped(d_states, states)
 
 
 @dataclass(frozen=True)
@@ -191,22 +193,8 @@ def _sizes(plan: KernelPlan, p: Mapping[str, torch.Tensor]) -> tuple[int, int, i
     return plan.heads * (layers + 1), width, len(p["linear1_bias"])
 
 
-def _slots(leaves: Sequence[torch.Tensor], plan: KernelPlan) -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
-    """Memory for the gradients of the large matrices; that of the value is the last third of the input projection's."""
-    by_name = dict(zip(NAMES, leaves, strict=True))
-    direct = plan.dtype == by_name["linear1_weight"].dtype
-    slots = {name: torch.empty_like(by_name[name]) if direct else None for name in MATRICES}
-    d_in_weight = torch.empty_like(by_name["self_attn_in_proj_weight"])
-    value = d_in_weight.chunk(3)[2]
-    slots["value"] = value if plan.merged else value.view(plan.heads, -1, d_in_weight.shape[1])
-    if plan.merged:
-        slots["merged_weight"] = torch.empty_like(value) if direct else None
-    return d_in_weight, slots
-
-
 def _finish(
-    totals: post_attention.PostAttentionTotals, slots: post_attention.Slots, d_in_weight: torch.Tensor,
-    p: Mapping[str, torch.Tensor],
+    totals: post_attention.PostAttentionTotals, d_in_weight: torch.Tensor, p: Mapping[str, torch.Tensor],
     query: _Query, leaves: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:  # fmt: skip
     """Gradients in the order of NAMES, with those of the query's projections."""
@@ -214,7 +202,7 @@ def _finish(
         return [torch.zeros_like(leaf) for leaf in leaves]
     sums = totals.sums
     if "merged_weight" in sums:
-        post_attention.unmerge(p, totals, slots)
+        post_attention.unmerge(p, totals)
     d_query, d_key, _ = d_in_weight.chunk(3)
     heads, inner = query.q_HE.shape
     d_u_HD = sums["u"] / math.sqrt(inner)

@@ -58,7 +58,7 @@ class Primitives(Protocol):
 
     def times(
         self, x: Tensor, factors: Factors | None, in_place: bool = False, plus: Tensor | None = None,
-        scaled: bool = True,
+        scale: float | None = None,
     ) -> Tensor: ...  # fmt: skip
 
 
@@ -80,8 +80,13 @@ class KernelPlan:
     """Whether value and output projection are one matrix, see :mod:`.post_attention`."""
 
     def chunks(self, like_ND: Tensor) -> list[tuple[int, int]]:
-        """Enough tokens for a good matrix product, few enough that a chunk's temporaries stay small."""
-        return list(self.rows.chunks(chunk_rows(like_ND)))
+        """Enough tokens for a good matrix product, few enough that a chunk's temporaries stay small. On a CPU chunks
+        are as long as each other, up to half more than :func:`chunk_rows`: a few tokens left over would cost as many
+        operators, and of the first chunk alone nothing is computed again."""
+        size = chunk_rows(like_ND)
+        if like_ND.device.type == "cpu" and self.rows.count:
+            size = -(-self.rows.count // max(1, round(self.rows.count / size)))
+        return list(self.rows.chunks(size))
 
     def masks(self, lo: int, sizes: tuple[int, int, int]) -> Masks:
         """Dropout of the chunk that begins at token `lo`; `sizes` as in :func:`.dropout.make_masks`."""

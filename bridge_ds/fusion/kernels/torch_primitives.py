@@ -211,17 +211,17 @@ def dot_totals(
 
 def times(
     x: torch.Tensor, factors: Factors | None, in_place: bool = False, plus: torch.Tensor | None = None,
-    scaled: bool = True,
+    scale: float | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """x times its dropout factors (x itself where there are none; 0 and 1 without `scaled`), and `plus` added, maybe in
-    place."""
+    """x times its dropout factors (x itself where there are none; `scale` in place of their 1 / (1 - p)), and `plus`
+    added, maybe in place."""
     if factors is None:
         return x if plus is None else x.add_(plus)
-    kept, scale = factors.kept(x), factors.draws.kept_scale if scaled else 1.0
-    if plus is not None:
-        return torch.addcmul(plus, x, kept, value=scale)
+    kept, scale = factors.kept(x), factors.draws.kept_scale if scale is None else scale
+    if plus is not None or (scale != 1 and not in_place):
+        return torch.addcmul(kept.new_zeros(()) if plus is None else plus, x, kept, value=scale)
     found = x.mul_(kept) if in_place else x * kept
-    return found.mul_(scale) if scaled else found
+    return found if scale == 1 else found.mul_(scale)
 
 
 def on_cpu(x: torch.Tensor) -> bool:

@@ -56,15 +56,15 @@ def _tile(
 
 
 @triton.jit
-def _factor(seed, element, DROPPED: tl.constexpr, ACC, SCALED: tl.constexpr = True):
-    # Dropout factor of each element number, or 0 and 1: SplitMix64 as in dropout.py, 16 bits an element.
-    SCALE: tl.constexpr = 65536 / (65536 - DROPPED) if SCALED else 1.0
+def _factor(seed, element, DROPPED: tl.constexpr, ACC, SCALE: tl.constexpr = None):
+    # Dropout factor of each element number, 0 or SCALE: SplitMix64 as in dropout.py, 16 bits an element.
+    KEPT: tl.constexpr = 65536 / (65536 - DROPPED) if SCALE is None else SCALE
     z = seed.to(tl.uint64) + (element // 4 + 1).to(tl.uint64) * _STEP
     z = (z ^ (z >> 30)) * _FIRST
     z = (z ^ (z >> 27)) * _SECOND
     z = z ^ (z >> 31)
     bits = ((z >> ((element % 4) * 16).to(tl.uint64)) & 0xFFFF).to(tl.int32)
-    return tl.where((bits ^ 0x8000) >= DROPPED, SCALE, 0.0).to(ACC)
+    return tl.where((bits ^ 0x8000) >= DROPPED, KEPT, 0.0).to(ACC)
 
 
 @triton.jit(do_not_specialize=["lo", "tokens", "seed", "element", "elements"])
@@ -310,11 +310,11 @@ def matrix_dots(
 
 @triton.jit(do_not_specialize=["count", "seed", "element", "elements"])
 def times(
-    x, out, count, seed, element, elements, WIDTH: tl.constexpr, DROPPED: tl.constexpr, SCALED: tl.constexpr,
+    x, out, count, seed, element, elements, WIDTH: tl.constexpr, DROPPED: tl.constexpr, SCALE: tl.constexpr,
     BLOCK: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """out = x [m, WIDTH] times its dropout factors (0 and 1 without SCALED); element and elements as for attend."""
+    """out = x [m, WIDTH] times 0 or, where it is kept, SCALE; element and elements as for attend."""
     number = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + number, mask=number < count, other=0.0).to(ACC)
-    value *= _factor(seed, element + number // WIDTH * elements + number % WIDTH, DROPPED, ACC, SCALED)
+    value *= _factor(seed, element + number // WIDTH * elements + number % WIDTH, DROPPED, ACC, SCALE)
     tl.store(out + number, value.to(out.dtype.element_ty), mask=number < count)

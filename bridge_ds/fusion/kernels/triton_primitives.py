@@ -174,21 +174,22 @@ def _launch_matrix(
 
 def times(
     x: torch.Tensor, factors: Factors | None, in_place: bool = False, plus: torch.Tensor | None = None,
-    scaled: bool = True,
+    scale: float | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As :func:`.torch_primitives.times`; the factors are drawn where they are used and never stored."""
     if plus is not None:
-        return times(x, factors, in_place=True, scaled=scaled).add_(plus)
+        return times(x, factors, in_place=True, scale=scale).add_(plus)
     if factors is None:
         return x
     x = x.contiguous()
     out = x if in_place else torch.empty_like(x)
     draws, programs = factors.draws, triton.cdiv(x.numel(), BLOCK)
+    scale = draws.kept_scale if scale is None else scale
     if programs:
         with _device(x):
             kernels.times[(programs,)](
                 x, out, x.numel(), draws.seed, factors.first, draws.size, WIDTH=factors.width, DROPPED=draws.dropped,
-                SCALED=scaled, BLOCK=BLOCK, ACC=DTYPES[torch.promote_types(x.dtype, torch.float32)], num_warps=4,
+                SCALE=scale, BLOCK=BLOCK, ACC=DTYPES[torch.promote_types(x.dtype, torch.float32)], num_warps=4,
                 enable_fp_fusion=True,
             )  # fmt: skip
     return out
