@@ -24,6 +24,14 @@ class Extension:
     """As it was asked for; fewer may have been found."""
     first: int = field(default=0, compare=False)
     """Id of the first added piece; 0 = written by a version that did not say."""
+    deviation: float = field(default=0.0, compare=False)
+    """Standard deviation of the old token embeddings' numbers; 0 = written by a version that did not say."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the new rows, a tenth of the old ones' deviation: Adam moves a number by about that in a
+        step. It was the best on encoders whose embeddings are 0.28 and 0.08 wide (docs/adapt.md)."""
+        return float(f"{self.deviation / 10:.1e}") or 1e-3
 
     def write(self, folder: Path) -> None:
         """Write the file."""

@@ -17,7 +17,7 @@ import shutil
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,7 +33,7 @@ from bridge_ds.frozen.load import load_complete
 from bridge_ds.frozen.tokenizer import load_tokenizer
 from bridge_ds.frozen.verify import model_file
 
-__all__ = ["extend_vocabulary", "new_letters", "new_rows"]
+__all__ = ["Added", "extend_vocabulary", "new_letters", "new_rows"]
 
 _RANK = 100
 """K, as in the paper."""
@@ -43,7 +43,17 @@ _LONGEST = 65_535
 leaves out lines above 4,192 bytes, which a paragraph of some scripts has."""
 
 
-def extend_vocabulary(model: ModelConfig, lines: Sequence[str], count: int, folder: Path) -> int:
+class Added(NamedTuple):
+    """Pieces that an encoder has got."""
+
+    first: int
+    """Id of the first of them."""
+    count: int
+    deviation: float
+    """Standard deviation of the numbers of its old token embeddings."""
+
+
+def extend_vocabulary(model: ModelConfig, lines: Sequence[str], count: int, folder: Path) -> Added:
     """Write `model.encoder` with more pieces into a folder: its weights, with their head or decoder, and its tokenizer.
 
     Args:
@@ -53,7 +63,7 @@ def extend_vocabulary(model: ModelConfig, lines: Sequence[str], count: int, fold
         folder: to write; exists.
 
     Returns:
-        how many were added.
+        what was added.
 
     Raises:
         ConfigError: the tokenizer is of another kind than SentencePiece's unigram model, or `count` is less than the
@@ -81,6 +91,7 @@ def extend_vocabulary(model: ModelConfig, lines: Sequence[str], count: int, fold
         shutil.copyfile(path, folder / file)
     _write_tokenizer(model, pieces, first, folder)
     whole = load_complete(find_head(model).base or encoder_base(model), dtype="auto")
+    deviation = float(whole.get_input_embeddings().weight[:first].float().std())
     _extend_tables(whole, first, len(pieces))
     whole.save_pretrained(folder)  # type: ignore[operator]
     found = load_tokenizer("model.encoder", str(folder)).get_vocab()
@@ -91,7 +102,7 @@ def extend_vocabulary(model: ModelConfig, lines: Sequence[str], count: int, fold
             f"the tokenizer of model.encoder {name!r} cannot be extended: {wrong!r} has the id {found.get(wrong)} "
             f"afterwards; expected {wanted.get(wrong)}; choose another encoder."
         )
-    return len(pieces)
+    return Added(first, len(pieces), deviation)
 
 
 def new_letters(tokenizer: Any, lines: Sequence[str]) -> frozenset[str]:

@@ -35,7 +35,7 @@ _OBJECTIVES = {
 _ALL = ("lora.rank=0", "encoder.trainable=true")
 _NEW_ROWS = (
     *("lora.rank=0", "encoder.trainable=false", "adapt.new_rows_only=true", "data.objective=align"),
-    *("adapt.english_share=0", "adapt.token_weight=10", "train.steps=1000", "train.global_batch=32", "train.lr=1e-3"),
+    *("adapt.english_share=0", "adapt.token_weight=10", "train.steps=1000", "train.global_batch=32"),
 )
 """Of a recipe of the user's the first four. English cannot change then, so no share of the pairs need hold it."""
 _TRIPLES = ("train.steps=25000",)
@@ -91,6 +91,9 @@ def _packed(words: list[str], files: argparse.Namespace) -> list[str]:
     extended = []
     if files.extend_vocabulary:
         extended = _extended(config, _lines(files), files.extend_vocabulary, options.dry_run)
+        found = read_extension(Path(config.run.output).absolute() / "extended")
+        if found and files.new_rows_only and shipped and "train.lr" not in given:
+            extended.append(f"train.lr={found.lr}")
     mixture = f"data.mixture=[{', '.join(f'{name}=1' for name in names)}]"
     shards = [mixture] if len(names) > 1 else [f"data.shards={names[0]}", "data.mixture=[]"]
     wanted = [setting for setting in ours if setting.partition("=")[0] not in given]
@@ -143,15 +146,13 @@ def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) 
     elif not dry_run:
         from bridge_ds.adapt.vocabulary import extend_vocabulary
         from bridge_ds.engine.setup import quiet_transformers
-        from bridge_ds.frozen.tokenizer import load_tokenizer
         from bridge_ds.hub.encoder import BESIDE
         from bridge_ds.hub.llm import copy_files
 
         quiet_transformers()
         with atomic_folder(folder, replace=True) as part:
-            count = extend_vocabulary(config.model, list(islice(lines, _LEARNED_FROM)), pieces, part)
+            added = extend_vocabulary(config.model, list(islice(lines, _LEARNED_FROM)), pieces, part)
             copy_files(of.encoder, of.encoder_revision, part, (*BESIDE, "README.md"))  # which states the licence
-            ids = load_tokenizer("model.encoder", str(part)).get_vocab().values()
-            replace(made_of, first=max(ids) + 1 - count).write(part)
-        print(f"{count} pieces were added to the vocabulary: {folder}", file=sys.stderr)
+            replace(made_of, first=added.first, deviation=added.deviation).write(part)
+        print(f"{added.count} pieces were added to the vocabulary: {folder}", file=sys.stderr)
     return [f"model.encoder={folder}"]

@@ -117,7 +117,8 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_an_older_folder_does_not_say_where_its_pieces_begin(tmp_path: Path) -> None:
     older = {"encoder": "a", "encoder_revision": None, "pieces": 3}
     (tmp_path / "extension.json").write_text(json.dumps(older), encoding="utf-8")
-    assert read_extension(tmp_path) == Extension("a", None, 3, 9)
+    found = read_extension(tmp_path)
+    assert found == Extension("a", None, 3, 9) and found.lr == 1e-3
 
 
 @pytest.mark.slow
@@ -153,3 +154,8 @@ def test_the_option_sets_what_is_trained(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "run" / "shards" / "text").exists() and found.adapt.new_rows_only
     assert (found.lora.rank, found.encoder.trainable, found.data.objective) == (0, False, "align")
     assert (found.adapt.english_share, found.adapt.token_weight, found.train.lr) == (0, 10, 3e-2)
+    # Without a rate of the user's, a tenth of the old embeddings' deviation.
+    (tmp_path / "run" / "extended").mkdir()
+    Extension("somewhere/else", None, 20, FIRST, 0.2807).write(tmp_path / "run" / "extended")
+    adapt.main(words[:-2])
+    assert load_config("adapt", parse_train(started[1][started[1].index("--recipe") :]).overrides).train.lr == 2.8e-2

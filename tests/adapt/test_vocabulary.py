@@ -38,7 +38,7 @@ def test_the_testbeds_encoder_learns_to_spell_an_unseen_script(tmp_path: Path) -
     old = model("testbed/encoder")
     before = load_tokenizers(old)
     assert unknown(before, TEXT) > 0.9
-    count = extend_vocabulary(old, TEXT, 200, tmp_path)
+    first, count, deviation = extend_vocabulary(old, TEXT, 200, tmp_path)
     assert count == 200
     after = load_tokenizers(model(tmp_path))
     assert unknown(after, TEXT) == 0 and max(map(len, after.sources(["ⵙⵟⵓⵎⵉ"]))) <= 4
@@ -47,6 +47,7 @@ def test_the_testbeds_encoder_learns_to_spell_an_unseen_script(tmp_path: Path) -
     assert after.sources([*texts, "? unknown ☃ signs"]) == before.sources([*texts, "? unknown ☃ signs"])
     one, two = (load_encoder(of).model.get_input_embeddings().weight for of in (old, model(tmp_path)))
     assert two.shape[0] == len(after.encoder) and torch.equal(two[: len(one)], one)
+    assert first == len(one) and deviation == pytest.approx(float(one.float().std()), rel=1e-3)
     new = two[len(one) :]
     assert 0.5 < float(new.std() / one.std()) < 2 and len({tuple(row.tolist()) for row in new}) == count
     with pytest.raises(DataError, match="every letter of the text is in the vocabulary of the encoder already"):
@@ -77,7 +78,7 @@ def test_a_head_for_masked_tokens_grows_with_the_embeddings(tmp_path: Path) -> N
     own = XLMRobertaForMaskedLM(XLMRobertaConfig(vocab_size=len(raw.get_vocab()) + 3, pad_token_id=1, **sizes))
     own.save_pretrained(folder)
     extended.mkdir()
-    count = extend_vocabulary(model(folder), TEXT, 60, extended)
+    count = extend_vocabulary(model(folder), TEXT, 60, extended).count
     found = AutoModelForMaskedLM.from_pretrained(extended)
     table, rows = found.get_input_embeddings().weight, len(raw.get_vocab())
     assert len(table) == rows + count and torch.equal(table[:rows], own.get_input_embeddings().weight[:rows])

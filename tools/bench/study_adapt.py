@@ -174,13 +174,13 @@ def sib200(options: argparse.Namespace, output: Path) -> Study:
     return Study(
         REAL, ("en", *OTHERS), base, 4000,
         {
-            "text": (*common, "train.steps=600"),
+            "text": (*common, "train.steps=200"),
             "pairs": rows,
             "both": rows,
         },
         (f"data.shards={output / 'shards'}", f"evaluation.data.sib200.source={source}", *llm),
         ("--recipe", "sib200_small"), rows=("pairs", "both"),
-        afterwards={"both": (*common, *whole, "train.lr=5e-5", "train.steps=200")}, begins={"both": "pairs"},
+        afterwards={"both": (*common, *whole, "train.lr=5e-5", "train.steps=150")}, begins={"both": "pairs"},
     )  # fmt: skip
 
 
