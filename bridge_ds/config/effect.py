@@ -15,6 +15,7 @@ from typing import Any
 from bridge_ds.config.build import flatten
 from bridge_ds.config.names import resolve
 from bridge_ds.config.schema import Config, FusionConfig, MappingConfig
+from bridge_ds.config.schema.injection import reads_all_layers
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.objectives import OBJECTIVES
@@ -166,8 +167,12 @@ RULES: tuple[NoEffect, ...] = (
     ),
     NoEffect(("mapping.init_samples",), _when(lambda c: c.mapping.init == "random", "mapping.init is random")),
     NoEffect(
-        _keys("fusion", "include_embeddings", "lr_scale"),
+        ("fusion.lr_scale",),
         lambda c: "" if FUSIONS[c.fusion.name].mixes_layers else f"fusion.name is {c.fusion.name}",
+    ),
+    NoEffect(
+        ("fusion.include_embeddings",),
+        lambda c: "" if reads_all_layers(c.fusion, c.injection) else f"fusion.name is {c.fusion.name}",
     ),
     NoEffect(
         ("encoder.trainable", "data.augment_prompt", "data.source_language"),

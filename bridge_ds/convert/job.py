@@ -186,7 +186,7 @@ def prepare(
 def refuse_used(output: Path) -> None:
     """Raises ConfigError if a new run folder cannot be made there."""
     if not missing_or_empty(output):
-        raise ConfigError(f"{output} exists and is not empty; expected a new folder; choose another --output.")
+        raise ConfigError(f"{output} exists and is not empty; expected a new folder; choose another one.")
 
 
 def _named(source: ConvertSource, checkpoint: Path, encoder: str, llm: str) -> dict[str, str]:

@@ -43,6 +43,11 @@ CASES = {
     "embeddings": (["fusion.name=last_layer", "fusion.include_embeddings=true"],
                    "fusion.include_embeddings has no effect, as fusion.name is last_layer.",
                    ["fusion.name=global_softmax"]),
+    "embeddings beside a form": (["fusion.name=last_layer", "fusion.include_embeddings=true"],
+                   "fusion.include_embeddings has no effect, as fusion.name is last_layer.",
+                   ["injection.form=every_layer"]),
+    "rate": (["fusion.name=last_layer", "fusion.lr_scale=2"], "fusion.lr_scale has no effect, as fusion.name is "
+             "last_layer.", ["fusion.name=global_softmax"]),
     "revision": (["model.llm_revision=abc"], "model.llm_revision has no effect, as model.llm is a folder.",
                  ["model.llm=someone/model"]),
     "chat": (["data.target_space=space", "data.chat_template=true"], "data.target_space has no effect, as "
