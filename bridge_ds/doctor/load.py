@@ -60,7 +60,8 @@ def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
         max_memory: see `device_map`.
 
     Raises:
-        ConfigError: no run folder, a run without a soft prompt, a base model that cannot be loaded at all, or a device map that cannot be used.
+        ConfigError: no run folder, a run without a soft prompt, a base model that cannot be loaded at all, or a device
+            map that cannot be used.
         LaunchError: the devices' memory does not suffice.
         CheckpointError: no valid checkpoint, or one that does not fit the models in shape.
     """
@@ -72,8 +73,8 @@ def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
     config, checkpoint = open_run(run, finite=False, note=note)
     if not config.injection.makes_prompt:
         raise ConfigError(
-            f"{run} has no soft prompt (injection.soft_prompt is false), and the doctor examines soft prompts; expected "
-            "a run that makes one; bridge-ds report compares what such a run answers with the LLM alone."
+            f"{run} has no soft prompt (injection.soft_prompt is false), and the doctor examines soft prompts; "
+            "expected a run that makes one; bridge-ds report compares what such a run answers with the LLM alone."
         )
     recorded = checkpoint.manifest["base"]
     found: dict[str, str] = {}

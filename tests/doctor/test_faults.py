@@ -138,7 +138,7 @@ def test_ids_without_an_embedding_are_a_finding_and_no_crash(
 def test_what_cannot_be_examined_is_one_sentence(models: dict[str, Path], tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}"])
     configure(run, "injection", form="every_layer", soft_prompt=False)
-    with pytest.raises(ConfigError, match="has no soft prompt .* expected a run that makes one"):
+    with pytest.raises(ConfigError, match=r"has no soft prompt .* expected a run that makes one"):
         load_run(run, torch.device("cpu"))
     configure(run, "injection", form="none", soft_prompt=True)
     configure(run, "fusion", name="last_layer")

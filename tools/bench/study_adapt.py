@@ -35,28 +35,25 @@ repeated. What a run says is in OUTPUT/RUN.log, a row a run in OUTPUT/results.cs
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from statistics import mean
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bridge_ds.cli import Parser, positive
 from bridge_ds.disk import write_text
 from bridge_ds.entry import run_command
-from bridge_ds.probe.measure import read_probe
 from bridge_ds.testbed import LANGUAGES, TASKS, UNSEEN
 from bridge_ds.testbed.tasks import Meaning, meanings, source_words
-from tools.bench.study import Arm, Job, Processes, Runs, free_port, record_of, run_jobs
+from tools.bench.adapt_rows import row, table
+from tools.bench.study import Arm, Job, Processes, Runs, free_port, run_jobs
 from tools.bench.study_real import pack_english, split_rows
 from tools.bench.study_testbed import make_shards
-from tools.bench.testbed_rows import percent, spread, write
+from tools.bench.testbed_rows import write
 
 BEFORE = "before"
 REMEDIES = ("text", "pairs", "both")
@@ -282,48 +279,18 @@ def write_pairs(path: Path, pairs: Sequence[tuple[str, str]]) -> None:
     write_text(path, "\n".join(lines) + "\n")
 
 
-def row(folder: Path, study: Study, system: str, seed: int, key: str = "bridge") -> dict[str, Any]:
-    """Accuracies (acc) of one scored run in %, by task and language, and what the probe says of the new languages."""
-    found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))[key]
-    right = {f"{task} {code}": percent(score["acc"]) for task, by in found.items() for code, score in by.items()}
-    probe = folder.with_name(f"{system}-{seed if system != BEFORE else 0}-encoder") / "probe" / "probe.json"
-    said: dict[str, Any] = {}
-    if key == "bridge":
-        for of in read_probe(probe):
-            said |= {f"retrieval {of.code}": percent(of.best), f"letters lost {of.code}": percent(of.lost_letters)}
-    blank = {f"{what} {code}": "" for what in ("retrieval", "letters lost") for code in (*study.known, *study.new)}
-    return {"system": system, "seed": seed} | right | blank | said | record_of(folder)
-
-
 def report(runs: Runs, study: Study) -> int:
     """Rows, table and report of the seeds that all arms have; the exit status."""
     whole = runs.whole_seeds()
     if not whole:
         print(f"error: {runs.output} holds no seed that all arms were scored with; train some.", file=sys.stderr)
         return 2
-    found = [row(runs.folder(runs.arms[0], whole[0]), study, "LLM alone", whole[0], "llm")]
-    found += [row(runs.folder(arm, seed), study, arm.name, seed) for arm in runs.arms for seed in whole]
+    codes = study.known, study.new
+    found = [row(runs.folder(runs.arms[0], whole[0]), *codes, "LLM alone", whole[0], "llm")]
+    found += [row(runs.folder(arm, seed), *codes, arm.name, seed) for arm in runs.arms for seed in whole]
     write(runs.output / "results.csv", found)
-    print(table(found, study))
+    print(table(found, *codes))
     return runs.report("report", "--baseline", BEFORE)
-
-
-def table(rows: Sequence[dict[str, Any]], study: Study) -> str:
-    """Markdown: a line an arm and task, mean over seeds and their range: English, the other languages that the encoder
-    knows (their mean), and each new one."""
-    tasks = list(dict.fromkeys(name.rsplit(" ", 1)[0] for name in rows[0] if name.endswith(" en")))
-    columns = ("en", "known", *study.new)
-    lines = [f"| encoder | | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
-    for system in dict.fromkeys(r["system"] for r in rows):
-        own = [r for r in rows if r["system"] == system]
-        for task in tasks:
-            if own[0][f"{task} en"] == "":
-                continue
-            known = [mean(r[f"{task} {code}"] for code in study.known[1:]) for r in own]
-            cells = [spread([r[f"{task} en"] for r in own]), spread(known)]
-            cells += [spread([r[f"{task} {code}"] for r in own]) for code in study.new]
-            lines.append(f"| {system} | {task.removeprefix('testbed_')} | {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
