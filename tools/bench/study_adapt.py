@@ -162,22 +162,24 @@ def testbed(output: Path) -> Study:
 
 def sib200(options: argparse.Namespace, output: Path) -> Study:
     """Five languages of SIB-200."""
-    common = ("train.micro_batch=16", "train.global_batch=16", "data.max_source_tokens=128")
+    # A step of all weights costs as much as 100 sentences: few and large ones, an epoch of the text.
+    large = ("train.micro_batch=64", "train.global_batch=64")
+    common = ("data.max_source_tokens=128",)
     whole = ("lora.rank=0", "encoder.trainable=true", "adapt.token_weight=10", "adapt.english_share=0.5")
-    rows = (*common, "train.lr=1e-2", "train.steps=600")
+    rows = (*common, "train.micro_batch=16", "train.global_batch=16", "train.lr=1e-2", "train.steps=600")
     base, source = (os.path.abspath(of) if os.path.isdir(of) else of for of in (options.encoder, options.source))
     options.source = source
     llm = (f"model.llm={Path(options.llm).resolve()}", "llm.finetune=false") if options.llm else ()
     return Study(
         REAL, ("en", *OTHERS), base, 4000,
         {
-            "text": (*common, "train.steps=200"),
+            "text": (*common, *large, "train.steps=55"),
             "pairs": rows,
             "both": rows,
         },
         (f"data.shards={output / 'shards'}", f"evaluation.data.sib200.source={source}", *llm),
         ("--recipe", "sib200_small"), rows=("pairs", "both"),
-        afterwards={"both": (*common, *whole, "train.lr=5e-5", "train.steps=150")}, begins={"both": "pairs"},
+        afterwards={"both": (*common, *large, *whole, "train.lr=5e-5", "train.steps=50")}, begins={"both": "pairs"},
     )  # fmt: skip
 
 
