@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from tools.bench import adapt_rows, real_rows, study_adapt, study_forms, testbed_rows
+from tools.bench import adapt_rows, language_rows, real_rows, study_adapt, testbed_rows
 from tools.bench.testbed_rows import read, spread
 
 ROOT = Path(__file__).parents[2]
@@ -83,4 +83,4 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 def test_the_page_on_injection_shows_its_rows() -> None:
     rows = read(ROOT / "tools" / "bench" / "forms_study" / "languages.csv")
-    assert study_forms.by_language(rows) in (ROOT / "docs" / "injection.md").read_text(encoding="utf-8")
+    assert language_rows.by_language(rows) in (ROOT / "docs" / "injection.md").read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ from tests.report.studies import FUSIONS, write_run
 from tests.tiny import make_encoder, make_llm
 from tools.bench import study_extras, study_real, study_testbed
 from tools.bench.study import Job, OutOfTime, Processes, Runs, run_jobs
+from tools.bench.testbed_rows import read
 
 Call = tuple[str, list[str], tuple[str, ...]]
 """Of `Runs.train`: name of the run folder, settings, arguments."""
@@ -39,7 +40,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
             (folder / "llm" / "config.json").write_text("{}")
             return
         languages = given.get("evaluation.languages")
-        task, codes = ("sib200", languages.strip("[]").split(",")) if languages else ("testbed_news", ["en", "qaa"])
+        task, codes = ("sib200", languages.strip("[]").split(",")) if languages else ("testbed_news", ["en", "qaa", "qab"])
         fusion = given.get("fusion.name", "last_layer")
         write_run(folder, fusion, int(given["run.seed"]), 10, {task: codes}, FUSIONS.get(fusion, 0.6))
         counted = {
@@ -97,6 +98,8 @@ def test_the_study_of_extras_makes_what_its_arms_read(
     assert sum(a["answer"] == b["target"] for a, b in zip(answered, labelled, strict=True)) > 0.95 * len(answered)
     results = json.loads((tmp_path / "report" / "report.json").read_text())
     assert results["systems"] == ["LLM alone", "task", "mix_qaa", "own"]
+    rows = read(tmp_path / "languages.csv")
+    assert [row["system"] for row in rows[::3]] == ["LLM alone", "task", "task", "mix_qaa", "mix_qaa", "own", "own"]
     assert exit_status(lambda: study_extras.main([*command, "else"])) == 2
     assert "--arms has 'else'; expected some of task, mix_all" in capsys.readouterr().err
 

@@ -18,7 +18,8 @@ The same 24,000 English texts in all arms, and fusion and settings of the recipe
   own-mix_all  both
 
 What is in a dictionary is no unseen language any more: mix_all is what a word list of each brings; with mix_qaa
-the four others are unseen. Runs that are finished and scored are not repeated.
+the four others are unseen. Runs that are finished and scored are not repeated. OUTPUT/languages.csv has a row a run
+and task: accuracy in English, in `qaa`, and as the mean of the other four.
 """
 
 from __future__ import annotations
@@ -35,21 +36,24 @@ from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
 from bridge_ds.testbed import ENGLISH_ROWS, english_rows
 from bridge_ds.testbed.dictionary import main as write_dictionary
+from tools.bench.language_rows import write_rows
 from tools.bench.study import Arm
 from tools.bench.study_testbed import make_shards, study, study_parser
 
 BASELINE = "task"
+ONE = "qaa"
+"""The language of the smaller dictionary."""
 QUICK_ROWS = 96
 
 
 def arms(output: Path) -> list[Arm]:
     """All arms; what they read lies below `output`."""
-    mixes = {name: f"data.mix_words={output / f'words-{name}.tsv'}" for name in ("all", "qaa")}
+    mixes = {name: f"data.mix_words={output / f'words-{name}.tsv'}" for name in ("all", ONE)}
     taught, own = "data.objective=self_teaching", f"data.shards={output / 'own'}"
     return [
         Arm(BASELINE, "task"),
         Arm("mix_all", "mix_all", (mixes["all"],)),
-        Arm("mix_qaa", "mix_qaa", (mixes["qaa"],)),
+        Arm("mix_qaa", "mix_qaa", (mixes[ONE],)),
         Arm("task_kl", "task_kl", ("data.objective=task_and_self_teaching",)),
         Arm("own", "own", (taught, own)),
         Arm("first", "first", (taught, f"data.shards={output / 'texts'}")),
@@ -60,7 +64,7 @@ def arms(output: Path) -> list[Arm]:
 def make_data(output: Path, rows: int) -> None:
     """The texts with labels, with the LLM's own answers and alone, and the dictionaries; what is there is kept."""
     make_shards(output, rows)
-    for name, languages in (("all", ()), ("qaa", ("--language", "qaa"))):
+    for name, languages in (("all", ()), (ONE, ("--language", ONE))):
         write_dictionary(["--output", str(output / f"words-{name}.tsv"), *languages])
     answered, texts = output / "answered.jsonl", output / "texts.jsonl"
     if not answered.is_file():
@@ -89,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError(f"--arms has {name!r}; expected some of {', '.join(known)}.")
     chosen = [arm for arm in every if arm.folder in (BASELINE, *(options.arms or known))]
     rows = QUICK_ROWS if options.quick else ENGLISH_ROWS
-    return study(options, chosen, lambda output: make_data(output, rows), "--baseline", BASELINE)
+    status = study(options, chosen, lambda output: make_data(output, rows), "--baseline", BASELINE)
+    print(write_rows(options.output.resolve(), chosen, ONE))
+    return status
 
 
 if __name__ == "__main__":

@@ -24,28 +24,23 @@ in `qaa`, and as the mean of the other four.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
-from statistics import mean
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.entry import run_command
-from bridge_ds.metrics import current_names
 from bridge_ds.testbed import ENGLISH_ROWS, TASKS
 from bridge_ds.testbed.languages import ENGLISH
 from bridge_ds.testbed.tasks import meanings
+from tools.bench.language_rows import write_rows
 from tools.bench.study import Arm
 from tools.bench.study_testbed import make_shards, study, study_parser
-from tools.bench.testbed_rows import percent, spread, write
 
-KNOWN, ALONE = "qaa", "LLM alone"
-GROUPS = ("en", "known", "others")
+KNOWN = "qaa"
 HALF = "data.augment_share=0.5"
 TEXT, LAYERS = "data.augment_prompt=true", "injection.form=every_layer"
 QUICK_ROWS = 96
@@ -91,36 +86,6 @@ def teach(output: Path, rows: int, steps: int) -> None:
     subprocess.run([sys.executable, "-m", "bridge_ds", "finetune", "--recipe", "testbed", *given], check=True)
 
 
-def rows_of(folder: Path, system: str, seed: int) -> list[dict[str, Any]]:
-    """For each task accuracies in %: English, the language that the LLM knows, and the mean of the others.
-
-    Args:
-        folder: of a run that was scored.
-        system: which of its two, `LLM alone` or the name of the arm.
-        seed: run.seed.
-    """
-    results = current_names(json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
-    found = []
-    for task, scores in results["llm" if system == ALONE else "bridge"].items():
-        others = [score["acc"] for code, score in scores.items() if code not in ("en", KNOWN)]
-        of = {"en": scores["en"]["acc"], "known": scores[KNOWN]["acc"], "others": mean(others)}
-        name = task.removeprefix("testbed_")
-        found.append({"system": system, "seed": seed, "task": name} | {group: percent(of[group]) for group in of})
-    return found
-
-
-def by_language(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line a system, its accuracies by group of languages and task."""
-    tasks = dict.fromkeys(row["task"] for row in rows)
-    heads = [f"{group}, {task}" for group in GROUPS for task in tasks]
-    lines = ["| form | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
-    for system in dict.fromkeys(row["system"] for row in rows):
-        own = [row for row in rows if row["system"] == system]
-        cells = [spread([row[group] for row in own if row["task"] == task]) for group in GROUPS for task in tasks]
-        lines.append(f"| {system} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Train and score what is missing, then report everything."""
     options = study_parser(__doc__ or "", "runs/forms").parse_args(argv)
@@ -128,17 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     output = options.output.resolve()
     every = arms(output)
     status = study(options, every, lambda output: teach(output, rows, steps), "--baseline", "soft")
-    scored = [
-        (arm.name, int(folder.name.rpartition("-")[2]), folder)
-        for arm in every
-        for folder in sorted(output.glob(f"{arm.folder}-[0-9]"))
-        if (folder / "evaluation.json").is_file()
-    ]
-    if scored:
-        found = rows_of(scored[0][2], ALONE, scored[0][1])
-        found += [row for name, seed, folder in scored for row in rows_of(folder, name, seed)]
-        write(output / "languages.csv", found)
-        print(by_language(found))
+    print(write_rows(output, every, KNOWN))
     return status
 
 

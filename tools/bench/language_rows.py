@@ -1,0 +1,77 @@
+"""Rows of the testbed's runs by group of languages: English, one constructed language, and the mean of the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from bridge_ds.metrics import current_names
+from tools.bench.study import Arm
+from tools.bench.testbed_rows import percent, spread, write
+
+__all__ = ["ALONE", "by_language", "write_rows"]
+
+ALONE = "LLM alone"
+"""System of the first rows."""
+GROUPS = ("en", "known", "others")
+
+
+def write_rows(output: Path, arms: Sequence[Arm], one: str) -> str:
+    """Write OUTPUT/languages.csv, a row a scored run and task, and return its table.
+
+    Args:
+        output: folder of the runs.
+        arms: of the study.
+        one: code of the language that stands alone, the column `known`.
+    """
+    scored = [
+        (arm.name, int(folder.name.rpartition("-")[2]), folder)
+        for arm in arms
+        for folder in sorted(output.glob(f"{arm.folder}-[0-9]"))
+        if (folder / "evaluation.json").is_file()
+    ]
+    if not scored:
+        return ""
+    found = rows_of(scored[0][2], ALONE, scored[0][1], one)
+    found += [row for name, seed, folder in scored for row in rows_of(folder, name, seed, one)]
+    write(output / "languages.csv", found)
+    return by_language(found)
+
+
+def rows_of(folder: Path, system: str, seed: int, one: str) -> list[dict[str, Any]]:
+    """For each task accuracies in %: English, the one language, and the mean of the others.
+
+    Args:
+        folder: of a run that was scored.
+        system: which of its two, `LLM alone` or the name of the arm.
+        seed: run.seed.
+        one: code.
+    """
+    results = current_names(json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
+    found = []
+    for task, scores in results["llm" if system == ALONE else "bridge"].items():
+        others = [score["acc"] for code, score in scores.items() if code not in ("en", one)]
+        of = {"en": scores["en"]["acc"], "known": scores[one]["acc"], "others": mean(others)}
+        name = task.removeprefix("testbed_")
+        found.append({"system": system, "seed": seed, "task": name} | {group: percent(of[group]) for group in of})
+    return found
+
+
+def by_language(rows: list[dict[str, Any]], head: str = "form", known: str = "known") -> str:
+    """Markdown: a line a system, its accuracies by group of languages and task.
+
+    Args:
+        head: of the first column.
+        known: what the one language is called.
+    """
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    heads = [f"{known if group == 'known' else group}, {task}" for group in GROUPS for task in tasks]
+    lines = [f"| {head} | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for system in dict.fromkeys(row["system"] for row in rows):
+        own = [row for row in rows if row["system"] == system]
+        cells = [spread([row[group] for row in own if row["task"] == task]) for group in GROUPS for task in tasks]
+        lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
