@@ -11,7 +11,7 @@ from bridge_ds.report.languages import find_language
 
 __all__ = ["page", "ranked", "sentence"]
 
-_PAGE = 'docs/evaluation.md, "Before training"'
+_REMEDIES = "docs/adapt.md"
 
 
 def page(title: str, found: Sequence[LanguageProbe], count: int) -> str:
@@ -93,14 +93,15 @@ def sentence(of: LanguageProbe) -> str:
     shares = f"{unknown:.0f} % of its tokens are unknown, {lost:.0f} % of its letters are lost"
     if verdict == "unread":
         return (
-            f"{name}: this encoder does not read it ({shares}); choose an encoder that knows its script; see {_PAGE}."
+            f"{name}: this encoder does not read it ({shares}); choose an encoder that knows its script, or teach this "
+            f"one with some hundred translations (bridge-ds adapt); see {_REMEDIES}."
         )
     finds = f"{100 * of.best:.0f} % of its sentences find their translation (layer {of.best_layer})"
     text = {
         "well": f"{name}: read well: {finds}",
         "partly": f"{name}: read in part: {finds}; expect a part of the accuracy in English",
         "barely": f"{name}: barely read: {finds}, fewer than {100 * PARTLY:.0f} %; expect little of a bridge, and try "
-        f"another encoder; see {_PAGE}",
+        f"another encoder, or train this one (bridge-ds adapt); see {_REMEDIES}",
     }[verdict]
     if after := _after(of):
         text += "; " + ", ".join(f"after the {place} {100 * of.retrieval[place].both:.0f} %" for place in after)
