@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = [
-    "Linear", "add_product", "as_torch_does", "linear", "linear_relu", "multiply", "swap_linear_layers",
-    "uses_onednn",
-]  # fmt: skip
+__all__ = ["Linear", "add_product", "as_torch_does", "linear", "multiply", "swap_linear_layers", "uses_onednn"]
 
 SMALLEST = 1 << 21
 """M K N from which a product is oneDNN's: below, its fixed cost of ten microseconds is more than what it gains."""
+SMALLEST_OF_BATCH = 1 << 26
+"""The same of a product that is one of a batch. oneDNN compiles a kernel for each number of rows and keeps it, and a
+server sees many."""
 _PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
 
 
@@ -84,13 +84,6 @@ def linear(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None
     return found
 
 
-def linear_relu(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor) -> torch.Tensor:
-    """relu(x W^T + b), without a gradient."""
-    if _taken(x, weight_NK, x.numel() * len(weight_NK)):
-        return _pointwise(x, weight_NK, bias_N, "relu")
-    return F.linear(x, weight_NK, bias_N).relu_()
-
-
 class Linear(nn.Linear):
     """A linear layer of any model whose products are those of this module."""
 
@@ -134,11 +127,10 @@ def _size(a_MK: torch.Tensor, b_KN: torch.Tensor) -> int:
 def _taken(x: torch.Tensor, y: torch.Tensor, size: int) -> bool:
     """Whether a product of the two, of that many multiplications, is oneDNN's."""
     on_cpu = x.device.type == "cpu" and x.dtype == y.dtype == torch.float32
-    return on_cpu and uses_onednn() and not _PLAIN.get() and size >= max(1, SMALLEST)
+    least = SMALLEST_OF_BATCH if y.dim() == 3 else SMALLEST
+    return on_cpu and uses_onednn() and not _PLAIN.get() and size >= max(1, least)
 
 
-def _pointwise(
-    x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None, then: str = "none"
-) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_NK, bias_N, then, [], "")
+def _pointwise(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_NK, bias_N, "none", [], "")
     return found
