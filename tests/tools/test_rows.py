@@ -73,7 +73,10 @@ def test_the_page_of_the_real_models_shows_its_rows() -> None:
 def test_the_page_on_adapt_shows_its_rows() -> None:
     rows = read(ROOT / "tools" / "bench" / "adapt_study" / "testbed.csv")
     of = study_adapt.testbed(ROOT)
-    assert adapt_rows.table(rows, of.known, of.new) in (ROOT / "docs" / "adapt.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "adapt.md").read_text(encoding="utf-8")
+    assert adapt_rows.table(rows, of.known, of.new) in page
+    real = read(ROOT / "tools" / "bench" / "adapt_study" / "sib200.csv")
+    assert adapt_rows.table(real, ("en", *study_adapt.OTHERS), study_adapt.REAL) in page
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
