@@ -26,7 +26,7 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "SMALLEST_OF_BATCH", 0)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 5), SIZES, SIZES, SIZES, st.booleans(), st.integers(0, 7))
 def test_a_linear_layer_and_its_gradients(
     batch: int, rows: int, summed: int, columns: int, has_bias: bool, wanted: int
@@ -52,6 +52,7 @@ def test_a_linear_layer_and_its_gradients(
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
 
 
+@settings(deadline=None)  # oneDNN compiles a kernel for each shape
 @given(SIZES, SIZES, SIZES, st.booleans(), st.booleans())
 def test_a_product_of_any_strides(rows: int, summed: int, columns: int, first: bool, second: bool) -> None:
     a = torch.randn(summed, rows).T if first else torch.randn(rows, summed)
@@ -63,6 +64,7 @@ def test_a_product_of_any_strides(rows: int, summed: int, columns: int, first: b
     torch.testing.assert_close(into.double(), 1 + expected, rtol=1e-5, atol=1e-4)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3), SIZES, SIZES, SIZES, st.booleans())
 def test_a_batch_of_products(batch: int, rows: int, summed: int, columns: int, turned: bool) -> None:
     a = torch.randn(rows, batch, summed).transpose(0, 1)
