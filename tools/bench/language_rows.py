@@ -60,16 +60,11 @@ def rows_of(folder: Path, system: str, seed: int, one: str) -> list[dict[str, An
     return found
 
 
-def by_language(rows: list[dict[str, Any]], head: str = "form", known: str = "known") -> str:
-    """Markdown: a line a system, its accuracies by group of languages and task.
-
-    Args:
-        head: of the first column.
-        known: what the one language is called.
-    """
+def by_language(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line a system, its accuracies by group of languages and task."""
     tasks = dict.fromkeys(row["task"] for row in rows)
-    heads = [f"{known if group == 'known' else group}, {task}" for group in GROUPS for task in tasks]
-    lines = [f"| {head} | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    heads = [f"{group}, {task}" for group in GROUPS for task in tasks]
+    lines = ["| form | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for system in dict.fromkeys(row["system"] for row in rows):
         own = [row for row in rows if row["system"] == system]
         cells = [spread([row[group] for row in own if row["task"] == task]) for group in GROUPS for task in tasks]

@@ -175,10 +175,9 @@ def sib200(options: argparse.Namespace, output: Path) -> Study:
         {
             "text": (*common, *large, "train.steps=55"),
             "pairs": rows,
-            "both": rows,
         },
         (f"data.shards={output / 'shards'}", f"evaluation.data.sib200.source={source}", *llm),
-        ("--recipe", "sib200_small"), rows=("pairs", "both"),
+        ("--recipe", "sib200_small"), rows=("pairs",),
         afterwards={"both": (*common, *large, *whole, "train.lr=5e-5", "train.steps=50")}, begins={"both": "pairs"},
     )  # fmt: skip
 
@@ -213,11 +212,11 @@ def train_encoder(runs: Runs, study: Study, files: Path, name: str, seed: int, q
     folder = runs.output / f"{name}-{seed}-encoder"
     log, found = folder.with_suffix(".log"), encoder(runs.output, study, name, seed)
     if name != BEFORE and not (folder / "encoder" / "config.json").is_file():
-        first = folder / "rows" if name in study.afterwards else folder
+        common = f"run.seed={seed}", "track.uri=none", *(each for each in quick if not each.startswith("evaluation"))
         if name in study.begins:
             first = runs.output / f"{study.begins[name]}-{seed}-encoder"
-        common = f"run.seed={seed}", "track.uri=none", *(each for each in quick if not each.startswith("evaluation"))
-        if name not in study.begins:
+        else:
+            first = folder / "rows" if name in study.afterwards else folder
             adapt(runs, log, [*study.remedies(files, name), "--extend-vocabulary", str(study.pieces)],
                   f"run.output={first}", f"model.encoder={study.encoder}", *study.adapt[name], *common)  # fmt: skip
         if first != folder:

@@ -99,7 +99,7 @@ class _FuseByToken(torch.autograd.Function):
     def backward(ctx: Any, d_fused_BSD: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         plan: KernelPlan = ctx.plan
         saved = ctx.saved_tensors  # once: activation checkpointing gives them only once
-        of_first, saved = post_attention.Computed.of(saved), saved[8:]
+        of_first, saved = post_attention.Computed.of(saved), saved[post_attention.COMPUTED :]
         query, (merged_weight, merged_value_bias, kept), saved = _Query(*saved[:3]), saved[3:6], saved[6:]
         parts, tensors = saved[: 6 + plan.rms], saved[6 + plan.rms :]
         leaves, states = tensors[: len(NAMES)], tensors[len(NAMES) :]

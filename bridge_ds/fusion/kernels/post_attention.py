@@ -22,7 +22,7 @@ from bridge_ds.fusion.kernels.dropout import Masks
 from bridge_ds.fusion.kernels.primitives import KernelPlan
 from bridge_ds.products import add_product, linear, multiply
 
-__all__ = ["Computed", "PostAttentionTotals", "backward", "forward", "merge", "unmerge"]
+__all__ = ["COMPUTED", "Computed", "PostAttentionTotals", "backward", "forward", "merge", "unmerge"]
 
 EPSILON = 1e-5
 """Of torch's nn.TransformerEncoderLayer."""
@@ -32,6 +32,8 @@ MERGED = "merged"
 value's bias becomes, which the sum of the attention weighs, is `merged_value_bias`."""
 
 Parameters = Mapping[str, torch.Tensor]
+COMPUTED = 8
+"""Tensors of :meth:`Computed.saved`."""
 
 
 class Norm(NamedTuple):
@@ -54,7 +56,7 @@ class Computed(NamedTuple):
     norm2: Norm | None = None
 
     def saved(self, norms: bool) -> list[torch.Tensor | None]:
-        """For :meth:`of`, the same number always; with the norms or without."""
+        """For :meth:`of`, COMPUTED of them, with the norms or without."""
         of_norms = [*self.norm1, *self.norm2] if norms and self.norm1 and self.norm2 else [None] * 6
         return [self.value_mD, self.hidden_mF, *of_norms]
 
