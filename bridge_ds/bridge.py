@@ -24,7 +24,7 @@ from bridge_ds.injection.base import Form, Injected
 from bridge_ds.llm.attention import AttentionLayers
 from bridge_ds.llm.base import LLM
 from bridge_ds.llm.loss import nll_sum
-from bridge_ds.llm.splice import Segment, Spliced, splice
+from bridge_ds.llm.splice import IGNORE, Segment, Spliced, splice
 from bridge_ds.llm.teaching import Teaching, divergence_sum
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.mapping.projector import Projector
@@ -99,9 +99,12 @@ class BridgeModel(nn.Module):
         logits_NV, labels_N = self._answers(batch, states)
         right_N = labels_N if taught_NV is None or self.teaching.predicts else taught_NV.argmax(-1)
         count = [(logits_NV.argmax(-1) == right_N).sum().float()] if counted else []
-        nll = nll_sum(logits_NV, labels_N) if taught_NV is None or self.teaching.predicts else torch.zeros(())
+        told_N = labels_N if batch.taught is None else labels_N.index_fill(0, batch.taught, IGNORE)
+        nll = nll_sum(logits_NV, told_N) if taught_NV is None or self.teaching.predicts else torch.zeros(())
         if taught_NV is None:
             return torch.stack([nll, *count]) if counted else nll
+        if batch.taught is not None:
+            logits_NV = logits_NV.index_select(0, batch.taught)
         kl = divergence_sum(logits_NV, taught_NV, self.teaching.temperature)
         return torch.stack([self.teaching.loss(nll, kl), *count, kl.detach()])
 

@@ -48,7 +48,8 @@ class Added(NamedTuple):
 
     first: int
     """Id of the first of them."""
-    count: int
+    pieces: int
+    """How many."""
     deviation: float
     """Standard deviation of the numbers of its old token embeddings."""
 
@@ -90,10 +91,10 @@ def extend_vocabulary(model: ModelConfig, lines: Sequence[str], count: int, fold
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / file)
     _write_tokenizer(model, pieces, first, folder)
-    whole = load_complete(find_head(model).base or encoder_base(model), dtype="auto")
+    whole: Any = load_complete(find_head(model).base or encoder_base(model), dtype="auto")
     deviation = float(whole.get_input_embeddings().weight[:first].float().std())
     _extend_tables(whole, first, len(pieces))
-    whole.save_pretrained(folder)  # type: ignore[operator]
+    whole.save_pretrained(folder)
     found = load_tokenizer("model.encoder", str(folder)).get_vocab()
     wanted = old | {piece: first + number for number, (piece, _) in enumerate(pieces)}
     if found != wanted:

@@ -154,5 +154,5 @@ def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) 
             added = extend_vocabulary(config.model, list(islice(lines, _LEARNED_FROM)), pieces, part)
             copy_files(of.encoder, of.encoder_revision, part, (*BESIDE, "README.md"))  # which states the licence
             replace(made_of, first=added.first, deviation=added.deviation).write(part)
-        print(f"{added.count} pieces were added to the vocabulary: {folder}", file=sys.stderr)
+        print(f"{added.pieces} pieces were added to the vocabulary: {folder}", file=sys.stderr)
     return [f"model.encoder={folder}"]

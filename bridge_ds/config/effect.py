@@ -148,7 +148,7 @@ RULES: tuple[NoEffect, ...] = (
     *_only_some_take("fusion", "name", FUSIONS),
     *_only_some_take("mapping", "kind", MAPPINGS),
     NoEffect(
-        _keys("data", "augment_share", "augment_cipher"),
+        _keys("data", "augment_share", "augment_cipher", "replay"),
         _when(lambda c: not (c.data.augment_prompt and c.model.has_encoder), "data.augment_prompt is false"),
     ),
     NoEffect(_keys("injection", "mlp", "soft_prompt"), _not_every_layer),
@@ -221,11 +221,17 @@ RULES: tuple[NoEffect, ...] = (
     ),
     NoEffect(
         ("train.teaching_weight",),
-        lambda c: "" if c.data.objective == "task_and_self_teaching" else f"data.objective is {c.data.objective}",
+        _when(
+            lambda c: not (OBJECTIVES[c.data.objective].predicts and c.data.taught_share(c.model.has_bridge)),
+            "data.objective is not task_and_self_teaching and data.replay is 0",
+        ),
     ),
     NoEffect(
         ("train.teaching_temperature",),
-        lambda c: "" if OBJECTIVES[c.data.objective].teaches else f"data.objective is {c.data.objective}",
+        _when(
+            lambda c: not c.data.taught_share(c.model.has_bridge),
+            "data.objective has no self_teaching and data.replay is 0",
+        ),
     ),
     NoEffect(("model.encoder_revision",), _folder("encoder")),
     NoEffect(("model.llm_revision",), _folder("llm")),

@@ -51,6 +51,8 @@ class StepTotals:
     """Ranks that were asked to save and stop."""
     unread: int = 0
     """Samples whose encoder states `data.states_cache` lacks; where it is not set, 0."""
+    taught_tokens: int = 0
+    """Target tokens at which the LLM alone teaches."""
 
     @property
     def read_tokens(self) -> int:
@@ -80,10 +82,11 @@ def agree_on_data(
     counts += [sum(getattr(b, of) for b in micro) for of in ("target_tokens", "source_tokens", "prompt_tokens")]
     counts += [sum(b.positions for b in micro), int(stop)]
     counts.append(sum(each.missing for each in batches.kept) if batches else 0)
+    counts.append(sum(b.taught_tokens for b in micro))
     counts += [batches.bad.get(kind, 0) if batches else 0 for kind in KINDS]
-    faults, targets, sources, prompts, positions, stopping, unread, *bad = sum_counts(counts)
+    faults, targets, sources, prompts, positions, stopping, unread, taught, *bad = sum_counts(counts)
     if not faults:
-        return StepTotals(targets, sources, prompts, positions, tuple(bad), stopping, unread)
+        return StepTotals(targets, sources, prompts, positions, tuple(bad), stopping, unread, taught)
     messages = everyones(str(fault) if fault else "", world)
     raise fault or DataError(next(filter(None, messages)))
 
@@ -172,7 +175,7 @@ def train_step(
     return {
         "step": batches.step,
         "loss": float(sums[1]) / targets,
-        **({"kl": float(sums[2]) / targets} if micro[0].lesson else {}),
+        **({"kl": float(sums[2]) / max(1, totals.taught_tokens)} if micro[0].lesson else {}),
         "lr": lr,
         "grad_norm": float(sums[0]),
         "target_tokens": totals.target_tokens,

@@ -105,7 +105,7 @@ class Validation:
         taught = any(batch.lesson for batch in self.part.micro)
         return {
             "validation_loss": loss / targets,
-            **({"validation_kl": kl / targets} if taught else {}),
+            **({"validation_kl": kl / max(1, self.totals.taught_tokens)} if taught else {}),
             "validation_accuracy": right / targets,
             "validation_samples": self.samples,
             "validation_tokens": self.totals.target_tokens,

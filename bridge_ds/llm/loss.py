@@ -29,9 +29,9 @@ def predicting(labels_BX: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def nll_sum(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """Sum of -log p(label) in nats, float32, a scalar.
+    """Sum of -log p(label) in nats, float32, a scalar; labels that are IGNORE do not count.
 
     DeepSpeed averages micro-batches and ranks as equals, which over-weights short targets; the sum divided by the
     target tokens of the whole global batch does not (see :mod:`bridge_ds.engine.step`).
     """
-    return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+    return F.cross_entropy(logits_NV.float(), labels_N, ignore_index=IGNORE, reduction="sum")

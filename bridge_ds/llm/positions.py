@@ -18,7 +18,6 @@ from bridge_ds.frozen.configs import base_config
 from bridge_ds.llm.packing import is_wanted
 from bridge_ds.llm.support import behavior_of, llm_table, positions_of
 from bridge_ds.llm.tiny_copy import in_table, tiny_copy
-from bridge_ds.objectives import OBJECTIVES
 
 __all__ = ["check_positions", "encoder_table", "notes_on_bases", "positions_taken"]
 
@@ -54,7 +53,7 @@ def check_positions(
             f"a sample may take {taken} positions, and the LLM was made for {positions} (max_position_embeddings); "
             "longer ones are trained on beyond that, and truncated by evaluation and generation."
         ]
-    if OBJECTIVES[data.objective].teaches:
+    if data.taught_share(config.model.has_bridge):
         _check_lesson(config, tokenizers, table)
     if taken <= table:
         return []
@@ -157,7 +156,8 @@ def _check_lesson(config: Config, tokenizers: Tokenizers, table: int) -> None:
     if config.data.max_prompt_tokens > most:
         raise ConfigError(
             f"data.max_prompt_tokens is {config.data.max_prompt_tokens}, and {config.model.llm!r} has a table "
-            f"of {table} positions, which leave {most} to the text that teaches (data.objective); expected no more; "
+            f"of {table} positions, which leave {most} to the text that teaches (data.objective, data.replay); "
+            "expected no more; "
             + (f"set data.max_prompt_tokens={most}." if most > 0 else "lower data.max_target_tokens.")
         )
 

@@ -13,7 +13,6 @@ from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
-from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, largest_layer, lora_parameters
 
 __all__ = [
@@ -51,7 +50,8 @@ class Job:
     target: int = 128
     """Target tokens a sample."""
     lesson: int = 0
-    """LLM tokens a sample of the text from which it teaches itself (data.objective); 0 = it does not."""
+    """LLM tokens a sample, on average, of the text from which it teaches itself (data.objective, data.replay); 0 = it
+    does not."""
     micro_batch: int = 8
     """Samples a rank in one forward pass."""
     global_batch: int = 128
@@ -242,7 +242,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         source=data.max_source_tokens * bridge,
         prompt=data.max_prompt_tokens if data.augment_prompt or not bridge else 0,
         target=data.max_target_tokens,
-        lesson=data.max_prompt_tokens * OBJECTIVES[data.objective].teaches,
+        lesson=round(data.max_prompt_tokens * data.taught_share(bridge)),
         global_batch=train.global_batch,
         bytes=4 if config.model.dtype == "float32" else 2,
         checkpointing=config.model.activation_checkpointing,

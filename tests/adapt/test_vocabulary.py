@@ -78,7 +78,7 @@ def test_a_head_for_masked_tokens_grows_with_the_embeddings(tmp_path: Path) -> N
     own = XLMRobertaForMaskedLM(XLMRobertaConfig(vocab_size=len(raw.get_vocab()) + 3, pad_token_id=1, **sizes))
     own.save_pretrained(folder)
     extended.mkdir()
-    count = extend_vocabulary(model(folder), TEXT, 60, extended).count
+    count = extend_vocabulary(model(folder), TEXT, 60, extended).pieces
     found = AutoModelForMaskedLM.from_pretrained(extended)
     table, rows = found.get_input_embeddings().weight, len(raw.get_vocab())
     assert len(table) == rows + count and torch.equal(table[:rows], own.get_input_embeddings().weight[:rows])

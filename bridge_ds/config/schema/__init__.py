@@ -159,6 +159,11 @@ class Config:
                 "encoder and a frozen LLM; set lora.rank=0 and llm.trainable=false (llm.finetune may train the LLM "
                 "before)."
             )
+        if self.data.replay and self.model.has_bridge and (self.lora.rank or self.llm.trainable):
+            yield (
+                f"data.replay is {self.data.replay:g}, in which the LLM as it is teaches, and the LLM is trained; "
+                "expected a frozen LLM; set data.replay=0, or lora.rank=0 and llm.trainable=false."
+            )
         if self.lora.rank and self.llm.trainable:
             yield (
                 f"lora.rank is {self.lora.rank} and llm.trainable is true; expected updates of a frozen LLM, or all of "

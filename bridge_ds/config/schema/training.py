@@ -27,6 +27,7 @@ from bridge_ds.config.schema.fields import (
     Texts,
     Whole,
 )
+from bridge_ds.objectives import OBJECTIVES
 
 __all__ = ["CheckpointConfig", "DataConfig", "TrainConfig"]
 
@@ -90,6 +91,10 @@ class DataConfig:
     """Share of the texts shown so that are in cipher: each letter is replaced by another one, Latin or of another
     script, for each sample and epoch anew. The LLM cannot read them, as it cannot read a language that it does not
     know, and answers from the encoder, which reads the English."""
+    replay: Annotated[Probability, TRAINING] = 0.0
+    """With augment_prompt, share of the training samples in place of whose labels the LLM alone is the target (KL, as
+    in self-teaching): it is shown their text as it is, whatever augment_share and augment_cipher, and beside the soft
+    prompt it is to say what it says without. So that what the LLM can do by itself stays."""
     bos: Annotated[Literal["auto", "always", "never", "unless_eos"], FUNCTION] = "auto"
     """Whether the LLM's BOS opens its input: auto (as its tokenizer opens a text by itself) | always | never |
     unless_eos (as in runs before this setting: also one that the tokenizer does not add, unless it is the EOS)."""
@@ -133,8 +138,23 @@ class DataConfig:
     prefetch: Annotated[PositiveInt, Le(1000), NEITHER] = 4
     """Steps that each worker prepares ahead."""
 
+    def taught_share(self, bridge: bool) -> float:
+        """Share of the training samples in which the LLM alone teaches.
+
+        Args:
+            bridge: whether one is trained.
+        """
+        if OBJECTIVES[self.objective].teaches:
+            return 1.0
+        return self.replay if bridge and self.augment_prompt else 0.0
+
     def conflicts(self) -> Iterator[str]:
         """A sentence for each two settings that contradict each other."""
+        if self.replay and self.objective != "task":
+            yield (
+                f"data.replay is {self.replay:g} and data.objective is {self.objective}; expected the objective task, "
+                "of whose samples some are replayed; set data.replay=0."
+            )
         longest = self.max_source_tokens + self.max_target_tokens + self.max_prompt_tokens * self.augment_prompt
         if 0 < self.tokens_per_micro_batch < longest:
             yield (

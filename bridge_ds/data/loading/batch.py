@@ -43,7 +43,9 @@ class Batch:
     layout: Layout | None = None
     """Index tensors that follow from the lengths; with them the forward pass never waits for the device."""
     lesson: Batch | None = None
-    """What the LLM reads that teaches: the same rows and targets without an encoder token, the text as prompt."""
+    """What the LLM reads that teaches: rows and their targets without an encoder token, the text as prompt."""
+    taught: torch.Tensor | None = None
+    """[K] int64, which of the N labels are those of the lesson, in its order; none = all of them, or no lesson."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name."""
@@ -75,6 +77,11 @@ class Batch:
     def target_tokens(self) -> int:
         """Tokens whose loss counts."""
         return int(self.target_mask.sum())
+
+    @property
+    def taught_tokens(self) -> int:
+        """Those of them at which the LLM alone teaches."""
+        return self.lesson.target_tokens if self.lesson else 0
 
     @property
     def prompt_tokens(self) -> int:

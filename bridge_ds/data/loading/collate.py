@@ -44,6 +44,7 @@ def collate(
     fixed_length: int = 0,
     packing: Packing | None = None,
     soft_prompt: bool = True,
+    taught_share: float = 1.0,
 ) -> Batch:
     """One micro-batch of B samples: sources [B, S], prompts [B, P] (P may be 0), targets [B, T].
 
@@ -52,17 +53,23 @@ def collate(
         fixed_length: as of :func:`bridge_ds.data.loading.layout.layout_of`.
         packing: of the same; for a batch with a layout.
         soft_prompt: likewise.
+        taught_share: of all samples. Below 1, some rows are in the lesson, or one without targets where there is none:
+            under ZeRO-3 all ranks run the LLM equally often.
     """
     source_ids, source_mask = pad([row.source for row in rows], encoder_pad_id)
     prompt_ids, prompt_mask = pad([row.prompt for row in rows], llm_pad_id)
     target_ids, target_mask = pad([row.target for row in rows], llm_pad_id)
     head_ids, head_mask = pad([row.head for row in rows], llm_pad_id) if any(row.head for row in rows) else (None, None)
-    lesson = layout = None
-    if rows[0].lesson is not None:
-        alone = [TokenizedSample([], row.lesson or [], row.target, (), row.head) for row in rows]
+    lesson = taught = layout = None
+    alone = [TokenizedSample([], row.lesson, row.target, (), row.head) for row in rows if row.lesson is not None]
+    if alone or 0 < taught_share < 1:
         lesson = collate(
-            alone, encoder_pad_id, llm_pad_id, opening, packing=packing and replace(packing, encoder_keys=0.0)
-        )
+            alone or [TokenizedSample([], [llm_pad_id], [], ())],
+            encoder_pad_id, llm_pad_id, opening, packing=packing and replace(packing, encoder_keys=0.0),
+        )  # fmt: skip
+        if taught_share < 1:
+            is_taught = [row.lesson is not None for row in rows for _ in row.target]
+            taught = torch.tensor(is_taught, dtype=torch.bool).nonzero().squeeze(1)
     if opening is not None:
         layout = layout_of(
             source_mask, prompt_mask, target_mask, target_ids, opening, head_mask, fixed_length, packing, soft_prompt
@@ -78,6 +85,7 @@ def collate(
         head_mask=head_mask,
         layout=layout,
         lesson=lesson,
+        taught=taught,
     )
 
 

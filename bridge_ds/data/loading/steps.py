@@ -65,6 +65,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         self._first_step = first_step
         self._packing = packing
         self._objective = OBJECTIVES[config.data.objective]
+        self._taught_share = config.data.taught_share(tokenizers.has_encoder)
         self._mixer = corpus.mixer if tokenizers.has_encoder and not tokenizers.adapting else None
         cost = self._token_cost() if config.data.tokens_per_micro_batch else None
         self._plan = StepPlan(config, corpus, cost)
@@ -162,7 +163,7 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
     def _empty(self) -> TokenizedSample:
         of = self._tokenizers
         if of.has_encoder:
-            lesson = [of.pad_id] if self._objective.teaches else None
+            lesson = [of.pad_id] if self._taught_share == 1 else None
             return TokenizedSample([of.encoder_pad_id], [], [], (), lesson=lesson)
         return TokenizedSample([], [of.pad_id], [], ())
 
@@ -204,7 +205,9 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         fixed = self._config.mapping.fixed_length
         opening = of.bos_id is not None
         in_input = self._config.injection.prompt_in_input
-        return collate(samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing, in_input)
+        return collate(
+            samples, of.encoder_pad_id, of.pad_id, opening, fixed, self._packing, in_input, self._taught_share
+        )
 
     def tokenize(self, rows: CorpusRows, which: np.ndarray) -> list[TokenizedSample | BadSample]:
         """Some of the rows, or why they cannot be used. Raises DataError as :meth:`make`."""

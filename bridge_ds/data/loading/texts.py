@@ -12,10 +12,12 @@ from bridge_ds.data.text.mixing import WordMixer
 from bridge_ds.data.text.words import is_parted, split_text
 from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["SampleTexts", "shown", "texts_of"]
+__all__ = ["SampleTexts", "is_replayed", "shown", "texts_of"]
 
 _SHOWN = 1_000_003
 """Tells the draws of :func:`shown` from others of the same seed, epoch and sample."""
+_REPLAYED = 3_000_017
+"""Likewise those of :func:`is_replayed`."""
 
 
 class SampleTexts(NamedTuple):
@@ -28,7 +30,7 @@ class SampleTexts(NamedTuple):
     target: str | None
     """The answer; None = the sample has none (objective self_teaching)."""
     lesson: str
-    """What the LLM reads that teaches (objective self_teaching): English."""
+    """What the LLM reads that teaches (objective self_teaching, `data.replay`): English."""
     parted: bool = True
     """Whether the target may begin with a space; the rest of a text that was split between two characters may not."""
 
@@ -75,3 +77,9 @@ def shown(prompt: str, data: DataConfig, seed: int, epoch: int, number: int) -> 
     if whether >= data.augment_share:
         return ""
     return cipher(prompt, seed, epoch, number) if how < data.augment_cipher else prompt
+
+
+def is_replayed(share: float, seed: int, epoch: int, number: int) -> bool:
+    """Whether the LLM alone is the target of a sample (`data.replay`), with probability `share`; other arguments as of
+    :func:`texts_of`."""
+    return share > 0 and float(uniforms(seed + _REPLAYED, epoch, number, 1)[0]) < share

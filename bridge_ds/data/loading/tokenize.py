@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bridge_ds.config.schema import DataConfig, ModelConfig
 from bridge_ds.data.loading.adapting import Adapting, adapted_ids
 from bridge_ds.data.loading.ids import TokenizedSample
-from bridge_ds.data.loading.texts import shown, texts_of
+from bridge_ds.data.loading.texts import is_replayed, shown, texts_of
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.data.text.chat import NO_FRAME, Frame, frame_of
 from bridge_ds.data.text.convention import KEEP, begins_with_space, opening
@@ -23,7 +23,6 @@ from bridge_ds.data.text.spiece import with_spiece
 from bridge_ds.data.text.truncate import Limits, fit, truncated
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.tokenizer import load_tokenizer
-from bridge_ds.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -269,19 +268,27 @@ def tokenize_samples(
     # Of an answer that is not known, its first token can be taught: what is predicted there is known before it.
     targets = [ids if of.target else [tokenizers.eos_id] for ids, of in zip(targets, texts, strict=True)]
     nothing: list[list[int]] = [[] for _ in samples]
-    reads, teaches = data.augment_prompt or not tokenizers.has_encoder, OBJECTIVES[data.objective].teaches
+    share = data.taught_share(tokenizers.has_encoder)
+    taught = [share == 1 or is_replayed(share, seed, *of) for of in zip(epochs, numbers, strict=True)]
     prompts = nothing
-    if reads:
+    if data.augment_prompt or not tokenizers.has_encoder:
         read = [of.prompt for of in texts]
         if tokenizers.has_encoder:
-            read = [shown(text, data, seed, *of) for text, *of in zip(read, epochs, numbers, strict=True)]
+            as_it_is = taught if data.replay else [False] * len(texts)
+            read = [
+                of.lesson if plain else shown(of.prompt, data, seed, epoch, number)
+                for of, plain, epoch, number in zip(texts, as_it_is, epochs, numbers, strict=True)
+            ]
         prompts = [ids if text else [] for ids, text in zip(tokenizers.prompts(read), read, strict=True)]
-    lessons = tokenizers.prompts([of.lesson for of in texts]) if teaches else nothing
+    lessons = tokenizers.prompts([of.lesson for of in texts]) if any(taught) else nothing
     found = [
         _truncated(source, prompt, target, tokenizers, data)
         for source, prompt, target in zip(sources or nothing, prompts, targets, strict=True)
     ]
-    return [_with_lesson(of, ids, tokenizers, data) if teaches else of for of, ids in zip(found, lessons, strict=True)]
+    return [
+        _with_lesson(of, ids, tokenizers, data) if is_taught else of
+        for of, ids, is_taught in zip(found, lessons, taught, strict=True)
+    ]
 
 
 def language_of(sample: dict[str, Any], data: DataConfig) -> object:
