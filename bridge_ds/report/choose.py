@@ -45,6 +45,7 @@ __all__ = [
     "advice_lines",
     "advise",
     "after_scoring",
+    "chosen",
     "crossfitted",
     "measured_if_chosen",
     "scored_cells",
@@ -244,7 +245,17 @@ def _interval(name: str, gaps_RN: NDArray[np.float64]) -> tuple[float, float]:
 
 def crossfitted(cells: Cells) -> dict[str, float]:
     """Accuracy averaged over tasks and languages: of the bridge, of the LLM alone, and of the one that is chosen by
-    language, where each half of the samples is answered as the other half decides (parallel samples stay together).
+    language (:func:`chosen`)."""
+    return {
+        BRIDGE: float(np.mean([paired.bridge_RN.mean() for paired in cells.values()])),
+        LLM: float(np.mean([paired.llm_RN.mean() for paired in cells.values()])),
+        "chosen": float(np.mean(list(chosen(cells).values()))),
+    }
+
+
+def chosen(cells: Cells) -> dict[tuple[str, str], float]:
+    """Accuracy in each task and language of the bridge or the LLM alone, chosen by language: each half of the samples
+    is answered as the other half decides (parallel samples stay together).
 
     Source: two-fold cross-fitting, as of Chernozhukov et al. 2018 (arXiv 1608.00060).
     """
@@ -256,11 +267,7 @@ def crossfitted(cells: Cells) -> dict[str, float]:
             name = find_variety(cell[1], decided)
             rows_RN = paired.llm_RN if name and decided[name].verdict == LLM else paired.bridge_RN
             right[cell] += float(rows_RN[:, halves[cell] == half].mean(axis=0).sum()) / len(paired.keys)
-    return {
-        BRIDGE: float(np.mean([paired.bridge_RN.mean() for paired in cells.values()])),
-        LLM: float(np.mean([paired.llm_RN.mean() for paired in cells.values()])),
-        "chosen": float(np.mean(list(right.values()))),
-    }
+    return right
 
 
 def advice_lines(tasks: Iterable[str], languages: Mapping[str, Comparison]) -> str:

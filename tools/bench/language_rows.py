@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any
 
 from bridge_ds.metrics import current_names
+from bridge_ds.report.choose import chosen, scored_cells
 from tools.bench.study import Arm
 from tools.bench.testbed_rows import percent, spread, write
 
@@ -16,16 +17,19 @@ __all__ = ["ALONE", "by_language", "write_rows"]
 
 ALONE = "LLM alone"
 """System of the first rows."""
+BY_CHOICE = ", by language"
+"""Ends the name of a system that is the better of an arm and the LLM alone."""
 GROUPS = ("en", "known", "others")
 
 
-def write_rows(output: Path, arms: Sequence[Arm], one: str) -> str:
+def write_rows(output: Path, arms: Sequence[Arm], one: str, by_choice: Sequence[str] = ()) -> str:
     """Write OUTPUT/languages.csv, a row a scored run and task, and return its table.
 
     Args:
         output: folder of the runs.
         arms: of the study.
         one: code of the language that stands alone, the column `known`.
+        by_choice: names of arms that also have rows as chosen by language, see :func:`bridge_ds.report.choose.chosen`.
     """
     scored = [
         (arm.name, int(folder.name.rpartition("-")[2]), folder)
@@ -36,7 +40,10 @@ def write_rows(output: Path, arms: Sequence[Arm], one: str) -> str:
     if not scored:
         return ""
     found = rows_of(scored[0][2], ALONE, scored[0][1], one)
-    found += [row for name, seed, folder in scored for row in rows_of(folder, name, seed, one)]
+    for name, seed, folder in scored:
+        found += rows_of(folder, name, seed, one)
+        if name in by_choice:
+            found += rows_of(folder, f"{name}{BY_CHOICE}", seed, one)
     write(output / "languages.csv", found)
     return by_language(found)
 
@@ -46,15 +53,17 @@ def rows_of(folder: Path, system: str, seed: int, one: str) -> list[dict[str, An
 
     Args:
         folder: of a run that was scored.
-        system: which of its two, `LLM alone` or the name of the arm.
+        system: which of its answers: `LLM alone`, the name of the arm, or that with `, by language`.
         seed: run.seed.
         one: code.
     """
     results = current_names(json.loads((folder / "evaluation.json").read_text(encoding="utf-8")))
     found = []
+    by_cell = chosen(scored_cells(folder, results)) if system.endswith(BY_CHOICE) else {}
     for task, scores in results["llm" if system == ALONE else "bridge"].items():
-        others = [score["acc"] for code, score in scores.items() if code not in ("en", one)]
-        of = {"en": scores["en"]["acc"], "known": scores[one]["acc"], "others": mean(others)}
+        right = {code: by_cell.get((task, code), score["acc"]) for code, score in scores.items()}
+        others = [share for code, share in right.items() if code not in ("en", one)]
+        of = {"en": right["en"], "known": right[one], "others": mean(others)}
         name = task.removeprefix("testbed_")
         found.append({"system": system, "seed": seed, "task": name} | {group: percent(of[group]) for group in of})
     return found

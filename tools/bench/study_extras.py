@@ -33,12 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bridge_ds.commands.answers import main as answer
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.entry import run_command
-from bridge_ds.errors import ConfigError
 from bridge_ds.testbed import ENGLISH_ROWS, english_rows
 from bridge_ds.testbed.dictionary import main as write_dictionary
 from tools.bench.language_rows import write_rows
 from tools.bench.study import Arm
-from tools.bench.study_testbed import make_shards, study, study_parser
+from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, study, study_parser
 
 BASELINE = "task"
 ONE = "qaa"
@@ -84,14 +83,9 @@ def make_data(output: Path, rows: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Train and score what is missing, then report everything."""
     parser = study_parser(__doc__ or "", "runs/extras")
-    parser.add_argument("--arms", nargs="+", help=f"some of the arms; {BASELINE} always is one (default: all)")
+    add_arms(parser, BASELINE)
     options = parser.parse_args(argv)
-    every = arms(options.output.resolve())
-    known = [arm.folder for arm in every]
-    for name in options.arms or ():
-        if name not in known:
-            raise ConfigError(f"--arms has {name!r}; expected some of {', '.join(known)}.")
-    chosen = [arm for arm in every if arm.folder in (BASELINE, *(options.arms or known))]
+    chosen = chosen_arms(options, arms(options.output.resolve()), BASELINE)
     rows = QUICK_ROWS if options.quick else ENGLISH_ROWS
     status = study(options, chosen, lambda output: make_data(output, rows), "--baseline", BASELINE)
     print(write_rows(options.output.resolve(), chosen, ONE))

@@ -2,13 +2,14 @@
 """Forms of the bridge where the LLM knows one of the languages already, on the testbed: what is gained, what is lost?
 
 examples:
-  python tools/bench/study_forms.py                         (runs/forms, 5 seeds, 45 runs: half an hour on two cores)
-  python tools/bench/study_forms.py --seeds 3 --jobs 2
+  python tools/bench/study_forms.py                         (runs/forms, 5 seeds, 75 runs: two hours on two cores)
+  python tools/bench/study_forms.py --seeds 3 --arms layers-only replay-text
   python tools/bench/study_forms.py --quick --output runs/quick     (a few steps: whether it works, not what it finds)
   python tools/bench/study_forms.py --report-only           (train nothing; report the runs that are there)
 
-The testbed's LLM is taught its tasks in the constructed language `qaa` beside English first (bridge-ds finetune, all
-weights, OUTPUT/knows), so that it answers in both; the other four it cannot read. Then bridges on English alone:
+The testbed's LLM is taught the constructed language `qaa` first (bridge-ds finetune, all weights, OUTPUT/knows): to
+translate it into English, and its tasks in both, so that it answers in both; the other four it cannot read. Then
+bridges on English alone:
 
   soft         the soft prompt, as in the recipe
   text         and the text, which the LLM reads after it (data.augment_prompt)
@@ -16,10 +17,14 @@ weights, OUTPUT/knows), so that it answers in both; the other four it cannot rea
   layers       the text, and encoder states to every layer (injection.form=every_layer, no soft prompt)
   layers-only  encoder states to every layer, neither text nor soft prompt
   layalign     encoder states to every layer, soft prompt and text
-  half-NAME    as gate, layers and text, but the LLM is shown the text of half of the samples (data.augment_share)
+  half-NAME    as text, gate and layers, but the LLM is shown the text of half of the samples (data.augment_share)
+  cipher-NAME  likewise, but the text of all samples is in cipher (data.augment_cipher)
+  replay-NAME  as cipher-NAME, and a quarter of the samples is replayed (data.replay): the text as it is, and as the
+               target what the LLM alone says
 
 Runs that are finished and scored are not repeated. OUTPUT/languages.csv has a row a run and task: accuracy in English,
-in `qaa`, and as the mean of the other four.
+in `qaa`, and as the mean of the other four. `NAME, by language` is `soft` or `layers-only` where the LLM alone answers
+in the languages in which it is better beyond doubt: each half of the samples as the other half decides.
 """
 
 from __future__ import annotations
@@ -38,28 +43,37 @@ from bridge_ds.testbed.languages import ENGLISH
 from bridge_ds.testbed.tasks import meanings
 from tools.bench.language_rows import write_rows
 from tools.bench.study import Arm
-from tools.bench.study_testbed import make_shards, study, study_parser
+from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, study, study_parser
 
 KNOWN = "qaa"
-HALF = "data.augment_share=0.5"
+BASELINE = "soft"
 TEXT, LAYERS = "data.augment_prompt=true", "injection.form=every_layer"
+CIPHER = (TEXT, "data.augment_cipher=1")
+SHOWN = {
+    "half": (TEXT, "data.augment_share=0.5"),
+    "cipher": CIPHER,
+    "replay": (*CIPHER, "data.replay=0.25"),
+}
+"""What the LLM is shown of the text, by the first part of an arm's name."""
+BY_LANGUAGE = (BASELINE, "layers-only")
+"""Arms in which the LLM reads no text, so that they may harm what it knows."""
 QUICK_ROWS = 96
+STEPS = 4000
+"""In which the LLM learns the language."""
+ENGLISH_OF = "In English:"
+"""Ends the prompt of a sentence that is to be translated."""
 
 
 def arms(output: Path) -> list[Arm]:
     """All arms, on the LLM that knows the language."""
     llm, alone = f"model.llm={output / 'knows' / 'llm'}", "injection.soft_prompt=false"
-    return [
-        Arm("soft", "soft", (llm,)),
-        Arm("text", "text", (llm, TEXT)),
-        Arm("gate", "gate", (llm, TEXT, "injection.form=gated_prompt")),
-        Arm("layers", "layers", (llm, TEXT, LAYERS, alone)),
-        Arm("layers-only", "layers-only", (llm, LAYERS, alone)),
-        Arm("layalign", "layalign", (llm, TEXT, LAYERS)),
-        Arm("half-text", "half-text", (llm, TEXT, HALF)),
-        Arm("half-gate", "half-gate", (llm, TEXT, HALF, "injection.form=gated_prompt")),
-        Arm("half-layers", "half-layers", (llm, TEXT, HALF, LAYERS, alone)),
-    ]
+    forms: dict[str, tuple[str, ...]] = {
+        "text": (), "gate": ("injection.form=gated_prompt",), "layers": (LAYERS, alone),
+    }  # fmt: skip
+    settings = {BASELINE: (), "layers-only": (LAYERS, alone), "layalign": (TEXT, LAYERS)}
+    settings |= {name: (TEXT, *form) for name, form in forms.items()}
+    settings |= {f"{how}-{name}": (*SHOWN[how], *form) for how in SHOWN for name, form in forms.items()}
+    return [Arm(name, name, (llm, *of)) for name, of in settings.items()]
 
 
 def teach(output: Path, rows: int, steps: int) -> None:
@@ -68,19 +82,20 @@ def teach(output: Path, rows: int, steps: int) -> None:
     both, run = output / "both", output / "knows"
     if not (both / "index.json").is_file():
         each = rows // (2 * len(TASKS))
-        found = [
-            {"source": row.source, "target": row.target}
-            for task in TASKS
-            for language in (ENGLISH, KNOWN)
-            for row in (meaning.in_language(language) for meaning in islice(meanings(task, "train", 7), each))
-        ]
+        found = []
+        for task in TASKS:
+            for meaning in islice(meanings(task, "train", 7), each):
+                english, own = meaning.in_language(ENGLISH), meaning.in_language(KNOWN)
+                found += [{"source": row.source, "target": row.target} for row in (english, own)]
+                # Labels alone say too little of what a word means.
+                found.append({"source": f"{own.source} {ENGLISH_OF}", "target": english.source})
         pack_rows(found, both)
     if (run / "llm" / "config.json").is_file():
         return
     values = {
         "run.output": run, "data.shards": both, "llm.trainable": "true", "llm.lr_scale": 1, "train.lr": 1e-3,
         "train.steps": steps, "train.validate_every": 0, "data.validation_percent": 0, "evaluation.tasks": "[]",
-        "track.uri": "none",
+        "track.uri": "none", "data.max_target_tokens": 64,
     }  # fmt: skip
     given = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
     subprocess.run([sys.executable, "-m", "bridge_ds", "finetune", "--recipe", "testbed", *given], check=True)
@@ -88,12 +103,14 @@ def teach(output: Path, rows: int, steps: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Train and score what is missing, then report everything."""
-    options = study_parser(__doc__ or "", "runs/forms").parse_args(argv)
-    rows, steps = (QUICK_ROWS, 2) if options.quick else (ENGLISH_ROWS, 1500)
+    parser = study_parser(__doc__ or "", "runs/forms")
+    add_arms(parser, BASELINE)
+    options = parser.parse_args(argv)
+    rows, steps = (QUICK_ROWS, 2) if options.quick else (ENGLISH_ROWS, STEPS)
     output = options.output.resolve()
-    every = arms(output)
-    status = study(options, every, lambda output: teach(output, rows, steps), "--baseline", "soft")
-    print(write_rows(output, every, KNOWN))
+    some = chosen_arms(options, arms(output), BASELINE)
+    status = study(options, some, lambda output: teach(output, rows, steps), "--baseline", BASELINE)
+    print(write_rows(output, some, KNOWN, BY_LANGUAGE))
     return status
 
 

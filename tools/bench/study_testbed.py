@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bridge_ds.cli import Parser
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.entry import run_command
+from bridge_ds.errors import ConfigError
 from bridge_ds.testbed import ENGLISH_ROWS, english_rows
 from tools.bench import testbed_rows
 from tools.bench.study import Arm, Processes, Runs, run_jobs
@@ -67,6 +68,20 @@ def study_parser(doc: str, output: str) -> Parser:
     parser.add_argument("--quick", action="store_true", help="four steps a run, to see whether everything works")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     return parser
+
+
+def add_arms(parser: Parser, baseline: str) -> None:
+    """The option of a study that need not train all of its arms."""
+    parser.add_argument("--arms", nargs="+", help=f"some of the arms; {baseline} always is one (default: all)")
+
+
+def chosen_arms(options: argparse.Namespace, every: Sequence[Arm], baseline: str) -> list[Arm]:
+    """Those that :func:`add_arms`'s option names. Raises ConfigError for a name that is not an arm's."""
+    known = [arm.folder for arm in every]
+    for name in options.arms or ():
+        if name not in known:
+            raise ConfigError(f"--arms has {name!r}; expected some of {', '.join(known)}.")
+    return [arm for arm in every if arm.folder in (baseline, *(options.arms or known))]
 
 
 def make_shards(output: Path, rows: int = ENGLISH_ROWS) -> None:
