@@ -68,7 +68,8 @@ def write_run(
                 if system == "bridge":
                     weights[language] = _weights(fusion, language, seed, layers)
             counts = {language: samples for language in languages}
-            scored[task] = ScoredTask(KINDS[task], labels, chance, counts, weights)
+            same = dict.fromkeys(languages, "0" * 64)
+            scored[task] = ScoredTask(KINDS[task], labels, chance, counts, weights, identities=same)
         checkpoint = "step-00000750" if system == "bridge" else ""
         index = Scored(system, name, seed, checkpoint, scored)
         (target / "index.json").write_text(json.dumps(dataclasses.asdict(index)), encoding="utf-8")
@@ -100,7 +101,7 @@ def edit_index(folder: Path, system: str, **values: object) -> None:
 def _prediction(task: str, language: str, n: int, name: str, seed: int, share: float) -> Prediction:
     asked = np.random.default_rng(zlib.crc32(f"{task} {n}".encode()))
     own = np.random.default_rng(zlib.crc32(f"{task} {language} {n} {name} {seed}".encode()))
-    words = WORDS[{"eng_Latn": "en", "sin_Sinh": "si"}.get(language, language)].split()
+    words = WORDS.get({"eng_Latn": "en", "sin_Sinh": "si"}.get(language, language), WORDS["xx"]).split()
     source = " ".join(asked.choice(words, size=3 + int(asked.integers(24))))
     source = f"{EVIL} {source}" if n == 0 else source
     count = 4 if KINDS[task] == "choices" else len(LABELS.get(task, ()))

@@ -20,7 +20,7 @@ from bridge_ds.evaluation.predictions import read_predictions
 from bridge_ds.testbed import english_rows
 from tests.report.studies import FUSIONS, write_run
 from tests.tiny import make_encoder, make_llm
-from tools.bench import study_extras, study_real, study_testbed
+from tools.bench import study_extras, study_forms, study_real, study_testbed
 from tools.bench.study import Job, OutOfTime, Processes, Runs, run_jobs
 from tools.bench.testbed_rows import read
 
@@ -111,6 +111,78 @@ def test_the_study_of_extras_makes_what_its_arms_read(
     given = ["--input", str(tmp_path / "texts.jsonl"), "--output", str(tmp_path / "none.jsonl")]
     assert exit_status(lambda: answers.main(given)) == 2
     assert "texts.jsonl line 1: ' ' is no text; expected one" in capsys.readouterr().err
+
+
+@pytest.fixture
+def taught(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str]]]:
+    """Calls of `study_forms.finetune`: recipe and settings. It writes the LLM's folder."""
+    calls: list[tuple[str, dict[str, str]]] = []
+
+    def finetune(recipe: str, values: Sequence[str]) -> None:
+        calls.append((recipe, dict(value.split("=", 1) for value in values)))
+        folder = Path(calls[-1][1]["run.output"]) / "llm"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(study_forms, "finetune", finetune)
+    return calls
+
+
+def test_the_study_of_forms_on_the_testbed(
+    trained: list[Call], taught: list[tuple[str, dict[str, str]]], tmp_path: Path
+) -> None:
+    command = [
+        "--quick",
+        "--output",
+        str(tmp_path),
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+        "--arms",
+        "layers-only",
+        "replay-gate",
+    ]
+    assert study_forms.main(command) == 0
+    (recipe, settings), llm = taught[0], f"model.llm={tmp_path / 'knows' / 'llm'}"
+    assert recipe == "testbed" and settings["data.shards"] == str(tmp_path / "both")
+    found = {name: settings for name, settings, _ in trained}
+    assert set(found) == {"soft-0", "layers-only-0", "replay-gate-0"}
+    assert found["layers-only-0"][-4:-1] == [llm, "injection.form=every_layer", "injection.soft_prompt=false"]
+    assert found["replay-gate-0"][-6:-1] == [
+        llm, "data.augment_prompt=true", "data.augment_cipher=1", "data.replay=0.25", "injection.form=gated_prompt",
+    ]  # fmt: skip
+    rows = {row["system"]: row for row in read(tmp_path / "languages.csv")}
+    whole = ["soft", "soft, by language", "layers-only", "layers-only, by language", "replay-gate"]
+    assert list(rows) == ["LLM alone", *whole]
+    # A bridge that is never worse beyond doubt always answers.
+    assert rows["soft, by language"]["others"] == rows["soft"]["others"]
+
+    assert study_forms.main(command) == 0
+    assert len(taught) == 1 and len(trained) == 3  # nothing is done again
+
+
+def test_the_study_of_forms_on_sib200(
+    trained: list[Call], taught: list[tuple[str, dict[str, str]]], tmp_path: Path
+) -> None:
+    data, output = real(tmp_path / "data"), tmp_path / "study"
+    command = ["--data", "sib200", "--source", str(data), "--encoder", "E", "--output", str(output), "--jobs", "1"]
+    assert study_forms.main([*command, "--seeds", "1", "--arms", "text"]) == 0
+    (recipe, settings), own = taught[0], dict(text.split("=", 1) for text in trained[-1][1])
+    assert recipe == "sib200_small" and settings["data.shards"] == own["data.shards"] == str(output / "shards")
+    assert own["model.llm"] == str(output / "stage0" / "llm") and own["model.encoder"] == "E"
+    assert own["evaluation.languages"] == "[en,fr,am,ha,si,sw,ta]" and own["data.augment_prompt"] == "true"
+    rows = {row["system"]: row for row in read(output / "languages.csv")}
+    assert list(rows) == ["LLM alone", "soft", "soft, by language", "text"]
+    scores = json.loads((output / "text-0" / "evaluation.json").read_text())["bridge"]["sib200"]
+    assert rows["text"]["known"] == pytest.approx(100 * scores["fr"]["acc"], abs=0.001)
+    assert rows["text"]["others"] == pytest.approx(
+        100 * fmean(scores[c]["acc"] for c in ("am", "ha", "si", "sw", "ta"))
+    )
+
+    del taught[:]
+    assert study_forms.main([*command, "--seeds", "2", "--llm", "L", "--arms", "text"]) == 0
+    assert not taught and f"model.llm={Path('L').resolve()}" in trained[-1][1]
 
 
 def test_it_reports_whole_seeds_only(trained: list[Call], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
-"""Forms of the bridge where the LLM knows one of the languages already, on the testbed: what is gained, what is lost?
+"""Forms of the bridge where the LLM knows one of the languages already: what is gained, what is lost?
 
 examples:
   python tools/bench/study_forms.py                         (runs/forms, 5 seeds, 75 runs: two hours on two cores)
   python tools/bench/study_forms.py --seeds 3 --arms layers-only replay-text
+  python tools/bench/study_forms.py --data sib200 --seeds 3 --jobs 2      (real models, runs/forms_sib200)
+  python tools/bench/study_forms.py --data sib200 --encoder DIR/e5 --llm TAUGHT/llm --source DIR/sib200    (no network)
   python tools/bench/study_forms.py --quick --output runs/quick     (a few steps: whether it works, not what it finds)
   python tools/bench/study_forms.py --report-only           (train nothing; report the runs that are there)
 
-The testbed's LLM is taught the constructed language `qaa` first (bridge-ds finetune, all weights, OUTPUT/knows): to
-translate it into English, and its tasks in both, so that it answers in both; the other four it cannot read. Then
+On the testbed the LLM is taught the constructed language `qaa` first (bridge-ds finetune, all weights, OUTPUT/knows):
+to translate it into English, and its tasks in both, so that it answers in both; the other four it cannot read. On
+SIB-200 multilingual-e5-small and SmolLM2-135M-Instruct, which is taught the task in English first (the recipe's stage
+0, OUTPUT/stage0, or --llm) and knows French; the other languages are Amharic, Hausa, Sinhala, Swahili and Tamil. Then
 bridges on English alone:
 
   soft         the soft prompt, as in the recipe
@@ -23,14 +27,18 @@ bridges on English alone:
                target what the LLM alone says
 
 Runs that are finished and scored are not repeated. OUTPUT/languages.csv has a row a run and task: accuracy in English,
-in `qaa`, and as the mean of the other four. `NAME, by language` is `soft` or `layers-only` where the LLM alone answers
-in the languages in which it is better beyond doubt: each half of the samples as the other half decides.
+in the language that the LLM knows, and as the mean of the others. `NAME, by language` is `soft` or `layers-only` where
+the LLM alone answers in the languages in which it is better beyond doubt: each half of the samples as the other half
+decides.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -43,9 +51,12 @@ from bridge_ds.testbed.languages import ENGLISH
 from bridge_ds.testbed.tasks import meanings
 from tools.bench.language_rows import write_rows
 from tools.bench.study import Arm
+from tools.bench.study_real import pack_english
 from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, study, study_parser
 
-KNOWN = "qaa"
+KNOWN, KNOWN_REAL = "qaa", "fr"
+LANGUAGES = ("en", KNOWN_REAL, "am", "ha", "si", "sw", "ta")
+"""Of SIB-200."""
 BASELINE = "soft"
 TEXT, LAYERS = "data.augment_prompt=true", "injection.form=every_layer"
 CIPHER = (TEXT, "data.augment_cipher=1")
@@ -58,22 +69,22 @@ SHOWN = {
 BY_LANGUAGE = (BASELINE, "layers-only")
 """Arms in which the LLM reads no text, so that they may harm what it knows."""
 QUICK_ROWS = 96
-STEPS = 4000
+STEPS = 10_000
 """In which the LLM learns the language."""
 ENGLISH_OF = "In English:"
 """Ends the prompt of a sentence that is to be translated."""
 
 
-def arms(output: Path) -> list[Arm]:
-    """All arms, on the LLM that knows the language."""
-    llm, alone = f"model.llm={output / 'knows' / 'llm'}", "injection.soft_prompt=false"
+def arms(llm: Path) -> list[Arm]:
+    """All arms, on the LLM in that folder, which knows the language."""
+    alone = "injection.soft_prompt=false"
     forms: dict[str, tuple[str, ...]] = {
         "text": (), "gate": ("injection.form=gated_prompt",), "layers": (LAYERS, alone),
     }  # fmt: skip
     settings = {BASELINE: (), "layers-only": (LAYERS, alone), "layalign": (TEXT, LAYERS)}
     settings |= {name: (TEXT, *form) for name, form in forms.items()}
     settings |= {f"{how}-{name}": (*SHOWN[how], *form) for how in SHOWN for name, form in forms.items()}
-    return [Arm(name, name, (llm, *of)) for name, of in settings.items()]
+    return [Arm(name, name, (f"model.llm={llm}", *of)) for name, of in settings.items()]
 
 
 def teach(output: Path, rows: int, steps: int) -> None:
@@ -81,7 +92,7 @@ def teach(output: Path, rows: int, steps: int) -> None:
     make_shards(output, rows)
     both, run = output / "both", output / "knows"
     if not (both / "index.json").is_file():
-        each = rows // (2 * len(TASKS))
+        each = rows // len(TASKS)
         found = []
         for task in TASKS:
             for meaning in islice(meanings(task, "train", 7), each):
@@ -97,21 +108,50 @@ def teach(output: Path, rows: int, steps: int) -> None:
         "train.steps": steps, "train.validate_every": 0, "data.validation_percent": 0, "evaluation.tasks": "[]",
         "track.uri": "none", "data.max_target_tokens": 64,
     }  # fmt: skip
-    given = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-    subprocess.run([sys.executable, "-m", "bridge_ds", "finetune", "--recipe", "testbed", *given], check=True)
+    finetune("testbed", [f"{key}={value}" for key, value in values.items()])
+
+
+def finetune(recipe: str, values: Sequence[str]) -> None:
+    """`bridge-ds finetune` with these settings over those of the recipe."""
+    given = [part for value in values for part in ("--set", value)]
+    subprocess.run([sys.executable, "-m", "bridge_ds", "finetune", "--recipe", recipe, *given], check=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train and score what is missing, then report everything."""
     parser = study_parser(__doc__ or "", "runs/forms")
     add_arms(parser, BASELINE)
+    add = parser.add_argument
+    add("--data", choices=("testbed", "sib200"), default="testbed", help="languages and models (default: testbed)")
+    add("--encoder", default="intfloat/multilingual-e5-small", help="of sib200: hub id or folder")
+    add("--llm", type=Path, help="of sib200: folder of an LLM that has learned the task (default: stage 0 makes it)")
+    add("--source", default="Davlan/sib200", help="of sib200: hub id or folder of the data")
     options = parser.parse_args(argv)
+    output = options.output = options.output.resolve()
     rows, steps = (QUICK_ROWS, 2) if options.quick else (ENGLISH_ROWS, STEPS)
-    output = options.output.resolve()
-    some = chosen_arms(options, arms(output), BASELINE)
-    status = study(options, some, lambda output: teach(output, rows, steps), "--baseline", BASELINE)
-    print(write_rows(output, some, KNOWN, BY_LANGUAGE))
+    if options.data == "testbed":
+        some = chosen_arms(options, arms(output / "knows" / "llm"), BASELINE)
+        status = study(options, some, lambda output: teach(output, rows, steps), "--baseline", BASELINE)
+        print(write_rows(output, some, KNOWN, BY_LANGUAGE))
+        return status
+    base, source = (os.path.abspath(of) if os.path.isdir(of) else of for of in (options.encoder, options.source))
+    some = chosen_arms(options, arms((options.llm or output / "stage0" / "llm").resolve()), BASELINE)
+    real = (f"model.encoder={base}", f"evaluation.data.sib200.source={source}", "llm.finetune=false",
+            f"evaluation.languages=[{','.join(LANGUAGES)}]")  # fmt: skip
+    options.overrides, options.recipe = [*real, *options.overrides], "sib200_small"
+    status = study(options, some, lambda output: make_real(options, source), "--baseline", BASELINE)
+    print(write_rows(output, some, KNOWN_REAL, BY_LANGUAGE))
     return status
+
+
+def make_real(options: argparse.Namespace, source: str) -> None:
+    """The English shards, and the taught LLM unless there is one."""
+    pack_english(source, options.output)
+    if options.llm is None and not (options.output / "stage0" / "llm" / "config.json").is_file():
+        few = ("train.steps=2",) if options.quick else ("train.steps=80",)
+        values = (f"run.output={options.output / 'stage0'}", f"data.shards={options.output / 'shards'}",
+                  "lora.rank=16", "train.lr=1e-3", "evaluation.tasks=[]", "track.uri=none", *few)  # fmt: skip
+        finetune(options.recipe, values)
 
 
 if __name__ == "__main__":

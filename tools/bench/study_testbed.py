@@ -94,7 +94,7 @@ def study(options: argparse.Namespace, arms: Sequence[Arm], make_data: Callable[
     """Train and score what is missing, then report everything; the exit status.
 
     Args:
-        options: of :func:`study_parser`.
+        options: of :func:`study_parser`; perhaps `recipe`, where the runs are not the testbed's.
         arms: all of them.
         make_data: makes OUTPUT/shards and what else the arms read.
         reporting: more arguments of the report command.
@@ -107,7 +107,7 @@ def study(options: argparse.Namespace, arms: Sequence[Arm], make_data: Callable[
         arms,
         range(options.seeds or (2 if options.quick else 5)),
         Processes(max(1, cores // jobs)),
-        ("--ds_config", options.ds_config),
+        ("--ds_config", options.ds_config, *(("--recipe", options.recipe) if "recipe" in options else ())),
         (f"data.shards={output / 'shards'}", *(QUICK if options.quick else ()), *options.overrides),
     )
     failed = []
