@@ -64,6 +64,14 @@ def test_step_rows(tmp_path: Path) -> None:
         assert (row["tokenize_ms"] != "") == (row["way"] == "paper")
 
 
+@pytest.mark.slow
+def test_job_rows(tmp_path: Path) -> None:
+    rows = rows_of("bench_job", tmp_path / "rows.csv", "--fusions", "last_layer,transformer_softmax")
+    assert [(row["fusion"], row["steps"]) for row in rows] == [("last_layer", "3"), ("transformer_softmax", "3")]
+    assert float(rows[0]["ratio"]) == 1 and all(float(row["ms"]) >= float(row["quick ms"]) > 0 for row in rows)
+    assert float(rows[1]["ratio"]) == pytest.approx(float(rows[1]["ms"]) / float(rows[0]["ms"]), abs=0.01)
+
+
 def test_texts_have_the_tokens_that_were_asked_for() -> None:
     batch = make_batch(make_texts(16, "9-59", 2))
     lengths = batch.source_mask.sum(1).tolist()
