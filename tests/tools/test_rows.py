@@ -87,3 +87,10 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_the_page_on_injection_shows_its_rows() -> None:
     rows = read(ROOT / "tools" / "bench" / "forms_study" / "languages.csv")
     assert language_rows.by_language(rows) in (ROOT / "docs" / "injection.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_training_shows_the_rows_of_the_extras() -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    folder = ROOT / "tools" / "bench" / "extras_study"
+    assert language_rows.by_language(read(folder / "languages.csv")) in page
+    assert language_rows.differences(read(folder / "differences.csv")) in page

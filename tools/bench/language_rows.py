@@ -1,4 +1,5 @@
-"""Rows of the testbed's runs by group of languages: English, one constructed language, and the mean of the others."""
+"""Rows of a study's runs by group of languages: English, one language, and the mean of the others; and the paired tests
+of its report."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from bridge_ds.report.choose import chosen, scored_cells
 from tools.bench.study import Arm
 from tools.bench.testbed_rows import percent, spread, write
 
-__all__ = ["ALONE", "by_language", "write_rows"]
+__all__ = ["ALONE", "by_language", "differences", "write_differences", "write_rows"]
 
 ALONE = "LLM alone"
 """System of the first rows."""
@@ -77,5 +78,40 @@ def by_language(rows: list[dict[str, Any]]) -> str:
     for system in dict.fromkeys(row["system"] for row in rows):
         own = [row for row in rows if row["system"] == system]
         cells = [spread([row[group] for row in own if row["task"] == task]) for group in GROUPS for task in tasks]
+        lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_differences(output: Path) -> str:
+    """Write OUTPUT/differences.csv from OUTPUT/report, a row an arm and task, and return its table.
+
+    A row holds the accuracy minus that of the baseline in points, averaged over all languages but English, its 95 %
+    interval, and p of the paired test of methods after Holm's correction (:mod:`bridge_ds.report.statistics`).
+    """
+    path = output / "report" / "report.json"
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for system, tasks in found["averages"].items():
+        for task, test in tasks.items():
+            of = found["tasks"][task]["differences"][system][test["group"]]
+            points = {name: round(100 * of[name], 3) for name in ("value", "low", "high")}
+            rows.append(
+                {"system": system, "task": task.removeprefix("testbed_"), **points, "p": round(test["holm"], 4)}
+            )
+    write(output / "differences.csv", rows)
+    return differences(rows)
+
+
+def differences(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line an arm, its differences by task."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    lines = ["| arm | " + " | ".join(tasks) + " |", "|---" * (1 + len(tasks)) + "|"]
+    for system in dict.fromkeys(row["system"] for row in rows):
+        of = {row["task"]: row for row in rows if row["system"] == system}
+        cells = [
+            f"{r['value']:+.1f} ({r['low']:+.1f} to {r['high']:+.1f}), p {r['p']:.3f}" for r in map(of.get, tasks) if r
+        ]
         lines.append(f"| {system} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -19,7 +19,7 @@ The same 24,000 English texts in all arms, and fusion and settings of the recipe
 
 What is in a dictionary is no unseen language any more: mix_all is what a word list of each brings; with mix_qaa
 the four others are unseen. Runs that are finished and scored are not repeated. OUTPUT/languages.csv has a row a run
-and task: accuracy in English, in `qaa`, and as the mean of the other four.
+and task: accuracy in English, in `qaa`, and as the mean of the other four; OUTPUT/differences.csv the paired tests.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.entry import run_command
 from bridge_ds.testbed import ENGLISH_ROWS, english_rows
 from bridge_ds.testbed.dictionary import main as write_dictionary
-from tools.bench.language_rows import write_rows
+from tools.bench.language_rows import write_differences, write_rows
 from tools.bench.study import Arm
 from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, study, study_parser
 
@@ -88,7 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     chosen = chosen_arms(options, arms(options.output.resolve()), BASELINE)
     rows = QUICK_ROWS if options.quick else ENGLISH_ROWS
     status = study(options, chosen, lambda output: make_data(output, rows), "--baseline", BASELINE)
-    print(write_rows(options.output.resolve(), chosen, ONE))
+    output = options.output.resolve()
+    print(write_rows(output, chosen, ONE), write_differences(output), sep="\n\n")
     return status
 
 
