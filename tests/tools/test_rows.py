@@ -94,3 +94,14 @@ def test_the_page_on_training_shows_the_rows_of_the_extras() -> None:
     folder = ROOT / "tools" / "bench" / "extras_study"
     assert language_rows.by_language(read(folder / "languages.csv")) in page
     assert language_rows.differences(read(folder / "differences.csv")) in page
+
+
+def test_the_readme_says_what_adapting_brought() -> None:
+    rows = read(ROOT / "tools" / "bench" / "adapt_study" / "sib200.csv")
+
+    def means(system: str) -> list[int]:
+        codes = ("bo", "nqo_Nkoo", "sat_Olck", "taq_Tfng")
+        return [round(fmean(row[f"sib200 {code}"] for row in rows if row["system"] == system)) for code in codes]
+
+    (found,) = re.findall(r"from chance \((\d+) to (\d+) %\) to (\d+), (\d+), (\d+) and (\d+),", README)
+    assert [int(each) for each in found] == [min(means("before")), max(means("before")), *means("pairs")]
