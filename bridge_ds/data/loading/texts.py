@@ -64,15 +64,20 @@ def texts_of(
     return texts._replace(source=mixed, prompt=mixed if texts.prompt == texts.source else texts.prompt)
 
 
-def shown(prompt: str, data: DataConfig, seed: int, epoch: int, number: int) -> str:
+def shown(texts: SampleTexts, data: DataConfig, seed: int, epoch: int, number: int) -> str:
     """What the LLM is shown of a text beside the soft prompt; other arguments as of :func:`texts_of`.
 
     Args:
-        data: `augment_share`, the probability that it is shown at all, and `augment_cipher`, that it is in cipher then.
+        texts: of the sample.
+        data: `replay`, the probability that it is shown the lesson; else `augment_share`, that the prompt is shown at
+            all, and `augment_cipher`, that it is in cipher then.
 
     Returns:
         the text, the text in cipher, or nothing.
     """
+    if is_replayed(data.replay, seed, epoch, number):
+        return texts.lesson
+    prompt = texts.prompt
     whether, how = uniforms(seed + _SHOWN, epoch, number, 2).tolist()
     if whether >= data.augment_share:
         return ""

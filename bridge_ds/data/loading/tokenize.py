@@ -274,21 +274,15 @@ def tokenize_samples(
     if data.augment_prompt or not tokenizers.has_encoder:
         read = [of.prompt for of in texts]
         if tokenizers.has_encoder:
-            as_it_is = taught if data.replay else [False] * len(texts)
-            read = [
-                of.lesson if plain else shown(of.prompt, data, seed, epoch, number)
-                for of, plain, epoch, number in zip(texts, as_it_is, epochs, numbers, strict=True)
-            ]
+            read = [shown(text, data, seed, *of) for text, *of in zip(texts, epochs, numbers, strict=True)]
         prompts = [ids if text else [] for ids, text in zip(tokenizers.prompts(read), read, strict=True)]
     lessons = tokenizers.prompts([of.lesson for of in texts]) if any(taught) else nothing
     found = [
         _truncated(source, prompt, target, tokenizers, data)
         for source, prompt, target in zip(sources or nothing, prompts, targets, strict=True)
     ]
-    return [
-        _with_lesson(of, ids, tokenizers, data) if is_taught else of
-        for of, ids, is_taught in zip(found, lessons, taught, strict=True)
-    ]
+    rows = zip(found, lessons, taught, strict=True)
+    return [_with_lesson(of, ids, tokenizers, data) if is_taught else of for of, ids, is_taught in rows]
 
 
 def language_of(sample: dict[str, Any], data: DataConfig) -> object:
