@@ -2,7 +2,7 @@
 """Forms of the bridge where the LLM knows one of the languages already: what is gained, what is lost?
 
 examples:
-  python tools/bench/study_forms.py                         (runs/forms, 5 seeds, 75 runs: two hours on two cores)
+  python tools/bench/study_forms.py                         (runs/forms, 5 seeds, 60 runs: an hour on two cores)
   python tools/bench/study_forms.py --seeds 3 --arms layers-only replay-text
   python tools/bench/study_forms.py --data sib200 --seeds 3 --jobs 2      (real models, runs/forms_sib200)
   python tools/bench/study_forms.py --data sib200 --encoder DIR/e5 --llm TAUGHT/llm --source DIR/sib200    (no network)
@@ -21,8 +21,7 @@ bridges on English alone:
   layers       the text, and encoder states to every layer (injection.form=every_layer, no soft prompt)
   layers-only  encoder states to every layer, neither text nor soft prompt
   layalign     encoder states to every layer, soft prompt and text
-  half-NAME    as text, gate and layers, but the LLM is shown the text of half of the samples (data.augment_share)
-  cipher-NAME  likewise, but the text of all samples is in cipher (data.augment_cipher)
+  cipher-NAME  as text, gate and layers, but the text that the LLM reads in training is in cipher (data.augment_cipher)
   replay-NAME  as cipher-NAME, and a quarter of the samples is replayed (data.replay): the text as it is, and as the
                target what the LLM alone says
 
@@ -61,7 +60,6 @@ BASELINE = "soft"
 TEXT, LAYERS = "data.augment_prompt=true", "injection.form=every_layer"
 CIPHER = (TEXT, "data.augment_cipher=1")
 SHOWN = {
-    "half": (TEXT, "data.augment_share=0.5"),
     "cipher": CIPHER,
     "replay": (*CIPHER, "data.replay=0.25"),
 }
