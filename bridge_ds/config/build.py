@@ -120,6 +120,9 @@ def _sentence(error: ErrorDetails) -> str:
             part, _, name = str(loc[-1]).partition(".")
             return f"unknown key {shown(key)}; a file has no dots in its keys; write {named(name)} under {named(part)}."
         return f"unknown key {shown(key)}; {_nearest(key, loc)}"
+    if loc[-2:] == (value, "[key]"):  # so says pydantic of a key, which it gives as the value
+        where = named(".".join(part for part in loc[:-2] if isinstance(part, str)))
+        return f"{where} has the key {shown(value)}{error.get('ctx', {}).get('error', '; expected text')}."
     of = metadata(loc)
     if kind == "value_error":
         fault = error["ctx"]["error"]

@@ -75,6 +75,11 @@ def test_every_number_has_a_least_and_a_most_and_every_text_is_one_that_files_ho
         ("run.output=" + "a" * 256, "expected names of at most 255 bytes"),
         ("run.output=\0", "with the character NUL at position 1"),
         ("track.name=\udcff", "not UTF-8 at position 1"),
+        (
+            'evaluation.data={xnli: {fields: {"\\0": b}}}',
+            "evaluation.data.xnli.fields has the key '\\x00', with the character NUL",
+        ),
+        ('evaluation.data={"x\\0": {source: f}}', "evaluation.data has the key 'x\\x00', with the character NUL"),
         ("mapping.head_width=4096 & mapping.heads=1024", "mapping.heads 1024 x mapping.head_width 4096 is more than"),
         ("data.length_window=1000000 & train.global_batch=1000", "samples, whose lengths are all in memory"),
         (".".join("a" * 5000) + "=1", "is not of the form part.key=value"),
