@@ -223,14 +223,14 @@ RULES: tuple[NoEffect, ...] = (
         ("train.teaching_weight",),
         _when(
             lambda c: not (OBJECTIVES[c.data.objective].predicts and c.data.taught_share(c.model.has_bridge)),
-            "data.objective is not task_and_self_teaching and data.replay is 0",
+            "data.objective is not task_and_self_teaching and no sample is replayed",
         ),
     ),
     NoEffect(
         ("train.teaching_temperature",),
         _when(
             lambda c: not c.data.taught_share(c.model.has_bridge),
-            "data.objective has no self_teaching and data.replay is 0",
+            "the LLM alone teaches no sample (data.objective, data.replay)",
         ),
     ),
     NoEffect(("model.encoder_revision",), _folder("encoder")),

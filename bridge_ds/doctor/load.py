@@ -102,6 +102,8 @@ def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
         "augmented": config.data.augment_prompt,
         "notes": tuple(notes),
     }
+    # What the soft prompt carries is measured beside what the LLM reads of all other samples.
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, replay=0.0))
     return LoadedRun(run, config, model, tokenizers, checkpoint, facts)
 
 

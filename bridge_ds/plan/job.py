@@ -50,8 +50,9 @@ class Job:
     target: int = 128
     """Target tokens a sample."""
     lesson: int = 0
-    """LLM tokens a sample, on average, of the text from which it teaches itself (data.objective, data.replay); 0 = it
-    does not."""
+    """LLM tokens a sample of the text from which it teaches itself (data.objective, data.replay); 0 = it does not."""
+    taught_share: float = 1.0
+    """Share of the samples in which it does."""
     micro_batch: int = 8
     """Samples a rank in one forward pass."""
     global_batch: int = 128
@@ -242,7 +243,8 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         source=data.max_source_tokens * bridge,
         prompt=data.max_prompt_tokens if data.augment_prompt or not bridge else 0,
         target=data.max_target_tokens,
-        lesson=round(data.max_prompt_tokens * data.taught_share(bridge)),
+        lesson=data.max_prompt_tokens * (data.taught_share(bridge) > 0),
+        taught_share=data.taught_share(bridge) or 1.0,
         global_batch=train.global_batch,
         bytes=4 if config.model.dtype == "float32" else 2,
         checkpointing=config.model.activation_checkpointing,

@@ -188,7 +188,7 @@ def _bridge_activations(job: Job) -> float:
 
 def _logits(job: Job) -> float:
     # At target positions only: in the model's dtype, float32, log-softmax, and the gradient of both. In self-teaching
-    # those that teach, and the gradient of the divergence.
+    # those that teach, and the gradient of the divergence; with replay a copy of some, and their gradient among all.
     taught = 2 * job.bytes if job.lesson else 0
     return job.micro_batch * job.target * job.llm.vocab * (2 * job.bytes + 3 * 4 + taught)
 

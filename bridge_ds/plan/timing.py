@@ -112,10 +112,11 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
     # Forward, activation gradients, and forward again; of a trained model the gradients of its weights, too.
     passes = 2 + job.checkpointing + job.llm_trained
     reading = (4 if job.encoder_checkpointing else 3) if job.encoder_trained else 1
-    flops = 2 * samples * (reading * job.source * encoder + passes * job.spliced * llm)
+    flops = 2.0 * samples * (reading * job.source * encoder + passes * job.spliced * llm)
     flops += 4 * samples * job.target * job.llm.embedding
     if job.lesson:
-        flops += 2 * samples * ((1 + job.lesson + job.target) * llm + job.target * job.llm.embedding)
+        taught = samples * job.taught_share
+        flops += 2 * taught * ((1 + job.lesson + job.target) * llm + job.target * job.llm.embedding)
     flops += 6 * samples * (job.source or job.spliced) * bridge_parameters(job)
     compute = flops / (gpu.tflops * 1e12 * network.compute_share)
     launch = operators(job) * network.launch * 1e-6

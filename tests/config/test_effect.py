@@ -101,10 +101,11 @@ CASES = {
     "mixed": (["data.mix_words_share=0.3", "data.mix_words_languages=[si]"], "data.mix_words_share, "
               "data.mix_words_languages have no effect, as data.mix_words is empty.", ["data.mix_words=w.tsv"]),
     "weight": (["train.teaching_weight=2", "data.objective=self_teaching"], "train.teaching_weight has no effect, as "
-               "data.objective is not task_and_self_teaching and data.replay is 0.",
+               "data.objective is not task_and_self_teaching and no sample is replayed.",
                ["data.objective=task_and_self_teaching"]),
-    "temperature": (["train.teaching_temperature=2"], "train.teaching_temperature has no effect, as data.objective has "
-                    "no self_teaching and data.replay is 0.", ["data.augment_prompt=true", "data.replay=0.5"]),
+    "temperature": (["train.teaching_temperature=2"], "train.teaching_temperature has no effect, as the LLM "
+                    "alone teaches no sample (data.objective, data.replay).",
+                    ["data.augment_prompt=true", "data.replay=0.5"]),
     "replay": (["data.replay=0.5"], "data.replay has no effect, as data.augment_prompt is false.",
                ["data.augment_prompt=true"]),
     "task": (["evaluation.tasks=[xnli]", "evaluation.data.xcopa.source=f"],

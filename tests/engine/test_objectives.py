@@ -52,7 +52,8 @@ def test_mixed_and_self_taught_runs_resume_bit_for_bit(small_run: list[str], tmp
 def test_replayed_samples_count_the_same_on_every_rank_and_after_a_resume(small_run: list[str], tmp_path: Path) -> None:
     """Micro-batches of two: with half of the samples replayed, in some all are, and none in others."""
     same = ("data.augment_prompt=true", "data.replay=0.5", "train.teaching_weight=400", "train.micro_batch=2",
-            "train.schedule=constant", "train.warmup_ratio=0", "fusion.dropout=0", "checkpoint.every=2")  # fmt: skip
+            "train.schedule=constant", "train.warmup_ratio=0", "fusion.dropout=0", "checkpoint.every=2",
+            "data.validation_percent=10", "train.validate_every=4")  # fmt: skip
 
     def train(name: str, ranks: int, *more: str, ds: str = "zero3.json") -> launch.Outcome:
         return launch.train(arguments(small_run, tmp_path / name, *same, *more, ds=ds), ranks, tmp_path / "logs")
@@ -65,6 +66,7 @@ def test_replayed_samples_count_the_same_on_every_rank_and_after_a_resume(small_
     for key in ("loss", "kl", "grad_norm", "ids_hash", "layer_weights"):
         assert [line[key] for line in resumed] == [line[key] for line in whole], key
     for expected, line in zip(whole, lines(tmp_path / "one"), strict=False):
+        assert "validation_kl" not in expected  # no held-out sample is replayed
         assert line["kl"] == pytest.approx(expected["kl"], rel=1e-3) and 400 * line["kl"] > 0.1
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)

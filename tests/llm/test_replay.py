@@ -140,5 +140,17 @@ def test_what_does_not_go_with_it(models: dict[str, Path]) -> None:
         check(Config(model=names, data=DATA, lora=LoraConfig(rank=4)))
     with pytest.raises(ConfigError, match=r"data.replay is 0.5 and data.objective is self_teaching"):
         check(Config(model=names, data=dataclasses.replace(DATA, objective="self_teaching")))
-    # A first stage, which trains the LLM alone, takes the recipe as it is.
+    # Runs without a bridge, such as a first stage, take the recipe as it is.
     assert DATA.taught_share(bridge=False) == 0
+    alone = ModelConfig(encoder="none", llm=str(models["llm"]))
+    check(Config(model=alone, data=dataclasses.replace(DATA, objective="prefix_lm"), lora=LoraConfig(rank=4)))
+
+
+def test_no_other_column_is_read(models: dict[str, Path]) -> None:
+    """Shards may hold a `text` that the objective does not name: nothing has checked it."""
+    tokenizers = load_tokenizers(ModelConfig(encoder=str(models["encoder"]), llm=str(models["llm"])))
+    (number,) = drawn([True])
+    samples = [{"source": "a dog", "target": "Neutral"} | more for more in ({}, {"text": 5}, {"text": " "})]
+    found = [tokenize_samples([of], tokenizers, DATA, epochs=[0], numbers=[number])[0] for of in samples]
+    assert isinstance(found[0], TokenizedSample) and found[0] == found[1] == found[2]
+    assert found[0].lesson == found[0].prompt == tokenizers.prompts(["a dog"])[0]

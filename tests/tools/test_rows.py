@@ -103,5 +103,5 @@ def test_the_readme_says_what_adapting_brought() -> None:
         codes = ("bo", "nqo_Nkoo", "sat_Olck", "taq_Tfng")
         return [round(fmean(row[f"sib200 {code}"] for row in rows if row["system"] == system)) for code in codes]
 
-    (found,) = re.findall(r"from chance \((\d+) to (\d+) %\) to (\d+), (\d+), (\d+) and (\d+),", README)
+    (found,) = re.findall(r"from the majority class \((\d+) to (\d+) %\) to (\d+), (\d+), (\d+) and (\d+),", README)
     assert [int(each) for each in found] == [min(means("before")), max(means("before")), *means("pairs")]

@@ -21,7 +21,8 @@ bridges on English alone:
   layers       the text, and encoder states to every layer (injection.form=every_layer, no soft prompt)
   layers-only  encoder states to every layer, neither text nor soft prompt
   layalign     encoder states to every layer, soft prompt and text
-  cipher-NAME  as text, gate and layers, but the text that the LLM reads in training is in cipher (data.augment_cipher)
+  cipher-NAME  as text, gate and layers, but the text that the LLM reads in training is in cipher (data.augment_cipher);
+               in scoring it reads the text as it is
   replay-NAME  as cipher-NAME, and a quarter of the samples is replayed (data.replay): the text as it is, and as the
                target what the LLM alone says
 
@@ -56,6 +57,7 @@ from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, study,
 KNOWN, KNOWN_REAL = "qaa", "fr"
 LANGUAGES = ("en", KNOWN_REAL, "am", "ha", "si", "sw", "ta")
 """Of SIB-200."""
+OUTPUT = Path("runs/forms")
 BASELINE = "soft"
 TEXT, LAYERS = "data.augment_prompt=true", "injection.form=every_layer"
 CIPHER = (TEXT, "data.augment_cipher=1")
@@ -117,7 +119,7 @@ def finetune(recipe: str, values: Sequence[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Train and score what is missing, then report everything."""
-    parser = study_parser(__doc__ or "", "runs/forms")
+    parser = study_parser(__doc__ or "", str(OUTPUT))
     add_arms(parser, BASELINE)
     add = parser.add_argument
     add("--data", choices=("testbed", "sib200"), default="testbed", help="languages and models (default: testbed)")
@@ -125,6 +127,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--llm", type=Path, help="of sib200: folder of an LLM that has learned the task (default: stage 0 makes it)")
     add("--source", default="Davlan/sib200", help="of sib200: hub id or folder of the data")
     options = parser.parse_args(argv)
+    if options.data != "testbed" and options.output == OUTPUT:  # neither study is to find the other's shards
+        options.output = OUTPUT.with_name(f"{OUTPUT.name}_{options.data}")
     output = options.output = options.output.resolve()
     rows, steps = (QUICK_ROWS, 2) if options.quick else (ENGLISH_ROWS, STEPS)
     if options.data == "testbed":

@@ -159,6 +159,11 @@ class Config:
                 "encoder and a frozen LLM; set lora.rank=0 and llm.trainable=false (llm.finetune may train the LLM "
                 "before)."
             )
+        if self.data.replay and self.model.has_bridge and self.data.objective != "task":
+            yield (
+                f"data.replay is {self.data.replay:g} and data.objective is {self.data.objective}; expected the "
+                "objective task, of whose samples some are replayed; set data.replay=0."
+            )
         if self.data.replay and self.model.has_bridge and (self.lora.rank or self.llm.trainable):
             yield (
                 f"data.replay is {self.data.replay:g}, in which the LLM as it is teaches, and the LLM is trained; "

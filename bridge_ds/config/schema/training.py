@@ -92,9 +92,9 @@ class DataConfig:
     script, for each sample and epoch anew. The LLM cannot read them, as it cannot read a language that it does not
     know, and answers from the encoder, which reads the English."""
     replay: Annotated[Probability, TRAINING] = 0.0
-    """With augment_prompt, share of the training samples in place of whose labels the LLM alone is the target (KL, as
-    in self-teaching): it is shown their text as it is, whatever augment_share and augment_cipher, and beside the soft
-    prompt it is to say what it says without. So that what the LLM can do by itself stays."""
+    """With augment_prompt, share of the training samples whose target is what the LLM alone says of the text, not the
+    label (KL, as in self-teaching), so that what the LLM can do by itself stays. Their text is shown as it is, whatever
+    augment_share and augment_cipher. No held-out sample is replayed."""
     bos: Annotated[Literal["auto", "always", "never", "unless_eos"], FUNCTION] = "auto"
     """Whether the LLM's BOS opens its input: auto (as its tokenizer opens a text by itself) | always | never |
     unless_eos (as in runs before this setting: also one that the tokenizer does not add, unless it is the EOS)."""
@@ -150,11 +150,6 @@ class DataConfig:
 
     def conflicts(self) -> Iterator[str]:
         """A sentence for each two settings that contradict each other."""
-        if self.replay and self.objective != "task":
-            yield (
-                f"data.replay is {self.replay:g} and data.objective is {self.objective}; expected the objective task, "
-                "of whose samples some are replayed; set data.replay=0."
-            )
         longest = self.max_source_tokens + self.max_target_tokens + self.max_prompt_tokens * self.augment_prompt
         if 0 < self.tokens_per_micro_batch < longest:
             yield (
@@ -221,10 +216,10 @@ class TrainConfig:
     """Most samples of a validation, the same ones each time and whatever run.seed is (kept as token ids in the ranks'
     memory); 0 = all that are held out."""
     teaching_weight: Annotated[NonNegativeFloat, TRAINING] = 1.0
-    """Weight of self-teaching's loss beside the task's (data.objective task_and_self_teaching)."""
+    """Weight of self-teaching's loss beside the task's (data.objective task_and_self_teaching, data.replay)."""
     teaching_temperature: Annotated[PositiveFloat, TRAINING] = 1.0
-    """Temperature of both distributions in self-teaching; its loss is multiplied by the temperature's square, which
-    keeps the gradients' size (arXiv 1503.02531)."""
+    """Temperature of both distributions in self-teaching and data.replay; the loss is multiplied by the temperature's
+    square, which keeps the gradients' size (arXiv 1503.02531)."""
     max_bad_steps: Annotated[NonNegativeInt, NEITHER] = 0
     """Steps in a row whose loss or gradient is not finite before the run stops; each one is skipped and shown."""
 

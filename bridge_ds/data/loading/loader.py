@@ -168,7 +168,7 @@ def held_out(
     if found is None:
         return None
     # Where prefix_lm splits a text depends on the seed, and validation losses of runs are to be compared.
-    config = replace(config, run=replace(config.run, seed=0))
+    config = replace(config, run=replace(config.run, seed=0), data=replace(config.data, replay=0.0))
     return StepDataset(config, world, tokenizers, found, 1, packing).once(config.train.validation_samples)
 
 

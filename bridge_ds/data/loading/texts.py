@@ -57,7 +57,9 @@ def texts_of(
     else:
         source = sample[OBJECTIVES[objective].read(sample)]
         prompt = sample.get("prompt") or source
-        texts = SampleTexts(source, prompt, sample.get("target"), sample.get("text") or prompt)
+        # Without the objective's leave, `text` is some column that nothing has checked.
+        lesson = sample.get("text") if "text" in OBJECTIVES[objective].optional else None
+        texts = SampleTexts(source, prompt, sample.get("target"), lesson or prompt)
     if mixer is None:
         return texts
     mixed = mixer.mix(texts.source, seed, epoch, number)
