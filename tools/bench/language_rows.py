@@ -24,7 +24,7 @@ GROUPS = ("en", "known", "others")
 
 
 def write_rows(output: Path, arms: Sequence[Arm], one: str, by_choice: Sequence[str] = ()) -> str:
-    """Write OUTPUT/languages.csv, a row a scored run and task, and return its table.
+    """Write OUTPUT/languages.csv, a row a task and run of the seeds that all arms have, and return its table.
 
     Args:
         output: folder of the runs.
@@ -32,14 +32,14 @@ def write_rows(output: Path, arms: Sequence[Arm], one: str, by_choice: Sequence[
         one: code of the language that stands alone, the column `known`.
         by_choice: names of arms that also have rows as chosen by language, see :func:`bridge_ds.report.choose.chosen`.
     """
-    scored = [
-        (arm.name, int(folder.name.rpartition("-")[2]), folder)
+    by_arm = [
+        {int(path.parent.name.rpartition("-")[2]) for path in output.glob(f"{arm.folder}-[0-9]/evaluation.json")}
         for arm in arms
-        for folder in sorted(output.glob(f"{arm.folder}-[0-9]"))
-        if (folder / "evaluation.json").is_file()
     ]
-    if not scored:
+    whole = sorted(set.intersection(*by_arm))
+    if not whole:
         return ""
+    scored = [(arm.name, seed, output / f"{arm.folder}-{seed}") for arm in arms for seed in whole]
     found = rows_of(scored[0][2], ALONE, scored[0][1], one)
     for name, seed, folder in scored:
         found += rows_of(folder, name, seed, one)
