@@ -11,7 +11,7 @@ from typing import Any
 
 from bridge_ds.metrics import current_names
 from bridge_ds.report.choose import chosen, scored_cells
-from tools.bench.study import Arm
+from tools.bench.study import Arm, Runs
 from tools.bench.testbed_rows import percent, spread, write
 
 __all__ = ["ALONE", "by_language", "differences", "write_differences", "write_rows"]
@@ -32,14 +32,10 @@ def write_rows(output: Path, arms: Sequence[Arm], one: str, by_choice: Sequence[
         one: code of the language that stands alone, the column `known`.
         by_choice: names of arms that also have rows as chosen by language, see :func:`bridge_ds.report.choose.chosen`.
     """
-    by_arm = [
-        {int(path.parent.name.rpartition("-")[2]) for path in output.glob(f"{arm.folder}-[0-9]/evaluation.json")}
-        for arm in arms
-    ]
-    whole = sorted(set.intersection(*by_arm))
-    if not whole:
+    runs = Runs(output, arms, range(10))
+    scored = [(arm.name, seed, runs.folder(arm, seed)) for arm in arms for seed in runs.whole_seeds()]
+    if not scored:
         return ""
-    scored = [(arm.name, seed, output / f"{arm.folder}-{seed}") for arm in arms for seed in whole]
     found = rows_of(scored[0][2], ALONE, scored[0][1], one)
     for name, seed, folder in scored:
         found += rows_of(folder, name, seed, one)

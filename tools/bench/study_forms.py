@@ -34,11 +34,11 @@ decides.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -51,7 +51,7 @@ from bridge_ds.testbed.languages import ENGLISH
 from bridge_ds.testbed.tasks import meanings
 from tools.bench.language_rows import write_rows
 from tools.bench.study import Arm
-from tools.bench.study_real import pack_english
+from tools.bench.study_real import RECIPE, pack_english
 from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, study, study_parser
 
 KNOWN, KNOWN_REAL = "qaa", "fr"
@@ -61,10 +61,7 @@ OUTPUT = Path("runs/forms")
 BASELINE = "soft"
 TEXT, LAYERS = "data.augment_prompt=true", "injection.form=every_layer"
 CIPHER = (TEXT, "data.augment_cipher=1")
-SHOWN = {
-    "cipher": CIPHER,
-    "replay": (*CIPHER, "data.replay=0.25"),
-}
+SHOWN = {"cipher": CIPHER, "replay": (*CIPHER, "data.replay=0.25")}
 """What the LLM is shown of the text, by the first part of an arm's name."""
 BY_LANGUAGE = (BASELINE, "layers-only")
 """Arms in which the LLM reads no text, so that they may harm what it knows."""
@@ -130,30 +127,29 @@ def main(argv: list[str] | None = None) -> int:
     if options.data != "testbed" and options.output == OUTPUT:  # neither study is to find the other's shards
         options.output = OUTPUT.with_name(f"{OUTPUT.name}_{options.data}")
     output = options.output = options.output.resolve()
-    rows, steps = (QUICK_ROWS, 2) if options.quick else (ENGLISH_ROWS, STEPS)
     if options.data == "testbed":
-        some = chosen_arms(options, arms(output / "knows" / "llm"), BASELINE)
-        status = study(options, some, lambda output: teach(output, rows, steps), "--baseline", BASELINE)
-        print(write_rows(output, some, KNOWN, BY_LANGUAGE))
-        return status
-    base, source = (os.path.abspath(of) if os.path.isdir(of) else of for of in (options.encoder, options.source))
-    some = chosen_arms(options, arms((options.llm or output / "stage0" / "llm").resolve()), BASELINE)
-    real = (f"model.encoder={base}", f"evaluation.data.sib200.source={source}", "llm.finetune=false",
-            f"evaluation.languages=[{','.join(LANGUAGES)}]")  # fmt: skip
-    options.overrides, options.recipe = [*real, *options.overrides], "sib200_small"
-    status = study(options, some, lambda output: make_real(options, source), "--baseline", BASELINE)
-    print(write_rows(output, some, KNOWN_REAL, BY_LANGUAGE))
+        known, llm = KNOWN, output / "knows" / "llm"
+        rows, steps = (QUICK_ROWS, 2) if options.quick else (ENGLISH_ROWS, STEPS)
+        make_data = partial(teach, rows=rows, steps=steps)
+    else:
+        known, llm = KNOWN_REAL, (options.llm or output / "stage0" / "llm").resolve()
+        base, source = (os.path.abspath(of) if os.path.isdir(of) else of for of in (options.encoder, options.source))
+        real = (f"model.encoder={base}", f"evaluation.data.sib200.source={source}", "llm.finetune=false",
+                f"evaluation.languages=[{','.join(LANGUAGES)}]")  # fmt: skip
+        options.overrides, options.recipe = [*real, *options.overrides], RECIPE
+        make_data = partial(make_real, source=source, llm=llm, quick=options.quick)
+    some = chosen_arms(options, arms(llm), BASELINE)
+    status = study(options, some, make_data, "--baseline", BASELINE)
+    print(write_rows(output, some, known, BY_LANGUAGE))
     return status
 
 
-def make_real(options: argparse.Namespace, source: str) -> None:
-    """The English shards, and the taught LLM unless there is one."""
-    pack_english(source, options.output)
-    if options.llm is None and not (options.output / "stage0" / "llm" / "config.json").is_file():
-        few = ("train.steps=2",) if options.quick else ("train.steps=80",)
-        values = (f"run.output={options.output / 'stage0'}", f"data.shards={options.output / 'shards'}",
-                  "lora.rank=16", "train.lr=1e-3", "evaluation.tasks=[]", "track.uri=none", *few)  # fmt: skip
-        finetune(options.recipe, values)
+def make_real(output: Path, source: str, llm: Path, quick: bool) -> None:
+    """The English shards, and the taught LLM unless it is there, by the recipe's own settings for it."""
+    shards = pack_english(source, output)
+    if output in llm.parents and not (llm / "config.json").is_file():
+        values = (f"run.output={llm.parent}", f"data.shards={shards}", "evaluation.tasks=[]", "track.uri=none")
+        finetune(RECIPE, (*values, *(["train.steps=2"] if quick else [])))
 
 
 if __name__ == "__main__":
