@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from statistics import fmean
@@ -9,7 +10,7 @@ from statistics import fmean
 import pytest
 
 from tools.bench import adapt_rows, language_rows, real_rows, study_adapt, testbed_rows
-from tools.bench.testbed_rows import read, spread
+from tools.bench.testbed_rows import carried_over, read, spread
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -105,3 +106,9 @@ def test_the_readme_says_what_adapting_brought() -> None:
 
     (found,) = re.findall(r"from the majority class \((\d+) to (\d+) %\) to (\d+), (\d+), (\d+) and (\d+),", README)
     assert [int(each) for each in found] == [min(means("before")), max(means("before")), *means("pairs")]
+
+
+def test_nothing_is_carried_over_where_english_has_gained_nothing():
+    assert carried_over(0.8, 0.5, 0.2) == 50.0
+    assert carried_over(0.8, 0.1, 0.2) < 0
+    assert math.isnan(carried_over(0.2, 0.5, 0.2)) and math.isnan(carried_over(0.1, 0.5, 0.2))

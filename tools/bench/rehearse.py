@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,8 +24,8 @@ from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.plan.job import Job, layout
 from bridge_ds.plan.memory import memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape
+from tools.bench.study import ROOT, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 _EXAMPLES = """\
 examples:
   tools/bench/rehearse.py --folder /scratch/rehearsal
@@ -154,9 +153,7 @@ def _train(options: argparse.Namespace, models: Mapping[str, object], name: str)
     }
     command = [sys.executable, str(ROOT / "bridge_ds" / "train.py"), "--ds_config", options.ds_config]
     command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     ranks = []
     for rank in range(options.ranks):
         world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": options.ranks, "LOCAL_WORLD_SIZE": options.ranks}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from bridge_ds.metrics import current_names
 from tools.bench.study import record_of
 
-__all__ = ["percent", "read", "row", "spread", "table", "write"]
+__all__ = ["carried_over", "percent", "read", "row", "spread", "table", "write"]
 
 
 def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
@@ -33,10 +34,15 @@ def row(folder: Path, system: str, seed: int) -> dict[str, Any]:
         found[f"{name} English, LLM"] = percent(llm["en"]["acc"])
         found[f"{name} English"] = percent(english)
         found[f"{name} unseen"] = percent(unseen)
-        found[f"{name} carried over"] = percent((unseen - chance) / max(english - chance, 1e-9))
+        found[f"{name} carried over"] = carried_over(english, unseen, chance)
         found[f"{name} LLM alone off chance"] = percent(max(abs(llm[x]["acc"] - chance) for x in others))
         found[f"{name} n"] = bridge["en"]["n"]
     return found | record_of(folder)
+
+
+def carried_over(english: float, unseen: float, chance: float) -> float:
+    """Percent of English's gain over chance that the unseen languages have; nan if English has none."""
+    return percent((unseen - chance) / (english - chance)) if english > chance else math.nan
 
 
 def percent(share: float) -> float:
