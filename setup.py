@@ -36,6 +36,7 @@ setup(
         "transformers>=5.17,<6",
         "deepspeed>=0.19.8",
         "accelerate",  # transformers' ZeRO-3 loading needs it
+        "peft>=0.21",  # LoRA
         "datasets",
         "webdataset",
         "fsspec[http]",
@@ -61,7 +62,6 @@ setup(
             "setuptools>=77",  # a test builds the wheel
             "lm_eval>=0.4.13,<0.5",
             "hypothesis",
-            "peft>=0.21",
             "statsmodels",
             "ruff",
             "mypy",
@@ -78,7 +78,6 @@ setup(
             "triton>=3.6; platform_machine == 'x86_64'",
         ],
         "kernels": ["triton>=3.6"],
-        "lora": ["peft>=0.21"],
         "serve": ["starlette>=1,<2", "uvicorn>=0.40", "prometheus-client", "httpx"],
         "docs": ["mkdocs>=1.6,<2"],
         "tensorboard": ["tensorboard"],

@@ -20,7 +20,6 @@ bridge-ds preflight checks one run; bridge-ds doctor looks into a finished one."
 _PACKAGES = ("torch", "transformers", "deepspeed", "safetensors", "webdataset", "mlflow")
 _EXTRAS = {
     "kernels": "triton",
-    "lora": "peft",
     "serve": "starlette",
     "harness": "lm_eval",
     "quantized": "bitsandbytes",

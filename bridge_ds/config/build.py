@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import importlib.util
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -20,10 +19,8 @@ from bridge_ds.config.schema.fields import FUNCTION, Rule
 from bridge_ds.config.text import named, shown
 from bridge_ds.errors import ConfigError
 
-__all__ = ["NO_PEFT", "adapter", "bounds", "check", "flatten", "from_dict", "one_of", "to_dict"]
+__all__ = ["adapter", "bounds", "check", "flatten", "from_dict", "one_of", "to_dict"]
 
-NO_PEFT = "lora.rank is {}, which needs the package peft; expected it to be installed; pip install 'bridge_ds[lora]'."
-"""Said before anything slow begins, and where a run is loaded."""
 _CHOICES = 12
 """Most choices that a message lists."""
 
@@ -90,8 +87,6 @@ def check(config: Config) -> None:
     from_dict(to_dict(config))
     for sentence in config.conflicts():
         raise ConfigError(sentence)
-    if config.lora.rank and importlib.util.find_spec("peft") is None:
-        raise ConfigError(NO_PEFT.format(config.lora.rank))
     for name in config.run.allow_changes:
         one_of("run.allow_changes", name, (key for key, kind in KINDS.items() if kind == FUNCTION))
 

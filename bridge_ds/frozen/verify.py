@@ -5,7 +5,6 @@ Weights are gathered one at a time, so that no rank holds the model.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from collections.abc import Mapping
@@ -61,7 +60,7 @@ def loaded_files(name: str, revision: str | None = None, hub: Mapping[str, Any] 
         ConfigError: a file that an index names is missing.
     """
     adapter = cached_file(name, "adapter_config.json", revision, hub)
-    if adapter is None or importlib.util.find_spec("peft") is None:
+    if adapter is None:
         return weight_files(name, revision, hub) or _weights(name, "pytorch_model.bin", revision, hub)
     # transformers puts the adapter on the model in the same folder or, without one, on the model that it names.
     values = stored_json(name, adapter)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from bridge_ds.config.build import NO_PEFT
 from bridge_ds.config.schema import LoraConfig
 from bridge_ds.errors import ConfigError, brief
 from bridge_ds.llm.bias import has_bias, keep_biases, train_biases
@@ -25,16 +24,13 @@ def add_lora(of: nn.Module, config: LoraConfig, seed: int) -> None:
         seed: of the first factors, the same on every rank; the second ones are zero.
 
     Raises:
-        ConfigError: peft is not installed, or the model has no layer of these names, or none of the biases that are to
-            be trained.
+        ConfigError: the model has no layer of these names, or none of the biases that are to be trained.
     """
     if not config.rank:
         return
     assert isinstance(of, Updated), "lora.rank excludes that all of the model is trained"
-    try:
-        import peft
-    except ImportError:
-        raise ConfigError(NO_PEFT.format(config.rank)) from None
+    import peft
+
     wanted = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,

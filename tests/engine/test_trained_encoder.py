@@ -137,7 +137,6 @@ def test_what_is_trained_is_read_back(stage3: Path) -> None:
 
 
 def test_lora_begins_with_another_runs_bridge(runs: Runs, small_run: list[str]) -> None:
-    pytest.importorskip("peft")
     base = [value for value in small_run if value != "--set"]
     made = make_run(runs.root / "mapping", [*base, "model.dtype=bfloat16"], scale=0.25)
     run, said = runs(

@@ -51,7 +51,6 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(zygote: launch.Zygote, small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    pytest.importorskip("peft")
     return Runs(zygote, small_run, tmp_path_factory.mktemp("variants"))
 
 

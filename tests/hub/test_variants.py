@@ -32,7 +32,6 @@ from tests.made import harness_answerer, make_run
 from tests.samples import tokenize_sample
 from tools.export import main as export_command
 
-pytest.importorskip("peft")
 TEXTS = ["a", "the cat sat on the mat and a dog looked at the river"]
 LATENTS = 5
 LATENT = [

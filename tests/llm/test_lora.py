@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,7 +17,6 @@ from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.llm.lora import add_lora, merge_lora
 from tests import tiny
 
-peft = pytest.importorskip("peft")
 KINDS = [("qwen2", "all"), ("qwen2", "lora_only"), ("gpt2", "all"), ("gpt2", "lora_only")]
 TARGETS = {"qwen2": ("q_proj", "up_proj"), "gpt2": ("c_attn",)}
 

@@ -102,6 +102,5 @@ def test_the_llm_alone_is_refused_once_it_is_trained(folders: dict[str, Path]) -
         pass
     with pytest.raises(ConfigError, match=r"trained the LLM itself \(llm.trainable\)"), llm.without_adapters():
         pass
-    pytest.importorskip("peft")
     with pytest.raises(ConfigError, match=r"lora.rank is 2 and llm.trainable is true"):
         load_config("testbed", ["lora.rank=2", "llm.trainable=true"])

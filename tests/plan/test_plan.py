@@ -150,7 +150,6 @@ def test_a_part_of_another_kind_is_refused_and_never_counted(tmp_path: Path) -> 
 @pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
 def test_loras_updates_and_trained_biases_are_counted_as_they_are_made(kind: str, bias: str, tmp_path: Path) -> None:
-    pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
     from bridge_ds.llm.frozen import FrozenLLM
