@@ -101,12 +101,7 @@ class Run:
         config = self._with_shards()
         self._leave_if_asked()
         corpus = self._open_corpus(config)
-        self.state = {
-            "seed": self.config.run.seed,
-            "global_batch": self.config.train.global_batch,
-            **corpus.recorded,
-            "order": order_of(config),
-        }
+        self.state = {**order_of(config), **corpus.recorded}
         if checkpoint:
             refuse_other_run(checkpoint, self.state)  # base models are compared after loading
         self.unvalidated = checkpoint.state.get("unvalidated") if checkpoint else None

@@ -47,7 +47,7 @@ class Change:
 
 
 def changes(old: Config, new: Config) -> list[Change]:
-    """Settings of the kinds FUNCTION and TRAINING that differ, in the schema's order."""
+    """Settings of all kinds but NEITHER that differ, in the schema's order."""
     before, after = flatten(old), flatten(new)
     differing = [key for key in after if before[key] != after[key] and KINDS[key] != NEITHER]
     return [Change(key, before[key], after[key]) for key in differing]

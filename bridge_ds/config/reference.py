@@ -23,17 +23,19 @@ _INTRO = """\
 <!-- Made by `python -m bridge_ds.config.reference`; edit the docstrings in bridge_ds/config/schema/ instead. -->
 
 A recipe is a YAML file of these keys, by section. `--recipe` takes the name of a shipped recipe or the path of a file.
-Keys that a recipe leaves out have their default. `base: NAME_OR_PATH` at the top of a recipe inherits from another one
-(a path relative to the file, or the name of a shipped recipe). `--set section.key=value` overrides one key; text is
-taken literally. The resolved config of a run is in its `config.yaml`.
+Without it the recipe `testbed` is used, whose settings are for small models. Keys that a recipe leaves out have their
+default. `base: NAME_OR_PATH` at the top of a recipe inherits from another one (a path relative to the file, or the name
+of a shipped recipe). `--set section.key=value` overrides one key; text is taken literally. The resolved config of a run
+is in its `config.yaml`.
 
 In paths, `~` and `$NAME` are expanded, in recipes and after `--set`.
 
 *On resume* says what happens if a run resumes from a checkpoint with another value of the key: `refused` (the same
-weights would compute something else; `run.allow_changes` allows it), `reported` (in the log and in the next manifest),
-or `free` (nothing).
+weights would compute something else; `run.allow_changes` allows it), `fixed` (other samples would follow: always
+refused), `reported` (in the log and in the next manifest), or `free` (nothing). Of models, data sets and dictionaries
+the content is compared, not the name: other content is refused.
 """
-_ON_RESUME = {Kind.FUNCTION: "refused", Kind.TRAINING: "reported", Kind.NEITHER: "free"}
+_ON_RESUME = {Kind.FUNCTION: "refused", Kind.ORDER: "fixed", Kind.TRAINING: "reported", Kind.NEITHER: "free"}
 
 
 def page() -> str:

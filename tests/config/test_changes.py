@@ -9,7 +9,8 @@ import pytest
 from bridge_ds.config.changes import changes, file_changes, refuse_changed, refuse_other_bridge, with_places
 from bridge_ds.config.load import flatten, load_config, overridden
 from bridge_ds.config.schema import KINDS, Config
-from bridge_ds.config.schema.fields import FUNCTION, NEITHER, TRAINING
+from bridge_ds.config.schema.fields import FUNCTION, NEITHER, ORDER, TRAINING
+from bridge_ds.data.loading.plan import order_of
 from bridge_ds.errors import CheckpointError, ConfigError
 
 NAMED = ["fusion.state_norm=rms", "data.augment_prompt=true", "model.dtype=bfloat16", "data.max_source_tokens=9"]
@@ -21,10 +22,18 @@ def test_every_setting_has_a_kind() -> None:
     assert not missing, (
         f"{missing} in bridge_ds/config/schema have no kind: add one to the annotation of each, FUNCTION "
         "if a trained bridge computes or reads something else with another value, TRAINING if it only decides how the "
-        "weights come about, NEITHER for places, speed and recording"
+        "weights come about, ORDER if it decides which sample is at a step, NEITHER for places, speed and recording"
     )
     assert set(KINDS) == set(flatten(Config())), "a kind of a setting that is gone"
-    assert set(KINDS.values()) == {FUNCTION, TRAINING, NEITHER}
+    assert set(KINDS.values()) == {FUNCTION, TRAINING, ORDER, NEITHER}
+
+
+@pytest.mark.parametrize("key", [key for key, kind in KINDS.items() if kind == ORDER])
+def test_a_setting_that_decides_the_order_is_in_the_state(key: str) -> None:
+    windows = ["data.length_window=4"]
+    old = load_config("testbed", windows)
+    new = load_config("testbed", [*windows, f"{key}={2 * flatten(old)[key] or 1}"])
+    assert order_of(new) != order_of(old)
 
 
 def test_what_changes_the_function_is_refused_unless_named_and_the_rest_is_told() -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "FUNCTION",
     "MOST",
     "NEITHER",
+    "ORDER",
     "TRAINING",
     "Flag",
     "Keys",
@@ -57,12 +58,14 @@ class Kind(enum.Enum):
     with the value in its checkpoint."""
     TRAINING = "training"
     """Decides how the weights are trained: a run resumes with another value, logs it and records it in the manifest of
-    its checkpoints. (Some of these also decide the order of samples: those are refused by state.json.)"""
+    its checkpoints."""
+    ORDER = "order"
+    """Decides which sample is at which step: a run resumes with the same value alone (state.json holds it)."""
     NEITHER = "neither"
     """Paths, recording, speed and scoring. What is at a path (base models, shards) is verified by hash instead."""
 
 
-FUNCTION, TRAINING, NEITHER = Kind
+FUNCTION, TRAINING, ORDER, NEITHER = Kind
 MOST = 10**9
 """Most of a count (steps, samples) that costs nothing by itself; what costs memory or processes has a lower one."""
 _LARGEST = 1e300

@@ -9,6 +9,7 @@ from annotated_types import Ge, Le
 
 from bridge_ds.config.schema.fields import (
     NEITHER,
+    ORDER,
     TRAINING,
     Flag,
     Keys,
@@ -35,7 +36,7 @@ class RunConfig:
 
     output: Annotated[Path, Rule(bool, "the path of the run folder"), NEITHER] = "runs/default"
     """Run folder; made if absent. Holds config.yaml, metrics.jsonl, checkpoints/, plots/, evaluation.json."""
-    seed: Annotated[Whole, Ge(0), Le(2**63 - 1), TRAINING] = 0
+    seed: Annotated[Whole, Ge(0), Le(2**63 - 1), ORDER] = 0
     """Seed of the data order, the initial bridge and dropout."""
     resume: Annotated[Path, NEITHER] = "auto"
     """`auto` continues from the newest valid checkpoint if there is one, `never` starts at step 0 in an empty folder,

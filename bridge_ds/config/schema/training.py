@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 from bridge_ds.config.schema.fields import (
     FUNCTION,
     NEITHER,
+    ORDER,
     TRAINING,
     Flag,
     NonNegativeFloat,
@@ -42,9 +43,9 @@ class DataConfig:
     mixture: Annotated[Paths, NEITHER] = ()
     """Several data sets instead of `shards`: a list of FOLDER=WEIGHT, drawn from in the ratio of the weights (each at
     least 1/20,000 of their sum)."""
-    shuffle_shards: Annotated[PositiveInt, Le(1_000_000), TRAINING] = 16
+    shuffle_shards: Annotated[PositiveInt, Le(1_000_000), ORDER] = 16
     """Shards whose samples are shuffled together (the shards are shuffled too); reading stays among these."""
-    validation_percent: Annotated[Whole, Ge(0), Le(99), TRAINING] = 0
+    validation_percent: Annotated[Whole, Ge(0), Le(99), ORDER] = 0
     """Percent of the samples, chosen by the hash of their keys, that are held out of training; train.validate_every
     says how often their loss is computed."""
     stage_dir: Annotated[Path, NEITHER] = ""
@@ -128,10 +129,10 @@ class DataConfig:
     tokens_per_micro_batch: Annotated[NonNegativeInt, NEITHER] = 0
     """Tokens of a micro-batch, padding included, instead of train.micro_batch samples; estimated from characters, so
     leave some room. 0 = off."""
-    length_window: Annotated[PositiveInt, Le(1_000_000), TRAINING] = 1
+    length_window: Annotated[PositiveInt, Le(1_000_000), ORDER] = 1
     """Optimizer steps whose samples are bucketed by length (1 = off: a step has exactly its slice of the order). More
     means less padding; the samples of the window stay the same."""
-    length_chunk: Annotated[PositiveInt, Le(10_000_000), TRAINING] = 8
+    length_chunk: Annotated[PositiveInt, Le(10_000_000), ORDER] = 8
     """Samples of similar length that stay together where length_window is above 1; train.micro_batch is best."""
     workers: Annotated[NonNegativeInt, Le(128), NEITHER] = 2
     """DataLoader worker processes per rank (0 = in the main process)."""
@@ -174,7 +175,7 @@ class TrainConfig:
 
     steps: Annotated[PositiveInt, TRAINING] = 1000
     """Optimizer steps in the whole run."""
-    global_batch: Annotated[PositiveInt, Le(10_000_000), TRAINING] = 128
+    global_batch: Annotated[PositiveInt, Le(10_000_000), ORDER] = 128
     """Samples per optimizer step over all ranks; micro_batch x ranks must divide it."""
     micro_batch: Annotated[NonNegativeInt, Le(10_000_000), NEITHER] = 8
     """Samples per rank per forward pass; 0 = the rank's whole share of the global batch at once."""

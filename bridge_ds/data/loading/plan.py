@@ -18,11 +18,12 @@ from bridge_ds.world import World
 __all__ = ["StepPlan", "TokenCost", "order_of"]
 
 
-def order_of(config: Config) -> str:
-    """The settings, other than seed and global batch, that decide which sample is at a position, in words."""
+def order_of(config: Config) -> dict[str, int | str]:
+    """The settings that decide which sample is at which step (those of the kind ORDER), for state.json."""
     data = config.data
     order = f"shuffle_shards {data.shuffle_shards}, validation_percent {data.validation_percent}"
-    return order + (f", length_window {data.length_window} x {data.length_chunk}" if data.length_window > 1 else "")
+    order += f", length_window {data.length_window} x {data.length_chunk}" if data.length_window > 1 else ""
+    return {"seed": config.run.seed, "global_batch": config.train.global_batch, "order": order}
 
 
 class TokenCost(NamedTuple):
