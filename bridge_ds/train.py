@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(_HERE.parent)] + [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 
-from bridge_ds.cli import parse_train  # noqa: E402
 from bridge_ds.entry import lost_peer, run_command  # noqa: E402
 from bridge_ds.errors import Preempted  # noqa: E402
 from bridge_ds.streams import leave_out_unwritable  # noqa: E402
+from bridge_ds.training_options import parse_train  # noqa: E402
 from bridge_ds.world import World  # noqa: E402
 
 if TYPE_CHECKING:
@@ -28,10 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_train(argv)
     world = World.detect()
     from bridge_ds.config.effect import idle
-    from bridge_ds.config.finetune import finetune_config
-    from bridge_ds.config.load import load_config
+    from bridge_ds.config.finetune import asked_config
 
-    given = (finetune_config if options.finetune else load_config)(options.recipe, options.overrides)
+    given = asked_config(options.recipe, options.overrides, options.finetune)
     first, notes = None, idle(given)
     if given.llm.finetune:
         from bridge_ds.first_stage import FirstStage
@@ -41,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         given = first.bridge() if first.is_done else given
     config, ds_values = resolved(given, world, notes)
     if options.dry_run:
-        from bridge_ds.cli import show_plan
+        from bridge_ds.training_options import show_plan
 
         show_plan(config, ds_values, world)
         return 0

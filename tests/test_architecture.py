@@ -37,7 +37,7 @@ LAYERS = [
     {"evaluation"},
     {"report"},
     {"cli", "run", "harness", "doctor", "probe", "convert", "hub"},
-    {"first_stage", "generate"},
+    {"first_stage", "generate", "training_options"},
     {"train"},
     {"serve"},
     {"commands"},

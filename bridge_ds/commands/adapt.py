@@ -11,15 +11,16 @@ from itertools import islice
 from pathlib import Path
 
 from bridge_ds.adapt.extension import Extension, read_extension
-from bridge_ds.cli import Parser, add_adapt_files, parse_train
+from bridge_ds.cli import Parser
 from bridge_ds.commands.train import launched, split
 from bridge_ds.commands.train import main as train
-from bridge_ds.config.load import load_config
+from bridge_ds.config.load import load_config, save_config
 from bridge_ds.config.names import with_full_paths
 from bridge_ds.config.schema import Config
 from bridge_ds.data.packing.lines import pack_pairs, pack_text, pack_triples, sources, text_lines, triple_lines
 from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import ConfigError, LaunchError
+from bridge_ds.training_options import add_adapt_files, parse_train, train_parser
 
 __all__ = ["main"]
 
@@ -43,7 +44,8 @@ _TRIPLES = ("train.steps=25000",)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """As :mod:`bridge_ds.commands.train`, with the recipe `adapt`; packs the files that are given first."""
+    """As :mod:`bridge_ds.commands.train`, with the recipe `adapt`; packs the files that are given first. `--prepare`
+    does only that, and writes a recipe that names the shards, for other launchers."""
     words = list(sys.argv[1:] if argv is None else argv)
     files = Parser(add_help=False, allow_abbrev=False, prog=_PROG)
     add_adapt_files(files)
@@ -61,17 +63,43 @@ def main(argv: list[str] | None = None) -> int:
     if found.new_rows_only and not (found.extend_vocabulary and found.parallel):
         files.error("--new-rows-only trains the pieces that are added, on pairs; expected --extend-vocabulary and "
                     "--parallel too")  # fmt: skip
+    if found.prepare and not given:
+        files.error("--prepare packs files; expected --text, --triples or --parallel too")
     if given:
         own += _packed(own, found)
-    return train([*own, *launcher], _PROG)
+    elif not {"-h", "--help"} & set(own):
+        _refuse_no_data(own, files)
+    return _prepared(own) if found.prepare else train([*own, *launcher], _PROG)
+
+
+def _refuse_no_data(words: list[str], files: Parser) -> None:
+    """The recipe `adapt` names no text, for there is none to begin with."""
+    options = train_parser(_PROG).parse_args(split(words, _PROG)[0])
+    given = {setting.partition("=")[0].strip() for setting in options.overrides}
+    if options.recipe == "adapt" and not given & {"data.shards", "data.mixture"}:
+        files.error("no data is named; expected --text, --triples or --parallel, or --set data.shards=FOLDER")
+
+
+def _prepared(words: list[str]) -> int:
+    """Write the run's recipe and say how it is started; `words` name the shards and the encoder."""
+    options = parse_train(split(words, _PROG)[0])
+    config = load_config(options.recipe, options.overrides)
+    folder = Path(config.run.output)
+    recipe = folder / "prepared.yaml"
+    if not options.dry_run:
+        save_config(config, recipe)
+    print(f"{recipe} is the recipe of this run; start it with one of these:\n"
+          f"  bridge-ds train --recipe {recipe}\n"
+          f"  RECIPE={recipe} OUTPUT={folder} sbatch slurm/train_1b.sh")  # fmt: skip
+    return 0
 
 
 def _packed(words: list[str], files: argparse.Namespace) -> list[str]:
     """Pack the files into the run folder, and extend the encoder; returns options that name the shards and it."""
-    if launched():
+    if launched() and not files.prepare:
         raise LaunchError(
             "--text, --triples and --parallel are packed once, by the command that starts the processes, and this is "
-            "one of them; expected shards; pack them first (bridge-ds pack), then --set data.shards=FOLDER."
+            "one of them; expected shards; run the same with --prepare first, then start the recipe that it writes."
         )
     options = parse_train(split(words, _PROG)[0])
     shipped = options.recipe == "adapt"

@@ -20,7 +20,7 @@ from typing import Any
 from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
 from bridge_ds.config import zero
 from bridge_ds.config.ds_models import check_with_deepspeed
-from bridge_ds.config.load import load_config
+from bridge_ds.config.finetune import asked_config
 from bridge_ds.config.names import made_at_start
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
@@ -35,8 +35,7 @@ examples:
   bridge-ds preflight --recipe mt5xl_13b --nodes 2 --ranks 16 --hashes --gpu-gib 80 --set data.shards=data/english
   srun --ntasks-per-node=1 bridge-ds preflight --versions      # the same line from every node?
 
-Takes the --recipe, --ds_config and --set of bridge-ds train. Exit status 0: all checks pass. 2: some fail; the last
-line says what to change.
+Takes --recipe, --ds_config, --set and --finetune as bridge-ds train. Exit status 2: the last line says what to change.
 """
 
 
@@ -108,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
 def config_resolves(subject: Subject) -> str:
     """Recipe and overrides make a config, and with llm.finetune that of its first stage."""
     recipe, overrides = subject.options.recipe, subject.options.overrides
-    subject.config = load_config(recipe, overrides)
+    subject.config = asked_config(recipe, overrides, subject.options.finetune)
     if subject.config.llm.finetune:
         subject.first = FirstStage(subject.config, recipe, overrides)
         subject.config = subject.first.bridge() if subject.first.is_done else subject.config
@@ -315,6 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ranks", type=count, default=1, help="processes of the job (default: 1)")
     parser.add_argument("--nodes", type=count, help="nodes they are on (default: the Slurm job's, else 1)")
     parser.add_argument("--gpu-gib", type=positive(float, most=1e6), help="memory of the GPUs to be used, in GiB")
+    parser.add_argument("--finetune", action="store_true", help="check the run of bridge-ds finetune")
     parser.add_argument("--hashes", action="store_true", help="read every shard and compare its sha256")
     parser.add_argument("--versions", action="store_true", help="print one line of versions, and nothing else")
     return parser

@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from bridge_ds.cli import Parser, positive, train_parser
+from bridge_ds.cli import Parser, positive
+from bridge_ds.training_options import train_parser
 
 __all__ = ["launched", "main", "split"]
 

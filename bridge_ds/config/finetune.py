@@ -9,7 +9,7 @@ from bridge_ds.config.load import load_config
 from bridge_ds.config.schema import Config
 from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["finetune_config", "first_config"]
+__all__ = ["asked_config", "finetune_config", "first_config"]
 
 _FIRST = "finetune"
 """In the folder of a run with llm.finetune: the run that teaches the LLM."""
@@ -18,6 +18,15 @@ _OURS = ("run.start_from=", "evaluation.languages=[en]")
 _LORA = ("lora.rank=16", "lora.alpha=32")
 _RATES = {True: ("train.lr=2e-5", "llm.lr_scale=1"), False: ("train.lr=2e-4", "lora.lr_scale=1")}
 """All of the LLM is trained -> a usual rate for that, or for LoRA: that of a bridge's recipe is the bridge's."""
+
+
+def asked_config(recipe: str, overrides: Sequence[str], finetune: bool) -> Config:
+    """What `train --recipe --set` asks for, with `--finetune` or without.
+
+    Raises:
+        ConfigError: as :func:`bridge_ds.config.load.load_config`.
+    """
+    return (finetune_config if finetune else load_config)(recipe, overrides)
 
 
 def finetune_config(recipe: str = "testbed", overrides: Sequence[str] = ()) -> Config:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from bridge_ds.cli import parse_train
 from bridge_ds.commands import adapt
 from bridge_ds.config.effect import idle
 from bridge_ds.config.load import load_config
@@ -18,6 +17,7 @@ from bridge_ds.data.shards.samples import BadSample, check_sample
 from bridge_ds.entry import exit_status
 from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.objectives import OBJECTIVES
+from bridge_ds.training_options import parse_train
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -124,8 +124,24 @@ def test_the_command_is_the_trainers_with_a_recipe(tmp_path: Path, monkeypatch: 
     adapt.main(["--recipe", str(own), *graph, "--set", f"run.output={tmp_path / 'own'}"])
     assert load_config(str(own), parse_train(started[6][started[6].index("--recipe") :]).overrides).train.steps == 3
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(LaunchError, match=r"--text, --triples and --parallel are packed once.*data.shards=FOLDER"):
+    with pytest.raises(LaunchError, match=r"--text, --triples and --parallel are packed once.*--prepare first"):
         adapt.main(["--text", str(text), *run])
+
+
+def test_prepare_writes_the_recipe_of_the_run_for_other_launchers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.execv", lambda *_: pytest.fail("nothing is started"))
+    monkeypatch.setenv("RANK", "0")  # inside a job, by one process
+    pairs = write(tmp_path / "c.tsv", "source\ttarget", "eins\tone")
+    words = ["--parallel", str(pairs), "--set", f"run.output={tmp_path / 'run'}", "--set", "train.lr=1e-3"]
+    assert adapt.main([*words, "--prepare"]) == 0
+    recipe = tmp_path / "run" / "prepared.yaml"
+    assert f"RECIPE={recipe} OUTPUT={tmp_path / 'run'} sbatch" in capsys.readouterr().out
+    config = load_config(str(recipe))
+    assert (config.data.objective, config.train.steps, config.train.global_batch) == ("align", 1000, 32)
+    assert (config.train.lr, config.data.shards) == (1e-3, str(tmp_path / "run" / "shards" / "pairs"))
+    assert samples(Path(config.data.shards), "align") == [{"source": "eins", "target": "one"}]
 
 
 def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +150,8 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for words, what in (
         (["--extend-vocabulary", "200000", "--text", text], "is more than 100,000"),
         (["--extend-vocabulary", "20"], "expected --text, --triples or --parallel too"),
+        (["--prepare"], "--prepare packs files; expected --text, --triples or --parallel too"),
+        ([], "no data is named; expected --text, --triples or --parallel, or --set data.shards=FOLDER"),
         (["--text", text, "--templates", text], "--templates puts triples into words; expected --triples too"),
         (["--parallel", text, text, text], "--parallel has 3 files; expected one, or two"),
         (

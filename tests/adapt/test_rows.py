@@ -13,7 +13,6 @@ from bridge_ds.adapt.align import apart
 from bridge_ds.adapt.extension import Extension, read_extension
 from bridge_ds.adapt.model import EncoderAlone
 from bridge_ds.adapt.rows import NewRowsEncoder
-from bridge_ds.cli import parse_train
 from bridge_ds.commands import adapt
 from bridge_ds.config.effect import idle
 from bridge_ds.config.load import load_config
@@ -22,6 +21,7 @@ from bridge_ds.engine.setup import build_model, make_optimizer
 from bridge_ds.engine.trainable import trainable_table
 from bridge_ds.entry import exit_status
 from bridge_ds.errors import ConfigError
+from bridge_ds.training_options import parse_train
 from tests.adapt.made import PAIRS, config, encoder
 from tests.adapt.test_model import made
 from tests.adapt.test_run import LAST, twice

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bridge_ds.cli import parse_train
 from bridge_ds.commands import finetune
 from bridge_ds.config.effect import idle
 from bridge_ds.config.finetune import finetune_config, first_config
 from bridge_ds.config.load import flatten, load_config
 from bridge_ds.errors import ConfigError
+from bridge_ds.training_options import parse_train
 
 
 def test_a_bridges_recipe_gives_the_data_and_finetune_what_is_trained() -> None:

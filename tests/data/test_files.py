@@ -304,7 +304,7 @@ def test_columns_without_a_name_may_be_empty(tmp_path: Path) -> None:
 
 
 def test_given_twice_on_the_command_line_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    from bridge_ds.cli import parse_train
+    from bridge_ds.training_options import parse_train
 
     monkeypatch.delenv("RANK", raising=False)
     arguments = ["--set", "train.lr=1", "--set", "train.steps=5", "--set", "train.lr=2", "--set", "train.steps=5"]
