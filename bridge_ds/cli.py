@@ -16,6 +16,7 @@ __all__ = [
     "add_config_options",
     "add_placing",
     "positive",
+    "say",
     "say_repeated",
 ]
 
@@ -29,8 +30,8 @@ class _NotedStore(argparse._StoreAction):
     _before: argparse.Namespace | None = None
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        if option and self._before is namespace and getattr(namespace, self.dest) != values and _is_first():
-            print(f"note: {option} is given more than once; the last one holds: {short(str(values))}", file=sys.stderr)
+        if option and self._before is namespace and getattr(namespace, self.dest) != values:
+            say(f"{option} is given more than once; the last one holds: {short(str(values))}")
         self._before = namespace
         super().__call__(parser, namespace, values, option)
 
@@ -100,15 +101,14 @@ def say_repeated(overrides: Sequence[str], stream: TextIO | None = None) -> None
         if values.setdefault(key.strip(), value) != value:
             repeated[key.strip()] = value
         values[key.strip()] = value
-    for key, value in repeated.items() if _is_first() else ():
-        print(
-            f"note: {short(key)} is given more than once; the last one holds: {short(value)}", file=stream or sys.stderr
-        )
+    for key, value in repeated.items():
+        say(f"{short(key)} is given more than once; the last one holds: {short(value)}", stream)
 
 
-def _is_first() -> bool:
-    """Whether this is rank 0. Called before World.detect, which may raise."""
-    return (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0"
+def say(note: str, stream: TextIO | None = None) -> None:
+    """Print a note on the first rank; default stream: stderr. Called before World.detect, which may raise."""
+    if (os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0") == "0":
+        print(f"note: {note}", file=stream or sys.stderr)
 
 
 def add_placing(parser: argparse._ActionsContainer, default: str) -> None:

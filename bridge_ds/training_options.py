@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from bridge_ds.cli import Parser, add_config_options, positive, say_repeated
+from bridge_ds.cli import Parser, add_config_options, positive, say, say_repeated
 from bridge_ds.world import World
 
 __all__ = ["add_adapt_files", "parse_train", "show_plan", "train_parser"]
@@ -88,11 +89,27 @@ The same command again continues. docs/adapt.md says which remedy helps which la
 
 def parse_train(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of the trainer: `recipe`, `overrides` (a list of key=value), `dry_run`."""
-    options = train_parser().parse_args(argv)
+    parser = train_parser()
+    default = parser.get_default("recipe")
+    parser.set_defaults(recipe=None)
+    options = parser.parse_args(argv)
+    if options.recipe is None:
+        options.recipe = default
+        _say_default(default, options.overrides)
     if options.ds_config:
         options.overrides.append(f"run.ds_config={options.ds_config}")
     say_repeated(options.overrides)
     return options
+
+
+def _say_default(recipe: str, overrides: Sequence[str]) -> None:
+    """On the first rank, say so where other models would be trained with the settings of the testbed's small ones."""
+    given = [text.partition("=")[0].strip() for text in overrides]
+    if models := [key for key in ("model.encoder", "model.llm") if key in given]:
+        say(
+            f"{' and '.join(models)} and no --recipe: what --set does not give has the value of the recipe {recipe}, "
+            "for small models and short texts; for others name a recipe, such as mt5xl_1b"
+        )
 
 
 def train_parser(prog: str = "train.py") -> Parser:

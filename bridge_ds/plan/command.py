@@ -18,7 +18,7 @@ from bridge_ds.plan.job import ENCODE_ONCE, Job
 __all__ = ["command"]
 
 _LAUNCHERS = (
-    (4e9, "train_1b.sh", "mt5xl_13b"),
+    (4e9, "train_1b.sh", "mt5xl_1b"),
     (40e9, "train_13b.sh", "mt5xl_13b"),
     (math.inf, "train_70b.sh", "mt5xl_70b"),
 )
