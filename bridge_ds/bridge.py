@@ -14,6 +14,7 @@ from torch import nn
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.layout import Layout, layout_of
+from bridge_ds.data.text.truncate import SoftPrompt
 from bridge_ds.encoder.base import Encoder, Input, States
 from bridge_ds.encoder.encoded import Encoded, source_rows
 from bridge_ds.encoder.groups import joined
@@ -68,6 +69,11 @@ class BridgeModel(nn.Module):
     def makes_prompt(self) -> bool:
         """Whether there is a soft prompt; otherwise fusion and mapping are absent."""
         return not isinstance(self.mapping, Absent)
+
+    @property
+    def soft_prompt(self) -> SoftPrompt:
+        """Which positions of the LLM it takes."""
+        return SoftPrompt.at(self.mapping.fixed_length, self.makes_prompt, self.prompt_in_input)
 
     @property
     def device(self) -> torch.device:
@@ -236,6 +242,8 @@ class BridgeModel(nn.Module):
             soft = self._soft(read)
             soft = replace(soft, embeds_BKH=soft.embeds_BKH.to(head.embeds_BKH.dtype))
         injected = self._injected(read, soft)
+        if injected is not None:
+            injected = injected.to(head.embeds_BKH.dtype)
         if soft is None or not self.prompt_in_input:
             return [head, prompt, target], injected
         return [head, soft, prompt, target], injected

@@ -25,8 +25,7 @@ def harness_answerer(
     model: BridgeModel, tokenizers: Tokenizers, data: DataConfig, bridge: bool = True, end_token: bool = True
 ) -> Answerer:
     """The harness around a loaded model, as its constructor makes it of a run."""
-    positions, soft = model.llm.positions, model.mapping.fixed_length
-    prompts = PromptBuilder.of(data, tokenizers, positions, soft, bridge=bridge)
+    prompts = PromptBuilder.of(data, tokenizers, model.llm.positions, model.soft_prompt, bridge=bridge)
     return Answerer(Generator(model, tokenizers, bridge=bridge), prompts, end_token)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -42,6 +43,8 @@ def test_green(preflight: ModuleType, small_run: list[str], tmp_path: Path, caps
     assert said.rstrip().endswith("preflight: green") and "RED" not in said and said.count("\n") < 40
     assert "8 = 2 rows x 2 ranks x 2 micro-batches" in said and "sha256 compared" in said
     assert list((tmp_path / "run").iterdir()) == []
+    assert preflight.main([*arguments(small_run, tmp_path / "llm"), "--finetune"]) == 0
+    assert re.search(r"ok  encoder +none", capsys.readouterr().out)
 
 
 def test_a_run_that_would_not_go_on_is_red_and_a_link_is_followed(

@@ -26,6 +26,9 @@ class Extension:
     """Id of the first added piece; 0 = written by a version that did not say."""
     deviation: float = field(default=0.0, compare=False)
     """Standard deviation of the old token embeddings' numbers; 0 = written by a version that did not say."""
+    learned_from: str = field(default="", compare=False)
+    """Names and sha256 of the files that the pieces were learned from; empty = written by a version that did not
+    say."""
 
     @property
     def lr(self) -> float:
@@ -33,13 +36,19 @@ class Extension:
         step. It was the best on encoders whose embeddings are 0.28 and 0.08 wide (docs/adapt.md)."""
         return float(f"{self.deviation / 10:.1e}") or 1e-3
 
+    def is_of(self, other: Extension) -> bool:
+        """Whether both were made of the same, as far as the older one says."""
+        files = {self.learned_from, other.learned_from} - {""}
+        return self == other and len(files) < 2
+
     def write(self, folder: Path) -> None:
         """Write the file."""
         (folder / _NAME).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     def __str__(self) -> str:
         revision = f" (revision {self.encoder_revision})" if self.encoder_revision else ""
-        return f"{self.encoder}{revision} with up to {self.pieces} more pieces"
+        files = f", learned from {self.learned_from}" if self.learned_from else ""
+        return f"{self.encoder}{revision} with up to {self.pieces} more pieces{files}"
 
 
 def read_extension(folder: Path) -> Extension | None:

@@ -17,7 +17,15 @@ from bridge_ds.commands.train import main as train
 from bridge_ds.config.load import load_config, save_config
 from bridge_ds.config.names import with_full_paths
 from bridge_ds.config.schema import Config
-from bridge_ds.data.packing.lines import pack_pairs, pack_text, pack_triples, sources, text_lines, triple_lines
+from bridge_ds.data.packing.lines import (
+    named_files,
+    pack_pairs,
+    pack_text,
+    pack_triples,
+    sources,
+    text_lines,
+    triple_lines,
+)
 from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.training_options import add_adapt_files, parse_train, train_parser
@@ -60,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         files.error("--extend-vocabulary learns pieces from text; expected --text, --triples or --parallel too")
     if found.templates and not found.triples:
         files.error("--templates puts triples into words; expected --triples too")
+    if found.new_rows_only and found.triples:
+        files.error("--new-rows-only trains on pairs, and learns pieces from --text or the pairs; leave out --triples")
     if found.new_rows_only and not (found.extend_vocabulary and found.parallel):
         files.error("--new-rows-only trains the pieces that are added, on pairs; expected --extend-vocabulary and "
                     "--parallel too")  # fmt: skip
@@ -118,7 +128,7 @@ def _packed(words: list[str], files: argparse.Namespace) -> list[str]:
     names = _pack_files(files, Path(config.run.output).absolute() / "shards", options.dry_run)
     extended = []
     if files.extend_vocabulary:
-        extended = _extended(config, _lines(files), files.extend_vocabulary, options.dry_run)
+        extended = _extended(config, files, options.dry_run)
         found = read_extension(Path(config.run.output).absolute() / "extended")
         if found and files.new_rows_only and shipped and "train.lr" not in given:
             extended.append(f"train.lr={found.lr}")
@@ -134,7 +144,7 @@ def _pack_files(files: argparse.Namespace, folder: Path, dry_run: bool) -> list[
     kinds: dict[str, Callable[[Path], None]] = {}
     if files.text and not files.new_rows_only:
         kinds["text"] = partial(pack_text, Path(files.text))
-    if files.triples and not files.new_rows_only:
+    if files.triples:
         kinds["triples"] = partial(pack_triples, Path(files.triples), templates)
     if files.parallel:
         kinds["pairs"] = partial(pack_pairs, [Path(name) for name in files.parallel])
@@ -144,17 +154,20 @@ def _pack_files(files: argparse.Namespace, folder: Path, dry_run: bool) -> list[
     return [folder / name for name in kinds]
 
 
-def _lines(files: argparse.Namespace) -> Iterator[str]:
-    """Text from which pieces are learned."""
+def _learned_from(files: argparse.Namespace) -> tuple[Iterator[str], str]:
+    """Text from which pieces are learned, and the files that it is in."""
     if files.text:
-        return text_lines(Path(files.text))
+        return text_lines(Path(files.text)), named_files([Path(files.text)])
     if files.parallel:
-        return sources([Path(name) for name in files.parallel])
-    return triple_lines(Path(files.triples), Path(files.templates) if files.templates else None)
+        names = [Path(name) for name in files.parallel]
+        return sources(names), named_files(names)
+    templates = Path(files.templates) if files.templates else None
+    names = [Path(files.triples), *([templates] if templates else [])]
+    return triple_lines(Path(files.triples), templates), named_files(names)
 
 
-def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) -> list[str]:
-    """Write the encoder with more pieces, learned from the lines, into the run folder, unless it is there; returns the
+def _extended(config: Config, files: argparse.Namespace, dry_run: bool) -> list[str]:
+    """Write the encoder with more pieces, learned from the files, into the run folder, unless it is there; returns the
     setting that names it."""
     if not config.adapt.new_rows_only and not (config.encoder.trainable and config.encoder.train_embeddings):
         key = "train_embeddings" if config.encoder.trainable else "trainable"
@@ -164,9 +177,10 @@ def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) 
         )
     folder = Path(config.run.output).absolute() / "extended"
     of = with_full_paths(config.model)
-    made_of = Extension(of.encoder, of.encoder_revision, pieces)
+    lines, learned_from = _learned_from(files)
+    made_of = Extension(of.encoder, of.encoder_revision, files.extend_vocabulary, learned_from=learned_from)
     if (folder / "config.json").is_file():
-        if (found := read_extension(folder)) != made_of:
+        if (found := read_extension(folder)) is None or not made_of.is_of(found):
             raise ConfigError(
                 f"{folder} was made of {found or 'something else'}, and this start has {made_of}; expected the same; "
                 f"choose another run.output, or remove {folder}."
@@ -179,7 +193,7 @@ def _extended(config: Config, lines: Iterator[str], pieces: int, dry_run: bool) 
 
         quiet_transformers()
         with atomic_folder(folder, replace=True) as part:
-            added = extend_vocabulary(config.model, list(islice(lines, _LEARNED_FROM)), pieces, part)
+            added = extend_vocabulary(config.model, list(islice(lines, _LEARNED_FROM)), made_of.pieces, part)
             copy_files(of.encoder, of.encoder_revision, part, (*BESIDE, "README.md"))  # which states the licence
             replace(made_of, first=added.first, deviation=added.deviation).write(part)
         print(f"{added.pieces} pieces were added to the vocabulary: {folder}", file=sys.stderr)

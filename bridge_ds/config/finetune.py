@@ -13,7 +13,7 @@ __all__ = ["asked_config", "finetune_config", "first_config"]
 
 _FIRST = "finetune"
 """In the folder of a run with llm.finetune: the run that teaches the LLM."""
-_ALONE = ("model.encoder=none", "llm.finetune=false")
+_ALONE = ("model.encoder=none", "llm.finetune=false", "injection.form=none")
 _OURS = ("run.start_from=", "evaluation.languages=[en]")
 _LORA = ("lora.rank=16", "lora.alpha=32")
 _RATES = {True: ("train.lr=2e-5", "llm.lr_scale=1"), False: ("train.lr=2e-4", "lora.lr_scale=1")}

@@ -255,7 +255,12 @@ def _refuse_other_keys(layout: SourceLayout, stored: Mapping[str, Stored]) -> No
 def _refuse_other_shapes(layout: SourceLayout, stored: Mapping[str, Stored], model: BridgeModel) -> None:
     """Axes of length one do not count: the peers hold the end vector as 1 x 1 x H."""
     targets = dict(trained(model))
-    assert set(targets) == set(layout.bridge), sorted(set(targets) ^ set(layout.bridge))
+    if odd := sorted(set(targets) ^ set(layout.bridge)):
+        raise ConfigError(
+            f"the settings make a model that trains {odd[0]}{' and others' if odd[1:] else ''}, which the checkpoint "
+            "does not hold; expected its own parts alone; leave out --set of lora, llm, encoder, injection, fusion and "
+            "mapping."
+        )
     widths = f"encoder width {model.encoder.width}, {model.encoder.num_layers} layers, LLM width {model.llm.width}"
     for ours, theirs in layout.bridge.items():
         found, wanted = stored[theirs].shape, tuple(targets[ours].shape)

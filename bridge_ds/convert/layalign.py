@@ -16,6 +16,7 @@ does not: rows agree as they do alone.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -59,6 +60,12 @@ def read(stored: Mapping[str, Stored]) -> SourceLayout:
             f"{_PROJECTOR}fc1.weight has shape {weight.shape}, and there are {len(gates)} gates and {states} encoder "
             f"states; expected {2 * len(gates)} rows and at most {states} columns; copy the complete checkpoint."
         )
+    for key in gates.values():
+        if math.prod(stored[key].shape) != 1:
+            raise CheckpointError(
+                f"{key} has shape {stored[key].shape}; expected one number, the gate of a whole layer; copy the "
+                "complete checkpoint, or ask for support of its kind."
+            )
     numbers = sorted(gates)
     ordered = [stored[gates[number]] for number in numbers]
     made = {

@@ -57,8 +57,7 @@ class Scorer:
         self.model, self.tokenizers, self.device = model, tokenizers, device
         self.bridge = bridge and tokenizers.has_encoder
         self.calibrate, self.max_new_tokens, self.any_of = calibrate, max_new_tokens, any_of
-        positions, soft = model.llm.positions, model.mapping.fixed_length
-        self.prompts = PromptBuilder.of(data, tokenizers, positions, soft, bridge=self.bridge)
+        self.prompts = PromptBuilder.of(data, tokenizers, model.llm.positions, model.soft_prompt, bridge=self.bridge)
         self.generator = Generator(model, tokenizers, bridge=bridge, any_of=any_of)
         self._null: dict[tuple[str, tuple[str, ...]], tuple[float, ...]] = {}
 

@@ -128,9 +128,9 @@ class Pipeline:
             ConfigError: the encoder does not have the language of the options.
         """
         languages = self.processor.tokenizers.languages
-        if languages:
+        if languages and self.way(self.options.language) == BRIDGE:
             languages.check("--language", self.options.language)
-        elif self.options.language and not self.choice:
+        elif not languages and self.options.language and not self.choice:
             print("note: this encoder is not told a language; --language changes nothing.", file=sys.stderr)
         if self.choice:
             print(f"note: {self.choice.sentence(self.options.language)}", file=sys.stderr)

@@ -112,8 +112,7 @@ class BridgeLM(Ranks, LM):
             max_prompt_tokens=max_prompt_tokens or data.max_prompt_tokens,
             augment_prompt=data.augment_prompt if prompt is None else prompt,
         )  # fmt: skip
-        positions, soft = model.llm.positions, model.mapping.fixed_length
-        prompts = PromptBuilder.of(read, self.tokenizers, positions, soft, bridge=bridge)
+        prompts = PromptBuilder.of(read, self.tokenizers, model.llm.positions, model.soft_prompt, bridge=bridge)
         self._set_language(language)
         with model.llm.without_adapters(not bridge):  # refused where the run trained the LLM itself
             self._device = model.device

@@ -17,6 +17,7 @@ from bridge_ds.data.loading.collate import pad
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, ContextIds
+from bridge_ds.data.text.truncate import SoftPrompt
 from bridge_ds.errors import ConfigError, DataError, brief
 from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.identity import tokenizer_identity
@@ -51,7 +52,7 @@ class BridgeProcessor(ProcessorMixin):
         """
         self.config, self.tokenizers, self.max_new_tokens = config, tokenizers, max_new_tokens
         run = to_run(config)
-        self.prompts = PromptBuilder.of(run.data, tokenizers, positions, run.mapping.fixed_length)
+        self.prompts = PromptBuilder.of(run.data, tokenizers, positions, SoftPrompt.of(run))
         """Makes and truncates the prompts."""
         self.tokenizer: Any = tokenizers.llm
         """The LLM's."""

@@ -83,8 +83,9 @@ def load_bases(
         add_lora(llm, config.lora, config.run.seed)
         _refuse_offloaded(model)
         home = devices.input_device(encoder.model)
-        model.fusion.to(home)
-        model.mapping.to(home)
+        for part in (model.fusion, model.mapping, model.injection):
+            if part is not None:
+                part.to(home)
     except torch.OutOfMemoryError as error:
         raise LaunchError(
             f"the models do not fit into the device's memory ({str(error).split('.')[0]}); expected room for both; "

@@ -19,7 +19,7 @@ from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, ContextIds, answers, context_ids, framed, parse
-from bridge_ds.data.text.truncate import LOST, Limits
+from bridge_ds.data.text.truncate import LOST, PER_TOKEN, Limits, SoftPrompt
 
 __all__ = ["PromptBuilder", "truncation_lines"]
 
@@ -46,7 +46,13 @@ class PromptBuilder:
 
     @classmethod
     def of(
-        cls, data: DataConfig, tokenizers: Tokenizers, positions: int, soft: int = 0, *, bridge: bool = True
+        cls,
+        data: DataConfig,
+        tokenizers: Tokenizers,
+        positions: int,
+        soft: SoftPrompt = PER_TOKEN,
+        *,
+        bridge: bool = True,
     ) -> PromptBuilder:
         """As a run was trained.
 
@@ -54,7 +60,7 @@ class PromptBuilder:
             data: of the run.
             tokenizers: both.
             positions: of the LLM (:attr:`bridge_ds.llm.base.LLM.positions`); 0 = unknown.
-            soft: soft tokens of a source whatever its length (`mapping.fixed_length`); 0 = one for each encoder token.
+            soft: which of them the soft prompt takes.
             bridge: False = the LLM alone.
         """
         limits = replace(Limits.of(data), positions=positions, soft=soft)
@@ -106,8 +112,8 @@ class PromptBuilder:
         return min(max_new_tokens, self.limits.positions // 2) if self.limits.positions else max_new_tokens
 
     def length(self, ids: ContextIds) -> int:
-        """Positions of the LLM that a prompt takes, the soft prompt with its end vector included."""
-        soft = (self.limits.soft or len(ids.source)) + 1 if ids.source else 0
+        """Positions of the LLM's input that a prompt takes, a soft prompt there with its end vector included."""
+        soft = self.limits.soft.positions(len(ids.source))
         return len(ids.head) + soft + len(ids.prompt) + len(ids.tail)
 
     def batch(self, rows: Sequence[ContextIds], targets: Sequence[Sequence[int]] | None = None) -> Batch:

@@ -34,6 +34,11 @@ class Injected:
     projected: bool
     _made: dict[int, Pair] = field(default_factory=dict, repr=False)
 
+    def to(self, dtype: torch.dtype) -> Injected:
+        """In the dtype of the LLM's input."""
+        pairs = [(key.to(dtype), value.to(dtype)) for key, value in self.pairs]
+        return replace(self, gates_K=self.gates_K.to(dtype), pairs=pairs, _made={})
+
     def rows(self, index: torch.Tensor | Sequence[int]) -> Injected:
         """Those of some rows, any of them more than once."""
         at = torch.as_tensor(index, device=self.mask_BS.device)

@@ -12,6 +12,7 @@ import torch
 
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.data.text.truncate import SoftPrompt
 from bridge_ds.encoder.families import family_of
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.configs import base_config
@@ -55,6 +56,7 @@ def check_positions(
         ]
     if data.taught_share(config.model.has_bridge):
         _check_lesson(config, tokenizers, table)
+    _check_apart(config, table, resumes)
     if taken <= table:
         return []
     parts = _taken(config, tokenizers)
@@ -139,10 +141,11 @@ def _taken(config: Config, tokenizers: Tokenizers) -> dict[str, int]:
     data = config.data
     head, tail = tokenizers.frame_ids if tokenizers.frame else ([0] * (tokenizers.bos_id is not None), [])
     bridge = config.model.has_encoder
+    in_input = bridge and SoftPrompt.of(config).place == "input"
     return {
         "opening": len(head),
-        "soft prompt": (config.mapping.fixed_length or data.max_source_tokens) * bridge,
-        "its end vector": int(bridge),
+        "soft prompt": (config.mapping.fixed_length or data.max_source_tokens) * in_input,
+        "its end vector": int(in_input),
         "prompt": data.max_prompt_tokens * (data.augment_prompt or not bridge),
         "chat template": len(tail),
         "target": data.max_target_tokens,
@@ -159,6 +162,20 @@ def _check_lesson(config: Config, tokenizers: Tokenizers, table: int) -> None:
             f"of {table} positions, which leave {most} to the text that teaches (data.objective, data.replay); "
             "expected no more; "
             + (f"set data.max_prompt_tokens={most}." if most > 0 else "lower data.max_target_tokens.")
+        )
+
+
+def _check_apart(config: Config, table: int, resumes: bool) -> None:
+    """Raises ConfigError where a soft prompt that the LLM reads by itself may be longer than its table of positions."""
+    soft = SoftPrompt.of(config)
+    longest = (soft.length or config.data.max_source_tokens) + 1
+    if config.model.has_bridge and soft.place == "apart" and longest > table:
+        key, value = ("mapping.latents", soft.length) if soft.length else ("data.max_source_tokens", longest - 1)
+        fit = f"mapping.latents={table - 1}" if soft.length else _settings({"max_source_tokens": table - 1}, resumes)
+        raise ConfigError(
+            f"{key} is {value}, and with its end vector the LLM reads the soft prompt by itself (injection.form="
+            f"{config.injection.form}): {longest} positions; {config.model.llm!r} has a table of {table}; expected no "
+            f"more; set {fit}."
         )
 
 

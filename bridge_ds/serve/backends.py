@@ -51,7 +51,7 @@ class ServedModel(Generator):
         ends = self.defaults.eos_token_id or []
         self.ends |= set(ends if isinstance(ends, list) else [ends])
         self.prompts = PromptBuilder.of(
-            to_run(loaded.config).data, self.tokenizers, self.positions, self.model.mapping.fixed_length
+            to_run(loaded.config).data, self.tokenizers, self.positions, self.model.soft_prompt
         )
         self._lock = threading.Lock()
 
@@ -78,7 +78,7 @@ class ServedModel(Generator):
                 param="messages",
             )
         languages = self.tokenizers.languages
-        if languages and request.language:
+        if languages and request.language and self.way(request) == BRIDGE:
             try:
                 languages.tag(request.language)
             except BridgeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,27 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert idle(load_config("testbed", ["adapt.new_rows_only=true"])) == [
         "adapt.new_rows_only has no effect, as model.llm is not none."
     ]
+
+
+def test_pieces_are_of_the_files_that_they_were_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("os.execv", lambda *_: None)
+    text, pairs = tmp_path / "a.txt", tmp_path / "b.tsv"
+    text.write_text("ߒߞߏ ߞߊ߲ ߒߞߏ\n" * 3, encoding="utf-8")
+    pairs.write_text("source\ttarget\nߒߞߏ ߞߊ߲\tone two\n", encoding="utf-8")
+    words = ["--text", str(text), "--parallel", str(pairs), "--extend-vocabulary", "20", "--new-rows-only"]
+    words += ["--set", "model.encoder=testbed/encoder", "--set", f"run.output={tmp_path / 'run'}"]
+    assert exit_status(lambda: adapt.main(words)) in (0, None), capsys.readouterr().err
+    found = read_extension(tmp_path / "run" / "extended")
+    assert found and found.learned_from.startswith("a.txt ")
+    older = replace(found, learned_from="")
+    assert found.is_of(older) and older.is_of(found) and not found.is_of(replace(found, learned_from="a.txt 0"))
+    text.write_text("ⵜⵉⴼⵉⵏⴰⵖ ⵜⴰⵎ\n" * 3, encoding="utf-8")
+    assert exit_status(lambda: adapt.main(words)) == 2
+    assert "more pieces, learned from a.txt" in capsys.readouterr().err
+    assert exit_status(lambda: adapt.main([*words, "--triples", str(pairs)])) == 2
+    assert "leave out --triples" in capsys.readouterr().err
 
 
 def test_an_older_folder_does_not_say_where_its_pieces_begin(tmp_path: Path) -> None:

@@ -28,6 +28,14 @@ def test_a_bridges_recipe_gives_the_data_and_finetune_what_is_trained() -> None:
     assert asked.evaluation.languages == ("si",)
 
 
+@pytest.mark.parametrize("form", ["every_layer", "gated_prompt"])
+def test_the_llm_is_taught_without_what_is_injected(form: str) -> None:
+    settings = [f"injection.form={form}", "llm.finetune=true"]
+    assert load_config("testbed", settings).injection.form == form
+    for found in (finetune_config("testbed", settings), first_config("testbed", settings, load_config("testbed"))):
+        assert found.injection.spec is None and not found.model.has_encoder
+
+
 def test_the_second_stage_of_a_bridge_does_not_begin_with_its_first() -> None:
     assert load_config("mindmerger_augmentation").run.start_from
     config = finetune_config("mindmerger_augmentation")

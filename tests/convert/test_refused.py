@@ -107,6 +107,24 @@ def test_keys_and_shapes(what: str, state: State, refused: Callable[..., str], t
     assert words in refused("langbridge", saved.whole(change(state), tmp_path / "peer"))
 
 
+@pytest.mark.parametrize("setting", ["lora.rank=2", "injection.form=gated_prompt", "encoder.trainable=true"])
+def test_settings_that_train_more_than_there_is(
+    setting: str, state: State, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    said = refused("langbridge", saved.whole(state, tmp_path / "peer"), "--set", setting)
+    assert "which the checkpoint does not hold; expected its own parts alone" in said
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1), (0,)])
+def test_a_gate_of_layalign_is_one_number(
+    shape: tuple[int, ...], models: dict[str, Path], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    peer = peers.LayAlign(models["encoder"], models["llm"], "Linear", (0, 1), 3).state_dict()
+    gate = next(key for key in peer if key.endswith("adaption_gate"))
+    said = refused("layalign", saved.whole(peer | {gate: torch.zeros(shape)}, tmp_path / "peer"))
+    assert f"{gate} has shape {shape}; expected one number" in said
+
+
 def test_two_names_of_one_weight_must_agree(state: State, refused: Callable[..., str], tmp_path: Path) -> None:
     torn = state | {"lb.embeddings.weight": state["lb.embeddings.weight"] + 1}
     said = refused("langbridge", saved.whole(torn, tmp_path / "peer"))

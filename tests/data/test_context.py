@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -163,6 +164,15 @@ def test_truncation_keeps_one_side_and_the_end_token(ids: list[int], limit: int,
         assert kept[-1] == 1
     text = kept[:-1] if closing and kept else kept
     assert text == (ids[: len(text)] if side == "right" else ids[len(ids) - len(text) :])
+
+
+def test_a_template_that_leaves_the_system_message_out_or_writes_the_user_twice(chatty: Tokenizers) -> None:
+    llm = copy.deepcopy(chatty.llm)
+    llm.chat_template = "{% for m in messages if m.role != 'system' %}[{{ m.content | trim }}]{% endfor %}"
+    assert frame_of(llm, True, " be brief ") == Frame("[be brief \n\n", "]")
+    llm.chat_template = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
+    with pytest.raises(ConfigError, match="writes the user's turn 2 times; expected once"):
+        frame_of(llm, True, "")
 
 
 def test_both_texts_share_what_room_there_is(tokenizers: Tokenizers) -> None:

@@ -24,6 +24,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.testbed import ENCODER_PATH
 from bridge_ds.world import World
 from tests import made, tiny
+from tests.choices import table
 from tests.data.conftest import make_config
 from tests.samples import tokenize_sample
 
@@ -237,6 +238,20 @@ def test_language_at_every_door_gives_the_ids_of_the_switched_tokenizer(run: Pat
     with pytest.raises(APIError, match=r"language 'sinn' .* did you mean") as refused:
         model.rows(parse_request(CompletionRequest, body | {"language": "sinn"}, "m", ServerLimits()), print)
     assert (refused.value.status, refused.value.param) == (400, "language")
+    # The LLM alone, which a table may choose for a language, needs no tag.
+    model.choice = table(sinn="llm")
+    (row,) = model.rows(parse_request(CompletionRequest, body | {"language": "sinn"}, "m", ServerLimits()), print)
+    assert row.way == "llm" and not row.ids.source
+    unknown = Pipeline(answerer.model, processor, GenerateOptions(language="sinn"))
+    with pytest.raises(ConfigError, match="--language: the language 'sinn'"):
+        unknown.check_language()
+    unknown.choice = table(sinn="llm")
+    unknown.check_language()
+    languages = processor.tokenizers.languages
+    assert languages and languages.find("si_1") == languages.find("si")
+    for number in range(3000):  # a client may ask for any
+        languages.find(f"si_{number}")
+    assert len(languages._found) <= 1000
     with pytest.raises(APIError, match="language is 3; expected a valid string"):
         parse_request(CompletionRequest, body | {"language": 3}, "m", ServerLimits())
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from bridge_ds import BridgeForCausalLM, BridgeProcessor
+from bridge_ds.bridge import BridgeModel
 from bridge_ds.config.load import load_run_config
 from bridge_ds.data.text.prompting import Context
 from bridge_ds.doctor.example import look
@@ -25,6 +26,7 @@ from bridge_ds.frozen import device_map as place
 from bridge_ds.harness.requests import Continuation
 from bridge_ds.inference.bases import one_process
 from bridge_ds.inference.load import load_trained
+from bridge_ds.injection import FORMS
 from bridge_ds.tasks.base import Example
 from bridge_ds.world import World
 from tests import tiny
@@ -41,6 +43,8 @@ MAPS = {
     "llama": LLAMA | {"encoder": "cpu:3"},  # the soft prompt comes from another device
     "gpt2": GPT2 | SPLIT_ENCODER,  # states of layers on three devices
     "trained": LLAMA | SPLIT_ENCODER,  # the encoder, and LoRA on the LLM
+    "every_layer": LLAMA | {"encoder": "cpu:3"},  # and encoder states in the LLM's layers
+    "gated_prompt": LLAMA | SPLIT_ENCODER,
 }
 
 
@@ -56,7 +60,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> dict[str, Pa
     llms = {kind: tiny.make_llm(kind, root / kind) for kind in ("llama", "gpt2")}
     made = {kind: make_run(root / f"run-{kind}", [*common, f"model.llm={llm}"]) for kind, llm in llms.items()}
     trained = [*common, f"model.llm={llms['llama']}", "encoder.trainable=true", "lora.rank=2"]
-    return made | {"trained": make_run(root / "run-trained", trained)}
+    made |= {"trained": make_run(root / "run-trained", trained)}
+    for form in FORMS:
+        injected = [*common, f"model.llm={llms['llama']}", f"injection.form={form}", "data.augment_prompt=true"]
+        made[form] = make_run(root / f"run-{form}", injected, change=open_gates)
+    return made
+
+
+def open_gates(model: BridgeModel) -> None:
+    assert model.injection is not None
+    model.injection.gates.fill_(0.5)
 
 
 def scored(run: Path, device_map: Any) -> dict[str, Any]:

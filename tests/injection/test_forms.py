@@ -10,17 +10,25 @@ import pytest
 import torch
 
 from bridge_ds.bridge import BridgeModel
+from bridge_ds.config.load import load_config
 from bridge_ds.config.schema import Config, DataConfig, FusionConfig, InjectionConfig, ModelConfig
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.ids import TokenizedSample
+from bridge_ds.data.loading.loader import held_out
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
+from bridge_ds.data.packing.write import pack_rows
+from bridge_ds.data.text.prompting import Context
+from bridge_ds.data.text.truncate import Limits, SoftPrompt, fit
 from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import ConfigError
 from bridge_ds.inference.generator import Generator
+from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.injection import FORMS
 from bridge_ds.plan.job import Job, bridge_parameters
 from bridge_ds.plan.shapes import Shape
+from bridge_ds.world import World
 from tests import tiny
 from tests.samples import tokenize_sample
 
@@ -158,6 +166,63 @@ def test_recomputed_layers_have_the_same_gradients(folders: Path, form: str) -> 
         found.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_llm_of_half_precision_beside_a_float32_encoder(folders: Path, form: str) -> None:
+    """As float16 is loaded: encoders of the T5 kind overflow in it."""
+    model, tokenizers = load(folders, form, "llama", 0.7, soft_prompt=False)
+    batch = batches(tokenizers)[0]
+    whole = model(batch)
+    model.llm.half()
+    torch.testing.assert_close(model(batch).float(), whole, rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("llm", ["llama", "qwen2"])
+def test_an_empty_text_has_the_answer_that_it_has_alone(folders: Path, form: str, llm: str) -> None:
+    """Without a soft prompt in its input, an LLM that has no BOS would have no position to answer from."""
+    model, tokenizers = load(folders, form, llm, 0.7, soft_prompt=False)
+    prompts = PromptBuilder.of(DataConfig(augment_prompt=True), tokenizers, model.llm.positions, model.soft_prompt)
+    writer = Generator(model.eval(), tokenizers)
+    rows = [prompts.ids(Context(text), 4) for text in ("", "a dog", "   ")]
+    alone = [writer.greedy(writer.prefix(prompts.batch([row])), 4)[0] for row in rows]
+    assert writer.greedy(writer.prefix(prompts.batch(rows)), 4) == alone
+    prefixes = [int(writer.prefix(prompts.batch([row])).mask_BX.sum()) for row in rows]
+    assert prefixes == [prompts.length(row) for row in rows] and min(prefixes) > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_that_fills_a_micro_batch_has_a_position(folders: Path, form: str, tmp_path: Path) -> None:
+    """8 held-out samples in micro-batches of 3 on two ranks: one of them gets 2, 2 and 0 samples, or an empty row."""
+    rows = [{"source": f"the cat sat on {number}", "target": "Neutral"} for number in range(60)]
+    pack_rows(iter(rows), tmp_path / "shards")
+    config = load_config("testbed", [
+        f"model.encoder={folders / 'mt5'}", f"model.llm={folders / 'qwen2'}", f"data.shards={tmp_path / 'shards'}",
+        "data.validation_percent=10", f"injection.form={form}", "injection.soft_prompt=false", "data.workers=0",
+        "data.augment_prompt=true", "train.micro_batch=3", f"run.output={tmp_path / 'run'}",
+    ])  # fmt: skip
+    tokenizers = load_tokenizers(config.model, data=config.data)
+    model, corpus = build_model(config, tokenizers.bos_id), open_corpus(config.data, config.run.seed, World())
+    assert tokenizers.bos_id is None
+    made = [held_out(config, World(rank, 2, rank, 2), tokenizers, corpus).micro for rank in range(2)]
+    losses = [[float(model(batch, counted=True)[0].detach()) for batch in micro] for micro in made]
+    assert len(losses[0]) == len(losses[1]) and 0.0 in losses[0] + losses[1]
+    assert all(loss > 0 or not batch.target_tokens for own, micro in zip(losses, made, strict=True)
+               for loss, batch in zip(own, micro, strict=True))  # fmt: skip
+
+
+def test_positions_are_counted_where_the_soft_prompt_is(folders: Path) -> None:
+    source, prompt = [5] * 9 + [1], [2] * 10
+    for form, soft, expected in (
+        ("gated_prompt", False, (7, 7)),  # each by itself: 8 positions, one is the end vector's or the answer's
+        ("every_layer", False, (10, 7)),  # no vector of the source is among the positions
+        ("every_layer", True, (3, 3)),
+    ):
+        of = SoftPrompt.of(Config(injection=InjectionConfig(form=form, soft_prompt=soft)))
+        limits = replace(Limits(20, 20), positions=8, soft=of)
+        assert tuple(map(len, fit(source, prompt, limits, (0, 1), room=7)[:2])) == expected, form
+        assert of.positions(10) == (11 if expected == (3, 3) else 0)
 
 
 def test_only_some_layers(folders: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from bridge_ds.config.schema import Config, DataConfig, MappingConfig, ModelConfig, TrainConfig
+from bridge_ds.config.schema import Config, DataConfig, InjectionConfig, MappingConfig, ModelConfig, TrainConfig
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.errors import ConfigError
 from bridge_ds.llm.positions import check_positions, encoder_table, notes_on_bases, positions_taken
@@ -85,6 +85,18 @@ def test_a_soft_prompt_of_fixed_length_counts_with_that_length(folders: dict[str
     fixed = replace(config, mapping=MappingConfig(kind=kind, latents=16))  # type: ignore[arg-type]
     assert positions_taken(fixed, others[2]) == 16 + 1 + 20
     assert check_positions(fixed, *others) == []  # type: ignore[arg-type]
+
+
+def test_a_soft_prompt_beside_the_text_counts_by_itself(folders: dict[str, Path]) -> None:
+    config, *others = prepared(folders, "mt5", "gpt2", max_source_tokens=100)
+    beside = replace(config, injection=InjectionConfig(form="gated_prompt"))
+    assert positions_taken(beside, others[2]) == positions_taken(config, others[2]) - 101  # type: ignore[arg-type]
+    assert check_positions(beside, *others) == []  # type: ignore[arg-type]
+    longer = replace(beside, data=replace(beside.data, max_source_tokens=128))
+    with pytest.raises(ConfigError, match=r"reads the soft prompt by itself.*129 positions.*max_source_tokens=127\."):
+        check_positions(longer, *others)  # type: ignore[arg-type]
+    alone = replace(longer, injection=InjectionConfig(form="every_layer", soft_prompt=False))
+    assert check_positions(alone, *others) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("kind", "table"), [("bert", 80), ("xlm-roberta", 79), ("mt5", 0), ("m2m_100", 0)])

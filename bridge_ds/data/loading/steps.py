@@ -164,7 +164,9 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
         of = self._tokenizers
         if of.has_encoder:
             lesson = [of.pad_id] if self._taught_share == 1 else None
-            return TokenizedSample([of.encoder_pad_id], [], [], (), lesson=lesson)
+            # An LLM that gets no soft prompt would get a row without any position.
+            prompt = [] if self._config.injection.prompt_in_input else [of.pad_id]
+            return TokenizedSample([of.encoder_pad_id], prompt, [], (), lesson=lesson)
         return TokenizedSample([], [of.pad_id], [], ())
 
     def first_rows(self, count: int) -> Batch:

@@ -17,7 +17,7 @@ from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 from bridge_ds.reading import BOM
 
-__all__ = ["pack_pairs", "pack_text", "pack_triples", "sources", "text_lines", "triple_lines"]
+__all__ = ["named_files", "pack_pairs", "pack_text", "pack_triples", "sources", "text_lines", "triple_lines"]
 
 
 def pack_text(file: Path, folder: Path) -> None:
@@ -92,13 +92,22 @@ def sources(files: Sequence[Path]) -> Iterator[str]:
     return (row["source"] for row in _pair_rows(files) if isinstance(row.get("source"), str))
 
 
-def _pack(files: Sequence[Path], rows: Iterator[dict[str, Any]], folder: Path) -> None:
+def named_files(files: Sequence[Path]) -> str:
+    """Their names, each with the beginning of its sha256.
+
+    Raises:
+        DataError: one cannot be read.
+    """
     try:
-        source = ", ".join(f"{file.name} {file_sha256(file)[:16]}" for file in files)
+        return ", ".join(f"{file.name} {file_sha256(file)[:16]}" for file in files)
     except OSError as error:
         raise DataError(
             f"{error.filename} cannot be read ({error.strerror}); expected a file; check the path."
         ) from None
+
+
+def _pack(files: Sequence[Path], rows: Iterator[dict[str, Any]], folder: Path) -> None:
+    source = named_files(files)
     if not (folder / INDEX_NAME).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         pack_rows(rows, folder, source=source)

@@ -76,7 +76,7 @@ def frame_of(tokenizer: Any, chat_template: bool, system: str) -> Frame:
         system: as data.system_prompt.
 
     Raises:
-        ConfigError: the tokenizer has no chat template, or it leaves the user's turn out.
+        ConfigError: the tokenizer has no chat template, or it does not write the user's turn once.
     """
     if not chat_template:
         return Frame()
@@ -149,7 +149,7 @@ def render(
 
     Raises:
         ValueError: the tokenizer has no chat template.
-        DataError: the template refuses the chat, or has an error.
+        DataError: the template refuses the chat, has an error, or writes the user's turn more than once.
     """
     from jinja2.exceptions import TemplateError
 
@@ -176,16 +176,27 @@ def render(
 
     try:
         if system:
-            with contextlib.suppress(TemplateError):  # some templates know no system role
-                return fill([{"role": "system", "content": system}, *turns])
+            with contextlib.suppress(TemplateError):  # some templates refuse a system role, others leave it out
+                if system.strip() in (text := fill([{"role": "system", "content": system}, *turns])):
+                    return _once(text)
             turns[0]["content"] = f"{system}\n\n{turns[0]['content']}"
-        return fill(turns)
+        return _once(fill(turns))
     except TemplateError as error:
         raise DataError(
             f"the chat template of the LLM does not take this chat ({type(error).__name__}: "
             f"{brief(error)}); expected one that it takes; change the messages or the options "
             "of the template, or give plain text."
         ) from None
+
+
+def _once(text: str) -> str:
+    """The text, where the user's turn is not in it more than once: there is one soft prompt."""
+    if text.count(_OPEN) > 1:
+        raise DataError(
+            f"the chat template of the LLM writes the user's turn {text.count(_OPEN)} times; expected once; choose "
+            "another template, or give plain text."
+        )
+    return text
 
 
 def collapse(history: Sequence[dict[str, str]], answering: bool) -> tuple[str, str, str]:

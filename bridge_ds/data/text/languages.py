@@ -41,6 +41,8 @@ _SAME = """
 """
 """Codes of one language: ISO 639-1, 639-3, and those of the variety that FLORES and NLLB have of it."""
 _FIRST = {code: codes.split()[0] for codes in _SAME.split(",") for code in codes.split()}
+_REMEMBERED = 1000
+"""Most names of languages whose tag is kept."""
 HANT = ("hant", "tw", "hk", "mo")
 """Traditional Chinese: its script, and the regions that write it."""
 _TAG = re.compile(r"(?:__)?[a-z]{2,3}(?:_[A-Z][A-Za-z]{1,3})?(?:__)?")
@@ -59,6 +61,8 @@ class SourceLanguages:
     def find(self, language: str) -> str | None:
         """The tokenizer's own name of a language; None = it has no such language."""
         if language not in self._found:
+            if len(self._found) == _REMEMBERED:  # a server is asked for any text
+                self._found.clear()
             self._found[language] = self._find(language)
         return self._found[language]
 

@@ -93,11 +93,11 @@ def context_ids(
     shown = text if context.prompt is None else context.prompt
     source = of.source_ids(text, context.language) if bridge and context.source is not None else []
     ids = of.prompt_ids(shown) if shown and (prompt or not bridge) else []
-    if not head and not source and not ids and not tail:
+    if not (head or ids or tail or limits.soft.positions(len(source))):
         head = of.opened(head)
     if context.continues:
         limits = replace(limits, side="left")
-    fixed = limits.soft + 1 if limits.soft and source else 0
+    fixed = limits.soft.positions(len(source)) if limits.soft.length else 0
     room = _room(limits.positions, len(head) + len(tail) + following + fixed)
     source, ids, truncated = fit(source, ids, limits, of.kept_ends(source), room)
     return ContextIds(head, source, ids, tail, truncated)

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from bridge_ds.config.schema import DataConfig
+from bridge_ds.config.schema import Config, DataConfig
 
-__all__ = ["LOST", "Limits", "fit", "side_of", "truncated"]
+__all__ = ["LOST", "PER_TOKEN", "Limits", "SoftPrompt", "fit", "side_of", "truncated"]
 
 LOST = {"right": "end", "left": "beginning"}
 """What is lost by `data.truncation_side`, in words."""
+
+
+class SoftPrompt(NamedTuple):
+    """Which positions of the LLM the soft prompt of a source takes."""
+
+    length: int = 0
+    """Its tokens whatever the source's length (`mapping.fixed_length`), the end vector aside; 0 = one for each encoder
+    token."""
+    place: Literal["input", "apart", "none"] = "input"
+    """In the LLM's input, before the text | read by the LLM by itself (gated_prompt) | there is none (every_layer
+    alone)."""
+
+    @classmethod
+    def of(cls, config: Config) -> SoftPrompt:
+        """That of a run."""
+        return cls.at(config.mapping.fixed_length, config.injection.makes_prompt, config.injection.prompt_in_input)
+
+    @classmethod
+    def at(cls, length: int, is_made: bool, in_input: bool) -> SoftPrompt:
+        """With its place."""
+        return cls(length, "input" if is_made and in_input else "apart" if is_made else "none")
+
+    def positions(self, source: int) -> int:
+        """Positions of the LLM's input that it takes for a source of so many tokens, the end vector included."""
+        return (self.length or source) + 1 if source and self.place == "input" else 0
+
+
+PER_TOKEN = SoftPrompt()
+"""A soft token for each encoder token, in the LLM's input."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +54,8 @@ class Limits:
     """Positions of the LLM, for context and answer together; 0 = unknown."""
     side: str = "right"
     """right: the end is dropped | left: the beginning."""
-    soft: int = 0
-    """Soft tokens of a source whatever its length, the end vector aside; 0 = one for each of its encoder tokens."""
+    soft: SoftPrompt = PER_TOKEN
+    """What of the positions the soft prompt takes."""
 
     @classmethod
     def of(cls, data: DataConfig) -> Limits:
@@ -50,18 +79,21 @@ def fit(
         limits: lengths and side.
         ends: ids at the source's beginning (a language tag) and at its end (an end token) that are always kept.
         room: positions that the LLM has for both and the end vector (for the prompt alone if the number of soft tokens
-            is fixed); None = any number.
+            is fixed, or they are not in the LLM's input); None = any number.
 
     Returns:
         source, prompt, and which of `source` and `prompt` were truncated.
     """
     most_source, most_prompt = limits.source, limits.prompt
-    shared = bool(source) and not limits.soft
+    of_each = not limits.soft.length
+    shared = bool(source) and limits.soft.place == "input" and of_each
     if room is not None:
         most_prompt = min(most_prompt, room // 2 if shared else room)
     kept_prompt = truncated(prompt, most_prompt, limits.side)
     if room is not None and shared:
         most_source = min(most_source, room - len(kept_prompt) - 1)
+    if limits.positions and limits.soft.place == "apart" and of_each:
+        most_source = min(most_source, limits.positions - 1)
     kept_source = truncated(source, most_source, limits.side, *ends)
     lost = {"source": len(kept_source) < len(source), "prompt": len(kept_prompt) < len(prompt)}
     return kept_source, kept_prompt, tuple(name for name, was in lost.items() if was)
