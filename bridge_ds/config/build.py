@@ -19,7 +19,7 @@ from bridge_ds.config.schema.fields import FUNCTION, Rule
 from bridge_ds.config.text import named, shown
 from bridge_ds.errors import ConfigError
 
-__all__ = ["adapter", "bounds", "check", "flatten", "from_dict", "one_of", "to_dict"]
+__all__ = ["adapter", "bounds", "check", "flatten", "from_dict", "offered", "one_of", "to_dict"]
 
 _CHOICES = 12
 """Most choices that a message lists."""
@@ -98,10 +98,15 @@ def one_of(key: str, value: str, choices: Iterable[str]) -> None:
 
 
 def _other_choice(key: str, value: Any, choices: Sequence[str]) -> str:
+    return f"{key} is {shown(value)}; expected one of {offered(value, choices)}"
+
+
+def offered(value: Any, choices: Sequence[str]) -> str:
+    """The allowed values (some of them, if they are many) and the one that is nearest, to end a message."""
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "choose one of them."
     more = f", ... ({len(choices)} in all)" if len(choices) > _CHOICES else ""
-    return f"{key} is {shown(value)}; expected one of {', '.join(choices[:_CHOICES])}{more}; {hint}"
+    return f"{', '.join(choices[:_CHOICES])}{more}; {hint}"
 
 
 def _sentence(error: ErrorDetails) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+from bridge_ds.config.build import offered
 from bridge_ds.engine.distributed import agree
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import twice
@@ -51,11 +52,9 @@ def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, 
         if not any(task.code_of(code) in (*task.languages, *task.on_request) for task in tasks)
     ]
     if unknown:
-        known = ", ".join(dict.fromkeys(code for task in tasks for code in task.languages))
-        raise ConfigError(
-            f"evaluation.languages has {unknown[0]!r}, which no task has; expected some of "
-            f"{known or 'those with test files'}; remove it."
-        )
+        known = list(dict.fromkeys(code for task in tasks for code in task.languages))
+        expected = f"some of {offered(unknown[0], known)}" if known else "those with test files; remove it."
+        raise ConfigError(f"evaluation.languages has {unknown[0]!r}, which no task has; expected {expected}")
     for task in tasks:
         again = twice(task.code_of(code) for code in languages)
         if again is not None:

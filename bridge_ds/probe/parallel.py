@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.config.build import offered
 from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.data.packing.formats import part_rows
 from bridge_ds.data.packing.sources import file_parts
@@ -15,6 +16,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import NotText, decoded, is_macos
 from bridge_ds.report.languages import find_language
 from bridge_ds.tasks import TableTask, find_tasks
+from bridge_ds.tasks.flores import find_variety
 
 __all__ = ["LEAST", "PARALLEL_TASKS", "Parallel", "read_parallel"]
 
@@ -110,10 +112,12 @@ def _english(codes: Sequence[str], name: str) -> str:
 
 def _chosen(there: Sequence[str], languages: Sequence[str], name: str) -> list[str]:
     """The languages to read, English first."""
+    languages = [code if code in there else find_variety(code, there) or code for code in languages]
     missing = [code for code in languages if code not in there]
     if missing:
         raise ConfigError(
-            f"--languages names {missing[0]!r}, and {name} has {', '.join(there)}; expected some of these; correct it."
+            f"--languages names {missing[0]!r}, which {name} does not have; expected some of "
+            f"{offered(missing[0], there)}"
         )
     english = _english(there, name)
     return list(dict.fromkeys([english, *(languages or there)]))

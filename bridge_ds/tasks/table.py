@@ -15,6 +15,7 @@ from typing import ClassVar
 from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.errors import ConfigError
 from bridge_ds.tasks.base import Example
+from bridge_ds.tasks.flores import find_variety
 from bridge_ds.tasks.record import Record
 from bridge_ds.tasks.rows import PARQUET, RowSource, local_languages, rows
 
@@ -104,8 +105,11 @@ class TableTask:
         return 1 / len(self.labels)
 
     def code_of(self, language: str) -> str:
-        """The task's code of a language that may be given by the hub's name of it (`sin_Sinh` -> `si`)."""
-        return next((code for code, config in self.configs.items() if config == language), language)
+        """The task's code of a language that may be given by the hub's name of it (`sin_Sinh` -> `si`) or another ISO
+        639 code of it (`quy` -> `qu`)."""
+        own = next((code for code, config in self.configs.items() if config == language), language)
+        known = (*self.languages, *self.on_request)
+        return own if own in known else find_variety(language, known) or language
 
     def config_of(self, language: str) -> str | None:
         """The hub's name of the configuration that holds a language."""

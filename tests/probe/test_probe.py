@@ -292,7 +292,7 @@ def test_tables_and_folders(tmp_path: Path) -> None:
         ),
         (["--probe", "J", "--against", "F"], "J.jsonl has no languages; expected a probe.json"),
         (["--encoder", "testbed/encoder", "--data", "nothing"], "--data is 'nothing'; expected sib200 or belebele, a"),
-        (["--encoder", "testbed/encoder", "--data", "F", "--languages", "xx"], "--languages names 'xx', and"),
+        (["--encoder", "testbed/encoder", "--data", "F", "--languages", "xx"], "--languages names 'xx', which"),
         (
             ["--encoder", "testbed/encoder", "--data", "F", "--languages", "short"],
             "short.txt has 2 lines and en.txt 3",
