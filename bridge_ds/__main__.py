@@ -26,7 +26,7 @@ COMMANDS = {
     "serve": ("bridge_ds.serve.__main__", "answer requests over HTTP (OpenAI-compatible API)"),
     "harness": ("bridge_ds.harness.__main__", "run lm-evaluation-harness with the model bridge_ds"),
     "doctor": ("bridge_ds.commands.doctor", "find out why a run answers badly, and what to try"),
-    "convert": ("bridge_ds.commands.convert", "turn a LangBridge, MindMerger or paper checkpoint into a run"),
+    "convert": ("bridge_ds.commands.convert", "turn a LangBridge, MindMerger, LayAlign or paper checkpoint into a run"),
     "export": ("bridge_ds.commands.export", "write bridge, base models and tokenizers into one folder"),
     "plan": ("bridge_ds.commands.plan", "estimate memory and time of a run on a cluster"),
     "preflight": ("bridge_ds.commands.preflight", "check a run's config, models, data and disk, before it starts"),

@@ -1,5 +1,5 @@
-"""Turn a LangBridge, MindMerger or paper checkpoint into a run folder, or XLM-SWCM's encoder into a folder that a run
-can name, with nothing trained again.
+"""Turn a LangBridge, MindMerger, LayAlign or paper checkpoint into a run folder, or XLM-SWCM's encoder into a folder
+that a run can name, with nothing trained again.
 
 examples:
   bridge-ds convert langbridge downloads/metamath-langbridge-9b --output runs/metamath

@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
 
     config = load_config(options.recipe, options.overrides)
     if not config.data.states_cache:
-        raise ConfigError("data.states_cache is empty; expected a folder on this node's disk; add --set.")
+        raise ConfigError(
+            "data.states_cache is empty; expected a folder on this node's disk; add --set data.states_cache=FOLDER."
+        )
     if why := why_no_states(config):
         raise ConfigError(f"no encoder states can be kept, as {why}; expected a frozen encoder; train without this.")
     if made_at_start(config.data):

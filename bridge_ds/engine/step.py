@@ -193,7 +193,7 @@ def train_step(
         "layer_weights_entropy": float(-(weights * weights.clamp(min=1e-30).log()).sum()),
         "skipped_steps": engine.skipped_steps,
         "skipped": engine.skipped_steps > skipped_before,
-        "cut": batches.truncated,
+        "truncated": batches.truncated,
     }
 
 

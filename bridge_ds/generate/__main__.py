@@ -68,7 +68,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     what.add_argument(
         "--choose", action="store_true",
-        help="let the LLM alone answer in the languages in which it was better beyond doubt (choice.json, which "
+        help="let the LLM alone answer in the languages in which it was significantly better (choice.json, which "
         "bridge-ds evaluate --choose writes); lines of --output then say who answered, in `answered_by`",
     )  # fmt: skip
     how = parser.add_argument_group("how to write")

@@ -13,13 +13,22 @@ from bridge_ds.errors import ConfigError
 
 __all__ = ["main", "register"]
 
+_HELP = """\
+A bridge is the model `bridge_ds`: bridge-ds harness --model bridge_ds --model_args run=RUN --tasks TASKS. What follows
+run=RUN in --model_args (bridge=false for the LLM alone, prompt, checkpoint, device_map, ...) is in docs/lm_eval.md. All
+else is lm_eval's own help:
+"""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Register, then run lm_eval's own command line."""
     register()
     from lm_eval.__main__ import cli_evaluate
 
-    sys.argv = ["lm_eval", *(sys.argv[1:] if argv is None else argv)]
+    words = sys.argv[1:] if argv is None else argv
+    if words in (["-h"], ["--help"]):
+        print(_HELP, flush=True)
+    sys.argv = ["lm_eval", *words]
     try:
         cli_evaluate()
     except ValueError as error:

@@ -42,7 +42,7 @@ class Comparison:
 
     __pydantic_config__ = CLOSED
     verdict: Literal["bridge", "llm", "undecided"]
-    """Which is better beyond doubt."""
+    """Which is significantly better."""
     bridge: Share
     """Accuracy."""
     llm: Share
@@ -101,7 +101,7 @@ class ChoiceTable:
     def way(self, language: str) -> str:
         """BRIDGE or LLM: who answers a text in a language, which may be given by any of its codes.
 
-        The LLM where it was better beyond doubt; the bridge where that is undecided or the table lacks the language.
+        The LLM where it was significantly better; the bridge where that is undecided or the table lacks the language.
         """
         name = find_variety(language, self.languages) if language else None
         return LLM if name is not None and self.languages[name].verdict == LLM else BRIDGE

@@ -55,7 +55,7 @@ class Console(Hook):
         self._first = self._first or record
         self._recent.append(record)
         self._peak_gib = max(self._peak_gib, record.get("peak_memory_gib") or 0.0)
-        self._cut.update(record.get("cut") or {})
+        self._cut.update(record.get("truncated") or {})
         if self._bar is not None:
             self._bar.set_postfix_str(_numbers(record), refresh=False)
             self._bar.update(1)
@@ -91,24 +91,24 @@ class Console(Hook):
             f"\n{status} at step {last['step']} of {self._total}: {done} steps in {duration(took)} "
             f"({_mean(self._recent, 'seconds'):.2f} s/step, {short(_mean_tokens(self._recent))} tokens/s, "
             f"mean of the last {len(self._recent)})",
-            f"  loss     {_number(self._first.get('loss'), '.4f')} at step {self._first['step']}, "
+            f"  loss       {_number(self._first.get('loss'), '.4f')} at step {self._first['step']}, "
             f"{_mean(self._recent, 'loss'):.4f} as the mean of the last {len(self._recent)} "
             "(nats a target token)",
-            f"  memory   {self._peak_gib:.2f} GiB at most, on the fullest rank",
+            f"  memory     {self._peak_gib:.2f} GiB at most, on the fullest rank",
         ]
         if known := [record for record in self._validated if record["validation_loss"] is not None]:
             best = min(known, key=lambda record: record["validation_loss"])
             lines.append(
-                f"  held out {_number(known[-1]['validation_loss'], '.4f')} at step {known[-1]['step']}, lowest "
+                f"  held out   {_number(known[-1]['validation_loss'], '.4f')} at step {known[-1]['step']}, lowest "
                 f"{_number(best['validation_loss'], '.4f')} at step {best['step']}"
             )
         if last.get("skipped_steps"):
-            lines.append(f"  skipped  {last['skipped_steps']} steps whose loss or gradient was not finite")
+            lines.append(f"  skipped    {last['skipped_steps']} steps whose loss or gradient was not finite")
         if bad := {kind: count for kind, count in (last.get("bad_samples") or {}).items() if count}:
-            lines.append(f"  bad      {', '.join(f'{n} {kind}' for kind, n in bad.items())} samples left out")
+            lines.append(f"  bad        {', '.join(f'{n} {kind}' for kind, n in bad.items())} samples left out")
         if cut := +self._cut:
             texts = ", ".join(f"{count} {name} texts" for name, count in cut.items())
-            lines.append(f"  cut      {texts} to their longest allowed length (counted on this rank)")
+            lines.append(f"  truncated  {texts} to their longest allowed length (counted on this rank)")
         return lines
 
 

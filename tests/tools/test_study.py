@@ -155,7 +155,7 @@ def test_the_study_of_forms_on_the_testbed(
     rows = {row["system"]: row for row in read(tmp_path / "languages.csv")}
     whole = ["soft", "soft, by language", "layers-only", "layers-only, by language", "replay-gate"]
     assert list(rows) == ["LLM alone", *whole]
-    # A bridge that is never worse beyond doubt always answers.
+    # A bridge that is never significantly worse always answers.
     assert rows["soft, by language"]["others"] == rows["soft"]["others"]
 
     assert study_forms.main(command) == 0

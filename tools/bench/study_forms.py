@@ -28,7 +28,7 @@ bridges on English alone:
 
 Runs that are finished and scored are not repeated. OUTPUT/languages.csv has a row a run and task: accuracy in English,
 in the language that the LLM knows, and as the mean of the others. `NAME, by language` is `soft` or `layers-only` where
-the LLM alone answers in the languages in which it is better beyond doubt: each half of the samples as the other half
+the LLM alone answers in the languages in which it is significantly better: each half of the samples as the other half
 decides.
 """
 

@@ -115,7 +115,7 @@ class EvaluationConfig:
     """Another scored run: its answers of the LLM alone are reused where models, settings and samples are the same (in a
     comparison of bridges on one LLM they are the same for every run)."""
     choose: Annotated[Flag, NEITHER] = False
-    """Write RUN/choice.json: in which languages the LLM alone is better than the bridge beyond doubt. `generate` and
+    """Write RUN/choice.json: in which languages the LLM alone is significantly better than the bridge. `generate` and
     `serve` follow it with --choose."""
     data: Annotated[dict[Text, Annotated[TaskDataConfig, Section]], Table, NEITHER] = field(default_factory=dict)
     """By task: other rows than the hub's, such as {xnli: {source: FOLDER, fields: {premise: sentence1}}}."""
