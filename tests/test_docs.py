@@ -104,6 +104,31 @@ def test_mkdocs_finds_no_broken_link(tmp_path: Path) -> None:
     assert "slurm copy" in page and not re.findall(r"""(?:src|<link[^>]+href)=["']https?:""", page)
 
 
+def test_the_recipe_of_the_new_language_resolves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bridge_ds.config.load import load_config
+    from bridge_ds.tasks import tasks_of
+    from bridge_ds.tasks.shards import train_rows
+
+    (recipe,) = re.findall(r"```yaml\n(# quy.yaml\n.+?)```", TEXTS["new_language.md"], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "topics" / "train").mkdir(parents=True)
+    for name in ("en", "quy", "train/en"):
+        (tmp_path / "topics" / f"{name}.csv").write_text("text,topic\nA team won.,sports\nA law passed.,politics\n")
+    Path("quy.yaml").write_text(recipe, encoding="utf-8")
+    config = load_config("./quy.yaml")
+    (task,) = tasks_of(config)
+    assert (config.model.encoder, config.data.shards, task.languages) == (
+        "runs/quy/encoder",
+        "task:topics",
+        ("en", "quy"),
+    )
+    assert [(example.source, example.label) for example in task.examples("quy", 0)] == [
+        ("Sentence: A team won. Topic:", 3), ("Sentence: A law passed. Topic:", 2)
+    ]  # fmt: skip
+    rows, _ = train_rows(task)
+    assert [row["target"] for row in rows] == ["sports", "politics"]
+
+
 def prepare(name: str, folder: Path) -> None:
     """Files that a block reads, beside `runs/mine`."""
     if name == "data":
