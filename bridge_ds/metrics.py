@@ -13,7 +13,7 @@ from typing import Any
 from bridge_ds.errors import DataError
 from bridge_ds.typed import CLOSED, Count, Share, typed_object
 
-__all__ = ["CHOICE_METRICS", "METRICS", "current_names", "metric_name", "read_results"]
+__all__ = ["CHECKPOINT", "CHOICE_METRICS", "METRICS", "current_names", "metric_name", "read_results"]
 
 METRICS: dict[str, str] = {
     "acc": "the choice with the highest log-probability is right; for a number: the number is right",
@@ -30,6 +30,8 @@ arXiv 2104.08315), where the harness leaves the whole context empty.
 """
 CHOICE_METRICS = ("acc", "acc_norm_tokens", "acc_mutual_info")
 """Ways to pick an answer by the log-probabilities of the choices."""
+CHECKPOINT = "checkpoint"
+"""Key of evaluation.json beside the systems: name of the folder whose weights were scored."""
 _OLD = {
     "likelihood": "acc", "sum": "acc", "exact": "exact_match", "mean": "acc_norm_tokens",
     "calibrated": "acc_mutual_info",
@@ -58,21 +60,27 @@ class _Results:
 
     __pydantic_config__ = CLOSED
     bridge: dict[str, dict[str, _Score]] = field(default_factory=dict)
+    finetuned: dict[str, dict[str, _Score]] = field(default_factory=dict)
     llm: dict[str, dict[str, _Score]] = field(default_factory=dict)
     chance: dict[str, Share | None] = field(default_factory=dict)
+    checkpoint: str = ""
 
 
-def read_results(run: Path) -> dict[str, Any]:
+def read_results(run: Path) -> tuple[dict[str, Any], str]:
     """evaluation.json of a run folder under today's names; empty if there is none.
+
+    Returns:
+        the scores, and the name of the checkpoint that they are of; empty = an older version wrote them.
 
     Raises:
         DataError: it cannot be read, or holds something else than accuracies.
     """
     path = run / "evaluation.json"
     try:
-        return current_names(typed_object(path, _Results))
+        found = typed_object(path, _Results)
+        return current_names(found), str(found.get(CHECKPOINT, ""))
     except FileNotFoundError:
-        return {}
+        return {}, ""
     except OSError as error:
         why = f"cannot be read ({error.strerror or error})"
     except ValueError as error:
@@ -86,7 +94,7 @@ def metric_name(name: str) -> str:
 
 
 def current_names(results: dict[str, Any]) -> dict[str, Any]:
-    """The content of evaluation.json, of whatever version, with today's names of metrics; a file of today unchanged."""
+    """The scores of evaluation.json, of whatever version, with today's names of metrics; those of today unchanged."""
     return {
         system: {
             task: {code: {metric_name(key): value for key, value in score.items()} for code, score in languages.items()}
@@ -95,4 +103,5 @@ def current_names(results: dict[str, Any]) -> dict[str, Any]:
         if system != "chance"
         else tasks
         for system, tasks in results.items()
+        if system != CHECKPOINT
     }

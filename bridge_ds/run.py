@@ -195,7 +195,7 @@ class Run:
             from bridge_ds.evaluation.table import table
             from bridge_ds.report.choose import after_scoring, measured_if_chosen
 
-            write_evaluation(self.folder / "evaluation.json", results)
+            write_evaluation(self.folder / "evaluation.json", results, self.checkpoint.name)
             print(table(results), flush=True)
             after_scoring(self.folder, results, measured_if_chosen(self.config, self.checkpoint, self.base))
         self.hooks.on_evaluation(results)

@@ -45,7 +45,8 @@ def make_run(
     config = replace(config, data=settled(config.data, tokenizers))
     model = build_model(config, tokenizers.bos_id)
     with torch.no_grad():
-        model.mapping.scale.fill_(scale)
+        if model.makes_prompt:
+            model.mapping.scale.fill_(scale)
         for name, tensor in trained_tensors(model).items():
             if name.startswith(("encoder.", "llm.")):
                 # As training would leave them: a run that lost these would answer otherwise.

@@ -258,7 +258,7 @@ def _notes(m: Measurements, _: Thresholds) -> Iterator[Finding]:
     if m.one_target:
         yield Finding(
             "one_target", False,
-            "All samples have the same target, so the use of the source cannot be measured.",
+            "All samples have the same target, or none, so the use of the source cannot be measured.",
             "Look at more samples (--samples), or at the data.",
         )  # fmt: skip
 

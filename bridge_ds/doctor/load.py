@@ -28,6 +28,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.inference.bases import Placing
 from bridge_ds.inference.load import load_model, open_run
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.tasks.shards import rows_at_start
 from bridge_ds.track.metrics_file import iter_metrics
 from bridge_ds.world import World
@@ -76,7 +77,9 @@ def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
             f"{run} has no soft prompt (injection.soft_prompt is false), and the doctor examines soft prompts; "
             "expected a run that makes one; bridge-ds report compares what such a run answers with the LLM alone."
         )
-    recorded = checkpoint.manifest["base"]
+    recorded, predicts = checkpoint.manifest["base"], OBJECTIVES[config.data.objective].predicts
+    if not predicts:
+        note("its training loss is not that of the targets (data.objective), and is not compared")
     found: dict[str, str] = {}
     quiet_transformers()
     model, tokenizers = load_model(
@@ -96,7 +99,7 @@ def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
             {name: tensor for name, tensor in initial.items() if name.startswith("project.")},
             model.mapping.state_dict(),
         ),
-        "loss_recorded": _recorded_or_noted(run, checkpoint.step, note),
+        "loss_recorded": _recorded_or_noted(run, checkpoint.step, note) if predicts else None,
         "steps": checkpoint.step,
         "fusion": config.fusion.name,
         "augmented": config.data.augment_prompt,

@@ -112,7 +112,7 @@ def _score(options: argparse.Namespace, world: World) -> None:
         base=checkpoint.manifest["base"],
     )  # fmt: skip
     if world.is_main:
-        write_evaluation(options.output or options.run / "evaluation.json", results)
+        write_evaluation(options.output or options.run / "evaluation.json", results, checkpoint.folder.name)
         plot_accuracy(results, options.run / "plots" / "accuracy.png")
         print(table(results))
         measured = measured_if_chosen(config, checkpoint.folder, checkpoint.manifest["base"])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 
@@ -18,14 +18,24 @@ from bridge_ds.errors import BridgeError
 from bridge_ds.evaluation.jobs import Block, ScoringJob, blocks_of, load_jobs
 from bridge_ds.evaluation.predictions import Scored
 from bridge_ds.evaluation.store import Answers, PredictionStore
+from bridge_ds.metrics import CHECKPOINT
 from bridge_ds.tasks.base import Example, Task
 from bridge_ds.world import World
 
-__all__ = ["System", "SystemScores", "compare", "write_evaluation"]
+__all__ = ["Answering", "SystemScores", "compare", "write_evaluation"]
 
-System = Callable[[Sequence[Example], Task], Answers]
-"""Answers B samples of a task. Called on every rank equally often, never with no samples. One with a method
-`count_tokens(examples)` says what each source costs it, for the progress bar."""
+
+class Answering(Protocol):
+    """Answers samples of a task. One with a method `count_tokens(examples)` says what each source costs it, for the
+    progress bar."""
+
+    def __call__(self, examples: Sequence[Example], task: Task, /) -> Answers:
+        """Called on every rank equally often, never with no samples."""
+        ...
+
+    def check(self, examples: Sequence[Example], task: Task, /) -> None:
+        """Raises DataError where a sample cannot be asked; runs no model."""
+
 
 SystemScores = dict[str, dict[str, dict[str, float]]]
 """`{task: {language: {"acc": share, "exact_match": share, "n": samples, ...}}}`; shares are 0 to 1. Where there are
@@ -33,8 +43,8 @@ choices also "acc_norm_tokens" and, if asked for, "acc_mutual_info"; see `bridge
 
 
 def compare(
-    bridge: System,
-    llm: System | None,
+    bridge: Answering,
+    llm: Answering | None,
     tasks: Sequence[Task],
     languages: Sequence[str] = (),
     limit: int = 0,
@@ -81,14 +91,21 @@ def compare(
     return results | {"chance": {task.name: task.chance for task in tasks}}
 
 
-def write_evaluation(path: Path, results: dict[str, Any]) -> None:
-    """Write evaluation.json by temp + rename; for the main rank."""
+def write_evaluation(path: Path, results: dict[str, Any], checkpoint: str) -> None:
+    """Write evaluation.json by temp + rename; for the main rank.
+
+    Args:
+        path: of the file.
+        results: of :func:`compare`.
+        checkpoint: name of the folder whose weights were scored.
+    """
     real(path.parent).mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    content = results | {CHECKPOINT: checkpoint}
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _score(
-    system: System,
+    system: Answering,
     jobs: Sequence[ScoringJob],
     size: int,
     world: World,
@@ -127,7 +144,7 @@ def _score(
 
 @contextmanager
 def _progress(
-    system: System, blocks: Sequence[Sequence[Block]], name: str, world: World
+    system: Answering, blocks: Sequence[Sequence[Block]], name: str, world: World
 ) -> Iterator[tuple[Any, Callable[[Block], int]]]:
     """A bar over the positions that the blocks take, padding included, and how many one of them takes: a language whose
     texts are many tokens is as slow as it looks. Over samples, where the system counts no tokens."""
@@ -145,10 +162,11 @@ def _progress(
         yield bar, lambda block: of[id(block)]
 
 
-def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[Answers]:
+def _ask(system: Answering, task: Task, turn: list[Block], world: World) -> list[Answers]:
     """The answers to all blocks of a turn, on every rank (a collective)."""
     # A rank without a block of its own computes another's again: all must run the models equally often.
     block = turn[min(world.rank, len(turn) - 1)]
+    _agree(system, block, task, world)
     outcome: Answers | BridgeError
     try:
         outcome = system(block.examples, task)
@@ -166,6 +184,23 @@ def _ask(system: System, task: Task, turn: list[Block], world: World) -> list[An
         if isinstance(found, BridgeError):
             raise found
     return outcomes[: len(turn)]
+
+
+def _agree(system: Answering, block: Block, task: Task, world: World) -> None:
+    """Raises on every rank what one of them finds wrong in its samples: under ZeRO-3 the others would wait for it
+    inside the models."""
+    fault: BridgeError | None = None
+    try:
+        system.check(block.examples, task)
+    except BridgeError as error:
+        fault = error
+    faults: list[BridgeError | None] = [fault]
+    if world.size > 1:
+        faults = [None] * world.size
+        dist.all_gather_object(faults, fault)
+    for found in faults:
+        if found is not None:
+            raise found
 
 
 def _finish(store: PredictionStore, job: ScoringJob, found: SystemScores, world: World) -> None:

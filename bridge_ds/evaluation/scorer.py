@@ -68,13 +68,7 @@ class Scorer:
         Raises:
             DataError: a source without any token, or choices for which the LLM has no positions.
         """
-        if task.kind == "number":
-            ids: list[list[list[int]]] = [[] for _ in examples]
-            following = [self.prompts.room(self.max_new_tokens)] * len(examples)
-        else:
-            ids = self._choice_ids([example.choices or task.labels for example in examples])
-            following = [max(map(len, own)) for own in ids]
-        rows = self._rows([(example.source, example.language) for example in examples], following, task)
+        rows, ids = self._asked(examples, task)
         # Where an answer is written, each of its tokens reads all weights: there, larger batches are faster.
         if self.device.type != "cpu" or task.kind == "number":
             return self._answers(examples, rows, ids, task)
@@ -86,6 +80,23 @@ class Scorer:
             some, own, choices = [examples[n] for n in part], [rows[n] for n in part], [ids[n] for n in part]
             found.append(self._answers(some, own, choices, task))
         return joined(found[: len(parts)], parts)
+
+    def check(self, examples: Sequence[Example], task: Task) -> None:
+        """Raises DataError as a call with the same samples would, and runs no model."""
+        _, ids = self._asked(examples, task)
+        if self.calibrate and task.kind != "number":
+            self._null_rows(examples, task, ids)
+
+    def _asked(
+        self, examples: Sequence[Example], task: Task
+    ) -> tuple[list[ContextIds], Sequence[Sequence[Sequence[int]]]]:
+        """Prompts and choices as ids."""
+        ids: Sequence[Sequence[Sequence[int]]] = [[] for _ in examples]
+        following = [self.prompts.room(self.max_new_tokens)] * len(examples)
+        if task.kind != "number":
+            ids = self._choice_ids([example.choices or task.labels for example in examples])
+            following = [max(map(len, own)) for own in ids]
+        return self._rows([(example.source, example.language) for example in examples], following, task), ids
 
     def _parts(self, rows: Sequence[ContextIds]) -> list[list[int]]:
         """Numbers of the rows that a CPU reads together, the longest first: at most :data:`POSITIONS`, padding
@@ -218,14 +229,22 @@ class Scorer:
     ) -> list[tuple[float, ...]]:
         """Scores of each sample's choices after its null source; of labels they are computed once."""
         if any(example.choices for example in examples):
-            following = [max(map(len, own)) for own in ids]
-            rows = self._rows([(example.null or " ", example.language) for example in examples], following, task)
+            rows = self._null_rows(examples, task, ids)
             return [tuple(row) for row in self.generator.score(self._prefix(rows), ids)[0]]
         key = (examples[0].null, task.labels)  # one prompt a task, so all ranks compute it in the same turn
         if key not in self._null:
-            prefix = self._prefix(self._rows([(key[0], ENGLISH)], [max(map(len, ids[0]))], task))
+            prefix = self._prefix(self._null_rows(examples, task, ids))
             self._null[key] = tuple(self.generator.score(prefix, ids[:1])[0][0])
         return [self._null[key]] * len(examples)
+
+    def _null_rows(
+        self, examples: Sequence[Example], task: Task, ids: Sequence[Sequence[Sequence[int]]]
+    ) -> list[ContextIds]:
+        """Null prompts of samples with choices of their own; of labels the one that all have."""
+        if any(example.choices for example in examples):
+            following = [max(map(len, own)) for own in ids]
+            return self._rows([(example.null or " ", example.language) for example in examples], following, task)
+        return self._rows([(examples[0].null, ENGLISH)], [max(map(len, ids[0]))], task)
 
     def _rows(self, texts: Sequence[tuple[str, str]], following: Sequence[int], task: Task) -> list[ContextIds]:
         """Prompts of (source, its language), each with as many positions free behind it."""

@@ -266,8 +266,11 @@ def _training(facts: CardFacts) -> list[tuple[str, str]]:
     rows = [
         ("data", f"{shards}, English; objective `{data.objective}`"),
         ("samples", f"{state.get('consumed', 0):,} in {facts.step:,} steps of {train.global_batch}"),
-        ("fusion", f"`{facts.config.fusion.name}`"),
-        ("mapping", f"`{facts.config.mapping.kind}`"),
+        *(
+            [("fusion", f"`{facts.config.fusion.name}`"), ("mapping", f"`{facts.config.mapping.kind}`")]
+            if facts.config.injection.makes_prompt
+            else []
+        ),
         *([("injection", f"`{facts.config.injection.form}`")] if facts.config.injection.spec else []),
         ("the LLM reads the text too", "yes" if data.augment_prompt else "no"),
         ("the LLM's chat template", "yes" if data.chat_template else "no"),

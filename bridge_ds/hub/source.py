@@ -19,7 +19,6 @@ from bridge_ds.checkpoint.origin import config_in
 from bridge_ds.config.names import found_beside
 from bridge_ds.config.schema import Config, DataConfig, ModelConfig
 from bridge_ds.errors import CheckpointError, ConfigError
-from bridge_ds.evaluation.predictions import read_index
 from bridge_ds.hub.card import CardFacts, model_card
 from bridge_ds.hub.config import CONFIG, BridgeConfig, from_run
 from bridge_ds.hub.folder import CARD, GENERATION, find_file, read_config, tensor_files
@@ -221,7 +220,7 @@ def _facts(run: Path, config: Config, checkpoint: Checkpoint) -> CardFacts:
     Raises:
         DataError: one of them is damaged.
     """
-    scored = run / "evaluation" / "bridge"
+    results, scored = read_results(run)
     return CardFacts(
         name=run.resolve().name,
         config=config,
@@ -230,8 +229,8 @@ def _facts(run: Path, config: Config, checkpoint: Checkpoint) -> CardFacts:
         versions=checkpoint.manifest.get("versions") or {},
         checkpoint=checkpoint.folder.name,
         layer_weights=_layer_weights(run / "metrics.jsonl", checkpoint.step),
-        results=read_results(run),
-        scored=read_index(scored).checkpoint if (scored / "index.json").is_file() else "",
+        results=results,
+        scored=scored,
     )
 
 

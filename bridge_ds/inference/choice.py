@@ -116,10 +116,11 @@ class ChoiceTable:
         name = find_variety(language, self.languages) if language else None
         if name is None:
             return f"the bridge answers: {CHOICE} " + (f"has no {language!r}." if language else "needs a --language.")
+        tasks = [task for task, codes in self.tasks.items() if find_variety(name, codes)]
         found, who = self.languages[name], {BRIDGE: "the bridge", LLM: "the LLM alone"}[self.way(language)]
         return (
             f"{who} answers in {language!r}: {100 * found.bridge:.1f} % by the bridge, {100 * found.llm:.1f} % by the "
-            f"LLM alone on {found.samples} samples of {', '.join(self.tasks)} ({CHOICE}; p {found.holm:.2g})."
+            f"LLM alone on {found.samples} samples of {', '.join(tasks)} ({CHOICE}; p {found.holm:.2g})."
         )
 
     def moved(self, files: Sequence[Path], base: Mapping[str, str]) -> ChoiceTable:

@@ -42,7 +42,7 @@ def scored(runs: Sequence[Path], task: str, data: str, codes: Sequence[str]) -> 
         ConfigError: a run has no accuracy on the task, or fewer than five languages are in common.
         DataError: an evaluation.json cannot be read.
     """
-    found = {run: read_results(run).get("bridge", {}) for run in runs}
+    found = {run: read_results(run)[0].get("bridge", {}) for run in runs}
     first = found[runs[0]]
     task = task or (data if data in first else next(iter(first)) if len(first) == 1 else "")
     for run, tasks in found.items():

@@ -57,7 +57,7 @@ class Reader:
     side: str = "right"
     """Where a longer one is truncated."""
     bridge: tuple[nn.Module, nn.Module] | None = None
-    """Fusion and mapping of a run."""
+    """Fusion and mapping of a run that has a soft prompt."""
     checkpoint: str = ""
     """Of the run."""
 
@@ -145,7 +145,7 @@ def run_reader(run: Path, device: torch.device) -> Reader:
     model, tokenizers, _ = load_trained(run, config, device, checkpoint=checkpoint)
     return Reader(
         config.model.encoder, model.encoder, tokenizers.encoder, tokenizers.languages, config.data.max_source_tokens,
-        side_of(config.data), (model.fusion, model.mapping), checkpoint.folder.name,
+        side_of(config.data), (model.fusion, model.mapping) if model.makes_prompt else None, checkpoint.folder.name,
     )  # fmt: skip
 
 

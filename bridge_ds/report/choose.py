@@ -197,7 +197,10 @@ def advise(cells: Cells) -> tuple[dict[str, dict[str, Comparison]], dict[str, Co
     """
     names: dict[str, list[tuple[str, str]]] = {}
     for cell in cells:
-        names.setdefault(find_variety(cell[1], names) or cell[1], []).append(cell)
+        name = find_variety(cell[1], names) or cell[1]
+        if any(task == cell[0] for task, _ in names.get(name, ())):  # which one task has apart is not one language
+            name = cell[1]
+        names.setdefault(name, []).append(cell)
     single = dict(zip(cells, _compared([(" ".join(cell), [cells[cell]]) for cell in cells]), strict=True))
     whole = dict(zip(names, _compared([(name, [cells[c] for c in own]) for name, own in names.items()]), strict=True))
     for name, own in names.items():
@@ -235,9 +238,9 @@ def _compared(families: Sequence[tuple[str, Sequence[Paired]]]) -> list[dict[str
 
 
 def _interval(name: str, gaps_RN: NDArray[np.float64]) -> tuple[float, float]:
-    if not gaps_RN.any():
+    if (gap := float(gaps_RN.flat[0])) in (-1, 0, 1) and (gaps_RN == gap).all():
         rare = unseen_share(gaps_RN.shape[1])
-        return -rare, rare
+        return max(-1.0, gap - rare), min(1.0, gap + rare)
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     means_B = resampled_means(gaps_RN.mean(axis=0)[:, None], DRAWS, generator)[:, 0]
     return interval(means_B, seed_errors(gaps_RN.mean(axis=1), DRAWS, generator), (-1.0, 1.0))

@@ -53,7 +53,8 @@ _CLASSES: dict[int | None, str] = {
     None: """- sat Santali; - nqo N'Ko; - taq Tamasheq; - tzm Central Atlas Tamazight""",
 }
 _WITHOUT_SPACES = (
-    "zh", "zho", "cmn", "ja", "jpn", "th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz", "dzo",
+    "zh", "zho", "cmn", "yue", "ja", "jpn", "th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bo", "bod", "dz",
+    "dzo",
 )  # fmt: skip
 
 

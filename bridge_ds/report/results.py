@@ -206,8 +206,9 @@ class _TaskDraws:
         p = two_errors(float(by_seed.mean()), float(np.var(means)), of_seeds, seeds)
         # The number of samples limits the p-value, however alike their differences are.
         p = max(p, mcnemar_exact(0, fewest))
-        if not any(pair.any() for pair in pairs):
-            low, high = -unseen_share(fewest), unseen_share(fewest)
+        for gap in (-1.0, 0.0, 1.0):
+            if all((pair == gap).all() for pair in pairs):
+                low, high = max(-1.0, gap - unseen_share(fewest)), min(1.0, gap + unseen_share(fewest))
         return {"value": float(by_seed.mean()), "low": low, "high": high, "seeds": by_seed.tolist(), "p": p}
 
     def _interval(self, means: Floats, by_seed: Floats, bounds: tuple[float, float]) -> tuple[float, float]:

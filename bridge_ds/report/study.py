@@ -125,6 +125,11 @@ def read_study(runs: Sequence[str], baseline: str = "", tasks: Sequence[str] = (
         alone = read_index(llm / "evaluation" / "llm")
         groups[alone.name] = [_with_tasks(StudyRun(llm, alone, alone.name), tasks)]
     for run in bridges:
+        if llm is not None and run.name == alone.name:
+            raise DataError(
+                f"{run.folder} is named {run.name!r}, as are the answers of the LLM alone; expected another name; "
+                "choose one (NAME=RUN)."
+            )
         groups.setdefault(run.name, []).append(run)
     baseline = baseline or ("last_layer" if "last_layer" in groups else reference.name)
     if baseline not in groups:

@@ -53,8 +53,17 @@ def variety(code: str) -> tuple[str, str]:
 
 def find_variety(code: str, known: Iterable[str]) -> str | None:
     """The one of some codes that names the same language in the same script; None if none does, or several may."""
+    names = list(known)
+    if code in names:
+        return code
     language, script = variety(code)
-    same = {name: of[1] for name in known if (of := variety(name))[0] == language}
-    exact = [name for name in same if same[name] == script]
-    unclear = [name for name in same if not (script and same[name])]
-    return exact[0] if exact else unclear[0] if len(unclear) == 1 else None
+    same = {name: variety(name)[1] for name in names if variety(name)[0] == language and _more(name) == _more(code)}
+    found = [name for name in same if same[name] == script] or [name for name in same if not (script and same[name])]
+    if len(found) > 1:  # pt-BR and pt-PT
+        found = [name for name in found if code_parts(name) == code_parts(code)]
+    return found[0] if len(found) == 1 else None
+
+
+def _more(code: str) -> set[str]:
+    """Parts of a code that are neither a script nor a region: `romanized` of `hi-romanized`."""
+    return {part for part in code_parts(code)[1:] if len(part) > 4 or (len(part) == 3 and part.isalpha())}

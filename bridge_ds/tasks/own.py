@@ -18,7 +18,6 @@ from bridge_ds.config.text import short
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import json_value
 from bridge_ds.tasks.base import Example
-from bridge_ds.tasks.flores import find_variety
 from bridge_ds.tasks.record import Record
 from bridge_ds.tasks.rows import RowSource, class_names, local_languages
 from bridge_ds.tasks.table import TableTask
@@ -128,8 +127,7 @@ class OwnTask(TableTask):
 
     def train(self) -> Iterator[Example]:
         """The English train split, for packing, by whichever code the task has of English. Raises as of a TableTask."""
-        known = self.codes or (() if self._together else self.languages)
-        return self._examples(find_variety("en", known) or "en", "train")
+        return self._examples(self.code_of("en") if self._together else self.english("train"), "train")
 
     @property
     def _together(self) -> bool:

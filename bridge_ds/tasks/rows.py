@@ -26,11 +26,13 @@ from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos, json_value, refuse_surrogates
 
-__all__ = ["PARQUET", "RowSource", "class_names", "local_languages", "rows"]
+__all__ = ["PARQUET", "RowSource", "class_names", "has_files", "local_languages", "rows"]
 
 PARQUET = "refs/convert/parquet"
 """Revision that the hub converts repositories with a loading script to: CONFIG/SPLIT/*.parquet."""
 _SPLIT = re.compile(r"(test|train|validation)([-_.].*)?")
+_PART = re.compile(r"(test|train|validation)(_.+?)?-\d.*")
+"""Of a split in several files, as the hub names them."""
 _OTHERS = (".train", ".dev", ".validation")
 _ENDING = re.compile(r"(?P<stem>.+?)\.(?:(?:jsonl|csv|tsv)(?:\.gz|\.zst)?|parquet)$")
 _PATTERNS = (
@@ -128,7 +130,7 @@ def local_languages(source: str) -> list[str] | None:
             names |= set(inside)
         elif sub.name == "data":
             split = [re.fullmatch(r"test_(.+?)-\d.*", stem) for stem in inside]
-            names |= {found[1] for found in split if found} or {stem for stem in inside if "-" not in stem}
+            names |= {found[1] for found in split if found} or {stem for stem in inside if not _PART.fullmatch(stem)}
         elif _local_files(folder, [sub.name], "test"):
             names.add(sub.name)
     for name in names:
@@ -144,6 +146,16 @@ def local_languages(source: str) -> list[str] | None:
         )
     names -= set(splits)
     return sorted(names) if names or not _is_repository(folder) else None
+
+
+def has_files(source: RowSource) -> bool:
+    """Whether a local folder has files of this split and language.
+
+    Raises:
+        DataError: it has several.
+    """
+    folder, names = Path(source.source), [source.language, source.config or source.language]
+    return folder.is_dir() and bool(_local_files(folder, names, source.split))
 
 
 def _local_files(folder: Path, names: Iterable[str], split: str, patterns: tuple[str, ...] = _PATTERNS) -> list[Path]:

@@ -17,7 +17,7 @@ from bridge_ds.errors import ConfigError
 from bridge_ds.tasks.base import Example
 from bridge_ds.tasks.flores import find_variety
 from bridge_ds.tasks.record import Record
-from bridge_ds.tasks.rows import PARQUET, RowSource, local_languages, rows
+from bridge_ds.tasks.rows import PARQUET, RowSource, has_files, local_languages, rows
 
 __all__ = ["TableTask"]
 
@@ -39,6 +39,8 @@ class TableTask:
     """Hub revision of `hub`; none = its default branch."""
     hub_files: ClassVar[str] = ""
     """Pattern of files in `hub`, with {config} and {split}, where its default branch has a loading script."""
+    null_keeps: ClassVar[tuple[str, ...]] = ()
+    """Fields whose text stays in the empty prompt."""
     kind: ClassVar[str] = "labels"
     """As of :class:`~bridge_ds.tasks.base.Task`."""
     labels: ClassVar[tuple[str, ...]] = ()
@@ -145,11 +147,11 @@ class TableTask:
         """The prompt with the row's texts, and with empty fields.
 
         Args:
-            made: texts of fields in place of the row's; a `connective` stays in the empty prompt.
+            made: texts of fields in place of the row's.
         """
         template, slots = self.given.prompt or self.prompt, self._slots()
         texts = {name: made[name] if name in made else row.text(name) for name in slots}
-        kept = {name: texts[name] if name == "connective" else "" for name in slots}
+        kept = {name: texts[name] if name in self.null_keeps else "" for name in slots}
         empty = re.sub(r"\s+", " ", template.format(**kept))
         return template.format(**texts).strip(), empty.strip()
 
@@ -180,7 +182,14 @@ class TableTask:
                 f"{self.name} has no English train split; expected a task that has one, such as xnli; pack other "
                 "English samples with --input or --dataset."
             )
-        return self._examples("en", "train")
+        return self._examples(self.english("train"), "train")
+
+    def english(self, split: str) -> str:
+        """The code by which the files of a split have English: `en`, or the one of the test files (`eng`)."""
+        code = self.code_of("en")
+        if code != "en" and has_files(self.row_source("en", split)):
+            return "en"
+        return code
 
     def row_source(self, language: str, split: str) -> RowSource:
         """Where the rows of a split in a language are."""
@@ -207,10 +216,12 @@ class TableTask:
     def _examples(self, language: str, split: str) -> Iterator[Example]:
         keys: Counter[str] = Counter()
         for number, row in enumerate(self.records(self.row_source(language, split))):
-            key = self.key_of(row, number, language)
+            own = key = self.key_of(row, number, language)
+            while keys[key]:  # runs are compared by keys
+                keys[own] += 1
+                key = f"{own}-{keys[own]}"
             keys[key] += 1
-            # Keys are unique: runs are compared by them.
-            yield self.example(row, language, key if keys[key] == 1 else f"{key}-{keys[key]}")
+            yield self.example(row, language, key)
 
     def _slots(self) -> list[str]:
         template = self.given.prompt or self.prompt

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.tasks.base import Example
+from bridge_ds.tasks.flores import find_variety
 from bridge_ds.tasks.record import Record
 from bridge_ds.tasks.table import TableTask
 
@@ -46,6 +47,7 @@ class Xcopa(TableTask):
         "idx": "idx", "connective": "connective",
     }  # fmt: skip
     has_train = False
+    null_keeps = ("connective",)
 
     @property
     def chance(self) -> float:
@@ -61,7 +63,8 @@ class Xcopa(TableTask):
         question = row.text("question")
         if question not in _QUESTIONS:
             raise DataError(f"{row.where} has the question {question!r}; expected cause or effect; correct the data.")
-        if language not in _CONNECTIVES and not row.has("connective"):
+        known = find_variety(language, _CONNECTIVES)
+        if known is None and not row.has("connective"):
             raise ConfigError(
                 f"xcopa knows no word for 'because' in {language!r}; expected one of {', '.join(_CONNECTIVES)}; give "
                 "the data a column `connective`."
@@ -69,7 +72,7 @@ class Xcopa(TableTask):
         if row.has("connective"):
             connective = row.text("connective")
         else:
-            connective = _CONNECTIVES[language][_QUESTIONS.index(question)]
+            connective = _CONNECTIVES[known or language][_QUESTIONS.index(question)]
         premise = row.text("premise").rstrip(".。।!?！？")
         choices = tuple(_lower_first(row.text(name)) for name in ("choice1", "choice2"))
         if not all(choices):

@@ -162,7 +162,7 @@ class Tracker:
 
     def scores(self) -> dict[str, Any]:
         """The content of evaluation.json; empty if there is none."""
-        return read_results(self.folder) if self.results is None else self.results
+        return read_results(self.folder)[0] if self.results is None else self.results
 
     def missing(self) -> str:
         """What metrics.jsonl has above `logged_step`, in words."""

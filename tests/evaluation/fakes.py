@@ -10,6 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from bridge_ds.errors import DataError
 from bridge_ds.evaluation.predictions import Prediction, Scored
 from bridge_ds.evaluation.score import SystemScores, compare, write_evaluation
 from bridge_ds.evaluation.store import Answers, PredictionStore
@@ -56,9 +57,13 @@ def evaluate(system: Any, tasks: Sequence[Task], *args: Any, **options: Any) -> 
 class FakeSystem:
     """Right or wrong by a hash of the sample, so that an answer does not depend on who asks."""
 
-    def __init__(self, stop_after: int = 0) -> None:
+    def __init__(self, stop_after: int = 0, refuses: str = "") -> None:
         self.calls: list[list[str]] = []
-        self.stop_after = stop_after
+        self.stop_after, self.refuses = stop_after, refuses
+
+    def check(self, examples: Sequence[Example], task: Task) -> None:
+        if self.refuses in [example.key for example in examples]:
+            raise DataError(f"{self.refuses} cannot be asked.")
 
     def __call__(self, examples: Sequence[Example], task: Task) -> Answers:
         if self.stop_after and len(self.calls) == self.stop_after:
@@ -105,11 +110,16 @@ def run_rank(rank: int, size: int, folder: str) -> None:
     try:
         bridge, llm = FakeSystem(), FakeSystem()
         found = compare(bridge, llm, [FakeTask()], batch=2, world=world, stores=stores(Path(folder) / "evaluation"))
-        write_evaluation(Path(folder) / f"rank{rank}.json", {"found": found, "calls": bridge.calls})
+        write_evaluation(Path(folder) / f"rank{rank}.json", {"found": found, "calls": bridge.calls}, "")
         try:
             broken = [FakeTask(sizes={"en": 0})] if rank == 0 else [FakeTask(sizes={"en": 4})]
             evaluate(FakeSystem(), broken, world=world)
         except Exception as error:
             (Path(folder) / f"error{rank}").write_text(type(error).__name__)
+        refusing = FakeSystem(refuses="en-0")
+        try:
+            evaluate(refusing, [FakeTask()], batch=2, world=world)
+        except Exception as error:
+            (Path(folder) / f"refused{rank}").write_text(f"{type(error).__name__} after {len(refusing.calls)} calls")
     finally:
         dist.destroy_process_group()

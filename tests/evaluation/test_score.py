@@ -15,6 +15,7 @@ from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.evaluation.jobs import ScoringJob, blocks_of
 from bridge_ds.evaluation.score import compare, write_evaluation
 from bridge_ds.evaluation.store import Answers
+from bridge_ds.metrics import read_results
 from bridge_ds.tasks.base import Example
 
 from .fakes import FakeSystem, FakeTask, evaluate, is_right, run_rank, stores
@@ -61,6 +62,9 @@ def test_several_processes_agree_with_one(tmp_path: Path, size: int) -> None:
     seen = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(size)]
     assert all(rank["found"] == alone for rank in seen)
     assert alone["bridge"] == {"fake": _expected(FakeTask())}
+    # What one rank finds wrong in its samples is raised on all of them, before any of that turn runs a model.
+    refused = {(tmp_path / f"refused{rank}").read_text() for rank in range(size)}
+    assert len(refused) == 1 and refused.pop().startswith("DataError after ")
     # As many calls on every rank: 4 + 1 + 5 blocks.
     assert {len(rank["calls"]) for rank in seen} == {-(-10 // size)}
     assert files(tmp_path / "evaluation") == files(tmp_path / "alone")
@@ -79,8 +83,9 @@ def test_compare_scores_both_on_the_same_samples(tmp_path: Path) -> None:
     assert bridge.calls == llm.calls
     assert found["bridge"] == found["llm"] and set(found["bridge"]["fake"]) == {"en", "yy"}
     assert found["bridge"]["fake"]["yy"]["n"] == 4 and found["chance"] == {"fake": pytest.approx(1 / 3)}
-    write_evaluation(tmp_path / "run" / "evaluation.json", found)
-    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == found
+    write_evaluation(tmp_path / "run" / "evaluation.json", found, "step-00000001")
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == found | {"checkpoint": "step-00000001"}
+    assert read_results(tmp_path / "run") == (found, "step-00000001")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["evaluation.json"]
 
 
@@ -95,8 +100,12 @@ def test_a_score_that_is_no_number_is_wrong() -> None:
 
 
 def test_a_system_that_forgets_samples_is_refused() -> None:
+    class Forgetful(FakeSystem):
+        def __call__(self, examples: list, task: FakeTask) -> Answers:  # type: ignore[override]
+            return Answers([])
+
     with pytest.raises(ValueError, match="0 predictions for 7 samples"):
-        evaluate(lambda examples, task: Answers([]), [FakeTask()])
+        evaluate(Forgetful(), [FakeTask()])
 
 
 def test_languages_and_data_that_are_not_there() -> None:

@@ -52,3 +52,11 @@ def test_many_languages_are_broken_into_lines() -> None:
 def test_english_alone_has_no_mean_of_the_others() -> None:
     row = next(line for line in table(_results(("en",), bridge=0.5)).splitlines() if line.startswith("  bridge"))
     assert row.split() == ["bridge", "acc", "50.0", "-", "20.0"]
+
+
+def test_long_codes_have_a_space_between_them_and_english_any_code() -> None:
+    lines = table(_results(("eng_Latn", "ace_Arab", "taq_Tfng"), bridge=0.5)).splitlines()
+    head = next(line for line in lines if "ace_Arab" in line)
+    assert head.split() == ["eng_Latn", "ace_Arab", "taq_Tfng", "others", "chance"]
+    (row,) = [line for line in lines if line.startswith("  bridge") and " acc " in line]
+    assert row.index(".", row.index("acc")) + 2 == head.index("eng_Latn") + len("eng_Latn")

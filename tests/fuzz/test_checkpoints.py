@@ -274,7 +274,7 @@ def study(whole: Whole, folder: Path, draw: random.Random) -> str:
                         "evaluation.json", "metrics.jsonl", "mlflow.json"], draw)  # fmt: skip
     for door in (
         lambda: study_results(read_study([str(run), str(root / "b-0")], "last_layer")),
-        lambda: score_points(read_results(run)),
+        lambda: score_points(read_results(run)[0]),
         lambda: [numbers(each) for each in read_metrics(run / "metrics.jsonl")],
         lambda: TrackerState.load(run / "mlflow.json"),
     ):

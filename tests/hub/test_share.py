@@ -249,6 +249,8 @@ def test_the_card_says_what_was_measured(runs: dict[str, Path], bases: dict[str,
     assert "### xnli (chance 33.3)" in body
     assert "| sw | 50.0 | 25.0 | 34.5 | 25.0 | 40 |" in body and "| ur | 72.5 | 25.0 | - | - | 40 |" in body
     assert "weights here are of step-00000001" in body, "what was scored is not recorded"
+    (run / "evaluation.json").write_text(json.dumps(results | {"checkpoint": "step-00000001"}))
+    assert "weights here are" not in BridgeForCausalLM.from_pretrained(run, llm=str(licensed)).card
     assert "| the LLM reads the text too | yes |" in body
     assert licence("testbed/llm").startswith("apache-2.0")
     blank = BridgeForCausalLM.from_pretrained(runs["llama"]).card

@@ -127,6 +127,8 @@ def test_a_runs_fusion_and_mapping(folder: Path, tmp_path: Path) -> None:
         assert of["retrieval"]["fusion"]["both"] == of["last"] > 0.5
     reader = run_reader(run, CPU)
     *_, last, fused, mapped = reader.vectors(reader.ids(["a", "the old king sleeps"], "en"))
+    alone = make_run(tmp_path / "alone", [*settings, "injection.form=every_layer", "injection.soft_prompt=false"])
+    assert run_reader(alone, CPU).places == reader.places[:-2]  # there is no soft prompt
     assert reader.bridge is not None
     with torch.no_grad():
         expected = reader.bridge[1].scale * reader.bridge[1].project(torch.tensor(last).float())

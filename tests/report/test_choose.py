@@ -103,6 +103,18 @@ def test_tasks_are_taken_together_and_a_contradiction_is_undecided() -> None:
     assert languages["sw"].holm < 0.05 and languages["sw"].difference > 0 and languages["sw"].verdict == "undecided"
 
 
+def test_two_codes_of_one_task_are_two_languages() -> None:
+    cells = {("news", "hi"): paired((0, 30, 0, 0)), ("news", "hi-romanized"): paired((0, 0, 30, 0))}
+    cells |= {("news", "pt-BR"): paired((0, 9, 0, 0)), ("news", "pt-PT"): paired((0, 0, 9, 0))}
+    _, languages = advise(cells)
+    assert {code: of.verdict for code, of in languages.items()} == {
+        "hi": "bridge", "hi-romanized": "llm", "pt-BR": "bridge", "pt-PT": "llm",
+    }  # fmt: skip
+    # All samples are alike: what was not seen may be there.
+    of = languages["hi"]
+    assert (of.low, of.high) == (1 - unseen_share(30), 1) and languages["pt-PT"].high == unseen_share(9) - 1
+
+
 def test_what_is_chosen_on_one_half_is_scored_on_the_other() -> None:
     """One half of the samples says that the LLM alone is better, the other that the bridge is."""
     numbers = map(str, itertools.count())

@@ -9,8 +9,9 @@ import pytest
 
 from bridge_ds.config.effect import idle
 from bridge_ds.config.load import load_config, load_run_config, overridden, save_config
+from bridge_ds.config.schema import TaskDataConfig
 from bridge_ds.errors import BridgeError, ConfigError, DataError
-from bridge_ds.evaluation.jobs import load_jobs
+from bridge_ds.evaluation.jobs import load_jobs, wanted
 from bridge_ds.start import RunFolder
 from bridge_ds.tasks import Task, find_tasks, tasks_of
 from bridge_ds.tasks.own import OwnTask
@@ -321,3 +322,55 @@ def test_a_run_keeps_the_shards_of_its_first_start_and_refuses_another_tasks(tmp
     for other in ("task:two", "testbed/english"):
         with pytest.raises(DataError, match=rf"for data.shards 'task:one'; this start has '{other}'; .*run/shards.$"):
             folder.made_shards(load_config("testbed", [*settings, f"data.shards={other}"]))
+
+
+def test_a_code_that_several_files_may_mean_is_asked_for(tmp_path: Path) -> None:
+    for code in ("en", "pt-BR", "pt-PT", "zh-CN", "zh-TW", "hi"):
+        csv(tmp_path / f"{code}.csv", "text,label", "a,0")
+    task = declared(tmp_path, **NEWS)
+    assert [task.code_of(code) for code in ("eng", "hin", "hi-IN", "zh", "zh_Hant")] == [
+        "en", "hi", "hi", "zh-CN", "zh-TW"
+    ]  # fmt: skip
+    for unclear in ("pt", "por", "pt-AO", "hi-romanized"):
+        with pytest.raises(ConfigError, match=f"'{unclear}', which no task has"):
+            wanted([task], [unclear])
+
+
+def test_files_of_a_folder_data_have_languages_with_regions(tmp_path: Path) -> None:
+    for code in ("en", "pt-BR", "si"):
+        csv(tmp_path / "data" / f"{code}.csv", "text,label", "a,0")
+    task = declared(tmp_path, **NEWS)
+    assert task.languages == ("en", "pt-BR", "si") and len(task.examples("pt-BR", 0)) == 1
+
+
+@pytest.mark.parametrize("train", ["en", "eng"])
+def test_english_may_have_another_code_in_the_files(tmp_path: Path, train: str) -> None:
+    for place in ("eng", "sin", f"train/{train}"):
+        csv(tmp_path / f"{place}.csv", "text,label", f"{place},1")
+    task = declared(tmp_path, **NEWS)
+    (example,) = task.train()
+    assert example.source == f"News: train/{train} Topic:" and task.languages == ("eng", "sin")
+    xnli = find_tasks(["xnli"], {"xnli": TaskDataConfig(source=str(tmp_path / "xnli"))})[0]
+    for place in ("eng", f"train/{train}"):
+        csv(tmp_path / "xnli" / f"{place}.csv", "premise,hypothesis,label", "a,b,0")
+    assert len(list(xnli.train())) == 1  # type: ignore[attr-defined]
+
+
+def test_english_in_one_file_for_all_may_have_another_code(tmp_path: Path) -> None:
+    for split in ("test", "train"):
+        csv(tmp_path / f"{split}.csv", "text,label,lang", "a,0,eng", "b,1,sin")
+    task = declared(tmp_path, **NEWS, fields="{language: lang}")
+    assert [example.source for example in task.train()] == ["News: a Topic:"]
+
+
+def test_no_two_samples_have_one_key(tmp_path: Path) -> None:
+    csv(tmp_path / "en.csv", "text,label,id", "a,0,x", "b,0,x", "c,1,x-2", "d,1,x")
+    task = declared(tmp_path, **NEWS, fields="{id: id}")
+    keys = [example.key for example in task.examples("en", 0)]
+    assert len(set(keys)) == 4 and keys[:2] == ["mine-en-x", "mine-en-x-2"]
+
+
+def test_the_empty_prompt_of_labels_is_the_same_for_all(tmp_path: Path) -> None:
+    csv(tmp_path / "en.csv", "text,connective,label", "a,so,0", "b,because,1")
+    task = declared(tmp_path, **NEWS | {"prompt": "News: {text} {connective}"})
+    assert {example.null for example in task.examples("en", 0)} == {"News:"}

@@ -23,16 +23,17 @@ BY_CHOICE = ", by language"
 GROUPS = ("en", "known", "others")
 
 
-def write_rows(output: Path, arms: Sequence[Arm], one: str, by_choice: Sequence[str] = ()) -> str:
+def write_rows(output: Path, arms: Sequence[Arm], seeds: int, one: str, by_choice: Sequence[str] = ()) -> str:
     """Write OUTPUT/languages.csv, a row a task and run of the seeds that all arms have, and return its table.
 
     Args:
         output: folder of the runs.
         arms: of the study.
+        seeds: how many, from 0.
         one: code of the language that stands alone, the column `known`.
         by_choice: names of arms that also have rows as chosen by language, see :func:`bridge_ds.report.choose.chosen`.
     """
-    runs = Runs(output, arms, range(10))
+    runs = Runs(output, arms, range(seeds))
     scored = [(arm.name, seed, runs.folder(arm, seed)) for arm in arms for seed in runs.whole_seeds()]
     if not scored:
         return ""
@@ -96,6 +97,8 @@ def write_differences(output: Path) -> str:
             rows.append(
                 {"system": system, "task": task.removeprefix("testbed_"), **points, "p": round(test["holm"], 4)}
             )
+    if not rows:  # the baseline alone
+        return ""
     write(output / "differences.csv", rows)
     return differences(rows)
 

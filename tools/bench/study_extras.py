@@ -37,7 +37,7 @@ from bridge_ds.testbed import ENGLISH_ROWS, english_rows
 from bridge_ds.testbed.dictionary import main as write_dictionary
 from tools.bench.language_rows import write_differences, write_rows
 from tools.bench.study import Arm
-from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, study, study_parser
+from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, seeds_of, study, study_parser
 
 BASELINE = "task"
 ONE = "qaa"
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = QUICK_ROWS if options.quick else ENGLISH_ROWS
     status = study(options, chosen, lambda output: make_data(output, rows), "--baseline", BASELINE)
     output = options.output.resolve()
-    print(write_rows(output, chosen, ONE), write_differences(output), sep="\n\n")
+    print(write_rows(output, chosen, seeds_of(options), ONE), write_differences(output), sep="\n\n")
     return status
 
 

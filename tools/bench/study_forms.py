@@ -52,7 +52,7 @@ from bridge_ds.testbed.tasks import meanings
 from tools.bench.language_rows import write_rows
 from tools.bench.study import Arm
 from tools.bench.study_real import RECIPE, pack_english
-from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, study, study_parser
+from tools.bench.study_testbed import add_arms, chosen_arms, make_shards, seeds_of, study, study_parser
 
 KNOWN, KNOWN_REAL = "qaa", "fr"
 LANGUAGES = ("en", KNOWN_REAL, "am", "ha", "si", "sw", "ta")
@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
         make_data = partial(make_real, source=source, llm=llm, quick=options.quick)
     some = chosen_arms(options, arms(llm), BASELINE)
     status = study(options, some, make_data, "--baseline", BASELINE)
-    print(write_rows(output, some, known, BY_LANGUAGE))
+    print(write_rows(output, some, seeds_of(options), known, BY_LANGUAGE))
     return status
 
 

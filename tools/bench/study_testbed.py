@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bridge_ds.cli import Parser
+from bridge_ds.cli import Parser, positive
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.entry import run_command
 from bridge_ds.errors import ConfigError
@@ -59,15 +59,19 @@ def study_parser(doc: str, output: str) -> Parser:
     """
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(output), help=f"folder of all runs (default: {output})")
-    parser.add_argument("--seeds", type=int, help="number of seeds, from 0 (default: 5; with --quick 2)")
-    parser.add_argument(
-        "--jobs", type=int, default=0, help="runs at the same time (default: one a CPU core, at most 5)"
-    )
+    parser.add_argument("--seeds", type=positive(int), help="number of seeds, from 0 (default: 5; with --quick 2)")
+    jobs = "runs at the same time (default: one a CPU core, at most 5)"
+    parser.add_argument("--jobs", type=positive(int, zero=True, most=256), default=0, help=jobs)
     parser.add_argument("--ds_config", default="zero2.json", help="of the runs (default: zero2.json)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="to train.py")
     parser.add_argument("--quick", action="store_true", help="four steps a run, to see whether everything works")
     parser.add_argument("--report-only", action="store_true", help="train nothing")
     return parser
+
+
+def seeds_of(options: argparse.Namespace) -> int:
+    """Number of seeds."""
+    return int(options.seeds or (2 if options.quick else 5))
 
 
 def add_arms(parser: Parser, baseline: str) -> None:
@@ -105,7 +109,7 @@ def study(options: argparse.Namespace, arms: Sequence[Arm], make_data: Callable[
     runs = Runs(
         output,
         arms,
-        range(options.seeds or (2 if options.quick else 5)),
+        range(seeds_of(options)),
         Processes(max(1, cores // jobs)),
         ("--ds_config", options.ds_config, *(("--recipe", options.recipe) if "recipe" in options else ())),
         (f"data.shards={output / 'shards'}", *(QUICK if options.quick else ()), *options.overrides),
