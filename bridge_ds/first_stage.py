@@ -87,7 +87,9 @@ class FirstStage:
 
     def _changes(self, taught: Config) -> list[Change]:
         """What makes another LLM than the one that is there."""
-        named = {text.partition("=")[0].strip() for text in self.given.llm.finetune_settings}
+        # Those of then too: one that is left out now has the recipe's value.
+        given = (*self.given.llm.finetune_settings, *taught.llm.finetune_settings)
+        named = {text.partition("=")[0].strip() for text in given}
         found = [change for change in changes(taught, self.config) if change.key in named]
         # Neither is read any more, so that nothing later would notice.
         before, now = taught.model.llm, with_full_paths(self.config.model).llm

@@ -15,8 +15,9 @@ from bridge_ds.adapt.model import tokenizers_of
 from bridge_ds.checkpoint.bases import restore
 from bridge_ds.checkpoint.hook import CheckpointHook
 from bridge_ds.checkpoint.layout import step_folder
-from bridge_ds.checkpoint.load import load_optimizer, refuse_other_run
+from bridge_ds.checkpoint.load import CONTINUED, load_optimizer, refuse_other_run
 from bridge_ds.checkpoint.origin import Origin, find_origin
+from bridge_ds.checkpoint.save import set_aside
 from bridge_ds.compat.torch import set_timeout
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.names import made_at_start
@@ -277,6 +278,11 @@ class Run:
             from bridge_ds.track.metrics_file import MetricsLog
             from bridge_ds.track.plots import PlotHook
 
+            # What was trained further from an older checkpoint is another training, although the steps are the same.
+            again_after = self.done if self.origin.anew else None
+            if again_after is not None:
+                for line in set_aside(real(self.folder / "checkpoints"), self.done):
+                    _log.info(line)
             facts = {"ranks": self.world.size, "device": self.device.type, "ZeRO stage": stage(self.ds_values)}
             facts |= gathering(self.engine, self.ds_values)
             facts |= {"fusion backend": self.fusion_backend} if self.fusion_backend else {}
@@ -284,7 +290,7 @@ class Run:
                 MetricsLog(self.folder / "metrics.jsonl"),
                 Console(self.config.run.output, facts, self.config.track.every),
                 PlotHook(self.folder),
-                *feeds(self.folder, self.config, facts | self.origin.facts()),
+                *feeds(self.folder, self.config, facts | self.origin.facts(), again_after=again_after),
             ]
         hooks.append(
             CheckpointHook(
@@ -297,6 +303,7 @@ class Run:
                     "config": to_dict(self.config),
                     "deepspeed": read_ds_config(self.config.run.ds_config),
                     "changes": self.origin.record(),
+                    CONTINUED: self.origin.continued(),
                     "versions": versions(),
                 },
                 world=self.world,

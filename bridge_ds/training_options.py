@@ -82,7 +82,7 @@ examples:
 
 With another launcher, --prepare packs the files (and extends the vocabulary) and writes RUN/prepared.yaml, a recipe:
   bridge-ds adapt --parallel pairs.tsv --set model.encoder=... --set run.output=runs/quy --prepare
-  RECIPE=runs/quy/prepared.yaml OUTPUT=runs/quy sbatch slurm/train_1b.sh
+  RECIPE=runs/quy/prepared.yaml OUTPUT=runs/quy sbatch --gpus-per-node=1 slurm/train_1b.sh
 
 The same command again continues. docs/adapt.md says which remedy helps which language."""
 

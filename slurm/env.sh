@@ -156,7 +156,9 @@ train() {
     mkdir -p "$OUTPUT" || exit 2
     local arguments=(--recipe "$RECIPE" "$@" --set "run.output=$OUTPUT") code last_words
     last_words=$OUTPUT/last_words-$job.txt
-    "${python[@]}" -m bridge_ds preflight --ranks "$((SLURM_JOB_NUM_NODES * tasks_per_node))" "${arguments[@]}" || exit
+    local shards=()
+    [ -z "$SHARDS" ] || shards=(--set "data.shards=$SHARDS")
+    "${python[@]}" -m bridge_ds preflight --ranks "$((SLURM_JOB_NUM_NODES * tasks_per_node))" "${arguments[@]}" "${shards[@]}" || exit
     same_versions || exit
     stage_in
     [ -z "$SHARDS" ] || arguments+=(--set "data.shards=$SHARDS")

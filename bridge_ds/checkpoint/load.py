@@ -20,7 +20,15 @@ from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError, brief
 
 __all__ = [
-    "Checkpoint", "find", "find_start", "load_bridge", "load_optimizer", "newest", "put_trained", "refuse_other_run",
+    "CONTINUED",
+    "Checkpoint",
+    "find",
+    "find_start",
+    "load_bridge",
+    "load_optimizer",
+    "newest",
+    "put_trained",
+    "refuse_other_run",
     "trained_tensors",
 ]  # fmt: skip
 
@@ -28,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 _KINDS = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64, "I32": torch.int32, "BOOL": torch.bool}
 """dtypes of trained parameters (the first) and of buffers, as safetensors names them."""
+CONTINUED = "continued"
+"""Key of the manifest: sha256 of the manifest of the folder that run.resume named, from which the run has gone on."""
 _RESTORE = "restore the file, or move the checkpoint away to continue from the one before it"
 
 
@@ -60,7 +70,8 @@ def find(resume: str, root: Path) -> Checkpoint | None:
     """What `run.resume` asks for.
 
     Args:
-        resume: `auto`, `must`, `never`, or the path of one step folder.
+        resume: `auto`, `must`, `never`, or the path of one step folder; a newer checkpoint in `root` that continues
+            that folder is what an earlier start of the same command has left.
         root: the run's checkpoints folder.
 
     Raises:
@@ -73,7 +84,11 @@ def find(resume: str, root: Path) -> Checkpoint | None:
             )
         return None
     if resume not in ("auto", "must"):
-        return Checkpoint.read(find_folder(Path(resume)))
+        asked = Checkpoint.read(find_folder(Path(resume)))
+        own = newest(root) if layout.folders(root) else None
+        if own and own.step > asked.step and own.manifest.get(CONTINUED) == asked.manifest.get("sha256", ""):
+            return own  # an earlier start of the same command went on from there
+        return asked
     found = newest(root)
     if found is None and (resume == "must" or layout.folders(root)):
         raise CheckpointError(f"no valid checkpoint in {root}; expected one to resume; fix or empty that folder.")

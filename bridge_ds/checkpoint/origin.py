@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.layout import MANIFEST
-from bridge_ds.checkpoint.load import Checkpoint, find, find_start
+from bridge_ds.checkpoint.load import CONTINUED, Checkpoint, find, find_start
 from bridge_ds.config.build import from_dict
 from bridge_ds.config.changes import (
     Change,
@@ -52,6 +53,19 @@ class Origin:
     def facts(self) -> dict[str, str]:
         """For the tracker: `changed.KEY` -> `old -> new`."""
         return {f"changed.{change.key}": f"{change.old} -> {change.new}" for change in self.changes}
+
+    @property
+    def anew(self) -> bool:
+        """Whether this start goes on from the folder that run.resume names, and not from what an earlier start of the
+        same command has left."""
+        if self.checkpoint is None or self.config.run.resume in ("auto", "must"):
+            return False
+        return find_folder(Path(self.config.run.resume)).samefile(self.checkpoint.folder)
+
+    def continued(self) -> str:
+        """For the manifest, see :data:`bridge_ds.checkpoint.load.CONTINUED`; empty = no folder was named."""
+        found = self.checkpoint.manifest if self.checkpoint else {}
+        return str(found.get("sha256", "") if self.anew else found.get(CONTINUED, ""))
 
     def record(self) -> list[dict[str, Any]]:
         """For the manifest: all changes since the run began, each with the step after which it holds."""

@@ -74,6 +74,18 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
     return final
 
 
+def set_aside(root: Path, step: int) -> list[str]:
+    """Rename the checkpoints after `step`, from which a start with run.resume=PATH does not go on: the next start would
+    take them for the newest. Returns a line for each."""
+    lines = []
+    for _, folder in (found for found in layout.folders(root) if found[0] > step):
+        aside = folder.with_name(f"{folder.name}.set-aside")
+        remove(aside)
+        folder.rename(aside)
+        lines.append(f"{folder} is {aside.name} now: this start goes on from step {step} (run.resume)")
+    return lines
+
+
 def prune(root: Path, keep: int, best: int = 0) -> list[Path]:
     """Remove all but the `keep` newest checkpoints and the `best` of lowest loss; returns what was removed.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,6 +30,7 @@ from bridge_ds.data.packing.lines import (
 )
 from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import ConfigError, LaunchError
+from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.training_options import add_adapt_files, parse_train, train_parser
 
 __all__ = ["main"]
@@ -98,9 +101,12 @@ def _prepared(words: list[str]) -> int:
     recipe = folder / "prepared.yaml"
     if not options.dry_run:
         save_config(config, recipe)
-    print(f"{recipe} is the recipe of this run; start it with one of these:\n"
-          f"  bridge-ds train --recipe {recipe}\n"
-          f"  RECIPE={recipe} OUTPUT={folder} sbatch slurm/train_1b.sh")  # fmt: skip
+    # The negatives of a pair are on its own GPU.
+    gpus = "--gpus-per-node=1 " if OBJECTIVES[config.data.objective].aligns else ""
+    at, output = shlex.quote(str(recipe)), shlex.quote(str(folder))
+    print(f"{recipe} {'would be' if options.dry_run else 'is'} the recipe of this run; start it with one of these:\n"
+          f"  bridge-ds train --recipe {at}{' --num_gpus 1' if gpus else ''}\n"
+          f"  RECIPE={at} OUTPUT={output} sbatch {gpus}slurm/train_1b.sh")  # fmt: skip
     return 0
 
 
@@ -132,7 +138,7 @@ def _packed(words: list[str], files: argparse.Namespace) -> list[str]:
         found = read_extension(Path(config.run.output).absolute() / "extended")
         if found and files.new_rows_only and shipped and "train.lr" not in given:
             extended.append(f"train.lr={found.lr}")
-    mixture = f"data.mixture=[{', '.join(f'{name}=1' for name in names)}]"
+    mixture = f"data.mixture=[{', '.join(json.dumps(f'{name}=1', ensure_ascii=False) for name in names)}]"
     shards = [mixture] if len(names) > 1 else [f"data.shards={names[0]}", "data.mixture=[]"]
     wanted = [setting for setting in ours if setting.partition("=")[0] not in given]
     return [word for setting in (*wanted, *shards, *extended) for word in ("--set", setting)]

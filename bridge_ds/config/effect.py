@@ -214,6 +214,12 @@ RULES: tuple[NoEffect, ...] = (
         _when(lambda c: c.data.objective != "denoise_and_align", "data.objective is not denoise_and_align"),
     ),
     NoEffect(("adapt.english", "adapt.new_rows_only"), _when(lambda c: c.model.has_llm, "model.llm is not none")),
+    NoEffect(("llm.finetune_settings",), _when(lambda c: not c.llm.finetune, "llm.finetune is false")),
+    NoEffect(
+        ("mapping.init",),
+        _when(lambda c: bool(c.run.start_from), "run.start_from names the mapping to begin with"),
+        ("random",),
+    ),
     NoEffect(("data.mix_words",), _when(lambda c: not c.model.has_encoder, "model.encoder is none")),
     NoEffect(
         _keys("data", "mix_words_share", "mix_words_languages"),
@@ -268,7 +274,17 @@ RULES: tuple[NoEffect, ...] = (
         _when(lambda c: c.track.uri.lower() == "none" and set(c.track.to) <= {"mlflow"}, "track.uri is none"),
     ),
     NoEffect(
-        _keys("evaluation", "languages", "limit", "batch", "null_scores", "max_new_tokens", "llm_from", "data"),
+        _keys(
+            "evaluation",
+            "languages",
+            "limit",
+            "batch",
+            "null_scores",
+            "max_new_tokens",
+            "llm_from",
+            "data",
+            "choose",
+        ),
         _when(lambda c: not c.evaluation.tasks, "evaluation.tasks is empty: nothing is scored after training"),
     ),
 )

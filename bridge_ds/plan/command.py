@@ -65,10 +65,10 @@ def command(job: Job, ds_config: str, recipe: str = "") -> str:
 
 def _name(job: Job) -> str:
     mapping = job.mapping.kind + str(job.mapping.fixed_length or "")
-    parts = [job.encoder.name, job.llm.name, job.fusion.name, mapping]
+    parts = [job.encoder.name, job.llm.name, job.fusion.name, mapping] if job.source else [job.llm.name, "alone"]
     parts += ["trained-encoder"] * job.encoder_trained + ["trained-llm"] * job.llm_trained
     parts += [f"lora{job.lora}"] * (job.lora > 0)
-    parts += ["prompt"] * (job.prompt > 0)
+    parts += ["prompt"] * (job.prompt > 0 and job.source > 0)
     return "_".join(re.sub(r"[^\w.-]+", "-", part) for part in parts)
 
 
@@ -85,6 +85,8 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
         {"train.global_batch": job.global_batch, "train.micro_batch": job.micro_batch},
         {"data.max_source_tokens": job.source, "data.max_target_tokens": job.target},
     ]
+    if not job.source:  # the LLM alone
+        named[1], named[4] = {}, {"data.max_target_tokens": job.target}
     modes: dict[str, Any] = {
         "model.dtype": "float32" if job.bytes == 4 else "bfloat16",
         ENCODE_ONCE: job.encode_once or not job.may_encode_once,
@@ -101,6 +103,8 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
     sizes = {f"fusion.{key}": getattr(job.fusion, key) for key in fusion.options}
     sizes |= {f"mapping.{key}": getattr(job.mapping, key) for key in mapping.options}
     modes |= {key: value for key, value in sizes.items() if type(value) is int}  # the plan depends on these alone
+    if not job.source:
+        modes = {key: value for key, value in modes.items() if key.startswith(("model.", "train.", "lora.", "llm."))}
     if job.reads_all_layers:
         modes["fusion.include_embeddings"] = job.fusion.include_embeddings
     if job.prompt:

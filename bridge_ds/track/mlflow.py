@@ -14,8 +14,9 @@ from bridge_ds.config.load import flatten
 from bridge_ds.config.schema import Config, TrackConfig
 from bridge_ds.engine.hooks import StepRecord
 from bridge_ds.errors import LaunchError
-from bridge_ds.track.mlflow_database import explain, prepare, sqlite_uri
+from bridge_ds.track.mlflow_database import explain, prepare, sqlite_path, sqlite_uri
 from bridge_ds.track.tracker import (
+    MLFLOW_STATE,
     Tracker,
     TrackerState,
     numbers,
@@ -48,7 +49,7 @@ class MlflowRun(Tracker):
     """Keeps one MLflow run in step with one run folder."""
 
     name = "MLflow"
-    file = "mlflow.json"
+    file = MLFLOW_STATE
     remedy = "start the server, or set track.uri in config.yaml"
 
     def __init__(self, folder: Path, config: Config, uri: str) -> None:
@@ -59,6 +60,11 @@ class MlflowRun(Tracker):
         self._params = {key: str(value) for key, value in flatten(config).items()}
         self._attempt = 0
         self._client: Any = None
+
+    def is_at(self, uri: str) -> bool:
+        """A SQLite file may be named by several paths."""
+        one, other = sqlite_path(uri), sqlite_path(self.where)
+        return super().is_at(uri) or (one is not None and other is not None and one.resolve() == other.resolve())
 
     def open(self, facts: Mapping[str, object] | None) -> str:
         """Connect, and create the run or continue it, unless it is open; see :meth:`Tracker.open`."""
@@ -223,7 +229,7 @@ def tracking_uri(track: TrackConfig, folder: Path, environ: Mapping[str, str] | 
     uri = track.uri or env.get("MLFLOW_TRACKING_URI", "")
     if uri.lower() == "none":
         return None
-    return uri or sqlite_uri(folder.absolute().parent / "mlflow.db")
+    return uri or sqlite_uri(folder.resolve().parent / "mlflow.db")
 
 
 def _experiment_id(client: Any, name: str, artifacts: Path | None, uri: str) -> str:

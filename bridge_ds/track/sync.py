@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from bridge_ds.config.load import load_run_config
 from bridge_ds.config.schema import Config
 from bridge_ds.entry import run_command
 from bridge_ds.errors import BridgeError, LaunchError
-from bridge_ds.track.tracker import one_line
+from bridge_ds.track.tracker import MLFLOW_STATE, TrackerState, one_line
 from bridge_ds.track.trackers import check_trackers, make_trackers
 
 __all__ = ["main", "sync"]
@@ -35,6 +37,9 @@ def sync(folder: Path, config: Config) -> str:
         LaunchError: a tracker did not take it.
         DataError: metrics.jsonl or evaluation.json is damaged.
     """
+    recorded = TrackerState.load(folder / MLFLOW_STATE).uri
+    if recorded and not (config.track.uri or os.environ.get("MLFLOW_TRACKING_URI")):  # the run's shell had it
+        config = replace(config, track=replace(config.track, uri=recorded))
     check_trackers(config)
     lines = []
     for tracker in make_trackers(folder, config):

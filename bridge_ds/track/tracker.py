@@ -25,7 +25,7 @@ from bridge_ds.track.metrics_file import not_a_record, parse_line
 from bridge_ds.typed import Count, typed_object
 
 __all__ = [
-    "UNITS", "Tracker", "TrackerState", "is_due", "numbers", "one_line", "score_points", "units_table",
+    "MLFLOW_STATE", "UNITS", "Tracker", "TrackerState", "is_due", "numbers", "one_line", "score_points", "units_table",
     "without_password",
 ]  # fmt: skip
 
@@ -88,6 +88,10 @@ class TrackerState:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
+MLFLOW_STATE = "mlflow.json"
+"""File of MLflow's state."""
+
+
 class Tracker:
     """Keeps one run of a tracking system up to date with one run folder.
 
@@ -116,10 +120,19 @@ class Tracker:
         self.folder, self.config, self.where = Path(folder), config, without_password(where)
         self.results: dict[str, Any] | None = None
         self.state = TrackerState.load(self.folder / self.file)
-        if (self.state.uri, self.state.experiment) != (self.where, config.track.experiment):
+        if not (self.is_at(self.state.uri) and self.state.experiment == config.track.experiment):
+            if self.state.run_id:
+                _log.warning(
+                    f"{self.folder / self.file} names run {self.state.run_id} of {self.state.experiment!r} at "
+                    f"{self.state.uri}; a new run is begun in {config.track.experiment!r} at {self.where}."
+                )
             self.state = TrackerState(uri=self.where, experiment=config.track.experiment)
         self._offset = 0
         self._lock = threading.Lock()
+
+    def is_at(self, uri: str) -> bool:
+        """Whether a recorded place is this one."""
+        return uri == self.where
 
     def open(self, facts: Mapping[str, object] | None) -> str:
         """Connect, and create the run or continue it, unless it is open.

@@ -70,10 +70,22 @@ def make_trackers(folder: Path, config: Config) -> list[Tracker]:
 
 
 def feeds(
-    folder: Path, config: Config, facts: Mapping[str, object] | None = None, close_seconds: float = 15.0
+    folder: Path,
+    config: Config,
+    facts: Mapping[str, object] | None = None,
+    close_seconds: float = 15.0,
+    again_after: int | None = None,
 ) -> list[Feed]:
-    """A hook for each tracker; arguments as :class:`Feed` and :func:`make_trackers`."""
-    return [Feed(tracker, facts, close_seconds) for tracker in make_trackers(folder, config)]
+    """A hook for each tracker; arguments as :class:`Feed` and :func:`make_trackers`.
+
+    Args:
+        again_after: steps after this one are sent even if the tracker has such steps: they are trained anew, from an
+            older checkpoint.
+    """
+    made = make_trackers(folder, config)
+    for tracker in made if again_after is not None else ():
+        tracker.state.logged_step = min(tracker.state.logged_step, again_after or 0)
+    return [Feed(tracker, facts, close_seconds) for tracker in made]
 
 
 class Feed(Hook):

@@ -34,6 +34,12 @@ CASES = {
                "mapping.init is embeddings.", ["mapping.init=random"]),
     "init_samples": (["mapping.init_samples=5"], "mapping.init_samples has no effect, as mapping.init is random.",
                 ["mapping.init=embeddings"]),
+    "begun": (["mapping.init=embeddings", "run.start_from=runs/a"], "mapping.init has no effect, as run.start_from "
+              "names the mapping to begin with.", ["run.start_from="]),
+    "taught": (["llm.finetune_settings=[train.steps=3]"], "llm.finetune_settings has no effect, as llm.finetune is "
+               "false.", ["llm.finetune=true"]),
+    "choose": (["evaluation.choose=true"], "evaluation.choose has no effect, as evaluation.tasks is empty: nothing is "
+               "scored after training.", ["evaluation.tasks=[xnli]"]),
     "heads": (["fusion.name=last_layer", "fusion.heads=2"], "fusion.heads has no effect, as fusion.name is last_layer.",
               ["fusion.name=transformer_softmax"]),
     "dropout": (["fusion.name=global_softmax", "fusion.dropout=0.2"],

@@ -30,7 +30,7 @@ def record(step: int, total: int = 20, layers: int = 4) -> dict[str, Any]:
         "layer_weights_entropy": -sum(weight * math.log(weight) for weight in weights),
         "skipped_steps": 0,
         "skipped": False,
-        "cut": {"source": 1, "prompt": 0, "target": 0},
+        "truncated": {"source": 1, "prompt": 0, "target": 0},
     }
 
 

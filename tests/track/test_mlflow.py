@@ -196,7 +196,7 @@ def test_none_does_nothing(tmp_path: Path) -> None:
 
 def test_points_are_single_finite_numbers() -> None:
     found = numbers({**record(1), "grad_norm": None})
-    assert found["layer_weight/01"] == record(1)["layer_weights"][0] and found["cut/source"] == 1
+    assert found["layer_weight/01"] == record(1)["layer_weights"][0] and found["truncated/source"] == 1
     assert not {"step", "ids_hash", "grad_norm", "skipped", "peak_memory_gib_by_rank"} & set(found)
 
 
