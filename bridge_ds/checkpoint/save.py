@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def set_aside(root: Path, step: int) -> list[str]:
     lines = []
     for _, folder in (found for found in layout.folders(root) if found[0] > step):
         aside = folder.with_name(f"{folder.name}.set-aside")
-        remove(aside)
+        shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         lines.append(f"{folder} is {aside.name} now: this start goes on from step {step} (run.resume)")
     return lines

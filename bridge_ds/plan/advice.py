@@ -22,7 +22,7 @@ LAYOUTS = {
     "zero3_offload.json": {"stage": 3, "hpz": False, "offload": True},
 }
 """The shipped DeepSpeed files and what they mean here (hpz: over the GPUs of a node, however many it has)."""
-_FROM_MODELS = {"prefetch": 0, "live": 0, "reuse": 0}
+_FROM_MODELS = {"prefetch": 0, "live": 0, "reuse": 0, "hpz_ranks": 0}
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,9 @@ class Job:
     stage: int = 3
     """ZeRO stage."""
     hpz: bool = False
-    """A second copy of the frozen shards in each node (zero_hpz_partition_size = GPUs of a node)."""
+    """A second copy of the frozen shards (zero_hpz_partition_size)."""
+    hpz_ranks: int = 0
+    """Ranks that hold it together, where the DeepSpeed file says how many; 0 = the GPUs of a node."""
     offload: bool = False
     """Frozen shards live in host memory (offload_param)."""
     checkpointing: bool = False
@@ -154,6 +156,17 @@ class Job:
         return 1 + (self.mapping.fixed_length or self.source) if in_input else 0
 
     @property
+    def apart(self) -> int:
+        """LLM tokens of a soft prompt that the LLM reads by itself, with its end vector (gated_prompt)."""
+        is_read = self.encoder.layers and self.injection.makes_prompt and not self.injection.prompt_in_input
+        return 1 + (self.mapping.fixed_length or self.source) if is_read else 0
+
+    @property
+    def second(self) -> int:
+        """Ranks that together hold a second copy of the frozen shards; 0 = there is none."""
+        return (self.hpz_ranks or (self.gpus if self.nodes > 1 else 0)) if self.hpz else 0
+
+    @property
     def attending(self) -> int:
         """Layers of the LLM that attend beside their text."""
         return len(self.injection.llm_layers) or self.llm.layers
@@ -161,7 +174,7 @@ class Job:
     @property
     def shards(self) -> int:
         """Ranks that a frozen weight is gathered from under stage 3."""
-        return self.gpus if self.hpz or self.nodes == 1 else self.ranks
+        return self.second or self.ranks
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -170,7 +183,7 @@ class Job:
         found = gather_sizes(largest_layer(self.encoder, self.llm, self.encoder_trained))
         given = (self.prefetch, self.live, self.reuse)
         sizes = {key: own or size for own, (key, size) in zip(given, found.items(), strict=True)}
-        return sizes | ({"zero_hpz_partition_size": self.gpus} if self.hpz and self.nodes > 1 else {})
+        return sizes | ({"zero_hpz_partition_size": self.second} if self.second else {})
 
     @property
     def may_encode_once(self) -> bool:
@@ -267,6 +280,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
 def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:
     """What a DeepSpeed file decides, as fields of a :class:`Job`."""
     zero = ds_values["zero_optimization"]
+    size = zero.get("zero_hpz_partition_size", 1)
     sizes = {
         "prefetch": "stage3_prefetch_bucket_size",
         "live": "stage3_max_live_parameters",
@@ -275,7 +289,8 @@ def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "stage": int(zero["stage"]),
-        "hpz": zero.get("zero_hpz_partition_size", 1) != 1,
+        "hpz": size != 1,
+        "hpz_ranks": size if isinstance(size, int) and size > 1 else 0,
         "offload": "offload_param" in zero,
         **{field: int(zero[key]) for field, key in sizes.items() if key in zero},
     }

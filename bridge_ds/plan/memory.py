@@ -75,7 +75,7 @@ def _frozen(job: Job) -> float:
         return whole
     if job.offload:
         return 0.0
-    return whole / job.ranks + (whole / job.gpus if job.hpz and job.nodes > 1 else 0)
+    return whole / job.ranks + (whole / job.second if job.second else 0)
 
 
 def _model_trained(job: Job, parameters: int) -> float:
@@ -84,7 +84,7 @@ def _model_trained(job: Job, parameters: int) -> float:
     whole = 4 * parameters
     if job.stage == 2:
         return whole + 4 * whole / job.ranks
-    return 4 * whole / job.ranks + (whole / job.gpus if job.hpz and job.nodes > 1 else 0)
+    return 4 * whole / job.ranks + (whole / job.second if job.second else 0)
 
 
 def _encoder_activations(job: Job) -> float:
@@ -160,14 +160,17 @@ def _activations(job: Job) -> float:
     updates = 4 * inputs if job.lora else 0
     # A trained matrix keeps its input, cast to the model's dtype by autocast, for itself.
     updates += inputs * job.bytes if job.llm_trained else 0
-    layer = tokens * (8 * llm.width + attention + mlp + updates)
+    each = 8 * llm.width + attention + mlp + updates
+    layer = tokens * each
     # Backward of one layer holds the gradients of its widest tensors beside what it has kept.
     work = tokens * (2 * llm.ffn + 2 * llm.width) * job.bytes
+    # A soft prompt that the LLM reads by itself is never computed again (gated_prompt).
+    apart = llm.layers * job.micro_batch * job.apart * each
     if job.checkpointing:
-        return llm.layers * tokens * llm.width * job.bytes + layer + work
+        return llm.layers * tokens * llm.width * job.bytes + layer + work + apart
     # Under stage 2 autocast's copies of trained matrices live as long.
     copies = llm.layers * llm.layer * job.bytes if job.llm_trained and job.stage == 2 and job.bytes < 4 else 0
-    return llm.layers * layer + work + copies
+    return llm.layers * layer + work + copies + apart
 
 
 def _bridge_activations(job: Job) -> float:

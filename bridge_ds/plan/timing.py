@@ -89,7 +89,7 @@ def gathers(job: Job) -> dict[str, float]:
         inside += reduced
     if job.stage == 3:
         received = _gathered(job)
-        if job.nodes == 1 or job.hpz:
+        if job.nodes == 1 or job.second:
             # The frozen second copy is never out of date, so forward reads it too.
             inside += received * (job.shards - 1) / job.shards
         else:
@@ -113,6 +113,7 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
     passes = 2 + job.checkpointing + job.llm_trained
     reading = (4 if job.encoder_checkpointing else 3) if job.encoder_trained else 1
     flops = 2.0 * samples * (reading * job.source * encoder + passes * job.spliced * llm)
+    flops += 2.0 * samples * (2 + job.llm_trained) * job.apart * llm  # never computed again
     flops += 4 * samples * job.target * job.llm.embedding
     if job.lesson:
         taught = samples * job.taught_share
@@ -128,12 +129,18 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
 def _gathered(job: Job) -> float:
     """Bytes of weights that a step's micro-batches gather under stage 3."""
     encoder = (2 if job.encoder_trained else 1) * job.encoder.parameters * job.encoder_bytes
-    llm = (3 if job.lesson else 2) * job.llm.parameters
+    llm = _llm_passes(job) * job.llm.parameters
     if not (job.llm.tied or job.llm_trained):
         # Backward does not come to a frozen input table, and finds the projection still there: each is gathered once
         # for the bridge, and once for what teaches it.
         llm -= 2 * job.llm.embedding
     return llm * job.llm_bytes * job.accumulation + encoder * job.readings
+
+
+def _llm_passes(job: Job) -> int:
+    """Passes of a micro-batch through the LLM that gather its layers: forward and backward, forward of what teaches,
+    and both of a soft prompt that it reads by itself."""
+    return 2 + bool(job.lesson) + 2 * bool(job.apart)
 
 
 def operators(job: Job) -> float:
@@ -146,6 +153,7 @@ def operators(job: Job) -> float:
         FORWARD + (TRAINED_BACKWARD if job.llm_trained else LLM_BACKWARD) + (RECOMPUTED if job.checkpointing else 0)
     )
     writing += FORWARD if job.lesson else 0
+    writing += FORWARD + LLM_BACKWARD if job.apart else 0
     found = job.accumulation * (encoder * reading + llm * writing + _REST)
     if job.stage == 2 or job.ranks == 1:
         return float(found)
@@ -153,7 +161,7 @@ def operators(job: Job) -> float:
     return (
         found
         + reads * _gather(job.encoder.matrices, job.shards)
-        + (3 if job.lesson else 2) * llm * job.accumulation * _gather(job.llm.matrices, job.shards)
+        + _llm_passes(job) * llm * job.accumulation * _gather(job.llm.matrices, job.shards)
     )
 
 

@@ -18,6 +18,7 @@ from bridge_ds.checkpoint.bases import refuse_other_bases
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.layout import manifest_sha256
 from bridge_ds.checkpoint.load import (
+    CONTINUED,
     Checkpoint,
     find,
     find_start,
@@ -27,9 +28,9 @@ from bridge_ds.checkpoint.load import (
     put_trained,
     refuse_other_run,
 )
-from bridge_ds.checkpoint.origin import config_in
-from bridge_ds.checkpoint.save import prune
-from bridge_ds.config.schema import ModelConfig
+from bridge_ds.checkpoint.origin import Origin, config_in
+from bridge_ds.checkpoint.save import prune, set_aside
+from bridge_ds.config.schema import Config, ModelConfig, RunConfig
 from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import CheckpointError
 
@@ -95,6 +96,33 @@ def test_what_resume_may_be(tmp_path: Path) -> None:
     flip(folder / layout.BRIDGE)
     with pytest.raises(CheckpointError, match="no valid checkpoint"):
         find("auto", tmp_path)
+
+
+def test_a_folder_that_is_named_begins_another_future(tmp_path: Path) -> None:
+    """run.resume=PATH sets what comes after PATH aside, and a second start of the same command goes on from its own."""
+    root, named = tmp_path / "checkpoints", None
+    for step in (2, 5, 6):
+        named = named or write(root, step)
+        write(root, step) if step > 2 else None
+    assert named is not None
+    asked = find(str(named), root)
+    assert asked is not None and asked.step == 2
+    lines = set_aside(root, 2)
+    assert [step for step, _ in layout.folders(root)] == [2] and len(lines) == 2
+    assert "step-00000006 is step-00000006.set-aside now: this start goes on from step 2" in lines[0]
+    config = Config(run=RunConfig(resume=str(named)))
+    first = Origin(asked, None, config, ())
+    assert first.anew and first.continued() == asked.manifest["sha256"]
+    write(root, 4, more={CONTINUED: first.continued()})
+    again = find(str(named), root)
+    assert again is not None and again.step == 4
+    second = Origin(again, None, config, ())
+    assert not second.anew and second.continued() == first.continued()
+    assert Origin(again, None, Config(), ()).continued() == first.continued()  # with auto, too
+    # Of another run's folder, what is here of a training of its own is not taken.
+    other = write(tmp_path / "other", 3, more={"base": {"llm": "b"}})
+    found = find(str(other), root)
+    assert found is not None and found.folder == other
 
 
 def test_a_leftover_temporary_folder_is_no_checkpoint(tmp_path: Path) -> None:

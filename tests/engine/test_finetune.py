@@ -265,6 +265,9 @@ def test_the_first_stage_is_done_once_and_with_the_same_settings(
     again = stage("llm.finetune_settings=[lora.rank=8]")
     with pytest.raises(CheckpointError, match=r"llm was taught with lora.rank 4; this start has 8; .* remove .*finet"):
         again.is_done  # noqa: B018
+    left_out = stage("llm.finetune_settings=[]")
+    with pytest.raises(CheckpointError, match=r"llm was taught with lora.rank 4; this start has 16"):
+        left_out.is_done  # noqa: B018
     for setting, was in (("model.llm=x", "testbed/llm"), ("data.shards=task:x", "testbed/english")):
         key, now = setting.split("=")
         with pytest.raises(CheckpointError, match=f"was taught with {key} '{was}'; this start has '{now}'; .* restore"):

@@ -12,19 +12,24 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bridge_ds.bridge import build_bridge
 from bridge_ds.compat.streamed import PART_BYTES
 from bridge_ds.config.load import RECIPES, load_config
 from bridge_ds.config.schema import Config, FusionConfig, LoraConfig, MappingConfig, ModelConfig
+from bridge_ds.data.loading.collate import collate
+from bridge_ds.data.loading.ids import TokenizedSample
+from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.encoder.families import FAMILIES
 from bridge_ds.encoder.frozen import load_encoder
+from bridge_ds.engine.setup import build_model
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.plan.advice import LAYOUTS, choices
-from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
+from bridge_ds.plan.job import PROCESS_GIB, Job, layout, planned, trained_parameters
 from bridge_ds.plan.memory import PART, memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, lora_parameters
 from bridge_ds.plan.timing import GPUS, Network, gathers, operators
@@ -362,3 +367,42 @@ def test_torch_is_not_needed_to_plan() -> None:
     code = "import sys, bridge_ds.plan.advice; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "False"
+
+
+def test_a_second_copy_over_the_ranks_that_the_file_names() -> None:
+    whole = Job(encoder=ENCODERS["mt5-xl"], llm=LLMS["llama-2-13b"], nodes=2, gpus=8, micro_batch=1, hpz=True)
+    of = whole.frozen * whole.bytes / 2**30
+    for nodes, size, second in ((2, 0, 8), (2, 2, 2), (1, 2, 2), (1, 0, 0)):
+        job = whole.having(nodes=nodes, hpz_ranks=size)
+        assert job.second == second and job.shards == (second or job.ranks)
+        assert memory(job)["frozen weights"] == pytest.approx(of / job.ranks + (of / second if second else 0))
+    found = layout({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}})
+    assert (found["hpz"], found["hpz_ranks"]) == (True, 2)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_soft_prompt_that_the_llm_reads_by_itself_is_counted(checkpointing: bool) -> None:
+    """What autograd keeps, counted; the rest of the plan's activations is work that comes and goes."""
+    settings = ["model.dtype=float32", f"model.activation_checkpointing={str(checkpointing).lower()}",
+                "data.max_source_tokens=200", "data.max_target_tokens=8", "data.max_prompt_tokens=2",
+                "data.augment_prompt=true", "train.micro_batch=8", "train.global_batch=8"]  # fmt: skip
+    for form in ("gated_prompt", "none"):
+        config = load_config("testbed", [*settings, f"injection.form={form}"])
+        of = load_tokenizers(config.model, data=config.data)
+        model = build_model(config, of.bos_id).train()
+        rows = [TokenizedSample([5 + number % 50 for number in range(200)], [5, 6], [7] * 8, ()) for _ in range(8)]
+        own = {parameter.data_ptr() for parameter in model.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept, own: set[int] = own) -> torch.Tensor:
+            place = tensor.untyped_storage()
+            kept |= {} if place.data_ptr() in own else {place.data_ptr(): place.nbytes()}
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(collate(rows, 0, 0))
+        job = planned(config, 1, 1)
+        plan = memory(job)
+        assert job.apart == (201 if form == "gated_prompt" else 0) and loss.isfinite()
+        planned_mib = sum(plan[part] for part in ("LLM activations", "fusion and mapping")) * 1024
+        assert planned_mib == pytest.approx(sum(kept.values()) / 2**20, rel=0.25), form
