@@ -39,7 +39,7 @@ LAYERS = [
     {"cli", "run", "harness", "doctor", "probe", "convert", "hub"},
     {"first_stage", "generate", "training_options"},
     {"train"},
-    {"serve"},
+    {"checks", "serve"},
     {"commands"},
     {"__main__"},
 ]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from bridge_ds.commands import preflight
+from bridge_ds import checks
 from bridge_ds.config.schema import Config, ModelConfig
 from bridge_ds.data.loading.tokenize import check_vocabulary, load_tokenizers
 from bridge_ds.engine.setup import base_identities, quiet_transformers
@@ -129,12 +129,12 @@ def test_loaded_or_one_sentence(folders: dict[str, Path], tmp_path: Path) -> Non
         folder = shutil.copytree(folders[kind], tmp_path / f"case-{case}")
         what = f"seed {SEED}, case {case}, {kind}, {tamper(draw, folder)}"
         model = dataclasses.replace(right, **{part: str(folder)})
-        subject = preflight.Subject(argparse.Namespace(ranks=1, nodes=1), Config(model=model))
-        of_part = preflight.encoder_loads if part == "encoder" else preflight.llm_loads
-        checks = (of_part, preflight.tokenizers_match, preflight.memory_fits)
+        subject = checks.Subject(argparse.Namespace(ranks=1, nodes=1), Config(model=model))
+        of_part = checks.encoder_loads if part == "encoder" else checks.llm_loads
+        asked = (of_part, checks.tokenizers_match, checks.memory_fits)
         subject.options.gpu_gib = 80.0
         try:
-            before = [text for check in checks if (text := said(check, subject))]
+            before = [text for check in asked if (text := said(check, subject))]
             refused = said(loaded, model)
         except BaseException as error:
             raise AssertionError(f"{what}: {error!r}") from error
