@@ -46,6 +46,21 @@ def test_a_start_that_teaches_the_llm_further_is_no_stall(tmp_path: Path) -> Non
     assert said == [("0", 0), ("finetune:40", 0), ("finetune:80", 0), ("2", 0), ("2", 1)], run.stdout
 
 
+def test_preflight_checks_the_shards_that_the_job_is_given(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\nexit 3\n')
+    python.chmod(0o755)
+    env = os.environ | {
+        "BRIDGE_DS": str(ROOT), "OUTPUT": str(tmp_path / "run"), "PYTHON": str(python), "SLURM_JOB_NUM_NODES": "1",
+        "SHARDS": "/shared/my shards", "RECIPE": "mine.yaml",
+    }  # fmt: skip
+    script = "source slurm/env.sh; train --set train.lr=1"
+    run = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 3
+    assert run.stdout.startswith("-m bridge_ds preflight --ranks 1 --recipe mine.yaml --set train.lr=1 ")
+    assert run.stdout.rstrip().endswith("--set data.shards=/shared/my shards")
+
+
 @pytest.mark.parametrize("words", [[], ["up"], ["up", "0"], ["up", "two"], ["sideways"]])
 def test_the_cluster_tool_refuses(words: list[str], tmp_path: Path) -> None:
     tool = str(ROOT / "tools" / "slurm_cluster.sh")
