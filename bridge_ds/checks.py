@@ -98,13 +98,17 @@ def compiler_found(subject: Subject) -> str:
 
 def run_goes_on(subject: Subject) -> str:
     """The run folder, or run.start_from, can be continued with these settings."""
+    from bridge_ds.checkpoint.load import refuse_other_run
     from bridge_ds.checkpoint.origin import find_origin
+    from bridge_ds.data.loading.plan import order_of
 
     if subject.first and not subject.first.is_done:
         return subject.first.check(subject.ranks, subject.gpus)
     origin = find_origin(subject.config, Path(subject.config.run.output))
     subject.config = origin.config
     subject.step = origin.checkpoint.step if origin.checkpoint else None
+    if origin.checkpoint:
+        refuse_other_run(origin.checkpoint, order_of(origin.config))
     return "; ".join(map(str.strip, origin.lines())) or "a new run"
 
 
@@ -129,6 +133,12 @@ def llm_loads(subject: Subject) -> str:
     if (spec := subject.config.injection.spec) is not None:
         kind, text = llm_class(subject.bases["llm"], of.llm, of.trust_remote_code)
         AttentionLayers(tiny_copy(kind, text), projects=spec.projects)
+        layers, wanted = int(getattr(text, "num_hidden_layers", 0) or 0), subject.config.injection.llm_layers
+        if layers and max(wanted, default=0) >= layers:
+            raise ConfigError(
+                f"injection.llm_layers has {max(wanted)}, and {of.llm!r} has {layers} layers; expected 0 to "
+                f"{layers - 1}; correct it, or leave it empty for all."
+            )
     return done
 
 

@@ -308,6 +308,7 @@ class Run:
                 },
                 world=self.world,
                 hooks=self.hooks,
+                spared=self.origin.named,
             )
         )
 

@@ -13,6 +13,7 @@ from bridge_ds.checkpoint.load import trained_tensors
 from bridge_ds.checkpoint.save import Snapshot, write
 from bridge_ds.config.load import load_config, save_config, to_dict
 from bridge_ds.config.schema import DataConfig
+from bridge_ds.data.loading.plan import order_of
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.convention import settled
 from bridge_ds.engine.setup import base_identities, build_model
@@ -57,7 +58,7 @@ def make_run(
     write(
         Snapshot(tensors, {"exp_avg/none": torch.zeros(1)}, 0),
         folder / "checkpoints",
-        state={"step": 1, "consumed": 0, "seed": config.run.seed},
+        state={"step": 1, "consumed": 0} | order_of(config),
         manifest={"base": base_identities(config, model, tokenizers), "config": to_dict(config), "versions": {}},
     )
     return folder

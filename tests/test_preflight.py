@@ -51,7 +51,7 @@ def test_a_run_that_would_not_go_on_is_red_and_a_link_is_followed(
     preflight: ModuleType, small_run: list[str], models: dict[str, Path], tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    base = [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32"]
+    base = [value for value in small_run if "=" in value]
     run = made.make_run(tmp_path / "run", base)
     assert exit_status(lambda: preflight.main(arguments(small_run, run, "fusion.state_norm=rms"))) == 2
     assert "was trained with fusion.state_norm 'none'; this start has 'rms'" in capsys.readouterr().err

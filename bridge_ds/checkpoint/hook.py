@@ -45,16 +45,18 @@ class CheckpointHook(Hook):
         manifest: dict[str, Any],
         world: World,
         hooks: HookList,
+        spared: Path | None = None,
     ) -> None:
         """Args:
         state: constant part of state.json; step, consumed samples, the mean loss since the last save and the step's
             validation loss are added.
         manifest: constant part of manifest.json.
+        spared: a checkpoint that is not removed.
         hooks: on_save and on_checkpoint are called on them (on_checkpoint only on rank 0).
         """
         self.engine, self.root, self.config, self.world = engine, root, config, world
         self.state, self.manifest, self.hooks = state, manifest, hooks
-        self.total_steps = 0
+        self.spared, self.total_steps = spared, 0
         self._last: StepRecord | None = None
         self._saved_step = 0
         self._losses: list[float] = []
@@ -167,7 +169,7 @@ class CheckpointHook(Hook):
 
     def _remove_old(self) -> None:
         try:
-            prune(self.root, self.config.keep_last, self.config.keep_best)
+            prune(self.root, self.config.keep_last, self.config.keep_best, self.spared)
         except OSError as error:
             _log.warning(f"old checkpoints in {self.root} cannot be removed ({error}); remove them by hand.")
 

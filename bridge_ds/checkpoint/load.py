@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bridge_ds.checkpoint import layout
-from bridge_ds.checkpoint.best import find_folder
+from bridge_ds.checkpoint.best import BEST, find_folder
 from bridge_ds.checkpoint.finite import fault_in_files
 from bridge_ds.checkpoint.state import MOMENTS, restore_moments, trained
 from bridge_ds.compat.deepspeed import whole
@@ -84,9 +84,12 @@ def find(resume: str, root: Path) -> Checkpoint | None:
             )
         return None
     if resume not in ("auto", "must"):
-        asked = Checkpoint.read(find_folder(Path(resume)))
         own = newest(root) if layout.folders(root) else None
-        if own and own.step > asked.step and own.manifest.get(CONTINUED) == asked.manifest.get("sha256", ""):
+        continued = own.manifest.get(CONTINUED) if own else ""
+        if continued and Path(resume).name == BEST:  # which may be another by now
+            return own
+        asked = Checkpoint.read(find_folder(Path(resume)))
+        if own and own.step > asked.step and continued and continued == asked.manifest.get("sha256"):
             return own  # an earlier start of the same command went on from there
         return asked
     found = newest(root)

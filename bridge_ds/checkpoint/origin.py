@@ -38,6 +38,11 @@ class Origin:
     """Of this start; what `auto` resolves to is taken from the checkpoint."""
     changes: tuple[Change, ...]
     """Settings that differ from those of either."""
+    anew: bool = False
+    """Whether the checkpoint is the folder that run.resume names, and not what an earlier start of the same command has
+    left."""
+    named: Path | None = None
+    """What run.resume names, if it names a folder."""
 
     def lines(self) -> list[str]:
         """For the user."""
@@ -53,14 +58,6 @@ class Origin:
     def facts(self) -> dict[str, str]:
         """For the tracker: `changed.KEY` -> `old -> new`."""
         return {f"changed.{change.key}": f"{change.old} -> {change.new}" for change in self.changes}
-
-    @property
-    def anew(self) -> bool:
-        """Whether this start goes on from the folder that run.resume names, and not from what an earlier start of the
-        same command has left."""
-        if self.checkpoint is None or self.config.run.resume in ("auto", "must"):
-            return False
-        return find_folder(Path(self.config.run.resume)).samefile(self.checkpoint.folder)
 
     def continued(self) -> str:
         """For the manifest, see :data:`bridge_ds.checkpoint.load.CONTINUED`; empty = no folder was named."""
@@ -94,7 +91,10 @@ def find_origin(config: Config, folder: Path) -> Origin:
         refuse_changed(differing, config.run.allow_changes, found.folder, config.train.steps - found.step)
         if "deepspeed" in found.manifest and trained.run.ds_config == config.run.ds_config:
             differing += file_changes(found.manifest["deepspeed"], read_ds_config(config.run.ds_config))
-        return Origin(found, None, config, tuple(differing))
+        asked = Path(config.run.resume)
+        named = None if config.run.resume in ("auto", "must") else find_folder(asked)
+        anew = named is not None and named.exists() and named.samefile(found.folder)
+        return Origin(found, None, config, tuple(differing), anew, named)
     start = find_start(config.run.start_from)
     if start is None:
         return Origin(None, None, config, ())

@@ -87,16 +87,20 @@ def set_aside(root: Path, step: int) -> list[str]:
     return lines
 
 
-def prune(root: Path, keep: int, best: int = 0) -> list[Path]:
+def prune(root: Path, keep: int, best: int = 0, spared: Path | None = None) -> list[Path]:
     """Remove all but the `keep` newest checkpoints and the `best` of lowest loss; returns what was removed.
 
-    `keep` = 0 keeps all. Which are the best: :func:`bridge_ds.checkpoint.best.ranked`.
+    Args:
+        root: of the checkpoints.
+        keep: 0 keeps all.
+        best: which they are: :func:`bridge_ds.checkpoint.best.ranked`.
+        spared: kept too, wherever it is: what run.resume names, which the next start of the same command looks for.
     """
     if not keep:
         return []
     every = [path for _, path in layout.folders(root)]
     kept = {*every[:keep], *ranked(every)[:best]}
-    old = [path for path in every if path not in kept]
+    old = [path for path in every if path not in kept and not (spared and spared.exists() and spared.samefile(path))]
     for path in old:
         remove(path)
     return old

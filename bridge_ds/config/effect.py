@@ -214,7 +214,9 @@ RULES: tuple[NoEffect, ...] = (
         _when(lambda c: c.data.objective != "denoise_and_align", "data.objective is not denoise_and_align"),
     ),
     NoEffect(("adapt.english", "adapt.new_rows_only"), _when(lambda c: c.model.has_llm, "model.llm is not none")),
-    NoEffect(("llm.finetune_settings",), _when(lambda c: not c.llm.finetune, "llm.finetune is false")),
+    NoEffect(
+        ("llm.finetune_settings",), _when(lambda c: c.model.has_encoder and not c.llm.finetune, "llm.finetune is false")
+    ),
     NoEffect(
         ("mapping.init",),
         _when(lambda c: bool(c.run.start_from), "run.start_from names the mapping to begin with"),

@@ -189,15 +189,15 @@ def _ask(system: Answering, task: Task, turn: list[Block], world: World) -> list
 def _agree(system: Answering, block: Block, task: Task, world: World) -> None:
     """Raises on every rank what one of them finds wrong in its samples: under ZeRO-3 the others would wait for it
     inside the models."""
+    if world.size == 1:
+        return
     fault: BridgeError | None = None
     try:
         system.check(block.examples, task)
     except BridgeError as error:
         fault = error
-    faults: list[BridgeError | None] = [fault]
-    if world.size > 1:
-        faults = [None] * world.size
-        dist.all_gather_object(faults, fault)
+    faults: list[BridgeError | None] = [None] * world.size
+    dist.all_gather_object(faults, fault)
     for found in faults:
         if found is not None:
             raise found

@@ -195,12 +195,10 @@ def advise(cells: Cells) -> tuple[dict[str, dict[str, Comparison]], dict[str, Co
     Args:
         cells: with one language under several codes in different tasks (`si`, `sin_Sinh`), it is one language.
     """
+    groups = _groups(cells)
     names: dict[str, list[tuple[str, str]]] = {}
     for cell in cells:
-        name = find_variety(cell[1], names) or cell[1]
-        if any(task == cell[0] for task, _ in names.get(name, ())):  # which one task has apart is not one language
-            name = cell[1]
-        names.setdefault(name, []).append(cell)
+        names.setdefault(groups[cell[1]], []).append(cell)
     single = dict(zip(cells, _compared([(" ".join(cell), [cells[cell]]) for cell in cells]), strict=True))
     whole = dict(zip(names, _compared([(name, [cells[c] for c in own]) for name, own in names.items()]), strict=True))
     for name, own in names.items():
@@ -210,6 +208,22 @@ def advise(cells: Cells) -> tuple[dict[str, dict[str, Comparison]], dict[str, Co
     for (task, code), values in single.items():
         tasks.setdefault(task, {})[code] = Comparison(**values)
     return tasks, {name: Comparison(**values) for name, values in whole.items()}
+
+
+def _groups(cells: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Code -> name of its language. What one task has apart is not one language, whatever the order of the cells."""
+    tasks: dict[str, set[str]] = {}
+    for task, code in cells:
+        tasks.setdefault(code, set()).add(task)
+    members: dict[str, list[str]] = {}
+    found = {}
+    for code in sorted(tasks, key=lambda code: -len(tasks[code])):
+        name = find_variety(code, members)
+        if name is None or any(tasks[code] & tasks[other] for other in members[name]):
+            name = code
+        members.setdefault(name, []).append(code)
+        found[code] = name
+    return found
 
 
 def _compared(families: Sequence[tuple[str, Sequence[Paired]]]) -> list[dict[str, Any]]:

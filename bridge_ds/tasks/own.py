@@ -18,6 +18,7 @@ from bridge_ds.config.text import short
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import json_value
 from bridge_ds.tasks.base import Example
+from bridge_ds.tasks.flores import find_variety
 from bridge_ds.tasks.record import Record
 from bridge_ds.tasks.rows import RowSource, class_names, local_languages
 from bridge_ds.tasks.table import TableTask
@@ -127,7 +128,11 @@ class OwnTask(TableTask):
 
     def train(self) -> Iterator[Example]:
         """The English train split, for packing, by whichever code the task has of English. Raises as of a TableTask."""
-        return self._examples(self.code_of("en") if self._together else self.english("train"), "train")
+        if not self._together:
+            return self._examples(self.english("train"), "train")
+        rows = super().records(self.row_source("en", "train"))
+        there = {row.text("language") for row in rows}
+        return self._examples(find_variety("en", sorted(there)) or "en", "train")
 
     @property
     def _together(self) -> bool:

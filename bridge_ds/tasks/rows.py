@@ -31,7 +31,7 @@ __all__ = ["PARQUET", "RowSource", "class_names", "has_files", "local_languages"
 PARQUET = "refs/convert/parquet"
 """Revision that the hub converts repositories with a loading script to: CONFIG/SPLIT/*.parquet."""
 _SPLIT = re.compile(r"(test|train|validation)([-_.].*)?")
-_PART = re.compile(r"(test|train|validation)(_.+?)?-\d.*")
+_PART = re.compile(r"(test|train|validation)(_.+?)?-\d.*|.+-\d+-of-\d+")
 """Of a split in several files, as the hub names them."""
 _OTHERS = (".train", ".dev", ".validation")
 _ENDING = re.compile(r"(?P<stem>.+?)\.(?:(?:jsonl|csv|tsv)(?:\.gz|\.zst)?|parquet)$")

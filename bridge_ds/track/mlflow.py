@@ -229,7 +229,7 @@ def tracking_uri(track: TrackConfig, folder: Path, environ: Mapping[str, str] | 
     uri = track.uri or env.get("MLFLOW_TRACKING_URI", "")
     if uri.lower() == "none":
         return None
-    return uri or sqlite_uri(folder.resolve().parent / "mlflow.db")
+    return uri or sqlite_uri(folder.absolute().parent / "mlflow.db")
 
 
 def _experiment_id(client: Any, name: str, artifacts: Path | None, uri: str) -> str:

@@ -11,6 +11,7 @@ from bridge_ds.config.load import load_run_config
 from bridge_ds.config.schema import Config
 from bridge_ds.entry import run_command
 from bridge_ds.errors import BridgeError, LaunchError
+from bridge_ds.track.mlflow_database import sqlite_path
 from bridge_ds.track.tracker import MLFLOW_STATE, TrackerState, one_line
 from bridge_ds.track.trackers import check_trackers, make_trackers
 
@@ -38,7 +39,10 @@ def sync(folder: Path, config: Config) -> str:
         DataError: metrics.jsonl or evaluation.json is damaged.
     """
     recorded = TrackerState.load(folder / MLFLOW_STATE).uri
-    if recorded and not (config.track.uri or os.environ.get("MLFLOW_TRACKING_URI")):  # the run's shell had it
+    file = sqlite_path(recorded)
+    named = config.track.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    # What the run's own shell named; a file of another machine is not there.
+    if recorded and not named and (file is None or file.is_file()):
         config = replace(config, track=replace(config.track, uri=recorded))
     check_trackers(config)
     lines = []

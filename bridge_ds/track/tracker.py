@@ -126,9 +126,13 @@ class Tracker:
                     f"{self.folder / self.file} names run {self.state.run_id} of {self.state.experiment!r} at "
                     f"{self.state.uri}; a new run is begun in {config.track.experiment!r} at {self.where}."
                 )
-            self.state = TrackerState(uri=self.where, experiment=config.track.experiment)
+            self.begin_anew()
         self._offset = 0
         self._lock = threading.Lock()
+
+    def begin_anew(self) -> None:
+        """Begin a new run, with all steps of metrics.jsonl; the one before stays as it is."""
+        self.state = TrackerState(uri=self.where, experiment=self.config.track.experiment)
 
     def is_at(self, uri: str) -> bool:
         """Whether a recorded place is this one."""

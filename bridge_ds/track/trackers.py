@@ -79,12 +79,13 @@ def feeds(
     """A hook for each tracker; arguments as :class:`Feed` and :func:`make_trackers`.
 
     Args:
-        again_after: steps after this one are sent even if the tracker has such steps: they are trained anew, from an
-            older checkpoint.
+        again_after: steps after this one are trained anew, from an older checkpoint: a tracker that has such steps
+            begins a new run, with all steps.
     """
     made = make_trackers(folder, config)
-    for tracker in made if again_after is not None else ():
-        tracker.state.logged_step = min(tracker.state.logged_step, again_after or 0)
+    for tracker in made:
+        if again_after is not None and tracker.state.logged_step > again_after:
+            tracker.begin_anew()
     return [Feed(tracker, facts, close_seconds) for tracker in made]
 
 

@@ -30,7 +30,7 @@ from bridge_ds.checkpoint.load import (
 )
 from bridge_ds.checkpoint.origin import Origin, config_in
 from bridge_ds.checkpoint.save import prune, set_aside
-from bridge_ds.config.schema import Config, ModelConfig, RunConfig
+from bridge_ds.config.schema import Config, ModelConfig
 from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import CheckpointError
 
@@ -110,15 +110,27 @@ def test_a_folder_that_is_named_begins_another_future(tmp_path: Path) -> None:
     lines = set_aside(root, 2)
     assert [step for step, _ in layout.folders(root)] == [2] and len(lines) == 2
     assert "step-00000006 is step-00000006.set-aside now: this start goes on from step 2" in lines[0]
-    config = Config(run=RunConfig(resume=str(named)))
-    first = Origin(asked, None, config, ())
-    assert first.anew and first.continued() == asked.manifest["sha256"]
+    first = Origin(asked, None, Config(), (), anew=True)
+    assert first.continued() == asked.manifest["sha256"]
     write(root, 4, more={CONTINUED: first.continued()})
     again = find(str(named), root)
     assert again is not None and again.step == 4
-    second = Origin(again, None, config, ())
-    assert not second.anew and second.continued() == first.continued()
-    assert Origin(again, None, Config(), ()).continued() == first.continued()  # with auto, too
+    assert Origin(again, None, Config(), ()).continued() == first.continued()
+    # Pruning leaves what the next start looks for, and a better `best` does not begin anew.
+    for step in (7, 8, 9):
+        write(root, step, more={CONTINUED: first.continued()})
+    prune(root, 2, spared=named)
+    assert [step for step, _ in layout.folders(root)] == [9, 8, 2]
+    assert find(str(named), root) == find(str(root / "best"), root) == find("auto", root)
+    # An older manifest has no hash: nothing says that a newer checkpoint continues it.
+    old = tmp_path / "old"
+    write(old, 3, more={CONTINUED: ""})
+    first_of_old = write(old, 1)
+    manifest = json.loads((first_of_old / layout.MANIFEST).read_text())
+    manifest = {key: manifest[key] for key in ("format", "files", "base")} | {"config": {}, "versions": {}}
+    (first_of_old / layout.MANIFEST).write_text(json.dumps(manifest))
+    found = find(str(first_of_old), old)
+    assert found is not None and found.step == 1
     # Of another run's folder, what is here of a training of its own is not taken.
     other = write(tmp_path / "other", 3, more={"base": {"llm": "b"}})
     found = find(str(other), root)

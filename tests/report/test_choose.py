@@ -115,6 +115,13 @@ def test_two_codes_of_one_task_are_two_languages() -> None:
     assert (of.low, of.high) == (1 - unseen_share(30), 1) and languages["pt-PT"].high == unseen_share(9) - 1
 
 
+def test_languages_do_not_depend_on_the_order_of_the_cells() -> None:
+    cells = [("a", "pt-BR"), ("b", "pt-PT"), ("b", "pt-BR")]
+    for order in itertools.permutations(cells):
+        _, languages = advise({cell: paired((0, 9, 0, 1)) for cell in order})
+        assert {code: of.samples for code, of in languages.items()} == {"pt-BR": 20, "pt-PT": 10}, order
+
+
 def test_what_is_chosen_on_one_half_is_scored_on_the_other() -> None:
     """One half of the samples says that the LLM alone is better, the other that the bridge is."""
     numbers = map(str, itertools.count())

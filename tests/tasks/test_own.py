@@ -15,6 +15,7 @@ from bridge_ds.evaluation.jobs import load_jobs, wanted
 from bridge_ds.start import RunFolder
 from bridge_ds.tasks import Task, find_tasks, tasks_of
 from bridge_ds.tasks.own import OwnTask
+from bridge_ds.tasks.rows import local_languages
 from bridge_ds.world import World
 
 from . import local
@@ -361,6 +362,19 @@ def test_english_in_one_file_for_all_may_have_another_code(tmp_path: Path) -> No
         csv(tmp_path / f"{split}.csv", "text,label,lang", "a,0,eng", "b,1,sin")
     task = declared(tmp_path, **NEWS, fields="{language: lang}")
     assert [example.source for example in task.train()] == ["News: a Topic:"]
+    (tmp_path / "test.csv").unlink()  # packing needs no test rows
+    config = load_config("testbed", [f"tasks.mine.source={tmp_path}", "tasks.mine.fields={language: lang}",
+                                     *(f"tasks.mine.{key}={value}" for key, value in NEWS.items())])  # fmt: skip
+    (task,) = find_tasks(["mine"], own=config.tasks)
+    assert isinstance(task, OwnTask) and len(list(task.train())) == 1
+
+
+def test_parts_of_a_split_are_no_languages(tmp_path: Path) -> None:
+    (tmp_path / "README.md").touch()
+    for split in ("test", "train", "dev"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{split}-00000-of-00001.parquet").touch()
+    assert local_languages(str(tmp_path)) is None
 
 
 def test_no_two_samples_have_one_key(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from bridge_ds.entry import exit_status
 from bridge_ds.track import trackers
 from bridge_ds.track.metrics_file import MetricsLog
 from bridge_ds.track.mlflow import tracking_uri
-from bridge_ds.track.sync import main
+from bridge_ds.track.sync import main, sync
 from bridge_ds.track.tracker import is_due, numbers
 
 from .records import record, results
@@ -187,6 +187,42 @@ def test_where_a_run_is_sent(tmp_path: Path) -> None:
     assert tracking_uri(TrackConfig(), tmp_path / "run", server) == "http://server:5000"
     assert tracking_uri(TrackConfig(), tmp_path / "run", {}) == f"sqlite:///{tmp_path}/mlflow.db"
     assert tracking_uri(TrackConfig(uri="none"), tmp_path / "run", server) is None
+
+
+def test_steps_that_are_trained_anew_are_a_new_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    state = {"run_id": "abc", "uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "bridge_ds", "logged_step": 10}
+    config = _config("")
+    config = replace(config, track=replace(config.track, experiment="bridge_ds"))
+    for after, kept in ((None, 10), (10, 10), (5, 0)):
+        (folder / "mlflow.json").write_text(json.dumps(state))
+        (feed,) = trackers.feeds(folder, config, again_after=after)
+        found = feed._tracker.state
+        assert (found.logged_step, found.run_id) == (kept, "abc" if kept else ""), after
+    # The same file by another path is the same store.
+    (tmp_path / "link").symlink_to(tmp_path)
+    (feed,) = trackers.feeds(tmp_path / "link" / "run", config)
+    assert feed._tracker.state.run_id == "abc"
+
+
+def test_sync_goes_to_the_server_of_the_run_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    seen: list[str] = []
+    monkeypatch.setattr(
+        "bridge_ds.track.sync.make_trackers", lambda folder, config: seen.append(config.track.uri) or []
+    )
+    for uri, named, expected in (
+        ("http://server:5000", "", "http://server:5000"),
+        ("http://server:5000", "http://other", "http://other"),
+        ("sqlite:////nowhere/at/all/mlflow.db", "", ""),
+    ):
+        (tmp_path / "mlflow.json").write_text(json.dumps({"uri": uri, "run_id": "abc"}))
+        config = _config(named)
+        sync(tmp_path, config)
+        assert seen[-1] == expected
 
 
 def test_none_does_nothing(tmp_path: Path) -> None:
