@@ -174,7 +174,7 @@ def test_english_is_learned_and_the_folder_is_that_llm(learned: Path, llm: Path)
     from transformers import AutoModelForCausalLM
 
     results = json.loads((learned / "evaluation.json").read_text())
-    assert set(results) == {"llm", "finetuned", "chance"}
+    assert set(results) == {"llm", "finetuned", "chance", "checkpoint"}
     before, after = (results[system]["testbed_news"]["en"]["acc"] for system in ("llm", "finetuned"))
     assert before < 0.5 and after > 0.7
     record = lines(learned)[0]

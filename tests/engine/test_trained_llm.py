@@ -71,7 +71,7 @@ def test_gradients_are_those_of_one_process_and_a_shared_weight_has_both_its_par
         "bridge.safetensors", "llm.safetensors", "manifest.json", "optimizer.safetensors", "state.json"
     }  # fmt: skip
     results = json.loads((stage3 / "evaluation.json").read_text())
-    assert set(results) == {"bridge", "chance"} and (stage3 / "plots" / "accuracy.png").is_file()
+    assert set(results) == {"bridge", "chance", "checkpoint"} and (stage3 / "plots" / "accuracy.png").is_file()
 
 
 def test_resumed_exactly_and_begun_with_by_another_run(runs: Runs, tied: dict[str, object], stage3: Path) -> None:

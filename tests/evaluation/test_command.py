@@ -128,7 +128,7 @@ def assert_alike(run: Path, other: Path) -> None:
 
 def test_the_job_leaves_predictions(run: Path) -> None:
     results = json.loads((run / "evaluation.json").read_text())
-    assert set(results) == {"bridge", "llm", "chance"}
+    assert set(results) == {"bridge", "llm", "chance", "checkpoint"}
     for system in ("bridge", "llm"):
         assert {task: set(found) for task, found in results[system].items()} == LANGUAGES
         index = read_index(run / "evaluation" / system)
