@@ -307,7 +307,8 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
     if bos is None and not (model.prompt_in_input or always):
         raise ConfigError(
             f"injection.form is {injection.form} without a soft prompt in the LLM's input, the LLM has no BOS and "
-            "reads no text, so that an answer follows nothing; expected one of them; set data.augment_prompt=true."
+            "reads no text, so that an answer follows nothing; expected one of them; set data.augment_prompt=true, or "
+            "data.bos=always if its tokenizer has one."
         )
     train, predicts = config.train, OBJECTIVES[config.data.objective].predicts
     weight = train.teaching_weight if predicts else 1.0

@@ -263,6 +263,15 @@ def test_what_cannot_be_is_refused(folders: Path) -> None:
     assert "injection.llm_layers has 2" in _message(folders, "llama", form="every_layer", llm_layers=(0, 2))
 
 
+def test_a_form_without_prompt_and_text_needs_a_bos(folders: Path) -> None:
+    settings = [f"model.encoder={folders / 'mt5'}", f"model.llm={folders / 'qwen2'}", "injection.form=every_layer",
+                "injection.soft_prompt=false"]  # fmt: skip
+    config = load_config("testbed", settings)
+    tokenizers = load_tokenizers(config.model, data=config.data)
+    with pytest.raises(ConfigError, match=r"the LLM has no BOS and reads no text, .*=true, or data.bos=always if its"):
+        build_model(config, tokenizers.bos_id)
+
+
 @pytest.mark.parametrize("form", sorted(FORMS))
 @pytest.mark.parametrize("mlp", [False, True])
 @pytest.mark.parametrize("embeddings", [False, True])
