@@ -72,13 +72,15 @@ ENGLISH_OF = "In English:"
 """Ends the prompt of a sentence that is to be translated."""
 
 
-def arms(llm: Path) -> list[Arm]:
-    """All arms, on the LLM in that folder, which knows the language."""
+def arms(llm: Path, real: bool = False) -> list[Arm]:
+    """All arms, on the LLM in that folder, which knows the language; of `sib200` if `real`."""
     alone = "injection.soft_prompt=false"
+    # SmolLM2's tokenizer writes no BOS, and an answer must follow something.
+    opened = ("data.bos=always",) * real
     forms: dict[str, tuple[str, ...]] = {
         "text": (), "gate": ("injection.form=gated_prompt",), "layers": (LAYERS, alone),
     }  # fmt: skip
-    settings = {BASELINE: (), "layers-only": (LAYERS, alone), "layalign": (TEXT, LAYERS)}
+    settings = {BASELINE: (), "layers-only": (LAYERS, alone, *opened), "layalign": (TEXT, LAYERS)}
     settings |= {name: (TEXT, *form) for name, form in forms.items()}
     settings |= {f"{how}-{name}": (*SHOWN[how], *form) for how in SHOWN for name, form in forms.items()}
     return [Arm(name, name, (f"model.llm={llm}", *of)) for name, of in settings.items()]
@@ -138,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"evaluation.languages=[{','.join(LANGUAGES)}]")  # fmt: skip
         options.overrides, options.recipe = [*real, *options.overrides], RECIPE
         make_data = partial(make_real, source=source, llm=llm, quick=options.quick)
-    some = chosen_arms(options, arms(llm), BASELINE)
+    some = chosen_arms(options, arms(llm, options.data == "sib200"), BASELINE)
     status = study(options, some, make_data, "--baseline", BASELINE)
     print(write_rows(output, some, seeds_of(options), known, BY_LANGUAGE))
     return status
