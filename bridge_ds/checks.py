@@ -123,7 +123,7 @@ def encoder_loads(subject: Subject) -> str:
 def llm_loads(subject: Subject) -> str:
     """The LLM's likewise, and it takes a soft prompt."""
     from bridge_ds.llm import frozen, support
-    from bridge_ds.llm.attention import AttentionLayers
+    from bridge_ds.llm.attention import AttentionLayers, refuse_other_layers
     from bridge_ds.llm.tiny_copy import llm_class, tiny_copy
 
     if not (of := subject.config.model).has_llm:
@@ -133,12 +133,8 @@ def llm_loads(subject: Subject) -> str:
     if (spec := subject.config.injection.spec) is not None:
         kind, text = llm_class(subject.bases["llm"], of.llm, of.trust_remote_code)
         AttentionLayers(tiny_copy(kind, text), projects=spec.projects)
-        layers, wanted = int(getattr(text, "num_hidden_layers", 0) or 0), subject.config.injection.llm_layers
-        if layers and max(wanted, default=0) >= layers:
-            raise ConfigError(
-                f"injection.llm_layers has {max(wanted)}, and {of.llm!r} has {layers} layers; expected 0 to "
-                f"{layers - 1}; correct it, or leave it empty for all."
-            )
+        if layers := int(getattr(text, "num_hidden_layers", 0) or 0):  # of which the copy has fewer
+            refuse_other_layers(subject.config.injection.llm_layers, layers, kind.__name__)
     return done
 
 

@@ -20,16 +20,8 @@ from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError, brief
 
 __all__ = [
-    "CONTINUED",
-    "Checkpoint",
-    "find",
-    "find_start",
-    "load_bridge",
-    "load_optimizer",
-    "newest",
-    "put_trained",
-    "refuse_other_run",
-    "trained_tensors",
+    "CONTINUED", "Checkpoint", "find", "find_start", "load_bridge", "load_optimizer", "newest", "put_trained",
+    "refuse_other_run", "trained_tensors",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)

@@ -35,6 +35,16 @@ def attention_layers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def refuse_other_layers(wanted: tuple[int, ...], count: int, kind: str) -> None:
+    """Raises ConfigError where injection.llm_layers has a number that a model with so many layers does not have."""
+    outside = [number for number in wanted if number >= count]
+    if outside:
+        raise ConfigError(
+            f"injection.llm_layers has {outside[0]}, and {kind} has {count} layers with attention; expected 0 to "
+            f"{count - 1}; correct it, or leave it empty for all."
+        )
+
+
 class AttentionLayers:
     """Those of one LLM, all or some."""
 
@@ -48,13 +58,8 @@ class AttentionLayers:
             ConfigError: it has no such layers, or its attention is not called through the interface.
         """
         every = attention_layers(model)
-        outside = [number for number in wanted if number >= len(every)]
         kind = type(model).__name__
-        if outside:
-            raise ConfigError(
-                f"injection.llm_layers has {outside[0]}, and {kind} has {len(every)} layers with attention; expected 0 "
-                f"to {len(every) - 1}; correct it, or leave it empty for all."
-            )
+        refuse_other_layers(wanted, len(every), kind)
         self.modules = [every[number] for number in wanted] if wanted else every
         lacking = [m for m in self.modules if projects and not (hasattr(m, "k_proj") and hasattr(m, "v_proj"))]
         call_beside_attention()

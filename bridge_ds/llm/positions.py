@@ -168,7 +168,7 @@ def _check_lesson(config: Config, tokenizers: Tokenizers, table: int) -> None:
 def _check_apart(config: Config, table: int, resumes: bool) -> None:
     """Raises ConfigError where a soft prompt that the LLM reads by itself may be longer than its table of positions."""
     soft = SoftPrompt.of(config)
-    longest = (soft.length or config.data.max_source_tokens) + 1
+    longest = soft.vectors(config.data.max_source_tokens)
     if config.model.has_bridge and soft.place == "apart" and longest > table:
         key, value = ("mapping.latents", soft.length) if soft.length else ("data.max_source_tokens", longest - 1)
         fit = f"mapping.latents={table - 1}" if soft.length else _settings({"max_source_tokens": table - 1}, resumes)

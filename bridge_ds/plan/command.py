@@ -78,15 +78,15 @@ def _launcher(job: Job) -> tuple[float, str, str]:
 
 def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Settings that are always named, a line of them each; and those named where the recipe has another value."""
+    of_bridge = {"fusion.name": job.fusion.name, "mapping.kind": job.mapping.kind}
+    source = {"data.max_source_tokens": job.source}
     named: list[dict[str, Any]] = [
         {"model.encoder": job.encoder.source, "model.llm": job.llm.source},
-        {"fusion.name": job.fusion.name, "mapping.kind": job.mapping.kind},
+        of_bridge if job.source else {},
         {"run.ds_config": ds_config, "model.activation_checkpointing": job.checkpointing},
         {"train.global_batch": job.global_batch, "train.micro_batch": job.micro_batch},
-        {"data.max_source_tokens": job.source, "data.max_target_tokens": job.target},
+        (source if job.source else {}) | {"data.max_target_tokens": job.target},
     ]
-    if not job.source:  # the LLM alone
-        named[1], named[4] = {}, {"data.max_target_tokens": job.target}
     modes: dict[str, Any] = {
         "model.dtype": "float32" if job.bytes == 4 else "bfloat16",
         ENCODE_ONCE: job.encode_once or not job.may_encode_once,
@@ -103,7 +103,7 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
     sizes = {f"fusion.{key}": getattr(job.fusion, key) for key in fusion.options}
     sizes |= {f"mapping.{key}": getattr(job.mapping, key) for key in mapping.options}
     modes |= {key: value for key, value in sizes.items() if type(value) is int}  # the plan depends on these alone
-    if not job.source:
+    if not job.source:  # the LLM alone
         modes = {key: value for key, value in modes.items() if key.startswith(("model.", "train.", "lora.", "llm."))}
     if job.reads_all_layers:
         modes["fusion.include_embeddings"] = job.fusion.include_embeddings

@@ -10,6 +10,7 @@ from typing import Any
 from bridge_ds.config.build import one_of
 from bridge_ds.config.schema import Config, FusionConfig, InjectionConfig, MappingConfig, TrainConfig, reads_all_layers
 from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config
+from bridge_ds.data.text.truncate import SoftPrompt
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
@@ -152,14 +153,18 @@ class Job:
     @property
     def soft(self) -> int:
         """LLM tokens of a sample's soft prompt and its end vector; 0 = no encoder, the LLM alone is trained."""
-        in_input = self.encoder.layers and self.injection.prompt_in_input
-        return 1 + (self.mapping.fixed_length or self.source) if in_input else 0
+        return self._soft_prompt.positions(self.source) if self.encoder.layers else 0
 
     @property
     def apart(self) -> int:
         """LLM tokens of a soft prompt that the LLM reads by itself, with its end vector (gated_prompt)."""
-        is_read = self.encoder.layers and self.injection.makes_prompt and not self.injection.prompt_in_input
-        return 1 + (self.mapping.fixed_length or self.source) if is_read else 0
+        soft = self._soft_prompt
+        return soft.vectors(self.source) - soft.positions(self.source) if self.encoder.layers else 0
+
+    @property
+    def _soft_prompt(self) -> SoftPrompt:
+        made = self.injection.makes_prompt, self.injection.prompt_in_input
+        return SoftPrompt.at(self.mapping.fixed_length, *made)
 
     @property
     def second(self) -> int:

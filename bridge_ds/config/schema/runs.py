@@ -40,8 +40,8 @@ class RunConfig:
     """Seed of the data order, the initial bridge and dropout."""
     resume: Annotated[Path, NEITHER] = "auto"
     """`auto` continues from the newest valid checkpoint if there is one, `never` starts at step 0 in an empty folder,
-    `must` demands a checkpoint; or the path of one step folder, after
-    which the run's later checkpoints are set aside (the same command again goes on from its own progress)."""
+    `must` demands a checkpoint; or the path of one step folder, after which the run's later checkpoints are set aside
+    (the same command again goes on from its own progress)."""
     allow_changes: Annotated[Keys, NEITHER] = ()
     """Settings that may differ from those of the checkpoint that is continued (or begun with) although the bridge then
     computes or reads something else, such as [data.max_source_tokens]; every change is logged and recorded."""

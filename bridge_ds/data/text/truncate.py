@@ -33,9 +33,13 @@ class SoftPrompt(NamedTuple):
         """With its place."""
         return cls(length, "input" if is_made and in_input else "apart" if is_made else "none")
 
+    def vectors(self, source: int) -> int:
+        """Its vectors for a source of so many tokens, the end vector included."""
+        return (self.length or source) + 1 if source and self.place != "none" else 0
+
     def positions(self, source: int) -> int:
-        """Positions of the LLM's input that it takes for a source of so many tokens, the end vector included."""
-        return (self.length or source) + 1 if source and self.place == "input" else 0
+        """Positions of the LLM's input that they take."""
+        return self.vectors(source) if self.place == "input" else 0
 
 
 PER_TOKEN = SoftPrompt()
