@@ -20,8 +20,8 @@ from bridge_ds.engine.distributed import whole_shape
 from bridge_ds.errors import CheckpointError, brief
 
 __all__ = [
-    "CONTINUED", "Checkpoint", "find", "find_start", "load_bridge", "load_optimizer", "newest", "put_trained",
-    "refuse_other_run", "trained_tensors",
+    "CONTINUED", "Checkpoint", "find", "find_start", "goes_on_from_best", "load_bridge", "load_optimizer", "newest",
+    "put_trained", "refuse_other_run", "trained_tensors",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def find(resume: str, root: Path) -> Checkpoint | None:
     if resume not in ("auto", "must"):
         own = newest(root) if layout.folders(root) else None
         continued = own.manifest.get(CONTINUED) if own else ""
-        if continued and Path(resume).name == BEST:  # which may be another by now
+        if own and goes_on_from_best(own, resume):
             return own
         asked = Checkpoint.read(find_folder(Path(resume)))
         if own and own.step > asked.step and continued and continued == asked.manifest.get("sha256"):
@@ -88,6 +88,13 @@ def find(resume: str, root: Path) -> Checkpoint | None:
     if found is None and (resume == "must" or layout.folders(root)):
         raise CheckpointError(f"no valid checkpoint in {root}; expected one to resume; fix or empty that folder.")
     return found
+
+
+def goes_on_from_best(found: Checkpoint, resume: str) -> bool:
+    """Whether an earlier start of the same command wrote a checkpoint, with run.resume=RUN/checkpoints/best: which that
+    is may have changed since."""
+    recorded = found.manifest.get("config", {}).get("run", {}).get("resume")
+    return Path(resume).name == BEST and recorded == resume
 
 
 def newest(root: Path, warn: Callable[[str], None] = _log.warning, finite: bool = True) -> Checkpoint | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bridge_ds.checkpoint.best import find_folder
 from bridge_ds.checkpoint.layout import MANIFEST
-from bridge_ds.checkpoint.load import CONTINUED, Checkpoint, find, find_start
+from bridge_ds.checkpoint.load import CONTINUED, Checkpoint, find, find_start, goes_on_from_best
 from bridge_ds.config.build import from_dict
 from bridge_ds.config.changes import (
     Change,
@@ -94,6 +94,7 @@ def find_origin(config: Config, folder: Path) -> Origin:
         asked = Path(config.run.resume)
         named = None if config.run.resume in ("auto", "must") else find_folder(asked)
         anew = named is not None and named.exists() and named.samefile(found.folder)
+        anew = anew and not goes_on_from_best(found, config.run.resume)
         return Origin(found, None, config, tuple(differing), anew, named)
     start = find_start(config.run.start_from)
     if start is None:

@@ -22,6 +22,7 @@ from bridge_ds.checkpoint.load import (
     Checkpoint,
     find,
     find_start,
+    goes_on_from_best,
     load_bridge,
     load_optimizer,
     newest,
@@ -117,11 +118,17 @@ def test_a_folder_that_is_named_begins_another_future(tmp_path: Path) -> None:
     assert again is not None and again.step == 4
     assert Origin(again, None, Config(), ()).continued() == first.continued()
     # Pruning leaves what the next start looks for, and a better `best` does not begin anew.
+    config = {"run": {"resume": str(root / "best")}}
     for step in (7, 8, 9):
-        write(root, step, more={CONTINUED: first.continued()})
+        write(root, step, more={CONTINUED: first.continued(), "config": config})
     prune(root, 2, spared=named)
     assert [step for step, _ in layout.folders(root)] == [9, 8, 2]
     assert find(str(named), root) == find(str(root / "best"), root) == find("auto", root)
+    own = find("auto", root)
+    assert own is not None and goes_on_from_best(own, str(root / "best"))
+    assert not goes_on_from_best(own, str(named))
+    # What another command has continued is no reason to pass over the best one.
+    assert not goes_on_from_best(again, str(root / "best"))
     # An older manifest has no hash: nothing says that a newer checkpoint continues it.
     old = tmp_path / "old"
     write(old, 3, more={CONTINUED: ""})
