@@ -19,11 +19,13 @@ from torch.autograd.function import once_differentiable
 
 from bridge_ds.fusion.kernels.primitives import RMS_EPSILON
 from bridge_ds.fusion.kernels.rows import Rows, flat, gradients_of, shaped
+from bridge_ds.products import multiply
 
 __all__ = ["fuse"]
 
-BLOCK_BYTES = 8 << 20
-"""Bytes of a block's states and results on a CPU: more are out of cache, with fewer the operators' own time counts."""
+BLOCK_BYTES = 4 << 20
+"""Bytes of a block's states and results on a CPU: more are out of cache and of what the allocator keeps
+(:mod:`bridge_ds.engine.cpu`), with fewer the operators' own time counts."""
 DEVICE_BLOCK_BYTES = 64 << 20
 """The same on another device, where launches count."""
 
@@ -60,7 +62,7 @@ class _Plan:
         """Ranges of tokens; the temporaries of one stay below the size of a few states."""
         size = BLOCK_BYTES if hs[0].device.type == "cpu" else DEVICE_BLOCK_BYTES
         of_row = (len(hs) + 1 + results) * max(1, hs[0].shape[1]) * self.wide.itemsize
-        # Below 3 N D in all: where rows are not views of the result, they are copied, of it and of its gradient.
+        # Below 3 N D in all: where rows of the result and its gradient are not views, they are copied.
         views = self.rows.index is None and hs[0].dtype == self.wide
         few = (2 if views else 1) * self.rows.count // (len(hs) + 1 + results)
         return self.rows.chunks(max(1, min(size // of_row, few)))
@@ -96,7 +98,7 @@ class _FuseByMatrix(torch.autograd.Function):
             table = plan.triton.prepare(hs)
             d_matrix_KP = plan.triton.matrix_totals(table, rows, d_fused_KND, fused_KND, ctx.scale_mL, plan.wide)
             return None, d_matrix_KP, *[None] * len(states)
-        d_matrix_KP = torch.zeros_like(matrix_KP)
+        d_matrix_PK = torch.zeros_like(matrix_KP.T)
         d_states = gradients_of(ctx.needs_input_grad[2:], states)
         buffer_PmD = None
         for lo, hi in plan.blocks(hs, len(matrix_KP)):
@@ -105,7 +107,8 @@ class _FuseByMatrix(torch.autograd.Function):
             if fused_KND is not None:
                 d_sums_KmD = torch.ops.aten.threshold_backward(d_sums_KmD, _take(rows, fused_KND, lo, hi), 0)
             d_sums_KC = d_sums_KmD.to(plan.wide).flatten(1)
-            d_matrix_KP.addmm_(d_sums_KC, buffer_PmD.flatten(1).T)
+            # Transposed: oneDNN takes three quarters of the time.
+            d_matrix_PK += multiply(buffer_PmD.flatten(1), d_sums_KC.T)
             for layer, target_ND in d_states.items():
                 vector_mD = torch.mv(d_sums_KC.T, matrix_KP[:, layer]).view(hi - lo, -1)
                 if scale_Lm is not None:
@@ -114,24 +117,18 @@ class _FuseByMatrix(torch.autograd.Function):
                     vector_mD = vector_mD.addcmul_(along_m1, buffer_PmD[layer], value=-1).mul_(scale_Lm[layer][:, None])
                 rows.put(target_ND, lo, hi, vector_mD)
             del d_sums_KmD, d_sums_KC  # before the next block's are made
-        return None, d_matrix_KP, *shaped(d_states, states)
+        return None, d_matrix_PK.T, *shaped(d_states, states)
 
 
 def _mix(plan: _Plan, hs: Sequence[torch.Tensor], matrix_KP: torch.Tensor, fused_KND: torch.Tensor) -> None:
-    rows = plan.rows
-    in_place = rows.index is None and fused_KND.dtype == plan.wide
-    buffer_PmD = sums_KmD = None
+    buffer_PmD = None
     for lo, hi in plan.blocks(hs, len(matrix_KP)):
         buffer_PmD = _gather(plan, hs, lo, hi, buffer_PmD)[0]
-        if in_place:
-            sums_KmD = fused_KND[:, lo:hi]
-        elif sums_KmD is None or sums_KmD.shape[1] != hi - lo:
-            sums_KmD = matrix_KP.new_empty(len(matrix_KP), *buffer_PmD.shape[1:])
-        torch.mm(matrix_KP, buffer_PmD.flatten(1), out=_columns(sums_KmD))
+        sums_KmD = multiply(matrix_KP, buffer_PmD.flatten(1)).view(len(matrix_KP), *buffer_PmD.shape[1:])
         if plan.relu:
             sums_KmD.relu_()
-        if not in_place:
-            _put(rows, fused_KND, lo, hi, sums_KmD)
+        _put(plan.rows, fused_KND, lo, hi, sums_KmD)
+        del sums_KmD  # before the next block's are made
 
 
 def _gather(
@@ -154,11 +151,6 @@ def _gather(
     scale_Lm = norms_Lm.square_().div_(states_LmD.shape[-1]).add_(RMS_EPSILON).rsqrt_()
     states_LmD *= scale_Lm[..., None]
     return buffer_PmD, scale_Lm
-
-
-def _columns(x_KmD: torch.Tensor) -> torch.Tensor:
-    """[K, m x D], a view: rows of one k lie one after the other."""
-    return x_KmD.as_strided((len(x_KmD), x_KmD.shape[1] * x_KmD.shape[2]), (x_KmD.stride(0), 1))
 
 
 def _take(rows: Rows, x_KND: torch.Tensor, lo: int, hi: int) -> torch.Tensor:
