@@ -19,6 +19,7 @@ from bridge_ds.checkpoint.load import CONTINUED, load_optimizer, refuse_other_ru
 from bridge_ds.checkpoint.origin import Origin, find_origin
 from bridge_ds.checkpoint.save import set_aside
 from bridge_ds.compat.torch import set_timeout
+from bridge_ds.config.changes import refuse_unlike
 from bridge_ds.config.load import to_dict
 from bridge_ds.config.names import made_at_start
 from bridge_ds.config.schema import Config
@@ -38,6 +39,7 @@ from bridge_ds.engine.distributed import (
     any_rank,
     barrier,
     device_of,
+    everyones,
     init_distributed,
     on_all,
     on_main,
@@ -85,6 +87,7 @@ class Run:
         # TF32 only beside bfloat16: it is more precise than that, but less than float32.
         settle_numbers(self.config.run.deterministic, self.config.train.tf32 and self.config.model.dtype == "bfloat16")
         init_distributed(self.world, self.config.data.workers)
+        refuse_unlike(everyones((self.config, self.ds_values), self.world))
         self.device = device_of(self.world)
         on_main(lambda: check_trackers(self.config), self.world)
         on_main(lambda: check_english(self.config), self.world)

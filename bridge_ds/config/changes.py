@@ -13,17 +13,19 @@ from typing import Any
 from bridge_ds.config.build import flatten, from_dict, to_dict
 from bridge_ds.config.schema import KINDS, Config, DataConfig
 from bridge_ds.config.schema.fields import FUNCTION, NEITHER
-from bridge_ds.errors import CheckpointError
+from bridge_ds.errors import CheckpointError, LaunchError
 
 __all__ = [
     "BEFORE", "Change", "changes", "completed", "file_changes", "followed", "refuse_changed", "refuse_other_bridge",
-    "with_places",
+    "refuse_unlike", "with_places",
 ]  # fmt: skip
 
 _BRIDGE = ("fusion.", "mapping.", "injection.")
 """Sections that define the bridge, whichever run begins with its weights."""
 BEFORE: dict[str, dict[str, Any]] = {"data": {"bos": "unless_eos"}}
 """Section -> key -> what runs did before the key existed, where that is not the key's default."""
+_OF_NODE = ("data.shards", "data.states_cache")
+"""Settings that may have another value on each node: copies of the same files, or files of its own."""
 _OPEN = ("bos", "target_space")
 """Keys of `data` whose default, auto, means the recorded value where a run continues from a record."""
 
@@ -58,6 +60,30 @@ def file_changes(old: Any, new: Any, where: str = "run.ds_config") -> list[Chang
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [Change(where, old, new)]
     return [change for key in {**old, **new} for change in file_changes(old.get(key), new.get(key), f"{where}.{key}")]
+
+
+def refuse_unlike(ranks: Sequence[tuple[Config, Any]]) -> None:
+    """Refuse a job whose ranks were started with different settings: they would wait for each other forever.
+
+    Args:
+        ranks: of each rank its config and the content of its DeepSpeed file.
+
+    Raises:
+        LaunchError: one has another value than rank 0. With llm.finetune, a rank that does not see the LLM that is
+            taught has another model.llm.
+    """
+    (first, its_file), *others = ranks
+    ours = flatten(first)
+    for rank, (config, file) in enumerate(others, 1):
+        theirs = flatten(config)
+        unlike = [Change(key, ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]]
+        unlike = [change for change in unlike if change.key not in _OF_NODE] + file_changes(its_file, file)
+        if unlike:
+            key, old, new = unlike[0].key, unlike[0].old, unlike[0].new
+            raise LaunchError(
+                f"rank {rank} was started with {key} {new!r}, rank 0 with {old!r}; expected the same on all ranks; give "
+                "all of them the same command, and keep recipe, DeepSpeed file and run.output where all nodes see them."
+            )
 
 
 def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: object, left: int) -> None:

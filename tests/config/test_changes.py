@@ -6,12 +6,19 @@ import dataclasses
 
 import pytest
 
-from bridge_ds.config.changes import changes, file_changes, refuse_changed, refuse_other_bridge, with_places
+from bridge_ds.config.changes import (
+    changes,
+    file_changes,
+    refuse_changed,
+    refuse_other_bridge,
+    refuse_unlike,
+    with_places,
+)
 from bridge_ds.config.load import flatten, load_config, overridden
 from bridge_ds.config.schema import KINDS, Config
 from bridge_ds.config.schema.fields import FUNCTION, NEITHER, ORDER, TRAINING
 from bridge_ds.data.loading.plan import order_of
-from bridge_ds.errors import CheckpointError, ConfigError
+from bridge_ds.errors import CheckpointError, ConfigError, LaunchError
 
 NAMED = ["fusion.state_norm=rms", "data.augment_prompt=true", "model.dtype=bfloat16", "data.max_source_tokens=9"]
 TOLD = ["train.lr=1", "train.betas=0.5,0.5", "train.schedule=linear", "train.max_grad_norm=2", "fusion.dropout=0.2"]
@@ -104,3 +111,15 @@ def test_a_checkpoint_is_used_with_its_own_function_and_training_and_with_the_pl
     assert (used.model.llm, used.evaluation.limit, used.run.output) == ("moved", 3, "moved")
     assert changes(trained, used) == []
     assert dataclasses.asdict(used)["fusion"] == dataclasses.asdict(trained)["fusion"]
+
+
+def test_ranks_with_other_settings_are_refused_and_files_of_a_node_are_not() -> None:
+    ours, file = load_config("testbed"), {"zero_optimization": {"stage": 2}}
+    own_disk = load_config("testbed", ["data.shards=/disk1/shards", "data.states_cache=/disk1/cache"])
+    refuse_unlike([(ours, file)])
+    refuse_unlike([(ours, file), (own_disk, dict(file)), (ours, file)])
+    for key, value in {"model.llm": "run/finetune/llm", "run.output": "elsewhere", "checkpoint.every": "7"}.items():
+        with pytest.raises(LaunchError, match=f"rank 2 was started with {key} {value!r}".replace("'7'", "7")):
+            refuse_unlike([(ours, file), (ours, file), (load_config("testbed", [f"{key}={value}"]), file)])
+    with pytest.raises(LaunchError, match=r"rank 1 .*run\.ds_config\.zero_optimization\.stage 3, rank 0 with 2"):
+        refuse_unlike([(ours, file), (ours, {"zero_optimization": {"stage": 3}})])

@@ -313,3 +313,14 @@ def test_a_port_that_is_taken(by_script: bool, small_run: list[str], tmp_path: P
         outcome = launch.train([*small_run, *output], 1, tmp_path / "logs", env)
     assert outcome.codes == [74 if by_script else 2], outcome.text
     assert "error: another process uses the port" in outcome.text and "Traceback" not in outcome.text
+
+
+def test_ranks_that_were_started_differently(small_run: list[str], tmp_path: Path) -> None:
+    """Each reads its own command, as on nodes whose recipes are not the same."""
+    run = tmp_path / "run"
+    given = launch.train_command([*small_run, *settings(run__output=run)])
+    command = ["bash", "-c", 'exec "$@" --set train.lr=0.00$((RANK + 1))', "rank", *given]
+    outcome = launch.Job(command, 2, tmp_path / "logs").wait()
+    assert outcome.codes == [2, 2] and "Traceback" not in outcome.text, outcome.text[-4000:]
+    assert "rank 1 was started with train.lr 0.002, rank 0 with 0.001" in outcome.outputs[0]
+    assert not run.exists()
