@@ -171,6 +171,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["lora.rank=0"], "lora.rank is 0 and encoder.trainable is false; expected updates of the encoder"),
         (["data.objective=task"], "model.llm is none and data.objective is task; expected one of denoise"),
         (["data.objective=align", "train.micro_batch=1"], "train.micro_batch is 1; expected 2 or more"),
+        (["data.objective=align", "data.tokens_per_micro_batch=4096"], "is 4096, with which a long pair is alone"),
         (["evaluation.tasks=[sib200]"], "evaluation.tasks is sib200; expected no tasks"),
         (["model.encoder=none"], "model.encoder and model.llm are both none"),
         (["llm.finetune=true"], "llm.finetune is true and model.llm is none; expected an LLM to teach"),

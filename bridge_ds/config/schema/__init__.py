@@ -219,6 +219,12 @@ class Config:
                 f"data.objective is {self.data.objective} and train.micro_batch is 1; expected 2 or more, for the "
                 "other English sentences of a micro-batch are the negatives; set train.micro_batch=16."
             )
+        if objective.aligns and (most := self.data.tokens_per_micro_batch):
+            yield (
+                f"data.objective is {self.data.objective} and data.tokens_per_micro_batch is {most}, with which a long "
+                "pair is alone; expected 0, for the other English sentences of a micro-batch are the negatives; set it "
+                "to 0, and train.micro_batch=16."
+            )
         if self.evaluation.tasks:
             yield (
                 f"model.llm is none and evaluation.tasks is {', '.join(self.evaluation.tasks)}; expected no tasks, as "
