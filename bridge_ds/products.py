@@ -21,14 +21,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Linear", "add_product", "as_torch_does", "linear", "multiply", "swap_linear_layers", "uses_onednn"]
+__all__ = [
+    "Linear", "add_product", "as_torch_does", "few_kernels", "linear", "multiply", "swap_linear_layers", "uses_onednn",
+]  # fmt: skip
 
 SMALLEST = 1 << 21
 """M K N from which a product is oneDNN's: below, its fixed cost of ten microseconds is more than what it gains."""
 SMALLEST_OF_BATCH = 1 << 26
-"""The same of a product that is one of a batch. oneDNN compiles a kernel for each number of rows and keeps it, and a
-server sees many."""
+"""The same of a product that is one of a batch."""
+FULL_ROWS = 32
+"""More rows than this are filled up to a multiple of it by :func:`few_kernels`."""
 _PLAIN: ContextVar[bool] = ContextVar("plain", default=False)
+_FEW: ContextVar[bool] = ContextVar("few", default=False)
 
 
 @functools.cache
@@ -48,11 +52,26 @@ def uses_onednn() -> bool:
 @contextmanager
 def as_torch_does() -> Iterator[None]:
     """While open, products are torch's own, to compare with."""
-    token = _PLAIN.set(True)
+    with _set(_PLAIN):
+        yield
+
+
+@contextmanager
+def few_kernels() -> Iterator[None]:
+    """While open, rows of zeros are added, so that there are few numbers of rows. oneDNN compiles a kernel for each and
+    keeps it for good, whatever its cache may hold: a server of the testbed's models had 110 MB of them after a minute.
+    A product of 540 rows takes 1 to 4 % longer, which a training step would notice."""
+    with _set(_FEW):
+        yield
+
+
+@contextmanager
+def _set(of: ContextVar[bool]) -> Iterator[None]:
+    token = of.set(True)
     try:
         yield
     finally:
-        _PLAIN.reset(token)
+        of.reset(token)
 
 
 def multiply(a_MK: torch.Tensor, b_KN: torch.Tensor) -> torch.Tensor:
@@ -132,5 +151,9 @@ def _taken(x: torch.Tensor, y: torch.Tensor, size: int) -> bool:
 
 
 def _pointwise(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+    shape, rows = (*x.shape[:-1], len(weight_NK)), x.numel() // x.shape[-1]
+    more = -rows % FULL_ROWS if rows > FULL_ROWS and _FEW.get() else 0
+    if more:
+        x = torch.cat([x.reshape(rows, -1), x.new_zeros(more, x.shape[-1])])
     found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_NK, bias_N, "none", [], "")
-    return found
+    return found.resize_(shape) if more else found  # not a view, which autograd lets nobody change in place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -10,9 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bridge_ds import products
-from bridge_ds.products import Linear, add_product, as_torch_does, linear, multiply, swap_linear_layers
+from bridge_ds.products import (
+    FULL_ROWS,
+    Linear,
+    add_product,
+    as_torch_does,
+    few_kernels,
+    linear,
+    multiply,
+    swap_linear_layers,
+)
 
 HERE = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 SIZES = st.integers(1, 70)
@@ -74,6 +85,35 @@ def test_a_batch_of_products(batch: int, rows: int, summed: int, columns: int, t
     into = torch.ones(batch, rows, columns)
     add_product(into, a, b)
     torch.testing.assert_close(into.double(), 1 + expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("more", [(), (2,)])
+def test_a_server_has_few_kernels(more: tuple[int, ...]) -> None:
+    """oneDNN keeps one for each number of rows for good. Filled up or not, an output may be changed in place."""
+    if not HERE:
+        pytest.skip("this torch has no oneDNN operator for linear layers")
+    rows: set[int] = set()
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "_linear_pointwise" in str(func):
+                rows.add(args[0].numel() // args[0].shape[-1])
+            return func(*args, **(kwargs or {}))
+
+    weight, bias = torch.randn(5, 7, requires_grad=True), torch.randn(5)
+    for length in range(1, 300):
+        x = torch.randn(*more, length, 7)
+        with few_kernels(), Shapes():
+            found = linear(x, weight, bias)
+            assert torch.equal(found, multiply(x.view(-1, 7), weight.detach().T).view_as(found) + bias)
+        torch.testing.assert_close(found.detach(), nn.functional.linear(x, weight, bias).detach(), rtol=1e-5, atol=1e-4)
+        assert found.is_contiguous() and not found._is_view()
+        found += 1
+        found.sum().backward()
+    most = 299 * (more[0] if more else 1)
+    assert rows == {*range(more[0] if more else 1, FULL_ROWS + 1, more[0] if more else 1)} | {
+        full for full in range(FULL_ROWS, most + FULL_ROWS, FULL_ROWS)
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -18,6 +18,7 @@ from bridge_ds.inference.generator import Generator, mixed_seed
 from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.inference.stops import Decoder, answers_criterion
 from bridge_ds.llm.splice import Spliced
+from bridge_ds.products import few_kernels
 from bridge_ds.serve.batching import BackendLost, Row
 from bridge_ds.serve.protocol import APIError, GenerationRequest
 from bridge_ds.serve.replies import Event
@@ -106,6 +107,7 @@ class ServedModel(Generator):
         return Row(ids, length, limit, answer, request.sampling, seed, index, sink, way)
 
     @torch.no_grad()
+    @few_kernels()
     def prefix_of(self, rows: Sequence[Row]) -> Spliced:
         """The LLM's input, left-padded."""
         return self.prefix(self.prompts.batch([row.ids for row in rows]))
@@ -140,6 +142,7 @@ class LocalBackend:
         message = f"a batch of {len(rows)} texts does not fit in memory; send shorter texts or a lower max_tokens."
         raise APIError(message, 503, code="out_of_memory")
 
+    @few_kernels()
     def _start(self, rows: Sequence[Row]) -> None:
         def take(number: int, text: str) -> bool:
             rows[number].send(text)
