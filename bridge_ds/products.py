@@ -28,7 +28,7 @@ __all__ = [
 SMALLEST = 1 << 21
 """M K N from which a product is oneDNN's: below, its fixed cost of ten microseconds is more than what it gains."""
 SMALLEST_OF_BATCH = 1 << 26
-"""The same of a product that is one of a batch."""
+"""The same of a product that is one of a batch: smaller ones gain nothing in a step."""
 FULL_ROWS = 32
 """More rows than this are filled up to a multiple of it by :func:`few_kernels`."""
 _PLAIN: ContextVar[bool] = ContextVar("plain", default=False)

@@ -110,10 +110,7 @@ def test_a_server_has_few_kernels(more: tuple[int, ...]) -> None:
         assert found.is_contiguous() and not found._is_view()
         found += 1
         found.sum().backward()
-    most = 299 * (more[0] if more else 1)
-    assert rows == {*range(more[0] if more else 1, FULL_ROWS + 1, more[0] if more else 1)} | {
-        full for full in range(FULL_ROWS, most + FULL_ROWS, FULL_ROWS)
-    }
+    assert all(of <= FULL_ROWS or of % FULL_ROWS == 0 for of in rows) and max(rows) >= 299
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -81,8 +81,9 @@ def refuse_unlike(ranks: Sequence[tuple[Config, Any]]) -> None:
         if unlike:
             key, old, new = unlike[0].key, unlike[0].old, unlike[0].new
             raise LaunchError(
-                f"rank {rank} was started with {key} {new!r}, rank 0 with {old!r}; expected the same on all ranks; give "
-                "all of them the same command, and keep recipe, DeepSpeed file and run.output where all nodes see them."
+                f"rank {rank} was started with {key} {new!r}, rank 0 with {old!r}; expected the same on all ranks; "
+                "give all of them the same command, and keep recipe, DeepSpeed file and run.output where all nodes see "
+                "them."
             )
 
 
