@@ -75,8 +75,8 @@ ENGLISH_OF = "In English:"
 def arms(llm: Path, real: bool = False) -> list[Arm]:
     """All arms, on the LLM in that folder, which knows the language; of `sib200` if `real`."""
     alone = "injection.soft_prompt=false"
-    # SmolLM2's tokenizer writes no BOS, and an answer must follow something. Gates begin at 0, without the fit that a soft
-    # prompt begins with: after the recipe's 80 steps the English loss is above that of the labels' frequencies.
+    # SmolLM2's tokenizer writes no BOS, and an answer must follow something. Gates begin at 0, without the fit that
+    # a soft prompt begins with: after the recipe's 80 steps the English loss is above that of the labels' frequencies.
     opened = ("data.bos=always", "train.steps=800") * real
     forms: dict[str, tuple[str, ...]] = {
         "text": (), "gate": ("injection.form=gated_prompt",), "layers": (LAYERS, alone),
