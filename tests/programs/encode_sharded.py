@@ -23,7 +23,7 @@ from bridge_ds.config.load import load_config
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.config.zero import read_ds_config, shard_config
 from bridge_ds.encoder.frozen import FrozenEncoder, load_encoder
-from bridge_ds.engine.distributed import init_distributed
+from bridge_ds.engine.distributed import init_distributed, shutdown
 from bridge_ds.frozen import gather
 from bridge_ds.world import World
 
@@ -112,3 +112,4 @@ def main() -> None:
 
 
 main()
+shutdown()  # at the end of a process with an open group gloo may abort it

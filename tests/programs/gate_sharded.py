@@ -20,7 +20,7 @@ from bridge_ds.config.load import load_config
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.tokenize import load_tokenizers
-from bridge_ds.engine.distributed import init_distributed
+from bridge_ds.engine.distributed import init_distributed, shutdown
 from bridge_ds.engine.setup import build_model, initialize
 from bridge_ds.inference.generator import Generator
 from bridge_ds.world import World
@@ -65,3 +65,4 @@ def main() -> None:
 
 
 main()
+shutdown()  # at the end of a process with an open group gloo may abort it

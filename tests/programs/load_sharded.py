@@ -21,7 +21,7 @@ from bridge_ds.config.load import load_config
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.config.zero import read_ds_config, shard_config
 from bridge_ds.encoder.frozen import load_encoder
-from bridge_ds.engine.distributed import init_distributed
+from bridge_ds.engine.distributed import init_distributed, shutdown
 from bridge_ds.frozen import load
 from bridge_ds.frozen.verify import verify_weights, weight_files
 from bridge_ds.llm.frozen import load_llm
@@ -63,3 +63,4 @@ def main() -> None:
 
 
 main()
+shutdown()  # at the end of a process with an open group gloo may abort it
