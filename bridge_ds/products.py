@@ -59,7 +59,7 @@ def as_torch_does() -> Iterator[None]:
 @contextmanager
 def few_kernels() -> Iterator[None]:
     """While open, rows of zeros are added, so that there are few numbers of rows. oneDNN compiles a kernel for each and
-    keeps it for good, whatever its cache may hold: a server of the testbed's models had 110 MB of them after a minute.
+    keeps it for good, whatever its cache may hold: a server of the testbed's models had 150 MB of them after a minute.
     A product of 540 rows takes 1 to 4 % longer, which a training step would notice."""
     with _set(_FEW):
         yield
@@ -151,9 +151,10 @@ def _taken(x: torch.Tensor, y: torch.Tensor, size: int) -> bool:
 
 
 def _pointwise(x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
-    shape, rows = (*x.shape[:-1], len(weight_NK)), x.numel() // x.shape[-1]
-    more = -rows % FULL_ROWS if rows > FULL_ROWS and _FEW.get() else 0
-    if more:
-        x = torch.cat([x.reshape(rows, -1), x.new_zeros(more, x.shape[-1])])
+    rows = x.numel() // x.shape[-1]
+    if _FEW.get() and rows > FULL_ROWS and rows % FULL_ROWS:
+        full = torch.cat([x.reshape(rows, -1), x.new_zeros(-rows % FULL_ROWS, x.shape[-1])])
+        # Not a view, which autograd lets nobody change in place.
+        return _pointwise(full, weight_NK, bias_N).resize_(*x.shape[:-1], len(weight_NK))
     found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight_NK, bias_N, "none", [], "")
-    return found.resize_(shape) if more else found  # not a view, which autograd lets nobody change in place
+    return found

@@ -50,9 +50,12 @@ class Change:
 
 def changes(old: Config, new: Config) -> list[Change]:
     """Settings of all kinds but NEITHER that differ, in the schema's order."""
+    return [change for change in _differing(old, new) if KINDS[change.key] != NEITHER]
+
+
+def _differing(old: Config, new: Config) -> list[Change]:
     before, after = flatten(old), flatten(new)
-    differing = [key for key in after if before[key] != after[key] and KINDS[key] != NEITHER]
-    return [Change(key, before[key], after[key]) for key in differing]
+    return [Change(key, before[key], after[key]) for key in after if before[key] != after[key]]
 
 
 def file_changes(old: Any, new: Any, where: str = "run.ds_config") -> list[Change]:
@@ -73,18 +76,14 @@ def refuse_unlike(ranks: Sequence[tuple[Config, Any]]) -> None:
             taught has another model.llm.
     """
     (first, its_file), *others = ranks
-    ours = flatten(first)
     for rank, (config, file) in enumerate(others, 1):
-        theirs = flatten(config)
-        unlike = [Change(key, ours[key], theirs[key]) for key in ours if ours[key] != theirs[key]]
-        unlike = [change for change in unlike if change.key not in _OF_NODE] + file_changes(its_file, file)
-        if unlike:
-            key, old, new = unlike[0].key, unlike[0].old, unlike[0].new
-            raise LaunchError(
-                f"rank {rank} was started with {key} {new!r}, rank 0 with {old!r}; expected the same on all ranks; "
-                "give all of them the same command, and keep recipe, DeepSpeed file and run.output where all nodes see "
-                "them."
-            )
+        for change in (*_differing(first, config), *file_changes(its_file, file)):
+            if change.key not in _OF_NODE:
+                raise LaunchError(
+                    f"rank {rank} was started with {change.key} {change.new!r}, rank 0 with {change.old!r}; expected "
+                    "the same on all ranks; give all of them the same command, and keep recipe, DeepSpeed file and "
+                    "run.output where all nodes see them."
+                )
 
 
 def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: object, left: int) -> None:

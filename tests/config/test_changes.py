@@ -118,8 +118,8 @@ def test_ranks_with_other_settings_are_refused_and_files_of_a_node_are_not() -> 
     own_disk = load_config("testbed", ["data.shards=/disk1/shards", "data.states_cache=/disk1/cache"])
     refuse_unlike([(ours, file)])
     refuse_unlike([(ours, file), (own_disk, dict(file)), (ours, file)])
-    for key, value in {"model.llm": "run/finetune/llm", "run.output": "elsewhere", "checkpoint.every": "7"}.items():
-        with pytest.raises(LaunchError, match=f"rank 2 was started with {key} {value!r}".replace("'7'", "7")):
+    for key, value in {"model.llm": "run/finetune/llm", "run.output": "elsewhere", "checkpoint.every": 7}.items():
+        with pytest.raises(LaunchError, match=f"rank 2 was started with {key} {value!r}"):
             refuse_unlike([(ours, file), (ours, file), (load_config("testbed", [f"{key}={value}"]), file)])
     with pytest.raises(LaunchError, match=r"rank 1 .*run\.ds_config\.zero_optimization\.stage 3, rank 0 with 2"):
         refuse_unlike([(ours, file), (ours, {"zero_optimization": {"stage": 3}})])

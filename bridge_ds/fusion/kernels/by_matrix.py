@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from bridge_ds.fusion.kernels.primitives import RMS_EPSILON
 from bridge_ds.fusion.kernels.rows import Rows, flat, gradients_of, shaped
-from bridge_ds.products import multiply
+from bridge_ds.products import add_product, multiply
 
 __all__ = ["fuse"]
 
@@ -108,7 +108,7 @@ class _FuseByMatrix(torch.autograd.Function):
                 d_sums_KmD = torch.ops.aten.threshold_backward(d_sums_KmD, _take(rows, fused_KND, lo, hi), 0)
             d_sums_KC = d_sums_KmD.to(plan.wide).flatten(1)
             # Transposed: oneDNN takes three quarters of the time.
-            d_matrix_PK += multiply(buffer_PmD.flatten(1), d_sums_KC.T)
+            add_product(d_matrix_PK, buffer_PmD.flatten(1), d_sums_KC.T)
             for layer, target_ND in d_states.items():
                 vector_mD = torch.mv(d_sums_KC.T, matrix_KP[:, layer]).view(hi - lo, -1)
                 if scale_Lm is not None:
