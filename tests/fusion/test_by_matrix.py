@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from bridge_ds.fusion.kernels import fuse_by_matrix
 from tests.fusion.measure import Allocations
 from tests.fusion.test_paths import INTERPRETED
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest error of output and gradients, relative to the norm."""
 
@@ -110,3 +113,26 @@ def test_padding_is_not_read() -> None:
     fuse_by_matrix("torch", states, mask, weight, bias).sum().backward()
     for tensor in [weight, bias, *states]:
         assert tensor.grad is not None and torch.isfinite(tensor.grad).all()
+
+
+@pytest.mark.skipif(not HUGE_PAGES.is_file(), reason="this system has no huge pages")
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_large_result_is_in_huge_pages(ragged: bool) -> None:
+    mask = torch.ones(1, 200)
+    mask[0, 100:] = not ragged
+    states = [torch.randn(1, 200, 1024) for _ in range(2)]
+    fused = fuse_by_matrix("torch", states, mask, torch.randn(64, 2), torch.randn(64))
+    # Kernel's documentation of /proc/PID/smaps: `hg` is advised to be in huge pages.
+    assert "hg" in mapping_of(fused.data_ptr() + fused.nbytes // 2)
+    assert not fused[:, mask == 0].any()
+
+
+def mapping_of(address: int) -> list[str]:
+    """VmFlags of the mapping in this process that holds the address."""
+    here = False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            here = int(found[1], 16) <= address < int(found[2], 16)
+        elif here and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError(f"no mapping holds {address:#x}")
