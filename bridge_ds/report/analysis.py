@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from bridge_ds.metrics import CHOICE_METRICS
+from bridge_ds.report.cells import Questions, StudyAnswers
 from bridge_ds.report.languages import find_language
-from bridge_ds.report.study import Questions, Study, StudyAnswers
+from bridge_ds.report.study import Study
 
 __all__ = ["BINS", "agreement", "confusion", "examples", "layers", "lengths", "tokens"]
 

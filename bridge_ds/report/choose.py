@@ -162,13 +162,9 @@ def study_advice(study: Study, metric: str) -> dict[str, Any]:
         `{system: {"languages": {code: Comparison}, "tasks": {task: {code: Comparison}}, "halves": crossfitted()}}`, the
         difference of a comparison also as `value`.
     """
-    alone = next((system for system in study.systems.values() if system.runs[0].index.system == LLM), None)
     found: dict[str, Any] = {}
-    if alone is None:
-        return found
-    for name, system in study.systems.items():
-        if system is alone:
-            continue
+    for name, own in study.alone.items():
+        system, alone = study.systems[name], study.systems[own]
         cells = {
             cell: Paired(asked.keys, *(of.answers[cell].right[metric].astype(float) for of in (system, alone)))
             for cell, asked in study.questions.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,18 +170,25 @@ class _TaskDraws:
             for code in languages
         }
         # Languages of a parallel benchmark have the same samples; those are drawn together. One generator for each
-        # set of samples: adding or removing a language does not change the draws of the others.
-        blocks: dict[tuple[str, ...], list[str]] = {}
-        for code in languages:
-            blocks.setdefault(tuple(sorted(study.questions[task, code].keys)), []).append(code)
+        # set of languages that share samples: adding or removing others does not change their draws.
         self.draws: dict[tuple[str, str], Floats] = {}
-        for keys, codes in blocks.items():
-            order = {code: np.argsort(study.questions[task, code].keys) for code in codes}
-            columns = [(name, code) for name in study.systems for code in codes]
-            means = [self.right[column].mean(axis=0)[order[column[1]]] for column in columns]
-            generator = np.random.default_rng(zlib.crc32("\n".join([task, *keys]).encode()))
-            found = resampled_means(np.stack(means, axis=1), DRAWS, generator)
-            self.draws |= {column: found[:, number] for number, column in enumerate(columns)}
+        for codes in _sharing({code: set(study.questions[task, code].keys) for code in languages}):
+            self._draw(study, task, codes)
+
+    def _draw(self, study: Study, task: str, codes: Sequence[str]) -> None:
+        own = {code: study.questions[task, code].keys for code in codes}
+        keys = sorted(set().union(*own.values()))
+        place = {key: number for number, key in enumerate(keys)}
+        places = {code: [place[key] for key in own[code]] for code in codes}
+        columns = [(name, code) for name in study.systems for code in codes]
+        means_NC = np.zeros((len(keys), len(columns)))
+        held_NC = np.zeros(means_NC.shape, dtype=bool)
+        for number, column in enumerate(columns):
+            means_NC[places[column[1]], number] = self.right[column].mean(axis=0)
+            held_NC[places[column[1]], number] = True
+        generator = np.random.default_rng(zlib.crc32("\n".join([task, *keys]).encode()))
+        found = resampled_means(means_NC, DRAWS, generator, None if held_NC.all() else held_NC)
+        self.draws |= {column: found[:, number] for number, column in enumerate(columns)}
 
     def estimate(self, name: str, codes: Sequence[str]) -> dict[str, Any]:
         """Accuracy of a system, averaged over languages."""
@@ -213,6 +220,17 @@ class _TaskDraws:
 
     def _interval(self, means: Floats, by_seed: Floats, bounds: tuple[float, float]) -> tuple[float, float]:
         return interval(means, seed_errors(by_seed, DRAWS, np.random.default_rng(len(by_seed))), bounds)
+
+
+def _sharing(keys: Mapping[str, set[str]]) -> list[list[str]]:
+    """Languages by the samples that they share, directly or through others, in the order given."""
+    blocks: list[tuple[list[str], set[str]]] = []
+    for code, own in keys.items():
+        joined = [block for block in blocks if not own.isdisjoint(block[1])]
+        blocks = [block for block in blocks if block not in joined]
+        codes = [c for block in joined for c in block[0]]
+        blocks.append(([*codes, code], own.union(*(block[1] for block in joined))))
+    return [codes for codes, _ in blocks]
 
 
 def _groups(languages: Sequence[str]) -> dict[str, list[str]]:

@@ -81,10 +81,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def resampled_means(columns_NC: Floats, draws: int, generator: np.random.Generator) -> Floats:
+def resampled_means(
+    columns_NC: Floats, draws: int, generator: np.random.Generator, held_NC: NDArray[np.bool_] | None = None
+) -> Floats:
     """Means [B, C] of all columns over N samples drawn with replacement, the same samples for every column.
 
     The columns of one call are resampled in pairs: the difference of two is the resampled difference.
+
+    Args:
+        columns_NC: values, 0 where a column lacks a sample.
+        draws: B.
+        generator: of the samples' numbers.
+        held_NC: which samples each column has, of which its mean is; none = all. Where a draw has none of them, the
+            mean is that of the column itself.
 
     Source: Efron 1979 (Annals of Statistics 7); paired, for language systems: Koehn 2004 (W04-3250).
     """
@@ -95,7 +104,12 @@ def resampled_means(columns_NC: Floats, draws: int, generator: np.random.Generat
         rows = min(step, draws - start)
         chosen = generator.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
         times = np.bincount(chosen.ravel(), minlength=rows * count).reshape(rows, count)
-        found[start : start + rows] = times @ columns_NC / count
+        if held_NC is None:
+            found[start : start + rows] = times @ columns_NC / count
+            continue
+        drawn = times @ held_NC.astype(float)
+        means_C = columns_NC.sum(axis=0) / held_NC.sum(axis=0)
+        found[start : start + rows] = np.where(drawn > 0, times @ columns_NC / np.maximum(drawn, 1), means_C)
     return found
 
 

@@ -99,6 +99,22 @@ def test_resampling_in_parts_draws_all_samples_alike(monkeypatch: pytest.MonkeyP
     assert np.allclose(means.sum(axis=1), 1) and np.allclose(means.mean(axis=0), 0.1, atol=0.01)
 
 
+def test_columns_that_lack_samples_are_drawn_with_the_others() -> None:
+    """Each of 20 columns lacks one of 200 samples: the error of their mean is as if none did. A column of few samples
+    has a mean in every draw."""
+    generator = np.random.default_rng(0)
+    columns = np.repeat(generator.integers(0, 2, (200, 1)), 20, axis=1).astype(float)
+    held = np.ones(columns.shape, dtype=bool)
+    held[np.arange(20), np.arange(20)] = False
+    whole = resampled_means(columns, 2000, np.random.default_rng(1)).mean(axis=1)
+    lacking = resampled_means(columns * held, 2000, np.random.default_rng(1), held).mean(axis=1)
+    assert np.std(lacking) == pytest.approx(np.std(whole), rel=0.03)
+    assert np.allclose(lacking, whole, atol=0.02)
+    held[2:, 0] = False  # one sample is left
+    few = resampled_means(columns * held, 50, np.random.default_rng(1), held)[:, 0]
+    assert (few == columns[1, 0]).all()
+
+
 def test_one_seed_tells_nothing_of_seeds() -> None:
     assert not seed_errors(np.array([0.5]), 10, np.random.default_rng(0)).any()
     with pytest.raises(ValueError, match="got 1 and 30"):

@@ -13,11 +13,12 @@ import pytest
 from bridge_ds.entry import exit_status
 from bridge_ds.errors import DataError
 from bridge_ds.evaluation.__main__ import main
-from bridge_ds.evaluation.predictions import read_index
+from bridge_ds.evaluation.predictions import Prediction, read_index, read_predictions
 from bridge_ds.metrics import CHOICE_METRICS
+from bridge_ds.report.choose import study_advice
 from bridge_ds.report.study import read_study
 
-from .studies import edit_index, rewrite, write_run, write_study
+from .studies import FUSIONS, edit_index, rewrite, write_run, write_study
 
 SMALL = {"xnli": ("en", "sw"), "mgsm": ("en",)}
 
@@ -80,7 +81,28 @@ def _torn_line(root: Path) -> None:
 
 
 def _llm_lacks(root: Path) -> None:
-    edit_index(root / "global_softmax-0", "llm", tasks={})
+    for run in root.iterdir():
+        edit_index(run, "llm", tasks={})
+
+
+def _other_answer(root: Path) -> None:
+    rewrite(root / "last_layer-0", "mgsm", "en", lambda row: replace(row, answer="7"))
+
+
+def _other_settings(root: Path) -> None:
+    path = root / "last_layer-0" / "evaluation" / "bridge" / "index.json"
+    tasks = json.loads(path.read_text())["tasks"]
+    tasks["xnli"]["identities"]["sw"] = "1" * 64
+    edit_index(root / "last_layer-0", "bridge", tasks=tasks)
+
+
+def _of_a_finetuned_llm(root: Path) -> None:
+    (root / "last_layer-0" / "evaluation" / "bridge").rename(root / "last_layer-0" / "evaluation" / "finetuned")
+
+
+def _llm_of_its_own_and_one_without(root: Path) -> None:
+    rewrite(root / "last_layer-1", "mgsm", "en", lambda row: replace(row, text="8"), system="llm")
+    shutil.rmtree(root / "global_softmax-0" / "evaluation" / "llm")
 
 
 CASES: list[tuple[Callable[[Path], None], str]] = [
@@ -103,6 +125,10 @@ CASES: list[tuple[Callable[[Path], None], str]] = [
     ),
     (lambda root: edit_index(root / "last_layer-0", "bridge", tasks=3), "index.json has tasks 3; expected an object"),
     (_llm_lacks, "llm was not scored on xnli, "),
+    (_other_answer, "have another right answer or other choices for mgsm-0 of mgsm in en; "),
+    (_other_settings, "bridge was scored on xnli in sw with other settings or another checkpoint than in the rest; "),
+    (_of_a_finetuned_llm, "last_layer-0 is of an LLM that was trained without a bridge; "),
+    (_llm_of_its_own_and_one_without, "global_softmax-0 has no answers of the LLM alone .* those of other runs differ"),
 ]
 
 
@@ -178,12 +204,10 @@ def test_names_of_ones_own_and_seeds_in_order(tmp_path: Path) -> None:
     texts = [f"plain={tmp_path / f'a-{seed}'}" for seed in (2, 0, 1)]
     study = read_study([*texts, *(str(tmp_path / f"b={seed}") for seed in (1, 2, 0))], "transformer_softmax")
     assert list(study.systems) == ["LLM alone", "transformer_softmax", "plain"] and study.rivals == ["plain"]
-    assert [system.seeds for system in study.systems.values()] == [[2], [0, 1, 2], [0, 1, 2]]
+    assert [system.seeds for system in study.systems.values()] == [[0], [0, 1, 2], [0, 1, 2]]
 
 
 def test_what_the_study_holds_is_what_the_files_say(tmp_path: Path) -> None:
-    from bridge_ds.evaluation.predictions import read_predictions
-
     runs = write_study(tmp_path, seeds=(0, 1), samples=15)
     study = read_study([str(run) for run in runs], "last_layer")
     for name, system in study.systems.items():
@@ -195,3 +219,55 @@ def test_what_the_study_holds_is_what_the_files_say(tmp_path: Path) -> None:
                 assert set(answers.right) == {*answers.chosen, "exact_match"}
                 for metric, right in answers.right.items():
                     assert right[row].tolist() == [prediction.correct(metric) for prediction in found]
+
+
+def _on_other_llm(folder: Path, shift: int) -> None:
+    """As if the LLM of this run answered some of the samples otherwise."""
+    for task, languages in SMALL.items():
+        for language in languages:
+            rewrite(folder, task, language, lambda row: _turned(row, shift), system="llm")
+
+
+def _turned(row: Prediction, shift: int) -> Prediction:
+    if int(row.key.rpartition("-")[2]) % 5 or row.label < 0:
+        return row
+    return replace(row, scores=row.scores[shift:] + row.scores[:shift])
+
+
+def test_every_bridge_is_compared_with_its_own_llm_alone(tmp_path: Path) -> None:
+    """Where the LLM was taught in each run: its answers are paired by seed, whatever the order of the runs."""
+    runs = write_study(tmp_path, seeds=(0, 1), samples=20, tasks=SMALL)
+    for run in runs:
+        _on_other_llm(run, shift=int(run.name[-1]))
+    for texts in ([str(run) for run in runs], [str(run) for run in reversed(runs)]):
+        study = read_study(texts)
+        assert study.systems["LLM alone"].seeds == [0, 1]
+        assert set(study.alone) == {"last_layer", "global_softmax", "transformer_softmax"}
+        assert set(study.alone.values()) == {"LLM alone"}
+        alone = study.systems["LLM alone"].answers["xnli", "en"].right["acc"]
+        for seed in (0, 1):
+            found = read_predictions(tmp_path / f"last_layer-{seed}" / "evaluation" / "llm", "xnli", "en")
+            assert alone[seed].tolist() == [row.correct() for row in found]
+    (shown,) = {study_advice(study, "acc")[name]["tasks"]["xnli"]["en"].get("llm") for name in study.alone}
+    assert shown == pytest.approx(alone.mean())
+
+
+def test_what_the_llm_alone_was_scored_on_besides_is_left_out(tmp_path: Path) -> None:
+    """As an evaluation of another checkpoint leaves it: the bridge's languages begin anew, the LLM's stay."""
+    runs = write_study(tmp_path, seeds=(0,), samples=10, tasks=SMALL)
+    for run in runs:
+        tasks = json.loads((run / "evaluation" / "bridge" / "index.json").read_text())["tasks"]
+        edit_index(run, "bridge", tasks={"mgsm": tasks["mgsm"]})
+    study = read_study([str(run) for run in runs])
+    assert list(study.questions) == [("mgsm", "en")] and len(study.systems) == 4
+
+
+def test_bridges_on_two_llms_have_an_llm_alone_each(tmp_path: Path) -> None:
+    runs = write_study(tmp_path, seeds=(0, 1), samples=20, tasks=SMALL)
+    for run in runs:
+        _on_other_llm(run, shift=run.name.startswith("last_layer"))
+    study = read_study([str(run) for run in runs])
+    assert study.alone == {name: f"LLM alone, {name}" for name in FUSIONS}
+    one, two = (study.systems[f"LLM alone, {name}"].answers["xnli", "sw"] for name in ("last_layer", "global_softmax"))
+    assert (one.right["acc"] != two.right["acc"]).any()
+    assert study.rivals == ["global_softmax", "transformer_softmax"]

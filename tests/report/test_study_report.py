@@ -294,3 +294,29 @@ def test_more_labels_than_a_table_holds(tmp_path: Path, monkeypatch: pytest.Monk
     results = study_results(read_study([str(run)]))
     assert results["tasks"]["sib200"]["confusion"] == {}
     assert "sib200: its 51 labels are too many for a table." in render(results, "markdown")
+
+
+def test_languages_that_share_nearly_all_samples_are_drawn_together(tmp_path: Path) -> None:
+    """Each language lacks one sample of its own: the interval of the average is as wide as where none does."""
+    spans = []
+    for lacks in (False, True):
+        root = tmp_path / str(lacks)
+        runs = write_study(root, seeds=(0,), samples=60, tasks={"xnli": TASKS["xnli"]})
+        for run, system in ((run, system) for run in runs for system in ("bridge", "llm")):
+            index = json.loads((run / "evaluation" / system / "index.json").read_text())
+            folder = run / "evaluation" / system / "xnli"
+            for language in TASKS["xnli"]:
+                # What is right in one language is so in all.
+                (folder / f"{language}.jsonl").write_bytes((folder / "en.jsonl").read_bytes())
+            for number, language in enumerate(TASKS["xnli"]) if lacks else ():
+                key = f"xnli-{number}"
+                rewrite(run, "xnli", language, lambda row, key=key: row if row.key != key else None, system)
+                index["tasks"]["xnli"]["samples"][language] = 59
+            (run / "evaluation" / system / "index.json").write_text(json.dumps(index))
+        assert main(["report", *map(str, runs), "--output", str(root / "report")]) == 0
+        found = json.loads((root / "report" / "report.json").read_text(encoding="utf-8"))["tasks"]["xnli"][
+            "differences"
+        ]
+        average = found["transformer_softmax"]["all"]
+        spans.append(average["high"] - average["low"])
+    assert spans[1] == pytest.approx(spans[0], rel=0.1)
