@@ -200,7 +200,7 @@ def _parts(items: Sequence[Any]) -> Iterator[list[Any]]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = (line.strip() for line in decoded(path.read_bytes()).splitlines())
+        lines = (line.strip() for line in decoded(path.read_bytes()).split("\n"))
         found = list(dict.fromkeys(filter(None, lines)))
     except NotText as error:
         raise DataError(f"adapt.english: {path} {error}.") from None

@@ -63,6 +63,21 @@ def test_lines_become_samples(tmp_path: Path) -> None:
         pack_text(tmp_path / "absent.txt", tmp_path / "absent")
 
 
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    foreign, english = tmp_path / "a.txt", tmp_path / "b.txt"
+    foreign.write_bytes(b"uno\rdos\r\ntres\xe2\x80\xa8cuatro\nseis siete\n")
+    english.write_bytes(b"one two\nthree four\nsix\rseven\n")
+    pack_pairs([foreign, english], tmp_path / "pairs")
+    assert samples(tmp_path / "pairs", "align") == [
+        {"source": "uno\rdos", "target": "one two"},
+        {"source": "tres\u2028cuatro", "target": "three four"},
+        {"source": "seis siete", "target": "six\rseven"},
+    ]
+    foreign.write_bytes(b"uno\rdos\rtres\r")
+    with pytest.raises(DataError, match=r"a\.txt holds line ends of an old Mac \(CR alone\); expected LF or CR LF"):
+        pack_text(foreign, tmp_path / "mac")
+
+
 def test_what_a_sample_must_hold() -> None:
     both = OBJECTIVES["denoise_and_align"]
     assert OBJECTIVES["denoise"].read({"text": "a", "source": "wikipedia"}) == "text"

@@ -223,7 +223,7 @@ def test_two_translations_of_one_sentence_are_no_negatives_of_each_other() -> No
 
 def test_english_is_read_from_different_sentences_and_before_training(tmp_path: Path) -> None:
     file = tmp_path / "english.txt"
-    file.write_text("".join(f"line {number % 25}\n" for number in range(80)), encoding="utf-8")
+    file.write_text("".join(f"line {number % 25}\u2028of two\n" for number in range(80)), encoding="utf-8")
     ours = config(tmp_path, f"adapt.english={file}")
     check_english(ours)
     of = english_of(ours, World())

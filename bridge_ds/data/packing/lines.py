@@ -131,9 +131,15 @@ def _pair_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as file:
+        # By default Python would end a line at a CR inside a sentence too, and shift all translations after it.
+        with path.open(encoding="utf-8", newline="\n") as file:
             for number, line in enumerate(file):
-                yield (line.removeprefix(BOM) if number == 0 else line).strip()
+                text = (line.removeprefix(BOM) if number == 0 else line).strip()
+                if number == 0 and "\r" in text and not line.endswith("\n"):
+                    raise DataError(
+                        f"{path} holds line ends of an old Mac (CR alone); expected LF or CR LF: convert the file."
+                    )
+                yield text
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); expected a text file; check the path.") from None
     except UnicodeDecodeError:
