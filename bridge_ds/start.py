@@ -11,11 +11,11 @@ from bridge_ds import __version__
 from bridge_ds.config.load import config_text
 from bridge_ds.config.schema import Config
 from bridge_ds.data.packing.write import pack_rows
-from bridge_ds.data.shards.index import INDEX_NAME, load_index
+from bridge_ds.data.shards.index import INDEX_NAME
 from bridge_ds.disk import atomic_write, real, remove
 from bridge_ds.engine.heartbeat import await_leaving, claim, living
-from bridge_ds.errors import DataError, LaunchError
-from bridge_ds.tasks.shards import rows_at_start, written_for
+from bridge_ds.errors import LaunchError
+from bridge_ds.tasks.shards import definition, refuse_other_rows, rows_at_start
 
 __all__ = ["RunFolder", "versions"]
 
@@ -55,23 +55,20 @@ class RunFolder:
 
         Raises:
             ConfigError: there is no such task, or it has no English train split.
-            DataError: its rows cannot be read, or those that are there were written for another `data.shards`.
+            DataError: its rows cannot be read, or those that are there were written for another `data.shards` or task.
             LaunchError: they cannot be written.
         """
-        shards, wanted = self.path / "shards", config.data.shards
+        shards = self.path / "shards"
         if (shards / INDEX_NAME).is_file():
-            if (found := written_for(load_index(shards))) != wanted:
-                raise DataError(
-                    f"{shards} was written at the first start of this run, for data.shards {found!r}; this start has "
-                    f"{wanted!r}; expected the same; restore that value, choose another run.output, or remove {shards}."
-                )
+            refuse_other_rows(shards, config)
         else:
             try:
                 self._make_folder()
                 if not shards.exists():
                     self._made.append(real(shards))
                 rows, source = rows_at_start(config)
-                pack_rows(rows, shards, language="en" if source else "", source=source)
+                manifest = {"bridge_ds": __version__, "task": definition(config)} if source else None
+                pack_rows(rows, shards, language="en" if source else "", source=source, manifest=manifest)
             except OSError as error:
                 raise self._unwritable(error.strerror or str(error)) from None
         return shards

@@ -325,6 +325,40 @@ def test_a_run_keeps_the_shards_of_its_first_start_and_refuses_another_tasks(tmp
             folder.made_shards(load_config("testbed", [*settings, f"data.shards={other}"]))
 
 
+def test_a_run_refuses_its_shards_where_the_task_is_defined_otherwise(tmp_path: Path) -> None:
+    for name in ("news", "other"):
+        csv(tmp_path / name / "train" / "en.csv", "text,title,label", f"{name} a,A,0", f"{name} b,B,1")
+        csv(tmp_path / name / "en.csv", "text,title,label", "c,C,0")
+    folder = RunFolder(f"{tmp_path}/run")
+
+    def start(**settings: Any) -> Path:
+        values = NEWS | {"source": tmp_path / "news"} | settings
+        given = [f"tasks.mine.{key}={value}" for key, value in values.items()]
+        given += [f"run.output={tmp_path}/run", "data.shards=task:mine"]
+        return folder.made_shards(load_config("testbed", given))
+
+    shards = start()
+    assert start(languages="[en, si]", test_split="validation") == shards  # what is scored may change
+    other = tmp_path / "other"
+    for key, value, words in (
+        ("prompt", "{text} It is", "with prompt 'News: {text} Topic:'; this start has '{text} It is'; "),
+        ("labels", "{0: Money, 1: Sports}", "this start has {'0': 'Money', '1': 'Sports'}"),
+        ("fields", "{text: title}", "'text': 'title'"),
+        ("source", other, f"this start has '{other}'"),
+        ("languages", "{en: eng_Latn}", "with languages None; this start has 'eng_Latn'"),
+        ("revision", "v2", "with revision None; this start has 'v2'"),
+    ):
+        with pytest.raises(DataError) as found:
+            start(**{key: value})
+        assert words in str(found.value) and str(found.value).endswith(f"or remove {shards}.")
+    manifest = shards / "manifest.json"
+    manifest.write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"manifest.json is not readable as JSON .*; expected the file that was"):
+        start()
+    manifest.unlink()  # as shards of an earlier version
+    assert start(prompt="{text} It is") == shards
+
+
 def test_a_code_that_several_files_may_mean_is_asked_for(tmp_path: Path) -> None:
     for code in ("en", "pt-BR", "pt-PT", "zh-CN", "zh-TW", "hi"):
         csv(tmp_path / f"{code}.csv", "text,label", "a,0")

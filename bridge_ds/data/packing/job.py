@@ -26,12 +26,12 @@ from bridge_ds.data.packing.formats import Part, part_rows
 from bridge_ds.data.packing.pool import process_pool
 from bridge_ds.data.packing.sources import map_fields, stamp
 from bridge_ds.data.packing.write import (
-    MANIFEST_NAME,
     MIB,
     check_keys,
     check_output,
     encoded,
     index_shard,
+    write_manifest,
     write_shards,
 )
 from bridge_ds.data.shards.index import ShardIndex, load_index, read_entry, write_index
@@ -313,4 +313,4 @@ def _write_manifest(job: _Job, samples: int) -> None:
         "options": asdict(job.options),
         "inputs": [{"name": name} | facts for name, facts in inputs.items()],
     }
-    (job.shards / MANIFEST_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_manifest(job.shards, content)

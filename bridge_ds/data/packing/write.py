@@ -9,7 +9,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ __all__ = [
     "encoded",
     "index_shard",
     "pack_rows",
+    "write_manifest",
     "write_shards",
 ]
 
@@ -55,6 +56,7 @@ def pack_rows(
     overwrite: bool = False,
     language: str = "",
     source: str = "",
+    manifest: Mapping[str, Any] | None = None,
 ) -> ShardIndex:
     """Pack samples from memory, in their order; the same rows give the same bytes.
 
@@ -68,6 +70,7 @@ def pack_rows(
         overwrite: whether to replace a folder of shards that is already there.
         language: of the texts, for the index.
         source: what the texts come from, for the index.
+        manifest: of the input, a file next to the index; None = there is none.
 
     Raises:
         DataError: a row is no sample, there is none, or the folder is not empty.
@@ -82,6 +85,8 @@ def pack_rows(
         write_index(
             temporary, [index_shard(temporary / name, language=language, source=source).entry for name in names]
         )
+        if manifest is not None:
+            write_manifest(temporary, manifest)
     return load_index(output)
 
 
@@ -172,6 +177,11 @@ def index_shard(path: Path, **options: Any) -> Scan:
         raise DataError(f"{table} cannot be written ({error.strerror}); the table must be next to its shard.") from None
     scan.entry = dataclasses.replace(scan.entry, table_bytes=len(raw), table_sha256=hashlib.sha256(raw).hexdigest())
     return scan
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write what a folder of shards was made from. Raises OSError."""
+    (folder / MANIFEST_NAME).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def check_keys(folder: Path, shards: Sequence[ShardEntry], field: str) -> None:
