@@ -69,6 +69,11 @@ def test_a_dictionary_is_read(tmp_path: Path) -> None:
     assert {mixer.mix("cat", 0, 0, number) for number in range(30)} == {"gato", "Katze"}
     assert mixer.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert {read_mixer(str(file), 1.0, ["de"]).mix("The CAT", 0, 0, n) for n in range(30)} == {"The KATZE"}
+    # Spellings of one entry (capitals, apostrophes) are one entry.
+    file.write_text("Dog\tperro\tes\ndog\tcan\tes\nDOG\tHund\tde\nDog’s bed\tcama\tes\ndog's bed\tBett\tde\n")
+    mixer = read_mixer(str(file), 1.0)
+    assert {mixer.mix("a dog", 0, 0, number) for number in range(60)} == {"a perro", "a can", "a Hund"}
+    assert {mixer.mix("a dog's bed", 0, 0, number) for number in range(30)} == {"a cama", "a Bett"}
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def read_mixer(path: str, share: float, languages: Sequence[str] = ()) -> WordMi
         english, word, language = columns
         known[language] = None
         if not languages or language in languages:
-            found.setdefault(english, {}).setdefault(language, {})[word] = None
+            found.setdefault(_key(english), {}).setdefault(language, {})[word] = None
     if not known:
         raise DataError(f"{name} holds no entry; {_COLUMNS}.")
     for language in languages:
