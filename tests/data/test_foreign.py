@@ -203,6 +203,26 @@ def test_what_must_not_be_in_a_tar_is_named_and_nothing_is_indexed(tmp_path: Pat
         read_all(tmp_path / "shards")
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_index_stays_usable_where_the_next_one_fails(tmp_path: Path, processes: int) -> None:
+    rows = [{"source": f"s{number}", "target": "t", "question": f"a longer one {number}"} for number in range(10)]
+    pack_rows(rows, tmp_path / "s", samples_per_shard=5)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    before = read_all(tmp_path / "s")
+    bad = tmp_path / "s" / "shard-000002.tar"
+    # The first two are accepted, with other tables than before.
+    for content, words in ((b"no tar", "is not a complete tar"), (files["shard-000000.tar"], "hold the same samples")):
+        bad.write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            index_folder(tmp_path / "s", fields={"source": "question"}, processes=processes)
+        assert read_all(tmp_path / "s") == before
+    bad.unlink()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == files
+    index_folder(tmp_path / "s", fields={"source": "question"}, processes=processes)
+    assert [sample["source"] for sample in read_all(tmp_path / "s")] == [row["question"] for row in rows]
+    assert {path.name for path in (tmp_path / "s").iterdir()} == files.keys()
+
+
 def test_compressed_tars_and_folders_without_any_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no .tar"):
         index_folder(tmp_path)

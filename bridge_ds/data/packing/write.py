@@ -20,7 +20,7 @@ from bridge_ds.data.shards.index import INDEX_NAME, ShardIndex, load_index, writ
 from bridge_ds.data.shards.samples import BadSample, check_sample
 from bridge_ds.data.shards.scan import Scan, scan_shard
 from bridge_ds.data.shards.table import ShardEntry, table_name
-from bridge_ds.disk import atomic_folder, atomic_write
+from bridge_ds.disk import atomic_folder
 from bridge_ds.errors import DataError
 from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import is_macos
@@ -156,23 +156,24 @@ def write_shards(
     return names
 
 
-def index_shard(path: Path, **options: Any) -> Scan:
-    """Scan a tar and write its table next to it.
+def index_shard(path: Path, table: Path | None = None, **options: Any) -> Scan:
+    """Scan a tar and write its table.
 
     Args:
+        path: of the tar.
+        table: file to write, in a folder that no index names yet or under a name of its own; None = next to the tar.
         options: see :func:`bridge_ds.data.shards.scan.scan_shard`.
 
     Raises:
         DataError: see there; or the table cannot be written.
     """
     scan = scan_shard(path, **options)
-    table = path.parent / table_name(path.name)
+    table = table or path.parent / table_name(path.name)
     buffer = io.BytesIO()  # into a file, numpy would write without saying why it could not
     np.save(buffer, scan.table, allow_pickle=False)
     raw = buffer.getvalue()
     try:
-        with atomic_write(table, "wb", fsync=False) as file:
-            file.write(raw)
+        table.write_bytes(raw)
     except OSError as error:
         raise DataError(f"{table} cannot be written ({error.strerror}); the table must be next to its shard.") from None
     scan.entry = dataclasses.replace(scan.entry, table_bytes=len(raw), table_sha256=hashlib.sha256(raw).hexdigest())
