@@ -17,6 +17,8 @@ import torch
 from bridge_ds.config.schema import Config
 from bridge_ds.data.loading.batch import StepBatches
 from bridge_ds.data.loading.loader import make_loader
+from bridge_ds.data.packing.index_folder import index_folder
+from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.sampling.order import ids_hash
 from bridge_ds.data.shards.index import load_index
 from bridge_ds.errors import DataError, LaunchError
@@ -245,6 +247,15 @@ def test_a_token_budget_keeps_the_samples_of_a_step_on_any_number_of_ranks(shard
                 rows, tokens = batch.source_ids.shape[0], batch.source_ids.shape[1] + batch.target_ids.shape[1]
                 # Tokens are estimated from characters.
                 assert rows == 1 or rows * tokens < 2 * 60
+
+
+def test_a_token_budget_reads_targets_of_the_objective_alone(tmp_path: Path, tokenizers) -> None:
+    pack_rows(
+        [{"text": row["source"] + " end", "class": number % 3} for number, row in enumerate(task_rows(20))], tmp_path
+    )
+    index_folder(tmp_path, fields={"target": "class"})  # beside text it is no target, and no text either
+    config = make_config(tmp_path, objective="prefix_lm", steps=2, tokens_per_micro_batch=60, max_target_tokens=10)
+    assert [step.bad for step in _run(config, tokenizers)] == [{}, {}]
 
 
 def test_bad_samples_leave_empty_rows_and_are_counted(own_shards: Path, tokenizers) -> None:

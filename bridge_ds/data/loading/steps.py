@@ -246,7 +246,9 @@ class StepDataset(Dataset[PackedBatch | BridgeError]):
             except BadSample:
                 continue
             text = sample[self._objective.read(sample)]
-            target = sample.get("target") or text
+            kind = self._objective.of(sample)
+            # Elsewhere `target` is some column that nothing has checked.
+            target = (sample.get("target") if "target" in (*kind.required, *kind.optional) else None) or text
             counts = len(self._tokenizers.source_ids(text)) - 1, len(self._tokenizers.targets([target])[0])
             for side, (made, count) in enumerate(zip((text, target), counts, strict=True)):
                 characters[side] += len(made)
