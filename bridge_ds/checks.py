@@ -223,7 +223,7 @@ def output_writable(subject: Subject) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".preflight-{os.getpid()}"
         probe.write_bytes(b"x")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a node with which this one shares the folder may have a process of this pid
     except OSError as error:
         raise LaunchError(
             f"run.output {folder} cannot be written ({error.strerror}); expected a folder that you may write; "

@@ -171,6 +171,56 @@ def test_staging_refuses_a_damaged_shard_and_a_full_disk(
         stage(load_index(own_shards, NodeCache(str(own_shards), tmp_path / "other", None)))
 
 
+class _Killed(NodeCache):
+    """Its process dies in the middle of the first shard."""
+
+    def _download(self, name: str, path: Path) -> None:
+        super()._download(name, path)
+        if name.endswith(".tar"):
+            os.truncate(path, SHARD // 2)
+            os._exit(9)
+
+
+def _stage_and_die(folder: Path, disk: Path) -> None:
+    stage(load_index(folder, _Killed(str(folder), disk, None)))
+
+
+def test_what_a_killed_staging_has_written_is_room_for_the_next(
+    own_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = tmp_path / "disk"
+    child = multiprocessing.get_context("fork").Process(target=_stage_and_die, args=(own_shards, disk))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 9
+    index = load_index(own_shards, NodeCache(str(own_shards), disk, None))
+    _, *others = index.shards  # of the first, its table and half of it are there
+    left = SHARD // 2 + sum(shard.bytes + shard.table_bytes for shard in others)
+
+    def leave(free: int) -> None:
+        usage = shutil._ntuple_diskusage(1 << 30, (1 << 30) - free, free)
+        monkeypatch.setattr("bridge_ds.data.shards.store.shutil.disk_usage", lambda path: usage)
+
+    leave(left - 1)
+    with pytest.raises(DataError, match=rf"has {left - 1} bytes free; .* needs {left} more"):
+        stage(index)
+    leave(left)
+    stage(index)
+    assert read_all(index, open_files=1) == task_rows(50)
+
+
+def test_processes_of_one_pid_on_two_nodes_share_a_folder(own_shards: Path, tmp_path: Path) -> None:
+    other = NodeCache(str(own_shards), tmp_path / "home", None)
+
+    class Interrupted(NodeCache):
+        def _download(self, name: str, path: Path) -> None:
+            super()._download(name, path)
+            assert other.read(name)
+
+    cache = Interrupted(str(own_shards), tmp_path / "home", None, tries=1)
+    assert cache.read("index.json") == (own_shards / "index.json").read_bytes()
+
+
 def test_stores_by_location(tmp_path: Path) -> None:
     assert isinstance(open_store(str(tmp_path)), Folder)
     assert isinstance(open_store(str(tmp_path), stage_dir=str(tmp_path / "d")), NodeCache)

@@ -222,10 +222,12 @@ def stage(index: ShardIndex, *, first: int = 0, progress: bool = False) -> None:
     for shard in index.shards:
         wanted.append((table_name(shard.name), shard.table_bytes, shard.table_sha256))
         wanted.append((shard.name, shard.bytes, shard.sha256))
-    missing = sum(size for name, size, sha256 in wanted if not store.holds(name, size, sha256))
-    if missing > store.free() and not first:
+    lacking = [(name, size, sha256) for name, size, sha256 in wanted if not store.holds(name, size, sha256)]
+    missing = sum(size for _, size, _ in lacking)
+    needed = missing - sum(store.unfinished(name, sha256) for name, _, sha256 in lacking)
+    if needed > store.free() and not first:
         raise DataError(
-            f"data.stage_dir has {store.free()} bytes free; {index.location} needs {missing} more; choose a larger "
+            f"data.stage_dir has {store.free()} bytes free; {index.location} needs {needed} more; choose a larger "
             "disk or leave data.stage_dir empty."
         )
     first %= len(wanted)

@@ -14,6 +14,7 @@ import os
 import shutil
 import stat
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,7 +136,8 @@ class NodeCache(ShardStore):
             ) from None
 
     def read(self, name: str) -> bytes:
-        path = self._root / f".{os.getpid()}-{name}"
+        # Nodes may share the folder (a home), and processes on two of them may have one pid (containers).
+        path = self._root / f".{uuid.uuid4().hex[:8]}-{name}"
         try:
             with self._local_faults(name):
                 return self._attempt(name, path, path.read_bytes)
@@ -173,6 +175,13 @@ class NodeCache(ShardStore):
     def holds(self, name: str, size: int, sha256: str) -> bool:
         """Whether a file has been fetched already (by its size; it was verified when it came)."""
         return self._is_there(self._root / f"{sha256[:16]}-{name}", size)
+
+    def unfinished(self, name: str, sha256: str) -> int:
+        """Bytes that a fetch that goes on, or was killed, has written of a file; the next one writes over them."""
+        try:
+            return (self._root / f".{sha256[:16]}-{name}.part").stat().st_size
+        except OSError:
+            return 0
 
     def free(self) -> int:
         """Bytes free on the disk of the cache."""
