@@ -108,10 +108,12 @@ class FirstStage:
         return f"the LLM is taught the task first, in {self.folder}{with_} (llm.finetune); the bridge comes then."
 
     def bridge(self) -> Config:
-        """The run's config once the LLM is taught: an ordinary run on that LLM."""
+        """The run's config once the LLM is taught: an ordinary run on that LLM. For run.resume=must that LLM is what
+        the start continues from, until there is a checkpoint of the bridge."""
         given = self.given
         return replace(
             given,
+            run=replace(given.run, resume=_may(given.run.resume)),
             model=replace(given.model, llm=str(self.llm), llm_revision=None),
             llm=replace(given.llm, finetune=False, finetune_settings=()),
         )
@@ -162,7 +164,8 @@ class FirstStage:
         from bridge_ds.checkpoint.load import find
 
         run = self.given.run
-        if found := find(run.resume, Path(run.output) / "checkpoints"):
+        # What `must` demands is a checkpoint of this stage, as its own start sees to.
+        if found := find(_may(run.resume), Path(run.output) / "checkpoints"):
             raise CheckpointError(
                 f"{found.folder} is of a bridge, and its LLM is not in {self.llm}; expected no checkpoint before the "
                 "LLM is taught (llm.finetune); choose another run.output, or set llm.finetune=false."
@@ -187,3 +190,8 @@ class FirstStage:
         sys.stderr.flush()
         stop.pass_on()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **again})
+
+
+def _may(resume: str) -> str:
+    """`run.resume` where there need not be a checkpoint of the bridge."""
+    return "auto" if resume == "must" else resume

@@ -304,6 +304,24 @@ def test_what_the_second_stage_would_refuse_is_refused_before_the_first(tmp_path
         stage("llm.finetune_settings=[train.global_batch=6]").check(4, 4)
 
 
+def test_a_checkpoint_of_the_first_stage_is_one_to_resume(tmp_path: Path) -> None:
+    models = [f"model.encoder={tiny.make_encoder('bert', tmp_path / 'encoder')}",
+              f"model.llm={tiny.make_llm('llama', tmp_path / 'llm')}"]  # fmt: skip
+    given = [*models, f"run.output={tmp_path}/run", "llm.finetune=true", "run.resume=must", "evaluation.tasks=[]"]
+    first = FirstStage(load_config("testbed", given), "testbed", given)
+    with pytest.raises(CheckpointError, match=r"no valid checkpoint in .*/run/finetune/checkpoints; expected one"):
+        first.check(1, 1)  # there is nothing yet
+    alone = ["model.encoder=none", "injection.form=none", "lora.rank=16", "lora.alpha=32"]
+    make_run(first.folder, [*models, *alone])
+    first.check(1, 1)
+    first.check_bridge()
+    # The LLM is there, and the bridge has no checkpoint yet.
+    assert find_origin(first.bridge(), tmp_path / "run").checkpoint is None
+    (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"no valid checkpoint in .*/run/checkpoints; expected one"):
+        find_origin(first.bridge(), tmp_path / "run")
+
+
 def test_the_second_stage_meets_elsewhere_as_the_same_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = [f"run.output={tmp_path}", "llm.finetune=true"]
     first, started = FirstStage(load_config("testbed", given), "testbed", given), []
