@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from bridge_ds import disk
 from bridge_ds.data.packing import sources
 from bridge_ds.data.packing.job import PackOptions, pack_parts
+from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.generate import files as generate
 from bridge_ds.track.mlflow_database import prepare, sqlite_uri
@@ -73,6 +75,26 @@ def test_another_process_at_work_is_named_and_a_killed_one_is_not(rows: Path, tm
     assert pack_parts(parts, PackOptions(), tmp_path / "out").samples == 9
     with generate._locked(tmp_path / ".answers.part"):
         pass
+
+
+def test_what_a_killed_packing_of_rows_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    endless = (
+        "import itertools, sys; from bridge_ds.data.packing.write import pack_rows;"
+        "pack_rows(({'source': 'a', 'target': 'b'} for _ in itertools.count()), sys.argv[1], samples_per_shard=10)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", endless, str(tmp_path / "out")])
+    try:
+        until = time.monotonic() + 60
+        while not any(tmp_path.rglob("*.tar")) and time.monotonic() < until:
+            time.sleep(0.01)
+        with pytest.raises(DataError, match=r"another process is packing into .*out; wait for it"):
+            pack_rows([{"source": "a", "target": "b"}], tmp_path / "out")
+    finally:
+        killed.kill()
+        killed.wait()
+    assert any(tmp_path.rglob("*.tar")) and not (tmp_path / "out").exists()
+    assert pack_rows([{"source": "a", "target": "b"}], tmp_path / "out").samples == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("no_locks", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP], indirect=True)

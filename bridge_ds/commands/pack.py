@@ -58,7 +58,8 @@ examples:
   bridge-ds pack verify shards/
 
 Train on them with --set data.shards=shards/. Bad input ends with one sentence and exit code 2; the output folder
-appears only when it is complete, and the same command continues a packing that was interrupted.
+appears only when it is complete, and the same command continues a packing of --input or --dataset that was
+interrupted (of --triples and task:NAME it begins again).
 """
 
 

@@ -10,7 +10,6 @@ memory and becomes one or more shards. So any row may get any position, with no 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import shutil
@@ -31,11 +30,12 @@ from bridge_ds.data.packing.write import (
     check_output,
     encoded,
     index_shard,
+    packing_into,
     write_manifest,
     write_shards,
 )
 from bridge_ds.data.shards.index import ShardIndex, load_index, read_entry, write_index
-from bridge_ds.disk import file_sha256, locked, move_folder, real, write_text
+from bridge_ds.disk import file_sha256, move_folder, real, write_text
 from bridge_ds.errors import DataError
 from bridge_ds.partial import writing
 from bridge_ds.reading import json_object
@@ -129,11 +129,7 @@ def pack_parts(
     job = _Job(options, tuple(parts), folder, _buckets(parts, options), tuple(map(stamp, parts)))
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(locked(folder / "lock", wait=False))
-        except BlockingIOError:
-            raise DataError(f"another process is packing into {output}; wait for it, or choose another name.") from None
+    with packing_into(output, folder):
         try:
             _prepare(job, output, overwrite)
             _pack(job, processes, progress)

@@ -7,8 +7,8 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from bridge_ds.data.shards.index import INDEX_NAME, ShardIndex, load_index, writ
 from bridge_ds.data.shards.samples import BadSample, check_sample
 from bridge_ds.data.shards.scan import Scan, scan_shard
 from bridge_ds.data.shards.table import ShardEntry, table_name
-from bridge_ds.disk import atomic_folder
+from bridge_ds.disk import beside, locked, move_folder, real, remove
 from bridge_ds.errors import DataError
 from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import is_macos
@@ -33,6 +33,7 @@ __all__ = [
     "encoded",
     "index_shard",
     "pack_rows",
+    "packing_into",
     "write_manifest",
     "write_shards",
 ]
@@ -73,21 +74,49 @@ def pack_rows(
         manifest: of the input, a file next to the index; None = there is none.
 
     Raises:
-        DataError: a row is no sample, there is none, or the folder is not empty.
+        DataError: a row is no sample, there is none, the folder is not empty, or another process is packing into it.
     """
     output = Path(output)
     check_output(output, overwrite)
-    with atomic_folder(output, f"packing-{os.getpid()}", replace=True) as temporary:
-        samples = encoded((f"row {number}", row) for number, row in enumerate(rows))
-        names = write_shards(samples, temporary, "shard-", samples_per_shard, shard_bytes)
-        if not names:
-            raise DataError("the input holds no sample; expected at least one.")
-        write_index(
-            temporary, [index_shard(temporary / name, language=language, source=source).entry for name in names]
-        )
-        if manifest is not None:
-            write_manifest(temporary, manifest)
+    final = real(output)
+    folder = beside(final, "packing-rows")
+    with packing_into(output, folder):
+        try:
+            for left in folder.iterdir():  # of a process that was killed
+                if left.name != "lock":
+                    remove(left)
+            temporary = folder / "shards"
+            temporary.mkdir()
+            samples = encoded((f"row {number}", row) for number, row in enumerate(rows))
+            names = write_shards(samples, temporary, "shard-", samples_per_shard, shard_bytes)
+            if not names:
+                raise DataError("the input holds no sample; expected at least one.")
+            write_index(
+                temporary, [index_shard(temporary / name, language=language, source=source).entry for name in names]
+            )
+            if manifest is not None:
+                write_manifest(temporary, manifest)
+            move_folder(temporary, final, replace=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return load_index(output)
+
+
+@contextlib.contextmanager
+def packing_into(output: Path, folder: Path) -> Iterator[None]:
+    """Keep other processes from packing into `output`, by a lock in the folder of unfinished work, which is made.
+
+    Raises:
+        DataError: another process holds it.
+        OSError: the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / "lock", wait=False))
+        except BlockingIOError:
+            raise DataError(f"another process is packing into {output}; wait for it, or choose another name.") from None
+        yield
 
 
 def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -> Iterator[tuple[str, bytes]]:
