@@ -109,10 +109,11 @@ def refuse_other_rows(shards: Path, config: Config) -> None:
             f"{manifest} {error}; expected the file that was written with the shards; choose another run.output, or "
             f"remove {shards}."
         ) from None
-    now = definition(config)
-    for key in now if isinstance(before, dict) else ():
-        if before.get(key) != now[key]:
-            old, new = (short(repr(value)) for value in (before.get(key), now[key]))
+    if not isinstance(before, dict):
+        return
+    for key, value in definition(config).items():
+        if key in before and before[key] != value:  # an earlier version may have recorded less
+            old, new = short(repr(before[key])), short(repr(value))
             raise _other(shards, f"{wanted} with {key} {old}", new)
 
 

@@ -255,8 +255,9 @@ def _pack_unit(job: _Job, number: int, unit: tuple[int, ...]) -> dict[str, Any]:
 def _write(job: _Job, prefix: str, samples: Iterator[tuple[str, bytes]]) -> dict[str, Any]:
     try:
         names = write_shards(samples, job.shards, prefix, job.options.samples_per_shard, job.options.shard_bytes)
-        texts = {"language": job.options.language, "source": job.options.source}
-        return {"entries": [asdict(index_shard(job.shards / name, **texts).entry) for name in names]}
+        language, source = job.options.language, job.options.source
+        scans = [index_shard(job.shards / name, language=language, source=source) for name in names]
+        return {"entries": [asdict(scan.entry) for scan in scans]}
     except OSError:
         for path in job.shards.glob(f"{prefix}*"):
             path.unlink()  # they fill the disk
