@@ -9,7 +9,7 @@ from typing import Any
 
 from bridge_ds.config.build import one_of
 from bridge_ds.config.schema import Config, FusionConfig, InjectionConfig, MappingConfig, TrainConfig, reads_all_layers
-from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config
+from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config, resolve_hpz
 from bridge_ds.data.text.truncate import SoftPrompt
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
@@ -273,7 +273,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         lora_bias=config.lora.bias,
         encode_once=train.encode_once and not config.encoder.dropout,
         encode_once_gib=train.encode_once_gib,
-        **layout(read_ds_config(config.run.ds_config)),
+        **layout(resolve_hpz(read_ds_config(config.run.ds_config), nodes * gpus, gpus)),
     )
     share = max(1, train.global_batch // job.ranks)
     rows = train.micro_batch or share
@@ -296,6 +296,6 @@ def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:
         "stage": int(zero["stage"]),
         "hpz": size != 1,
         "hpz_ranks": size if isinstance(size, int) and size > 1 else 0,
-        "offload": "offload_param" in zero,
+        "offload": (zero.get("offload_param") or {}).get("device", "none") != "none",
         **{field: int(zero[key]) for field, key in sizes.items() if key in zero},
     }
