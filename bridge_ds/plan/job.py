@@ -9,7 +9,7 @@ from typing import Any
 
 from bridge_ds.config.build import one_of
 from bridge_ds.config.schema import Config, FusionConfig, InjectionConfig, MappingConfig, TrainConfig, reads_all_layers
-from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config, resolve_hpz
+from bridge_ds.config.zero import encoded_together, gather_sizes, read_ds_config
 from bridge_ds.data.text.truncate import SoftPrompt
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
@@ -168,8 +168,10 @@ class Job:
 
     @property
     def second(self) -> int:
-        """Ranks that together hold a second copy of the frozen shards; 0 = there is none."""
-        return (self.hpz_ranks or (self.gpus if self.nodes > 1 else 0)) if self.hpz else 0
+        """Ranks that together hold a second copy of the frozen shards; 0 = there is none, as where all are in one group
+        (:func:`bridge_ds.config.zero.resolve_hpz`)."""
+        size = self.hpz_ranks or self.gpus
+        return size if self.hpz and size < self.ranks else 0
 
     @property
     def attending(self) -> int:
@@ -273,7 +275,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         lora_bias=config.lora.bias,
         encode_once=train.encode_once and not config.encoder.dropout,
         encode_once_gib=train.encode_once_gib,
-        **layout(resolve_hpz(read_ds_config(config.run.ds_config), nodes * gpus, gpus)),
+        **layout(read_ds_config(config.run.ds_config)),
     )
     share = max(1, train.global_batch // job.ranks)
     rows = train.micro_batch or share
