@@ -18,7 +18,7 @@ from bridge_ds.config.finetune import asked_config
 from bridge_ds.config.names import made_at_start
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
-from bridge_ds.errors import ConfigError, DataError, LaunchError
+from bridge_ds.errors import BridgeError, ConfigError, DataError, LaunchError
 from bridge_ds.first_stage import FirstStage
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import device_gib, memory
@@ -229,8 +229,10 @@ def output_writable(subject: Subject) -> str:
             f"run.output {folder} cannot be written ({error.strerror}); expected a folder that you may write; "
             "choose another with --set run.output=PATH."
         ) from None
-    free, job = shutil.disk_usage(folder).free, _plan(subject)
-    if job is None:
+    free = shutil.disk_usage(folder).free
+    try:
+        job = _plan(subject)
+    except BridgeError:  # said of the memory
         return f"{folder}, {free / 2**30:.1f} GiB free"
     of = subject.config.checkpoint
     # Parameter and two moments in float32; one checkpoint more while the next is written.
@@ -246,9 +248,10 @@ def output_writable(subject: Subject) -> str:
 
 def memory_fits(subject: Subject) -> str:
     """The plan's memory of a rank fits the device (`--gpu-gib`, or the one that is here)."""
-    job = _plan(subject)
-    if job is None:
-        return "not planned: a model's shape is unknown here (bridge-ds plan --help lists those known)"
+    try:
+        job = _plan(subject)
+    except ConfigError as error:
+        return f"not planned: {error}"
     total, size = memory(job)["total"], subject.options.gpu_gib or device_gib()
     of = f"{job.nodes} x {job.gpus} GPUs"
     if not size:
@@ -261,13 +264,9 @@ def memory_fits(subject: Subject) -> str:
     return f"{total:.1f} GiB a rank planned on {of}, {size:.1f} GiB there"
 
 
-def _plan(subject: Subject) -> Job | None:
-    """The config as a plan; None where a model's shape is not known without loading it."""
-    try:
-        job = planned(subject.config, subject.ranks // subject.gpus, subject.gpus)
-    except ConfigError:
-        return None
-    return job.having(process=PROCESS_GIB)
+def _plan(subject: Subject) -> Job:
+    """The config as a plan. Raises ConfigError where a model's shape is not known without loading it."""
+    return planned(subject.config, subject.ranks // subject.gpus, subject.gpus).having(process=PROCESS_GIB)
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {

@@ -78,8 +78,7 @@ class Run:
         self.folder = self.run_folder.path
         self.hooks = HookList()
         self.watchdog = Watchdog(self.folder / "heartbeat", world, config.run.hang_seconds)
-        self.began = time.perf_counter()
-        self.done = 0
+        self.began, self.done = time.perf_counter(), 0
         self.bad_samples: dict[str, int] = {}
 
     def prepare(self) -> None:
@@ -311,6 +310,7 @@ class Run:
                 },
                 world=self.world,
                 hooks=self.hooks,
+                mark=self.watchdog.mark,
                 spared=self.origin.named,
             )
         )

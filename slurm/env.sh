@@ -28,8 +28,10 @@ set -uo pipefail
 # which ranks agree, follows it (or GLOO_SOCKET_IFNAME). PYTORCH_ALLOC_CONF set there wins over the trainer's own.
 # ----------------------------------------------------------------------------------------------------------------------
 
+set +u # a site's file may read what is not set, as ...:$LD_LIBRARY_PATH
 # shellcheck source=/dev/null
 [ -z "$SITE_SETUP" ] || source "$SITE_SETUP"
+set -u
 cd "$BRIDGE_DS" || exit 2
 if [ -z "$PYTHON" ]; then
     PYTHON=python3
@@ -85,9 +87,9 @@ on_each_gpu() {
 
 # Of the newest checkpoint; before the first of them, where the LLM is taught first (llm.finetune), finetune:STEP.
 newest_step() {
-    local newest where
+    local newest where digits="[0-9][0-9][0-9][0-9][0-9][0-9][0-9][0-9]" # not step-00000100.not-finite
     for where in "" finetune; do
-        newest=$(compgen -G "$OUTPUT/${where:+$where/}checkpoints/step-*/manifest.json" | sort | tail -n 1)
+        newest=$(compgen -G "$OUTPUT/${where:+$where/}checkpoints/step-$digits/manifest.json" | sort | tail -n 1)
         [ -z "$newest" ] || break
     done
     newest=${newest%/manifest.json}

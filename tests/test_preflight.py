@@ -90,6 +90,7 @@ def test_red(
         "tracker": (["track.to=[nosuch]"], [], "track.to"),
         "scores": (["evaluation.tasks=[testbed_news]", "evaluation.llm_from=runs/none"], [], "runs/none"),
         "batch": (["train.global_batch=6"], [], "start 1, 3 ranks"),
+        "share": (["train.global_batch=7", "train.micro_batch=0"], [], "train.global_batch 7"),
         "deepspeed": (["run.ds_config=nothing.json"], [], "no DeepSpeed config"),
         "weights": ([f"model.encoder={cut}"], [], "download it again"),
         "shards": ([f"data.shards={changed}"], ["--hashes"], "copy it again"),

@@ -36,7 +36,10 @@ def ranked(folders: Sequence[Path]) -> list[Path]:
     by_validation = [
         (state[VALIDATION_LOSS], path) for path, state in validated if state.get(VALIDATION_TOKENS) == tokens
     ]
-    by_training = [(state["loss"], path) for path, state in states if _is_number(state, "loss")]
+    trained = [(path, state) for path, state in states if _is_number(state, "loss")]
+    # That of a checkpoint between regular saves, where a run was stopped, is of fewer steps: a lucky one would win.
+    regular = [(path, state) for path, state in trained if layout.LOSS_STEPS not in state]
+    by_training = [(state["loss"], path) for path, state in regular or trained]
     return [path for _, path in sorted(by_validation or by_training, key=lambda found: found[0])]
 
 

@@ -32,8 +32,9 @@ from bridge_ds.errors import CheckpointError
 from bridge_ds.typed import CLOSED, Count, FileName, typed_object
 
 __all__ = [
-    "BRIDGE", "ENCODER", "FORMAT", "LLM", "LORA", "MANIFEST", "OPTIMIZER", "STATE", "Entry", "check", "check_file",
-    "entry_of", "files_of", "folders", "manifest_sha256", "read_state", "seal", "step_folder", "trained_files",
+    "BRIDGE", "ENCODER", "FORMAT", "LLM", "LORA", "LOSS_STEPS", "LOSS_SUM", "MANIFEST", "OPTIMIZER", "STATE", "Entry",
+    "check", "check_file", "entry_of", "files_of", "folders", "manifest_sha256", "read_state", "seal", "step_folder",
+    "trained_files",
 ]  # fmt: skip
 
 FORMAT = 1
@@ -41,6 +42,8 @@ FORMAT = 1
 BRIDGE, OPTIMIZER, STATE, MANIFEST = "bridge.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 ENCODER, LLM, LORA = "encoder.safetensors", "llm.safetensors", "lora.safetensors"
 """What may be trained in addition to the bridge, one file each."""
+LOSS_SUM, LOSS_STEPS = "loss_sum", "loss_steps"
+"""Keys of state.json, in a checkpoint between regular saves alone: of the steps since the last regular one."""
 _ALWAYS = {BRIDGE, OPTIMIZER, STATE}
 """Files that every checkpoint has."""
 _NAME = re.compile(r"step-(\d{8,})")
@@ -77,6 +80,8 @@ class _State:
     consumed: Count
     optimizer_step: Count = 0
     loss: FiniteFloat | None = None
+    loss_sum: FiniteFloat = 0.0
+    loss_steps: Count = 0
     validation_loss: float | None = None
     validation_tokens: Count | None = None
     bad_samples: dict[str, Count] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import shutil
@@ -15,10 +16,10 @@ from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.best import ranked
 from bridge_ds.checkpoint.finite import fault_in
 from bridge_ds.checkpoint.state import optimizer_step, read_moments, read_trained
-from bridge_ds.disk import atomic_folder, remove
+from bridge_ds.disk import atomic_folder, beside, real, remove
 from bridge_ds.errors import CheckpointError
 
-__all__ = ["Snapshot", "gather", "prune", "write"]
+__all__ = ["Snapshot", "gather", "prune", "set_aside", "write", "written_bytes"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,16 @@ def write(snapshot: Snapshot, root: Path, *, state: dict[str, Any], manifest: di
         (temporary / layout.STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
         layout.seal(temporary, manifest)
     return final
+
+
+def written_bytes(root: Path, step: int) -> int:
+    """Bytes that :func:`write` has put on disk so far for the checkpoint of a step; 0 when it has ended."""
+    found = 0
+    with contextlib.suppress(OSError):  # it may be renamed meanwhile
+        for path in beside(real(layout.step_folder(root, step)), "tmp").iterdir():
+            # A file may have its full size before it is written.
+            found += path.stat().st_size + 512 * path.stat().st_blocks
+    return found
 
 
 def set_aside(root: Path, step: int) -> list[str]:

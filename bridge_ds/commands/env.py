@@ -55,7 +55,8 @@ def environment() -> Iterator[tuple[str, str]]:
     yield "extras", f"installed: {', '.join(there) or 'none'}; not installed: {', '.join(missing) or 'none'}"
     yield "recipes", ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     yield "ds_configs", ", ".join(sorted(path.name for path in shipped("ds_configs").glob("*.json")))
-    offline = [name for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE") if os.environ.get(name)]
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    offline = [name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")]  # as the hub's
     yield "hub", f"offline ({', '.join(offline)} is set)" if offline else "online, unless HF_HUB_OFFLINE is set"
     slurm = shutil.which("sbatch")
     yield "slurm", "sbatch is here; bridge-ds slurm copy DIR copies the launchers" if slurm else "no sbatch here"

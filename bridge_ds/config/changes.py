@@ -24,7 +24,7 @@ _BRIDGE = ("fusion.", "mapping.", "injection.")
 """Sections that define the bridge, whichever run begins with its weights."""
 BEFORE: dict[str, dict[str, Any]] = {"data": {"bos": "unless_eos"}}
 """Section -> key -> what runs did before the key existed, where that is not the key's default."""
-_OF_NODE = ("data.shards", "data.states_cache")
+_OF_NODE = ("data.shards", "data.stage_dir", "data.cache_dir", "data.states_cache")
 """Settings that may have another value on each node: copies of the same files, or files of its own."""
 _OPEN = ("bos", "target_space")
 """Keys of `data` whose default, auto, means the recorded value where a run continues from a record."""
@@ -78,12 +78,20 @@ def refuse_unlike(ranks: Sequence[tuple[Config, Any]]) -> None:
     (first, its_file), *others = ranks
     for rank, (config, file) in enumerate(others, 1):
         for change in (*_differing(first, config), *file_changes(its_file, file)):
-            if change.key not in _OF_NODE:
+            if change.key not in _OF_NODE and not _same_mixture(change):
                 raise LaunchError(
                     f"rank {rank} was started with {change.key} {change.new!r}, rank 0 with {change.old!r}; expected "
                     "the same on all ranks; give all of them the same command, and keep recipe, DeepSpeed file and "
                     "run.output where all nodes see them."
                 )
+
+
+def _same_mixture(change: Change) -> bool:
+    """Whether only the folders of data.mixture differ, which may be copies; what they hold is compared later."""
+    if change.key != "data.mixture":
+        return False
+    old, new = ([entry.rpartition("=")[2] for entry in value] for value in (change.old, change.new))
+    return old == new
 
 
 def refuse_changed(found: Sequence[Change], allowed: Sequence[str], where: object, left: int) -> None:

@@ -130,6 +130,8 @@ def accumulation(config: Config, world_size: int) -> int:
     Raises:
         LaunchError: micro_batch x ranks does not divide the global batch; the message names world sizes that would.
     """
+    if not config.train.micro_batch:
+        config = resolve_micro_batch(config, world_size)
     total, micro = config.train.global_batch, config.train.micro_batch
     if total % (micro * world_size) == 0:
         return total // (micro * world_size)

@@ -52,6 +52,7 @@ def compare(
     world: World | None = None,
     before_batch: Callable[[], None] | None = None,
     stores: tuple[PredictionStore, PredictionStore] | None = None,
+    llm_is_there: bool = True,
 ) -> dict[str, Any]:
     """Score the bridge and the LLM alone on the same samples. Every rank calls this and gets the same result.
 
@@ -65,6 +66,8 @@ def compare(
         world: this process among the others; None = alone.
         before_batch: called before each batch, on every rank.
         stores: of the bridge and of the LLM alone, where the main rank keeps the predictions; None = nowhere.
+        llm_is_there: False = the LLM is another by now, and its store has the answers of another run: a task and
+            language of which that has not all is left out, with a line that says so.
 
     Returns:
         evaluation.json's content: `{"bridge": SystemScores, "llm": SystemScores, "chance": {task: share}}`, with the
@@ -81,11 +84,17 @@ def compare(
         PredictionStore(Scored("llm", "LLM alone", 0, "")),
     )
     jobs = load_jobs(tasks, languages, limit, world)
-    results: dict[str, Any] = {
-        store.scored.system: _score(system, jobs, batch, world, before_batch, store)
-        for system, store in zip((bridge, llm), stores, strict=True)
-        if system is not None
-    }
+    results: dict[str, Any] = {}
+    for system, store in zip((bridge, llm), stores, strict=True):
+        if system is None:
+            continue
+        done: list[set[str]] = on_main(lambda store=store: [store.resume(job) for job in jobs], world)  # type: ignore[misc]
+        asked = list(zip(jobs, done, strict=True))
+        if system is llm and not llm_is_there:
+            asked = [(job, keys) for job, keys in asked if len(keys) == len(job.examples)]
+            _say_left_out(jobs, [job for job, _ in asked], world)
+        if asked:
+            results[store.scored.system] = _score(system, asked, batch, world, before_batch, store)
     for store in stores:
         store.close()
     return results | {"chance": {task.name: task.chance for task in tasks}}
@@ -104,16 +113,26 @@ def write_evaluation(path: Path, results: dict[str, Any], checkpoint: str) -> No
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def _say_left_out(jobs: Sequence[ScoringJob], asked: Sequence[ScoringJob], world: World) -> None:
+    missing = [f"{job.task.name} in {job.language}" for job in jobs if job not in asked]
+    if missing and world.is_main:
+        print(
+            f"the LLM alone is left out for {', '.join(missing)}: the run of evaluation.llm_from has no answers to "
+            "these samples with these settings of model, lengths, null_scores and max_new_tokens; score it so first"
+        )
+
+
 def _score(
     system: Answering,
-    jobs: Sequence[ScoringJob],
+    asked: Sequence[tuple[ScoringJob, set[str]]],
     size: int,
     world: World,
     before_batch: Callable[[], None] | None,
     store: PredictionStore,
 ) -> SystemScores:
-    done: Any = on_main(lambda: [store.resume(job) for job in jobs], world)
-    blocks = [blocks_of(number, job, size, done[number]) for number, job in enumerate(jobs)]
+    """`asked`: what is to be scored, and the keys of its samples that are done."""
+    jobs = [job for job, _ in asked]
+    blocks = [blocks_of(number, job, size, done) for number, (job, done) in enumerate(asked)]
     left = [len(part) for part in blocks]
     found: SystemScores = {}
     with _progress(system, blocks, store.scored.name, world) as (bar, work):

@@ -84,6 +84,7 @@ def score_run(
         world,
         before_batch=before_batch,
         stores=stores,
+        llm_is_there=model.llm.original,
     )
     if world.is_main:
         for store in stores:

@@ -153,8 +153,9 @@ class PredictionStore:
         task = read_index(folder).tasks.get(job.task.name)
         if task is None or task.identities.get(job.language) != self._identity or task.labels != job.task.labels:
             return None
-        made = list(read_predictions(folder, job.task.name, job.language))
-        return Answers(made) if [_asked(p) for p in made] == [_asked(example) for example in job.examples] else None
+        made = {_asked(p): p for p in read_predictions(folder, job.task.name, job.language)}
+        asked = [_asked(example) for example in job.examples]  # some of theirs, with evaluation.limit
+        return Answers([made[each] for each in asked]) if made.keys() >= set(asked) else None
 
     def _write_index(self, folder: Path, job: ScoringJob) -> None:
         """Add a language to the index; other languages of the same checkpoint stay."""

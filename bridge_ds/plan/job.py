@@ -168,8 +168,10 @@ class Job:
 
     @property
     def second(self) -> int:
-        """Ranks that together hold a second copy of the frozen shards; 0 = there is none."""
-        return (self.hpz_ranks or (self.gpus if self.nodes > 1 else 0)) if self.hpz else 0
+        """Ranks that together hold a second copy of the frozen shards; 0 = there is none, as where all are in one group
+        (:func:`bridge_ds.config.zero.resolve_hpz`)."""
+        size = self.hpz_ranks or self.gpus
+        return size if self.hpz and size < self.ranks else 0
 
     @property
     def attending(self) -> int:
@@ -296,6 +298,6 @@ def layout(ds_values: Mapping[str, Any]) -> dict[str, Any]:
         "stage": int(zero["stage"]),
         "hpz": size != 1,
         "hpz_ranks": size if isinstance(size, int) and size > 1 else 0,
-        "offload": "offload_param" in zero,
+        "offload": (zero.get("offload_param") or {}).get("device", "none") != "none",
         **{field: int(zero[key]) for field, key in sizes.items() if key in zero},
     }

@@ -160,7 +160,17 @@ _BIASED = ("gpt2", "opt", "gpt_neox", "bloom", "gpt_bigcode")
 """Kinds of LLM (model_type) in which every linear layer and norm has a bias."""
 
 
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Keys of config.json for the MLPs of a layer of which each token takes some."""
+
+
 def _llm_shape(config: Mapping[str, Any], name: str, source: str) -> Shape:
+    for key in _EXPERTS:
+        if (config.get(key) or 1) > 1:
+            raise ConfigError(
+                f"{name} is a mixture of experts ({key} {config[key]}), of which no plan can be made; expected an LLM "
+                "with one MLP a layer; train it unplanned."
+            )
     width = _first(config, name, "hidden_size", "n_embd", "d_model")
     heads = _first(config, name, "num_attention_heads", "n_head", "num_heads")
     head = _first(config, name, "head_dim", default=width // heads)

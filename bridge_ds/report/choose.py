@@ -127,8 +127,10 @@ def scored_cells(run: Path, results: Mapping[str, Any]) -> dict[tuple[str, str],
         return {}
     folders = {name: run / "evaluation" / name for name in (BRIDGE, LLM)}
     found = {name: read_index(folder).tasks for name, folder in folders.items()}
-    task, code = next((task, code) for task, codes in results[BRIDGE].items() for code in codes)
-    now = {name: tasks[task].identities[code] for name, tasks in found.items()}
+    now = {
+        name: next(tasks[task].identities[code] for task, codes in results[name].items() for code in codes)
+        for name, tasks in found.items()
+    }
     cells = {}
     for task, code in ((task, code) for task, of in found[BRIDGE].items() for code in of.samples):
         if task in found[LLM] and all(found[name][task].identities.get(code) == now[name] for name in found):

@@ -101,14 +101,14 @@ def _summary(results: Mapping[str, Any], system: str, task: str) -> dict[str, An
 
 def _published(tasks: Mapping[str, Any], entry: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
     """A published number of each system, with what was measured here on the same task and languages, if it was."""
-    found: Mapping[str, Any] = next((tasks[task] for task in tasks if entry["task"] in task), {})
+    found: Mapping[str, Any] = tasks.get(entry["task"], {})
     for system, value in entry["values"].items():
         row = {"what": entry["what"], "system": system, "value": value, "measured": None}
         estimates = found.get("accuracy", {}).get(system, {}) | found.get("macro", {}).get(system, {})
         if entry["group"] in estimates:
             codes = found["groups"].get(entry["group"], [entry["group"]])
             exact = sum(found["exact_match"][system][code] for code in codes) / len(codes)
-            row |= {"measured": estimates[entry["group"]], "exact_match": exact}
+            row |= {"measured": estimates[entry["group"]], "exact_match": exact, "languages": len(codes)}
         yield row
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.bases import refuse_other_bases
-from bridge_ds.checkpoint.best import find_folder
+from bridge_ds.checkpoint.best import find_folder, ranked
+from bridge_ds.checkpoint.hook import _Losses
 from bridge_ds.checkpoint.layout import manifest_sha256
 from bridge_ds.checkpoint.load import (
     CONTINUED,
@@ -164,6 +165,27 @@ def test_the_best_is_kept_too(tmp_path: Path) -> None:
         (folder / layout.STATE).write_text(json.dumps({"step": step, "consumed": 0, "loss": loss}))
     assert [path.name for path in prune(tmp_path, 1, best=1)] == ["step-00000004", "step-00000003", "step-00000001"]
     assert [step for step, _ in layout.folders(tmp_path)] == [5, 2]
+
+
+def test_the_loss_of_a_checkpoint_between_regular_saves_decides_only_alone(tmp_path: Path) -> None:
+    """It is the mean of a few steps, of which one may be lucky."""
+    losses = {1: 0.9, 2: 0.5, 3: 0.1}
+    for step, loss in losses.items():
+        folder = write(tmp_path, step)
+        more = {layout.LOSS_SUM: 0.1, layout.LOSS_STEPS: 1} if step == 3 else {}
+        (folder / layout.STATE).write_text(json.dumps({"step": step, "consumed": 0, "loss": loss} | more))
+    folders = [path for _, path in layout.folders(tmp_path)]
+    assert [path.name[-1] for path in ranked(folders)] == ["2", "1"]
+    assert ranked(folders[:1]) == folders[:1]
+
+
+def test_losses_are_added_as_a_run_without_a_stop_adds_them() -> None:
+    records = [{"loss": loss} for loss in (2.7, math.inf, 0.1, math.nan, 1e-9)]
+    whole = _Losses()
+    for record in records:
+        whole = whole.and_of(record)
+    assert whole.steps == 3 and whole.mean == (2.7 + 0.1 + 1e-9) / 3
+    assert _Losses().mean is None and _Losses().and_those(whole) == whole
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:

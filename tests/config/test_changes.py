@@ -115,8 +115,16 @@ def test_a_checkpoint_is_used_with_its_own_function_and_training_and_with_the_pl
 
 def test_ranks_with_other_settings_are_refused_and_files_of_a_node_are_not() -> None:
     ours, file = load_config("testbed"), {"zero_optimization": {"stage": 2}}
-    own_disk = load_config("testbed", ["data.shards=/disk1/shards", "data.states_cache=/disk1/cache"])
+    own = ("shards=/disk1/shards", "stage_dir=/disk1", "cache_dir=/disk1/urls", "states_cache=/disk1/cache")
+    own_disk = load_config("testbed", [f"data.{setting}" for setting in own])
     refuse_unlike([(ours, file)])
+    mixed = [
+        (load_config("testbed", [f"data.mixture=[{folder}/a=1, {folder}/b={weight}]"]), file)
+        for folder, weight in (("/disk0", 2), ("/disk1", 2), ("/disk0", 3))
+    ]
+    refuse_unlike(mixed[:2])
+    with pytest.raises(LaunchError, match=r"rank 2 was started with data\.mixture"):
+        refuse_unlike(mixed)
     refuse_unlike([(ours, file), (own_disk, dict(file)), (ours, file)])
     for key, value in {"model.llm": "run/finetune/llm", "run.output": "elsewhere", "checkpoint.every": 7}.items():
         with pytest.raises(LaunchError, match=f"rank 2 was started with {key} {value!r}"):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bridge_ds.compat.deepspeed import hpz_group_is_reused
-from bridge_ds.config.zero import fill_sizes, gather_sizes, hpz_size, read_ds_config, resolve_hpz
+from bridge_ds.config.load import load_config
+from bridge_ds.config.zero import accumulation, fill_sizes, gather_sizes, hpz_size, read_ds_config, resolve_hpz
 from bridge_ds.errors import ConfigError, LaunchError
 from bridge_ds.plan.shapes import LLMS
 
@@ -38,6 +39,13 @@ def test_the_second_copy_is_held_by_a_node() -> None:
 def test_a_size_that_does_not_divide_the_ranks(size: object, ranks: int, local: int, words: str) -> None:
     with pytest.raises(LaunchError, match=words):
         resolve_hpz(hpz(size), ranks, local)
+
+
+def test_a_share_that_is_no_whole_number_is_refused_whoever_asks_first() -> None:
+    config = load_config("testbed", ["train.global_batch=32", "train.micro_batch=0"])
+    assert accumulation(config, 2) == 1
+    with pytest.raises(LaunchError, match="32"):
+        accumulation(config, 3)
 
 
 @pytest.mark.parametrize("size", [0, "8", True, 1.5, "nodes"])

@@ -124,8 +124,25 @@ def test_one_rank_is_signalled_and_all_save(small_run: list[str], two_ranks: Pat
     outcome = launch.succeed(launch.train(arguments(small_run, run), 2, tmp_path / "second"))
     assert f"(step {saved}, " in outcome.text
     assert [line["loss"] for line in lines(run)] == [line["loss"] for line in lines(two_ranks)]
-    last = "checkpoints/step-00000020/bridge.safetensors"
-    assert (run / last).read_bytes() == (two_ranks / last).read_bytes()
+    # The loss in the state is the mean over the steps since the last multiple of checkpoint.every.
+    for name in ("bridge.safetensors", "optimizer.safetensors", "state.json"):
+        last = f"checkpoints/step-00000020/{name}"
+        assert (run / last).read_bytes() == (two_ranks / last).read_bytes(), name
+
+
+def test_a_write_that_takes_longer_than_a_hang_is_waited_for(small_run: list[str], tmp_path: Path) -> None:
+    """Of the last checkpoint, and of one in training that the next save waits for."""
+    more = ("train.steps=4", "checkpoint.every=2", "run.hang_seconds=5")
+    job = launch.begin(arguments(small_run, tmp_path / "run", *more), 2, tmp_path / "logs", env={"SLOW_SAVE": "12"})
+    outcome = launch.succeed(job.wait())
+    assert outcome.text.count(" written") == 2 and "no progress" not in outcome.text
+
+
+def test_a_write_that_does_not_proceed_is_a_hang(small_run: list[str], tmp_path: Path) -> None:
+    more = ("train.steps=2", "run.hang_seconds=5")
+    job = launch.begin(arguments(small_run, tmp_path / "run", *more), 2, tmp_path / "logs", env={"STUCK_SAVE": "60"})
+    outcome = job.wait()
+    assert 70 in outcome.codes and "no progress for 5 s" in outcome.text, outcome.text[-4000:]
 
 
 def test_a_signal_during_the_start_ends_it_on_all_ranks(small_run: list[str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from bridge_ds.errors import DataError, LaunchError
 from bridge_ds.evaluation.predictions import read_index, read_predictions
 from bridge_ds.evaluation.score import compare
 from bridge_ds.evaluation.store import llm_of
+from bridge_ds.report.choose import scored_cells
 
 from .fakes import FakeSystem, FakeTask, stores
 from .test_score import files
@@ -133,7 +135,35 @@ def test_answers_of_the_llm_alone_are_taken_from_another_run(tmp_path: Path) -> 
     # A task of the user's own with one more label, and with other choices.
     assert len(again("labels", task=FakeTask(labels=("a", "b", "c", "d")))) == 10
     assert len(again("choices", task=FakeTask(choices=("a", "b", "c")))) == 10
-    assert len(again("fewer", limit=3)) == 4  # other samples: made again, but for the language that has only one
+    assert again("fewer", limit=3) == []  # some of theirs
+
+
+def test_an_llm_that_is_gone_is_left_out_where_the_other_run_has_no_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that trained the LLM cannot ask it as it was; what the other run has counts, the rest is named."""
+    other, llm = tmp_path / "other", FakeSystem()
+    _run(other, languages=["en"])
+
+    def results(name: str, identity: str = "one") -> dict[str, Any]:
+        found = stores(tmp_path / name, identity, other / "llm")
+        return compare(FakeSystem(), llm, [FakeTask()], stores=found, llm_is_there=False)
+
+    found = results("partly")
+    assert list(found["llm"]["fake"]) == ["en"] and set(found["bridge"]["fake"]) == {"en", "xx", "yy"}
+    assert "the LLM alone is left out for fake in xx, fake in yy: the run of evaluation.llm_from has no answers" in (
+        capsys.readouterr().out
+    )
+    cells = scored_cells(_as_run(tmp_path, "partly"), found)
+    assert list(cells) == [("fake", "en")]
+    assert "llm" not in results("none", identity="two") and llm.calls == []
+
+
+def _as_run(root: Path, name: str) -> Path:
+    """A run folder with these predictions."""
+    (root / f"{name}-run").mkdir()
+    (root / name).rename(root / f"{name}-run" / "evaluation")
+    return root / f"{name}-run"
 
 
 def test_a_run_that_was_not_scored_has_no_answers_to_take(tmp_path: Path) -> None:

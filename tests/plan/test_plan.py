@@ -380,6 +380,24 @@ def test_a_second_copy_over_the_ranks_that_the_file_names() -> None:
     assert (found["hpz"], found["hpz_ranks"]) == (True, 2)
 
 
+@pytest.mark.parametrize(("device", "offload"), [("cpu", True), ("none", False), (None, False)])
+def test_a_deepspeed_file_is_read_as_deepspeed_reads_it(device: str | None, offload: bool, tmp_path: Path) -> None:
+    """No offload to no device; no second copy where one group has all ranks."""
+    zero = {"stage": 3, "offload_param": device and {"device": device}, "zero_hpz_partition_size": 8}
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": zero}))
+    config = load_config("mt5xl_70b", [f"run.ds_config={tmp_path}/own.json"])
+    one, two = planned(config, 1, 8), planned(config, 2, 8)
+    assert (one.offload, one.second, two.second) == (offload, 0, 8)
+
+
+def test_a_mixture_of_experts_is_not_planned_as_one_mlp_a_layer(tmp_path: Path) -> None:
+    from transformers import MixtralConfig
+
+    MixtralConfig(num_local_experts=8).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"is a mixture of experts .num_local_experts 8., of which no plan"):
+        find_shape(str(tmp_path), LLMS)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_soft_prompt_that_the_llm_reads_by_itself_is_counted(checkpointing: bool) -> None:
     """What autograd keeps, counted; the rest of the plan's activations is work that comes and goes."""

@@ -6,7 +6,8 @@ as program `evaluation`, of bridge_ds.evaluation; as a path, that file) as it st
 With RECORD in its environment it also appends what each finished step was trained on to the file RECORD.RANK: {"step",
 "rows"}, a row being the encoder ids of one source; with ENCODER_GATHERS how often the step gathered each parameter of
 the encoder to ENCODER_GATHERS.RANK: a list of counts. With GATHERS, see watch_gathers.py. With SLOW_VALIDATION each
-micro-batch of a validation waits so many seconds. With COMPILE_BACKEND `train.compile` uses that backend of
+micro-batch of a validation waits so many seconds, with SLOW_SAVE each checkpoint is written for so many seconds more,
+and with STUCK_SAVE nothing of it is written for so long. With COMPILE_BACKEND `train.compile` uses that backend of
 torch.compile, which takes seconds where inductor takes a minute, and the rank's last line says how many graphs it made.
 """
 
@@ -30,7 +31,10 @@ import torch
 import transformers
 
 import bridge_ds.run
+from bridge_ds.checkpoint import hook
+from bridge_ds.checkpoint.layout import step_folder
 from bridge_ds.compat.deepspeed import import_deepspeed
+from bridge_ds.disk import beside
 from bridge_ds.engine import loop, setup, validate
 from bridge_ds.engine.compiled import CompiledLayers
 from bridge_ds.entry import exit_status
@@ -92,6 +96,22 @@ def slow_validation(seconds: float) -> None:
     validate.any_rank = slow
 
 
+def slow_save(seconds: float, pieces: int) -> None:
+    """Write each checkpoint as to a slow disk: first as many pieces in so many seconds, then what it holds."""
+    real = hook.write
+
+    def slow(snapshot: Any, root: Path, *, state: dict[str, Any], manifest: dict[str, Any]) -> Path:
+        folder = beside(step_folder(root, state["step"]), "tmp")
+        folder.mkdir(parents=True)
+        for _ in range(pieces):
+            with (folder / "pieces").open("ab") as file:
+                file.write(b"x" * 4096)
+            time.sleep(seconds / pieces)
+        return real(snapshot, root, state=state, manifest=manifest)
+
+    hook.write = slow
+
+
 def launcher_variables(rank: int, ranks: int, env: dict[str, str]) -> dict[str, str]:
     """What a launcher sets: nodes of LOCAL_WORLD_SIZE ranks, where the job says so; in a step of Slurm, what srun sets,
     a node for each rank, and nothing else."""
@@ -124,6 +144,10 @@ def run_rank(rank: int, job: dict[str, Any]) -> None:
         count_encoder_gathers(f"{os.environ['ENCODER_GATHERS']}.{rank}")
     if "SLOW_VALIDATION" in os.environ:
         slow_validation(float(os.environ["SLOW_VALIDATION"]))
+    if "SLOW_SAVE" in os.environ:
+        slow_save(float(os.environ["SLOW_SAVE"]), pieces=20)
+    if "STUCK_SAVE" in os.environ:
+        slow_save(float(os.environ["STUCK_SAVE"]), pieces=1)
     if "COMPILE_BACKEND" in os.environ:
         setup.CompiledLayers = functools.partial(CompiledLayers, backend=os.environ["COMPILE_BACKEND"])  # type: ignore
     code = 1

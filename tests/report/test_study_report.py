@@ -164,6 +164,19 @@ def test_the_papers_numbers_are_marked(study: Path) -> None:
     for number in ("70.36", "71.50", "71.66", "75.86"):
         assert f"{number}<small>reported</small>" in page
     assert "reported, not measured" in page
+    assert f"languages: {len(TASKS['xnli'])}" in page
+
+
+def test_another_task_of_a_like_name_is_not_the_papers(tmp_path: Path) -> None:
+    runs = write_study(tmp_path, seeds=(0,), samples=6, tasks={"xnli": ("en", "sw")})
+    for run in runs:
+        for index in run.glob("evaluation/*/index.json"):
+            index.write_text(index.read_text().replace('"xnli"', '"afrixnli"'))
+            (index.parent / "xnli").rename(index.parent / "afrixnli")
+    assert main(["report", *map(str, runs), "--output", str(tmp_path / "report")]) == 0
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| XNLI, average")]
+    assert rows and all(row.count("not measured") == 2 for row in rows)
 
 
 def test_the_same_runs_give_the_same_bytes(study: Path, tmp_path: Path) -> None:

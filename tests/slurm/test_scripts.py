@@ -46,6 +46,26 @@ def test_a_start_that_teaches_the_llm_further_is_no_stall(tmp_path: Path) -> Non
     assert said == [("0", 0), ("finetune:40", 0), ("finetune:80", 0), ("2", 0), ("2", 1)], run.stdout
 
 
+def test_only_checkpoints_count_as_such(tmp_path: Path) -> None:
+    """What a run has set aside beside them is none."""
+    for name in ("step-00000100", "step-00000200.not-finite", "step-00000300.set-aside"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "manifest.json").touch()
+    env = os.environ | {"BRIDGE_DS": str(ROOT), "OUTPUT": str(tmp_path)}
+    script = "source slurm/env.sh; newest_step"
+    run = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert (run.stdout, run.stderr, run.returncode) == ("100\n", "", 0)
+
+
+def test_a_sites_file_may_read_what_is_not_set(tmp_path: Path) -> None:
+    site = tmp_path / "site.sh"
+    site.write_text("export MINE=/site/lib:$NOBODY_SETS_THIS\n")
+    env = os.environ | {"BRIDGE_DS": str(ROOT), "SITE_SETUP": str(site)}
+    script = 'source slurm/env.sh; echo "$MINE"; echo "$NOBODY_SETS_THIS"'
+    run = subprocess.run(["bash", "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert run.stdout == "/site/lib:\n" and run.returncode and "unbound variable" in run.stderr
+
+
 def test_preflight_checks_the_shards_that_the_job_is_given(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@"\nexit 3\n')

@@ -185,7 +185,7 @@ class TrainConfig:
     encode_once_gib: Annotated[NonNegativeFloat, NEITHER] = 4.0
     """Memory for encoder states on a rank (GiB; 0 = those of one micro-batch). A micro-batch counts as (layers + 1) x
     rows x data.max_source_tokens x width x 2 bytes (4 in float32), however short its texts are."""
-    packing: Annotated[Flag | None, NEITHER] = None
+    packing: Annotated[Flag | None, OrNone, NEITHER] = None
     """Join the rows of a micro-batch end to end where the LLM's class computes them exactly so (seen on a tiny copy of
     it), each row attending to itself alone, with its last layer at the predicted positions only; and let a frozen
     encoder read rows of similar length together. Next to nothing is then computed on padding. It changes
