@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
-__all__ = ["CLOSED", "Count", "FileName", "Share", "typed", "typed_object", "typed_value"]
+__all__ = ["CLOSED", "Count", "FileName", "Share", "is_file_name", "typed", "typed_object", "typed_value"]
 
 _Shape = TypeVar("_Shape")
 
@@ -31,11 +31,12 @@ _MOST_BYTES = 2**27
 _SHOWN = 60
 
 
-def _is_name(text: str) -> bool:
+def is_file_name(text: str) -> bool:
+    """Whether a text can name a file or folder, and is no path to it."""
     return text not in ("", ".", "..") and not set(text) & set("/\\\0")
 
 
-FileName = Annotated[str, Predicate(_is_name)]
+FileName = Annotated[str, Predicate(is_file_name)]
 """Of a file or folder, without a path that leads to it."""
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,7 @@ from annotated_types import MinLen
 from pydantic import FiniteFloat, StringConstraints
 
 from bridge_ds.disk import file_sha256
-from bridge_ds.engine.hooks import FinishedStep
+from bridge_ds.engine.hooks import FinishedStep, step_of_checkpoint
 from bridge_ds.errors import CheckpointError
 from bridge_ds.typed import CLOSED, Count, FileName, typed_object
 
@@ -46,7 +45,6 @@ LOSS_SUM, LOSS_STEPS = "loss_sum", "loss_steps"
 """Keys of state.json, in a checkpoint between regular saves alone: of the steps since the last regular one."""
 _ALWAYS = {BRIDGE, OPTIMIZER, STATE}
 """Files that every checkpoint has."""
-_NAME = re.compile(r"step-(\d{8,})")
 _OLD_KEYS = {"format", "files", "base", "config", "versions"}
 """Keys of manifests that were written before they held their own hash, all of them; some have `converted` as well."""
 
@@ -113,8 +111,8 @@ def folders(root: Path) -> list[tuple[int, Path]]:
     """(step, folder) of everything that is named like a checkpoint, newest first; it may be incomplete."""
     if not root.is_dir():
         return []
-    found = [(int(m[1]), path) for path in root.iterdir() if path.is_dir() and (m := _NAME.fullmatch(path.name))]
-    return sorted(found, reverse=True)
+    named = [(step_of_checkpoint(path.name), path) for path in root.iterdir() if path.is_dir()]
+    return sorted(((step, path) for step, path in named if step is not None), reverse=True)
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> None:
@@ -193,9 +191,9 @@ def read_state(folder: Path) -> dict[str, Any]:
     path = folder / STATE
     try:
         state = typed_object(path, _State)
-        step, named = state["step"], _NAME.fullmatch(folder.name)
-        if named and int(named[1]) != step:
-            raise ValueError(f"has step {step}; expected that of the folder, {int(named[1])}")
+        step, named = state["step"], step_of_checkpoint(folder.name)
+        if named is not None and named != step:
+            raise ValueError(f"has step {step}; expected that of the folder, {named}")
         for key, value in (("optimizer_step", state.get("optimizer_step", 0)),
                            ("unvalidated.step", (state.get("unvalidated") or state)["step"])):  # fmt: skip
             if value > step:

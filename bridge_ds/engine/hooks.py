@@ -7,6 +7,7 @@ talks to other ranks must be added on all of them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from bridge_ds.typed import Count
 
-__all__ = ["FinishedStep", "Hook", "HookList", "RecordedStep", "StepRecord", "is_bad"]
+__all__ = ["FinishedStep", "Hook", "HookList", "RecordedStep", "StepRecord", "is_bad", "step_of_checkpoint"]
 
 StepRecord = dict[str, Any]
 """One line of metrics.jsonl. Keys and units are in README.md and in :mod:`bridge_ds.engine.loop`."""
@@ -48,6 +49,16 @@ class FinishedStep(RecordedStep):
     skipped: bool
     consumed: Count
     bad_samples: dict[str, Count]
+
+
+_CHECKPOINT = re.compile(r"step-(\d{8,15})")
+"""More digits are no step of any run, and no number that trackers hold."""
+
+
+def step_of_checkpoint(name: str) -> int | None:
+    """The step in the name of a checkpoint's folder; None = not such a name."""
+    found = _CHECKPOINT.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def is_bad(record: StepRecord) -> bool:

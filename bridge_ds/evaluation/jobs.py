@@ -6,13 +6,18 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from bridge_ds.config.build import offered
+from bridge_ds.config.text import shown
 from bridge_ds.engine.distributed import agree
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.reading import twice
 from bridge_ds.tasks.base import Example, Task
+from bridge_ds.typed import is_file_name
 from bridge_ds.world import World
 
 __all__ = ["Block", "ScoringJob", "blocks_of", "load_jobs", "wanted"]
+
+_LONGEST_CODE = 200
+"""Bytes; file systems take 255 for a name, and that of an unfinished file is longer than the code."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, 
         languages: codes; empty = every language of each task. A task is scored in those that it has.
 
     Raises:
-        ConfigError: a language that no task has or that is given twice, or a task without any of the languages.
+        ConfigError: a language that no task has or that is given twice, a task without any of the languages, or a
+            language whose predictions could not be written.
     """
     unknown = [
         code
@@ -59,7 +65,16 @@ def wanted(tasks: Sequence[Task], languages: Sequence[str]) -> list[tuple[Task, 
         again = twice(task.code_of(code) for code in languages)
         if again is not None:
             raise ConfigError(f"evaluation.languages names {again} twice; expected each language once; remove one.")
-    return [(task, language) for task in tasks for language in _languages(task, languages)]
+    pairs = [(task, language) for task in tasks for language in _languages(task, languages)]
+    for task, code in pairs:
+        if not is_file_name(code) or len(code.encode()) > _LONGEST_CODE:
+            raise ConfigError(
+                f"task {task.name} has the language {shown(code)}; expected what can name the file of its predictions "
+                f"(no / or \\, not . or .., at most {_LONGEST_CODE} bytes); rename it in the data, give it another "
+                f"code in tasks.{task.name}.languages, such as {{prs: Dari/Persian}}, or leave it out of "
+                "evaluation.languages."
+            )
+    return pairs
 
 
 def load_jobs(tasks: Sequence[Task], languages: Sequence[str], limit: int, world: World) -> list[ScoringJob]:

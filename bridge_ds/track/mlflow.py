@@ -13,15 +13,16 @@ from typing import Any
 from bridge_ds.config.load import flatten
 from bridge_ds.config.schema import Config, TrackConfig
 from bridge_ds.engine.hooks import StepRecord
-from bridge_ds.errors import LaunchError
+from bridge_ds.errors import BridgeError, LaunchError
 from bridge_ds.track.mlflow_database import explain, prepare, sqlite_path, sqlite_uri
+from bridge_ds.track.mlflow_names import metric_name
 from bridge_ds.track.tracker import (
     MLFLOW_STATE,
     Tracker,
     TrackerState,
+    Unsent,
     numbers,
     one_line,
-    score_points,
     units_table,
     without_password,
 )
@@ -119,27 +120,44 @@ class MlflowRun(Tracker):
             last = step
         self._send(batch, last)
 
-    def finish(self, status: str) -> None:
-        """Send scores and files, and set the status; the status is set even if a file cannot be sent."""
-        run_id, problem = self.state.run_id, None
-        if status != "killed":
+    def send_results(self) -> None:
+        """Send the scores, and the files whether or not the scores were taken."""
+        failed: dict[str, Exception] = {}
+        for what, send in (("accuracies", self._send_scores), ("files", self._send_files)):
             try:
-                self._send_scores()
-                self._send_files()
+                send()
             except Exception as error:
-                problem = self._unsent(error)
-        self._client.set_terminated(run_id, status=_STATUS[status])
+                failed[what] = error
+        if failed:
+            raise self._unsent(failed)
+
+    def finish(self, status: str) -> None:
+        """Send scores and files, and set the status, even if these cannot be sent. See :meth:`Tracker.finish`."""
+        problem = None
+        if not self.hurried:
+            try:
+                self.send_results()
+            except Unsent as error:
+                problem = error
+        self._client.set_terminated(self.state.run_id, status=_STATUS[status])
         self.state.status = status
         self.save()
         if problem is not None:
             raise problem
 
-    def _unsent(self, error: Exception) -> LaunchError:
+    def _unsent(self, failed: Mapping[str, Exception]) -> Unsent:
+        for error in failed.values():
+            if isinstance(error, BridgeError):  # evaluation.json is damaged
+                return Unsent(str(error))
         store = self._client.get_run(self.state.run_id).info.artifact_uri
-        return LaunchError(
-            f"files of MLflow run {self.state.run_id} cannot be written to {without_password(str(store))} "
-            f"({one_line(error)}), the numbers are there; expected a folder or store that can be written from "
-            f"here; make it so, and send them with: bridge-ds sync {self.folder}"
+        places = {"accuracies": self.where, "files": without_password(str(store))}
+        lost = " and ".join(
+            f"{what} of MLflow run {self.state.run_id} cannot be written to {places[what]} ({one_line(error)})"
+            for what, error in failed.items()
+        )
+        return Unsent(
+            f"{lost}, all else is there; expected a folder or store that takes them from here; make it so, and send "
+            f"them with: bridge-ds sync {self.folder}"
         )
 
     def _take_up(self, client: Any) -> Any:
@@ -195,12 +213,22 @@ class MlflowRun(Tracker):
     def _send_scores(self) -> None:
         from mlflow.entities import Metric
 
-        known = self._client.get_run(self.state.run_id).data.metrics
+        latest = {point.key: point for point in self._client.get_run(self.state.run_id).data.to_proto().metrics}
+        scores, step = self.scored()
         now = int(1000 * time.time())
-        scores = {name: value for name, value in score_points(self.scores()).items() if known.get(name) != value}
-        points = [Metric(name, value, now, self.config.train.steps) for name, value in scores.items()]
-        for part in _parts(points, _BATCH):
+        points = [Metric(metric_name(name), value, now, step) for name, value in scores.items()]
+        new = [point for point in points if not self._has(point, latest.get(point.key))]
+        for part in _parts(new, _BATCH):
             self._client.log_batch(self.state.run_id, metrics=part)
+
+    def _has(self, score: Any, latest: Any) -> bool:
+        """Whether MLflow has a score at its step, given the last point of that metric."""
+        if latest is None or latest.step < score.step:
+            return False
+        # Only below a later checkpoint's score: a call for each metric takes long.
+        earlier = latest.step > score.step
+        points = self._client.get_metric_history(self.state.run_id, score.key) if earlier else [latest]
+        return any((point.step, point.value) == (score.step, score.value) for point in points)
 
     def _send_files(self) -> None:
         files: list[tuple[Path, str | None]] = [

@@ -53,6 +53,8 @@ def sync(folder: Path, config: Config) -> str:
             tracker.send_new()
             if tracker.state.status:
                 tracker.finish(tracker.state.status)
+            else:  # a run that SIGKILL ended may have been scored since
+                tracker.send_results()
         except BridgeError:
             raise  # it answers and says what is to be changed, or a file of the run is damaged
         except Exception as error:

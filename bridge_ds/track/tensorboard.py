@@ -10,7 +10,7 @@ from bridge_ds.config.load import config_text
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.engine.hooks import StepRecord
-from bridge_ds.track.tracker import Tracker, numbers, score_points, units_table
+from bridge_ds.track.tracker import Tracker, numbers, units_table
 
 __all__ = ["TensorBoardEvents", "make_tracker"]
 
@@ -54,10 +54,16 @@ class TensorBoardEvents(Tracker):
             self.state.logged_step = record["step"]
         self._writer.flush()
 
+    def send_results(self) -> None:
+        """Write the scores."""
+        scores, step = self.scored()
+        for name, value in scores.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
     def finish(self, status: str) -> None:
         """Write the scores, and end the file."""
-        for name, value in score_points(self.scores()).items():
-            self._writer.add_scalar(name, value, self.config.train.steps)
+        self.send_results()
         self._writer.add_text("status", status)
         self._writer.close()
         self._writer, self.state.status = None, status

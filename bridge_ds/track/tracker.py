@@ -18,15 +18,15 @@ from pydantic import StringConstraints
 
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import write_text
-from bridge_ds.engine.hooks import StepRecord
-from bridge_ds.errors import BridgeError
+from bridge_ds.engine.hooks import StepRecord, step_of_checkpoint
+from bridge_ds.errors import BridgeError, LaunchError
 from bridge_ds.metrics import current_names, read_results
 from bridge_ds.track.metrics_file import not_a_record, parse_line
 from bridge_ds.typed import Count, typed_object
 
 __all__ = [
-    "MLFLOW_STATE", "UNITS", "Tracker", "TrackerState", "is_due", "numbers", "one_line", "score_points", "units_table",
-    "without_password",
+    "MLFLOW_STATE", "UNITS", "Tracker", "TrackerState", "Unsent", "is_due", "numbers", "one_line", "score_points",
+    "units_table", "without_password",
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -92,11 +92,15 @@ MLFLOW_STATE = "mlflow.json"
 """File of MLflow's state."""
 
 
+class Unsent(LaunchError):
+    """Scores or files that a tracker did not take; it has all else, and the status."""
+
+
 class Tracker:
     """Keeps one run of a tracking system up to date with one run folder.
 
-    `open`, `send`, `finish` and `close` are called by one thread. They may block or raise, and each is called again
-    after an error: first `close`, then `open`.
+    `open`, `send`, `send_results`, `finish` and `close` are called by one thread. They may block or raise, and each is
+    called again after an error: first `close`, then `open`.
     """
 
     name = ""
@@ -107,6 +111,8 @@ class Tracker:
     """What to do if it cannot be reached, for a message."""
     patience = 0.0
     """Seconds that the end of a run waits at least, for one that writes files and therefore does get ready."""
+    hurried = False
+    """The job is being taken away: :meth:`finish` leaves what takes long to the next start or a sync."""
 
     def __init__(self, folder: Path, config: Config, where: str) -> None:
         """Reads the state; contacts nobody.
@@ -156,8 +162,15 @@ class Tracker:
         """Log these steps, and set `state.logged_step` to the last one that the tracker has."""
         raise NotImplementedError
 
+    def send_results(self) -> None:
+        """Send scores and files alone: how the run ended is not known."""
+
     def finish(self, status: str) -> None:
-        """Send scores and files, and set the run's status: finished, failed or killed."""
+        """Send scores and files, and set the run's status: finished, failed or killed.
+
+        Raises:
+            Unsent: scores or files were not taken; the status is set.
+        """
         raise NotImplementedError
 
     def close(self) -> None:
@@ -177,9 +190,12 @@ class Tracker:
         with self._lock:  # two threads save when a run ends while the tracker does not answer
             write_text(self.folder / self.file, json.dumps(asdict(self.state), indent=2) + "\n")
 
-    def scores(self) -> dict[str, Any]:
-        """The content of evaluation.json; empty if there is none."""
-        return read_results(self.folder)[0] if self.results is None else self.results
+    def scored(self) -> tuple[dict[str, float], int]:
+        """The accuracies as metrics, empty if there are none, and the step of the checkpoint that was scored."""
+        saved, checkpoint = read_results(self.folder)
+        step = step_of_checkpoint(checkpoint)
+        found = score_points(saved if self.results is None else self.results)
+        return found, self.config.train.steps if step is None else step
 
     def missing(self) -> str:
         """What metrics.jsonl has above `logged_step`, in words."""

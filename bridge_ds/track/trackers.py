@@ -24,7 +24,7 @@ from typing import Any
 from bridge_ds.config.schema import Config
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.errors import ConfigError
-from bridge_ds.track.tracker import Tracker, one_line
+from bridge_ds.track.tracker import Tracker, Unsent, one_line
 
 __all__ = ["TRACKERS", "Feed", "check_trackers", "feeds", "make_trackers"]
 
@@ -131,7 +131,7 @@ class Feed(Hook):
     def on_end(self, status: str) -> None:
         """Set the status and send the rest, for a bounded time; one line reports what is missing then."""
         tracker = self._tracker
-        self._status = status
+        self._status, tracker.hurried = status, status == "killed"
         self._start()
         self._ending.set()
         self._wake.set()
@@ -140,6 +140,9 @@ class Feed(Hook):
         self._thread.join(killed if status == "killed" else max(self._close_seconds, tracker.patience))
         if self._done:
             _log.info(f"{tracker.name}: run {tracker.state.run_id} is {status} at {tracker.where}")
+            return
+        if isinstance(self._error, Unsent):
+            _log.warning(f"{tracker.name}: {one_line(self._error)}")
             return
         why = one_line(self._error) if self._error else "no answer in time"
         _log.warning(

@@ -13,7 +13,7 @@ from bridge_ds.config.load import flatten
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
 from bridge_ds.engine.hooks import StepRecord
-from bridge_ds.track.tracker import Tracker, numbers, score_points
+from bridge_ds.track.tracker import Tracker, numbers
 
 __all__ = ["WandbRun", "make_tracker"]
 
@@ -60,12 +60,21 @@ class WandbRun(Tracker):
             self.state.logged_step = record["step"]
         self.save()
 
+    def send_results(self) -> None:
+        """The scores become the run's summary. W&B shows a run that did not say how it ended as failed."""
+        self._end({})
+
     def finish(self, status: str) -> None:
-        """The scores become the run's summary; then wait until all is written (and, online, sent)."""
-        self._run.summary.update(score_points(self.scores()) | {"status": status})
-        self._run.finish(exit_code=0 if status == "finished" else 1)
-        self._run, self.state.status = None, status
+        """The scores become the run's summary, with the status."""
+        self._end({"status": status})
+        self.state.status = status
         self.save()
+
+    def _end(self, more: dict[str, str]) -> None:
+        """Send the scores and `more`; then wait until all is written (and, online, sent)."""
+        self._run.summary.update(self.scored()[0] | more)
+        self._run.finish(exit_code=0 if more.get("status") == "finished" else 1)
+        self._run = None
 
     def close(self) -> None:
         """The next :meth:`open` continues the run."""

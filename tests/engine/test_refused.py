@@ -125,6 +125,15 @@ def never_trained(place: Place) -> dict[str, object]:
     return {}
 
 
+def language_that_names_no_file(place: Place) -> dict[str, object]:
+    (place.beside / "test.csv").write_text("text,label,lang\na,0,en\nb,1,Dari/Persian\n", encoding="utf-8")
+    task = {
+        "source": place.beside, "prompt": "News: {text} Topic:", "labels": "{0: Business, 1: Sports}",
+        "fields": "{language: lang}",
+    }  # fmt: skip
+    return {f"tasks.mine.{key}": value for key, value in task.items()} | {"evaluation.tasks": "mine"}
+
+
 def first_stage(place: Place) -> dict[str, object]:
     place.run.rename(place.beside / "first")
     return {"run.start_from": place.beside / "first"}
@@ -215,6 +224,7 @@ REASONS = {
     "world that does not divide the batch": Reason("start 1, 2, 4 ranks", ranks=3),
     "unknown task": Reason("did you mean", {"evaluation.tasks": "testbed_newz"}, new=True),
     "unknown language": Reason("which no task has", {"evaluation.tasks": "testbed_news", "evaluation.languages": "zz"}),
+    "language that names no file": Reason("'Dari/Persian'; expected what can", make=language_that_names_no_file),
     "unscored run": Reason("nowhere", {"evaluation.tasks": "testbed_news", "evaluation.llm_from": "nowhere"}),
     "resume never": Reason("expects none", {"run.resume": "never"}),
     "resume must without a checkpoint": Reason("no valid checkpoint", make=no_checkpoints),

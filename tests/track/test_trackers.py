@@ -157,6 +157,20 @@ def test_a_killed_process_is_brought_up_to_date_by_sync(tmp_path: Path) -> None:
         assert [step for step, _ in tensorboard_scalars(tmp_path)["loss"]] == [1, 5, 10, 12]
 
 
+def test_scores_by_hand_of_a_killed_process_are_sent_by_sync(tmp_path: Path) -> None:
+    config_for(tmp_path, "tensorboard", "wandb")
+    log(tmp_path, 0, STEPS)
+    (tmp_path / "evaluation.json").write_text(json.dumps(results() | {"checkpoint": "step-00000010"}))
+    # A process of its own: W&B's would be shared with the process that another test forks.
+    command = [sys.executable, "-m", "bridge_ds.track.sync", str(tmp_path)]
+    subprocess.run(command, cwd=launch.ROOT, env=os.environ | {"WANDB_MODE": "offline"}, check=True, timeout=120)
+    score = "accuracy_percent/news/qaa/bridge_acc"
+    assert tensorboard_scalars(tmp_path)[score] == [(10, 75.0)]
+    summaries = [each.summary for each in wandb_records(tmp_path) if each.WhichOneof("record_type") == "summary"]
+    assert score in {"/".join(item.nested_key) or item.key for summary in summaries for item in summary.update}
+    assert json.loads((tmp_path / "wandb.json").read_text())["status"] == ""  # how it ended is still not known
+
+
 @pytest.mark.parametrize(
     ("name", "text", "status", "words"),
     [
