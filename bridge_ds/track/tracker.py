@@ -54,7 +54,7 @@ UNITS = {
     "layer_weights_entropy": "nats",
     "layer_weight/NN": "0 to 1, of encoder layer NN",
     "bad_samples/KIND": "samples left out since the start of the run",
-    "skipped_steps": "steps since the start of the run",
+    "skipped_steps": "steps since this start of the run",
     "accuracy_percent/TASK/LANGUAGE/SYSTEM_METRIC": "%",
 }
 """Units of the metrics; shown in the description of each run."""
