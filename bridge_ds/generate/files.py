@@ -30,6 +30,8 @@ __all__ = ["ANSWER", "answer_file", "batches"]
 
 LANGUAGE = "language"
 """Field of the input that holds the text's language, for an encoder that is told it."""
+PROMPT = "prompt"
+"""Field of the input that holds what the LLM reads in place of the text, as in training."""
 ANSWER = "answer"
 """Field of the output that holds the answer."""
 ANSWERED_BY = "answered_by"
@@ -47,7 +49,8 @@ def answer_file(pipeline: Pipeline | OwnAnswers, source: Path, output: Path, fie
         batch: texts at a time.
 
     Raises:
-        DataError: a line is no JSON object or has no text, or names a language that the encoder does not have.
+        DataError: a line is no JSON object or has no text, names a language that the encoder does not have, or
+            its prompt is no text.
         ConfigError: the output is there already, or another command is writing it.
         LaunchError: it cannot be written.
     """
@@ -58,7 +61,8 @@ def answer_file(pipeline: Pipeline | OwnAnswers, source: Path, output: Path, fie
     rows, ways = [], []
     for number, item in items:
         try:
-            rows.append(pipeline.row(item[field], _language(item)))
+            # `--field prompt` names the text itself.
+            rows.append(pipeline.row(item[field], _language(item), None if field == PROMPT else item.get(PROMPT)))
             ways.append(pipeline.way(_language(item)))
         except DataError as error:
             raise DataError(f"{source} line {number}: {error}") from None

@@ -55,8 +55,8 @@ class OwnAnswers:
         """Who answers: the LLM."""
         return LLM
 
-    def row(self, text: Any, language: str = "") -> ContextIds:
-        """Token ids of one text.
+    def row(self, text: Any, language: str = "", prompt: Any = None) -> ContextIds:
+        """Token ids of one text; the LLM reads no other one here.
 
         Raises:
             DataError: it is no text, or empty.
