@@ -25,12 +25,15 @@ SAMPLES: list[dict[str, Any]] = [
     {"source": "le chat", "prompt": "Question: the cat sat on the mat Answer:"},
     {"source": "a dog on the mat"},
     {"source": "two banks", "prompt": ""},
+    {"source": "a dog", "prompt": "the cat sat on the mat and looked at the dog " * 5},  # more than half of what fits
 ]
 SETTINGS = {
     "beside": ["data.augment_prompt=true"],
     "in a chat": ["data.augment_prompt=true", "data.chat_template=true"],
     "soft prompt alone": [],
 }
+POSITIONS = 128
+"""Of the tiny LLM."""
 Ids = tuple[tuple[int, ...], tuple[int, ...]]
 """Of what the encoder reads, and of what the LLM reads after the soft prompt."""
 
@@ -72,6 +75,8 @@ def test_files_requests_and_the_processor_show_what_training_shows(run: Path, se
     tokenizers = load_tokenizers(config.model, data=config.data)
     rows = [tokenize_sample(sample | {"target": "b"}, tokenizers, config.data) for sample in SAMPLES]
     expected = {(tuple(row.source), tuple(row.prompt)) for row in rows}
+    assert all(not row.truncated for row in rows)
+    assert not config.data.augment_prompt or max(len(row.prompt) for row in rows) > POSITIONS // 2
     questions, output = write(tmp_path / "in.jsonl", SAMPLES), tmp_path / "out.jsonl"
     generate(["--run", str(run), "--input", str(questions), "--output", str(output), "--max-new-tokens", "6"])
     assert seen == expected
@@ -83,7 +88,7 @@ def test_files_requests_and_the_processor_show_what_training_shows(run: Path, se
         assert seen == expected and [choice["text"] for choice in reply["choices"]] == answers
         status, _, refused = client.complete(texts, llm_prompt="one", max_tokens=6)
         assert (status, refused["error"]["param"]) == (400, "llm_prompt")
-        assert refused["error"]["message"] == "llm_prompt holds 1 texts; expected 3, one for each input."
+        assert refused["error"]["message"] == "llm_prompt holds 1 texts; expected 4, one for each input."
     features = BridgeProcessor.from_pretrained(run)(texts[0], prompt=shown[0], return_tensors=None)
     assert (tuple(features["input_ids"][0]), tuple(features["suffix_ids"][0])) in expected
 
