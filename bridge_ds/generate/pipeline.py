@@ -127,6 +127,16 @@ class Pipeline:
             context = dataclasses.replace(context, prompt=prompt)
         return self.processor.context_ids(context, self.options.max_new_tokens, prompts)
 
+    @property
+    def positions(self) -> int:
+        """Of the LLM; 0 = unknown."""
+        return self.model.generator.positions
+
+    def needs(self, row: ContextIds) -> tuple[int, int]:
+        """The LLM's positions that the prompt of a row takes, and the most tokens of its answer where it is alone."""
+        used, most = self.processor.prompts.length(row), self.options.max_new_tokens or self.processor.max_new_tokens
+        return used, min(most, self.positions - used) if self.positions else most
+
     def check_language(self) -> None:
         """Warn that a language has no effect on this encoder, or say whether the bridge answers in it.
 
