@@ -109,7 +109,7 @@ class PromptBuilder:
         if not context.language:
             context = replace(context, language=self.language)
         found = context_ids(self.tokenizers, context, self.limits, following, bridge=self.bridge, prompt=self.prompt)
-        self.truncated.update(texts=1, **{part: part in found.truncated for part in ("source", "prompt")})
+        self.truncated.update(texts=1, **{part: int(part in found.truncated) for part in ("source", "prompt")})
         return found
 
     def room(self, max_new_tokens: int) -> int:

@@ -203,6 +203,11 @@ def test_stops_beams_and_chats(run: Path, tmp_path: Path, capsys: pytest.Capture
     assert rows == [system, chat]
 
 
+def test_one_text_that_is_truncated_is_counted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(run), "--prompt", TEXTS[0] * 9, "--max-new-tokens", "2"]) == 0
+    assert "1 of 1 texts lost their end: at most 60 source tokens fit" in capsys.readouterr().err
+
+
 def test_lines_of_a_pipe_are_answered_one_by_one(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
