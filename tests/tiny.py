@@ -80,6 +80,14 @@ def make_llm(kind: str, folder: Path, **more: Any) -> Path:
         "bloom": lambda: tf.BloomForCausalLM(
             tf.BloomConfig(vocab_size=len(tokenizer) + 8, hidden_size=H, n_layer=2, n_head=2)
         ),
+        # Two heads of keys, which have one norm together.
+        "olmo2": lambda: tf.Olmo2ForCausalLM(tf.Olmo2Config(**common | {"num_key_value_heads": 2})),
+        "olmo3": lambda: tf.Olmo3ForCausalLM(
+            tf.Olmo3Config(
+                **common | {"num_key_value_heads": 2}, layer_types=["sliding_attention", "full_attention"]
+            )  # fmt: skip
+        ),
+        "opt": lambda: tf.OPTForCausalLM(tf.OPTConfig(**common, ffn_dim=48, word_embed_proj_dim=H, dropout=0.0)),
         "gemma2": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(**common, head_dim=16)),
         "gpt2": lambda: tf.GPT2LMHeadModel(
             tf.GPT2Config(

@@ -100,7 +100,7 @@ def attend_in_float32() -> None:
 @cache
 def call_beside_attention() -> None:
     """Let an attention module that has something in its attribute BESIDE call that after its attention, with itself,
-    query, key and value as the interface gets them; what it returns, if anything, is added to the result
+    query, key, value and scaling as the interface gets them; what it returns, if anything, is added to the result
     [B, X, heads, width].
 
     For every attention of transformers' interface (5.24). Eager attention is no entry there: classes pass that of their
@@ -125,7 +125,8 @@ def _with_beside(attention: Any) -> Any:
     def attend(module: Any, query: Any, key: Any, value: Any, *args: Any, **options: Any) -> Any:
         output, weights = attention(module, query, key, value, *args, **options)
         beside = vars(module).get(BESIDE)
-        more = None if beside is None else beside(module, query, key, value)
+        scaling = options.get("scaling", getattr(module, "scaling", None))
+        more = None if beside is None else beside(module, query, key, value, scaling)
         return (output if more is None else output + more), weights
 
     return attend

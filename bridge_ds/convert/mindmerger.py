@@ -63,7 +63,8 @@ be its mt_path and llm_path.
 
 The LLM is shown the text, too (data.augment_prompt), as after the second stage. For the checkpoint of the first stage,
 mapping: --set data.augment_prompt=false. The LLM is shown a sample's `prompt` if it has one (MindMerger puts
-its own template around the question there), else its `source`.
+its own template around the question there), else its `source`: in training, in `bridge-ds generate --input`, and as
+`llm_prompt` of a request to `bridge-ds serve`. Evaluation and the harness show it the source.
 
 Targets and prompts are as there: no space before a target, an end token after it; the input always begins with BOS.""",
     read=read,

@@ -23,7 +23,8 @@ and utils.py, IDPDatasets/*.py):
 - Its evaluation generates up to `max_gen_len` tokens, greedily, up to an end token of the LLM's generation_config.json,
   and compares the stripped text with the label: `exact` here.
 - With a system prompt (experiments/trainer.py) the prompt is the LLM's chat template around a system text and one fixed
-  user text, after the soft prompt. Give it as each sample's `prompt`, with data.separator=keep.
+  user text, after the soft prompt. Give it as each sample's `prompt`, with data.separator=keep. Evaluation and the
+  harness show the LLM the source in its place.
 
 Names of the fusions' parameters come from `paper_names` of our own.
 Its other variants (queries, gates) have other keys, by which they are recognized and refused.

@@ -27,8 +27,9 @@ examples:
   bridge-ds generate --run someone/bridge-sw --prompt "..." --device-map auto --load-in 4bit --temperature 0.7
 
 A line of --input is a JSON object; its text is in the field `source` (--field names another), for --chat also a list of
-messages. The output holds the same objects in the same order, with the answer in `answer`. A killed command, started
-again, resumes after its last whole batch; the output is the same, byte for byte."""
+messages. Where the LLM reads text too (data.augment_prompt), it reads the field `prompt` in place of that text, if
+there is one, as in training. The output holds the same objects in the same order, with the answer in `answer`. A killed
+command, started again, resumes after its last whole batch; the output is the same, byte for byte."""
 
 
 def main(argv: list[str] | None = None) -> int:

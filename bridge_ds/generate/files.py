@@ -23,6 +23,7 @@ from bridge_ds.disk import locked, write_text
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.generate.own import OwnAnswers
 from bridge_ds.generate.pipeline import Pipeline
+from bridge_ds.inference.generator import write_as_alone
 from bridge_ds.partial import PartFile, writing
 from bridge_ds.reading import NotText, decoded, json_value
 
@@ -30,6 +31,8 @@ __all__ = ["ANSWER", "answer_file", "batches"]
 
 LANGUAGE = "language"
 """Field of the input that holds the text's language, for an encoder that is told it."""
+PROMPT = "prompt"
+"""Field of the input that holds what the LLM reads in place of the text, as in training."""
 ANSWER = "answer"
 """Field of the output that holds the answer."""
 ANSWERED_BY = "answered_by"
@@ -47,7 +50,8 @@ def answer_file(pipeline: Pipeline | OwnAnswers, source: Path, output: Path, fie
         batch: texts at a time.
 
     Raises:
-        DataError: a line is no JSON object or has no text, or names a language that the encoder does not have.
+        DataError: a line is no JSON object or has no text, names a language that the encoder does not have, or
+            its prompt is no text.
         ConfigError: the output is there already, or another command is writing it.
         LaunchError: it cannot be written.
     """
@@ -58,11 +62,13 @@ def answer_file(pipeline: Pipeline | OwnAnswers, source: Path, output: Path, fie
     rows, ways = [], []
     for number, item in items:
         try:
-            rows.append(pipeline.row(item[field], _language(item)))
+            # `--field prompt` names the text itself.
+            rows.append(pipeline.row(item[field], _language(item), None if field == PROMPT else item.get(PROMPT)))
             ways.append(pipeline.way(_language(item)))
         except DataError as error:
             raise DataError(f"{source} line {number}: {error}") from None
-    plan = batches([len(row.head) + len(row.source) + len(row.prompt) + len(row.tail) for row in rows], batch, ways)
+    lengths = [len(row.head) + len(row.source) + len(row.prompt) + len(row.tail) for row in rows]
+    plan = batches(lengths, batch, ways, list(map(pipeline.needs, rows)), pipeline.positions)
     identity = hashlib.sha256(f"{pipeline.identity()}/{hashlib.sha256(content).hexdigest()}/{field}/{batch}".encode())
     part = PartFile(output.with_name(f".{output.name}.part"), identity.hexdigest())
     with _locked(part.path):
@@ -121,12 +127,36 @@ def _language(item: dict[str, Any]) -> str:
     return language
 
 
-def batches(lengths: Sequence[int], size: int, ways: Sequence[str] = ()) -> list[list[int]]:
-    """Indices in batches of `size`, texts of similar length together. The longest first: they need the most memory.
-    A batch has one way of `ways` (default: all are alike)."""
+def batches(
+    lengths: Sequence[int],
+    size: int,
+    ways: Sequence[str] = (),
+    needs: Sequence[tuple[int, int]] = (),
+    positions: int = 0,
+) -> list[list[int]]:
+    """Indices in batches, texts of similar length together. The longest first: they need the most memory.
+
+    Args:
+        lengths: of the texts, in tokens.
+        size: most texts of a batch, which has fewer where one of them could not write as much as alone.
+        ways: a batch has one of them; empty = all are alike.
+        needs: of each text the LLM's positions that its prompt takes, and the most tokens of its answer alone.
+        positions: of the LLM; 0 = unknown.
+    """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     groups = [[index for index in order if ways[index] == way] for way in sorted(set(ways))] if ways else [order]
-    return [group[start : start + size] for group in groups for start in range(0, len(group), size)]
+    found: list[list[int]] = []
+    for group in groups:
+        longest = most = count = 0
+        for index in group:
+            used, limit = needs[index] if needs else (0, 0)
+            longest, most = max(longest, used), max(most, limit)
+            if count in (0, size) or not write_as_alone(longest, most, positions):
+                found.append([])
+                longest, most, count = used, limit, 0
+            found[-1].append(index)
+            count += 1
+    return found
 
 
 def read_items(

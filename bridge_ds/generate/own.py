@@ -31,6 +31,8 @@ class OwnAnswers:
     """The LLM of a run's config without a bridge, which reads and writes as the run would have it."""
 
     choice = None
+    positions = 0
+    """As if unknown: greedily, a row that shares a batch has the positions that it has alone."""
 
     def __init__(self, config: Config, max_new_tokens: int | None = None, device: str = "cpu") -> None:
         """Args:
@@ -55,8 +57,8 @@ class OwnAnswers:
         """Who answers: the LLM."""
         return LLM
 
-    def row(self, text: Any, language: str = "") -> ContextIds:
-        """Token ids of one text.
+    def row(self, text: Any, language: str = "", prompt: Any = None) -> ContextIds:
+        """Token ids of one text; the LLM reads no other one here.
 
         Raises:
             DataError: it is no text, or empty.
@@ -64,6 +66,10 @@ class OwnAnswers:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{str(text)[:80]!r} is no text; expected one, in English.")
         return self._prompts.ids(Context(text), self._prompts.room(self._most))
+
+    def needs(self, row: ContextIds) -> tuple[int, int]:
+        """As of :meth:`bridge_ds.generate.pipeline.Pipeline.needs`."""
+        return self._prompts.length(row), self._most
 
     @torch.no_grad()
     def write(self, rows: Sequence[ContextIds], seed: int = 0, way: str = LLM) -> list[str]:

@@ -96,15 +96,17 @@ class Pipeline:
         """BRIDGE, or LLM where choice.json is followed and the LLM alone answers; the language as of :meth:`row`."""
         return self.choice.way(language or self.options.language) if self.choice else BRIDGE
 
-    def row(self, text: Any, language: str = "") -> ContextIds:
+    def row(self, text: Any, language: str = "", prompt: Any = None) -> ContextIds:
         """Token ids of one text, or with `chat` of one list of messages.
 
         Args:
             text: the one or the other.
             language: of this text; empty = that of the options.
+            prompt: what the LLM reads in place of it, where it reads text at all; empty = the text itself.
 
         Raises:
-            DataError: neither of these, or a language that the encoder does not have.
+            DataError: neither of these, a prompt that is to be read and is no text, or a language that the encoder does
+                not have.
         """
         language = language or self.options.language
         prompts = self.processor.prompts if self.way(language) == BRIDGE else self.processor.prompts.alone()
@@ -119,7 +121,21 @@ class Pipeline:
             context = prompts.chat(history, language=language)
         else:
             raise DataError(f"{str(text)[:80]!r} is no chat; expected a text or messages with role and content.")
+        if prompt and prompts.reads_text:
+            if not isinstance(prompt, str):
+                raise DataError(f"its prompt is {str(prompt)[:80]!r}; expected a text, which the LLM is to read.")
+            context = dataclasses.replace(context, prompt=prompt)
         return self.processor.context_ids(context, self.options.max_new_tokens, prompts)
+
+    @property
+    def positions(self) -> int:
+        """Of the LLM; 0 = unknown."""
+        return self.model.generator.positions
+
+    def needs(self, row: ContextIds) -> tuple[int, int]:
+        """The LLM's positions that the prompt of a row takes, and the most tokens of its answer where it is alone."""
+        used, most = self.processor.prompts.length(row), self.options.max_new_tokens or self.processor.max_new_tokens
+        return used, min(most, self.positions - used) if self.positions else most
 
     def check_language(self) -> None:
         """Warn that a language has no effect on this encoder, or say whether the bridge answers in it.

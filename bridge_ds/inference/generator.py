@@ -28,7 +28,7 @@ from bridge_ds.llm.splice import Spliced
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-__all__ = ["Generator", "Sampling", "mixed_seed"]
+__all__ = ["Generator", "Sampling", "mixed_seed", "write_as_alone"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +57,18 @@ class Sampling:
 def mixed_seed(seed: int, number: int = 0) -> int:
     """A seed for torch from the one that was asked for and the number of a batch."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:8], "big") >> 1
+
+
+def write_as_alone(longest: int, most: int, positions: int) -> bool:
+    """Whether rows that share a batch can each write as much as alone. Padding takes positions, so that a shorter row
+    has no more of them left than the longest one.
+
+    Args:
+        longest: positions of the longest prompt.
+        most: tokens of the longest answer that one of them may have alone.
+        positions: of the LLM; 0 = unknown.
+    """
+    return not positions or longest + most <= positions
 
 
 class Generator:

@@ -66,6 +66,11 @@ class PromptBuilder:
         limits = replace(Limits.of(data), positions=positions, soft=soft)
         return cls(tokenizers, limits, bridge, data.augment_prompt, data.system_prompt, data.source_language)
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the LLM reads text in place of the soft prompt, or beside it."""
+        return self.prompt or not self.bridge
+
     def alone(self) -> PromptBuilder:
         """The same for the LLM alone, which reads the source itself; both count truncated texts together."""
         return replace(self, bridge=False)
@@ -104,7 +109,7 @@ class PromptBuilder:
         if not context.language:
             context = replace(context, language=self.language)
         found = context_ids(self.tokenizers, context, self.limits, following, bridge=self.bridge, prompt=self.prompt)
-        self.truncated.update(texts=1, **{part: part in found.truncated for part in ("source", "prompt")})
+        self.truncated.update(texts=1, **{part: int(part in found.truncated) for part in ("source", "prompt")})
         return found
 
     def room(self, max_new_tokens: int) -> int:

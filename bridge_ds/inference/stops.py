@@ -106,12 +106,12 @@ class Answer:
         if self.reason is not None:
             return ""
         self.tokens.append(token)
-        raw = self.decoder.raw(self.tokens) if self.stops or self.streamed else ""
-        if token in self.ends or self.stops.found(raw):
+        text = self.decoder(self.tokens) if self.stops or self.streamed else ""
+        if token in self.ends or self.stops.found(text):
             return self.finish("stop")
         if self.max_new_tokens is not None and len(self.tokens) >= self.max_new_tokens:
             return self.finish("length")
-        return self._new(self.stops.certain(self.decoder.bare(raw))) if self.streamed else ""
+        return self._new(self.stops.certain(text)) if self.streamed else ""
 
     def finish(self, reason: str = "length") -> str:
         """End the answer; what of its text has not been given yet."""
@@ -132,7 +132,12 @@ class Answer:
 
 def stop_criterion(decoder: Decoder, stops: StopStrings) -> StoppingCriteria:
     """A stopping criterion of transformers that ends each sequence, beams too, at the first stop string."""
-    return _criterion(lambda rows: [stops.found(decoder.raw(row[-stops.tail :])) for row in rows])
+
+    def text(row: list[int]) -> str:
+        # The space that is taken off the beginning of an answer completes no stop string.
+        return decoder(row) if len(row) <= stops.tail else decoder.raw(row[-stops.tail :])
+
+    return _criterion(lambda rows: [stops.found(text(row)) for row in rows])
 
 
 def answers_criterion(

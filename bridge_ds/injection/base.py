@@ -45,18 +45,19 @@ class Injected:
         pairs = [(key.index_select(0, at), value.index_select(0, at)) for key, value in self.pairs]
         return replace(self, mask_BS=self.mask_BS.index_select(0, at), pairs=pairs, _made={})
 
-    def pair(self, place: int, attention: Any) -> Pair:
+    def pair(self, place: int, attention: Any, device: torch.device) -> Pair:
         """Keys and values [B, G, S, E] of one layer.
 
         Args:
             place: its number among the K.
             attention: its attention module of transformers.
+            device: where it computes; the encoder's may be another.
         """
-        if self.projected:
-            return self.pairs[place]
         if place in self._made:
             return self._made[place]
-        key, value = self.pairs[place]
+        key, value = (part.to(device) for part in self.pairs[place])
+        if self.projected:
+            return key, value
         made = tuple(
             _heads(getattr(attention, f"{name}_proj")(vectors_BSH), attention, getattr(attention, f"{name}_norm", None))
             for name, vectors_BSH in (("k", key), ("v", value))
@@ -67,7 +68,12 @@ class Injected:
 
 
 def _heads(vectors: torch.Tensor, attention: Any, norm: Any) -> torch.Tensor:
-    """[B, S, G E] as [B, G, S, E], through the layer's norm of its heads where it has one (Qwen 3, Gemma 3)."""
+    """[B, S, G E] as [B, G, S, E], through the layer's norm where it has one: of each head (Qwen 3, Gemma 3), or of all
+    of them together (OLMo 2 and 3)."""
+    weight = getattr(norm, "weight", None)
+    width = 0 if weight is None else getattr(weight, "ds_shape", weight.shape)[-1]  # ZeRO-3 leaves `shape` empty
+    if width == vectors.shape[-1]:
+        vectors, norm = norm(vectors), None
     heads = vectors.unflatten(-1, (-1, attention.head_dim))
     return (heads if norm is None else norm(heads)).transpose(1, 2)
 

@@ -52,22 +52,23 @@ class AttentionLayers:
         """Args:
         model: of transformers.
         wanted: numbers of its layers with attention, from 0; empty = all.
-        projects: each must have projections of keys and values of its own.
+        projects: each must have projections of keys and values of its own, to which vectors can be given.
 
         Raises:
-            ConfigError: it has no such layers, or its attention is not called through the interface.
+            ConfigError: it has no such layers, its attention is not called through the interface, or what it makes of
+                vectors is not what it attends to.
         """
         every = attention_layers(model)
         kind = type(model).__name__
         refuse_other_layers(wanted, len(every), kind)
         self.modules = [every[number] for number in wanted] if wanted else every
-        lacking = [m for m in self.modules if projects and not (hasattr(m, "k_proj") and hasattr(m, "v_proj"))]
         call_beside_attention()
-        why = "has no k_proj and v_proj in its attention" if lacking else ""
         if not self.modules:
             why = "has no attention layer that is found"
-        elif not why and not _is_called(model):
-            why = "computes attention outside of transformers' interface"
+        elif projects and not all(map(_has_projections, self.modules)):
+            why = "has no k_proj and v_proj in its attention"
+        else:
+            why = _refusal(model, projects)
         if why:
             raise ConfigError(
                 f"injection needs layers of the LLM that can attend beside its text, and {kind} {why}; expected a "
@@ -94,7 +95,7 @@ def recorded(modules: Iterable[nn.Module]) -> Iterator[list[Pair]]:
     found: list[Pair] = []
     modules = list(modules)
 
-    def keep(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    def keep(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None) -> None:
         found.append((key, value))
 
     for module in modules:
@@ -106,13 +107,33 @@ def recorded(modules: Iterable[nn.Module]) -> Iterator[list[Pair]]:
             vars(module).pop(BESIDE, None)
 
 
-def _is_called(model: Any) -> bool:
-    """Whether every attention layer of the model's class calls what is beside it: seen on a tiny copy."""
+def _has_projections(module: nn.Module) -> bool:
+    # An attribute may be None: layers of Gemma 4 that have no values of their own.
+    return all(getattr(module, name, None) is not None for name in ("k_proj", "v_proj"))
+
+
+def _refusal(model: Any, projects: bool) -> str:
+    """Why layers of the model's class cannot attend beside their text, seen on a tiny copy; empty = they can."""
     copy = tiny_copy(type(model), model.config)
     modules = attention_layers(copy)
-    with recorded(modules) as found, torch.no_grad():
-        copy(inputs_embeds=copy.get_input_embeddings()(torch.arange(8, 12)[None]), use_cache=False)
-    return len(found) == len(modules)
+    with torch.no_grad():
+        embeds = copy.get_input_embeddings()(torch.arange(8, 12)[None])
+        with recorded(modules) as found:
+            copy(inputs_embeds=embeds, use_cache=False)
+        if len(found) != len(modules):
+            return "computes attention outside of transformers' interface"
+        if not projects:
+            return ""
+        modules = [module for module in modules if _has_projections(module)]
+        count, mask = len(modules), torch.ones(embeds.shape[:2])
+        injected = Injected(torch.ones(count), mask, [(embeds, embeds)] * count, projected=False)
+        for place, module in enumerate(modules):
+            vars(module)[BESIDE] = _Beside(injected, place)
+        try:
+            copy(inputs_embeds=embeds, use_cache=False)
+        except Exception:  # of whatever type: the layers are transformers'
+            return "makes its keys and values of k_proj and v_proj in a way that is not known here"
+    return ""
 
 
 class _Beside:
@@ -121,15 +142,18 @@ class _Beside:
     def __init__(self, injected: Injected, place: int) -> None:
         self.injected, self.place = injected, place
 
-    def __call__(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
         """[B, X, A, E], to be added to the layer's own result.
 
         Args:
             query: [B, A, X, E]; with beams or several answers to a prompt each row of the batch is there several
                 times.
+            scaling: of the layer's own attention. OPT's is 1: its queries are scaled already.
         """
         of = self.injected
-        keys, values = of.pair(self.place, module)
+        keys, values = of.pair(self.place, module, query.device)
         mask_BS = of.mask_BS.to(query.device).bool()
         if (times := len(query) // len(mask_BS)) > 1:
             keys, values, mask_BS = (part.repeat_interleave(times, 0) for part in (keys, values, mask_BS))
@@ -137,7 +161,7 @@ class _Beside:
         seen_BS = mask_BS | ~some_B[:, None]  # a softmax over nothing is NaN
         found = plain_attention()(
             module, query, keys.to(query), values.to(query), seen_BS[:, None, None], dropout=0.0,
-            scaling=getattr(module, "scaling", None), is_causal=False,
+            scaling=scaling, is_causal=False,
         )[0]  # fmt: skip
         gate = of.gates_K[self.place].to(query)
         return found * (gate * some_B[:, None, None, None])

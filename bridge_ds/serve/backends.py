@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -93,6 +93,8 @@ class ServedModel(Generator):
         prompts = self.prompts if way == BRIDGE else self.prompts.alone()
         try:
             context = prompts.chat(text, language=language) if request.chat else Context(text, language=language)
+            if request.llm_prompt and request.llm_prompt[index]:  # an empty one is none, as in training
+                context = replace(context, prompt=request.llm_prompt[index])
             ids = prompts.ids(context, prompts.room(limit))
         except BridgeError as error:
             code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None

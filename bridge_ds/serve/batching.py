@@ -14,7 +14,7 @@ from typing import Protocol
 from bridge_ds.data.text.prompting import ContextIds
 from bridge_ds.errors import BridgeError
 from bridge_ds.inference.choice import BRIDGE
-from bridge_ds.inference.generator import Sampling
+from bridge_ds.inference.generator import Sampling, write_as_alone
 from bridge_ds.inference.stops import Answer
 from bridge_ds.serve.protocol import APIError
 from bridge_ds.serve.replies import Event
@@ -81,8 +81,8 @@ class Row:
 def choose_batch(rows: Sequence[Row], size: int, positions: int) -> list[Row]:
     """The row that has waited longest, and rows with the same sampling and way that are nearest to it in length.
 
-    Padding takes positions, so rows only share a batch where each can still write as much as alone; its answer is then
-    the one that it would get alone.
+    Rows only share a batch where each can still write as much as alone; its answer is then the one that it would get
+    alone.
 
     Args:
         rows: in order of arrival.
@@ -98,7 +98,7 @@ def choose_batch(rows: Sequence[Row], size: int, positions: int) -> list[Row]:
         if len(chosen) == size:
             break
         longest, highest = max(length, row.length), max(limit, row.limit)
-        if not positions or longest + highest <= positions:
+        if write_as_alone(longest, highest, positions):
             chosen, length, limit = [*chosen, row], longest, highest
     return chosen
 

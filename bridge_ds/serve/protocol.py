@@ -150,6 +150,8 @@ class GenerationRequest(BaseModel):
     stream_options: _StreamOptions | None = None
     language: Text | None = None
     """Of the input, for an encoder that is told it, and for the choice by language. Not a field of OpenAI's."""
+    llm_prompt: Annotated[list[Text] | None, BeforeValidator(_as_list)] = None
+    """What the LLM reads in place of each input, where it reads text at all. Not a field of OpenAI's."""
     user: Any = None
     metadata: Any = None
     n: Annotated[Any, _only(1)] = None
@@ -268,6 +270,9 @@ def parse_request(kind: type[Request], body: Any, model: str, limits: ServerLimi
     check_model(request.model, model)
     if len(request.inputs) > limits.texts:
         raise APIError(f"prompt holds {len(request.inputs)} texts; expected at most {limits.texts}.", param="prompt")
+    if request.llm_prompt is not None and len(request.llm_prompt) != len(request.inputs):
+        found, wanted = len(request.llm_prompt), len(request.inputs)
+        raise APIError(f"llm_prompt holds {found} texts; expected {wanted}, one for each input.", param="llm_prompt")
     if (request.token_limit or 0) > limits.tokens:
         message = f"max_tokens is {request.token_limit}; expected at most {limits.tokens}."
         raise APIError(message, param="max_tokens")

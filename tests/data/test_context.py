@@ -184,6 +184,25 @@ def test_both_texts_share_what_room_there_is(tokenizers: Tokenizers) -> None:
     assert (kept, shown, truncated) == ([5, 1], [2, 3, 4], ("source", "prompt")) and len(kept) + len(shown) + 1 == 6
 
 
+@given(
+    lengths=st.tuples(st.integers(1, 20), st.integers(0, 20)), most=st.tuples(st.integers(2, 20), st.integers(1, 20)),
+    room=st.integers(2, 50), side=st.sampled_from(["right", "left"]),
+)  # fmt: skip
+def test_what_fits_is_read_as_in_training_and_neither_text_takes_the_room_of_both(
+    lengths: tuple[int, int], most: tuple[int, int], room: int, side: str
+) -> None:
+    source, prompt = [*range(2, lengths[0] + 1), 1], list(range(50, 50 + lengths[1]))
+    limits, ends = Limits(*most, side=side), (0, 1)
+    in_training = fit(source, prompt, limits, ends)
+    found = fit(source, prompt, dataclasses.replace(limits, positions=100), ends, room)
+    taken = [len(kept) for kept in in_training[:2]]
+    if sum(taken) + 1 <= room:
+        assert found == in_training
+    else:
+        assert len(found[0]) + len(found[1]) + 1 == room, "nothing of it is left over"
+        assert len(found[0]) >= min(taken[0], room - room // 2 - 1) and len(found[1]) >= min(taken[1], room // 2)
+
+
 def test_prefix_lm_keeps_its_end_whatever_the_setting_and_old_runs_cut_at_the_right() -> None:
     assert side_of(DataConfig()) == "right" and side_of(DataConfig(truncation_side="left")) == "left"
     assert side_of(DataConfig(objective="prefix_lm")) == "left"

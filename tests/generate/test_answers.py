@@ -57,6 +57,37 @@ def test_batches_hold_every_text_once_in_order_of_length(lengths: list[int], siz
     assert all(len(batch) == size for batch in plan[:-1])
 
 
+@given(
+    lengths=st.lists(st.integers(1, 60), max_size=40), size=st.integers(1, 9), most=st.integers(1, 70),
+    positions=st.sampled_from([0, 64, 120]),
+)  # fmt: skip
+def test_each_text_of_a_batch_can_write_as_much_as_alone(
+    lengths: list[int], size: int, most: int, positions: int
+) -> None:
+    alone = [min(most, positions - length) if positions else most for length in lengths]
+    plan = batches(lengths, size, (), list(zip(lengths, alone, strict=True)), positions)
+    assert sorted(place for batch in plan for place in batch) == list(range(len(lengths)))
+    for batch in plan:
+        padded = max(lengths[place] for place in batch)
+        assert len(batch) <= size
+        assert all(not positions or alone[place] <= positions - padded for place in batch)
+    if len(set(lengths)) <= 1 or not positions:
+        assert all(len(batch) == size for batch in plan[:-1]), "texts of one length share all the same"
+
+
+def test_texts_of_a_file_that_leave_few_positions_write_as_much_as_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [TEXTS[0], "a dog", "the cat sat on the mat and looked at the dog", TEXTS[0]]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"source": text}) + "\n" for text in texts))
+    in_file(run, tmp_path / "in.jsonl", tmp_path / "out.jsonl", "--max-new-tokens", "125")
+    for line in (tmp_path / "out.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        capsys.readouterr()
+        assert main(["--run", str(run), "--prompt", row["source"], "--max-new-tokens", "125"]) == 0
+        assert capsys.readouterr().out == row["answer"] + "\n"
+
+
 def test_a_file_is_answered_as_its_texts_are_alone(
     run: Path, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +201,11 @@ def test_stops_beams_and_chats(run: Path, tmp_path: Path, capsys: pytest.Capture
     in_file(run, tmp_path / "chats.jsonl", tmp_path / "out.jsonl", "--chat", "--max-new-tokens", "14")
     rows = [json.loads(line)["answer"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert rows == [system, chat]
+
+
+def test_one_text_that_is_truncated_is_counted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(run), "--prompt", TEXTS[0] * 9, "--max-new-tokens", "2"]) == 0
+    assert "1 of 1 texts lost their end: at most 60 source tokens fit" in capsys.readouterr().err
 
 
 def test_lines_of_a_pipe_are_answered_one_by_one(

@@ -33,7 +33,8 @@ from tests import tiny
 from tests.samples import tokenize_sample
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3")
-CASES = [(form, llm) for form in ("every_layer", "gated_prompt") for llm in FAMILIES] + [("gated_prompt", "gpt2")]
+CASES = [(form, llm) for form in ("every_layer", "gated_prompt") for llm in FAMILIES]
+CASES += [("gated_prompt", "gpt2"), ("every_layer", "olmo2")]
 SAMPLES = [
     {"source": "the cat sat on the mat", "target": "Entailment"},
     {"source": "a dog", "target": "Neutral"},
@@ -45,7 +46,7 @@ SAMPLES = [
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("injected")
     tiny.make_encoder("mt5", root / "mt5")
-    for llm in (*FAMILIES, "gpt2", "bloom"):
+    for llm in (*FAMILIES, "gpt2", "bloom", "olmo2"):
         tiny.make_llm(llm, root / llm)
     return root
 

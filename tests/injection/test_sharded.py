@@ -13,7 +13,9 @@ pytestmark = pytest.mark.slow
 PROGRAM = str(Path(__file__).parents[1] / "programs" / "gate_sharded.py")
 
 
-@pytest.mark.parametrize(("form", "llm"), [("every_layer", "llama"), ("gated_prompt", "gemma3")])
+@pytest.mark.parametrize(
+    ("form", "llm"), [("every_layer", "llama"), ("every_layer", "olmo2"), ("gated_prompt", "gemma3")]
+)
 def test_at_gate_0_a_sharded_llm_computes_what_it_computes_alone(
     zygote: launch.Zygote, tmp_path: Path, form: str, llm: str
 ) -> None:

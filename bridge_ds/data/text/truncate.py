@@ -92,7 +92,8 @@ def fit(
     of_each = not limits.soft.length
     shared = bool(source) and limits.soft.place == "input" and of_each
     if room is not None:
-        most_prompt = min(most_prompt, room // 2 if shared else room)
+        # Half of it, or all that the source leaves, so that both are read whole where they fit, as in training.
+        most_prompt = min(most_prompt, max(room // 2, room - min(len(source), most_source) - 1) if shared else room)
     kept_prompt = truncated(prompt, most_prompt, limits.side)
     if room is not None and shared:
         most_source = min(most_source, room - len(kept_prompt) - 1)
