@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +31,36 @@ def test_a_wrong_config_fails_once_and_says_what_to_change(
         assert job.show()["Restarts"] == "0" and job.show()["ExitCode"] == "2:0"
         assert job.text.splitlines()[-1].startswith("error: ") and word in job.text.splitlines()[-1]
         assert job.starts <= 1 and "Traceback" not in job.text
+
+
+def test_a_stop_signal_before_the_training_requeues_the_job(
+    cluster: Cluster, small_run: list[str], shards: Path, tmp_path: Path
+) -> None:
+    """In the checks of the first start, the comparison of the second, the copies of the third; the fourth trains."""
+    # Each of these programs waits in one start of the job, until it is stopped.
+    slow = {"python": (sys.executable, 0, "--ranks"), "python3": (str(tmp_path / "python"), 1, "--versions")}
+    slow["cp"] = (shutil.which("cp") or "", 2, "-r")
+    for name, (real, start, word) in slow.items():
+        waits = f': >"{tmp_path}/{name}-$SLURM_PROCID-waits"; sleep 100'
+        if_asked = f'[ "${{SLURM_RESTART_COUNT:-0}}" -ne {start} ] || case "$*" in *{word}*) {waits} ;; esac'
+        (tmp_path / name).write_text(f'#!/bin/sh\n{if_asked}\nexec "{real}" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "python3", "SHARDS": str(shards), "MAX_STALLS": "9"}
+    env["LOCAL_DISK"] = str(tmp_path / "disk")
+    job = cluster.submit(SCRIPT, options(small_run, train__steps=2), tmp_path / "run", env)
+
+    def stop(name: str, tasks: int, *how: str) -> None:
+        requeued = job.text.count("preempted; requeued (step 0).")
+        until(lambda: len([*tmp_path.glob(f"{name}-*-waits")]) == tasks, 90, lambda: job.text[-3000:])
+        cluster.call("scancel", *how, job.number)
+        until(lambda: job.text.count("preempted; requeued (step 0).") > requeued, 60, lambda: job.text[-3000:])
+
+    stop("python", 1, "--full", "--signal=TERM")
+    stop("python3", 2, "--signal=TERM")
+    stop("cp", 2, "--signal=USR2")
+    assert job.starts == 0
+    assert job.wait_end() == "COMPLETED" and int(job.show()["Restarts"]) >= 3, job.text[-4000:]
+    assert "start 4 of job" in job.text, "each of the three counts as a start"
 
 
 def test_a_hung_rank_is_named_and_the_job_ends(cluster: Cluster, small_run: list[str], tmp_path: Path) -> None:
