@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 from bridge_ds.cli import Parser, positive
+from bridge_ds.errors import LaunchError
 from bridge_ds.training_options import train_parser
+from bridge_ds.world import World
 
 __all__ = ["launched", "main", "split"]
 
@@ -19,7 +21,12 @@ def main(argv: list[str] | None = None, prog: str = "bridge-ds train") -> int:
     words = sys.argv[1:] if argv is None else argv
     own, launcher = split(words, prog)
     options = train_parser(prog).parse_args(own)
-    if launched() or (options.dry_run and not launcher):
+    if launched() and launcher:
+        raise LaunchError(
+            f"{launcher[0]} is for DeepSpeed's launcher, and srun or torchrun has started this process as one of "
+            "several; expected one launcher; leave the option out, or give the command without srun or torchrun."
+        )
+    if launched() or ((options.dry_run or _is_task()) and not launcher):
         from bridge_ds.train import main as train
 
         return train(own)
@@ -34,7 +41,27 @@ def main(argv: list[str] | None = None, prog: str = "bridge-ds train") -> int:
 
 def launched() -> bool:
     """Whether torchrun, deepspeed or srun has started this process as one of several."""
-    return "RANK" in os.environ or {"SLURM_STEP_ID", "SLURM_PROCID"} <= os.environ.keys()
+    return "RANK" in os.environ or (_is_task() and World.detect().size > 1)
+
+
+def _is_task() -> bool:
+    """Whether srun has started this process, and not a shell that srun has opened (`srun --pty bash`, salloc).
+
+    Such a shell is a task too, and what is started in it inherits its variables. So do the tasks of a further srun, but
+    these have no terminal.
+    """
+    if not {"SLURM_STEP_ID", "SLURM_PROCID"} <= os.environ.keys():
+        return False
+    # The task of `srun --pty bridge-ds train` leads the terminal's session; what a shell starts does not.
+    return "SLURM_PTY_PORT" not in os.environ or os.getsid(0) == os.getpid() or not _has_terminal()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def split(words: list[str], prog: str = "bridge-ds train") -> tuple[list[str], list[str]]:

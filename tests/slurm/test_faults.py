@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import launch
 from tests.slurm.cluster import ROOT, Cluster, until
 from tests.slurm.test_jobs import SCRIPT, lines, options
 
@@ -109,3 +110,32 @@ def test_srun_without_our_launchers(cluster: Cluster, small_run: list[str], tmp_
     trained = subprocess.run([*one_node, *train], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert len(lines(tmp_path / "run")) == 2 and "2" in trained.stderr.split("ranks")[1].splitlines()[0]
+
+
+def test_a_shell_on_a_node_starts_the_processes_as_anywhere(cluster: Cluster, tmp_path: Path) -> None:
+    """`srun --pty bash` is one task of a step, or several; what is started in it is not."""
+    env = {name: value for name, value in cluster.env.items() if not name.startswith(("MASTER_", "RANK", "WORLD_"))}
+    env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    (tmp_path / "a.txt").write_text("eins zwei\n")
+    ours, asked = f"{sys.executable} -m bridge_ds", f"--dry-run --num_gpus 2 -- --master_port {launch.free_port()}"
+    train, adapt = f"{ours} train {asked}", f"{ours} adapt --text {tmp_path}/a.txt {asked}"
+    terminal = [sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"]
+
+    def say(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            words, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def in_shell(tasks: str, command: str) -> tuple[int, str]:
+        # Further tasks of a shell find no terminal, and leave.
+        shell = f"[ $SLURM_PROCID != 0 ] || {command}; exit $?"
+        return say(*terminal, "srun", "--nodes=1", tasks, "--pty", "bash", "-c", shell)
+
+    for tasks, command in (("-n1", adapt), ("-n3", train), ("-n1", f"srun --overlap -n1 {train}")):
+        code, said = in_shell(tasks, command)
+        assert code == 0 and "# DeepSpeed, on 2 ranks:" in said, said[-3000:]
+    code, said = in_shell("-n2", f"srun --overlap -n2 {train}")
+    assert code == 2 and "error: --master_port is for DeepSpeed's launcher, and srun or torchrun has" in said, said
+    code, said = say("srun", "-n1", *f"{ours} train --dry-run".split())
+    assert code == 0 and "# DeepSpeed, on 1 ranks:" in said, said[-3000:]
