@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
 from bridge_ds.cli import Parser, positive
+from bridge_ds.config.text import short
 from bridge_ds.errors import LaunchError
 from bridge_ds.training_options import train_parser
 from bridge_ds.world import World
@@ -14,6 +16,9 @@ from bridge_ds.world import World
 __all__ = ["launched", "main", "split"]
 
 _TRAINER = Path(__file__).parents[1] / "train.py"
+_HOSTFILE = "/job/hostfile"
+"""Where DeepSpeed's launcher looks for one."""
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def main(argv: list[str] | None = None, prog: str = "bridge-ds train") -> int:
@@ -30,6 +35,7 @@ def main(argv: list[str] | None = None, prog: str = "bridge-ds train") -> int:
         from bridge_ds.train import main as train
 
         return train(own)
+    launcher = _on_visible_gpus(launcher, own)
     port = os.environ.get("MASTER_PORT")  # DeepSpeed's launcher sets it to its own option
     if port and not any(word.partition("=")[0] == "--master_port" for word in launcher):
         launcher = [*launcher, f"--master_port={port}"]
@@ -73,3 +79,44 @@ def split(words: list[str], prog: str = "bridge-ds train") -> tuple[list[str], l
     if found.num_gpus is not None:
         launcher = [*launcher, f"--num_gpus={found.num_gpus}"]
     return own, launcher
+
+
+def _on_visible_gpus(launcher: list[str], own: list[str]) -> list[str]:
+    """The launcher's options, which name the GPUs of CUDA_VISIBLE_DEVICES where that is set.
+
+    Given a number of GPUs, the launcher (DeepSpeed 0.19.8 at least) takes the node's first ones, whatever the variable
+    says; of names it reads none but numbers.
+
+    Raises:
+        LaunchError: the variable holds something else, or fewer than are asked for.
+    """
+    visible = os.environ.get(_VISIBLE, "")
+    if not visible or os.environ.get("DS_ACCELERATOR", "cuda") != "cuda":
+        return launcher
+    options = Parser(add_help=False, prog="deepspeed")
+    options.add_argument("-H", "--hostfile", default=_HOSTFILE)
+    options.add_argument("-i", "--include")
+    options.add_argument("-e", "--exclude")
+    options.add_argument("--num_nodes", type=int, default=1)
+    options.add_argument("--num_gpus", "--num_accelerators", type=int, default=-1)
+    found, others = options.parse_known_args(launcher)
+    if found.include or found.exclude or found.num_nodes > 1 or Path(found.hostfile).is_file():
+        return launcher
+    gpus = list(dict.fromkeys(name.strip() for name in visible.split(",")))
+    if not all(name.isascii() and name.isdecimal() for name in gpus):
+        count = found.num_gpus if found.num_gpus > 0 else len(gpus)
+        if visible.startswith("MIG-"):  # of which a process sees one, however many are named
+            count = 1
+        raise LaunchError(
+            f"{_VISIBLE} is {short(visible)!r}, and DeepSpeed's launcher reads numbers alone; expected such as 0,1 "
+            "(nvidia-smi -L lists them); set numbers, or use torchrun, which keeps the variable as it is: "
+            f"torchrun --nproc_per_node {count} -m bridge_ds.train {shlex.join(own)}".rstrip()
+        )
+    if found.num_gpus > len(gpus):
+        raise LaunchError(
+            f"--num_gpus is {found.num_gpus}, and {_VISIBLE} shows {len(gpus)} ({short(visible)}); expected as many or "
+            "more; ask for fewer, or set it to more (for processes on the CPU set DS_ACCELERATOR=cpu)."
+        )
+    # Not left to the launcher, whose own count of the node's GPUs may go by it, and not by their numbers.
+    del os.environ[_VISIBLE]
+    return [*others, f"--include=localhost:{','.join(gpus[: found.num_gpus] if found.num_gpus > 0 else gpus)}"]
