@@ -120,7 +120,8 @@ def train_parser(prog: str = "train.py") -> Parser:
     if text is _ADAPT_HELP:
         add_adapt_files(parser)
     if prog.startswith("bridge-ds"):  # commands/train.py takes it out
-        parser.add_argument("--num_gpus", metavar="N", help="processes on this machine (default: one a GPU)")
+        shown = "processes on this machine (default: one a GPU; those of CUDA_VISIBLE_DEVICES where it is set)"
+        parser.add_argument("--num_gpus", metavar="N", help=shown)
     add_config_options(parser, "adapt" if text is _ADAPT_HELP else "testbed")
     parser.add_argument(
         "--dry-run",

@@ -142,12 +142,25 @@ requeue() {
     exit 75
 }
 
+# For a step before the training that has ended with status $1: a stop signal during it means the same as later. It
+# counts as a start, or a job whose time limit is too short for its copies would be requeued for ever.
+requeue_if_stopped() {
+    case $1 in
+        75 | 140 | 143)
+            newest_step >>"$(starts)"
+            requeue "preempted"
+            ;;
+    esac
+    return "$1"
+}
+
 stage_in() {
     [ -n "$LOCAL_DISK" ] && [ -n "$SHARDS" ] || return 0
     local place=$LOCAL_DISK/bridge_ds-$job
     say "copying $SHARDS to $place on each node"
     # shellcheck disable=SC2016
-    on_each_node bash -c 'mkdir -p "$2" && cp -r "$1"/. "$2"' copy "$SHARDS" "$place" || exit 1
+    run_step on_each_node bash -c 'mkdir -p "$2" && cp -r "$1"/. "$2"' copy "$SHARDS" "$place" ||
+        requeue_if_stopped "$?" || exit 1
     trap 'on_each_node rm -rf "$LOCAL_DISK/bridge_ds-$job"' EXIT
     SHARDS=$place
 }
@@ -160,11 +173,12 @@ train() {
     last_words=$OUTPUT/last_words-$job.txt
     local shards=()
     [ -z "$SHARDS" ] || shards=(--set "data.shards=$SHARDS")
-    "${python[@]}" -m bridge_ds preflight --ranks "$((SLURM_JOB_NUM_NODES * tasks_per_node))" "${arguments[@]}" "${shards[@]}" || exit
+    touch "$(starts)" || exit 2
+    run_step "${python[@]}" -m bridge_ds preflight --ranks "$((SLURM_JOB_NUM_NODES * tasks_per_node))" \
+        "${arguments[@]}" "${shards[@]}" || requeue_if_stopped "$?" || exit
     same_versions || exit
     stage_in
     [ -z "$SHARDS" ] || arguments+=(--set "data.shards=$SHARDS")
-    touch "$(starts)"
     while :; do
         may_start_again || exit 1
         newest_step >>"$(starts)"
@@ -200,7 +214,8 @@ after() {
 same_versions() {
     [ "$SLURM_JOB_NUM_NODES" -gt 1 ] || return 0
     local found
-    found=$(on_each_node "${python[@]}" -m bridge_ds preflight --versions | sort | uniq -c) || return 1
+    found=$(on_each_node "${python[@]}" -m bridge_ds preflight --versions) || requeue_if_stopped "$?" || return 1
+    found=$(sort <<<"$found" | uniq -c)
     [ "$(wc -l <<<"$found")" -eq 1 ] && return 0
     echo "$found"
     echo "error: the nodes have different versions (count and versions above); expected the same; install the same on all."

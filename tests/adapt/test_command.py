@@ -101,7 +101,7 @@ def test_what_a_sample_must_hold() -> None:
 def test_the_command_is_the_trainers_with_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda _, words: started.append(words))
-    for name in ("RANK", "SLURM_STEP_ID", "SLURM_PROCID"):
+    for name in ("RANK", "SLURM_STEP_ID", "SLURM_PROCID", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     text, pairs = write(tmp_path / "a.txt", "eins zwei"), write(tmp_path / "c.tsv", "source\ttarget", "eins\tone")
     run = ["--set", f"run.output={tmp_path / 'run'}", "--set", "train.steps=7"]
@@ -141,6 +141,11 @@ def test_the_command_is_the_trainers_with_a_recipe(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(LaunchError, match=r"--text, --triples and --parallel are packed once.*--prepare first"):
         adapt.main(["--text", str(text), *run])
+    monkeypatch.delenv("RANK")
+    for name, value in {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    adapt.main(["--num_gpus", "2", "--text", str(text), *run])  # srun has started one process, which starts two
+    assert started[-1][4] == "--num_gpus=2" and len(started) == 8
 
 
 def test_prepare_writes_the_recipe_of_the_run_for_other_launchers(

@@ -56,6 +56,7 @@ def test_the_command_is_the_trainers_with_an_option(
     started: list[list[str]] = []
     monkeypatch.setattr("os.execv", lambda _, words: started.append(words))
     monkeypatch.setenv("MASTER_PORT", "29111")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     finetune.main(["--recipe", "testbed", "--num_gpus", "2"])
     finetune.main(["--recipe", "testbed", "--", "--master_port", "29222"])
     assert started[0][5] == "--master_port=29111" and started[1][4:6] == ["--master_port", "29222"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import launch
 from tests.slurm.cluster import ROOT, Cluster, until
 from tests.slurm.test_jobs import SCRIPT, lines, options
 
@@ -29,6 +32,36 @@ def test_a_wrong_config_fails_once_and_says_what_to_change(
         assert job.show()["Restarts"] == "0" and job.show()["ExitCode"] == "2:0"
         assert job.text.splitlines()[-1].startswith("error: ") and word in job.text.splitlines()[-1]
         assert job.starts <= 1 and "Traceback" not in job.text
+
+
+def test_a_stop_signal_before_the_training_requeues_the_job(
+    cluster: Cluster, small_run: list[str], shards: Path, tmp_path: Path
+) -> None:
+    """In the checks of the first start, the comparison of the second, the copies of the third; the fourth trains."""
+    # Each of these programs waits in one start of the job, until it is stopped.
+    slow = {"python": (sys.executable, 0, "--ranks"), "python3": (str(tmp_path / "python"), 1, "--versions")}
+    slow["cp"] = (shutil.which("cp") or "", 2, "-r")
+    for name, (real, start, word) in slow.items():
+        waits = f': >"{tmp_path}/{name}-$SLURM_PROCID-waits"; sleep 100'
+        if_asked = f'[ "${{SLURM_RESTART_COUNT:-0}}" -ne {start} ] || case "$*" in *{word}*) {waits} ;; esac'
+        (tmp_path / name).write_text(f'#!/bin/sh\n{if_asked}\nexec "{real}" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": "python3", "SHARDS": str(shards), "MAX_STALLS": "9"}
+    env["LOCAL_DISK"] = str(tmp_path / "disk")
+    job = cluster.submit(SCRIPT, options(small_run, train__steps=2), tmp_path / "run", env)
+
+    def stop(name: str, tasks: int, *how: str) -> None:
+        requeued = job.text.count("preempted; requeued (step 0).")
+        until(lambda: len([*tmp_path.glob(f"{name}-*-waits")]) == tasks, 90, lambda: job.text[-3000:])
+        cluster.call("scancel", *how, job.number)
+        until(lambda: job.text.count("preempted; requeued (step 0).") > requeued, 60, lambda: job.text[-3000:])
+
+    stop("python", 1, "--full", "--signal=TERM")
+    stop("python3", 2, "--signal=TERM")
+    stop("cp", 2, "--signal=USR2")
+    assert job.starts == 0
+    assert job.wait_end() == "COMPLETED" and int(job.show()["Restarts"]) >= 3, job.text[-4000:]
+    assert "start 4 of job" in job.text, "each of the three counts as a start"
 
 
 def test_a_hung_rank_is_named_and_the_job_ends(cluster: Cluster, small_run: list[str], tmp_path: Path) -> None:
@@ -77,3 +110,32 @@ def test_srun_without_our_launchers(cluster: Cluster, small_run: list[str], tmp_
     trained = subprocess.run([*one_node, *train], cwd=ROOT, env=env, capture_output=True, text=True, timeout=200)
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert len(lines(tmp_path / "run")) == 2 and "2" in trained.stderr.split("ranks")[1].splitlines()[0]
+
+
+def test_a_shell_on_a_node_starts_the_processes_as_anywhere(cluster: Cluster, tmp_path: Path) -> None:
+    """`srun --pty bash` is one task of a step, or several; what is started in it is not."""
+    env = {name: value for name, value in cluster.env.items() if not name.startswith(("MASTER_", "RANK", "WORLD_"))}
+    env |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    (tmp_path / "a.txt").write_text("eins zwei\n")
+    ours, asked = f"{sys.executable} -m bridge_ds", f"--dry-run --num_gpus 2 -- --master_port {launch.free_port()}"
+    train, adapt = f"{ours} train {asked}", f"{ours} adapt --text {tmp_path}/a.txt {asked}"
+    terminal = [sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"]
+
+    def say(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            words, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def in_shell(tasks: str, command: str) -> tuple[int, str]:
+        # Further tasks of a shell find no terminal, and leave.
+        shell = f"[ $SLURM_PROCID != 0 ] || {command}; exit $?"
+        return say(*terminal, "srun", "--nodes=1", tasks, "--pty", "bash", "-c", shell)
+
+    for tasks, command in (("-n1", adapt), ("-n3", train), ("-n1", f"srun --overlap -n1 {train}")):
+        code, said = in_shell(tasks, command)
+        assert code == 0 and "# DeepSpeed, on 2 ranks:" in said, said[-3000:]
+    code, said = in_shell("-n2", f"srun --overlap -n2 {train}")
+    assert code == 2 and "error: --master_port is for DeepSpeed's launcher, and srun or torchrun has" in said, said
+    code, said = say("srun", "-n1", *f"{ours} train --dry-run".split())
+    assert code == 0 and "# DeepSpeed, on 1 ranks:" in said, said[-3000:]

@@ -41,8 +41,9 @@ part() { # NAME COMMAND...: its output goes to FOLDER/NAME.log, and the last lin
 train() { # OUTPUT SETTINGS...
     local output=$1
     shift
-    "$python" -m deepspeed.launcher.runner --master_port "${PORT:-29500}" --num_gpus "$gpus" bridge_ds/train.py \
-        --ds_config zero3.json --set run.output="$output" "$@"
+    # Not the launcher itself, which would take the first GPUs of the node, whatever CUDA_VISIBLE_DEVICES says.
+    "$python" -m bridge_ds train --num_gpus "$gpus" --ds_config zero3.json --set run.output="$output" "$@" \
+        -- --master_port "${PORT:-29500}"
 }
 
 deterministic() { # the same twice; then stopped after 10 steps, and resumed
