@@ -18,7 +18,7 @@ from bridge_ds.config.finetune import asked_config
 from bridge_ds.config.names import made_at_start
 from bridge_ds.config.schema import Config
 from bridge_ds.disk import real
-from bridge_ds.errors import BridgeError, ConfigError, DataError, LaunchError
+from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.first_stage import FirstStage
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import device_gib, memory
@@ -232,7 +232,7 @@ def output_writable(subject: Subject) -> str:
     free = shutil.disk_usage(folder).free
     try:
         job = _plan(subject)
-    except BridgeError:  # said of the memory
+    except ConfigError:  # said of the memory
         return f"{folder}, {free / 2**30:.1f} GiB free"
     of = subject.config.checkpoint
     # Parameter and two moments in float32; one checkpoint more while the next is written.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,11 @@ def harness_answerer(
     """The harness around a loaded model, as its constructor makes it of a run."""
     prompts = PromptBuilder.of(data, tokenizers, model.llm.positions, model.soft_prompt, bridge=bridge)
     return Answerer(Generator(model, tokenizers, bridge=bridge), prompts, end_token)
+
+
+def on_bases(models: Mapping[str, Path], *settings: str) -> list[str]:
+    """Settings of a run on the small models of that fixture, in float32, and more."""
+    return [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32", *settings]
 
 
 def make_run(

@@ -91,8 +91,10 @@ def compare(
         done: list[set[str]] = on_main(lambda store=store: [store.resume(job) for job in jobs], world)  # type: ignore[misc]
         asked = list(zip(jobs, done, strict=True))
         if system is llm and not llm_is_there:
+            lacking = [job for job, keys in asked if len(keys) < len(job.examples)]
             asked = [(job, keys) for job, keys in asked if len(keys) == len(job.examples)]
-            _say_left_out(jobs, [job for job, _ in asked], world)
+            if lacking and world.is_main:
+                _say_left_out(lacking)
         if asked:
             results[store.scored.system] = _score(system, asked, batch, world, before_batch, store)
     for store in stores:
@@ -113,13 +115,12 @@ def write_evaluation(path: Path, results: dict[str, Any], checkpoint: str) -> No
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _say_left_out(jobs: Sequence[ScoringJob], asked: Sequence[ScoringJob], world: World) -> None:
-    missing = [f"{job.task.name} in {job.language}" for job in jobs if job not in asked]
-    if missing and world.is_main:
-        print(
-            f"the LLM alone is left out for {', '.join(missing)}: the run of evaluation.llm_from has no answers to "
-            "these samples with these settings of model, lengths, null_scores and max_new_tokens; score it so first"
-        )
+def _say_left_out(lacking: Sequence[ScoringJob]) -> None:
+    names = ", ".join(f"{job.task.name} in {job.language}" for job in lacking)
+    print(
+        f"the LLM alone is left out for {names}: the run of evaluation.llm_from has no answers to these samples with "
+        "these settings of model, lengths, null_scores and max_new_tokens; score it so first"
+    )
 
 
 def _score(

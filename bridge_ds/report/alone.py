@@ -38,22 +38,22 @@ def llm_alone(
     found = [run for runs in own.values() for run in runs if run is not None]
     if not found:
         return {}, {}
+    answers = {run.folder: _answers(run, tasks) for run in found}
     # One that lacks a language is of no use where another has all.
-    whole = [run for run in found if _answers(run, tasks)] or found[:1]
-    answers = {name: [run and _answers(run, tasks) for run in runs] for name, runs in own.items()}
-    if len({_answers(run, tasks) for run in whole}) == 1:
+    whole = [run for run in found if answers[run.folder]] or found[:1]
+    if len({answers[run.folder] for run in whole}) == 1:
         return {NAME: whole[:1]}, dict.fromkeys(bridges, NAME)
     systems: dict[str, list[StudyRun]] = {}
     for name, runs in own.items():
-        for run, made, bridge in zip(runs, answers[name], bridges[name], strict=True):
-            if run is None or not made:
+        for run, bridge in zip(runs, bridges[name], strict=True):
+            if run is None or not answers[run.folder]:
                 raise DataError(
                     f"{bridge.folder} has no answers of the LLM alone to all that was scored, and those of other runs "
                     f"differ ({whole[0].folder}, for one); expected each run's own, as the LLMs may differ; score it "
                     f"with bridge-ds evaluate --run {bridge.folder}."
                 )
             systems.setdefault(name, []).append(run)
-    if len({tuple(made) for made in answers.values()}) == 1:
+    if len({tuple(answers[run.folder] for run in runs) for runs in systems.values()}) == 1:
         return {NAME: next(iter(systems.values()))}, dict.fromkeys(bridges, NAME)
     names = {name: f"{NAME}, {name}" for name in bridges}
     return {names[name]: runs for name, runs in systems.items()}, names

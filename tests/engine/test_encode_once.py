@@ -18,6 +18,7 @@ from bridge_ds.plan.shapes import ENCODERS, find_shape
 from tests import launch, tiny
 from tests.engine.test_bad_input import settings
 from tests.engine.test_runs import lines
+from tests.made import on_bases
 
 STEPS = 3
 COMPILE = "off", "frozen"
@@ -48,8 +49,7 @@ def limit(encoder: Path, micro_batches: float) -> float:
 
 
 def test_a_run_reads_as_many_together_as_its_plan_says(models: dict[str, Path]) -> None:
-    base = [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32",
-            "train.micro_batch=2", "train.global_batch=256", "run.ds_config=zero3.json"]  # fmt: skip
+    base = on_bases(models, "train.micro_batch=2", "train.global_batch=256", "run.ds_config=zero3.json")
     encoder = load_encoder(load_config("testbed", base).model)
     of_one = limit(models["encoder"], 1)
     for gib, together in ((0, 1), (0.9, 1), (1, 1), (2, 2), (3.7, 3), (63.5, 63), (500, 500)):

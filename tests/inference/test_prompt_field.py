@@ -16,7 +16,7 @@ from bridge_ds.data.loading.tokenize import load_tokenizers
 from bridge_ds.entry import exit_status
 from bridge_ds.generate.__main__ import main as generate
 from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
-from tests.made import make_run
+from tests.made import make_run, on_bases
 from tests.samples import tokenize_sample
 from tests.serve.served import served
 from tests.test_doors import models  # noqa: F401  (a fixture)
@@ -44,8 +44,7 @@ def run(
     models: dict[str, Path],  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    bases = [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32"]
-    return make_run(tmp_path_factory.mktemp("shown") / "run", [*bases, *SETTINGS[request.param]])
+    return make_run(tmp_path_factory.mktemp("shown") / "run", on_bases(models, *SETTINGS[request.param]))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.inference.load import load_trained
 from bridge_ds.tasks.base import Example
 from tests.evaluation.fakes import FakeTask
-from tests.made import make_run
+from tests.made import make_run, on_bases
 from tests.serve.served import served
 from tests.test_doors import models  # noqa: F401  (a fixture)
 
@@ -46,8 +46,7 @@ def run(
     models: dict[str, Path],  # noqa: F811
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    bases = [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32"]
-    return make_run(tmp_path_factory.mktemp("run") / "run", [*bases, *RUNS[request.param]])
+    return make_run(tmp_path_factory.mktemp("run") / "run", on_bases(models, *RUNS[request.param]))
 
 
 def by_evaluation(run: Path) -> list[str]:

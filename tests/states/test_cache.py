@@ -25,6 +25,7 @@ from bridge_ds.states.cache import StatesCache, encoder_key, is_complete, mark_c
 from bridge_ds.world import World
 from tests import tiny
 from tests.conftest import WORDS
+from tests.made import on_bases
 
 STEPS = 20
 EPOCH = 12
@@ -47,12 +48,11 @@ class Trained:
     """A run's steps in this process, once without and then with states that are kept."""
 
     def __init__(self, models: dict[str, Path], few: Path, root: Path, packed: bool, *settings: str) -> None:
-        base = [
-            f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", "model.dtype=float32",
-            f"data.shards={few}", "data.workers=0", "train.global_batch=4", "train.micro_batch=4",
+        base = on_bases(
+            models, f"data.shards={few}", "data.workers=0", "train.global_batch=4", "train.micro_batch=4",
             f"train.steps={STEPS}", "data.max_source_tokens=60", "fusion.dropout=0", "train.lr=1e-3",
             f"data.states_cache={root / 'states'}",
-        ]  # fmt: skip
+        )  # fmt: skip
         self.config = load_config("testbed", [*base, *settings])
         self.tokenizers = load_tokenizers(self.config.model, data=self.config.data)
         # Costs by which a micro-batch has several groups of rows, however small the models are.
