@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from pathlib import Path
@@ -89,6 +90,22 @@ def test_the_page_on_injection_shows_its_rows() -> None:
     page = (ROOT / "docs" / "injection.md").read_text(encoding="utf-8")
     for name in ("languages", "sib200"):
         assert language_rows.by_language(read(ROOT / "tools" / "bench" / "forms_study" / f"{name}.csv")) in page
+
+
+def test_the_page_on_kernels_shows_the_last_rows_of_the_weighted_sums() -> None:
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    with (ROOT / "tools" / "bench" / "bench_matrix.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    last = [row for row in rows if row["commit"] == rows[-1]["commit"]]
+    shapes = dict.fromkeys((row["tokens"], row["threads"]) for row in last)
+    assert len(shapes) == 4
+    for tokens, threads in shapes:
+        of = {(r["path"], r["memory"]): r for r in last if (r["tokens"], r["threads"]) == (tokens, threads)}
+        others = [("torch", "own"), ("einsum", "own"), ("linear over a stack", "own"), ("einsum", "kept")]
+        for name, what in (("forward", "forward"), ("both", "forward and backward")):
+            base, *found = (float(of[way][f"{name}_ms"]) for way in (("torch", "kept"), *others))
+            expected = [f"{base:.1f} ms", *(f"{each:.1f} ms ({each / base:.1f})" for each in found)]
+            assert f"| {tokens}, {threads} | {what} | {' | '.join(expected)} |" in page
 
 
 def test_the_page_on_training_shows_the_rows_of_the_extras() -> None:
