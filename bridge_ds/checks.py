@@ -231,13 +231,9 @@ def output_writable(subject: Subject) -> str:
         ) from None
     free = shutil.disk_usage(folder).free
     try:
-        job = _plan(subject)
+        needed = sum(_written(config, job) for config, job in _plans(subject))
     except ConfigError:  # said of the memory
         return f"{folder}, {free / 2**30:.1f} GiB free"
-    of = subject.config.checkpoint
-    # Parameter and two moments in float32; one checkpoint more while the next is written.
-    kept = (of.keep_last or subject.config.train.steps // of.every) + of.keep_best + 1
-    needed = 12 * trained_parameters(job) * kept
     if free < needed:
         raise LaunchError(
             f"run.output {folder} has {free / 2**30:.2f} GiB free; expected {needed / 2**30:.2f} GiB for checkpoints; "
@@ -246,27 +242,53 @@ def output_writable(subject: Subject) -> str:
     return f"{folder}, {free / 2**30:.1f} GiB free, checkpoints take {needed / 2**30:.2f}"
 
 
+def _written(config: Config, job: Job) -> float:
+    """Bytes of a run's checkpoints, and of the LLM that it teaches."""
+    of = config.checkpoint
+    # Parameter and two moments in float32; one checkpoint more while the next is written.
+    kept = (of.keep_last or config.train.steps // of.every) + of.keep_best + 1
+    taught = 0 if config.model.has_encoder else job.llm.parameters * job.bytes
+    return 12 * trained_parameters(job) * kept + taught
+
+
 def memory_fits(subject: Subject) -> str:
     """The plan's memory of a rank fits the device (`--gpu-gib`, or the one that is here)."""
     try:
-        job = _plan(subject)
+        plans = _plans(subject)
     except ConfigError as error:
         return f"not planned: {error}"
-    total, size = memory(job)["total"], subject.options.gpu_gib or device_gib()
-    of = f"{job.nodes} x {job.gpus} GPUs"
+    size = subject.options.gpu_gib or device_gib()
+    needs = [memory(job)["total"] for _, job in plans]
+    of = " x ".join(map(str, (plans[0][1].nodes, plans[0][1].gpus))) + " GPUs"
+    said = " for the bridge and ".join(f"{need:.1f} GiB" for need in needs)
+    said += " for what comes first (llm.finetune)" * (len(needs) > 1)
     if not size:
-        return f"{total:.1f} GiB a rank planned on {of}; no GPU here to compare with (--gpu-gib)"
-    if total > size:
+        return f"{said} a rank planned on {of}; no GPU here to compare with (--gpu-gib)"
+    if needs[0] > size:
         raise LaunchError(
-            f"the plan needs {total:.1f} GiB a rank; the device has {size:.1f} GiB; lower train.micro_batch, set "
+            f"the plan needs {needs[0]:.1f} GiB a rank; the device has {size:.1f} GiB; lower train.micro_batch, set "
             "model.activation_checkpointing=true, or see bridge-ds plan for another run.ds_config."
         )
-    return f"{total:.1f} GiB a rank planned on {of}, {size:.1f} GiB there"
+    if needs[-1] > size:
+        raise LaunchError(
+            f"teaching the LLM first (llm.finetune) needs {needs[-1]:.1f} GiB a rank by the plan, the bridge "
+            f"{needs[0]:.1f}; the device has {size:.1f} GiB; set llm.finetune_settings, such as "
+            "[run.ds_config=zero3.json, model.activation_checkpointing=true], or take more GPUs."
+        )
+    return f"{said} a rank planned on {of}, {size:.1f} GiB there"
 
 
-def _plan(subject: Subject) -> Job:
-    """The config as a plan. Raises ConfigError where a model's shape is not known without loading it."""
-    return planned(subject.config, subject.ranks // subject.gpus, subject.gpus).having(process=PROCESS_GIB)
+def _plans(subject: Subject) -> list[tuple[Config, Job]]:
+    """The run, and what comes before it unless that is done, each with its plan.
+
+    Raises:
+        ConfigError: a model's shape is not known without loading it.
+    """
+    configs = [subject.config]
+    if subject.first and not subject.first.is_done:
+        configs.append(zero.resolve_micro_batch(subject.first.config, subject.ranks))
+    nodes = subject.ranks // subject.gpus
+    return [(of, planned(of, nodes, subject.gpus).having(process=PROCESS_GIB)) for of in configs]
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {

@@ -106,6 +106,22 @@ def test_red(
         assert " RED " in said.out and "green" not in said.out
 
 
+def test_what_llm_finetune_does_first_is_planned_too(
+    preflight: ModuleType, small_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = "llm.finetune_settings=[llm.trainable=true, train.micro_batch=4, data.max_prompt_tokens=4096]"
+    asked = [*arguments(small_run, tmp_path / "run", "llm.finetune=true", wide), "--ranks", "2", "--gpu-gib"]
+    assert preflight.main([*asked, "80"]) == 0
+    said = capsys.readouterr().out
+    ((bridge, first),) = re.findall(r"([\d.]+) GiB for the bridge and ([\d.]+) GiB for what comes first", said)
+    assert float(first) > float(bridge)
+    between = (float(bridge) + float(first)) / 2
+    assert exit_status(lambda: preflight.main([*asked, f"{between}"])) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: teaching the LLM first (llm.finetune) needs {first} GiB a rank"), said
+    assert "the bridge " + bridge in said
+
+
 def test_nodes_divide_the_ranks(preflight: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(lambda: preflight.main(["--nodes", "3", "--ranks", "16"])) == 2
     said = capsys.readouterr()

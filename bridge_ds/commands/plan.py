@@ -10,8 +10,8 @@ from typing import Any
 from bridge_ds.cli import Parser, positive
 from bridge_ds.config.load import load_config
 from bridge_ds.errors import LaunchError
-from bridge_ds.plan.advice import Choice, choices
-from bridge_ds.plan.command import command
+from bridge_ds.plan.advice import Choice, choices, fits
+from bridge_ds.plan.command import command, first_stage
 from bridge_ds.plan.job import PROCESS_GIB, Job, planned, trained_parameters
 from bridge_ds.plan.memory import host_gib, memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
@@ -110,18 +110,29 @@ def _page(job: Job, gpu: Gpu, network: Network, found: list[Choice], recipe: str
         f"  launches of operators: {times['launch']:.2f} s at {network.launch:g} microseconds each",
         f"  at least {times['step']:.2f} s, at most {times['tokens_per_s']:,.0f} tokens/s; {_LIMITS[limit]} the limit",
         "",
-        *_advice(best, recipe),
+        *_advice(best, gpu, recipe),
     ]
     return lines
 
 
-def _advice(best: Choice, recipe: str) -> list[str]:
+def _advice(best: Choice, gpu: Gpu, recipe: str) -> list[str]:
     if not best.fits:
         return [
             "Nothing fits. More GPUs, GPUs with more memory, shorter texts (data.max_source_tokens, "
             "data.max_target_tokens), or a smaller model."
         ]
-    return ["Do:", *("  " + line for line in command(best.job, best.ds_config, recipe).splitlines())]
+    lines, first = [], first_stage(best.job, best.ds_config, recipe)
+    if first:
+        total, updates = memory(first)["total"], f"LoRA of rank {first.lora}" if first.lora else "all of its weights"
+        lines = [
+            f"First the LLM is taught the task (llm.finetune): {updates}, {trained_parameters(first) / 1e6:,.1f} M "
+            f"trained, {total:.1f} GiB a rank in {first.micro_batch} rows"
+        ]
+        if not fits(total, gpu):
+            lines[0] += ", which does NOT fit. Set llm.finetune_settings, such as "
+            lines[0] += "[run.ds_config=zero3.json, model.activation_checkpointing=true], or take more GPUs."
+        lines.append("")
+    return [*lines, "Do:", *("  " + line for line in command(best.job, best.ds_config, recipe).splitlines())]
 
 
 def _as_json(job: Job, gpu: Gpu, network: Network, found: list[Choice], recipe: str) -> dict[str, Any]:
@@ -146,11 +157,21 @@ def _as_json(job: Job, gpu: Gpu, network: Network, found: list[Choice], recipe: 
                 "host_gib": host_gib(choice.job),
                 "received_bytes": gathers(choice.job),
                 "seconds": step_time(choice.job, gpu, network),
+                "first_stage": _first(choice, recipe),
                 "command": command(choice.job, choice.ds_config, recipe),
             }
             for choice in found
         ],
     }
+
+
+def _first(choice: Choice, recipe: str) -> dict[str, Any] | None:
+    """What llm.finetune does first, if anything."""
+    job = first_stage(choice.job, choice.ds_config, recipe)
+    if not job:
+        return None
+    own = {"trained_parameters": trained_parameters(job), "micro_batch": job.micro_batch}
+    return own | {"memory_gib": memory(job), "host_gib": host_gib(job)}
 
 
 def _parser() -> argparse.ArgumentParser:

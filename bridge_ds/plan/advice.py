@@ -10,7 +10,7 @@ from bridge_ds.plan.job import Job
 from bridge_ds.plan.memory import memory
 from bridge_ds.plan.timing import Gpu, Network, step_time
 
-__all__ = ["LAYOUTS", "Choice", "choices"]
+__all__ = ["LAYOUTS", "Choice", "choices", "fits"]
 
 _FILLED = 0.9
 """Part of the device that a plan may fill: the allocator's blocks and NCCL's buffers want the rest."""
@@ -65,9 +65,14 @@ def _useful(job: Job) -> bool:
     return job.may_encode_once or not job.encode_once
 
 
+def fits(total: float, gpu: Gpu) -> bool:
+    """Whether a plan may take that many GiB of a device."""
+    return total <= _FILLED * gpu.gib
+
+
 def _choice(name: str, job: Job, gpu: Gpu, network: Network) -> Choice:
     total, times = memory(job)["total"], step_time(job, gpu, network)
-    return Choice(name, job, total, total <= _FILLED * gpu.gib, times["step"], times["gather"])
+    return Choice(name, job, total, fits(total, gpu), times["step"], times["gather"])
 
 
 def _order(choice: Choice) -> tuple[float, ...]:

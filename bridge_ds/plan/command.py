@@ -10,12 +10,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from bridge_ds.config.finetune import first_config
 from bridge_ds.config.load import flatten, load_config
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
-from bridge_ds.plan.job import ENCODE_ONCE, Job
+from bridge_ds.plan.job import ENCODE_ONCE, Job, planned
 
-__all__ = ["command"]
+__all__ = ["command", "first_stage"]
 
 _LAUNCHERS = (
     (4e9, "train_1b.sh", "mt5xl_1b"),
@@ -42,25 +43,48 @@ def command(job: Job, ds_config: str, recipe: str = "") -> str:
         ConfigError: no such recipe.
     """
     recipe = recipe or _launcher(job)[2]
-    config = load_config(recipe)
+    known, settings = _given(job, ds_config, recipe)
     if Path(recipe).is_file():
         recipe = os.path.abspath(recipe)
-    known = flatten(config)
-    named, modes = _settings(job, ds_config)
-    if any(known[key] != value for key, value in named[0].items()):
-        modes |= {"model.encoder_revision": None, "model.llm_revision": None}
-    changed = {key: value for key, value in modes.items() if known.get(key, False) != value}
-    planned = known | modes | {key: value for keys in named for key, value in keys.items()}
+    modes = _settings(job, ds_config)[1]
+    values = known | modes | {key: value for keys in settings for key, value in keys.items()}
     # A run folder holds one run.
-    output = config.run.output if all(planned[key] == known[key] for key in _WHAT) else f"runs/{_name(job)}"
+    output = known["run.output"] if all(values[key] == known[key] for key in _WHAT) else f"runs/{_name(job)}"
     lines = [
         f"RECIPE={shlex.quote(recipe)} OUTPUT={shlex.quote(output)} sbatch --nodes={job.nodes} "
         f"--gpus-per-node={job.gpus} slurm/{_launcher(job)[1]}"
     ]
-    for keys in (*named, changed):
-        if keys:
-            lines.append(" ".join(f"--set {shlex.quote(f'{key}={_text(value)}')}" for key, value in keys.items()))
+    lines += [" ".join(f"--set {shlex.quote(text)}" for text in _texts(keys)) for keys in settings if keys]
     return " \\\n    ".join(lines)
+
+
+def first_stage(job: Job, ds_config: str, recipe: str = "") -> Job | None:
+    """What the same command does first where the recipe says llm.finetune: the LLM alone is taught. None = nothing.
+
+    Raises:
+        ConfigError: no such recipe, or its llm.finetune_settings cannot be used.
+    """
+    recipe = recipe or _launcher(job)[2]
+    values = [text for keys in _given(job, ds_config, recipe)[1] for text in _texts(keys)]
+    asked = load_config(recipe, values)
+    if not asked.llm.finetune:
+        return None
+    found = planned(first_config(recipe, values, asked), job.nodes, job.gpus)
+    return found.having(process=job.process, copies=job.copies)
+
+
+def _given(job: Job, ds_config: str, recipe: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All values of the recipe by key, and the settings of the command, a line of them each."""
+    known = flatten(load_config(recipe))
+    named, modes = _settings(job, ds_config)
+    if any(known[key] != value for key, value in named[0].items()):
+        modes |= {"model.encoder_revision": None, "model.llm_revision": None}
+    return known, [*named, {key: value for key, value in modes.items() if known.get(key, False) != value}]
+
+
+def _texts(values: dict[str, Any]) -> list[str]:
+    """As --set takes them."""
+    return [f"{key}={_text(value)}" for key, value in values.items()]
 
 
 def _name(job: Job) -> str:

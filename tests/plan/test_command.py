@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from bridge_ds.commands.plan import main as print_plan
 from bridge_ds.config.load import load_config
 from bridge_ds.config.schema import FusionConfig, MappingConfig
 from bridge_ds.plan.advice import LAYOUTS, choices
-from bridge_ds.plan.command import command
+from bridge_ds.plan.command import command, first_stage
 from bridge_ds.plan.job import ENCODE_ONCE, PROCESS_GIB, Job, planned
 from bridge_ds.plan.memory import GIB, memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, find_shape
@@ -177,3 +178,37 @@ def test_the_page_shows_what_deepspeed_is_told() -> None:
         assert f"{size:,}" in page
     refused = plan("--fusion", "global_sofmax")
     assert refused.returncode == 2 and "did you mean 'global_softmax'" in refused.stderr
+
+
+def test_what_the_command_does_first_is_planned_too(tmp_path: Path) -> None:
+    """llm.finetune: the LLM alone, by LoRA or whole, with the settings of the command under its own."""
+    recipe = tmp_path / "recipe.yaml"
+    text = "base: mt5xl_13b\nllm:\n  finetune: true\n"
+    recipe.write_text(text)
+    job = planned(load_config(str(recipe)), 2, 8).having(micro_batch=4, checkpointing=True)
+    assert first_stage(job, "zero3.json", "mt5xl_13b") is None
+    first = first_stage(job, "zero3.json", str(recipe))
+    assert first and not first.encoder.layers and not first.source and first.llm == job.llm
+    assert (first.lora, first.llm_trained, first.micro_batch, first.stage) == (16, False, 4, 3)
+    assert first.checkpointing and first.global_batch == job.global_batch
+    recipe.write_text(text + "  finetune_settings: [llm.trainable=true, train.micro_batch=1]\n")
+    whole = first_stage(job, "zero3.json", str(recipe))
+    assert whole and (whole.lora, whole.llm_trained, whole.micro_batch) == (0, True, 1)
+    # Weights, gradients, and three copies in float32 over 16 ranks.
+    assert memory(whole)["LLM and optimizer"] > 12 * job.llm.parameters / 16 / GIB
+    assert memory(whole)["LLM and optimizer"] > 10 * memory(first)["bridge and optimizer"] > 0
+
+
+def test_the_page_says_that_what_comes_first_does_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: mt5xl_13b\nllm:\n  finetune: true\n  finetune_settings: [llm.trainable=true]\n")
+    where = ["--recipe", str(recipe), "--nodes", "1", "--gpus", "4"]
+    assert print_plan(where) == 0
+    said = capsys.readouterr().out
+    assert "First the LLM is taught the task (llm.finetune): all of its weights" in said and "does NOT fit" in said
+    assert print_plan([*where, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["choices"][0]
+    assert found["fits"] and found["first_stage"]["memory_gib"]["total"] > 80 > found["memory_gib"]["total"]
+    recipe.write_text(recipe.read_text().replace("true]", "true, run.ds_config=zero3.json]"))
+    assert print_plan([*where[:3], "8", *where[4:]]) == 0
+    assert "does NOT fit" not in capsys.readouterr().out
