@@ -148,7 +148,8 @@ def training_samples(run: Path, config: Config, count: int) -> tuple[list[dict[s
     written = run / "shards"
     if made_at_start(config.data):
         if not (written / "index.json").is_file():
-            return list(itertools.islice(rows_at_start(config)[0], count)), list(range(count))
+            first = list(itertools.islice(rows_at_start(config)[0], count))
+            return first, list(range(len(first)))
         shards = str(written)
     else:
         shards = config.data.shards

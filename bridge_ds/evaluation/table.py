@@ -29,16 +29,21 @@ def table(results: Mapping[str, Any]) -> str:
     """
     systems = [name for name in ("llm", "bridge") if name in results]
     systems += [name for name in results if name not in (*systems, "chance")]
-    lines = ["Accuracy in %; others: the mean without English."]
+    lines = ["Accuracy in %; others: the mean without English, of languages that each system was scored in."]
     lines += [f"{metric}: {METRICS[metric]}." for metric in _SHOWN]
-    for task in results[systems[0]]:
-        lines += ["", *_task_lines(results, systems, task)]
+    # What has answers to all: the LLM alone may be left out somewhere.
+    whole = max(systems, key=lambda name: sum(map(len, results[name].values())))
+    for task in results[whole]:
+        lines += ["", *_task_lines(results, systems, whole, task)]
     return "\n".join(lines)
 
 
-def _task_lines(results: Mapping[str, Any], systems: Sequence[str], task: str) -> list[str]:
-    languages = list(results[systems[0]][task])
-    counts = [score["n"] for score in results[systems[0]][task].values()]
+def _task_lines(results: Mapping[str, Any], systems: Sequence[str], whole: str, task: str) -> list[str]:
+    languages = list(results[whole][task])
+    counts = [score["n"] for score in results[whole][task].values()]
+    here = [system for system in systems if task in results[system]]
+    # Means are of the same languages in each row.
+    shared = [code for code in languages if all(code in results[system][task] for system in here)]
     # The widest a 95 % interval can be, at 50 %: a difference below it may be chance.
     margin = 100 * 1.96 * math.sqrt(0.25 / min(counts))
     samples = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
@@ -53,16 +58,16 @@ def _task_lines(results: Mapping[str, Any], systems: Sequence[str], task: str) -
         head = " " * first + "".join(f"{language:>{cell}}" for language in part)
         lines.append(head + (f"{'others':>{_LAST[0]}}{'chance':>{_LAST[1]}}" if is_last else ""))
         for metric in _SHOWN:
-            for system in systems:
+            for system in here:
                 scores = {code: score[metric] for code, score in results[system][task].items()}
                 row = f"  {_NAMES.get(system, system):<{width}}  {metric}".ljust(first)
-                row += "".join(f"{100 * scores[language]:>{cell}.1f}" for language in part)
+                row += "".join(_percent(scores.get(language), cell) for language in part)
                 chance = results["chance"][task] if metric == "acc" else None
-                lines.append(row + (_last_columns(scores, chance) if is_last else ""))
+                others = [scores[code] for code in shared if code_parts(code)[0] != "en"]
+                mean = sum(others) / len(others) if others else None
+                lines.append(row + (_percent(mean, _LAST[0]) + _percent(chance, _LAST[1]) if is_last else ""))
     return lines
 
 
-def _last_columns(scores: Mapping[str, float], chance: float | None) -> str:
-    others = [score for language, score in scores.items() if code_parts(language)[0] != "en"]
-    mean = f"{100 * sum(others) / len(others):.1f}" if others else "-"
-    return f"{mean:>{_LAST[0]}}{'-' if chance is None else f'{100 * chance:.1f}':>{_LAST[1]}}"
+def _percent(share: float | None, width: int) -> str:
+    return f"{'-' if share is None else f'{100 * share:.1f}':>{width}}"

@@ -126,7 +126,7 @@ def _chosen(there: Sequence[str], languages: Sequence[str], name: str) -> list[s
 def _of_task(
     name: str, count: int, languages: Sequence[str], given: Mapping[str, TaskDataConfig]
 ) -> tuple[str, dict[str, dict[Any, str]]]:
-    (task,) = find_tasks([name], given)
+    (task,) = find_tasks([name], {name: given[name]} if name in given else None)
     assert isinstance(task, TableTask)
     how = PARALLEL_TASKS[name]
     found: dict[str, dict[Any, str]] = {}

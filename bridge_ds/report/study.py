@@ -147,10 +147,14 @@ def _check_seeds(systems: Sequence[System]) -> None:
 
 def _check_tasks(reference: StudyRun, runs: Iterable[StudyRun]) -> None:
     def error(run: StudyRun, lack: str, other: StudyRun) -> DataError:
+        alone = run.index.system == "llm"
         return DataError(
             f"{run.predictions} {lack}, {other.predictions} was; expected the same of every run; score it with "
-            f"bridge-ds evaluate --run {run.folder} and the same --tasks, --languages and --limit, or choose what all "
-            "have with --tasks."
+            f"bridge-ds evaluate --run {run.folder} and the same --tasks, --languages and --limit"
+            + (" (first the run of evaluation.llm_from, where the answers are from there)" * alone)
+            + ", or choose what all have with --tasks"
+            + f", or remove {run.predictions} from each run to compare the bridges alone" * alone
+            + "."
         )
 
     tasks = reference.index.tasks

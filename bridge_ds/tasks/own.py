@@ -130,6 +130,8 @@ class OwnTask(TableTask):
         """The English train split, for packing, by whichever code the task has of English. Raises as of a TableTask."""
         if not self._together:
             return self._examples(self.english("train"), "train")
+        if known := find_variety("en", self.codes):  # as the settings name it
+            return self._examples(known, "train")
         rows = super().records(self.row_source("en", "train"))
         there = {row.text("language") for row in rows}
         return self._examples(find_variety("en", sorted(there)) or "en", "train")

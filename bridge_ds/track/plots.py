@@ -153,14 +153,17 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
     """A panel a task: accuracy (%) of the likeliest label in each language, a bar a system, chance dashed."""
     systems = [name for name in ("llm", "bridge") if name in results]
     systems += [name for name in results if name not in (*systems, "chance")]
-    tasks = list(results[systems[0]])
+    # What has answers to all: the LLM alone may be left out somewhere, and has no bar there.
+    whole = results[max(systems, key=lambda name: sum(map(len, results[name].values())))]
+    tasks = list(whole)
     figure, axes = _figure(0.7 + 2.3 * len(tasks), len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
-        languages = list(results[systems[0]][task])
+        languages = list(whole[task])
         width = 0.8 / len(systems)
         for number, system in enumerate(systems):
             middle = [x + (number - (len(systems) - 1) / 2) * width for x in range(len(languages))]
-            heights = [100 * results[system][task][language]["acc"] for language in languages]
+            scores = results[system].get(task, {})
+            heights = [100 * scores[code]["acc"] if code in scores else math.nan for code in languages]
             name = "LLM alone" if system == "llm" else system.replace("_", " ")
             bars = axis.bar(middle, heights, 0.94 * width, color=_COLORS[number % len(_COLORS)], label=name)
             if len(languages) * len(systems) <= 32:
@@ -170,7 +173,7 @@ def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
                 axis.bar_label(bars, fmt="%.0f", padding=3, fontsize=size, bbox=ground, zorder=3)
         chance = 100 * results["chance"][task]
         axis.axhline(chance, color="#b3262a", linestyle="--", linewidth=1.4, label="chance")
-        counts = {score["n"] for score in results[systems[0]][task].values()}
+        counts = {score["n"] for score in whole[task].values()}
         samples = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
         axis.set_title(f"{task} ({samples} samples a language)", loc="left")
         axis.set(ylim=(0, 114), ylabel="accuracy (%)", xticks=range(len(languages)), xticklabels=languages)

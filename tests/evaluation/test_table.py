@@ -60,3 +60,20 @@ def test_long_codes_have_a_space_between_them_and_english_any_code() -> None:
     assert head.split() == ["eng_Latn", "ace_Arab", "taq_Tfng", "others", "chance"]
     (row,) = [line for line in lines if line.startswith("  bridge") and " acc " in line]
     assert row.index(".", row.index("acc")) + 2 == head.index("eng_Latn") + len("eng_Latn")
+
+
+def test_where_the_llm_alone_was_left_out_the_bridge_is_shown() -> None:
+    """And means are of the languages that both were scored in (evaluation.llm_from of a run that trains the LLM)."""
+    results = _results(("en", "sw", "ta"), bridge=0.9, llm=0.5)
+    results["bridge"]["reviews"] = results["bridge"]["news"]
+    results["chance"]["reviews"] = 0.5
+    for code in ("en", "ta"):
+        del results["llm"]["news"][code]
+    lines = table(results).splitlines()
+    rows = [line.split() for line in lines if line.startswith("  ") and " acc " in line]
+    assert rows == [
+        ["LLM", "alone", "acc", "-", "49.0", "-", "49.0", "20.0"],
+        ["bridge", "acc", "90.0", "89.0", "88.0", "89.0", "20.0"],
+        ["bridge", "acc", "90.0", "89.0", "88.0", "88.5", "50.0"],
+    ]
+    assert sum(line.split()[:3] == ["en", "sw", "ta"] for line in lines) == 2

@@ -271,3 +271,26 @@ def test_bridges_on_two_llms_have_an_llm_alone_each(tmp_path: Path) -> None:
     one, two = (study.systems[f"LLM alone, {name}"].answers["xnli", "sw"] for name in ("last_layer", "global_softmax"))
     assert (one.right["acc"] != two.right["acc"]).any()
     assert study.rivals == ["global_softmax", "transformer_softmax"]
+
+
+def test_one_llm_beside_several_encoders_is_one(tmp_path: Path) -> None:
+    """Its lines say how many tokens the source has for the run's encoder, which is no answer."""
+    runs = write_study(tmp_path, seeds=(0,), samples=20, tasks=SMALL)
+    for task, languages in SMALL.items():
+        for language in languages:
+            rewrite(runs[0], task, language, lambda row: replace(row, source_tokens=99, unknown=3), system="llm")
+    study = read_study([str(run) for run in runs])
+    assert set(study.alone.values()) == {"LLM alone"} and study.systems["LLM alone"].seeds == [0]
+
+
+def test_answers_that_end_early_are_of_the_same_llm_or_refused(tmp_path: Path) -> None:
+    runs = write_study(tmp_path, seeds=(0,), samples=20, tasks=SMALL)
+    first, *rest = SMALL["xnli"]
+    path = runs[0] / "evaluation" / "llm" / "index.json"
+    tasks = json.loads(path.read_text())["tasks"]
+    tasks["xnli"]["samples"] = {first: tasks["xnli"]["samples"][first]}
+    edit_index(runs[0], "llm", tasks={"xnli": tasks["xnli"]})
+    assert rest and set(read_study([str(run) for run in runs]).alone.values()) == {"LLM alone"}
+    rewrite(runs[0], "xnli", first, lambda row: _turned(row, 1), system="llm")
+    with pytest.raises(DataError, match=f"{runs[0].name} has no answers of the LLM alone to all that was scored"):
+        read_study([str(run) for run in runs])

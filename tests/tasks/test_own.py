@@ -396,6 +396,13 @@ def test_english_in_one_file_for_all_may_have_another_code(tmp_path: Path) -> No
         csv(tmp_path / f"{split}.csv", "text,label,lang", "a,0,eng", "b,1,sin")
     task = declared(tmp_path, **NEWS, fields="{language: lang}")
     assert [example.source for example in task.train()] == ["News: a Topic:"]
+    for split, english in (("test", "English"), ("train", "en")):
+        (tmp_path / english).mkdir()
+        csv(tmp_path / english / f"{split}.csv", "text,label,lang", f"a,0,{english}", "b,1,Sinhala")
+        csv(tmp_path / english / "train.csv", "text,label,lang", f"a,0,{english}", "b,1,Sinhala")
+        named = f"{{eng: {english}, sin: Sinhala}}"
+        task = declared(tmp_path / english, **NEWS, fields="{language: lang}", languages=named)
+        assert [example.source for example in task.train()] == ["News: a Topic:"]
     (tmp_path / "test.csv").unlink()  # packing needs no test rows
     config = load_config("testbed", [f"tasks.mine.source={tmp_path}", "tasks.mine.fields={language: lang}",
                                      *(f"tasks.mine.{key}={value}" for key, value in NEWS.items())])  # fmt: skip

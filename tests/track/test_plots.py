@@ -70,3 +70,15 @@ def test_a_killed_run_draws_nothing(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record(1)) + "\n")
     PlotHook(tmp_path).on_end("killed")
     assert not (tmp_path / "plots").exists()
+
+
+def test_the_plot_has_what_the_llm_alone_was_left_out_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, part = results(), results()
+    for scores in part["llm"].values():
+        scores.pop(next(reversed(scores)))
+    for name, found in (("whole", whole), ("part", part)):
+        hook = PlotHook(tmp_path / name)
+        hook.on_evaluation(found)
+    assert caplog.messages == []
+    one, other = (tmp_path / name / "plots" / "accuracy.png" for name in ("whole", "part"))
+    assert _size(one) == _size(other) and one.read_bytes() != other.read_bytes()

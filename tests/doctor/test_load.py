@@ -1,0 +1,25 @@
+"""What doctor reads of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge_ds.config.load import load_config
+from bridge_ds.doctor.load import training_samples
+
+
+@pytest.mark.parametrize(("asked", "there"), [(3, 3), (64, 5)])
+def test_a_corpus_without_its_shards_and_shorter_than_asked_for(asked: int, there: int, tmp_path: Path) -> None:
+    """A run that was copied without RUN/shards: each sample has its number, and there are no more."""
+    for split in ("train", "test"):
+        rows = [f"text {number},{number % 2}" for number in range(5)]
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "en.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    task = {"source": tmp_path, "kind": "labels", "prompt": "News: {text} Topic:", "labels": "{0: Sports, 1: Business}",
+            "fields": "{label: label}", "languages": "[en]"}  # fmt: skip
+    config = load_config("testbed", ["data.shards=task:mine", *(f"tasks.mine.{key}={task[key]}" for key in task)])
+    samples, numbers = training_samples(tmp_path / "run", config, asked)
+    assert [sample["source"] for sample in samples] == [f"News: text {number} Topic:" for number in range(there)]
+    assert numbers == list(range(there))
