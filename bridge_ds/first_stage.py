@@ -113,7 +113,7 @@ class FirstStage:
         given = self.given
         return replace(
             given,
-            run=replace(given.run, resume=_may(given.run.resume)),
+            run=replace(given.run, resume=self._resume_bridge),
             model=replace(given.model, llm=str(self.llm), llm_revision=None),
             llm=replace(given.llm, finetune=False, finetune_settings=()),
         )
@@ -160,12 +160,19 @@ class FirstStage:
         check_evaluation(self.given)
         notes_on_bases(self.given, load_tokenizers(self.given.model, data=self.given.data))
 
+    @property
+    def _resume_bridge(self) -> str:
+        """`run.resume` for the bridge, of which there need not be a checkpoint: what `must` demands, or a path names,
+        may be one of this stage, as its own start sees to."""
+        resume = self.given.run.resume
+        of_this = Path(resume).absolute().is_relative_to(self.folder / "checkpoints")
+        return "auto" if resume == "must" or of_this else resume
+
     def _refuse_a_bridge(self) -> None:
         from bridge_ds.checkpoint.load import find
 
         run = self.given.run
-        # What `must` demands is a checkpoint of this stage, as its own start sees to.
-        if found := find(_may(run.resume), Path(run.output) / "checkpoints"):
+        if found := find(self._resume_bridge, Path(run.output) / "checkpoints"):
             raise CheckpointError(
                 f"{found.folder} is of a bridge, and its LLM is not in {self.llm}; expected no checkpoint before the "
                 "LLM is taught (llm.finetune); choose another run.output, or set llm.finetune=false."
@@ -190,8 +197,3 @@ class FirstStage:
         sys.stderr.flush()
         stop.pass_on()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **again})
-
-
-def _may(resume: str) -> str:
-    """`run.resume` where there need not be a checkpoint of the bridge."""
-    return "auto" if resume == "must" else resume

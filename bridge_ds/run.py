@@ -311,7 +311,7 @@ class Run:
                 world=self.world,
                 hooks=self.hooks,
                 mark=self.watchdog.mark,
-                spared=self.origin.named,
+                origin=self.origin,
             )
         )
 

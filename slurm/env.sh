@@ -61,10 +61,9 @@ port_of_job=$((10000 + ${SLURM_JOB_ID:-0} % 2000 * 10))
 say() { echo "[$(date '+%F %T')] $*"; }
 
 # One task a node: for checks and copies.
-on_each_node() {
-    srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --gpus-per-node=0 \
-        --cpus-per-task=1 --kill-on-bad-exit=1 --quiet "$@"
-}
+each_node=(srun --nodes="${SLURM_JOB_NUM_NODES:-1}" --ntasks-per-node=1 --ntasks="${SLURM_JOB_NUM_NODES:-1}"
+    --gpus-per-node=0 --cpus-per-task=1 --kill-on-bad-exit=1 --quiet)
+on_each_node() { "${each_node[@]}" "$@"; }
 
 # Run a step in the background and wait: bash runs a trap only between commands, and the job script must outlive the
 # signals that its tasks get.
@@ -137,6 +136,7 @@ taken() {
 requeue() {
     still_ours || taken "$1"
     may_start_again || exit 1
+    remove_copy
     say "$1; requeued (step $(newest_step))."
     scontrol requeue "$job" || { say "error: Slurm refused to requeue job $job; submit again to go on."; exit 1; }
     exit 75
@@ -154,14 +154,23 @@ requeue_if_stopped() {
     return "$1"
 }
 
+# Of the shards, before a requeue (the next start may be on other nodes) and at the end. A node that is gone does not
+# hold it up for long.
+remove_copy() {
+    [ -z "$copied" ] || run_step timeout 60 "${each_node[@]}" rm -rf "$copied"
+    copied=""
+}
+copied=""
+
 stage_in() {
     [ -n "$LOCAL_DISK" ] && [ -n "$SHARDS" ] || return 0
     local place=$LOCAL_DISK/bridge_ds-$job
+    copied=$place
+    trap remove_copy EXIT
     say "copying $SHARDS to $place on each node"
     # shellcheck disable=SC2016
     run_step on_each_node bash -c 'mkdir -p "$2" && cp -r "$1"/. "$2"' copy "$SHARDS" "$place" ||
         requeue_if_stopped "$?" || exit 1
-    trap 'on_each_node rm -rf "$LOCAL_DISK/bridge_ds-$job"' EXIT
     SHARDS=$place
 }
 

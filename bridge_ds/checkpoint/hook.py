@@ -6,7 +6,6 @@ and tried again at the next save; only more than `checkpoint.max_failed_saves` f
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import shutil
@@ -20,7 +19,8 @@ from types import MappingProxyType
 from typing import Any
 
 from bridge_ds.checkpoint.best import VALIDATION_LOSS, VALIDATION_TOKENS
-from bridge_ds.checkpoint.layout import LOSS_STEPS, LOSS_SUM, read_state, step_folder
+from bridge_ds.checkpoint.layout import LOSS_STEPS, LOSS_SUM, step_folder
+from bridge_ds.checkpoint.origin import Origin
 from bridge_ds.checkpoint.save import gather, prune, write, written_bytes
 from bridge_ds.config.schema import CheckpointConfig
 from bridge_ds.engine.distributed import agree
@@ -73,19 +73,19 @@ class CheckpointHook(Hook):
         world: World,
         hooks: HookList,
         mark: Callable[[str], None],
-        spared: Path | None = None,
+        origin: Origin | None = None,
     ) -> None:
         """Args:
         state: constant part of state.json; step, consumed samples, the mean loss since the last regular save and the
             step's validation loss are added.
         manifest: constant part of manifest.json.
-        spared: a checkpoint that is not removed: the one that the run began with, where another folder's was named.
         hooks: on_save and on_checkpoint are called on them (on_checkpoint only on rank 0).
         mark: tells the watchdog that this rank is not stuck.
+        origin: what the run continues. A checkpoint that was named is not removed.
         """
         self.engine, self.root, self.config, self.world = engine, root, config, world
         self.state, self.manifest, self.hooks = state, manifest, hooks
-        self.spared, self.total_steps, self.mark = spared, 0, mark
+        self.origin, self.total_steps, self.mark = origin, 0, mark
         self._last: StepRecord | None = None
         self._saved_step = 0
         self._losses = _Losses()
@@ -99,10 +99,9 @@ class CheckpointHook(Hook):
 
     def on_start(self, *, step: int, total_steps: int) -> None:
         self.total_steps, self._saved_step = total_steps, step
-        if self._writer and step:
-            with contextlib.suppress(CheckpointError):  # one of another run's folder may be gone by now
-                state = read_state(self.spared or step_folder(self.root, step))
-                self._losses = _Losses(state.get(LOSS_SUM, 0.0), state.get(LOSS_STEPS, 0))
+        if self.origin and self.origin.checkpoint:
+            state = self.origin.checkpoint.state
+            self._losses = _Losses(state.get(LOSS_SUM, 0.0), state.get(LOSS_STEPS, 0))
 
     def on_step(self, record: StepRecord) -> None:
         self._last = record
@@ -132,6 +131,7 @@ class CheckpointHook(Hook):
 
     def on_stop(self, unvalidated: StepRecord | None = None) -> None:
         """Save the current step. If that fails, the next start uses the newest complete checkpoint."""
+        self._wait()  # the losses of one that fails belong to this one
         if unvalidated is not None:
             self._last = unvalidated
         if self._last is not None and not is_bad(self._last):
@@ -206,7 +206,8 @@ class CheckpointHook(Hook):
 
     def _remove_old(self) -> None:
         try:
-            prune(self.root, self.config.keep_last, self.config.keep_best, self.spared)
+            named = self.origin.named if self.origin else None
+            prune(self.root, self.config.keep_last, self.config.keep_best, named)
         except OSError as error:
             _log.warning(f"old checkpoints in {self.root} cannot be removed ({error}); remove them by hand.")
 

@@ -80,6 +80,8 @@ def find(resume: str, root: Path) -> Checkpoint | None:
         continued = own.manifest.get(CONTINUED) if own else ""
         if own and goes_on_from_best(own, resume):
             return own
+        if own and continued and _asked_for(own) == resume and not Path(resume).exists():
+            return own  # likewise, and what it went on from has been removed
         asked = Checkpoint.read(find_folder(Path(resume)))
         if own and own.step > asked.step and continued and continued == asked.manifest.get("sha256"):
             return own  # an earlier start of the same command went on from there
@@ -93,8 +95,12 @@ def find(resume: str, root: Path) -> Checkpoint | None:
 def goes_on_from_best(found: Checkpoint, resume: str) -> bool:
     """Whether an earlier start of the same command wrote a checkpoint, with run.resume=RUN/checkpoints/best: which that
     is may have changed since."""
-    recorded = found.manifest.get("config", {}).get("run", {}).get("resume")
-    return Path(resume).name == BEST and recorded == resume
+    return Path(resume).name == BEST and _asked_for(found) == resume
+
+
+def _asked_for(found: Checkpoint) -> Any:
+    """`run.resume` of the start that wrote a checkpoint."""
+    return found.manifest.get("config", {}).get("run", {}).get("resume")
 
 
 def newest(root: Path, warn: Callable[[str], None] = _log.warning, finite: bool = True) -> Checkpoint | None:

@@ -91,9 +91,8 @@ def find_origin(config: Config, folder: Path) -> Origin:
         refuse_changed(differing, config.run.allow_changes, found.folder, config.train.steps - found.step)
         if "deepspeed" in found.manifest and trained.run.ds_config == config.run.ds_config:
             differing += file_changes(found.manifest["deepspeed"], read_ds_config(config.run.ds_config))
-        asked = Path(config.run.resume)
-        named = None if config.run.resume in ("auto", "must") else find_folder(asked)
-        anew = named is not None and named.exists() and named.samefile(found.folder)
+        named = None if config.run.resume in ("auto", "must") else _named(config.run.resume)
+        anew = named is not None and named.samefile(found.folder)
         anew = anew and not goes_on_from_best(found, config.run.resume)
         return Origin(found, None, config, tuple(differing), anew, named)
     start = find_start(config.run.start_from)
@@ -103,6 +102,15 @@ def find_origin(config: Config, folder: Path) -> Origin:
     _refuse_other_kind(trained, config, start.folder, "run.start_from")
     config = followed(config, start.manifest["config"])
     return Origin(None, start, config, tuple(refuse_other_bridge(trained, config, start.folder)))
+
+
+def _named(resume: str) -> Path | None:
+    """The folder that run.resume names; None = it has been removed since an earlier start went on from it."""
+    try:
+        folder = find_folder(Path(resume))
+    except CheckpointError:
+        return None
+    return folder if folder.exists() else None
 
 
 def _refuse_other_kind(trained: Config, config: Config, where: Path, key: str) -> None:

@@ -86,6 +86,8 @@ def feeds(
     for tracker in made:
         if again_after is not None and tracker.state.logged_step > again_after:
             tracker.begin_anew()
+            with contextlib.suppress(OSError):
+                tracker.save()  # at once: the next start is no new future, and this one may end before a server answers
     return [Feed(tracker, facts, close_seconds) for tracker in made]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from bridge_ds.checkpoint import layout
 from bridge_ds.checkpoint.bases import refuse_other_bases
 from bridge_ds.checkpoint.best import find_folder, ranked
-from bridge_ds.checkpoint.hook import _Losses
+from bridge_ds.checkpoint.hook import CheckpointHook, _Losses
 from bridge_ds.checkpoint.layout import manifest_sha256
 from bridge_ds.checkpoint.load import (
     CONTINUED,
@@ -34,7 +35,9 @@ from bridge_ds.checkpoint.origin import Origin, config_in
 from bridge_ds.checkpoint.save import prune, set_aside
 from bridge_ds.config.schema import Config, ModelConfig
 from bridge_ds.disk import atomic_folder
+from bridge_ds.engine.hooks import HookList
 from bridge_ds.errors import CheckpointError
+from bridge_ds.world import World
 
 
 def write(
@@ -177,6 +180,41 @@ def test_the_loss_of_a_checkpoint_between_regular_saves_decides_only_alone(tmp_p
     folders = [path for _, path in layout.folders(tmp_path)]
     assert [path.name[-1] for path in ranked(folders)] == ["2", "1"]
     assert ranked(folders[:1]) == folders[:1]
+
+
+def test_what_was_named_may_be_gone_once_the_run_has_gone_on(tmp_path: Path) -> None:
+    """As run.resume names a folder of another run, which prunes it."""
+    root, other = tmp_path / "run" / "checkpoints", tmp_path / "other" / "checkpoints"
+    named = write(other, 2)
+    for resume in (str(named), str(other / "best")):
+        assert find(str(named), root) is not None
+        write(root, 5, more={CONTINUED: manifest_sha256(named), "config": {"run": {"resume": resume}}})
+        shutil.rmtree(named)
+        found = find(resume, root)
+        assert found is not None and found.folder == layout.step_folder(root, 5)
+        shutil.rmtree(root)
+        with pytest.raises(CheckpointError):
+            find(resume, root)
+        write(root, 5)  # of another start
+        with pytest.raises(CheckpointError):
+            find(resume, root)
+        shutil.rmtree(root)
+        write(other, 2)
+
+
+@pytest.mark.parametrize("unvalidated", [0, 1])
+def test_the_running_loss_is_that_of_the_checkpoint_that_is_continued(unvalidated: int, tmp_path: Path) -> None:
+    """Not of the one that run.resume names, from which an earlier start went on."""
+    root, named = tmp_path / "checkpoints", write(tmp_path / "other", 2)
+    for folder, losses in ((named, 7.0), (write(root, 5), 3.0)):
+        state = json.loads((folder / layout.STATE).read_text()) | {layout.LOSS_SUM: losses, layout.LOSS_STEPS: 2}
+        (folder / layout.STATE).write_text(json.dumps(state))
+        layout.seal(folder, {"base": {}})
+    origin = Origin(Checkpoint.read(layout.step_folder(root, 5)), None, Config(), (), named=named)
+    of: dict[str, Any] = {"state": {}, "manifest": {}, "world": World(), "hooks": HookList([]), "mark": print}
+    hook = CheckpointHook(None, root, Config().checkpoint, origin=origin, **of)
+    hook.on_start(step=5 - unvalidated, total_steps=10)
+    assert hook._losses == _Losses(3.0, 2)
 
 
 def test_losses_are_added_as_a_run_without_a_stop_adds_them() -> None:

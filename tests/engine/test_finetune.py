@@ -315,6 +315,14 @@ def test_a_checkpoint_of_the_first_stage_is_one_to_resume(tmp_path: Path) -> Non
     make_run(first.folder, [*models, *alone])
     first.check(1, 1)
     first.check_bridge()
+    # As one that is named.
+    (of_first,) = (first.folder / "checkpoints").glob("step-*")
+    named = [*given, f"run.resume={of_first}"]
+    back = FirstStage(load_config("testbed", named), "testbed", named)
+    back.check(1, 1)
+    back.check_bridge()
+    assert find_origin(back.config, first.folder).checkpoint.folder == of_first
+    assert find_origin(back.bridge(), tmp_path / "run").checkpoint is None
     # The LLM is there, and the bridge has no checkpoint yet.
     assert find_origin(first.bridge(), tmp_path / "run").checkpoint is None
     (tmp_path / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)

@@ -269,7 +269,8 @@ def test_a_validation_that_was_signalled_or_killed_is_neither_lost_nor_doubled(
         assert [line.get(key) for line in lines(run)] == [line.get(key) for line in lines(whole)], key
     for step in (4, 6):
         assert tensors(run, step) == tensors(whole, step)
-        assert state(run, step)["validation_loss"] == state(whole, step)["validation_loss"]
+        for key in ("validation_loss", "loss"):
+            assert state(run, step)[key] == state(whole, step)[key]
         assert "unvalidated" not in state(run, step)
 
 

@@ -55,6 +55,8 @@ def test_a_stop_signal_before_the_training_requeues_the_job(
         until(lambda: len([*tmp_path.glob(f"{name}-*-waits")]) == tasks, 90, lambda: job.text[-3000:])
         cluster.call("scancel", *how, job.number)
         until(lambda: job.text.count("preempted; requeued (step 0).") > requeued, 60, lambda: job.text[-3000:])
+        # What was copied is removed before the job goes to other nodes.
+        assert not [*tmp_path.glob("disk/*")]
 
     stop("python", 1, "--full", "--signal=TERM")
     stop("python3", 2, "--signal=TERM")
@@ -62,6 +64,7 @@ def test_a_stop_signal_before_the_training_requeues_the_job(
     assert job.starts == 0
     assert job.wait_end() == "COMPLETED" and int(job.show()["Restarts"]) >= 3, job.text[-4000:]
     assert "start 4 of job" in job.text, "each of the three counts as a start"
+    assert (tmp_path / "disk").is_dir() and not [*tmp_path.glob("disk/*")]
 
 
 def test_a_hung_rank_is_named_and_the_job_ends(cluster: Cluster, small_run: list[str], tmp_path: Path) -> None:

@@ -180,11 +180,14 @@ def test_steps_that_are_trained_anew_are_a_new_run(tmp_path: Path) -> None:
     state = {"run_id": "abc", "uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "bridge_ds", "logged_step": 10}
     config = _config("")
     config = replace(config, track=replace(config.track, experiment="bridge_ds"))
-    for after, kept in ((None, 10), (10, 10), (5, 0)):
+    for after, kept in ((5, 0), (None, 10), (10, 10)):
         (folder / "mlflow.json").write_text(json.dumps(state))
         (feed,) = trackers.feeds(folder, config, again_after=after)
         found = feed._tracker.state
         assert (found.logged_step, found.run_id) == (kept, "abc" if kept else ""), after
+        # A start after this one, which has no server, is no longer such a one.
+        (feed,) = trackers.feeds(folder, config)
+        assert feed._tracker.state == found, after
     # The same file by another path is the same store.
     (tmp_path / "link").symlink_to(tmp_path)
     (feed,) = trackers.feeds(tmp_path / "link" / "run", config)
