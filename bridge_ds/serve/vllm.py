@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel, Field
 
 from bridge_ds.errors import ConfigError, brief
+from bridge_ds.inference.stops import Answer, StopStrings
 from bridge_ds.serve.access import check_key
 from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.batching import Row
@@ -198,21 +199,26 @@ class VllmBackend:
             done(1)
 
     def _relay(self, row: Row, prompt_XH: torch.Tensor) -> None:
-        begun, reason, tokens = False, None, 0
+        decoder, (_, own) = row.answer.decoder, _stops(row.answer)
+        raw, sent, reason, tokens, events = "", 0, None, 0, 0
         for event in self.client.complete(self._body(row, prompt_XH)):
             if row.cancelled:
                 return
             tokens = event.usage.completion_tokens if event.usage else tokens
             for choice in event.choices:
-                text = choice.text or ""
-                if text and not begun:
-                    begun, text = True, row.answer.decoder.bare(text)
-                row.send(text)
+                raw += choice.text or ""
                 reason = choice.finish_reason or reason
+            events += bool(event.choices)
+            text = decoder.bare(raw)
+            if own.found(text):
+                reason, tokens = "stop", events  # a token each; the number comes with the last event alone
+                break
+            row.send(own.certain(text)[sent:])
+            sent = max(sent, len(own.certain(text)))
         if reason not in ("stop", "length"):
             raise _upstream_error(f"the vLLM server ended an answer with {reason!r}.")
         row.answer.reason = reason
-        row.send("", tokens)
+        row.send(own.cut(decoder.bare(raw))[sent:], tokens)
 
     def _body(self, row: Row, prompt_XH: torch.Tensor) -> dict[str, Any]:
         file = io.BytesIO()
@@ -228,9 +234,17 @@ class VllmBackend:
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "seed": row.seed,
-            "stop": list(row.answer.stops.texts) or None,
+            "stop": list(_stops(row.answer)[0].texts) or None,
             "stop_token_ids": sorted(row.answer.ends),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         return {name: value for name, value in body.items() if value is not None}
+
+
+def _stops(answer: Answer) -> tuple[StopStrings, StopStrings]:
+    """The stop strings that vLLM is to look for, and those that are looked for here: vLLM sees the space that is taken
+    off the beginning of an answer, at which one that begins with a space would end it."""
+    texts = answer.stops.texts
+    here = [text for text in texts if text.startswith(" ") and answer.decoder.bare(text) != text]
+    return StopStrings(tuple(text for text in texts if text not in here)), StopStrings(tuple(here))

@@ -54,7 +54,7 @@ def upstream(answerer: Pipeline, broken: str = "") -> Iterator[tuple[str, list[d
     Args:
         answerer: whose LLM it runs.
         broken: `status` answers 400, `middle` closes in the middle, `error` sends an error event; `separator` begins
-            each answer with U+2028, which ends a line for Python and not in JSON.
+            each answer with U+2028, which ends a line for Python and not in JSON, `space` with a space.
     """
     sent: list[dict[str, Any]] = []
     llm, tokenizer = answerer.model.bridge.llm.model, answerer.processor.tokenizer
@@ -88,7 +88,7 @@ def upstream(answerer: Pipeline, broken: str = "") -> Iterator[tuple[str, list[d
                     eos_token_id=body["stop_token_ids"],
                     pad_token_id=0,
                 ).tolist()
-            text = tokenizer.decode(ids, skip_special_tokens=True)
+            text = " " * (broken == "space") + tokenizer.decode(ids, skip_special_tokens=True)
             for stop in body.get("stop", []):
                 text = text.split(stop)[0]
             if broken in GARBAGE:
@@ -202,6 +202,25 @@ def test_a_line_separator_in_an_answer_ends_no_event(answerer: Pipeline, offline
         with served(answerer, backend=backend, concurrency=2) as (client, _):
             answered = client.complete(TEXTS[0])[2]["choices"][0]["text"]
     assert answered == "\u2028" + offline(TEXTS[0])
+
+
+def test_a_stop_string_does_not_end_an_answer_at_the_space_that_is_taken_off_it(
+    answerer: Pipeline, offline: Callable[..., str]
+) -> None:
+    whole = offline(TEXTS[0])
+    with upstream(answerer, "space") as (url, sent):
+        backend = VllmBackend(ServedModel(answerer.model), VllmClient(url), concurrency=2)
+        with served(answerer, backend=backend, concurrency=2) as (client, _):
+            for stop in (f" {whole[:2]}", " ", " never"):
+                for streamed in (False, True):
+                    asked = {"prompt": TEXTS[0], "stop": [stop, whole[-2:]]}
+                    if streamed:
+                        pieces = client.events("/v1/completions", asked)
+                        found = "".join(piece["choices"][0]["text"] for piece in pieces)
+                    else:
+                        found = client.complete(TEXTS[0], stop=asked["stop"])[2]["choices"][0]["text"]
+                    assert found == offline(TEXTS[0], stop=tuple(asked["stop"])), (stop, streamed)
+    assert {tuple(each["stop"]) for each in sent} == {(whole[-2:],)}
 
 
 def test_no_server_is_one_sentence() -> None:
