@@ -113,6 +113,12 @@ class Answer:
             return self.finish("length")
         return self._new(self.stops.certain(text)) if self.streamed else ""
 
+    def stops_of_raw(self) -> tuple[StopStrings, StopStrings]:
+        """For an LLM elsewhere: the stop strings that may be looked for in what it writes, and those only in the text
+        as it is answered. Those that begin with the space that is taken off would end an answer at its beginning."""
+        late = [text for text in self.stops.texts if text.startswith(" ") and self.decoder.bare(text) != text]
+        return StopStrings(tuple(text for text in self.stops.texts if text not in late)), StopStrings(tuple(late))
+
     def finish(self, reason: str = "length") -> str:
         """End the answer; what of its text has not been given yet."""
         self.reason = self.reason or reason

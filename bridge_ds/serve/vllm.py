@@ -23,7 +23,6 @@ import torch
 from pydantic import BaseModel, Field
 
 from bridge_ds.errors import ConfigError, brief
-from bridge_ds.inference.stops import Answer, StopStrings
 from bridge_ds.serve.access import check_key
 from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.batching import Row
@@ -199,7 +198,7 @@ class VllmBackend:
             done(1)
 
     def _relay(self, row: Row, prompt_XH: torch.Tensor) -> None:
-        decoder, (_, own) = row.answer.decoder, _stops(row.answer)
+        decoder, (_, own) = row.answer.decoder, row.answer.stops_of_raw()
         raw, sent, reason, tokens, events = "", 0, None, 0, 0
         for event in self.client.complete(self._body(row, prompt_XH)):
             if row.cancelled:
@@ -234,17 +233,9 @@ class VllmBackend:
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "seed": row.seed,
-            "stop": list(_stops(row.answer)[0].texts) or None,
+            "stop": list(row.answer.stops_of_raw()[0].texts) or None,
             "stop_token_ids": sorted(row.answer.ends),
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         return {name: value for name, value in body.items() if value is not None}
-
-
-def _stops(answer: Answer) -> tuple[StopStrings, StopStrings]:
-    """The stop strings that vLLM is to look for, and those that are looked for here: vLLM sees the space that is taken
-    off the beginning of an answer, at which one that begins with a space would end it."""
-    texts = answer.stops.texts
-    here = [text for text in texts if text.startswith(" ") and answer.decoder.bare(text) != text]
-    return StopStrings(tuple(text for text in texts if text not in here)), StopStrings(tuple(here))

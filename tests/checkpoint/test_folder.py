@@ -188,7 +188,9 @@ def test_what_was_named_may_be_gone_once_the_run_has_gone_on(tmp_path: Path) -> 
     named = write(other, 2)
     for resume in (str(named), str(other / "best")):
         assert find(str(named), root) is not None
-        write(root, 5, more={CONTINUED: manifest_sha256(named), "config": {"run": {"resume": resume}}})
+        write(
+            root, 5, more={CONTINUED: Checkpoint.read(named).manifest["sha256"], "config": {"run": {"resume": resume}}}
+        )
         shutil.rmtree(named)
         found = find(resume, root)
         assert found is not None and found.folder == layout.step_folder(root, 5)
@@ -209,9 +211,9 @@ def test_the_running_loss_is_that_of_the_checkpoint_that_is_continued(unvalidate
     for folder, losses in ((named, 7.0), (write(root, 5), 3.0)):
         state = json.loads((folder / layout.STATE).read_text()) | {layout.LOSS_SUM: losses, layout.LOSS_STEPS: 2}
         (folder / layout.STATE).write_text(json.dumps(state))
-        layout.seal(folder, {"base": {}})
+        layout.seal(folder, {"base": {"llm": "abc"}})
     origin = Origin(Checkpoint.read(layout.step_folder(root, 5)), None, Config(), (), named=named)
-    of: dict[str, Any] = {"state": {}, "manifest": {}, "world": World(), "hooks": HookList([]), "mark": print}
+    of: dict[str, Any] = {"state": {}, "manifest": {}, "world": World(), "hooks": HookList(), "mark": print}
     hook = CheckpointHook(None, root, Config().checkpoint, origin=origin, **of)
     hook.on_start(step=5 - unvalidated, total_steps=10)
     assert hook._losses == _Losses(3.0, 2)
