@@ -259,7 +259,7 @@ def memory_fits(subject: Subject) -> str:
         return f"not planned: {error}"
     size = subject.options.gpu_gib or device_gib()
     needs = [memory(job)["total"] for _, job in plans]
-    of = " x ".join(map(str, (plans[0][1].nodes, plans[0][1].gpus))) + " GPUs"
+    of = f"{plans[0][1].nodes} x {plans[0][1].gpus} GPUs"
     said = " for the bridge and ".join(f"{need:.1f} GiB" for need in needs)
     said += " for what comes first (llm.finetune)" * (len(needs) > 1)
     if not size:

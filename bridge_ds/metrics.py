@@ -6,6 +6,7 @@ through :func:`metric_name` and :func:`current_names`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from bridge_ds.errors import DataError
 from bridge_ds.typed import CLOSED, Count, Share, typed_object
 
-__all__ = ["CHECKPOINT", "CHOICE_METRICS", "METRICS", "current_names", "metric_name", "read_results"]
+__all__ = ["CHECKPOINT", "CHOICE_METRICS", "METRICS", "current_names", "metric_name", "read_results", "systems_of"]
 
 METRICS: dict[str, str] = {
     "acc": "the choice with the highest log-probability is right; for a number: the number is right",
@@ -105,3 +106,11 @@ def current_names(results: dict[str, Any]) -> dict[str, Any]:
         for system, tasks in results.items()
         if system != CHECKPOINT
     }
+
+
+def systems_of(results: Mapping[str, Any]) -> tuple[list[str], str]:
+    """The systems of evaluation.json's content, the LLM alone first; and the one that has answers to all: the LLM alone
+    may be left out somewhere (`evaluation.llm_from`)."""
+    systems = [name for name in ("llm", "bridge") if name in results]
+    systems += [name for name in results if name not in (*systems, "chance")]
+    return systems, max(systems, key=lambda name: sum(map(len, results[name].values())))

@@ -73,7 +73,7 @@ class CheckpointHook(Hook):
         world: World,
         hooks: HookList,
         mark: Callable[[str], None],
-        origin: Origin | None = None,
+        origin: Origin,
     ) -> None:
         """Args:
         state: constant part of state.json; step, consumed samples, the mean loss since the last regular save and the
@@ -99,7 +99,7 @@ class CheckpointHook(Hook):
 
     def on_start(self, *, step: int, total_steps: int) -> None:
         self.total_steps, self._saved_step = total_steps, step
-        if self.origin and self.origin.checkpoint:
+        if self.origin.checkpoint:
             state = self.origin.checkpoint.state
             self._losses = _Losses(state.get(LOSS_SUM, 0.0), state.get(LOSS_STEPS, 0))
 
@@ -206,8 +206,7 @@ class CheckpointHook(Hook):
 
     def _remove_old(self) -> None:
         try:
-            named = self.origin.named if self.origin else None
-            prune(self.root, self.config.keep_last, self.config.keep_best, named)
+            prune(self.root, self.config.keep_last, self.config.keep_best, self.origin.named)
         except OSError as error:
             _log.warning(f"old checkpoints in {self.root} cannot be removed ({error}); remove them by hand.")
 

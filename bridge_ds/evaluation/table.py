@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bridge_ds.data.text.languages import code_parts
-from bridge_ds.metrics import METRICS
+from bridge_ds.metrics import METRICS, systems_of
 
 __all__ = ["table"]
 
@@ -27,12 +27,9 @@ def table(results: Mapping[str, Any]) -> str:
     Args:
         results: the content of evaluation.json; the LLM alone comes first, then the others in their order.
     """
-    systems = [name for name in ("llm", "bridge") if name in results]
-    systems += [name for name in results if name not in (*systems, "chance")]
+    systems, whole = systems_of(results)
     lines = ["Accuracy in %; others: the mean without English, of languages that each system was scored in."]
     lines += [f"{metric}: {METRICS[metric]}." for metric in _SHOWN]
-    # What has answers to all: the LLM alone may be left out somewhere.
-    whole = max(systems, key=lambda name: sum(map(len, results[name].values())))
     for task in results[whole]:
         lines += ["", *_task_lines(results, systems, whole, task)]
     return "\n".join(lines)

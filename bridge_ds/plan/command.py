@@ -46,8 +46,7 @@ def command(job: Job, ds_config: str, recipe: str = "") -> str:
     known, settings = _given(job, ds_config, recipe)
     if Path(recipe).is_file():
         recipe = os.path.abspath(recipe)
-    modes = _settings(job, ds_config)[1]
-    values = known | modes | {key: value for keys in settings for key, value in keys.items()}
+    values = known | {key: value for keys in settings for key, value in keys.items()}
     # A run folder holds one run.
     output = known["run.output"] if all(values[key] == known[key] for key in _WHAT) else f"runs/{_name(job)}"
     lines = [

@@ -212,8 +212,9 @@ class VllmBackend:
             if own.found(text):
                 reason, tokens = "stop", events  # a token each; the number comes with the last event alone
                 break
-            row.send(own.certain(text)[sent:])
-            sent = max(sent, len(own.certain(text)))
+            new = own.certain(text)[sent:]
+            row.send(new)
+            sent += len(new)
         if reason not in ("stop", "length"):
             raise _upstream_error(f"the vLLM server ended an answer with {reason!r}.")
         row.answer.reason = reason

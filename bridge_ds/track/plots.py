@@ -11,6 +11,7 @@ from typing import Any
 
 from bridge_ds.disk import atomic_write, real
 from bridge_ds.engine.hooks import Hook, StepRecord
+from bridge_ds.metrics import systems_of
 from bridge_ds.track.metrics_file import read_metrics
 
 __all__ = ["PlotHook", "plot_accuracy", "plot_layer_weights", "plot_loss"]
@@ -151,10 +152,8 @@ def plot_layer_weights(records: Sequence[StepRecord], path: Path) -> None:
 @_styled
 def plot_accuracy(results: Mapping[str, Any], path: Path) -> None:
     """A panel a task: accuracy (%) of the likeliest label in each language, a bar a system, chance dashed."""
-    systems = [name for name in ("llm", "bridge") if name in results]
-    systems += [name for name in results if name not in (*systems, "chance")]
-    # What has answers to all: the LLM alone may be left out somewhere, and has no bar there.
-    whole = results[max(systems, key=lambda name: sum(map(len, results[name].values())))]
+    systems, name_of_whole = systems_of(results)
+    whole = results[name_of_whole]
     tasks = list(whole)
     figure, axes = _figure(0.7 + 2.3 * len(tasks), len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
