@@ -166,10 +166,11 @@ def test_the_study_of_forms_on_sib200(
     trained: list[Call], taught: list[tuple[str, dict[str, str]]], tmp_path: Path
 ) -> None:
     data, output = real(tmp_path / "data"), tmp_path / "study"
-    command = ["--data", "sib200", "--source", str(data), "--encoder", "E", "--output", str(output), "--jobs", "1"]
+    command = f"--data sib200 --source {data} --encoder E --llm L --output {output} --jobs 1".split()
     assert study_forms.main([*command, "--seeds", "1", "--arms", "text"]) == 0
     (recipe, settings), own = taught[0], dict(text.split("=", 1) for text in trained[-1][1])
     assert recipe == "sib200_small" and settings["data.shards"] == own["data.shards"] == str(output / "shards")
+    assert settings["model.llm"] == "L" and settings["run.output"] == str(output / "stage0")
     assert own["model.llm"] == str(output / "stage0" / "llm") and own["model.encoder"] == "E"
     assert own["evaluation.languages"] == "[en,fr,am,ha,si,sw,ta]" and own["data.augment_prompt"] == "true"
     rows = {row["system"]: row for row in read(output / "languages.csv")}
@@ -181,8 +182,8 @@ def test_the_study_of_forms_on_sib200(
     )
 
     del taught[:]
-    assert study_forms.main([*command, "--seeds", "2", "--llm", "L", "--arms", "text"]) == 0
-    assert not taught and f"model.llm={Path('L').resolve()}" in trained[-1][1]
+    assert study_forms.main([*command, "--seeds", "2", "--taught", "T", "--arms", "text"]) == 0
+    assert not taught and f"model.llm={Path('T').resolve()}" in trained[-1][1]
 
 
 def test_it_reports_whole_seeds_only(trained: list[Call], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -5,15 +5,15 @@ examples:
   python tools/bench/study_forms.py                         (runs/forms, 5 seeds, 60 runs: an hour on two cores)
   python tools/bench/study_forms.py --seeds 3 --arms layers-only replay-text
   python tools/bench/study_forms.py --data sib200 --seeds 3 --jobs 2      (real models, runs/forms_sib200)
-  python tools/bench/study_forms.py --data sib200 --encoder DIR/e5 --llm TAUGHT/llm --source DIR/sib200    (no network)
+  python tools/bench/study_forms.py --data sib200 --encoder DIR/e5 --llm DIR/smol --source DIR/sib200      (no network)
   python tools/bench/study_forms.py --quick --output runs/quick     (a few steps: whether it works, not what it finds)
   python tools/bench/study_forms.py --report-only           (train nothing; report the runs that are there)
 
 On the testbed the LLM is taught the constructed language `qaa` first (bridge-ds finetune, all weights, OUTPUT/knows):
 to translate it into English, and its tasks in both, so that it answers in both; the other four it cannot read. On
 SIB-200 multilingual-e5-small and SmolLM2-135M-Instruct, which is taught the task in English first (the recipe's stage
-0, OUTPUT/stage0, or --llm) and knows French; the other languages are Amharic, Hausa, Sinhala, Swahili and Tamil. Then
-bridges on English alone:
+0, OUTPUT/stage0, or --taught) and knows French; the other languages are Amharic, Hausa, Sinhala, Swahili and Tamil.
+Then bridges on English alone:
 
   soft         the soft prompt, as in the recipe
   text         and the text, which the LLM reads after it (data.augment_prompt)
@@ -124,7 +124,8 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--data", choices=("testbed", "sib200"), default="testbed", help="languages and models (default: testbed)")
     add("--encoder", default="intfloat/multilingual-e5-small", help="of sib200: hub id or folder")
-    add("--llm", type=Path, help="of sib200: folder of an LLM that has learned the task (default: stage 0 makes it)")
+    add("--llm", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="of sib200: hub id or folder")
+    add("--taught", type=Path, help="of sib200: folder of an LLM that has learned the task, in place of stage 0")
     add("--source", default="Davlan/sib200", help="of sib200: hub id or folder of the data")
     options = parser.parse_args(argv)
     if options.data != "testbed" and options.output == OUTPUT:  # neither study is to find the other's shards
@@ -135,23 +136,26 @@ def main(argv: list[str] | None = None) -> int:
         rows, steps = (QUICK_ROWS, 2) if options.quick else (ENGLISH_ROWS, STEPS)
         make_data = partial(teach, rows=rows, steps=steps)
     else:
-        known, llm = KNOWN_REAL, (options.llm or output / "stage0" / "llm").resolve()
-        base, source = (os.path.abspath(of) if os.path.isdir(of) else of for of in (options.encoder, options.source))
-        real = (f"model.encoder={base}", f"evaluation.data.sib200.source={source}", "llm.finetune=false",
+        known, llm = KNOWN_REAL, (options.taught or output / "stage0" / "llm").resolve()
+        encoder, base, source = (
+            os.path.abspath(of) if os.path.isdir(of) else of for of in (options.encoder, options.llm, options.source)
+        )
+        real = (f"model.encoder={encoder}", f"evaluation.data.sib200.source={source}", "llm.finetune=false",
                 f"evaluation.languages=[{','.join(LANGUAGES)}]")  # fmt: skip
         options.overrides, options.recipe = [*real, *options.overrides], RECIPE
-        make_data = partial(make_real, source=source, llm=llm, quick=options.quick)
+        make_data = partial(make_real, source=source, base=base, taught=llm, quick=options.quick)
     some = chosen_arms(options, arms(llm, options.data == "sib200"), BASELINE)
     status = study(options, some, make_data, "--baseline", BASELINE)
     print(write_rows(output, some, seeds_of(options), known, BY_LANGUAGE))
     return status
 
 
-def make_real(output: Path, source: str, llm: Path, quick: bool) -> None:
+def make_real(output: Path, source: str, base: str, taught: Path, quick: bool) -> None:
     """The English shards, and the taught LLM unless it is there, by the recipe's own settings for it."""
     shards = pack_english(source, output)
-    if output in llm.parents and not (llm / "config.json").is_file():
-        values = (f"run.output={llm.parent}", f"data.shards={shards}", "evaluation.tasks=[]", "track.uri=none")
+    if output in taught.parents and not (taught / "config.json").is_file():
+        values = (f"run.output={taught.parent}", f"model.llm={base}", f"data.shards={shards}", "evaluation.tasks=[]",
+                  "track.uri=none")  # fmt: skip
         finetune(RECIPE, (*values, *(["train.steps=2"] if quick else [])))
 
 
