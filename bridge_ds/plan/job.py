@@ -77,7 +77,9 @@ class Job:
     llm_trained: bool = False
     """All of the LLM is trained too, its embeddings included (llm.trainable)."""
     lora: int = 0
-    """Rank of LoRA's updates of all linear layers of the LLM (lora.rank)."""
+    """Rank of LoRA's updates of the LLM's linear layers (lora.rank)."""
+    lora_targets: tuple[str, ...] = ()
+    """Names of those that get one; empty = all (lora.targets)."""
     lora_bias: str = "none"
     """Biases that are trained with them (lora.bias)."""
     encode_once: bool = False
@@ -227,14 +229,14 @@ class Job:
 def bridge_parameters(job: Job) -> int:
     """Trained parameters of the bridge, and of LoRA's updates."""
     if not job.encoder.layers:
-        return lora_parameters(job.llm, job.lora, job.lora_bias)
+        return lora_parameters(job.llm, job.lora, job.lora_bias, job.lora_targets)
     fusion = FUSIONS[job.fusion.name].parameters(job.states, job.encoder.width, job.fusion)
     mapping = MAPPINGS[job.mapping.kind].parameters(job.encoder.width, job.llm.width, job.mapping)
     soft = (fusion + mapping + job.llm.width) * job.injection.makes_prompt
     spec, injected = job.injection.spec, 0
     if spec:
         injected = spec.parameters(job.states, job.encoder.width, job.llm.width, job.attending, job.injection)
-    return soft + injected + lora_parameters(job.llm, job.lora, job.lora_bias)
+    return soft + injected + lora_parameters(job.llm, job.lora, job.lora_bias, job.lora_targets)
 
 
 def trained_parameters(job: Job) -> int:
@@ -273,6 +275,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         llm_trained=config.llm.trainable,
         lora=config.lora.rank,
         lora_bias=config.lora.bias,
+        lora_targets=config.lora.targets,
         encode_once=train.encode_once and not config.encoder.dropout,
         encode_once_gib=train.encode_once_gib,
         **layout(read_ds_config(config.run.ds_config)),

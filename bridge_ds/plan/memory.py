@@ -12,6 +12,7 @@ import subprocess
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.plan.job import Job, bridge_parameters, trained_parameters
+from bridge_ds.plan.shapes import lora_layers
 
 __all__ = ["device_gib", "host_gib", "memory"]
 
@@ -156,10 +157,10 @@ def _activations(job: Job) -> float:
     attention = 2 * (llm.q + llm.kv) * job.bytes
     mlp = (3 if llm.gated else 2) * llm.ffn * job.bytes
     # Each updated matrix casts its input to float32, for itself.
-    inputs = (3 + (2 if llm.gated else 1)) * llm.width + llm.q + llm.ffn + llm.matrices * job.lora
-    updates = 4 * inputs if job.lora else 0
+    updated = lora_layers(llm, job.lora_targets) if job.lora else []
+    updates = 4 * sum(inputs + job.lora for inputs, _ in updated)
     # A trained matrix keeps its input, cast to the model's dtype by autocast, for itself.
-    updates += inputs * job.bytes if job.llm_trained else 0
+    updates += job.bytes * sum(inputs for inputs, _ in llm.linear.values()) if job.llm_trained else 0
     each = 8 * llm.width + attention + mlp + updates
     layer = tokens * each
     # Backward of one layer holds the gradients of its widest tensors beside what it has kept.

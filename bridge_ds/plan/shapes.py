@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bridge_ds.encoder.families import FAMILIES
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.foreign import stored_json
 
-__all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "largest_layer", "lora_parameters"]
+__all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "largest_layer", "lora_layers", "lora_parameters"]
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,22 @@ class Shape:
         return self.width * (1 + self.norm_biases)
 
     @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of one layer's linear layers, by the part of the layer that they are."""
+        attention = {"q": (self.width, self.q), "k": (self.width, self.kv), "v": (self.width, self.kv)}
+        mlp = {"gate": (self.width, self.ffn)} if self.gated else {}
+        mlp |= {"up": (self.width, self.ffn), "down": (self.ffn, self.width)}
+        return attention | {"o": (self.q, self.width)} | mlp
+
+    @property
     def layer(self) -> int:
         """Parameters of one layer."""
-        matrices = 2 * self.width * (self.q + self.kv) + (3 if self.gated else 2) * self.width * self.ffn
-        return matrices + sum(self.biases) + 2 * self.norm
+        return sum(rows * columns for rows, columns in self.linear.values()) + sum(self.biases) + 2 * self.norm
 
     @property
     def matrices(self) -> int:
         """Tensors of one layer that ZeRO-3 gathers: those below `stage3_param_persistence_threshold` stay whole."""
-        return 4 + (3 if self.gated else 2)
+        return len(self.linear)
 
     @property
     def embedding(self) -> int:
@@ -288,12 +295,25 @@ LLMS = {
 """Name -> causal LLM."""
 
 
-def lora_parameters(shape: Shape, rank: int, bias: str = "none") -> int:
-    """Trained parameters of LoRA's updates of all linear layers but the output head: rank x (inputs + outputs) each;
-    and of the biases that are trained with them (`lora.bias`)."""
-    attention = 2 * (shape.width + shape.q) + 2 * (shape.width + shape.kv)
-    mlp = (3 if shape.gated else 2) * (shape.width + shape.ffn)
+_PARTS = {
+    "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "out_proj": "o", "gate_proj": "gate", "up_proj": "up",
+    "down_proj": "down", "fc1": "up", "fc2": "down",
+}  # fmt: skip
+"""Names that `lora.targets` may have -> parts of :attr:`Shape.linear`."""
+
+
+def lora_layers(shape: Shape, targets: Sequence[str] = ()) -> list[tuple[int, int]]:
+    """Inputs and outputs of one layer's linear layers that LoRA updates: those that `lora.targets` names. All where it
+    is empty, or has a name that is not known here (such as `c_attn`, three in one), so that no plan is too small."""
+    parts = {_PARTS.get(name.rpartition(".")[2], "") for name in targets}
+    return [size for part, size in shape.linear.items() if not parts or "" in parts or part in parts]
+
+
+def lora_parameters(shape: Shape, rank: int, bias: str = "none", targets: Sequence[str] = ()) -> int:
+    """Trained parameters of LoRA's updates: rank x (inputs + outputs) of each linear layer that it updates; and of the
+    biases that are trained with them (`lora.bias`; those of all linear layers, whatever `targets` names)."""
+    updates = rank * sum(map(sum, lora_layers(shape, targets)))
     biases = 0 if bias == "none" or not rank else shape.layers * sum(shape.biases)
     if bias == "all" and rank and shape.norm_biases:
         biases += (2 * shape.layers + 1) * shape.width
-    return shape.layers * rank * (attention + mlp) + biases
+    return shape.layers * updates + biases

@@ -40,6 +40,7 @@ MODES: list[dict[str, object]] = [
         "mapping": MappingConfig(kind="latent", latents=32, depth=2),
         "lora": 4,
         "lora_bias": "all",
+        "lora_targets": ("q_proj", "v_proj"),
     },
 ]
 

@@ -199,18 +199,19 @@ def test_what_the_fusion_keeps_is_the_planned_part(name: str, heads: int, monkey
     assert more - less == pytest.approx(B * GPU_CHUNK * (planned + mapping) / (B * S) - B * GPU_CHUNK * inside)
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_kept_activations_of_a_layer_are_the_planned_ones(rank: int) -> None:
+@pytest.mark.parametrize(("rank", "targets"), [(0, ()), (4, ()), (4, ("q_proj", "mlp.down_proj"))])
+def test_kept_activations_of_a_layer_are_the_planned_ones(rank: int, targets: tuple[str, ...]) -> None:
     """Bytes that autograd keeps of one Llama layer in bfloat16, weights aside; with LoRA's updates too."""
 
     def kept(layers: int) -> int:
         llm = FrozenLLM(llama(layers))
         if rank:
-            add_lora(llm, LoraConfig(rank=rank), 0)
+            add_lora(llm, LoraConfig(rank=rank, targets=targets), 0)
         embeds = torch.randn(B, S, D, dtype=torch.bfloat16, requires_grad=True)
         return kept_by(lambda: llm.model(inputs_embeds=embeds, use_cache=False).logits, llm.model.parameters())
 
     shape = Shape("x", 3, D, F, D, D // 2, VOCAB, HEADS)
-    job = Job(shape, shape, source=S - 2, target=0, micro_batch=B, global_batch=B, lora=rank)
+    sizes = {"source": S - 2, "target": 0, "micro_batch": B, "global_batch": B}
+    job = Job(shape, shape, **sizes, lora=rank, lora_targets=targets)
     three, two = (memory(job.having(llm=dataclasses.replace(shape, layers=n)))["LLM activations"] for n in (3, 2))
     assert (three - two) * GIB == pytest.approx(kept(3) - kept(2), rel=0.1)

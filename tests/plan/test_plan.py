@@ -152,6 +152,23 @@ def test_a_part_of_another_kind_is_refused_and_never_counted(tmp_path: Path) -> 
         find_shape(str(tmp_path), ENCODERS)
 
 
+@pytest.mark.parametrize("targets", [("q_proj", "k_proj", "v_proj"), ("self_attn.o_proj",), ("down_proj", "up_proj")])
+def test_loras_updates_are_those_of_the_named_layers(targets: tuple[str, ...], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from bridge_ds.llm.frozen import FrozenLLM
+    from bridge_ds.llm.lora import add_lora
+
+    folder = tiny.make_llm("llama", tmp_path)
+    llm = FrozenLLM(AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False))
+    add_lora(llm, LoraConfig(rank=3, targets=targets), 0)
+    shape = find_shape(str(folder), LLMS)
+    made = sum(p.numel() for p in llm.parameters() if p.requires_grad)
+    assert made == lora_parameters(shape, 3, targets=targets) < lora_parameters(shape, 3)
+    # A name that is not known: at most all.
+    assert lora_parameters(shape, 3, targets=(*targets, "qkv")) == lora_parameters(shape, 3)
+
+
 @pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
 def test_loras_updates_and_trained_biases_are_counted_as_they_are_made(kind: str, bias: str, tmp_path: Path) -> None:
