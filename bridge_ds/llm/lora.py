@@ -24,11 +24,17 @@ def add_lora(of: nn.Module, config: LoraConfig, seed: int) -> None:
         seed: of the first factors, the same on every rank; the second ones are zero.
 
     Raises:
-        ConfigError: the model has no layer of these names, or none of the biases that are to be trained.
+        ConfigError: the model has no layer of these names, none of the biases that are to be trained, or an adapter of
+            PEFT already.
     """
     if not config.rank:
         return
     assert isinstance(of, Updated), "lora.rank excludes that all of the model is trained"
+    if getattr(of.model, "peft_config", None):  # under the same name, it would be replaced in silence
+        raise ConfigError(
+            f"lora.rank is {config.rank}, and the folder of the {of.called} holds an adapter of PEFT; expected a "
+            f"{of.called} without one; merge the adapter into it first (peft's merge_and_unload), or set lora.rank=0."
+        )
     import peft
 
     wanted = peft.LoraConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -129,3 +130,21 @@ def test_an_llm_without_the_biases_that_are_to_be_trained_is_refused(folders: di
             add_lora(llm, LoraConfig(rank=2, bias=bias, targets=targets), 0)
     with pytest.raises(ConfigError, match=r"lora\.bias is all and lora.rank 0"):
         load_config("testbed", ["lora.bias=all"])
+
+
+def with_adapter(folder: Path, adapter: Path) -> Path:
+    """The model's folder with an adapter that changes what it writes."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    peft.get_peft_model(model, config).save_pretrained(adapter)
+    shutil.copytree(folder, adapter, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
+    return adapter
+
+
+def test_an_llm_with_an_adapter_of_its_own_is_refused_and_not_replaced(folders: dict[str, Path], tmp_path: Path) -> None:
+    llm = FrozenLLM(loaded(with_adapter(folders["llama"], tmp_path / "adapted"), torch.float32))
+    before = logits(llm.model)
+    assert not torch.equal(before, logits(loaded(folders["llama"], torch.float32)))
+    with pytest.raises(ConfigError, match=r"lora\.rank is 2, and the folder of the LLM holds an adapter"):
+        add_lora(llm, LoraConfig(rank=2), 0)
+    assert torch.equal(logits(llm.model), before)
