@@ -12,7 +12,7 @@ from bridge_ds.disk import atomic_folder, missing_or_empty
 from bridge_ds.errors import BridgeError, CheckpointError, ConfigError
 from bridge_ds.frozen.digest import KEPT
 from bridge_ds.frozen.identity import model_identity, published_config
-from bridge_ds.frozen.verify import weight_files
+from bridge_ds.frozen.verify import loaded_files, weight_files
 from bridge_ds.hub.card import exported
 from bridge_ds.hub.config import to_run
 from bridge_ds.hub.folder import SharedBridge, valid_choice, write_folder
@@ -46,7 +46,7 @@ def export(run: str, folder: Path, merge: bool = False, **loading: Any) -> list[
         lines that say what was written.
 
     Raises:
-        ConfigError: the folder exists, or cannot be written; or there is nothing to merge.
+        ConfigError: the folder exists, or cannot be written; there is nothing to merge; or a base model has an adapter.
         CheckpointError: what was written does not load as what it was made from.
     """
     if not missing_or_empty(folder) or (folder.exists() and not folder.is_symlink()):
@@ -54,6 +54,7 @@ def export(run: str, folder: Path, merge: bool = False, **loading: Any) -> list[
     model = BridgeForCausalLM.from_pretrained(run, **loading)
     if merge and not getattr(model.bridge.llm, "updated", None):
         raise ConfigError(f"{run} has no updates of the LLM to merge (lora.rank); leave --merge-lora out.")
+    _refuse_adapters(model)
     try:
         with atomic_folder(folder, "part") as part:
             lines = _write(model, part, merge)
@@ -65,6 +66,18 @@ def export(run: str, folder: Path, merge: bool = False, **loading: Any) -> list[
         ) from None
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return [*lines, f"{size / 1e9:.2f} GB in all"]
+
+
+def _refuse_adapters(model: BridgeForCausalLM) -> None:
+    for part in PARTS:
+        name = getattr(model.config, part)
+        files = loaded_files(resolve(name), getattr(model.config, f"{part}_revision"))
+        if any(path.name.startswith("adapter_") for path in files):
+            raise ConfigError(
+                f"the {part} {name} has an adapter of PEFT, which would be left out of the copy of its weights; "
+                "expected a model without one; copy that folder beside what save_pretrained writes of the bridge, or "
+                "merge the adapter into the model before a bridge is trained to it."
+            )
 
 
 def _write(model: BridgeForCausalLM, folder: Path, merge: bool) -> list[str]:

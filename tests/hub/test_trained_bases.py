@@ -17,6 +17,7 @@ from bridge_ds.hub.export import export
 from bridge_ds.inference.load import load_trained
 from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.vllm import VllmBackend, VllmClient
+from tests.llm.test_lora import with_adapter
 from tests.made import make_run
 
 TEXTS = ["the cat sat", "a dog and one river"]
@@ -87,3 +88,17 @@ def test_export_takes_it_along_and_a_foreign_llm_does_not_get_it(run: Path, tmp_
     assert answerer.identity() != before
     with pytest.raises(ConfigError, match=r"updates of the LLM \(lora\.rank\)"):
         VllmBackend(ServedModel(answerer.model), VllmClient("http://127.0.0.1:9"), 1)
+
+
+def test_an_adapter_of_a_base_model_is_never_left_out_of_an_export(bases: dict[str, Path], tmp_path: Path) -> None:
+    whole = with_adapter(bases["llama"], tmp_path / "whole")
+    alone = tmp_path / "alone"  # peft names the folder of its model in it
+    alone.mkdir()
+    for path in [*whole.glob("adapter_*"), *whole.glob("tokenizer*")]:
+        shutil.copy(path, alone)
+    for folder in (whole, alone):
+        settings = [f"model.encoder={bases['mt5']}", f"model.llm={folder}"]
+        run = make_run(tmp_path / f"run_{folder.name}", settings)
+        with pytest.raises(ConfigError, match=f"the llm {folder} has an adapter of PEFT"):
+            export(str(run), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
