@@ -6,7 +6,8 @@ import argparse
 import os
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,12 +89,13 @@ def _pack(options: argparse.Namespace) -> None:
         raise DataError("pack needs one kind of input; expected either --input FILE... or --dataset ID.")
     if options.format == "dataset" and not options.dataset:
         raise DataError("--format dataset has no data set; expected --dataset ID (a hub id or a folder).")
-    if options.input and (options.config or options.revision or options.split != "train"):
-        raise DataError("--config, --split and --revision choose from a data set; expected --dataset ID with them.")
     if options.dataset:
+        if options.format != "dataset":
+            _refuse(options, "--dataset", "has a format of its own", "format")
         stream = options.limit is not None
         parts = sources.dataset_parts(options.dataset, options.config, options.split, options.revision, stream)
     else:
+        _refuse(options, "--input", "is a file, and these choose from a --dataset", "config", "split", "revision")
         parts = sources.file_parts(options.input, options.format)
     index = job.pack_parts(
         parts,
@@ -118,8 +120,7 @@ def _pack(options: argparse.Namespace) -> None:
 def _pack_task(options: argparse.Namespace) -> None:
     from bridge_ds.config.load import load_config
     from bridge_ds.config.names import TASK_SHARDS, task_of_shards
-    from bridge_ds.config.schema import TaskDataConfig
-    from bridge_ds.data.packing import write
+    from bridge_ds.config.schema import Config, TaskDataConfig
     from bridge_ds.data.packing.sources import parse_map
     from bridge_ds.tasks import TableTask, find_tasks
     from bridge_ds.tasks.shards import train_rows
@@ -127,60 +128,59 @@ def _pack_task(options: argparse.Namespace) -> None:
     name = task_of_shards(options.task)
     if options.input or not options.task.startswith(TASK_SHARDS):
         raise DataError(f"pack has {options.task!r}; expected task:NAME without --input, such as task:xnli.")
-    if options.key or options.config or options.format != "auto" or options.split != "train":
-        raise DataError(
-            f"{options.task} has keys, splits and columns of its own; leave out --key, --config, --format and --split."
-        )
-    own = load_config(options.tasks).tasks if options.tasks else {}
-    place = {name: TaskDataConfig(source=options.dataset)} if options.dataset and name in own else None
-    (task,) = find_tasks([name], place, own)
-    if isinstance(task, TableTask):
-        fields = parse_map(options.map, task.columns)
-        given = TaskDataConfig(source=options.dataset or "", revision=options.revision, fields=fields)
-        (task,) = find_tasks([name], {name: given}, own)
+    its = "has keys, a split, columns and a language of its own"
+    _refuse(options, options.task, its, "key", "config", "format", "split", "language", "triples", "templates")
+    config = load_config(options.tasks) if options.tasks else Config()
+    plain = TaskDataConfig()
+    given = config.evaluation.data.get(name, plain)
+    if options.dataset:
+        given = replace(given, source=options.dataset, revision=None)
+    given = replace(given, revision=options.revision or given.revision)
+    (task,) = find_tasks([name], {name: given} if given != plain else None, config.tasks)
+    if isinstance(task, TableTask) and options.map:
+        given = replace(given, fields=given.fields | parse_map(options.map, task.columns))
+        (task,) = find_tasks([name], {name: given}, config.tasks)
     rows, source = train_rows(task)
-    write.check_output(options.output, options.overwrite)
-    index = write.pack_rows(
-        _chosen(rows, options.shuffle, options.limit),
-        options.output,
-        samples_per_shard=options.samples_per_shard,
-        shard_bytes=int(options.shard_size * write.MIB),
-        overwrite=options.overwrite,
-        language="en",
-        source=options.source or source,
-    )
-    _print_packed(index, options.output)
+    _pack_rows(options, rows, "en", source)
 
 
 def _pack_triples(options: argparse.Namespace) -> None:
-    from bridge_ds.data.packing import write
     from bridge_ds.data.packing.triples import read_templates, triple_rows
 
-    given = (options.input, options.dataset, options.map, options.key, options.config, options.tasks)
-    if not options.triples or any(given) or options.format != "auto":
-        raise DataError(
-            "--triples is the input, put into words by --templates; expected it without --input, --dataset, --map, "
-            "--key, --format, --config and --tasks; leave these out."
-        )
+    if not options.triples:
+        raise DataError("--templates puts triples into words; expected --triples FILE with it.")
+    others = ("input", "dataset", "map", "key", "format", "config", "split", "revision", "tasks")
+    _refuse(options, "--triples", "is the input, put into words by --templates", *others)
+    rows = triple_rows(options.triples, read_templates(options.templates))
+    _pack_rows(options, rows, options.language, options.triples.name)
+
+
+def _refuse(options: argparse.Namespace, what: str, why: str, *names: str) -> None:
+    """Raises DataError where one of these options is given, which `what` would not read."""
+    default = _pack_parser().get_default
+    given = [f"--{name}" for name in names if getattr(options, name) != default(name)]
+    if given:
+        raise DataError(f"{what} {why}; expected it without {' and '.join(given)}; leave {given[0]} out.")
+
+
+def _pack_rows(options: argparse.Namespace, rows: Iterable[dict[str, str]], language: str, source: str) -> None:
+    """The first rows; with a seed, shuffled first (benchmarks fit in memory)."""
+    from bridge_ds.data.packing import write
+
     write.check_output(options.output, options.overwrite)
+    if options.shuffle is not None:
+        rows = list(rows)
+        random.Random(options.shuffle).shuffle(rows)
     index = write.pack_rows(
-        _chosen(triple_rows(options.triples, read_templates(options.templates)), options.shuffle, options.limit),
+        islice(rows, options.limit),
         options.output,
         samples_per_shard=options.samples_per_shard,
         shard_bytes=int(options.shard_size * write.MIB),
         overwrite=options.overwrite,
-        language=options.language,
-        source=options.source or options.triples.name,
+        language=language,
+        source=options.source or source,
     )
     _print_packed(index, options.output)
-
-
-def _chosen(rows: Iterable[dict[str, str]], seed: int | None, limit: int | None) -> Iterator[dict[str, str]]:
-    """The first rows; with a seed, shuffled first (benchmarks fit in memory)."""
-    if seed is not None:
-        rows = list(rows)
-        random.Random(seed).shuffle(rows)
-    return islice(rows, limit)
 
 
 def _print_packed(index: ShardIndex, output: Path) -> None:
@@ -261,8 +261,10 @@ def _pack_parser() -> Parser:
         "--samples-per-shard", type=positive(int, most=10**9), default=100_000, metavar="N", help="default: 100000"
     )
     pack.add_argument(
-        "--limit", type=positive(int, most=10**12), metavar="N", help="pack the first N samples only (one process)"
-    )
+        "--limit", type=positive(int, most=10**12), metavar="N",
+        help="pack the first N samples only (one process), and --shuffle these; of task:NAME and --triples N at random "
+        "with --shuffle",
+    )  # fmt: skip
     pack.add_argument(
         "--shuffle", type=positive(int, zero=True, most=2**63 - 1), metavar="SEED", help="shuffle all samples"
     )

@@ -67,8 +67,9 @@ def texts_key(config: Config, tokenizer: Any, corpus: str) -> str:
     """
     of = config.model
     identity = tokenizer_identity(tokenizer, resolve(of.encoder), of.encoder_revision)
-    samples = config.train.validation_samples if config.data.validation_percent else 0
-    return _hash([identity, corpus, samples, *(getattr(config.data, key) for key in _READ)])
+    # Which of the held-out samples are read depends on the order that shuffle_shards gives.
+    held_out = [config.train.validation_samples, config.data.shuffle_shards] if config.data.validation_percent else []
+    return _hash([identity, corpus, held_out, *(getattr(config.data, key) for key in _READ)])
 
 
 def _states_kept(config: Config) -> str:

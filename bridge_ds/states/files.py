@@ -22,10 +22,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bridge_ds.errors import LaunchError
+
 __all__ = ["StatesBlock", "StatesFiles", "key_of", "used_bytes"]
 
 _log = logging.getLogger(__name__)
 _BLOCKS, _INDEX = ".states", ".index"
+_MOST_OPEN = 64
+"""Files of blocks that are open at a time: each process of each start has written one."""
 
 
 class StatesBlock(NamedTuple):
@@ -112,6 +116,9 @@ class StatesFiles:
 
         Returns:
             whether they are there and whole.
+
+        Raises:
+            LaunchError: the process may open no more files.
         """
         parts = [part.view(torch.uint8).numpy() for part in into_NSD]
         while blocks := self._blocks.get(key):
@@ -126,11 +133,23 @@ class StatesFiles:
 
     def _fill(self, block: StatesBlock, parts: Sequence[Any]) -> bool:
         try:
-            if block.file not in self._open:
-                self._open[block.file] = os.open(block.file, os.O_RDONLY)
-            return os.preadv(self._open[block.file], parts, block.offset) == sum(part.nbytes for part in parts)
-        except (OSError, OverflowError):  # a damaged line may name any offset
+            return os.preadv(self._opened(block.file), parts, block.offset) == sum(part.nbytes for part in parts)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # the block may be whole
+                raise LaunchError(
+                    f"{block.file} cannot be read ({error.strerror}); expected room for {_MOST_OPEN} open files beside "
+                    "the run's others; raise the limit (ulimit -n)."
+                ) from None
             return False
+        except OverflowError:  # a damaged line may name any offset
+            return False
+
+    def _opened(self, file: Path) -> int:
+        if file not in self._open:
+            if len(self._open) >= _MOST_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[file] = os.open(file, os.O_RDONLY)
+        return self._open[file]
 
     def _note(self, path: Path, what: str) -> None:
         """Once for each file."""

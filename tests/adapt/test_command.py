@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from bridge_ds.commands import adapt
 from bridge_ds.config.effect import idle
 from bridge_ds.config.load import load_config
 from bridge_ds.config.zero import resolve_micro_batch
-from bridge_ds.data.packing.lines import pack_pairs, pack_text, sources
+from bridge_ds.data.packing.lines import pack_pairs, pack_text, sources, text_lines
 from bridge_ds.data.shards.index import load_index
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.data.shards.samples import BadSample, check_sample
@@ -76,6 +78,18 @@ def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
     foreign.write_bytes(b"uno\rdos\rtres\r")
     with pytest.raises(DataError, match=r"a\.txt holds line ends of an old Mac \(CR alone\); expected LF or CR LF"):
         pack_text(foreign, tmp_path / "mac")
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_compressed_text_has_the_same_lines(ending: str, tmp_path: Path) -> None:
+    lines = [f"una frase {number}" for number in range(9)]
+    plain = write(tmp_path / "a.txt", *lines)
+    packed = Path(f"{plain}{ending}")
+    raw = plain.read_bytes()
+    packed.write_bytes(gzip.compress(raw) if ending == ".gz" else pyarrow.compress(raw, codec="zstd", asbytes=True))
+    assert list(text_lines(packed)) == list(text_lines(plain)) == lines
+    pack_pairs([packed, plain], tmp_path / "pairs")
+    assert samples(tmp_path / "pairs", "align") == [{"source": line, "target": line} for line in lines]
 
 
 def test_what_a_sample_must_hold() -> None:

@@ -163,6 +163,17 @@ def test_validation_and_the_llm_alone_read_the_texts_as_they_are(mixed: Config, 
     assert set(alone.llm.batch_decode(prompts, skip_special_tokens=True)) <= plain
 
 
+@pytest.mark.parametrize("setting", [{"augment_share": 0.0}, {"augment_cipher": 1.0}, {"replay": 0.9}])
+def test_the_llm_reads_held_out_texts_as_it_does_in_scoring(
+    shards: Path, tokenizers: Tokenizers, setting: dict[str, float]
+) -> None:
+    config = make_config(shards, steps=1, global_batch=2, validation_percent=20, augment_prompt=True, **setting)
+    part = held_out(config, World(), tokenizers, open_corpus(config.data, config.run.seed, World()))
+    assert part
+    read = [tokenizers.llm.decode(r, skip_special_tokens=True) for b in part.micro for r in b.prompt_ids]
+    assert read and set(read) <= {sample["source"] for sample in task_rows(50)}
+
+
 def test_the_example_shows_the_mixed_text_and_a_foreign_dictionary_is_refused(
     mixed: Config, tokenizers: Tokenizers, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from bridge_ds.data.packing.formats import part_rows
 from bridge_ds.data.packing.sources import file_parts, map_fields, parse_map
+from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.shards.index import load_index
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.errors import DataError
@@ -111,9 +112,12 @@ def test_paragraphs_become_texts_and_headings_join_the_next(tmp_path: Path) -> N
     path = _content(tmp_path / "book.txt", "\ufeffTitle\n\nOne two\nthree.\n\n\n  \nFour five.\n\nEnd\n")
     assert list(file_rows([path])) == [
         (f"{path}:1", {"text": "Title One two three."}),
-        (f"{path}:8", {"text": "Four five."}),
-        (f"{path}:10", {"text": "End"}),
+        (f"{path}:8", {"text": "Four five. End"}),
     ]
+    assert list(file_rows([_content(path, "End\n")])) == [(f"{path}:1", {"text": "End"})]
+    assert list(file_rows([_content(path, "One two\n")])) == [(f"{path}:1", {"text": "One two"})]
+    with pytest.raises(DataError, match=r"book\.txt holds line ends of an old Mac"):
+        list(file_rows([_content(path, "One two\rThree four\r")]))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +176,40 @@ def test_a_benchmark_is_packed_as_it_is_scored(tmp_path: Path) -> None:
     assert _tool("pack", "task:xnli", *arguments).returncode == 0
     sample = SampleReader(load_index(tmp_path / "mapped"), "task").read(0, 0)
     assert sample == {"source": "Premise: A Hypothesis: B Label:", "target": "Neutral"}
+
+
+def test_a_benchmark_is_packed_with_the_recipes_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bridge_ds.commands.pack import main
+    from tests.tasks import local
+
+    local.jsonl(tmp_path / "mine" / "train" / "en.jsonl", [{"a": "A", "hypothesis": "B", "label": "neutral"}])
+    recipe, given = (
+        tmp_path / "recipe.yaml",
+        f"{{source: {tmp_path}/mine, fields: {{premise: a}}, prompt: '{{premise}}?'}}",
+    )
+    recipe.write_text(f"evaluation: {{data: {{xnli: {given}}}}}\n")
+    assert main(["task:xnli", "--tasks", str(recipe), "--output", str(tmp_path / "out")]) == 0
+    assert SampleReader(load_index(tmp_path / "out"), "task").read(0, 0) == {"source": "A?", "target": "Neutral"}
+    for options, words in (
+        (["task:xnli", "--language", "sw"], "a language of its own; expected it without --language"),
+        (["task:xnli", "--triples", "t.jsonl", "--templates", "t.yaml"], "without --triples and --templates; leave"),
+        (
+            ["--triples", "t.jsonl", "--split", "test", "--revision", "x"],
+            "without --split and --revision; leave --split",
+        ),
+        (["--templates", "t.yaml"], "expected --triples FILE with it"),
+        (["--dataset", str(tmp_path), "--format", "csv"], "has a format of its own; expected it without --format"),
+    ):
+        with pytest.raises(DataError) as caught:
+            main([*options, "--output", str(tmp_path / "no")])
+        assert words in str(caught.value)
+
+
+def test_columns_that_are_null_are_absent(tmp_path: Path) -> None:
+    rows = [{"text": "two words", "source": None, "target": None}, {"text": None, "source": "a", "target": "b"}]
+    index = pack_rows(rows, tmp_path / "out")
+    reader = SampleReader(index, "denoise_and_align")
+    assert [reader.read(0, row) for row in range(2)] == [{"text": "two words"}, {"source": "a", "target": "b"}]
 
 
 def test_a_task_of_the_users_own_is_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,26 @@ def test_a_fault_keeps_finished_parts_and_the_next_start_does_the_rest(files: li
     assert read_all(tmp_path / "out") == task_rows(200)
 
 
+def test_killed_after_the_shards_are_moved_it_can_be_packed_again(files: list[Path], tmp_path: Path) -> None:
+    work, output, parts = tmp_path / ".out.packing", tmp_path / "out", sources.file_parts(files)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)  # as the kill came before it
+        pack_parts(parts, PackOptions(), output)
+    assert (work / "job.json").is_file() and not (work / "shards").exists()
+    with pytest.raises(DataError, match="is not empty"):
+        pack_parts(parts, PackOptions(), output)
+    pack_parts(parts, PackOptions(), output, overwrite=True)
+    assert read_all(output) == task_rows(200) and not work.exists()
+
+
+def test_compressed_files_have_more_buckets(files: list[Path], tmp_path: Path) -> None:
+    packed = tmp_path / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"".join(json.dumps({"source": f"{n} " * 99, "target": "x"}).encode() + b"\n"
+                                              for n in range(2000))))  # fmt: skip
+    options = PackOptions(shuffle=1, shard_bytes=packed.stat().st_size)
+    assert len(pack_parts(sources.file_parts([packed]), options, tmp_path / "out").shards) >= 8
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_finishes_with_the_same_bytes(tmp_path: Path) -> None:
     rows = task_rows(9_000)

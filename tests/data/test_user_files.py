@@ -128,7 +128,7 @@ def test_lines_that_are_no_text(
         (["--map", "source=\udce9"], "is not UTF-8"),
         (["--map", "source=a", "source=b"], "--map fills source twice"),
         (["--map", "source=target", "target=target", "--key", "source"], "--key names the input's field 'source'"),
-        (["--split", "test"], "choose from a data set"),
+        (["--split", "test"], "and these choose from a --dataset; expected it without --split; leave --split out"),
     ],
 )
 def test_options_without_meaning(

@@ -165,7 +165,12 @@ def test_keys_say_what_a_run_may_read(models: dict[str, Path], few: Path, tmp_pa
     other = tiny.make_encoder("bert", tmp_path / "bert")
 
     def keys(*settings: str) -> tuple[str, str]:
-        base = [f"model.encoder={models['encoder']}", f"model.llm={models['llm']}", f"data.shards={few}"]
+        base = [
+            f"model.encoder={models['encoder']}",
+            f"model.llm={models['llm']}",
+            f"data.shards={few}",
+            "data.validation_percent=0",
+        ]
         config = load_config("testbed", [*base, *settings])
         tokenizers = load_tokenizers(config.model, data=config.data)
         return encoder_key(config), texts_key(config, tokenizers.encoder, open_corpus(config.data, 0, World()).identity)
@@ -181,6 +186,9 @@ def test_keys_say_what_a_run_may_read(models: dict[str, Path], few: Path, tmp_pa
     }.items():  # fmt: skip
         found = keys(setting)
         assert (found[0] != encoder, found[1] != texts) == changes, setting
+    # It decides the order, and so which of the held-out samples are the first ones.
+    assert keys("data.shuffle_shards=3") == (encoder, texts)
+    assert keys("data.shuffle_shards=3", "data.validation_percent=9")[1] != keys("data.validation_percent=9")[1]
 
 
 def test_complete_is_what_all_parts_have_finished(tmp_path: Path) -> None:

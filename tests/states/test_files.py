@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import resource
 from pathlib import Path
 
 import pytest
 import torch
 
+from bridge_ds.errors import LaunchError
 from bridge_ds.states.files import StatesFiles, key_of, used_bytes
 
 N, D = 3, 8
@@ -49,6 +52,28 @@ def test_what_is_written_is_read_by_all(tmp_path: Path, dtype: torch.dtype) -> N
     assert used_bytes(tmp_path) == sum(each.nbytes for each in (first, second, third))
     one.close()
     assert torch.equal(read(one, "a", 4, dtype), first)
+
+
+def test_few_files_are_open_and_a_process_without_more_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge_ds.states.files._MOST_OPEN", 3)
+    wanted = {str(number): states(4, number) for number in range(5)}
+    for key, each in wanted.items():  # a file of its own each, as after restarts
+        opened(tmp_path).add([(key, each)])
+    files = opened(tmp_path)
+    files.refresh()
+    for _ in range(2):
+        for key, each in wanted.items():
+            assert torch.equal(read(files, key, 4, each.dtype), each)
+            assert len(files._open) <= 3
+    files.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (os.open(os.devnull, os.O_RDONLY), hard))
+    try:
+        with pytest.raises(LaunchError, match=r"cannot be read .Too many open files.; .* raise the limit"):
+            read(files, "0", 4, wanted["0"].dtype)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert torch.equal(read(files, "0", 4, wanted["0"].dtype), wanted["0"])  # not forgotten
 
 
 def test_a_flipped_byte_anywhere_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

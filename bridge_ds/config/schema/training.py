@@ -91,7 +91,8 @@ class DataConfig:
     augment_cipher: Annotated[Real, Ge(0), Le(1), TRAINING] = 0.0
     """Share of the texts shown so that are in cipher: each letter is replaced by another one, Latin or of another
     script, for each sample and epoch anew. The LLM cannot read them, as it cannot read a language that it does not
-    know, and answers from the encoder, which reads the English."""
+    know, and answers from the encoder, which reads the English. Held-out samples are shown as they are, whatever
+    augment_share too."""
     replay: Annotated[Probability, TRAINING] = 0.0
     """With augment_prompt, share of the training samples whose target is what the LLM alone says of the text, not the
     label (KL, as in self-teaching), so that what the LLM can do by itself stays. Their text is shown as it is, whatever

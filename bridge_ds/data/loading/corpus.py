@@ -27,6 +27,9 @@ from bridge_ds.world import World
 
 __all__ = ["Corpus", "CorpusRows", "locations", "open_corpus", "open_index"]
 
+_OPEN_FILES = 512
+"""Most shards that a process keeps open, of all data sets together: half of what it usually may."""
+
 
 class CorpusRows(NamedTuple):
     """The samples at some positions; int64 [G] each."""
@@ -93,7 +96,7 @@ class Corpus:
                 part,
                 data.objective,
                 max_characters=data.max_characters,
-                open_files=min(64, 2 * data.shuffle_shards),
+                open_files=max(1, min(64, 2 * data.shuffle_shards, _OPEN_FILES // len(self.sets))),
             )
             for part in self.sets
         ]

@@ -167,8 +167,10 @@ def held_out(
     found = corpus.held_out()
     if found is None:
         return None
-    # Where prefix_lm splits a text depends on the seed, and validation losses of runs are to be compared.
-    config = replace(config, run=replace(config.run, seed=0), data=replace(config.data, replay=0.0))
+    # Where prefix_lm splits a text depends on the seed, and validation losses of runs are to be compared. The LLM reads
+    # the text as it does in scoring.
+    data = replace(config.data, replay=0.0, augment_share=1.0, augment_cipher=0.0)
+    config = replace(config, run=replace(config.run, seed=0), data=data)
     return StepDataset(config, world, tokenizers, found, 1, packing).once(config.train.validation_samples)
 
 

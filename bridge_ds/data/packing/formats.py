@@ -17,7 +17,17 @@ from bridge_ds.data.text.words import joined, starts
 from bridge_ds.errors import DataError
 from bridge_ds.reading import BOM, NotText, decoded, json_value, twice
 
-__all__ = ["COMPRESSIONS", "FORMATS", "Part", "Row", "load_dataset", "numbered", "parquet_file", "part_rows"]
+__all__ = [
+    "COMPRESSIONS",
+    "FORMATS",
+    "Part",
+    "Row",
+    "load_dataset",
+    "numbered",
+    "parquet_file",
+    "part_rows",
+    "plain_lines",
+]
 
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 Row = tuple[str, Any]
@@ -28,6 +38,7 @@ FORMATS = ("jsonl", "text", "csv", "tsv", "parquet")
 _VALIDATED = 10_000
 """Rows of a data set that are validated at a time."""
 _DEFAULT_SPLIT = "train"
+_OLD_MAC = "holds line ends of an old Mac (CR alone); expected LF or CR LF: convert the file"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Endings of compressed files."""
 
@@ -126,19 +137,44 @@ def _jsonl(part: Part) -> Iterator[Row]:
             raise DataError(f"{where} cannot be used: {error}.") from None
 
 
+def plain_lines(part: Part) -> Iterator[Row]:
+    """The lines of a text file, without white space at both ends; empty ones too.
+
+    A line ends at LF alone: at a CR inside a sentence too, all translations after it would be shifted.
+
+    Raises:
+        DataError: as :func:`part_rows`, or its lines end with CR alone.
+    """
+    for number, (where, line) in enumerate(_lines(part)):
+        text = line.strip()
+        if number == 0 and "\r" in text and not line.endswith("\n"):
+            raise DataError(f"{part.name} {_OLD_MAC}.")
+        yield where, text
+
+
 def _paragraphs(part: Part) -> Iterator[Row]:
     # A paragraph of one word is mostly a heading: it is joined to the next, since alone it could not be split in two.
+    # The last one is joined to the one before.
+    ready: tuple[str, list[str]] | None = None
     lines: list[str] = []
     start = ""
-    for where, line in _lines(part):
+    for where, line in plain_lines(part):
         start = start if lines else where
         if words := line.split():
             lines.append(" ".join(words))
-        elif lines and len(starts(text := joined(lines))) > 1:
-            yield start, {"text": text}
-            lines = []
-    if lines:
-        yield start, {"text": joined(lines)}
+        elif _splits(lines):
+            if ready:
+                yield ready[0], {"text": joined(ready[1])}
+            ready, lines = (start, lines), []
+    if ready and not _splits(lines):
+        ready, lines = (ready[0], [*ready[1], *lines]), []
+    for begin, paragraph in filter(None, (ready, (start, lines) if lines else None)):
+        yield begin, {"text": joined(paragraph)}
+
+
+def _splits(lines: Sequence[str]) -> bool:
+    """Whether they are more than one word."""
+    return len(starts(joined(lines))) > 1
 
 
 def _tsv(part: Part) -> Iterator[Row]:
@@ -179,7 +215,7 @@ def _csv(part: Part) -> Iterator[Row]:
 
 def _check_header(where: str, names: Sequence[str]) -> None:
     if any("\r" in name.rstrip() for name in names):
-        raise DataError(f"{where} holds line ends of an old Mac (CR alone); expected LF or CR LF: convert the file.")
+        raise DataError(f"{where} {_OLD_MAC}.")
     name = twice(name for name in names if name.strip())  # a spreadsheet may have empty columns at its end
     if name is not None:
         raise DataError(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds import __version__
-from bridge_ds.data.packing.formats import Part, part_rows
+from bridge_ds.data.packing.formats import COMPRESSIONS, Part, part_rows
 from bridge_ds.data.packing.pool import process_pool
 from bridge_ds.data.packing.sources import map_fields, stamp
 from bridge_ds.data.packing.write import (
@@ -43,6 +43,8 @@ from bridge_ds.reading import json_object
 __all__ = ["PackOptions", "pack_parts"]
 
 _FLUSH_BYTES = 64 * MIB
+_EXPANSION = 8
+"""Bytes of JSON lines in a byte of a compressed file, roughly: a bucket is to fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def pack_parts(
                 "--shuffle; make room, then the same command continues, or choose another --output."
             ) from None
         move_folder(job.shards, output, replace=True)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # NFS keeps a file that is open, such as the lock
     return load_index(output)
 
 
@@ -183,7 +185,8 @@ def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
                 "finish it, or pass --overwrite to start over."
             )
         record.unlink()
-    if not record.is_file():
+    if not (record.is_file() and job.shards.is_dir()):  # where a stop came after the shards were moved, they are gone
+        record.unlink(missing_ok=True)
         for path in job.folder.iterdir():
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -195,7 +198,7 @@ def _prepare(job: _Job, output: Path, overwrite: bool) -> None:
 def _buckets(parts: Sequence[Part], options: PackOptions) -> int:
     if options.shuffle is None:
         return 0
-    weight = sum(part.weight for part in parts)
+    weight = sum(part.weight * (_EXPANSION if Path(part.name).suffix in COMPRESSIONS else 1) for part in parts)
     unit = options.samples_per_shard if parts and parts[0].kind == "dataset" else options.shard_bytes
     return max(1, -(-weight // unit))
 

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.data.packing.formats import part_rows
+from bridge_ds.data.packing.formats import Part, part_rows, plain_lines
 from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.data.packing.triples import read_templates, triple_rows
 from bridge_ds.data.packing.write import pack_rows
@@ -15,24 +15,22 @@ from bridge_ds.data.shards.index import INDEX_NAME, load_index
 from bridge_ds.data.text.words import starts
 from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
-from bridge_ds.reading import BOM
 
 __all__ = ["named_files", "pack_pairs", "pack_text", "pack_triples", "sources", "text_lines", "triple_lines"]
 
 
 def pack_text(file: Path, folder: Path) -> None:
-    """Pack unlabeled text, unless it is packed already: each line of a .txt, or each row's `text` of another format.
-    Texts of one word are left out, as of no use to predict a word in.
+    """Pack unlabeled text, unless it is packed already: each line of plain text, or each row's `text` of other
+    formats. Texts of one word are left out, as of no use to predict a word in.
 
     Args:
-        file: .txt, jsonl, csv, tsv or parquet.
+        file: .txt, jsonl, csv, tsv (also .gz, .zst) or parquet.
         folder: of the shards.
 
     Raises:
         DataError: it cannot be read, holds no text, or the folder holds the shards of another file.
     """
-    rows = ({"text": line} for line in _lines(file)) if file.suffix == ".txt" else _rows(file)
-    _pack([file], (row for row in rows if not _is_word(row.get("text"))), folder)
+    _pack([file], (row for row in _text_rows(file) if not _is_word(row.get("text"))), folder)
 
 
 def text_lines(file: Path) -> Iterator[str]:
@@ -41,7 +39,7 @@ def text_lines(file: Path) -> Iterator[str]:
     Raises:
         DataError: as there.
     """
-    found = _lines(file) if file.suffix == ".txt" else (row.get("text") for row in _rows(file))
+    found = (row.get("text") for row in _text_rows(file))
     return (text for text in found if isinstance(text, str) and not _is_word(text))
 
 
@@ -129,21 +127,13 @@ def _pair_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     return _pairs(*files) if len(files) == 2 else _rows(files[0])
 
 
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        # By default Python would end a line at a CR inside a sentence too, and shift all translations after it.
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file):
-                text = (line.removeprefix(BOM) if number == 0 else line).strip()
-                if number == 0 and "\r" in text and not line.endswith("\n"):
-                    raise DataError(
-                        f"{path} holds line ends of an old Mac (CR alone); expected LF or CR LF: convert the file."
-                    )
-                yield text
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); expected a text file; check the path.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8; expected text in UTF-8; convert it.") from None
+def _text_rows(file: Path) -> Iterator[dict[str, Any]]:
+    part, *_ = file_parts([file])
+    return ({"text": line} for line in _lines(file)) if part.kind == "text" else _rows(file)
+
+
+def _lines(file: Path) -> Iterator[str]:
+    return (line for _, line in plain_lines(Part("text", str(file))))
 
 
 def _pairs(foreign: Path, english: Path) -> Iterator[dict[str, Any]]:

@@ -64,7 +64,7 @@ def pack_rows(
     The folder appears once it is complete. For files see :mod:`bridge_ds.data.packing.job`.
 
     Args:
-        rows: samples: `source` and `target` (and perhaps `prompt`), or `text`; further fields are kept.
+        rows: samples: `source` and `target` (and perhaps `prompt`), or `text`; further fields are kept unless None.
         output: folder to make.
         samples_per_shard: most samples in a shard.
         shard_bytes: a shard ends before it would exceed this (bytes), unless one sample alone does.
@@ -120,7 +120,7 @@ def packing_into(output: Path, folder: Path) -> Iterator[None]:
 
 
 def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -> Iterator[tuple[str, bytes]]:
-    """Rows -> (key, JSON as UTF-8).
+    """Rows -> (key, JSON as UTF-8). Fields that are null are left out: a table has all columns in each row.
 
     Args:
         rows: with their locations.
@@ -131,10 +131,11 @@ def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -
         DataError: a row is no sample, or has no usable key.
     """
     for number, (where, row) in enumerate(rows):
+        sample = {name: value for name, value in row.items() if value is not None} if isinstance(row, dict) else row
         # Corpora of plain text often name their origin `source`, so only a target marks a task beside `text`.
-        is_text = isinstance(row, dict) and "text" in row and "target" not in row
+        is_text = isinstance(sample, dict) and "text" in sample and "target" not in sample
         try:
-            check_sample(row, "prefix_lm" if is_text else "task")
+            check_sample(sample, "prefix_lm" if is_text else "task")
         except BadSample as error:
             needs = " or ".join(" and ".join(fields) for fields in _WAYS)
             raise DataError(f"{where} {error}; a sample holds {needs}: fix the input or set --map.") from None
@@ -147,7 +148,7 @@ def encoded(rows: Iterable[Row], *, key_prefix: str = "", key_field: str = "") -
                 "slashes and spaces, for webdataset ends a key at the first dot: choose another --key."
             )
         try:
-            yield key, json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+            yield key, json.dumps(sample, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"{where} cannot be written as JSON ({error}); choose its text fields with --map."
