@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.llm.splice import Spliced
 
 __all__ = ["Answerer"]
+
+_OF_SAMPLING = ("temperature", "top_p", "top_k")
 
 
 class Answerer:
@@ -52,16 +54,19 @@ class Answerer:
 
     @torch.no_grad()
     def write(
-        self, contexts: Sequence[Context], tokens: int, stops: Sequence[str], sampling: dict[str, Any] | None = None
+        self, contexts: Sequence[Context], tokens: int, stops: Sequence[str], options: Mapping[str, Any] | None = None
     ) -> list[str]:
         """Text after each context, up to the end token, a stop string or `tokens`.
 
         Args:
-            sampling: more options of `transformers.GenerationConfig`; None = greedy.
+            options: more of `transformers.GenerationConfig`; those of sampling have no meaning without `do_sample`.
         """
+        options = {"do_sample": False, **(options or {})}
+        if not options["do_sample"]:
+            options = {name: value for name, value in options.items() if name not in _OF_SAMPLING}
         tokens = self.prompts.room(tokens)
         prefix = self._prefix(contexts, [tokens] * len(contexts))
-        config = self.generator.config(max_new_tokens=tokens, **(sampling or {"do_sample": False}))
+        config = self.generator.config(max_new_tokens=tokens, **options)
         rows = self.generator.generate(prefix, config, stop_strings=list(stops)).tolist()
         chats = [framed(context, self.tokenizers.frame).is_chat for context in contexts]
         return [self.generator.texts([row], stops, chat)[0] for row, chat in zip(rows, chats, strict=True)]

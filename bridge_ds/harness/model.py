@@ -169,13 +169,12 @@ class BridgeLM(Ranks, LM):
             for numbers in groups.values():
                 options = dict(normalize_gen_kwargs(requests[numbers[0]].args[1], GENERATED))
                 stops, tokens = options.pop("until"), options.pop("max_gen_toks")
-                sampling = options if options.get("do_sample") else None
                 contexts = [
                     dataclasses.replace(parse(requests[n].args[0]), language=self._language_of(requests[n]))
                     for n in numbers
                 ]
 
-                def write(rows: list[int], contexts: Any = contexts, of: Any = (tokens, stops, sampling)) -> list[str]:
+                def write(rows: list[int], contexts: Any = contexts, of: Any = (tokens, stops, options)) -> list[str]:
                     return self.answerer.write([contexts[row] for row in rows], *of)
 
                 for row, text in self._in_batches([len(c.source or "") for c in contexts], write):

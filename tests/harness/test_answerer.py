@@ -114,6 +114,11 @@ def test_what_is_written_is_what_greedy_scoring_finds(runs: dict[str, Path]) -> 
     assert answerer.write(contexts[:1], 12, ["never", stop]) == [whole.split(stop)[0]]
     sampled = [answerer.write(contexts[:1], 12, [], {"do_sample": True, "temperature": 5.0}) for _ in range(3)]
     assert len({texts[0] for texts in sampled}) > 1
+    # As lm_eval gives them, a temperature beside greedy decoding included.
+    asked = {"do_sample": False, "temperature": 0.0, "top_k": 1}
+    assert answerer.write(contexts[:1], 12, [], asked) == [whole]
+    for more in ({"num_beams": 8}, {"repetition_penalty": 0.5}):
+        assert answerer.write(contexts[:1], 12, [], asked | more) != [whole], more
 
 
 def test_a_chat_template_stands_around_the_soft_prompt(runs: dict[str, Path]) -> None:

@@ -199,6 +199,11 @@ def test_a_chat_is_rendered_by_the_llms_own_template(tmp_path: Path) -> None:
     requests = [Instance("loglikelihood", {}, (text, word), k, ("t", 0, 1)) for k, word in enumerate(["wet", "dog"])]
     (wet, _), (dog, _) = lm.loglikelihood(requests, disable_tqdm=True)
     assert wet != dog and wet < 0 and dog < 0
+    # Its options of writing hold in greedy decoding too.
+    written = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False, "temperature": 0.0}
+    asked = [written, written | {"repetition_penalty": 0.5}]
+    one, other = lm.generate_until([Instance("generate_until", {}, (text, how), 0, ("t", 0, 1)) for how in asked], True)
+    assert one != other
 
 
 @needs_harness

@@ -141,7 +141,9 @@ def with_adapter(folder: Path, adapter: Path) -> Path:
     return adapter
 
 
-def test_an_llm_with_an_adapter_of_its_own_is_refused_and_not_replaced(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_llm_with_an_adapter_of_its_own_is_refused_and_not_replaced(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     llm = FrozenLLM(loaded(with_adapter(folders["llama"], tmp_path / "adapted"), torch.float32))
     before = logits(llm.model)
     assert not torch.equal(before, logits(loaded(folders["llama"], torch.float32)))
