@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bridge_ds.data.loading.tokenize import Tokenizers
+from bridge_ds.inference.stops import Decoder
 
 __all__ = ["Wanted"]
 
@@ -37,6 +38,4 @@ class Wanted:
         return text == right if self.of.end else text.startswith(right)
 
     def _text(self, ids: Sequence[int]) -> str:
-        tokens = list(ids)
-        text: str = self.of.llm.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)  # type: ignore[assignment]
-        return text
+        return Decoder(self.of).raw(ids)

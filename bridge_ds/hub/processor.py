@@ -200,16 +200,17 @@ class BridgeProcessor(ProcessorMixin):
             sequences: LLM ids.
             skip_special_tokens: as transformers.
             chat: written after a chat template (of a bridge trained with it: always), which has no such space.
-            options: of the tokenizer.
+            options: of the tokenizer (default: clean_up_tokenization_spaces=False).
         """
-        bare = Decoder(self.tokenizers, chat).bare
-        found = self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **options)
-        return [bare(text) for text in found]
+        return [self.decode(row, skip_special_tokens, chat=chat, **options) for row in sequences]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, *, chat: bool = False, **options: Any) -> str:
         """:meth:`batch_decode` of one answer."""
-        text = self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **options)
-        return Decoder(self.tokenizers, chat).bare(text)
+        of = Decoder(self.tokenizers, chat)
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        return of.bare(
+            of.raw([ids] if isinstance(ids, int) else ids, skip_special_tokens=skip_special_tokens, **options)
+        )
 
     @property
     def model_input_names(self) -> list[str]:

@@ -63,9 +63,12 @@ class Decoder:
     """The answer follows a chat template that was asked for (of a run trained with one: always), so that it has no such
     space."""
 
-    def raw(self, ids: Sequence[int]) -> str:
-        """The text as the LLM wrote it."""
-        return str(self.tokenizers.llm.decode(list(ids), skip_special_tokens=True))
+    def raw(self, ids: Sequence[int], **options: Any) -> str:
+        """The text as the LLM wrote it; `options` of the tokenizer's decode win."""
+        # Some tokenizers would take spaces before signs out: other text than training has, and not the beginning of it
+        # while the text still grows.
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False, **options}
+        return str(self.tokenizers.llm.decode(list(ids), **options))
 
     def bare(self, raw: str) -> str:
         """The text as it is answered."""

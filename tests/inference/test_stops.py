@@ -8,6 +8,8 @@ import torch
 from bridge_ds.config.schema import ModelConfig
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
 from bridge_ds.data.text.prompting import answers
+from bridge_ds.evaluation.written import Wanted
+from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.inference.stops import Answer, Decoder, StopStrings, stop_criterion
 from tests import tiny
 
@@ -51,6 +53,24 @@ def test_a_stop_string_that_begins_with_a_space(tokenizers: Tokenizers, written:
     assert (streamed.reason == "stop") == (answer != written)
     # All that is read behind the stop is the rest of the token that completes it.
     assert len(streamed.tokens) == len(ended_by_criterion(decoder, ids, stop))
+
+
+def test_spaces_before_signs_stay_however_the_tokenizer_is_set(
+    tokenizers: Tokenizers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("", "_for_bpe_even_though_it_will_corrupt_output"):
+        monkeypatch.setattr(tokenizers.llm, f"clean_up_tokenization_spaces{name}", True, raising=False)
+    written = "numbers , and signs . it 's"
+    (ids,) = answers(tokenizers, [written], None, closed=False)
+    assert tokenizers.llm.decode(ids) == " numbers, and signs. it's"
+    streamed = Answer(Decoder(tokenizers), (), streamed=True)
+    assert "".join([*map(streamed.add, ids), streamed.finish()]) == streamed.text == written
+    right = Wanted(written, tokenizers)
+    assert right.done(ids) and all(right.open(ids[:count]) for count in range(1, len(ids)))
+    processor = BridgeProcessor.__new__(BridgeProcessor)
+    processor.tokenizers = tokenizers
+    assert processor.batch_decode([ids, torch.tensor(ids)]) == [processor.decode(ids)] * 2 == [written] * 2
+    assert processor.decode(ids, clean_up_tokenization_spaces=True) == "numbers, and signs. it's"
 
 
 def test_a_chats_answer_has_no_such_space(tokenizers: Tokenizers) -> None:
