@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -30,9 +31,9 @@ __all__ = ["LocalBackend", "ServedModel"]
 class _LockedDecoder(Decoder):
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def raw(self, ids: Sequence[int]) -> str:
+    def raw(self, ids: Sequence[int], **options: Any) -> str:
         with self.lock:
-            return super().raw(ids)
+            return super().raw(ids, **options)
 
 
 class ServedModel(Generator):
