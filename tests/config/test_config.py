@@ -71,6 +71,8 @@ def test_overrides_have_the_types_of_the_schema() -> None:
         ("mapping.end_init=zero", "did you mean 'zeros'"),
         ("mapping.kind=latents", "did you mean 'latent'"),
         ("mapping.latents=0", "mapping.latents is 0; expected from 1 to 16,384"),
+        ("injection.llm_layers=[2, 0]", "injection.llm_layers is '[2, 0]'; expected ascending numbers, each once"),
+        ("injection.llm_layers=[1, 1]", "expected ascending numbers, each once"),
         ("mapping.dropout=1", "mapping.dropout is 1; expected from 0 to below 1"),
         ("lora.bias=lora", "lora.bias is 'lora'; expected one of none, all, lora_only"),
         ("lora.bias=lora_only", "lora.bias is lora_only and lora.rank 0"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
-from bridge_ds.config.schema.fields import FUNCTION, TRAINING, Flag, NonNegativeFloat, NonNegativeInts
+from bridge_ds.config.schema.fields import FUNCTION, TRAINING, Flag, NonNegativeFloat, NonNegativeInts, Rule
 from bridge_ds.config.schema.models import FusionConfig
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.injection import FORMS, NO_FORM, FormSpec
@@ -30,8 +30,12 @@ class InjectionConfig:
     soft_prompt: Annotated[Flag, FUNCTION] = True
     """Put the soft prompt into the LLM's input beside every_layer, as LayAlign does. false = every_layer alone, without
     fusion and mapping."""
-    llm_layers: Annotated[NonNegativeInts, FUNCTION] = ()
-    """Numbers of the LLM's layers that attend beside their text, from 0; empty = all that have attention."""
+    llm_layers: Annotated[
+        NonNegativeInts,
+        Rule(lambda given: sorted({*given}) == [*given], "ascending numbers, each once"),
+        FUNCTION,
+    ] = ()
+    """Numbers of the LLM's layers that attend beside their text, ascending from 0; empty = all that have attention."""
     mlp: Annotated[Flag, FUNCTION] = False
     """A second matrix H -> H after every_layer's first (LayAlign's structure `MLP`)."""
     lr_scale: Annotated[NonNegativeFloat, TRAINING] = 1.0
