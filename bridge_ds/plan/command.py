@@ -26,7 +26,8 @@ _LAUNCHERS = (
 """Parameters of the LLM up to which a script of slurm/ is named, and the recipe that such runs begin with. The scripts
 differ in name, nodes and recipe alone; the recipe of train_1b.sh is the paper's XNLI run, which is not any 1B run."""
 _WHAT = ("model.encoder", "model.llm", "fusion.name", "mapping.kind", "mapping.latents", "lora.rank", "lora.bias",
-         "lora.targets", "encoder.trainable", "llm.trainable", "data.augment_prompt")  # fmt: skip
+         "lora.targets", "encoder.trainable", "encoder.train_embeddings", "llm.trainable", "llm.train_embeddings",
+         "data.augment_prompt")  # fmt: skip
 """Settings that make it another run, and not the same one in other batches or on other nodes."""
 
 
@@ -118,7 +119,9 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
         "lora.bias": job.lora_bias if job.lora else "none",
         "lora.targets": list(job.lora_targets) if job.lora else [],
         "encoder.trainable": job.encoder_trained,
+        "encoder.train_embeddings": job.encoder_embeddings,
         "llm.trainable": job.llm_trained,
+        "llm.train_embeddings": job.llm_embeddings,
         "encoder.activation_checkpointing": job.encoder_checkpointing,
         "data.augment_prompt": job.prompt > 0,
         "data.tokens_per_micro_batch": 0,

@@ -71,11 +71,15 @@ class Job:
     checkpointing: bool = False
     """The LLM's layers are computed again in backward (model.activation_checkpointing)."""
     encoder_trained: bool = False
-    """The encoder is trained too, its embeddings included (encoder.trainable)."""
+    """The encoder is trained too (encoder.trainable)."""
+    encoder_embeddings: bool = True
+    """Then its token embeddings as well (encoder.train_embeddings)."""
     encoder_checkpointing: bool = False
     """Its layers are computed again in backward (encoder.activation_checkpointing)."""
     llm_trained: bool = False
-    """All of the LLM is trained too, its embeddings included (llm.trainable)."""
+    """The LLM is trained too (llm.trainable)."""
+    llm_embeddings: bool = True
+    """Then its token embeddings as well, with a projection that shares their weight (llm.train_embeddings)."""
     lora: int = 0
     """Rank of LoRA's updates of the LLM's linear layers (lora.rank)."""
     lora_targets: tuple[str, ...] = ()
@@ -128,13 +132,20 @@ class Job:
         return self.nodes * self.gpus
 
     @property
-    def frozen(self) -> int:
-        """Parameters of both models that are not trained."""
-        return self.encoder.parameters * (not self.encoder_trained) + self.llm.parameters * (not self.llm_trained)
+    def models_trained(self) -> tuple[int, int]:
+        """Trained parameters of the encoder and of the LLM."""
+        encoder = self.encoder.parameters - self.encoder.embedding * (not self.encoder_embeddings)
+        llm = self.llm.parameters - self.llm.embedding * (not self.llm_embeddings)
+        return encoder * self.encoder_trained, llm * self.llm_trained
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Bytes of the weights of both models that are not trained."""
+        return self.weights - 4 * sum(self.models_trained)
 
     @property
     def encoder_bytes(self) -> int:
-        """Bytes of a weight of the encoder: trained ones are float32."""
+        """Bytes of a weight of the encoder: those of a trained one are float32, frozen embeddings too."""
         return 4 if self.encoder_trained else self.bytes
 
     @property
@@ -241,8 +252,7 @@ def bridge_parameters(job: Job) -> int:
 
 def trained_parameters(job: Job) -> int:
     """All trained parameters."""
-    models = job.encoder.parameters * job.encoder_trained + job.llm.parameters * job.llm_trained
-    return bridge_parameters(job) + models
+    return bridge_parameters(job) + sum(job.models_trained)
 
 
 def planned(config: Config, nodes: int, gpus: int) -> Job:
@@ -271,8 +281,10 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         bytes=4 if config.model.dtype == "float32" else 2,
         checkpointing=config.model.activation_checkpointing,
         encoder_trained=config.encoder.trainable,
+        encoder_embeddings=config.encoder.train_embeddings,
         encoder_checkpointing=config.encoder.trainable and config.encoder.activation_checkpointing,
         llm_trained=config.llm.trainable,
+        llm_embeddings=config.llm.train_embeddings,
         lora=config.lora.rank,
         lora_bias=config.lora.bias,
         lora_targets=config.lora.targets,

@@ -43,10 +43,10 @@ def memory(job: Job) -> dict[str, float]:
         "bridge and optimizer": _trained(job),
     }
     if job.encoder_trained:
-        parts["encoder and optimizer"] = _model_trained(job, job.encoder.parameters)
+        parts["encoder and optimizer"] = _model_trained(job, job.models_trained[0])
         parts["encoder activations"] = _encoder_activations(job)
     if job.llm_trained:
-        parts["LLM and optimizer"] = _model_trained(job, job.llm.parameters)
+        parts["LLM and optimizer"] = _model_trained(job, job.models_trained[1])
     found = {name: size / GIB for name, size in parts.items()}
     total = sum(found.values())
     if not job.copies:
@@ -71,7 +71,7 @@ def host_gib(job: Job) -> dict[str, float]:
 
 
 def _frozen(job: Job) -> float:
-    whole = job.frozen * job.bytes
+    whole = job.frozen_bytes
     if job.stage == 2:
         return whole
     if job.offload:

@@ -79,8 +79,7 @@ def gathers(job: Job) -> dict[str, float]:
     model are reduced in each micro-batch.
     """
     reduced = 2 * 4 * bridge_parameters(job) * (job.ranks - 1) / job.ranks
-    models = job.encoder.parameters * job.encoder_trained + job.llm.parameters * job.llm_trained
-    if models:
+    if models := sum(job.models_trained):
         # Stage 2 gathers the new parameters once a step; stage 3 with each use, below.
         times = job.accumulation + (job.stage == 2)
         reduced += 4 * models * times * (job.ranks - 1) / job.ranks
@@ -128,13 +127,17 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
 
 def _gathered(job: Job) -> float:
     """Bytes of weights that a step's micro-batches gather under stage 3."""
-    encoder = (2 if job.encoder_trained else 1) * job.encoder.parameters * job.encoder_bytes
+    encoder = (2 if job.encoder_trained else 1) * job.encoder.parameters
+    if job.encoder_trained and not job.encoder_embeddings:
+        encoder -= job.encoder.embedding
     llm = _llm_passes(job) * job.llm.parameters
     if not (job.llm.tied or job.llm_trained):
         # Backward does not come to a frozen input table, and finds the projection still there: each is gathered once
         # for the bridge, and once for what teaches it.
         llm -= 2 * job.llm.embedding
-    return llm * job.llm_bytes * job.accumulation + encoder * job.readings
+    elif not (job.llm.tied or job.llm_embeddings):
+        llm -= job.llm.embedding
+    return llm * job.llm_bytes * job.accumulation + encoder * job.encoder_bytes * job.readings
 
 
 def _llm_passes(job: Job) -> int:

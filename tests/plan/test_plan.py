@@ -272,6 +272,16 @@ def test_what_else_is_trained_is_counted() -> None:
         assert again["encoder activations"] < trained["encoder activations"] / 3
     assert trained_parameters(job.having(encoder_trained=True)) == trained_parameters(job) + count
     assert gathers(job.having(encoder_trained=True))["nodes"] > gathers(job)["nodes"]
+    # Embeddings that stay are float32 as the rest, without gradient and moments; an untied projection is trained.
+    both = job.having(stage=2, encoder_trained=True, llm_trained=True)
+    for part, model in (("encoder", job.encoder), ("llm", job.llm)):
+        kept = both.having(**{f"{part}_embeddings": False})
+        assert trained_parameters(kept) == trained_parameters(both) - model.embedding
+        assert kept.weights == both.weights and kept.frozen_bytes == 4 * model.embedding
+        assert memory(kept)["frozen weights"] * 2**30 == pytest.approx(4 * model.embedding)
+        less = 16 * model.embedding / 16 / 2**30
+        assert memory(kept)["total"] == pytest.approx(memory(both)["total"] - less)
+        assert all(gathers(kept.having(stage=s))["nodes"] < gathers(both.having(stage=s))["nodes"] for s in (2, 3))
     # Counted by hand for a Llama of width 4, MLP 8, one key head of 2: q, k, v, o, gate, up, down.
     tiny_llm = Shape("x", layers=3, width=4, ffn=8, q=4, kv=2, vocab=9, heads=2)
     assert lora_parameters(tiny_llm, 5) == 3 * 5 * ((4 + 4) + 2 * (4 + 2) + (4 + 4) + 3 * (4 + 8))
@@ -388,7 +398,7 @@ def test_torch_is_not_needed_to_plan() -> None:
 
 def test_a_second_copy_over_the_ranks_that_the_file_names() -> None:
     whole = Job(encoder=ENCODERS["mt5-xl"], llm=LLMS["llama-2-13b"], nodes=2, gpus=8, micro_batch=1, hpz=True)
-    of = whole.frozen * whole.bytes / 2**30
+    of = whole.frozen_bytes / 2**30
     for nodes, size, second in ((2, 0, 8), (2, 2, 2), (1, 2, 2), (1, 0, 0)):
         job = whole.having(nodes=nodes, hpz_ranks=size)
         assert job.second == second and job.shards == (second or job.ranks)

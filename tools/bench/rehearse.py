@@ -72,7 +72,7 @@ def rehearse(options: argparse.Namespace) -> dict[str, Any]:
         "measured_gib": _train(options, folders, f"run-{options.ranks}"),
         "planned_gib": memory(job.having(process=base)),
         "unsharded_gib": None if options.no_unsharded else _load_whole(folders),
-        "weights_gib": job.frozen * job.bytes / 2**30,
+        "weights_gib": job.frozen_bytes / 2**30,
     }
 
 
