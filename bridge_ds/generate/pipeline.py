@@ -19,7 +19,7 @@ from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.inference.choice import BRIDGE, CHOICE, ChoiceTable, expected
-from bridge_ds.inference.generator import Sampling, mixed_seed
+from bridge_ds.inference.generator import AnswerLength, Sampling, mixed_seed
 from bridge_ds.inference.stops import answers_criterion
 
 __all__ = ["GenerateOptions", "Pipeline"]
@@ -64,6 +64,8 @@ class Pipeline:
     def __init__(self, model: BridgeForCausalLM, processor: BridgeProcessor, options: GenerateOptions) -> None:
         self.model, self.processor, self.options = model, processor, options
         self.choice = _choice(model, options) if options.choose else None
+        self.length = AnswerLength.of(options.generation(), model.generation_config.to_dict())
+        """Of answers."""
 
     @classmethod
     def load(cls, run: str, options: GenerateOptions, **loading: Any) -> Pipeline:
@@ -129,12 +131,13 @@ class Pipeline:
 
     @property
     def positions(self) -> int:
-        """Of the LLM; 0 = unknown."""
-        return self.model.generator.positions
+        """Of the LLM, or fewer where prompt and answer together may take fewer; 0 = unknown."""
+        return min(filter(None, (self.model.generator.positions, self.length.whole)), default=0)
 
     def needs(self, row: ContextIds) -> tuple[int, int]:
         """The LLM's positions that the prompt of a row takes, and the most tokens of its answer where it is alone."""
-        used, most = self.processor.prompts.length(row), self.options.max_new_tokens or self.processor.max_new_tokens
+        used = self.processor.prompts.length(row)
+        most = self.length.after(used)
         return used, min(most, self.positions - used) if self.positions else most
 
     def check_language(self) -> None:

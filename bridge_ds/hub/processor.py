@@ -24,6 +24,7 @@ from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import CONFIG, BridgeConfig, save_config, to_run
 from bridge_ds.hub.folder import read_config
 from bridge_ds.hub.source import check_bases, hub_options, open_source
+from bridge_ds.inference.generator import ANSWER_TOKENS, AnswerLength
 from bridge_ds.inference.prompt import PromptBuilder, truncation_lines
 from bridge_ds.inference.stops import Decoder
 from bridge_ds.llm.splice import IGNORE
@@ -42,7 +43,7 @@ class BridgeProcessor(ProcessorMixin):
     """
 
     def __init__(
-        self, config: BridgeConfig, tokenizers: Tokenizers, positions: int = 0, max_new_tokens: int = 128
+        self, config: BridgeConfig, tokenizers: Tokenizers, positions: int = 0, max_new_tokens: int = ANSWER_TOKENS
     ) -> None:
         """Args:
         config: of the bridge.
@@ -100,7 +101,7 @@ class BridgeProcessor(ProcessorMixin):
                 found[key] = tokenizer_identity(of, name, its_revision, hub, recorded.get(key, ""))
             check_bases(source, found)
         llm_config = base_config("model.llm", model.llm, model.llm_revision, model.trust_remote_code, hub)
-        most = int(source.generation.get("max_new_tokens") or 128)
+        most = AnswerLength.of(source.generation).after(0)
         return cls(source.config, tokenizers, positions_of(llm_config), most)
 
     def __call__(  # type: ignore[override]

@@ -10,7 +10,7 @@ import copy
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,9 +28,34 @@ from bridge_ds.llm.splice import Spliced
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-__all__ = ["Generator", "Sampling", "mixed_seed", "write_as_alone"]
+__all__ = ["ANSWER_TOKENS", "AnswerLength", "Generator", "Sampling", "mixed_seed", "write_as_alone"]
 
 _log = logging.getLogger(__name__)
+ANSWER_TOKENS = 128
+"""Most tokens of an answer where nothing says how many."""
+
+
+@dataclass(frozen=True)
+class AnswerLength:
+    """How long an answer may be."""
+
+    tokens: int | None = None
+    """Most tokens of it (max_new_tokens)."""
+    whole: int | None = None
+    """Most positions of prompt and answer together (max_length); only without `tokens`."""
+
+    @classmethod
+    def of(cls, *options: Mapping[str, Any]) -> AnswerLength:
+        """From options of transformers' generate: of several the first that say it; ANSWER_TOKENS where none does."""
+        for each in options:
+            tokens, whole = each.get("max_new_tokens"), each.get("max_length")
+            if tokens is not None or whole is not None:
+                return cls(tokens, whole if tokens is None else None)
+        return cls(ANSWER_TOKENS)
+
+    def after(self, used: int) -> int:
+        """Most tokens after a prompt of `used` positions; below 1 where there is no room for any."""
+        return self.tokens if self.tokens is not None else (self.whole or 0) - used
 
 
 @dataclass(frozen=True)
@@ -158,14 +183,15 @@ class Generator:
             As transformers: [rows, tokens] ids without the prompt, or an output object.
 
         Raises:
-            DataError: the prompt leaves the LLM no position to write to.
+            DataError: the prompt leaves the LLM no position to write to, or no token is asked for.
         """
         from transformers import GenerationConfig, StoppingCriteriaList
 
         defaults = defaults or self.config()
         config = copy.deepcopy(config or GenerationConfig())
-        asked, length = (options.pop(name, None) or getattr(config, name) for name in ("max_new_tokens", "max_length"))
-        most = self._max_new_tokens(prefix.mask_BX.shape[1], asked, length, defaults.max_new_tokens)
+        given = {name: options.pop(name, None) for name in ("max_new_tokens", "max_length")}
+        length = AnswerLength.of(given, config.to_dict(), defaults.to_dict())
+        most = self._max_new_tokens(prefix.mask_BX.shape[1], length)
         # In the order of transformers itself, which deprecates options beside a config.
         config.update(**defaults.to_dict(), defaults_only=True, allow_custom_entries=True)
         options = config.update(**options)
@@ -210,20 +236,21 @@ class Generator:
         added = self.tokenizers.llm.get_added_vocab()
         return {added[stop] for stop in stops if stop in added}
 
-    def _max_new_tokens(self, used: int, asked: int | None, length: int | None, default: int | None) -> int | None:
-        """How many tokens may be written after a prompt of `used` positions, by what is asked for: `max_new_tokens`,
-        else `max_length`, else the default."""
+    def _max_new_tokens(self, used: int, length: AnswerLength) -> int:
+        """How many tokens may be written after a prompt of `used` positions."""
         if self.positions and used >= self.positions:
             raise DataError(
                 f"the prompt takes {used} positions and the LLM has {self.positions}; expected room for an answer; "
                 "lower max_source_tokens or max_prompt_tokens."
             )
-        if asked is None and length is not None:
-            if length <= used:
-                raise DataError(f"max_length is {length} and the prompt takes {used} positions; expected more of them.")
-            asked = length - used
-        most = asked or default
-        if most is not None and self.positions and used + most > self.positions:
+        most = length.after(used)
+        if most < 1 and length.tokens is None:
+            raise DataError(
+                f"max_length is {length.whole} and the prompt takes {used} positions; expected more of them."
+            )
+        if most < 1:
+            raise DataError(f"max_new_tokens is {most}; expected at least 1.")
+        if self.positions and used + most > self.positions:
             _log.warning(
                 "max_new_tokens is %d; the prompt takes %d of the LLM's %d positions, so at most %d are written.",
                 most, used, self.positions, self.positions - used,

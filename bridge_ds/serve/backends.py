@@ -15,7 +15,7 @@ from bridge_ds.errors import BridgeError
 from bridge_ds.hub.config import to_run
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.inference.choice import BRIDGE, ChoiceTable
-from bridge_ds.inference.generator import Generator, mixed_seed
+from bridge_ds.inference.generator import AnswerLength, Generator, mixed_seed
 from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.inference.stops import Decoder, answers_criterion
 from bridge_ds.llm.splice import Spliced
@@ -48,8 +48,10 @@ class ServedModel(Generator):
         self.choice = choice
         self.defaults = loaded.generation_config
         """Of the bridge: its generation_config.json."""
-        self.default_tokens = int(self.defaults.max_new_tokens or 128)
-        """max_tokens of a request that gives none."""
+        self.length = AnswerLength.of(self.defaults.to_dict())
+        """Of an answer to a request that gives no max_tokens."""
+        self.default_tokens = self.length.after(0)
+        """Highest max_tokens of such a request; may be lowered."""
         ends = self.defaults.eos_token_id or []
         self.ends |= set(ends if isinstance(ends, list) else [ends])
         self.prompts = PromptBuilder.of(
@@ -90,17 +92,18 @@ class ServedModel(Generator):
 
     def _row(self, request: GenerationRequest, index: int, sink: Callable[[Event], None]) -> Row:
         text, language, param = request.inputs[index], request.language or "", "messages" if request.chat else "prompt"
-        limit, way = request.token_limit or self.default_tokens, self.way(request)
+        limit, way = request.token_limit, self.way(request)
         prompts = self.prompts if way == BRIDGE else self.prompts.alone()
         try:
             context = prompts.chat(text, language=language) if request.chat else Context(text, language=language)
             if request.llm_prompt and request.llm_prompt[index]:  # an empty one is none, as in training
                 context = replace(context, prompt=request.llm_prompt[index])
-            ids = prompts.ids(context, prompts.room(limit))
+            ids = prompts.ids(context, prompts.room(self.default_tokens if limit is None else limit))
         except BridgeError as error:
             code = "context_length_exceeded" if isinstance(error, DoesNotFit) else None
             raise APIError(str(error), param=param, code=code) from None
         length = self.prompts.length(ids)
+        limit = min(self.default_tokens, self.length.after(length)) if limit is None else limit
         if self.positions:
             limit = min(limit, self.positions - length)
         if limit < 1:
