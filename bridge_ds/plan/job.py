@@ -16,15 +16,7 @@ from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, largest_layer, lora_parameters
 
-__all__ = [
-    "ENCODE_ONCE",
-    "PROCESS_GIB",
-    "Job",
-    "bridge_parameters",
-    "layout",
-    "planned",
-    "trained_parameters",
-]
+__all__ = ["ENCODE_ONCE", "PROCESS_GIB", "Job", "bridge_parameters", "layout", "planned", "trained_parameters"]
 
 PROCESS_GIB = 1.5
 """Memory of a rank on a GPU before any model: CUDA's context, cuBLAS and NCCL."""
@@ -74,6 +66,8 @@ class Job:
     """The encoder is trained too (encoder.trainable)."""
     encoder_embeddings: bool = True
     """Then its token embeddings as well (encoder.train_embeddings)."""
+    encoder_dropout: bool = False
+    """It drops in training, where it is frozen too (encoder.dropout)."""
     encoder_checkpointing: bool = False
     """Its layers are computed again in backward (encoder.activation_checkpointing)."""
     llm_trained: bool = False
@@ -121,7 +115,7 @@ class Job:
     @property
     def kept_bytes(self) -> int:
         """Bytes of a token's encoder states that `data.states_cache` keeps; 0 = none can be."""
-        if self.encoder_trained:
+        if self.encoder_trained or self.encoder_dropout:
             return 0
         states = self.states if self.reads_all_layers else min(1, self.states)
         return states * self.encoder.width * self.bytes
@@ -208,9 +202,9 @@ class Job:
     @property
     def may_encode_once(self) -> bool:
         """Whether `encode_once` changes anything."""
-        if self.stage != 3 or self.encoder_trained or not self.encoder.layers:
+        if self.stage != 3 or self.encoder_trained or self.encoder_dropout:
             return False
-        return min(self.accumulation, self._fitting) > 1
+        return self.encoder.layers > 0 and min(self.accumulation, self._fitting) > 1
 
     @property
     def together(self) -> int:
@@ -288,7 +282,8 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         lora=config.lora.rank,
         lora_bias=config.lora.bias,
         lora_targets=config.lora.targets,
-        encode_once=train.encode_once and not config.encoder.dropout,
+        encoder_dropout=config.encoder.dropout,
+        encode_once=train.encode_once,
         encode_once_gib=train.encode_once_gib,
         **layout(read_ds_config(config.run.ds_config)),
     )

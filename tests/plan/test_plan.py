@@ -59,7 +59,7 @@ def test_kept_states_of_mt5_xl_are_what_the_docs_say() -> None:
     assert job.kept_bytes == 24 * 2048 * 2
     assert job.having(fusion=FusionConfig(name="last_layer")).kept_bytes == 2048 * 2
     assert job.having(fusion=FusionConfig(include_embeddings=True), bytes=4).kept_bytes == 25 * 2048 * 4
-    assert job.having(encoder_trained=True).kept_bytes == 0
+    assert job.having(encoder_trained=True).kept_bytes == job.having(encoder_dropout=True).kept_bytes == 0
     alone = planned(load_config("xnli_llama1b_english"), 1, 1)
     assert alone.kept_bytes == 0
 
@@ -241,8 +241,8 @@ def test_what_is_encoded_together_is_bounded() -> None:
     assert operators(job) > operators(free)
     none = job.having(encode_once_gib=state * 1.9)
     assert not none.may_encode_once and memory(none) == memory(job.having(encode_once=False))
-    # A trained encoder, or one that is not sharded, is never read so, whatever the setting.
-    for other in ({"stage": 2}, {"encoder_trained": True}):
+    # A trained encoder, one that drops, or one that is not sharded, is never read so, whatever the setting.
+    for other in ({"stage": 2}, {"encoder_trained": True}, {"encoder_dropout": True}):
         apart = job.having(**other)
         assert apart.together == 1 and memory(apart) == memory(apart.having(encode_once=False))
 
