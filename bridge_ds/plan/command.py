@@ -132,7 +132,8 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
     sizes |= {f"mapping.{key}": getattr(job.mapping, key) for key in mapping.options}
     modes |= {key: value for key, value in sizes.items() if type(value) is int}  # the plan depends on these alone
     if not job.source:  # the LLM alone
-        modes = {key: value for key, value in modes.items() if key.startswith(("model.", "train.", "lora.", "llm."))}
+        kept = ("model.", "train.", "lora.", "llm.", "data.tokens_per_micro_batch")
+        modes = {key: value for key, value in modes.items() if key.startswith(kept)}
     if job.reads_all_layers:
         modes["fusion.include_embeddings"] = job.fusion.include_embeddings
     if job.prompt:

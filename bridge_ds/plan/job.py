@@ -98,7 +98,9 @@ class Job:
     """Memory of the process before any model (GiB): CUDA's context, or the interpreter and its libraries on a CPU."""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError where the fusion or the mapping is none that is known."""
+        """Raises ConfigError where there is no LLM, or the fusion or the mapping is none that is known."""
+        if not self.llm.layers:
+            raise ConfigError("model.llm is none, and no plan is made of the encoder alone; name an LLM.")
         one_of("fusion.name", self.fusion.name, FUSIONS)
         one_of("mapping.kind", self.mapping.kind, MAPPINGS)
 
@@ -253,10 +255,8 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
     """The run of `config` on `nodes` of `gpus` GPUs each.
 
     Raises:
-        ConfigError: the shape of a model is not known, or there is no such DeepSpeed file.
+        ConfigError: there is no LLM, the shape of a model is not known, or there is no such DeepSpeed file.
     """
-    if not config.model.has_llm:
-        raise ConfigError("model.llm is none, and no plan is made of the encoder alone; name a recipe of a bridge.")
     data, train, bridge = config.data, config.train, config.model.has_encoder
     job = Job(
         encoder=find_shape(config.model.encoder, ENCODERS),

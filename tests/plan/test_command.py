@@ -112,11 +112,15 @@ def test_a_limit_of_its_own_is_named() -> None:
     assert as_chosen(read_back(command(job, "zero3_hpz.json"))[0]) == as_chosen(job)
 
 
-def test_the_llm_alone_has_no_settings_of_a_bridge() -> None:
+def test_the_llm_alone_has_no_settings_of_a_bridge(tmp_path: Path) -> None:
     job = planned(load_config("xnli_llama1b_english"), 1, 8)
     text = command(job, "zero2.json", "xnli_llama1b_english")
     assert not re.search(r"source|fusion|mapping|augment", text) and "--set model.encoder=none" in text
     assert as_chosen(read_back(text)[0]) == as_chosen(job.having(stage=2))
+    recipe = tmp_path / "by_tokens.yaml"
+    recipe.write_text("base: xnli_llama1b_english\ndata:\n  tokens_per_micro_batch: 4000\n")
+    text = command(job, "zero2.json", str(recipe))
+    assert as_chosen(read_back(text)[0]) == as_chosen(job.having(stage=2)), "not rows by a budget of tokens"
 
 
 def test_another_recipe_keeps_its_own_settings() -> None:

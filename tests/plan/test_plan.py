@@ -327,6 +327,8 @@ def test_numbers_that_mean_nothing_are_refused() -> None:
     refuse_by_parser("--network-gbit", "inf", "is not finite")
     refuse_by_parser("--gpus", "two", "invalid int value")
     assert run("plan_cluster", "--nodes", "0").returncode == 2
+    with pytest.raises(ConfigError, match=r"model\.llm is none, and no plan is made of the encoder alone"):
+        plan_cluster.main(["--llm", "none"])
 
 
 def refuse_by_parser(option: str, value: str, words: str) -> None:
