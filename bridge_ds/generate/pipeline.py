@@ -19,7 +19,7 @@ from bridge_ds.errors import ConfigError, DataError, LaunchError
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.hub.processor import BridgeProcessor
 from bridge_ds.inference.choice import BRIDGE, CHOICE, ChoiceTable, expected
-from bridge_ds.inference.generator import AnswerLength, Sampling, mixed_seed
+from bridge_ds.inference.generator import AnswerLength, Sampling, mixed_seed, stops_of
 from bridge_ds.inference.stops import answers_criterion
 
 __all__ = ["GenerateOptions", "Pipeline"]
@@ -66,6 +66,8 @@ class Pipeline:
         self.choice = _choice(model, options) if options.choose else None
         self.length = AnswerLength.of(options.generation(), model.generation_config.to_dict())
         """Of answers."""
+        self.stops = options.stop or stops_of(model.generation_config)
+        """Stop strings: those that are asked for, or the bridge's own."""
 
     @classmethod
     def load(cls, run: str, options: GenerateOptions, **loading: Any) -> Pipeline:
@@ -165,16 +167,15 @@ class Pipeline:
         Raises:
             LaunchError: the device's memory does not suffice.
         """
-        stops = self.options.stop
-        written = self._generate(rows, seed, way, **({"stop_strings": list(stops)} if stops else {}))
-        return self.model.generator.texts(written.tolist(), stops, self.options.chat)
+        written = self._generate(rows, seed, way)
+        return self.model.generator.texts(written.tolist(), self.stops, self.options.chat)
 
     def stream(self, row: ContextIds, seed: int, take: Callable[[str], Any], way: str = BRIDGE) -> None:
         """One answer, handed to `take` in pieces as soon as they are certain; arguments as of :meth:`write`."""
         if self.options.beams > 1:  # none of the beams is the answer before the end
             take(self.write([row], seed, way)[0])
             return
-        answer = self.model.generator.answer(stops=self.options.stop, chat=self.options.chat, streamed=True)
+        answer = self.model.generator.answer(stops=self.stops, chat=self.options.chat, streamed=True)
         criterion = answers_criterion([answer], lambda _, text: take(text) or True)
         self._generate([row], seed, way, stopping_criteria=StoppingCriteriaList([criterion]))
         take(answer.finish())
@@ -183,7 +184,7 @@ class Pipeline:
     def _generate(self, rows: Sequence[ContextIds], seed: int, way: str, **options: Any) -> torch.Tensor:
         torch.manual_seed(mixed_seed(self.options.seed, seed))
         generator = self.model.generator if way == BRIDGE else self.model.generator.alone()
-        options = self.options.generation() | options
+        options |= self.options.generation() | ({"stop_strings": list(self.stops)} if self.stops else {})
         try:
             prefix = generator.prefix(self.processor.prompts.batch(rows))
             written: torch.Tensor = generator.generate(prefix, None, self.model.generation_config, **options)

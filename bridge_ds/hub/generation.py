@@ -79,7 +79,7 @@ def read_generation(path: Path) -> dict[str, Any]:
 
     try:
         values = typed_object(path, _Generation)
-        GenerationConfig(**values)
+        GenerationConfig(**values).validate(strict=True)  # as it does before it saves them again
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror or error}); expected JSON; get it again.") from None
     except (ValueError, TypeError, AttributeError) as error:  # what GenerationConfig makes of foreign values

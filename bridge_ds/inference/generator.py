@@ -28,7 +28,7 @@ from bridge_ds.llm.splice import Spliced
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-__all__ = ["ANSWER_TOKENS", "AnswerLength", "Generator", "Sampling", "mixed_seed", "write_as_alone"]
+__all__ = ["ANSWER_TOKENS", "AnswerLength", "Generator", "Sampling", "mixed_seed", "stops_of", "write_as_alone"]
 
 _log = logging.getLogger(__name__)
 ANSWER_TOKENS = 128
@@ -77,6 +77,12 @@ class Sampling:
         if self.temperature > 0:
             found |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         return found
+
+
+def stops_of(config: GenerationConfig) -> tuple[str, ...]:
+    """The stop strings in options of transformers' generate."""
+    found = config.stop_strings or ()
+    return (found,) if isinstance(found, str) else tuple(found)
 
 
 def mixed_seed(seed: int, number: int = 0) -> int:
@@ -196,14 +202,13 @@ class Generator:
         config.update(**defaults.to_dict(), defaults_only=True, allow_custom_entries=True)
         options = config.update(**options)
         config.max_new_tokens, config.max_length = most, None  # transformers wants one or the other
-        stops, config.stop_strings = config.stop_strings, None
+        stops, config.stop_strings = stops_of(config), None
         if stops:
-            texts = StopStrings((stops,) if isinstance(stops, str) else tuple(stops))
             ends = config.eos_token_id or []
-            ends = {*(ends if isinstance(ends, list) else [ends]), *self._stop_tokens(texts.texts)}
+            ends = {*(ends if isinstance(ends, list) else [ends]), *self._stop_tokens(stops)}
             config.eos_token_id = sorted(ends) or None
             criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or [])
-            criteria.append(stop_criterion(self.decoder(), texts))
+            criteria.append(stop_criterion(self.decoder(), StopStrings(stops)))
             options["stopping_criteria"] = criteria
         llm = self.model.llm.model
         with self._llm(), torch.no_grad(), self.model.llm.attending(prefix.injected), _without_own_config(llm):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from bridge_ds.errors import BridgeError
 from bridge_ds.hub.config import to_run
 from bridge_ds.hub.model import BridgeForCausalLM
 from bridge_ds.inference.choice import BRIDGE, ChoiceTable
-from bridge_ds.inference.generator import AnswerLength, Generator, mixed_seed
+from bridge_ds.inference.generator import AnswerLength, Generator, mixed_seed, stops_of
 from bridge_ds.inference.prompt import PromptBuilder
 from bridge_ds.inference.stops import Decoder, answers_criterion
 from bridge_ds.llm.splice import Spliced
@@ -46,8 +47,10 @@ class ServedModel(Generator):
         """
         super().__init__(loaded.bridge, loaded.tokenizers)
         self.choice = choice
-        self.defaults = loaded.generation_config
-        """Of the bridge: its generation_config.json."""
+        self.defaults = copy.deepcopy(loaded.generation_config)
+        """Of the bridge: its generation_config.json, but for its stop strings."""
+        self.stops, self.defaults.stop_strings = stops_of(self.defaults), None
+        """Stop strings of a request that gives none."""
         self.length = AnswerLength.of(self.defaults.to_dict())
         """Of an answer to a request that gives no max_tokens."""
         self.default_tokens = self.length.after(0)
@@ -108,7 +111,7 @@ class ServedModel(Generator):
             limit = min(limit, self.positions - length)
         if limit < 1:
             raise APIError("the text leaves the LLM no room to answer.", code="context_length_exceeded", param=param)
-        answer = self.answer(limit, request.stop or (), request.chat, bool(request.stream))
+        answer = self.answer(limit, request.stop or self.stops, request.chat, bool(request.stream))
         seed = request.seed if request.temperature else None
         return Row(ids, length, limit, answer, request.sampling, seed, index, sink, way)
 

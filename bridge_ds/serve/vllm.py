@@ -16,23 +16,42 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import torch
 from pydantic import BaseModel, Field
 
 from bridge_ds.errors import ConfigError, brief
+from bridge_ds.hub.folder import GENERATION
 from bridge_ds.serve.access import check_key
 from bridge_ds.serve.backends import ServedModel
 from bridge_ds.serve.batching import Row
 from bridge_ds.serve.protocol import APIError
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 __all__ = ["VLLM_KEY", "VllmBackend", "VllmClient"]
 
 _log = logging.getLogger(__name__)
 VLLM_KEY = "BRIDGE_DS_VLLM_KEY"
 """Environment variable with the API key of the vLLM server."""
+_OBEYED = {
+    "transformers_version", "bos_token_id", "pad_token_id", "eos_token_id", "max_new_tokens", "max_length",
+    "min_new_tokens", "min_p", "repetition_penalty",
+    # Decided by the request, or of no account for one answer as text.
+    "do_sample", "temperature", "top_p", "top_k", "num_beams", "early_stopping", "length_penalty", "use_cache",
+    "cache_implementation", "renormalize_logits", "remove_invalid_values", "output_scores", "output_logits",
+    "output_attentions", "output_hidden_states", "return_dict_in_generate",
+}  # fmt: skip
+"""Options of transformers' generate that need not be refused here."""
+_NEUTRAL: dict[str, Any] = {
+    "typical_p": 1, "guidance_scale": 1, "encoder_repetition_penalty": 1, "num_return_sequences": 1, "min_length": 0,
+    "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "epsilon_cutoff": 0, "eta_cutoff": 0,
+    "suppress_tokens": [], "begin_suppress_tokens": [], "bad_words_ids": [],
+}  # fmt: skip
+"""Values of the others that change nothing."""
 _LINE = 1 << 20
 """Most bytes of one event."""
 
@@ -148,6 +167,16 @@ def _lines(chunks: Iterable[bytes], latest: float) -> Iterator[bytes]:
         yield from (line.strip() for line in lines)
 
 
+def _refuse_others(defaults: GenerationConfig) -> None:
+    """Refuse options of the bridge's own that the LLM here would obey and a vLLM server does not know."""
+    for name, value in defaults.to_diff_dict().items():
+        if name not in _OBEYED and value is not None and value != _NEUTRAL.get(name):
+            raise ConfigError(
+                f"the bridge's {GENERATION} sets {name} to {str(value)[:40]}, which a vLLM server is not told; "
+                "expected none of it; take it out of that file, or leave --vllm out."
+            )
+
+
 class VllmBackend:
     """Computes prompt embeddings in the scheduler's thread; vLLM batches by itself, so each row is a request to it."""
 
@@ -158,7 +187,8 @@ class VllmBackend:
         concurrency: requests to it at a time.
 
         Raises:
-            ConfigError: no vLLM server answers, or the run trained weights of the LLM, which vLLM does not have.
+            ConfigError: no vLLM server answers, the run trained weights of the LLM, which vLLM does not have, or the
+                bridge has options of generate that vLLM does not have.
         """
         if model.model.llm.trained:
             raise ConfigError(
@@ -170,6 +200,7 @@ class VllmBackend:
                 "this run's LLM attends to the encoder's states in its layers (injection.form), and a vLLM server "
                 "takes nothing but what stands in the input; expected a run without; leave --vllm out."
             )
+        _refuse_others(model.defaults)
         self.model, self.client = model, client
         self.name = client.model()
         """Its name there."""
@@ -223,6 +254,7 @@ class VllmBackend:
     def _body(self, row: Row, prompt_XH: torch.Tensor) -> dict[str, Any]:
         file = io.BytesIO()
         torch.save(prompt_XH.clone(), file)  # of a view the whole storage would be saved
+        own = self.model.defaults
         body = {
             "model": self.name,
             "prompt_embeds": base64.b64encode(file.getvalue()).decode("ascii"),
@@ -231,8 +263,9 @@ class VllmBackend:
             "temperature": row.sampling.temperature,
             "top_p": row.sampling.top_p,
             "top_k": row.sampling.top_k,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
+            "min_p": own.min_p or 0.0,
+            "repetition_penalty": own.repetition_penalty or 1.0,
+            "min_tokens": min(own.min_new_tokens or 0, row.limit),
             "seed": row.seed,
             "stop": list(row.answer.stops_of_raw()[0].texts) or None,
             "stop_token_ids": sorted(row.answer.ends),

@@ -69,6 +69,7 @@ def test_a_setting_of_another_type(shared: Path, tmp_path: Path, values: dict[st
         ({"num_beams": 10**9}, "has num_beams 1000000000; expected a number less than or equal to 1024"),
         ({"early_stopping": 3}, "has early_stopping"),
         ({"cache_implementation": "none"}, "cache_implementation"),
+        ({"temperature": 0.5}, "`do_sample` is not set"),  # it could not be saved again
     ],
 )
 def test_an_option_of_generate_of_another_type(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import io
 import json
 import threading
@@ -25,7 +26,7 @@ TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell"]
 SCHEMA: dict[str, tuple[type, ...]] = {
     "model": (str,), "prompt_embeds": (str,), "max_tokens": (int,), "temperature": (int, float), "top_p": (int, float),
     "top_k": (int,), "seed": (int,), "stop": (list,), "stop_token_ids": (list,), "stream": (bool,),
-    "stream_options": (dict,), "min_p": (int, float), "repetition_penalty": (int, float),
+    "stream_options": (dict,), "min_p": (int, float), "repetition_penalty": (int, float), "min_tokens": (int,),
 }  # fmt: skip
 """Fields of vLLM's /v1/completions with their types, as far as they are sent: its CompletionRequest, and "Prompt
 Embedding Inputs" of its documentation; written down by hand, not taken from a running server. vLLM passes over fields
@@ -221,6 +222,53 @@ def test_a_stop_string_does_not_end_an_answer_at_the_space_that_is_taken_off_it(
                         found = client.complete(TEXTS[0], stop=asked["stop"])[2]["choices"][0]["text"]
                     assert found == offline(TEXTS[0], stop=tuple(asked["stop"])), (stop, streamed)
     assert whole and {tuple(each["stop"]) for each in sent} == {("zzz",)}
+
+
+@pytest.fixture
+def own(answerer: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets options in the bridge's generation_config.json."""
+
+    def change(**options: Any) -> None:
+        changed = copy.deepcopy(answerer.model.generation_config)
+        changed.update(**options)
+        monkeypatch.setattr(answerer.model, "generation_config", changed)
+
+    return change
+
+
+def test_the_bridges_own_options_hold_with_either_llm(
+    answerer: Pipeline, offline: Callable[..., str], own: Callable[..., None]
+) -> None:
+    whole = offline(TEXTS[0])
+    stop, other = whole[4:6], whole[6:8]
+    own(min_new_tokens=3, repetition_penalty=1.25, min_p=0.25, stop_strings=stop, no_repeat_ngram_size=0)
+    assert offline(TEXTS[0]) == whole.split(stop)[0]
+    pieces: list[str] = []
+    alone = Pipeline(answerer.model, answerer.processor, answerer.options)
+    alone.stream(alone.row(TEXTS[0]), 0, pieces.append)
+    assert "".join(pieces) == offline(TEXTS[0])
+    with served(answerer) as (client, _):
+        for asked, expected in ((None, stop), ([other], other)):
+            (choice,) = client.complete(TEXTS[0], stop=asked)[2]["choices"]
+            assert choice["finish_reason"] == "stop"
+            assert choice["text"] == whole.split(expected)[0] == offline(TEXTS[0], stop=tuple(asked or ()))
+    with upstream(answerer) as (url, sent):
+        backend = VllmBackend(ServedModel(answerer.model), VllmClient(url), concurrency=2)
+        with served(answerer, backend=backend, concurrency=2) as (client, _):
+            assert client.complete(TEXTS[0], max_tokens=2)[0] == 200
+    values = {"min_tokens": 2, "repetition_penalty": 1.25, "min_p": 0.25, "stop": [stop]}
+    assert {name: sent[0][name] for name in values} == values
+
+
+@pytest.mark.parametrize(
+    "options", [{"no_repeat_ngram_size": 2}, {"suppress_tokens": [3]}, {"forced_bos_token_id": 0}, {"max_time": 1.0}]
+)
+def test_an_option_that_vllm_does_not_have_is_refused_at_the_start(
+    answerer: Pipeline, own: Callable[..., None], options: dict[str, Any]
+) -> None:
+    own(**options)
+    with pytest.raises(ConfigError, match=f"sets {next(iter(options))} to"):
+        VllmBackend(ServedModel(answerer.model), VllmClient("http://127.0.0.1:9"), concurrency=2)
 
 
 def test_no_server_is_one_sentence() -> None:
