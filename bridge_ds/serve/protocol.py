@@ -109,10 +109,11 @@ def _joined(content: Any) -> Any:
 
 
 def _only(*neutral: Any) -> AfterValidator:
-    """For a field that is not implemented: accepts null and values that change nothing."""
+    """For a field that is not implemented: accepts values that change nothing."""
 
     def check(value: Any) -> Any:
-        if value is not None and value not in neutral:
+        # 0 and False are equal, and do not mean the same: `logprobs: 0` asks for some.
+        if not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in neutral):
             raise PydanticCustomError("unsupported", "is not supported here")
         return value
 
@@ -154,19 +155,35 @@ class GenerationRequest(BaseModel):
     """What the LLM reads in place of each input, where it reads text at all. Not a field of OpenAI's."""
     user: Any = None
     metadata: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
     n: Annotated[Any, _only(1)] = None
     best_of: Annotated[Any, _only(1)] = None
     echo: Annotated[Any, _only(False)] = None
-    logprobs: Annotated[Any, _only(False)] = None  # which equals 0
+    logprobs: Annotated[Any, _only(False)] = None
     top_logprobs: Annotated[Any, _only(0)] = None
     suffix: Annotated[Any, _only("")] = None
     presence_penalty: Annotated[Any, _only(0)] = None
     frequency_penalty: Annotated[Any, _only(0)] = None
     logit_bias: Annotated[Any, _only({})] = None
     tools: Annotated[Any, _only([])] = None
-    tool_choice: Annotated[Any, _only("none")] = None
+    tool_choice: Annotated[Any, _only("none", "auto")] = None
+    parallel_tool_calls: Annotated[Any, _only(True, False)] = None
+    functions: Annotated[Any, _only([])] = None
+    function_call: Annotated[Any, _only("none", "auto")] = None
+    modalities: Annotated[Any, _only(["text"])] = None
+    reasoning_effort: Annotated[Any, _only("none")] = None
+    service_tier: Annotated[Any, _only("auto", "default")] = None
     response_format: Annotated[Any, _only({"type": "text"})] = None
     store: Annotated[Any, _only(False)] = None
+
+    @field_validator("top_p", "top_k")
+    @classmethod
+    def _with_temperature(cls, value: float | None, info: ValidationInfo) -> float | None:
+        # OpenAI's default is 1: whoever gives these alone wants to sample. With 0 they mean nothing there either.
+        if info.data.get("temperature") is None and value not in (None, 0 if info.field_name == "top_k" else 1):
+            raise PydanticCustomError("temperature", "expected it only with a temperature, which is 0 (greedy) here")
+        return value
 
     @field_validator("stream_options")
     @classmethod
@@ -187,7 +204,7 @@ class GenerationRequest(BaseModel):
 
     @property
     def sampling(self) -> Sampling:
-        """Without a temperature nothing is sampled, so the other options must not keep rows apart."""
+        """Greedily nothing is sampled, so the other options must not keep rows apart."""
         return Sampling(self.temperature, self.top_p or 1.0, self.top_k or 0) if self.temperature else Sampling()
 
     @property
@@ -264,7 +281,7 @@ def parse_request(kind: type[Request], body: Any, model: str, limits: ServerLimi
     if not isinstance(body, dict):
         raise APIError("the body is not a JSON object; expected one.")
     try:
-        request = kind.model_validate(body)
+        request = kind.model_validate({name: value for name, value in body.items() if value is not None})
     except ValidationError as error:
         raise _first_error(error) from None
     check_model(request.model, model)

@@ -42,6 +42,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "n"),
     ({"echo": True}, "echo"),
     ({"logprobs": 3}, "logprobs"),
+    ({"logprobs": 0}, "logprobs"),
+    ({"top_p": 0.5}, "top_p"),
+    ({"top_k": 5}, "top_k"),
+    ({"temperature": -1, "top_k": 5}, "temperature"),
+    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"modalities": ["audio"]}, "modalities"),
     ({"presence_penalty": 0.5}, "presence_penalty"),
     ({"tools": [{}]}, "tools"),
     ({"max_new_tokens": 3}, "max_new_tokens"),
@@ -80,12 +86,19 @@ def test_whatever_comes_is_an_ask_or_a_refusal(body: Any) -> None:
 def test_what_changes_nothing_is_taken() -> None:
     ask = parse_request(
         CompletionRequest,
-        {"model": "m", "prompt": ["a", "b"], "n": 1, "echo": False, "logprobs": None, "user": "me", "top_p": 0.5,
+        {"model": "m", "prompt": ["a", "b"], "n": 1, "echo": False, "logprobs": None, "user": "me",
+         "temperature": 0, "top_p": 0.5, "top_k": 3,
          "seed": 3, "stop": "x", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 50},
         "m", LIMITS,
     )  # fmt: skip
     assert ask.inputs == ["a", "b"] and ask.stop == ["x"] and ask.stream and ask.include_usage and ask.token_limit == 50
-    assert ask.sampling == Sampling(), "without a temperature nothing is sampled"
+    assert ask.sampling == Sampling(), "at temperature 0 nothing is sampled"
+    neutral = {
+        "parallel_tool_calls": True, "service_tier": "auto", "modalities": ["text"], "function_call": "none",
+        "tool_choice": "auto", "tools": [], "top_p": 1, "top_k": 0, "presence_penalty": 0.0, "logprobs": False,
+    }  # fmt: skip
+    for fields in (neutral, dict.fromkeys([*neutral, "reasoning_effort", "a field of tomorrow"])):
+        assert parse_request(CompletionRequest, {"model": "m", "prompt": "a", **fields}, "m", LIMITS).inputs == ["a"]
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": parts}]
     chat = parse_request(
