@@ -14,7 +14,8 @@ from bridge_ds.data.text.truncate import SoftPrompt
 from bridge_ds.errors import ConfigError
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
-from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, largest_layer, lora_parameters
+from bridge_ds.plan.lora import lora_parameters
+from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, largest_layer
 
 __all__ = ["ENCODE_ONCE", "PROCESS_GIB", "Job", "bridge_parameters", "layout", "planned", "trained_parameters"]
 

@@ -12,7 +12,7 @@ import subprocess
 from bridge_ds.fusion import FUSIONS
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.plan.job import Job, bridge_parameters, trained_parameters
-from bridge_ds.plan.shapes import lora_layers
+from bridge_ds.plan.lora import lora_layers
 
 __all__ = ["device_gib", "host_gib", "memory"]
 

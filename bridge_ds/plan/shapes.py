@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bridge_ds.encoder.families import FAMILIES
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.foreign import stored_json
 
-__all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "largest_layer", "lora_layers", "lora_parameters"]
+__all__ = ["ENCODERS", "LLMS", "Shape", "find_shape", "largest_layer"]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,14 @@ def _encoder_shape(config: Mapping[str, Any], name: str, source: str) -> Shape:
 
 _BIASED = ("gpt2", "opt", "gpt_neox", "bloom", "gpt_bigcode")
 """Kinds of LLM (model_type) in which every linear layer and norm has a bias."""
-
+_TIED = (
+    "gpt2", "opt", "bloom", "gpt_bigcode", "gpt_neo", "falcon", "mpt", "xglm", "biogpt", "cohere", "cohere2",
+    "starcoder2", "smollm3", "ernie4_5",
+)  # fmt: skip
+"""Kinds whose projection is the embedding where config.json does not say, beside every Gemma: transformers' classes
+have that default, and files leave out what is the default."""
+_POSITIONS = {"gpt2": 0, "gpt_bigcode": 0, "gpt_neo": 0, "opt": 2, "biogpt": 2}
+"""Kinds with a table of positions -> its rows besides those of the positions."""
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Keys of config.json for the MLPs of a layer of which each token takes some."""
@@ -181,13 +188,15 @@ def _llm_shape(config: Mapping[str, Any], name: str, source: str) -> Shape:
     width = _first(config, name, "hidden_size", "n_embd", "d_model")
     heads = _first(config, name, "num_attention_heads", "n_head", "num_heads")
     head = _first(config, name, "head_dim", default=width // heads)
-    ffn = _first(config, name, "intermediate_size", "n_inner", "d_ff", default=4 * width)
+    ffn = _first(config, name, "intermediate_size", "ffn_dim", "n_inner", "d_ff", default=4 * width)
     q, kv = heads * head, _first(config, name, "num_key_value_heads", default=heads) * head
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     everywhere = kind in _BIASED
     attention = (q, kv, kv, width) if everywhere or config.get("attention_bias") else (q, kv, kv) * (kind == "qwen2")
     mlp = (ffn, width) if everywhere else (ffn, ffn, width) if config.get("mlp_bias") else ()
-    rotary = "rope_theta" in config or "rope_parameters" in config
+    positions = 0
+    if kind in _POSITIONS:
+        positions = _first(config, name, "max_position_embeddings", "n_positions") + _POSITIONS[kind]
     return Shape(
         name=name,
         layers=_first(config, name, "num_hidden_layers", "n_layer", "num_layers"),
@@ -197,11 +206,11 @@ def _llm_shape(config: Mapping[str, Any], name: str, source: str) -> Shape:
         kv=kv,
         vocab=_first(config, name, "vocab_size"),
         heads=heads,
-        gated=config.get("hidden_act") == "silu" or str(kind).startswith("gemma"),
-        tied=bool(config.get("tie_word_embeddings", kind == "gpt2" or str(kind).startswith("gemma"))),
+        gated=config.get("hidden_act") == "silu" or kind.startswith("gemma"),
+        tied=bool(config.get("tie_word_embeddings", kind in _TIED or kind.startswith("gemma"))),
         biases=attention + mlp,
         norm_biases=everywhere,
-        extra=0 if rotary else width * _first(config, name, "max_position_embeddings", "n_positions", default=0),
+        extra=width * positions,
         source=source,
     )
 
@@ -293,27 +302,3 @@ LLMS = {
     )
 }
 """Name -> causal LLM."""
-
-
-_PARTS = {
-    "q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o", "out_proj": "o", "gate_proj": "gate", "up_proj": "up",
-    "down_proj": "down", "fc1": "up", "fc2": "down",
-}  # fmt: skip
-"""Names that `lora.targets` may have -> parts of :attr:`Shape.linear`."""
-
-
-def lora_layers(shape: Shape, targets: Sequence[str] = ()) -> list[tuple[int, int]]:
-    """Inputs and outputs of one layer's linear layers that LoRA updates: those that `lora.targets` names. All where it
-    is empty, or has a name that is not known here (such as `c_attn`, three in one), so that no plan is too small."""
-    parts = {_PARTS.get(name.rpartition(".")[2], "") for name in targets}
-    return [size for part, size in shape.linear.items() if not parts or "" in parts or part in parts]
-
-
-def lora_parameters(shape: Shape, rank: int, bias: str = "none", targets: Sequence[str] = ()) -> int:
-    """Trained parameters of LoRA's updates: rank x (inputs + outputs) of each linear layer that it updates; and of the
-    biases that are trained with them (`lora.bias`; those of all linear layers, whatever `targets` names)."""
-    updates = rank * sum(map(sum, lora_layers(shape, targets)))
-    biases = 0 if bias == "none" or not rank else shape.layers * sum(shape.biases)
-    if bias == "all" and rank and shape.norm_biases:
-        biases += (2 * shape.layers + 1) * shape.width
-    return shape.layers * updates + biases

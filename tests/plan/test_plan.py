@@ -30,8 +30,9 @@ from bridge_ds.llm.frozen import FrozenLLM
 from bridge_ds.mapping import MAPPINGS
 from bridge_ds.plan.advice import LAYOUTS, choices
 from bridge_ds.plan.job import PROCESS_GIB, Job, layout, planned, trained_parameters
+from bridge_ds.plan.lora import lora_parameters
 from bridge_ds.plan.memory import PART, memory
-from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape, lora_parameters
+from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape
 from bridge_ds.plan.timing import GPUS, Network, gathers, operators
 from tests import tiny
 from tools import plan_cluster
@@ -80,6 +81,33 @@ def test_a_folder_counts_as_transformers_does(kind: str, tmp_path: Path) -> None
 
     whole = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_pretrained(llm).parameters())
     assert find_shape(str(llm), LLMS).parameters == whole
+
+
+TIED = ("gpt2", "opt", "bloom", "gpt_bigcode", "gpt_neo", "falcon", "xglm", "biogpt", "cohere", "cohere2", "starcoder2",
+        "smollm3", "ernie4_5", "gemma", "gemma2", "gemma3_text")  # fmt: skip
+UNTIED = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "olmo2", "granite", "gpt_neox", "gptj")
+
+
+@pytest.mark.parametrize("kind", [*TIED, *UNTIED])
+def test_what_a_config_leaves_out_is_as_its_class_has_it(kind: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 24, "num_attention_heads": 4, "vocab_size": 50}
+    sizes |= {"max_position_embeddings": 70}
+    if kind == "opt":
+        sizes |= {"ffn_dim": 48, "word_embed_proj_dim": 32}
+    if kind == "gpt_neox":
+        sizes |= {"intermediate_size": 48}
+    config = CONFIG_MAPPING[kind](**sizes)
+    rotary = {"rotary_emb_base": 10000, "rotary_pct": 0.25} if kind == "gpt_neox" else {}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | rotary | {"model_type": kind}))
+    shape = find_shape(str(tmp_path), LLMS)
+    assert shape.tied == config.tie_word_embeddings == (kind in TIED)
+    if kind in ("gpt2", "opt", "gpt_neox"):
+        with torch.device("meta"):
+            made = AutoModelForCausalLM.from_config(config)
+        assert shape.parameters == sum(parameter.numel() for parameter in made.parameters())
 
 
 FUSION_VALUES = {
