@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import json
 from collections import defaultdict
@@ -267,8 +268,9 @@ class BridgeLM(Ranks, LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """For lm_eval's caches of requests: both models and the run's checkpoint decide what a request becomes."""
-        return f"{self.config.model.encoder}__{self.config.model.llm}".replace("/", "__")
+        """For lm_eval's caches of requests: the models and the run's system prompt decide what a request becomes."""
+        system = hashlib.sha256(self.config.data.system_prompt.encode()).hexdigest()[:12]
+        return f"{self.config.model.encoder}__{self.config.model.llm}__{system}".replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The LLM's chat template; its name where it has several.

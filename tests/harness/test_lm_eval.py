@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import dataclasses
 import json
 import os
 import re
@@ -204,6 +205,11 @@ def test_a_chat_is_rendered_by_the_llms_own_template(tmp_path: Path) -> None:
     asked = [written, written | {"repetition_penalty": 0.5}]
     one, other = lm.generate_until([Instance("generate_until", {}, (text, how), 0, ("t", 0, 1)) for how in asked], True)
     assert one != other
+    # Under this name lm_eval caches the rendered requests.
+    name = lm.tokenizer_name
+    data = dataclasses.replace(lm.config.data, system_prompt="be brief")
+    lm.config = dataclasses.replace(lm.config, data=data)
+    assert name != lm.tokenizer_name and "/" not in name
 
 
 @needs_harness
