@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bridge_ds.data.text.prompting import ContextIds
-from bridge_ds.disk import locked, write_text
+from bridge_ds.disk import locked, real, write_text
 from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.generate.own import OwnAnswers
 from bridge_ds.generate.pipeline import Pipeline
@@ -206,9 +206,10 @@ def read_items(
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """While open, no other command writes the file."""
+    """While open, no other command writes the file. Folders above it are made."""
     with contextlib.ExitStack() as held:
         with writing(path):
+            real(path.parent).mkdir(parents=True, exist_ok=True)
             try:
                 held.enter_context(locked(path, wait=False))
             except BlockingIOError:

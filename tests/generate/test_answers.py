@@ -153,8 +153,10 @@ def test_bad_input_is_one_sentence(
     fails("line 2 is not JSON", "--input", str(tmp_path / "bad.jsonl"), *out)
     (tmp_path / "bad.jsonl").write_text('{"source": "a", "answer": "b"}\n')
     fails("has an 'answer' already", "--input", str(tmp_path / "bad.jsonl"), *out)
-    fails("cannot be written", "--input", str(questions), "--output", str(tmp_path / "no" / "out.jsonl"))
+    fails("cannot be written", "--input", str(questions), "--output", str(questions / "out.jsonl"))
     assert not (tmp_path / "out.jsonl").exists()
+    assert in_file(run, questions, tmp_path / "new" / "folder" / "out.jsonl", "--max-new-tokens", "1") == 0
+    assert len((tmp_path / "new" / "folder" / "out.jsonl").read_text().splitlines()) == len(TEXTS) * 3
     assert exit_status(lambda: main(["--run", str(tmp_path / "nowhere"), "--prompt", "a"])) == 2
     assert "give a run folder" in capsys.readouterr().err
 
