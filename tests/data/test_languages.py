@@ -95,6 +95,16 @@ def test_language_tag_of_a_source_by_any_name_of_its_language(tagged: Tokenizers
 
 
 @pytest.mark.usefixtures("fresh")
+def test_language_is_found_while_another_thread_clears_what_is_kept() -> None:
+    class Cleared(dict[str, Any]):
+        def __setitem__(self, name: str, value: object) -> None:
+            """As where a thread clears it just then."""
+
+    found = languages.SourceLanguages("en", {"en": ((1,), ()), "si": ((2,), ())})
+    object.__setattr__(found, "_found", Cleared())
+    assert found.find("sin") == "si" and found.find("zu") is None
+
+
 def test_language_unknown_is_said_once_and_names_the_tag(
     tagged: Tokenizers, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -60,11 +60,13 @@ class SourceLanguages:
 
     def find(self, language: str) -> str | None:
         """The tokenizer's own name of a language; None = it has no such language."""
-        if language not in self._found:
-            if len(self._found) == _REMEMBERED:  # a server is asked for any text
+        # Threads of a server share it: what one has stored another may have cleared.
+        found = self._found.get(language, "")
+        if found == "":
+            if len(self._found) >= _REMEMBERED:  # a server is asked for any text
                 self._found.clear()
-            self._found[language] = self._find(language)
-        return self._found[language]
+            found = self._found[language] = self._find(language)
+        return found
 
     def _find(self, language: str) -> str | None:
         parts = code_parts(language)
