@@ -106,7 +106,7 @@ def _page(job: Job, gpu: Gpu, network: Network, found: list[Choice], recipe: str
         "One step:",
         f"  each rank receives {moved['nodes'] / 2**30:.1f} GiB from other nodes, {moved['links'] / 2**30:.1f} GiB "
         f"inside its node: {times['gather']:.2f} s at {network.share:.0%} of the links",
-        f"  matrix products: {times['compute']:.2f} s at {network.compute_share:.0%} of {gpu.tflops:g} TFLOP/s",
+        f"  matrix products: {times['compute']:.2f} s at {network.compute_share:.0%} of {gpu.rate(best.job):g} TFLOP/s",
         f"  launches of operators: {times['launch']:.2f} s at {network.launch:g} microseconds each",
         f"  at least {times['step']:.2f} s, at most {times['tokens_per_s']:,.0f} tokens/s; {_LIMITS[limit]} the limit",
         "",

@@ -113,6 +113,7 @@ def _settings(job: Job, ds_config: str) -> tuple[list[dict[str, Any]], dict[str,
     ]
     modes: dict[str, Any] = {
         "model.dtype": "float32" if job.bytes == 4 else "bfloat16",
+        "train.tf32": job.tf32,
         ENCODE_ONCE: job.encode_once or not job.may_encode_once,
         "train.encode_once_gib": job.encode_once_gib,
         "lora.rank": job.lora,

@@ -53,6 +53,8 @@ class Job:
     """Samples an optimizer step."""
     bytes: int = 2
     """Bytes of a frozen weight or activation (bfloat16: 2)."""
+    tf32: bool = True
+    """float32 matrices are multiplied in TF32 (train.tf32)."""
     stage: int = 3
     """ZeRO stage."""
     hpz: bool = False
@@ -274,6 +276,7 @@ def planned(config: Config, nodes: int, gpus: int) -> Job:
         taught_share=data.taught_share(bridge) or 1.0,
         global_batch=train.global_batch,
         bytes=4 if config.model.dtype == "float32" else 2,
+        tf32=train.tf32,
         checkpointing=config.model.activation_checkpointing,
         encoder_trained=config.encoder.trainable,
         encoder_embeddings=config.encoder.train_embeddings,

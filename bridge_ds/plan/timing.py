@@ -35,23 +35,32 @@ class Gpu:
     """Memory."""
     tflops: float
     """Dense bfloat16."""
+    tf32: float
+    """Of float32 matrices in TF32; of AMD's, which PyTorch does not multiply so, as below."""
+    float32: float
+    """Of these without TF32: matrix cores where they take float32 (AMD's), else the others."""
     link: float
     """GB/s to the other GPUs of its node, one direction."""
+
+    def rate(self, job: Job) -> float:
+        """TFLOP/s in the dtype of a job's products."""
+        in_float32 = self.tf32 if job.tf32 else self.float32
+        return in_float32 if job.bytes == 4 else self.tflops
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-40", 40, 312, 300),
-        Gpu("a100-80", 80, 312, 300),
-        Gpu("h100", 80, 989, 450),
-        Gpu("h200", 141, 989, 450),
-        Gpu("b200", 180, 2250, 900),
-        Gpu("a40", 48, 150, 32),
-        Gpu("l40s", 48, 362, 32),
-        Gpu("a10", 24, 125, 32),
-        Gpu("mi250x-gcd", 64, 191, 50),
-        Gpu("mi300x", 192, 1307, 448),
+        Gpu("a100-40", 40, 312, 156, 19.5, 300),
+        Gpu("a100-80", 80, 312, 156, 19.5, 300),
+        Gpu("h100", 80, 989, 494, 67, 450),
+        Gpu("h200", 141, 989, 494, 67, 450),
+        Gpu("b200", 180, 2250, 1125, 75, 900),
+        Gpu("a40", 48, 150, 75, 37.4, 32),
+        Gpu("l40s", 48, 362, 183, 91.6, 32),
+        Gpu("a10", 24, 125, 62.5, 31.2, 32),
+        Gpu("mi250x-gcd", 64, 191, 47.9, 47.9, 50),
+        Gpu("mi300x", 192, 1307, 163.4, 163.4, 448),
     )
 }
 """Name -> device."""
@@ -118,7 +127,7 @@ def step_time(job: Job, gpu: Gpu, network: Network) -> dict[str, float]:
         taught = samples * job.taught_share
         flops += 2 * taught * ((1 + job.lesson + job.target) * llm + job.target * job.llm.embedding)
     flops += 6 * samples * (job.source or job.spliced) * bridge_parameters(job)
-    compute = flops / (gpu.tflops * 1e12 * network.compute_share)
+    compute = flops / (gpu.rate(job) * 1e12 * network.compute_share)
     launch = operators(job) * network.launch * 1e-6
     step = max(compute, gather, launch)
     tokens = samples * job.ranks * (job.source + job.prompt + job.target)

@@ -34,7 +34,7 @@ MODES: list[dict[str, object]] = [
         "source": 256,
         "target": 32,
     },
-    {"encoder_dropout": True},
+    {"encoder_dropout": True, "bytes": 4, "tf32": False},
     {"encoder_trained": True, "encoder_embeddings": False, "llm_trained": True, "llm_embeddings": False},
     {"encoder_trained": True, "lora": 8, "fusion": FusionConfig(name="global_softmax", include_embeddings=True)},
     {

@@ -33,7 +33,7 @@ from bridge_ds.plan.job import PROCESS_GIB, Job, layout, planned, trained_parame
 from bridge_ds.plan.lora import lora_parameters
 from bridge_ds.plan.memory import PART, memory
 from bridge_ds.plan.shapes import ENCODERS, LLMS, Shape, find_shape
-from bridge_ds.plan.timing import GPUS, Network, gathers, operators
+from bridge_ds.plan.timing import GPUS, Network, gathers, operators, step_time
 from tests import tiny
 from tools import plan_cluster
 
@@ -273,6 +273,16 @@ def test_what_is_encoded_together_is_bounded() -> None:
     for other in ({"stage": 2}, {"encoder_trained": True}, {"encoder_dropout": True}):
         apart = job.having(**other)
         assert apart.together == 1 and memory(apart) == memory(apart.having(encode_once=False))
+
+
+def test_float32_is_timed_at_its_own_rate() -> None:
+    job = Job(ENCODERS["mt5-base"], LLMS["llama-3.2-1b"])
+    for gpu in GPUS.values():
+        half, tf32, whole = (
+            step_time(job.having(bytes=size, tf32=tf32), gpu, Network())["compute"]
+            for size, tf32 in ((2, False), (4, True), (4, False))
+        )
+        assert 1.9 * half < tf32 <= whole == pytest.approx(half * gpu.tflops / gpu.float32)
 
 
 @pytest.mark.parametrize("gpus", [2, 4, 8])
