@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from bridge_ds.config.build import one_of
 from bridge_ds.config.text import expand
-from bridge_ds.data.text.chat import render
 from bridge_ds.data.text.prompting import parse
 from bridge_ds.data.text.truncate import LOST, side_of
 from bridge_ds.engine.distributed import device_of, init_distributed
@@ -290,8 +289,8 @@ class BridgeLM(Ranks, LM):
             ) from None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The LLM's chat template around ONE user turn, see :func:`bridge_ds.data.text.chat.render`."""
-        return render(self.tokenizers.llm, chat_history, add_generation_prompt, self.config.data.system_prompt)
+        """The LLM's chat template around ONE user turn, see :meth:`PromptBuilder.rendered`."""
+        return self.answerer.prompts.rendered(chat_history, add_generation_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
         """What goes into lm_eval's results beside the scores."""

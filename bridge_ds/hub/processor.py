@@ -15,10 +15,9 @@ from transformers import BatchFeature, ProcessorMixin
 from bridge_ds.config.names import resolve
 from bridge_ds.data.loading.collate import pad
 from bridge_ds.data.loading.tokenize import Tokenizers, load_tokenizers
-from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, ContextIds
 from bridge_ds.data.text.truncate import SoftPrompt
-from bridge_ds.errors import ConfigError, DataError, brief
+from bridge_ds.errors import ConfigError, DataError
 from bridge_ds.frozen.configs import base_config
 from bridge_ds.frozen.identity import tokenizer_identity
 from bridge_ds.hub.config import CONFIG, BridgeConfig, save_config, to_run
@@ -177,19 +176,12 @@ class BridgeProcessor(ProcessorMixin):
         chats: Any = [conversation] if single else conversation
         answering = add_generation_prompt and not continue_final_message
         languages = _languages(language, len(chats))
-        try:
-            if not tokenize:
-                system = self.config.system_prompt
-                texts = [render(self.tokenizer, messages_of(chat), answering, system, **options) for chat in chats]
-                return texts[0] if single else texts
-            contexts = [
-                self.prompts.chat(chat, answering, own, **options) for chat, own in zip(chats, languages, strict=True)
-            ]
-        except ValueError as error:
-            raise ConfigError(
-                f"the tokenizer of {self.config.llm!r} cannot render a chat ({brief(error, 120)}); "
-                "expected a chat template; give plain texts, or choose an instruction-tuned LLM."
-            ) from None
+        if not tokenize:
+            texts = [self.prompts.rendered(chat, answering, **options) for chat in chats]
+            return texts[0] if single else texts
+        contexts = [
+            self.prompts.chat(chat, answering, own, **options) for chat, own in zip(chats, languages, strict=True)
+        ]
         return self._features(contexts, None, max_new_tokens, return_tensors)
 
     def batch_decode(

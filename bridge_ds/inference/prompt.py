@@ -20,6 +20,7 @@ from bridge_ds.data.loading.tokenize import Tokenizers
 from bridge_ds.data.text.chat import messages_of, render
 from bridge_ds.data.text.prompting import Context, ContextIds, answers, context_ids, framed, parse
 from bridge_ds.data.text.truncate import LOST, PER_TOKEN, Limits, SoftPrompt
+from bridge_ds.errors import ConfigError, brief
 
 __all__ = ["PromptBuilder", "truncation_lines"]
 
@@ -75,23 +76,31 @@ class PromptBuilder:
         """The same for the LLM alone, which reads the source itself; both count truncated texts together."""
         return replace(self, bridge=False)
 
-    def chat(
-        self, messages: Sequence[Mapping[str, Any]], answering: bool = True, language: str = "", **options: Any
-    ) -> Context:
+    def rendered(self, messages: Sequence[Mapping[str, Any]], answering: bool = True, **options: Any) -> str:
         """A chat in the LLM's own template, see :func:`bridge_ds.data.text.chat.render`.
 
         Args:
             messages: with `role` and `content`.
             answering: open the assistant's turn; False = the last message is the beginning of the answer.
-            language: of the user's turns; empty = not known.
             options: of the template.
 
         Raises:
-            ValueError: the tokenizer has no chat template.
+            ConfigError: the tokenizer has no chat template, or several and none of them is the default.
             DataError: a message that is not text.
         """
-        text = render(self.tokenizers.llm, messages_of(messages), answering, self.system_prompt, **options)
-        return replace(parse(text), language=language)
+        try:
+            return render(self.tokenizers.llm, messages_of(messages), answering, self.system_prompt, **options)
+        except ValueError as error:
+            raise ConfigError(
+                f"the tokenizer of the LLM cannot render a chat ({brief(error, 120)}); expected a chat template; give "
+                "plain texts, or choose an instruction-tuned LLM."
+            ) from None
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], answering: bool = True, language: str = "", **options: Any
+    ) -> Context:
+        """The same as a context; `language` is that of the user's turns, empty = not known."""
+        return replace(parse(self.rendered(messages, answering, **options)), language=language)
 
     def ids(self, context: Context, following: int) -> ContextIds:
         """Token ids of a context, truncated to what fits, in the run's chat template where it has none itself.

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from bridge_ds.errors import LaunchError
-from bridge_ds.generate.pipeline import Pipeline
+from bridge_ds.errors import ConfigError, LaunchError
+from bridge_ds.generate.pipeline import GenerateOptions, Pipeline
 from bridge_ds.serve.app import Service
 from bridge_ds.serve.backends import LocalBackend, ServedModel
 from bridge_ds.serve.batching import RequestQueue, Row, Scheduler
-from bridge_ds.serve.protocol import ServerLimits
+from bridge_ds.serve.protocol import APIError, ChatRequest, ServerLimits
 from bridge_ds.serve.server import bind, serve
+from tests.hub.conftest import CHAT
 from tests.serve.served import Client, served, until
 
 TEXTS = ["the cat sat on the mat", "a dog", "猫 one river", "rain fell and it was wet", "two banks", "a", "1 2 3 ;"]
@@ -249,3 +250,20 @@ def test_a_port_that_is_taken_while_models_load_is_a_user_error(answerer: Pipeli
         with pytest.raises(LaunchError, match=r"127.0.0.1:\d+ cannot be listened on \(Address already in use\)"):
             serve(service, listening, connections=4)
     assert not service.scheduler.alive
+
+
+def test_several_chat_templates_without_a_default_are_one_sentence_at_every_door(
+    answerer: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answerer.processor.tokenizer, "chat_template", {"one": CHAT, "two": CHAT})
+    monkeypatch.setattr(answerer.model.tokenizers.llm, "chat_template", {"one": CHAT, "two": CHAT})
+    chat = [{"role": "user", "content": "a dog"}]
+    with pytest.raises(ConfigError, match="cannot render a chat"):
+        Pipeline(answerer.model, answerer.processor, GenerateOptions(chat=True)).row(chat)
+    for tokenize in (True, False):
+        with pytest.raises(ConfigError, match="cannot render a chat"):
+            answerer.processor.apply_chat_template(chat, tokenize=tokenize)
+    with pytest.raises(APIError, match="cannot render a chat") as told:
+        ServedModel(answerer.model).rows(ChatRequest.model_validate({"model": "m", "messages": chat}), print)
+    assert told.value.status == 400
+    assert answerer.processor.apply_chat_template(chat, chat_template="one")["input_ids"].shape[0] == 1
