@@ -24,6 +24,7 @@ from typing import Any
 from bridge_ds.config.schema import Config
 from bridge_ds.engine.hooks import Hook, StepRecord
 from bridge_ds.errors import ConfigError
+from bridge_ds.reading import twice
 from bridge_ds.track.tracker import Tracker, Unsent, one_line
 
 __all__ = ["TRACKERS", "Feed", "check_trackers", "feeds", "make_trackers"]
@@ -44,7 +45,9 @@ _KILLED_SECONDS = 5.0
 
 
 def check_trackers(config: Config) -> None:
-    """Raises ConfigError if `track.to` names an unknown tracker, or one whose package is not installed."""
+    """Raises ConfigError if `track.to` names one twice, an unknown one, or one whose package is not installed."""
+    if again := twice(config.track.to):
+        raise ConfigError(f"track.to names {again} twice; expected each tracker once; remove one.")
     for name in config.track.to:
         if name not in TRACKERS:
             near = difflib.get_close_matches(name, TRACKERS, n=1)

@@ -214,6 +214,8 @@ def test_sync_of_a_damaged_file(
 def test_what_is_not_known_or_not_installed_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'tensorbord'.*did you mean 'tensorboard'"):
         trackers.check_trackers(config_for(tmp_path, "tensorbord"))
+    with pytest.raises(ConfigError, match=r"track\.to names mlflow twice"):
+        trackers.check_trackers(config_for(tmp_path, "mlflow", "tensorboard", "mlflow"))
     command = [sys.executable, "-c", "import sys; sys.modules['wandb'] = None; sys.argv[0] = 'train.py'\n"
                "import bridge_ds.train as train; train.run_command(train.main)"]  # fmt: skip
     left = [*command, "--dry-run", "--set", "track.to=[mlflow, wandb]"]
