@@ -90,15 +90,11 @@ def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
         Placing(device_map=device_map, max_memory=max_memory),
         check_ids=False,
     )
-    initial = build_bridge(config, model.encoder, model.llm, tokenizers.bos_id).mapping.state_dict()
     facts = {
         "changed": tuple(part for part in BASES if found.get(part) != recorded.get(part)),
         "differing_weights": _differing(config, model),
         "outside_vocabulary": _outside(model, tokenizers),
-        "mapping_moved": mapping_moved(
-            {name: tensor for name, tensor in initial.items() if name.startswith("project.")},
-            model.mapping.state_dict(),
-        ),
+        "mapping_moved": _mapping_moved(config, model, tokenizers),
         "loss_recorded": _recorded_or_noted(run, checkpoint.step, note) if predicts else None,
         "steps": checkpoint.step,
         "fusion": config.fusion.name,
@@ -108,6 +104,15 @@ def load_run(run: Path, device_map: Any, max_memory: Any = None) -> LoadedRun:
     # What the soft prompt carries is measured beside what the LLM reads of all other samples.
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, replay=0.0))
     return LoadedRun(run, config, model, tokenizers, checkpoint, facts)
+
+
+def _mapping_moved(config: Config, model: BridgeModel, tokenizers: Tokenizers) -> float | None:
+    """None = the mapping did not begin as the seed makes it."""
+    if config.mapping.init != "random" or config.run.start_from:
+        return None
+    initial = build_bridge(config, model.encoder, model.llm, tokenizers.bos_id).mapping.state_dict()
+    of_input = {name: tensor for name, tensor in initial.items() if name.startswith("project.")}
+    return mapping_moved(of_input, model.mapping.state_dict())
 
 
 def mapping_moved(initial: dict[str, torch.Tensor], trained: dict[str, torch.Tensor]) -> float:
