@@ -74,14 +74,16 @@ class Parser(argparse.ArgumentParser):
         super().error(short(" ".join(message.split()), _MESSAGE))
 
 
-def add_config_options(parser: argparse.ArgumentParser, recipe: str = "testbed") -> None:
-    """Options that name a run: `--recipe` (default: `recipe`), `--ds_config`, `--set`."""
+def add_config_options(parser: argparse.ArgumentParser, recipe: str = "testbed", engine: bool = True) -> None:
+    """Options that name a run: `--recipe` (default: `recipe`), `--ds_config` where the command has DeepSpeed's `engine`,
+    `--set`."""
     parser.add_argument(
         "--recipe", default=recipe, help=f"name in bridge_ds/config/recipes/, or a YAML file (default: {recipe})"
     )
-    parser.add_argument(
-        "--ds_config", default="", help="DeepSpeed JSON: a path, or a name in ds_configs/ (sets run.ds_config)"
-    )
+    if engine:
+        parser.add_argument(
+            "--ds_config", default="", help="DeepSpeed JSON: a path, or a name in ds_configs/ (sets run.ds_config)"
+        )
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override one key; repeatable"
     )

@@ -27,7 +27,7 @@ the same objects in the same order, with the answer in `answer`. A killed comman
 def main(argv: list[str] | None = None) -> int:
     """Parse, load, answer."""
     parser = Parser(prog="bridge-ds answers", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_config_options(parser)
+    add_config_options(parser, engine=False)
     parser.add_argument("--input", type=Path, required=True, help="a file of JSON lines")
     parser.add_argument("--output", type=Path, required=True, help="where the answers go (JSON lines)")
     parser.add_argument("--field", default="source", help="field of a line that holds its text (default: source)")

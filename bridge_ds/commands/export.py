@@ -24,10 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     """Export, or serve."""
     options, rest = _parser().parse_known_args(argv)
     if options.to == "prompt-embeds":
+        for name, given in (("--output", options.output is not None), ("--merge-lora", options.merge_lora)):
+            if given:
+                raise ConfigError(
+                    f"{name} is given with --to prompt-embeds, which serves and writes nothing; expected it with --to "
+                    "safetensors; leave it out."
+                )
         from bridge_ds.serve.__main__ import main as serve
 
-        given = [("--encoder", options.encoder), ("--llm", options.llm)]
-        return serve(["--run", options.run, *(word for pair in given if pair[1] for word in pair), *rest])
+        places = [("--encoder", options.encoder), ("--llm", options.llm)]
+        return serve(["--run", options.run, *(word for pair in places if pair[1] for word in pair), *rest])
     if rest:
         known = "--output, --encoder, --llm, --merge-lora"
         raise ConfigError(f"{rest[0]!r} is no option of --to safetensors; expected {known}.")

@@ -310,3 +310,11 @@ def test_a_damaged_part_file_gives_no_wrong_answer(
         assert "resuming after 4 of" in capsys.readouterr().err
         assert output.read_bytes() == whole.read_bytes()
         output.unlink()
+
+
+def test_the_llms_own_answers_need_no_deepspeed_config(capsys: pytest.CaptureFixture[str]) -> None:
+    from bridge_ds.commands import answers
+
+    given = ["--ds_config", "zero3.json", "--input", "a", "--output", "b"]
+    assert exit_status(lambda: answers.main(given)) == 2
+    assert "unrecognized arguments: --ds_config" in capsys.readouterr().err

@@ -112,6 +112,8 @@ def test_faults_are_one_sentence(tool: ModuleType, tmp_path: Path, capsys: pytes
 
     fails("--output is missing")
     fails("is no option of --to safetensors", "--port", "3")
+    fails("--output is given with --to prompt-embeds", "--to", "prompt-embeds", "--output", str(tmp_path / "new"))
+    fails("--merge-lora is given with --to prompt-embeds", "--to", "prompt-embeds", "--merge-lora")
     fails("is there already", "--output", str(tmp_path))
     fails("give a run folder", "--output", str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
