@@ -75,8 +75,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_config_options(parser: argparse.ArgumentParser, recipe: str = "testbed", engine: bool = True) -> None:
-    """Options that name a run: `--recipe` (default: `recipe`), `--ds_config` where the command has DeepSpeed's `engine`,
-    `--set`."""
+    """Options that name a run: `--recipe` (default: `recipe`), `--set`, and with DeepSpeed's `engine` `--ds_config`."""
     parser.add_argument(
         "--recipe", default=recipe, help=f"name in bridge_ds/config/recipes/, or a YAML file (default: {recipe})"
     )
