@@ -20,7 +20,7 @@ from bridge_ds.encoder.encoded import Encoded, source_rows
 from bridge_ds.encoder.groups import joined
 from bridge_ds.errors import ConfigError
 from bridge_ds.frozen.device_map import input_device
-from bridge_ds.fusion import FUSIONS
+from bridge_ds.fusion import FUSIONS, refuse_other_heads
 from bridge_ds.injection.base import Form, Injected
 from bridge_ds.llm.attention import AttentionLayers
 from bridge_ds.llm.base import LLM
@@ -278,10 +278,6 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
     Raises:
         ConfigError: fusion.heads does not divide the encoder's width.
     """
-    if encoder.width % config.fusion.heads:
-        raise ConfigError(
-            f"fusion.heads is {config.fusion.heads}, which does not divide the encoder's width {encoder.width}."
-        )
     kind, injection = FUSIONS[config.fusion.name], config.injection
     encoder.include_embeddings = config.fusion.include_embeddings
     options = {option: getattr(config.fusion, option) for option in kind.options}
@@ -291,6 +287,7 @@ def build_bridge(config: Config, encoder: Encoder, llm: LLM, bos: int | None) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         if injection.makes_prompt:
+            refuse_other_heads(config.fusion.name, config.fusion.heads, encoder.width)
             fusion = kind(num_layers=encoder.num_layers, width=encoder.width, **options)
             of = config.mapping
             sizes = {key: getattr(of, key) for key in MAPPINGS[of.kind].options}

@@ -78,6 +78,7 @@ def test_red(
     tar = sorted(changed.glob("*.tar"))[0]
     tar.write_bytes(tar.read_bytes().replace(b'"target"', b'"tarGet"', 1))
     (tmp_path / "file").write_text("")
+    alone = ("model.llm=none", "data.objective=align", "lora.rank=2")
     cases = {
         "typo": (["train.step=3"], [], "did you mean 'train.steps'"),
         "first stage": (
@@ -97,6 +98,11 @@ def test_red(
         "few": (["train.global_batch=256"], [], "at least one global batch"),
         "output": ([f"run.output={tmp_path}/file/run"], [], "cannot be written"),
         "memory": ([], ["--gpu-gib", "1"], "lower train.micro_batch"),
+        "heads": (["fusion.name=transformer_softmax", "fusion.heads=7"], [], "expected a divisor"),
+        "updates": (["lora.rank=2", "lora.targets=[c_attn]"], [], "lora.targets ['c_attn'] do not fit the LLM"),
+        "biases": (["lora.rank=2", "lora.bias=all"], [], "the LLM has no bias at all"),
+        "layers": ([*alone, "adapt.layers=[1, 99]"], [], "adapt.layers is [1, 99] and the encoder has"),
+        "encoder": ([*alone, "lora.targets=[q_proj]"], [], "lora.targets ['q_proj'] do not fit the encoder"),
     }
     for name, (settings, options, words) in cases.items():
         asked = [*arguments(small_run, tmp_path / "run", *settings), "--ranks", "2", *options]

@@ -31,7 +31,7 @@ from bridge_ds.frozen.load import DTYPES, load_complete
 from bridge_ds.llm.updated import Updated
 from bridge_ds.objectives import OBJECTIVES
 
-__all__ = ["EncoderAlone", "UpdatedEncoder", "build_encoder_alone", "tokenizers_of"]
+__all__ = ["EncoderAlone", "UpdatedEncoder", "build_encoder_alone", "refuse_other_layers", "tokenizers_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -144,11 +144,7 @@ def build_encoder_alone(config: Config, sharding: Callable[[str], Any]) -> Encod
     of, whole = config.model, config.encoder.trainable
     keep_alive = sharding("float32" if whole else of.dtype)
     encoder = load_encoder(of, config.encoder) if whole else _beside(config)
-    if max(config.adapt.layers, default=0) > encoder.num_layers:
-        raise ConfigError(
-            f"adapt.layers is {list(config.adapt.layers)} and the encoder has {encoder.num_layers} layers; expected "
-            "numbers of these, from 1; correct it."
-        )
+    refuse_other_layers(config.adapt, encoder.num_layers)
     predictor, teacher, objective = None, None, OBJECTIVES[config.data.objective]
     if objective.denoises:
         keep_alive = sharding("float32")
@@ -159,6 +155,15 @@ def build_encoder_alone(config: Config, sharding: Callable[[str], Any]) -> Encod
     model = EncoderAlone(encoder, predictor, teacher, config.adapt, DTYPES[of.dtype])
     model.keep_alive = keep_alive
     return model
+
+
+def refuse_other_layers(config: AdaptConfig, layers: int) -> None:
+    """Raises ConfigError where `adapt.layers` names one that an encoder of so many does not have."""
+    if max(config.layers, default=0) > layers:
+        raise ConfigError(
+            f"adapt.layers is {list(config.layers)} and the encoder has {layers} layers; expected numbers of these, "
+            "from 1; correct it."
+        )
 
 
 def _beside(config: Config) -> Encoder:
