@@ -21,8 +21,10 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.data.packing.formats import Part, Row, load_dataset, numbered, parquet_file, part_rows
+from bridge_ds.data.packing.formats import part_rows
+from bridge_ds.data.packing.part import Part, Row
 from bridge_ds.data.packing.sources import file_parts
+from bridge_ds.data.packing.tables import load_dataset, numbered, parquet_file
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos, json_value, refuse_surrogates
 

@@ -15,9 +15,10 @@ from bridge_ds.config.load import build_config, load_config
 from bridge_ds.config.schema import DataConfig, TaskDataConfig
 from bridge_ds.config.zero import read_ds_config
 from bridge_ds.data.loading.corpus import locations
-from bridge_ds.data.packing.formats import Part, part_rows
+from bridge_ds.data.packing.formats import part_rows
 from bridge_ds.data.packing.index_folder import index_folder
 from bridge_ds.data.packing.job import PackOptions, pack_parts
+from bridge_ds.data.packing.part import Part
 from bridge_ds.data.packing.sources import file_parts, parse_map
 from bridge_ds.data.packing.write import check_output, pack_rows
 from bridge_ds.data.shards.index import load_index

@@ -18,6 +18,7 @@ import pytest
 
 from bridge_ds.data.packing import formats, sources
 from bridge_ds.data.packing.job import PackOptions, pack_parts
+from bridge_ds.data.packing.part import Part
 from bridge_ds.data.shards.index import load_index
 from bridge_ds.data.shards.reader import SampleReader
 from bridge_ds.errors import DataError
@@ -55,7 +56,7 @@ def test_parts_of_a_file_have_every_line_once(files: list[Path]) -> None:
     # Also where a part ends inside a line, at its end, or holds no beginning of a line.
     size = files[0].stat().st_size
     for step in (1, 7, 97, 1000):
-        parts = [formats.Part("jsonl", str(files[0]), at, min(at + step, size)) for at in range(0, size, step)]
+        parts = [Part("jsonl", str(files[0]), at, min(at + step, size)) for at in range(0, size, step)]
         assert [row for part in parts for _, row in formats.part_rows(part)] == task_rows(120)
 
 

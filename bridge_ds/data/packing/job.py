@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge_ds import __version__
-from bridge_ds.data.packing.formats import COMPRESSIONS, Part, part_rows
+from bridge_ds.data.packing.formats import part_rows
+from bridge_ds.data.packing.part import COMPRESSIONS, Part
 from bridge_ds.data.packing.pool import process_pool
 from bridge_ds.data.packing.sources import map_fields, stamp
 from bridge_ds.data.packing.write import (

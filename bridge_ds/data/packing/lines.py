@@ -7,7 +7,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from bridge_ds.data.packing.formats import Part, part_rows, plain_lines
+from bridge_ds.data.packing.formats import part_rows, plain_lines
+from bridge_ds.data.packing.part import Part
 from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.data.packing.triples import read_templates, triple_rows
 from bridge_ds.data.packing.write import pack_rows

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from bridge_ds.data.packing.formats import COMPRESSIONS, FORMATS, Part, Row, load_dataset, parquet_file
+from bridge_ds.data.packing.part import COMPRESSIONS, FORMATS, Part, Row
+from bridge_ds.data.packing.tables import load_dataset, parquet_file
 from bridge_ds.data.shards.samples import MAPPED
 from bridge_ds.errors import DataError
 from bridge_ds.reading import is_macos, twice

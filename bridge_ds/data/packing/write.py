@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge_ds.data.packing.formats import Row
+from bridge_ds.data.packing.part import Row
 from bridge_ds.data.shards.index import INDEX_NAME, ShardIndex, load_index, write_index
 from bridge_ds.data.shards.samples import BadSample, check_sample
 from bridge_ds.data.shards.scan import Scan, scan_shard
