@@ -102,7 +102,7 @@ def test_the_command_packs_them(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for words, sentence in (
         (["--triples", str(table(tmp_path / "e.jsonl"))], "the input holds no sample"),
         (["--triples", str(file), "--input", str(file)], "expected it without --input"),
-        (["--input", str(file), "--templates", str(file)], "--triples is the input"),
+        (["--input", str(file), "--templates", str(file)], "expected --triples FILE with it"),
         (["--triples", str(tmp_path / "none.jsonl")], "none.jsonl cannot be read"),
     ):
         assert exit_status(lambda words=words: pack([*words, "--output", str(tmp_path / "out")])) == 2  # type: ignore[misc]
