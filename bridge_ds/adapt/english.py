@@ -22,6 +22,7 @@ from bridge_ds.data.loading.corpus import open_corpus
 from bridge_ds.data.loading.tokenize import Tokenizers, language_of
 from bridge_ds.data.shards.samples import BadSample
 from bridge_ds.encoder.pool import mean_state
+from bridge_ds.encoder.retrieval import retrieval
 from bridge_ds.errors import DataError
 from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import NotText, decoded
@@ -58,8 +59,9 @@ class English:
     same: list[float]
     """By layer: share of the sentences whose state after is nearest to its own before, among all of them."""
     translations: dict[str, list[float]]
-    """`before`, `after` -> by layer: share of the sentences nearest to their translation, and it to them (mean of both
-    directions), the encoder's own states on both sides; empty where there are no pairs."""
+    """`before`, `after` -> by layer: share of the sentences that find their translation and are found by it
+    (:attr:`bridge_ds.encoder.retrieval.Retrieval.both`), the encoder's own states on both sides; empty where there are
+    no pairs."""
     loss: dict[str, float]
     """`before`, `after` -> nats for a hidden token; empty where no text was read."""
 
@@ -164,8 +166,8 @@ def guarded(before: Reading, after: Reading) -> English:
         same=[_nearest(two, one) for one, two in pairs],
         translations={
             when: [
-                (_nearest(one, two) + _nearest(two, one)) / 2
-                for one, two in zip(of.english, of.others, strict=True)
+                retrieval(other.double().numpy(), english.double().numpy()).both
+                for english, other in zip(of.english, of.others, strict=True)
             ]
             for when, of in found.items()
             if of.others

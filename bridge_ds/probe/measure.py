@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from bridge_ds.encoder.retrieval import Floats, Retrieval, centered, retrieval
 from bridge_ds.errors import DataError
 from bridge_ds.probe.parallel import Parallel
 from bridge_ds.probe.reader import FUSION, MAPPING, Reader
-from bridge_ds.probe.retrieval import Floats, Retrieval, centered, retrieval
 from bridge_ds.reading import decoded
 from bridge_ds.report.languages import find_language
 from bridge_ds.typed import Count, Share, typed

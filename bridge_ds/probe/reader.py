@@ -24,12 +24,12 @@ from bridge_ds.data.text.truncate import side_of, truncated
 from bridge_ds.encoder.base import Encoder
 from bridge_ds.encoder.frozen import load_encoder
 from bridge_ds.encoder.pool import mean_state
+from bridge_ds.encoder.retrieval import Floats
 from bridge_ds.engine.setup import quiet_transformers
 from bridge_ds.frozen.device_map import input_device
 from bridge_ds.frozen.tokenizer import load_tokenizer
 from bridge_ds.inference.load import load_trained, open_run
 from bridge_ds.llm.positions import encoder_table
-from bridge_ds.probe.retrieval import Floats
 
 __all__ = ["FUSION", "MAPPING", "Reader", "encoder_reader", "run_reader"]
 

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM, DebertaV2Config, DebertaV2ForMaskedLM
 
 from bridge_ds.adapt.align import infonce
-from bridge_ds.adapt.english import Guarded, check_english, english_of, guarded, read
+from bridge_ds.adapt.english import Guarded, Reading, check_english, english_of, guarded, read
 from bridge_ds.adapt.head import find_head
 from bridge_ds.adapt.model import EncoderAlone, tokenizers_of
 from bridge_ds.data.loading.adapting import adapted_ids, adapting_batch
 from bridge_ds.data.loading.batch import Batch
 from bridge_ds.data.loading.ids import TokenizedSample
 from bridge_ds.data.loading.tokenize import tokenize_samples
+from bridge_ds.encoder.retrieval import retrieval
 from bridge_ds.engine.setup import build_model
 from bridge_ds.engine.trainable import trainable_table
 from bridge_ds.errors import ConfigError, DataError
@@ -257,3 +258,13 @@ def test_english_is_measured_before_and_after(tmp_path: Path) -> None:
     changed = guarded(before, read(model, tokenizers, ours, of))
     assert max(changed.cosine) < 0.999 and changed.loss["after"] != changed.loss["before"]
     assert len(changed.translations["after"]) == 3 and "nats" in changed.lines()[1]
+
+
+def test_a_translation_counts_as_found_where_probe_says_so() -> None:
+    """Both ways: the second sentence finds its translation, which finds the first one."""
+    english = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    others = torch.tensor([[1.0, -0.5], [0.9, 0.2], [0.0, 1.0]])
+    reading = Reading([english], [others], None)
+    expected = retrieval(others.double().numpy(), english.double().numpy())
+    assert expected.to_english != expected.both != expected.from_english
+    assert guarded(reading, reading).translations == {"before": [expected.both], "after": [expected.both]}

@@ -14,6 +14,7 @@ import torch
 
 from bridge_ds.__main__ import main
 from bridge_ds.config.schema import TaskDataConfig
+from bridge_ds.encoder.retrieval import Retrieval, centered, retrieval
 from bridge_ds.entry import exit_status
 from bridge_ds.errors import DataError
 from bridge_ds.probe.against import scored as read_accuracies
@@ -21,7 +22,6 @@ from bridge_ds.probe.against import spearman
 from bridge_ds.probe.measure import LanguageProbe, letters_lost
 from bridge_ds.probe.parallel import read_parallel
 from bridge_ds.probe.reader import Reader, encoder_reader, run_reader
-from bridge_ds.probe.retrieval import Retrieval, centered, retrieval
 from bridge_ds.probe.text import sentence
 from bridge_ds.testbed import LANGUAGES, examples
 from tests import tiny
