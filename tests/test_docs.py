@@ -90,6 +90,13 @@ def test_files_keys_and_recipes_exist(page: str) -> None:
         assert (ROOT / "bridge_ds" / "config" / "recipes" / f"{''.join(recipe)}.yaml").is_file(), recipe
 
 
+def test_a_new_fusion_is_told_of_every_operation() -> None:
+    from bridge_ds.fusion import kernels
+
+    told = set(re.findall(r"`(fuse_by_\w+)`", TEXTS["how_to_add.md"]))
+    assert told == {name for name in kernels.__all__ if name.startswith("fuse_by_")}
+
+
 def test_readme_is_a_front_page() -> None:
     assert TEXTS["README.md"].count("\n") <= 150
     for link in re.findall(r"\]\((docs/[\w.]+)\)", TEXTS["README.md"]):
