@@ -167,7 +167,7 @@ def test_translations_pull_to_the_original_encoder(tmp_path: Path) -> None:
             expected += -sum(float(each[row].log_softmax(-1)[row]) for row in range(2)) / 4
     assert model(batch).item() == pytest.approx(10 * expected, rel=1e-4)
     before = model(batch).item()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     for _ in range(40):
         optimizer.zero_grad()
         loss = model(batch)
