@@ -13,7 +13,7 @@ from typing import IO
 
 from bridge_ds.data.packing.part import COMPRESSIONS, OLD_MAC, Part, Row, check_header
 from bridge_ds.data.packing.tables import dataset_rows, parquet_rows
-from bridge_ds.data.text.words import joined, starts
+from bridge_ds.data.text.words import is_word, joined
 from bridge_ds.errors import DataError
 from bridge_ds.reading import BOM, NotText, decoded, json_value
 
@@ -116,26 +116,24 @@ def plain_lines(part: Part) -> Iterator[Row]:
 def _paragraphs(part: Part) -> Iterator[Row]:
     # A paragraph of one word is mostly a heading: it is joined to the next, since alone it could not be split in two.
     # The last one is joined to the one before.
-    ready: tuple[str, list[str]] | None = None
+    ready: tuple[str, str] | None = None
     lines: list[str] = []
     start = ""
     for where, line in plain_lines(part):
         start = start if lines else where
         if words := line.split():
             lines.append(" ".join(words))
-        elif _splits(lines):
+        elif not is_word(text := joined(lines)):
             if ready:
-                yield ready[0], {"text": joined(ready[1])}
-            ready, lines = (start, lines), []
-    if ready and not _splits(lines):
-        ready, lines = (ready[0], [*ready[1], *lines]), []
-    for begin, paragraph in filter(None, (ready, (start, lines) if lines else None)):
-        yield begin, {"text": joined(paragraph)}
-
-
-def _splits(lines: Sequence[str]) -> bool:
-    """Whether they are more than one word."""
-    return len(starts(joined(lines))) > 1
+                yield ready[0], {"text": ready[1]}
+            ready, lines = (start, text), []
+    last = joined(lines)
+    if ready and is_word(last):
+        ready, last = (ready[0], joined([ready[1], *lines])), ""
+    if ready:
+        yield ready[0], {"text": ready[1]}
+    if last:
+        yield start, {"text": last}
 
 
 def _tsv(part: Part) -> Iterator[Row]:

@@ -13,7 +13,7 @@ from bridge_ds.data.packing.sources import file_parts
 from bridge_ds.data.packing.triples import read_templates, triple_rows
 from bridge_ds.data.packing.write import pack_rows
 from bridge_ds.data.shards.index import INDEX_NAME, load_index
-from bridge_ds.data.text.words import starts
+from bridge_ds.data.text.words import is_word
 from bridge_ds.disk import file_sha256
 from bridge_ds.errors import DataError
 
@@ -31,7 +31,7 @@ def pack_text(file: Path, folder: Path) -> None:
     Raises:
         DataError: it cannot be read, holds no text, or the folder holds the shards of another file.
     """
-    _pack([file], (row for row in _text_rows(file) if not _is_word(row.get("text"))), folder)
+    _pack([file], (row for row in _text_rows(file) if not _is_short(row.get("text"))), folder)
 
 
 def text_lines(file: Path) -> Iterator[str]:
@@ -41,7 +41,7 @@ def text_lines(file: Path) -> Iterator[str]:
         DataError: as there.
     """
     found = (row.get("text") for row in _text_rows(file))
-    return (text for text in found if isinstance(text, str) and not _is_word(text))
+    return (text for text in found if isinstance(text, str) and not is_word(text))
 
 
 def pack_pairs(files: Sequence[Path], folder: Path) -> None:
@@ -119,9 +119,9 @@ def _pack(files: Sequence[Path], rows: Iterator[dict[str, Any]], folder: Path) -
         )
 
 
-def _is_word(text: object) -> bool:
+def _is_short(text: object) -> bool:
     """One word or none; what is no text is for the reader to refuse."""
-    return isinstance(text, str) and len(text.split(maxsplit=1)) < 2 and len(starts(text)) < 2
+    return isinstance(text, str) and is_word(text)
 
 
 def _pair_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:

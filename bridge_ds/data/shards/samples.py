@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bridge_ds.data.shards.tar import BadTar, members
-from bridge_ds.data.text.words import starts
+from bridge_ds.data.text.words import is_word
 from bridge_ds.errors import DataError
 from bridge_ds.objectives import OBJECTIVES
 from bridge_ds.reading import NotText, decoded, is_macos, json_value
@@ -166,8 +166,7 @@ def check_sample(sample: Any, objective: str, max_characters: int = 0) -> None:
             )
         if not _is_unicode(value):
             raise BadSample("malformed", f"has an unpaired surrogate in `{field}`; expected text that UTF-8 can hold")
-    # starts() alone would do; split() is the quick check.
-    if objective == "prefix_lm" and len(sample["text"].split(maxsplit=1)) < 2 and len(starts(sample["text"])) < 2:
+    if objective == "prefix_lm" and is_word(sample["text"]):
         raise BadSample("empty", "has fewer than two words in `text`; a prefix and a rest need at least two")
 
 

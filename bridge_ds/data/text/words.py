@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from bridge_ds.data.sampling.order import uniform
 from bridge_ds.errors import DataError
 
-__all__ = ["is_parted", "joined", "split_text", "starts", "without_spaces", "words_of"]
+__all__ = ["is_parted", "is_word", "joined", "split_text", "starts", "without_spaces", "words_of"]
 
 _UNSPACED = re.compile(
     "[\u0e01-\u0e3a\u0e40-\u0e4e\u0e80-\u0edf\u0f40-\u0fbc\u1000-\u103f\u1050-\u109f\u1780-\u17d3\u1950-\u19df\u1a20-\u1aad"
@@ -91,6 +91,12 @@ def split_text(text: str, seed: int, epoch: int, number: int) -> tuple[str, str]
 def is_parted(text: str, before: str) -> bool:
     """Whether white space follows the first part of :func:`split_text` in its text."""
     return text.lstrip()[len(before)].isspace()
+
+
+def is_word(text: str) -> bool:
+    """Whether it is one word or none, so that it cannot be split."""
+    # starts() alone would do; split() is the quick check.
+    return len(text.split(maxsplit=1)) < 2 and len(starts(text)) < 2
 
 
 def joined(lines: Iterable[str]) -> str:
